@@ -1,0 +1,281 @@
+/* fabstir_vectordb: the whole C ABI of the native core.
+ *
+ * One fvdb_index holds the rows of one vector index: exact float32 vectors, ids, timestamps, small codes, an HNSW
+ * graph and one reader/writer lock.  Calls are coarse: arrays in, arrays out.  The library keeps no global state, reads
+ * no clock, calls nothing back and starts threads only for the length of a call.
+ *
+ * Every call that can fail returns an fvdb_status; where a `diag` is taken it may be NULL, and is filled only on error.
+ * "[reader]" calls may run side by side; "[writer]" calls run alone.  A slot is a dense 0-based row number; slots keep
+ * their meaning until the next fvdb_vacuum.  Memory that a caller passes is borrowed for the call.
+ *
+ * The text between the two markers is plain C declarations: Python's cffi declarations are generated from it. */
+#ifndef FABSTIR_VECTORDB_H
+#define FABSTIR_VECTORDB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cffi: begin */
+
+/* ---- Version and limits ---------------------------------------------------------------------------------------- */
+
+#define FVDB_ABI_VERSION 1
+
+#define FVDB_DIM_MAX 4096
+#define FVDB_ID_BYTES_MAX 1024
+#define FVDB_K_MAX 10000
+#define FVDB_EF_MAX 100000
+#define FVDB_M_MIN 4
+#define FVDB_M_MAX 64
+#define FVDB_THREADS_MAX 256
+#define FVDB_ROWS_MAX 2147483647
+#define FVDB_NO_SLOT 4294967295
+
+/* ---- Status codes ---------------------------------------------------------------------------------------------- */
+
+typedef enum fvdb_status {
+    FVDB_OK = 0,
+    FVDB_ERR_ARGUMENT = 1,       /* a parameter is out of range; diag.expected is the limit, diag.actual the value */
+    FVDB_ERR_NOT_FINITE = 2,     /* a vector holds NaN or infinity; diag.row says which, diag.actual its component */
+    FVDB_ERR_ZERO_VECTOR = 3,    /* a zero vector under cosine; diag.row says which */
+    FVDB_ERR_ID = 4,             /* an id is empty, too long or not UTF-8; diag.row, diag.expected = limit, diag.actual = bytes */
+    FVDB_ERR_DUPLICATE_ID = 5,   /* an id is already live, or stands twice in the call; diag.row, diag.actual = other row of
+                                    the call, or UINT64_MAX when it is live in the index */
+    FVDB_ERR_NOT_FOUND = 6,      /* an id or slot is not live; diag.row */
+    FVDB_ERR_MEMORY = 7,         /* allocation failed; nothing changed */
+    FVDB_ERR_CANCELLED = 8,      /* the control word asked for it; nothing changed */
+    FVDB_ERR_BUFFER = 9,         /* a caller's buffer is too small; diag.expected bytes (or entries) would do */
+    FVDB_ERR_FORMAT = 10,        /* untrusted bytes break a rule of the format; diag.message names it */
+    FVDB_ERR_BUSY = 11,          /* only with params.nowait: a writer holds the lock */
+    FVDB_ERR_TOO_MANY = 12,      /* the row limit or the id arena's 4 GiB would be passed; nothing changed */
+    FVDB_ERR_THREAD = 13         /* a thread or lock could not be created; nothing changed */
+} fvdb_status;
+
+/* Where and why a call failed.  `file` and `message` point to static text. */
+typedef struct fvdb_diag {
+    uint32_t status;
+    uint32_t line;
+    const char *file;
+    const char *message;
+    uint64_t row;
+    uint64_t expected;
+    uint64_t actual;
+} fvdb_diag;
+
+/* A word both sides poll: the caller sets cancel to 1 from any thread; the call publishes its progress in rows.
+ * Both sides use relaxed atomic access. */
+typedef struct fvdb_control {
+    int64_t cancel;
+    int64_t done;
+    int64_t total;
+} fvdb_control;
+
+/* ---- Introspection of the library ------------------------------------------------------------------------------ */
+
+/* FVDB_ABI_VERSION the library was built with. */
+uint32_t fvdb_abi_version(void);
+
+/* sizeof of the named struct ("fvdb_config", "fvdb_stats", ...), or 0 for an unknown name: a binding compares them. */
+size_t fvdb_struct_size(const char *name);
+
+/* Kernel table in use: "scalar", "avx2", "avx512" or "neon".  FVDB_KERNELS in the environment, read at the first call
+ * that needs kernels, may name a lower one; a name this CPU cannot run or nobody knows makes fvdb_create fail. */
+const char *fvdb_kernels(void);
+
+/* Static text for a status code, for example "allocation failed". */
+const char *fvdb_status_text(uint32_t status);
+
+/* ---- Create and free ------------------------------------------------------------------------------------------- */
+
+#define FVDB_METRIC_COSINE 0     /* distance = 1 - cos, in [0, 2] */
+#define FVDB_METRIC_L2 1         /* distance = Euclidean distance */
+#define FVDB_METRIC_DOT 2        /* distance = -(inner product) */
+
+#define FVDB_MEMORY_DEFAULT 0    /* 4-bit codes beside the rows: fastest */
+#define FVDB_MEMORY_COMPACT 1    /* no codes, packed links: smallest */
+
+typedef struct fvdb_index fvdb_index;
+
+typedef struct fvdb_config {
+    uint32_t dim;                /* 1 .. FVDB_DIM_MAX */
+    uint32_t metric;             /* FVDB_METRIC_* */
+    uint32_t memory;             /* FVDB_MEMORY_* */
+    uint32_t M;                  /* links a row on upper layers, twice that at the bottom; FVDB_M_MIN .. FVDB_M_MAX */
+    uint32_t ef_construction;    /* 1 .. FVDB_EF_MAX */
+    uint32_t threads;            /* most threads a call may use, 1 .. FVDB_THREADS_MAX; never changes an answer */
+    uint64_t hash_seed;          /* seed of the id table; any value, never changes an answer or a saved byte */
+} fvdb_config;
+
+/* Makes an empty index.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, FVDB_ERR_MEMORY or FVDB_ERR_THREAD; *out is set only on FVDB_OK. */
+fvdb_status fvdb_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
+
+/* Frees an index at once.  No other call may be running on it.  NULL is allowed. */
+void fvdb_free(fvdb_index *index);
+
+/* Bytes an index of this configuration needs for `rows` rows whose ids take `id_bytes` bytes in all: what
+ * fvdb_stats.bytes_total will be, within a few per cent.  For checking a budget before anything changes. */
+uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t id_bytes);
+
+/* ---- Add ------------------------------------------------------------------------------------------------------- */
+
+#define FVDB_ON_CONFLICT_ERROR 0
+#define FVDB_ON_CONFLICT_REPLACE 1
+#define FVDB_ON_CONFLICT_SKIP 2
+
+typedef struct fvdb_rows {
+    uint32_t n;
+    const float *vectors;        /* n x dim float32, row-major */
+    const uint8_t *id_bytes;     /* the ids' UTF-8 bytes, one after the other */
+    const uint64_t *id_offsets;  /* n + 1 offsets into id_bytes */
+    const int64_t *timestamps;   /* n, microseconds since 1970-01-01T00:00:00Z */
+} fvdb_rows;
+
+/* Adds rows and links them into the graph: all or nothing.                                               [writer]
+ * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
+ * out (SKIP).  The same id twice in one call is always FVDB_ERR_DUPLICATE_ID.
+ * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when skipped.  out_replaced: n entries, the slot that the row
+ * replaced, else FVDB_NO_SLOT.  control may be NULL.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR, _ID, _DUPLICATE_ID, _MEMORY, _CANCELLED, _TOO_MANY or
+ * _THREAD; on error the index is as before and outputs are undefined. */
+fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
+                     uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
+
+/* ---- Search ---------------------------------------------------------------------------------------------------- */
+
+#define FVDB_PLAN_FLAT 0         /* every allowed row was scored exactly */
+#define FVDB_PLAN_GRAPH 1        /* the graph was walked on codes, the best candidates were scored exactly */
+
+#define FVDB_EF_DEFAULT 0        /* params.ef_search: let the library choose */
+
+typedef struct fvdb_search_params {
+    uint32_t k;                  /* 1 .. FVDB_K_MAX */
+    uint32_t ef_search;          /* FVDB_EF_DEFAULT or 1 .. FVDB_EF_MAX; raised to k where smaller */
+    uint32_t exact;              /* 1: score every allowed row exactly */
+    uint32_t nowait;             /* 1: FVDB_ERR_BUSY instead of waiting for a writer */
+} fvdb_search_params;
+
+/* Finds the k live rows nearest to each query, nearest first, ties by id bytes.                           [reader]
+ * queries: n_queries x dim float32, row-major.  allow: one bit per slot (bit s % 64 of word s / 64), allow_words words,
+ * a slot past the end is not allowed; NULL allows all.
+ * out_slots, out_distances: n_queries x k; out_counts, out_plans: n_queries.  Entries past a query's count are
+ * FVDB_NO_SLOT and +inf.  min(k, allowed live rows) results are always found.
+ * out_id_bytes (id_capacity bytes) and out_id_offsets (n_queries x k + 1) receive the ids of all results in order, an
+ * empty one for entries past a count; both may be NULL.
+ * Distances are exact: float64 sums over the stored float32 values in one fixed order on every CPU.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR, _MEMORY, _CANCELLED, _BUSY, _THREAD or _BUFFER (ids did
+ * not fit: diag.expected bytes would do; FVDB_ID_BYTES_MAX x n_queries x k always does). */
+fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
+                        const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                        uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
+                        uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag);
+
+/* ---- Rows ------------------------------------------------------------------------------------------------------ */
+
+/* Slots of ids; FVDB_NO_SLOT for one that is not live.  out_slots: n entries.                             [reader]
+ * Returns FVDB_OK. */
+fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
+                      uint32_t *out_slots);
+
+/* The exact vectors of slots, n x dim float32, bit for bit as added.                                      [reader]
+ * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (a slot past the end). */
+fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag);
+
+/* The timestamps of slots, n int64 microseconds.  Returns FVDB_OK or FVDB_ERR_NOT_FOUND.                  [reader] */
+fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag);
+
+/* The ids of slots: bytes into out_bytes (capacity bytes), n + 1 offsets into out_offsets.                [reader]
+ * Returns FVDB_OK, FVDB_ERR_NOT_FOUND or FVDB_ERR_BUFFER. */
+fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out_bytes, uint64_t capacity,
+                         uint64_t *out_offsets, fvdb_diag *diag);
+
+/* Live slots >= first in ascending order, at most `capacity` of them; *out_count says how many.           [reader]
+ * Returns FVDB_OK. */
+fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slots, uint32_t capacity,
+                            uint32_t *out_count);
+
+/* ---- Delete and vacuum ----------------------------------------------------------------------------------------- */
+
+/* Makes the rows of ids tombstones: all or nothing.                                                       [writer]
+ * out_slots: n entries, the slot deleted, FVDB_NO_SLOT for an id that was not live (or stood earlier in the call).
+ * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (an id is not live and missing_ok is 0). */
+fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
+                        uint32_t missing_ok, uint32_t *out_slots, fvdb_diag *diag);
+
+/* Removes tombstones, repairs the graph and renumbers the rows in their old order: all or nothing.        [writer]
+ * out_map: map_capacity >= fvdb_stats.rows entries, old slot -> new slot, FVDB_NO_SLOT for removed rows.
+ * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
+fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
+                        fvdb_diag *diag);
+
+/* ---- Statistics ------------------------------------------------------------------------------------------------ */
+
+typedef struct fvdb_stats {
+    uint64_t rows;               /* slots in use, tombstones included */
+    uint64_t live;               /* rows that searches can return */
+    uint64_t graph_rows;         /* rows in the HNSW graph; 0 while the index is scanned flat */
+    uint64_t bytes_vectors;      /* resident bytes of the two planes */
+    uint64_t bytes_codes;
+    uint64_t bytes_graph;
+    uint64_t bytes_ids;
+    uint64_t bytes_timestamps;
+    uint64_t bytes_scratch;      /* pooled search memory, bitmaps, the index itself */
+    uint64_t bytes_total;
+    uint64_t id_bytes;           /* UTF-8 bytes of all ids, tombstones included */
+} fvdb_stats;
+
+/* Counts and memory of an index, O(1).                                                                    [reader] */
+fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
+
+/* ---- Save and load --------------------------------------------------------------------------------------------- */
+
+/* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
+ * and cover rows [number x rows_per_part, (number + 1) x rows_per_part). */
+#define FVDB_PART_VECTORS_HIGH 1 /* high halves, byte planes */
+#define FVDB_PART_VECTORS_LOW 2  /* low halves, byte planes */
+#define FVDB_PART_IDS 3
+#define FVDB_PART_TIMESTAMPS 4
+#define FVDB_PART_TOMBSTONES 5   /* always one part over all rows */
+#define FVDB_PART_GRAPH 6        /* present only once there is a graph */
+#define FVDB_PART_GRAPH_HEAD 7   /* always one part: entry point, code parameters; present only with a graph */
+
+typedef struct fvdb_part {
+    uint32_t kind;               /* FVDB_PART_* */
+    uint32_t number;
+    uint64_t size;               /* bytes that fvdb_part_write will write */
+} fvdb_part;
+
+/* Lists the parts of the index as it is now, in a fixed order.  Pass capacity 0 to learn *out_count.      [reader]
+ * rows_per_part: 1 .. FVDB_ROWS_MAX.  Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_BUFFER (*out_count is set). */
+fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
+                       uint32_t *out_count, fvdb_diag *diag);
+
+/* Writes one part.  The bytes depend only on the rows and the graph, never on CPU, threads or addresses.  [reader]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such part) or FVDB_ERR_BUFFER. */
+fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
+                            uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
+
+/* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end and fvdb_free accept;
+ * parts come in any order, also from several threads; fvdb_load_end checks that all came and fit together.  All three
+ * are safe on untrusted bytes: any input gives FVDB_OK with a consistent index or an error.
+ * rows, graph_rows (0 or rows) and rows_per_part come from the authenticated manifest. */
+fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
+                            fvdb_index **out, fvdb_diag *diag);
+
+/* Reads one part.  Returns FVDB_OK, FVDB_ERR_FORMAT (also: given twice), FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
+
+/* Finishes a load: codes are made again from the rows.  Returns FVDB_OK, FVDB_ERR_FORMAT, _MEMORY, _CANCELLED or
+ * _THREAD; after an error only fvdb_free is allowed. */
+fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag);
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,122 @@
+/* Contract of base/: the few things every other folder uses.  base/ depends on nothing but libc and the platform.
+ *
+ * Errors: a function that can fail returns fvdb_status and takes the diag it fills.  FAIL fills it with file and line.
+ * Sizes: products of sizes go through mul_size, so that a hostile count cannot wrap. */
+#ifndef FVDB_BASE_H
+#define FVDB_BASE_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "fabstir_vectordb.h"
+
+#define FVDB_LIKELY(x) __builtin_expect(!!(x), 1)
+#define FVDB_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* Fills diag (may be NULL) and returns status; `message` must be static text. */
+static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const char *file, uint32_t line,
+                                    const char *message, uint64_t row, uint64_t expected, uint64_t actual) {
+    if (diag) {
+        diag->status = (uint32_t)status;
+        diag->line = line;
+        diag->file = file;
+        diag->message = message;
+        diag->row = row;
+        diag->expected = expected;
+        diag->actual = actual;
+    }
+    return status;
+}
+#define FAIL_AT(diag, status, message, row, expected, actual) \
+    diag_fill(diag, status, __FILE__, (uint32_t)__LINE__, message, row, expected, actual)
+#define FAIL(diag, status, message) FAIL_AT(diag, status, message, 0, 0, 0)
+/* Returns from the caller when `call` did not succeed; for functions that own nothing at that point. */
+#define TRY(call)                              \
+    do {                                       \
+        fvdb_status try_status = (call);       \
+        if (try_status != FVDB_OK) return try_status; \
+    } while (0)
+
+static inline bool mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+static inline uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+static inline uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* ---- control word ---- */
+
+static inline bool control_cancelled(const fvdb_control *c) { return c && __atomic_load_n(&c->cancel, __ATOMIC_RELAXED); }
+static inline void control_progress(fvdb_control *c, int64_t done, int64_t total) {
+    if (!c) return;
+    __atomic_store_n(&c->total, total, __ATOMIC_RELAXED);
+    __atomic_store_n(&c->done, done, __ATOMIC_RELAXED);
+}
+
+/* ---- alloc.c: memory ---- */
+
+/* malloc, zeroed calloc and free behind one door, so that tests can make the nth allocation fail. */
+void *mem_alloc(size_t bytes);
+void *mem_alloc_array(size_t count, size_t size);        /* zeroed; NULL on overflow */
+void *mem_realloc(void *p, size_t bytes);
+void mem_free(void *p);
+/* Test hook: the nth allocation from now fails (0 = never).  Compiled in always, costs one predictable branch. */
+void mem_fail_after(int64_t n);
+
+/* A growable array of bytes that never pays for unused capacity: pages are mapped ahead of use but only touched pages
+ * are resident.  64-byte aligned.  Growing keeps the content and may move it; new bytes are zero.
+ * Large regions ask for huge pages. */
+typedef struct region {
+    uint8_t *base;
+    size_t used;        /* bytes asked for: what memory statistics count */
+    size_t mapped;      /* bytes of address space */
+} region;
+bool region_resize(region *r, size_t bytes);             /* false: out of memory, region unchanged; may also shrink */
+void region_free(region *r);
+size_t region_resident(const region *r);                 /* `used`, rounded up to pages */
+
+/* ---- random.h: seeded, same everywhere ---- */
+
+/* splitmix64 (Steele, Lea & Flood 2014): a strong 64-bit mix of a counter. */
+static inline uint64_t mix64(uint64_t x) {
+    x += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+/* ---- bitmap: slot sets, bit s % 64 of word s / 64 ---- */
+
+static inline bool bit_get(const uint64_t *words, uint32_t s) { return words[s >> 6] >> (s & 63) & 1; }
+static inline void bit_set(uint64_t *words, uint32_t s) { words[s >> 6] |= UINT64_C(1) << (s & 63); }
+static inline void bit_clear(uint64_t *words, uint32_t s) { words[s >> 6] &= ~(UINT64_C(1) << (s & 63)); }
+
+/* ---- threads.c: run one function on several threads for the length of a call ---- */
+
+typedef struct crew crew;
+/* Runs fn(context, worker, item) for item 0 .. items-1, items handed out one by one in order, worker in 0 .. threads-1.
+ * The calling thread is worker 0.  Returns when all items are done.  fn must not fail; it notes errors in context. */
+typedef void (*crew_fn)(void *context, uint32_t worker, uint32_t item);
+fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag);   /* 1 thread starts none */
+void crew_run(crew *c, crew_fn fn, void *context, uint32_t items);
+uint32_t crew_size(const crew *c);
+void crew_stop(crew *c);
+
+typedef struct mutex { void *impl[8]; } mutex;           /* room for pthread_mutex_t (40 bytes) or SRWLOCK */
+bool mutex_init(mutex *m);
+void mutex_lock(mutex *m);
+void mutex_unlock(mutex *m);
+void mutex_destroy(mutex *m);
+
+/* Writers do not starve: once one waits, new readers queue behind it. */
+typedef struct rwlock rwlock;
+rwlock *rwlock_new(void);
+void rwlock_free(rwlock *l);
+void rwlock_read(rwlock *l);
+bool rwlock_try_read(rwlock *l);
+void rwlock_read_done(rwlock *l);
+void rwlock_write(rwlock *l);
+void rwlock_write_done(rwlock *l);
+
+#endif
