@@ -65,8 +65,7 @@ void mem_free(void *p);
 void mem_fail_after(int64_t n);
 
 /* A growable array of bytes that never pays for unused capacity: pages are mapped ahead of use but only touched pages
- * are resident.  64-byte aligned.  Growing keeps the content and may move it; new bytes are zero.
- * Large regions ask for huge pages. */
+ * are resident.  64-byte aligned.  Growing keeps the content and may move it; new bytes are zero. */
 typedef struct region {
     uint8_t *base;
     size_t used;        /* bytes asked for: what memory statistics count */
