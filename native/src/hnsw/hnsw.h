@@ -1,22 +1,26 @@
-/* Contract of hnsw/: one HNSW graph over the rows of a store (Malkov & Yashunin 2018).  Depends on store/.
+/* Contract of hnsw/: one HNSW graph over the rows of a store (Malkov & Yashunin 2018, "Efficient and robust approximate
+ * nearest neighbor search using Hierarchical Navigable Small World graphs").  Depends on store/.
  *
  * Level 0 is flat: row s has M0 = 2M link cells.  A row's links fill its cells from the left; the first FVDB_NO_SLOT
  * ends them.  Under memory="compact" cells are packed, two in link_bits / 4 bytes.
  * Rows on upper levels are numbered densely, in slot order, by an upper number u; links on levels >= 1 are upper
- * numbers, so a descent never looks a slot up.  Row u has level(u) blocks of M cells. */
+ * numbers, so a descent never looks a slot up.  Row u has level(u) blocks of M cells.
+ * A "node" is a slot on level 0 and an upper number above. */
 #ifndef FVDB_HNSW_H
 #define FVDB_HNSW_H
 
 #include "../store/store.h"
 
 #define HNSW_LEVEL_MAX 15
+#define HNSW_M0_MAX (2 * FVDB_M_MAX)
 
 typedef struct hnsw {
     uint32_t M, M0, ef_construction;
-    uint32_t n;                  /* rows linked: slots 0 .. n-1; 0 or the store's n outside of an add */
-    uint32_t entry;              /* upper number of the entry point, FVDB_NO_SLOT while no row is on an upper level */
+    uint32_t n;                  /* rows linked: slots 0 .. n-1 */
+    uint32_t entry;              /* upper number of the entry point; FVDB_NO_SLOT: no row is on an upper level, slot 0 is */
     uint32_t max_level;
     uint32_t link_bits;          /* 32, or 16 .. 32 in steps of 4 when packed */
+    bool packed;
     region links0;               /* n x row_bytes0 */
     uint32_t upper_n;
     region upper_slot;           /* upper_n uint32, ascending */
@@ -26,16 +30,121 @@ typedef struct hnsw {
     region upper_links;          /* upper_blocks x M uint32 */
 } hnsw;
 
+/* ---- hnsw_graph.c: nodes, links, levels ---- */
+
+void hnsw_init(hnsw *g, const fvdb_config *config);
+void hnsw_free(hnsw *g);
+/* Room for links of rows up to n; new rows have none.  Widens packed links when slots need more bits. */
+fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag);
+/* Level of a row, drawn from its slot: geometric with ratio 1/M, as the paper's floor(-ln(u) / ln(M)). */
+uint32_t hnsw_draw_level(uint32_t M, uint32_t slot);
+/* Gives `slot` (above all earlier ones) an upper number with empty links. */
+fvdb_status hnsw_append_upper(hnsw *g, uint32_t slot, uint32_t level, fvdb_diag *diag);
+/* Drops rows >= n and upper numbers >= upper_n. */
+void hnsw_truncate(hnsw *g, uint32_t n, uint32_t upper_n);
+/* Makes the lowest row of the highest level the entry point. */
+void hnsw_elect_entry(hnsw *g);
+size_t hnsw_resident(const hnsw *g);
+size_t hnsw_row_bytes0(uint32_t M0, uint32_t link_bits);
+/* Bits a packed link needs when slots reach n - 1. */
+uint32_t hnsw_link_bits(uint32_t n);
+
 /* Level-0 links of a row into out (M0 entries of room); returns how many. */
 uint32_t hnsw_links0(const hnsw *g, uint32_t slot, uint32_t *out);
 /* Writes them; n <= M0. */
 void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n);
+static inline uint32_t hnsw_upper_slot(const hnsw *g, uint32_t u) { return ((const uint32_t *)g->upper_slot.base)[u]; }
+static inline uint8_t hnsw_upper_level(const hnsw *g, uint32_t u) { return g->upper_level.base[u]; }
 /* Cells of upper row u on `level` (1 .. its level); M entries, FVDB_NO_SLOT ends them. */
 static inline uint32_t *hnsw_upper_links(const hnsw *g, uint32_t u, uint32_t level) {
     const uint32_t *start = (const uint32_t *)g->upper_start.base;
     return (uint32_t *)g->upper_links.base + ((size_t)start[u] + level - 1) * g->M;
 }
-static inline uint32_t hnsw_upper_slot(const hnsw *g, uint32_t u) { return ((const uint32_t *)g->upper_slot.base)[u]; }
-static inline uint8_t hnsw_upper_level(const hnsw *g, uint32_t u) { return g->upper_level.base[u]; }
+/* Links of a node on any level. */
+uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);
+void hnsw_set_links(hnsw *g, uint32_t level, uint32_t node, const uint32_t *links, uint32_t n);
+static inline uint32_t hnsw_node_slot(const hnsw *g, uint32_t level, uint32_t node) {
+    return level ? hnsw_upper_slot(g, node) : node;
+}
+
+/* ---- hnsw_search.c: the walk ---- */
+
+/* A candidate of a walk.  The pool is kept sorted by distance, first come first among equals. */
+typedef struct candidate {
+    float distance;
+    uint32_t node;               /* top bit: its links were followed */
+} candidate;
+#define CANDIDATE_SEEN 0x80000000u
+
+/* Memory of one walk, pooled by index/ and used by one thread at a time. */
+typedef struct walk {
+    const store *s;
+    const hnsw *g;
+    scorer query;
+    scorer pair;                 /* distances between stored rows, while linking */
+    uint8_t *visited;            /* epoch marks by node: one byte, so 100 K rows stay in L2 */
+    uint32_t visited_size;
+    uint8_t epoch;
+    candidate *pool;
+    uint32_t pool_size, pool_n;
+    size_t bytes;                /* all memory of this walk */
+} walk;
+
+fvdb_status walk_init(walk *w, const store *s, const hnsw *g);
+void walk_free(walk *w);
+/* Room to walk n nodes with a pool of pool_size. */
+fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size);
+
+/* Starts a new set of marked nodes; walk_mark is false for a node marked already. */
+void walk_begin_marks(walk *w);
+bool walk_mark(walk *w, uint32_t node);
+
+/* Rows a search may return; the others still guide it. */
+typedef struct row_filter {
+    const uint64_t *live, *allow;        /* either may be NULL */
+    uint64_t allow_words;
+} row_filter;
+static inline bool row_allowed(const row_filter *f, uint32_t slot) {
+    return (!f->live || bit_get(f->live, slot)) &&
+           (!f->allow || (slot / 64 < f->allow_words && bit_get(f->allow, slot)));
+}
+
+/* Nearest node to w->query on the levels above `level`: the greedy descent of Alg. 5.  An upper number, or a slot when
+ * level is 0. */
+uint32_t hnsw_descend(walk *w, uint32_t level);
+/* Search of one level from `entry` (Alg. 2): afterwards w->pool holds the nearest found, with up to ef allowed ones.
+ * filter: NULL allows all. */
+void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter);
+/* Puts a node into the pool as a walk would; `capacity` bounds the pool. */
+void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity);
+
+/* ---- hnsw_insert.c: linking new rows ---- */
+
+/* What hnsw_link changed in rows that were there before, to take it back. */
+typedef struct hnsw_undo {
+    uint32_t n, upper_n, entry, max_level;
+    uint64_t *touched0, *touched_upper;  /* bitmaps over n and upper_n */
+    region saved0;                       /* records of slot, count, links */
+    region saved_upper;                  /* records of upper number, level, count, links */
+} hnsw_undo;
+
+fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag);
+void hnsw_undo_apply(hnsw_undo *u, hnsw *g);
+void hnsw_undo_free(hnsw_undo *u);
+
+/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member, reserved for `end`
+ * nodes and a pool of ef_construction.  On failure the caller applies the undo. */
+fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
+                      fvdb_control *control, int64_t progress_base, int64_t progress_total, fvdb_diag *diag);
+/* The diversity heuristic (Alg. 4): from the pool, nearest first, keeps those nearer to w->query than to any kept one;
+ * at most M, into out.  Returns how many. */
+uint32_t hnsw_select(walk *w, uint32_t level, uint32_t M, uint32_t *out);
+
+/* ---- hnsw_repair.c: taking rows out ---- */
+
+/* New links for every row that stays, as a fresh graph numbered by map (old slot -> new slot, FVDB_NO_SLOT = goes).
+ * `g` and its store are read only; `out` replaces g once the store is compacted. */
+fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks, crew *c,
+                         fvdb_control *control, hnsw *out, fvdb_diag *diag);
 
 #endif

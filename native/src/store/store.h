@@ -69,16 +69,13 @@ void timestamps_truncate(timestamps *t, uint32_t n);
 fvdb_status timestamps_compacted(const timestamps *t, const uint32_t *map, timestamps *out, fvdb_diag *diag);
 size_t timestamps_resident(const timestamps *t);
 
-/* ---- codes.c: 4-bit affine codes ---- */
+/* ---- store.c: rows ---- */
 
-/* Parameters of the codes, per dimension: lo = mean - 2.7 sigma, step = 5.4 sigma / 15 (sigma = 0: step 0, code 0).
- * 2.7 was the best of 2.3 .. 3.2 on real sentence embeddings (DESIGN 3). */
+/* Parameters of the 4-bit codes, per dimension: a value x has code clamp(round((x - lo) / step), 0, 15). */
 typedef struct codebook {
-    float *lo, *step, *inv_step; /* dim64 each, one allocation at lo */
-    uint32_t trained_rows;       /* 0: untrained */
+    float *lo, *step, *inv_step; /* dim64 each, zero-padded, one allocation at lo; NULL while untrained */
+    uint32_t trained_rows;       /* rows it was trained on; 0: untrained */
 } codebook;
-
-/* ---- store.c ---- */
 
 typedef struct store {
     const kernel_table *kernels;
@@ -87,24 +84,15 @@ typedef struct store {
     uint32_t n;                  /* rows, tombstones included */
     uint32_t live_count;
     region high, low;            /* n x dim16 uint16 */
-    region inv_norm;             /* compact and cosine: n float32, 1 / |high row| */
+    region inv_norm;             /* compact and cosine: n float32, 1 / |row| */
     region codes;                /* default: n x code_bytes, once the codebook is trained */
     region code_norm2;           /* default and L2: n float32, squared norm of the decoded row */
     uint32_t code_bytes;
     codebook book;
     id_map ids;
     timestamps times;
-    region live;                 /* bitmap */
+    region live;                 /* bitmap over n rows, whole words */
 } store;
-
-/* Row counts at which the codebook is trained anew (on all rows so far): 1024 x 8^i.  Fixed counts make the codes a
- * function of the rows and their order alone. */
-#define CODES_FIRST_ROWS 1024
-static inline bool codes_train_at(uint32_t n) {
-    for (uint64_t t = CODES_FIRST_ROWS; t <= n; t *= 8)
-        if (t == n) return true;
-    return false;
-}
 
 static inline const uint16_t *store_high(const store *s, uint32_t slot) {
     return (const uint16_t *)s->high.base + (size_t)slot * s->dim16;
@@ -115,6 +103,98 @@ static inline const uint16_t *store_low(const store *s, uint32_t slot) {
 static inline const uint8_t *store_code(const store *s, uint32_t slot) {
     return s->codes.base + (size_t)slot * s->code_bytes;
 }
-static inline const uint64_t *store_live(const store *s) { return (const uint64_t *)s->live.base; }
+static inline uint64_t *store_live(const store *s) { return (uint64_t *)s->live.base; }
+static inline bool store_has_codes(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->book.trained_rows; }
+
+void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
+void store_free(store *s);
+
+/* FVDB_OK, FVDB_ERR_NOT_FINITE or FVDB_ERR_ZERO_VECTOR (cosine); *component says where. */
+fvdb_status store_check_vector(const store *s, const float *x, uint32_t *component);
+
+/* Room for rows up to n (vectors, codes, bitmap) and for their ids; changes nothing else. */
+fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag);
+/* Appends rows, not live and with unlinked ids; the vectors were checked and room was reserved.  Fails only where the
+ * timestamps need memory, changing nothing. */
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, crew *c, fvdb_diag *diag);
+/* Makes an appended row visible, or a visible one a tombstone. */
+void store_make_live(store *s, uint32_t slot);
+void store_make_tombstone(store *s, uint32_t slot);
+/* Drops rows >= n, none of them live. */
+void store_truncate(store *s, uint32_t n);
+/* Keeps the rows with map[slot] != FVDB_NO_SLOT, moved down to map[slot]; all of them are live.  `times` replaces the
+ * timestamps.  Cannot fail. */
+void store_compact(store *s, const uint32_t *map, uint32_t n, timestamps *times);
+/* After a load filled the planes, ids, times and bitmap of all n rows and the codebook: derives the rest. */
+fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag);
+/* The exact float32 row. */
+void store_get(const store *s, uint32_t slot, float *out);
+
+/* ---- codes.c: the codebook, and approximate distances ---- */
+
+/* Row counts at which the codebook is trained anew (on all rows so far): 1024 x 8^i.  Fixed counts make the codes a
+ * function of the rows and their order alone. */
+#define CODES_FIRST_ROWS 1024
+static inline bool codes_train_at(uint32_t n) {
+    for (uint64_t t = CODES_FIRST_ROWS; t <= n; t *= 8)
+        if (t == n) return true;
+    return false;
+}
+/* First training count > n. */
+static inline uint64_t codes_next_training(uint32_t n) {
+    uint64_t t = CODES_FIRST_ROWS;
+    while (t <= n) t *= 8;
+    return t;
+}
+
+fvdb_status codebook_alloc(codebook *b, uint32_t dim64);
+void codebook_free(codebook *b);
+/* 1 / step, or 0 where step is 0: never infinite, since a step is 0 or at least CODE_STEP_MIN. */
+#define CODE_STEP_MIN 1e-30f
+void codebook_derive(codebook *b, uint32_t dim64);
+
+/* Trains `out` on rows 0 .. n-1.  The same bits for any number of threads. */
+fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag);
+/* Codes rows first .. end-1 with the current codebook; nothing under memory="compact". */
+void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
+
+/* A query prepared for walk distances: 4-bit codes by default, high planes under memory="compact".
+ * Distances are cosine distance, squared Euclidean distance or negative inner product, approximately. */
+typedef struct scorer {
+    const store *s;
+    float *x;                    /* max(dim16, dim64) float32: the query, normalised under cosine */
+    double *wide;                /* dim16 float64: the query for exact distances */
+    uint16_t *planes;            /* 2 x dim16: room to split a query */
+    int8_t *q_lo, *q_hi;         /* dim64 / 2 each */
+    float base, scale;           /* inner product = base + scale x code product */
+    float norm2;
+    double exact_norm2;          /* of the query, under cosine */
+} scorer;
+
+fvdb_status scorer_init(scorer *q, const store *s);
+void scorer_free(scorer *q);
+void scorer_set_vector(scorer *q, const float *x);
+void scorer_set_slot(scorer *q, uint32_t slot);      /* walk distances only */
+void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* The exact distance of the metric, float64. */
+double scorer_exact(const scorer *q, uint32_t slot);
+
+/* ---- flat_search.c: exact scan ---- */
+
+typedef struct hit {
+    double distance;
+    uint32_t slot;
+} hit;
+
+/* Orders by distance, ties by id bytes. */
+bool hit_before(const store *s, hit a, hit b);
+void hits_sort(const store *s, hit *hits, uint32_t n);
+/* Puts h into a heap of at most k hits, the worst on top; *n is its size. */
+void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h);
+
+/* The k nearest of the rows whose bit is set in both bitmaps (allow may be NULL), sorted; out has room for k.
+ * Returns how many.  Polls control every few thousand rows and then returns early. */
+uint32_t flat_search(const scorer *q, uint32_t k, const uint64_t *allow, uint64_t allow_words,
+                     const fvdb_control *control, hit *out);
 
 #endif

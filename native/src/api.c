@@ -1,0 +1,228 @@
+/* ABI entry points: check arguments, take the lock, delegate, return a status.  Nothing else. */
+#include "format/format.h"
+#include "index/index.h"
+
+uint32_t fvdb_abi_version(void) { return FVDB_ABI_VERSION; }
+
+size_t fvdb_struct_size(const char *name) {
+    static const struct {
+        const char *name;
+        size_t size;
+    } structs[] = {
+        {"fvdb_diag", sizeof(fvdb_diag)},     {"fvdb_control", sizeof(fvdb_control)},
+        {"fvdb_config", sizeof(fvdb_config)}, {"fvdb_rows", sizeof(fvdb_rows)},
+        {"fvdb_stats", sizeof(fvdb_stats)},   {"fvdb_search_params", sizeof(fvdb_search_params)},
+        {"fvdb_part", sizeof(fvdb_part)},
+    };
+    for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)
+        if (strcmp(structs[i].name, name) == 0) return structs[i].size;
+    return 0;
+}
+
+const char *fvdb_kernels(void) {
+    const kernel_table *kernels = kernels_get();
+    return kernels ? kernels->name : "none";
+}
+
+const char *fvdb_status_text(uint32_t status) {
+    switch ((fvdb_status)status) {
+    case FVDB_OK: return "ok";
+    case FVDB_ERR_ARGUMENT: return "an argument is out of range";
+    case FVDB_ERR_NOT_FINITE: return "a vector holds NaN or infinity";
+    case FVDB_ERR_ZERO_VECTOR: return "a zero vector has no direction, which cosine needs";
+    case FVDB_ERR_ID: return "an id is empty, too long or not UTF-8";
+    case FVDB_ERR_DUPLICATE_ID: return "duplicate id";
+    case FVDB_ERR_NOT_FOUND: return "not found";
+    case FVDB_ERR_MEMORY: return "allocation failed";
+    case FVDB_ERR_CANCELLED: return "cancelled";
+    case FVDB_ERR_BUFFER: return "a buffer is too small";
+    case FVDB_ERR_FORMAT: return "the bytes break the format";
+    case FVDB_ERR_BUSY: return "busy";
+    case FVDB_ERR_TOO_MANY: return "too many rows or id bytes";
+    case FVDB_ERR_THREAD: return "a thread or lock could not be created";
+    }
+    return "unknown status";
+}
+
+/* ---- create and free ---- */
+
+static fvdb_status check_range(uint32_t value, uint32_t low, uint32_t high, const char *message, fvdb_diag *diag) {
+    if (value >= low && value <= high) return FVDB_OK;
+    return FAIL_AT(diag, FVDB_ERR_ARGUMENT, message, 0, value < low ? low : high, value);
+}
+
+static fvdb_status check_config(const fvdb_config *c, fvdb_diag *diag) {
+    TRY(check_range(c->dim, 1, FVDB_DIM_MAX, "dim is out of range", diag));
+    TRY(check_range(c->metric, FVDB_METRIC_COSINE, FVDB_METRIC_DOT, "unknown metric", diag));
+    TRY(check_range(c->memory, FVDB_MEMORY_DEFAULT, FVDB_MEMORY_COMPACT, "unknown memory setting", diag));
+    TRY(check_range(c->M, FVDB_M_MIN, FVDB_M_MAX, "M is out of range", diag));
+    TRY(check_range(c->ef_construction, 1, FVDB_EF_MAX, "ef_construction is out of range", diag));
+    return check_range(c->threads, 1, FVDB_THREADS_MAX, "threads is out of range", diag);
+}
+
+fvdb_status fvdb_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
+    TRY(check_config(config, diag));
+    return index_create(config, out, diag);
+}
+
+void fvdb_free(fvdb_index *index) { index_free(index); }
+
+uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t id_bytes) {
+    return check_config(config, NULL) == FVDB_OK ? index_estimate(config, rows, id_bytes) : 0;
+}
+
+/* ---- add, search, delete, vacuum ---- */
+
+fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
+                     uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
+    TRY(check_range(on_conflict, FVDB_ON_CONFLICT_ERROR, FVDB_ON_CONFLICT_SKIP, "unknown on_conflict", diag));
+    if (rows->n > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_TOO_MANY, "too many rows", 0, FVDB_ROWS_MAX, rows->n);
+    rwlock_write(index->lock);
+    fvdb_status status = index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
+    rwlock_write_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
+                        const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                        uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
+                        uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag) {
+    TRY(check_range(params->k, 1, FVDB_K_MAX, "k is out of range", diag));
+    TRY(check_range(params->ef_search, 0, FVDB_EF_MAX, "ef_search is out of range", diag));
+    if (!params->nowait) rwlock_read(index->lock);
+    else if (!rwlock_try_read(index->lock)) return FAIL(diag, FVDB_ERR_BUSY, "a writer holds the index");
+    search_outputs out = {out_slots,    out_distances, out_counts,    out_plans,
+                          out_id_bytes, id_capacity,   out_id_offsets};
+    fvdb_status status = index_search(index, queries, n_queries, params, allow, allow_words, &out, control, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
+                        uint32_t missing_ok, uint32_t *out_slots, fvdb_diag *diag) {
+    rwlock_write(index->lock);
+    fvdb_status status = index_delete(index, id_bytes, id_offsets, n, missing_ok != 0, out_slots, diag);
+    rwlock_write_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
+                        fvdb_diag *diag) {
+    rwlock_write(index->lock);
+    uint32_t rows = index->store.n;
+    fvdb_status status = map_capacity < rows
+                             ? FAIL_AT(diag, FVDB_ERR_BUFFER, "the map is too small", 0, rows, map_capacity)
+                             : index_vacuum(index, out_map, control, diag);
+    rwlock_write_done(index->lock);
+    return status;
+}
+
+/* ---- rows ---- */
+
+fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
+                      uint32_t *out_slots) {
+    rwlock_read(index->lock);
+    for (uint32_t i = 0; i < n; i++)
+        out_slots[i] = id_map_find(&index->store.ids, id_bytes + id_offsets[i],
+                                   (size_t)(id_offsets[i + 1] - id_offsets[i]));
+    rwlock_read_done(index->lock);
+    return FVDB_OK;
+}
+
+/* Caller holds the lock. */
+static fvdb_status check_slots(const fvdb_index *index, const uint32_t *slots, uint32_t n, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < n; i++)
+        if (slots[i] >= index->store.n)
+            return FAIL_AT(diag, FVDB_ERR_NOT_FOUND, "the slot is past the end", i, index->store.n, slots[i]);
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    fvdb_status status = check_slots(index, slots, n, diag);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++)
+        store_get(&index->store, slots[i], out + (size_t)i * index->store.dim);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    fvdb_status status = check_slots(index, slots, n, diag);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = timestamps_get(&index->store.times, slots[i]);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out_bytes, uint64_t capacity,
+                         uint64_t *out_offsets, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    fvdb_status status = check_slots(index, slots, n, diag);
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
+        size_t size;
+        const uint8_t *id = id_map_get(&index->store.ids, slots[i], &size);
+        out_offsets[i] = at;
+        if (at + size <= capacity) memcpy(out_bytes + at, id, size);
+        at += size;
+    }
+    rwlock_read_done(index->lock);
+    if (status != FVDB_OK) return status;
+    out_offsets[n] = at;
+    return at <= capacity ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, capacity);
+}
+
+fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slots, uint32_t capacity,
+                            uint32_t *out_count) {
+    rwlock_read(index->lock);
+    const store *s = &index->store;
+    uint32_t n = 0;
+    for (uint32_t slot = first; slot < s->n && n < capacity; slot++)
+        if (bit_get(store_live(s), slot)) out_slots[n++] = slot;
+    *out_count = n;
+    rwlock_read_done(index->lock);
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out) {
+    rwlock_read(index->lock);
+    index_stats(index, out);
+    rwlock_read_done(index->lock);
+    return FVDB_OK;
+}
+
+/* ---- save and load ---- */
+
+fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
+                       uint32_t *out_count, fvdb_diag *diag) {
+    TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
+    rwlock_read(index->lock);
+    fvdb_status status = format_parts(index, rows_per_part, out, capacity, out_count, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
+                            uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
+    TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
+    rwlock_read(index->lock);
+    fvdb_status status = format_part_write(index, rows_per_part, kind, number, out, capacity, out_size, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
+                            fvdb_index **out, fvdb_diag *diag) {
+    TRY(check_config(config, diag));
+    TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
+    if (rows > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many rows", 0, FVDB_ROWS_MAX, rows);
+    return format_load_begin(config, rows, graph_rows, rows_per_part, out, diag);
+}
+
+fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
+    return format_load_part(index, bytes, size, diag);
+}
+
+fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag) {
+    return format_load_end(index, control, diag);
+}

@@ -1,0 +1,173 @@
+/* The graph's memory: level-0 links in one flat array, upper levels in dense arrays of their own.
+ *
+ * Links of a level-0 row are plain uint32 (128 bytes at M = 16: two cache lines), or packed where memory counts: two
+ * links in w / 4 bytes, w the bits a slot needs rounded up to 4.  At 100 K rows that is 80 bytes.
+ *
+ * Departs from the paper: levels are drawn from a hash of the slot, by integer comparison, so that a graph is a function
+ * of its rows and no libm rounds it. */
+#include "hnsw.h"
+
+#define LINK_BITS_MIN 16
+
+void hnsw_init(hnsw *g, const fvdb_config *config) {
+    *g = (hnsw){.M = config->M, .M0 = 2 * config->M, .ef_construction = config->ef_construction, .entry = FVDB_NO_SLOT};
+    g->packed = config->memory == FVDB_MEMORY_COMPACT;
+    g->link_bits = g->packed ? LINK_BITS_MIN : 32;
+}
+
+void hnsw_free(hnsw *g) {
+    region_free(&g->links0);
+    region_free(&g->upper_slot);
+    region_free(&g->upper_level);
+    region_free(&g->upper_start);
+    region_free(&g->upper_links);
+    g->n = g->upper_n = g->upper_blocks = g->max_level = 0;
+    g->entry = FVDB_NO_SLOT;
+}
+
+size_t hnsw_resident(const hnsw *g) {
+    return region_resident(&g->links0) + region_resident(&g->upper_slot) + region_resident(&g->upper_level) +
+           region_resident(&g->upper_start) + region_resident(&g->upper_links);
+}
+
+/* ---- packed cells ---- */
+
+uint32_t hnsw_link_bits(uint32_t n) {
+    /* All ones marks a free cell, so slots need to stay below it. */
+    uint32_t bits = LINK_BITS_MIN;
+    while (bits < 32 && n > (UINT32_C(1) << bits) - 1) bits += 4;
+    return bits;
+}
+
+size_t hnsw_row_bytes0(uint32_t M0, uint32_t link_bits) { return (size_t)M0 * link_bits / 8; }
+
+static uint8_t *row0(const hnsw *g, uint32_t slot) {
+    return g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, g->link_bits);
+}
+
+static uint32_t unpack(const uint8_t *row, uint32_t bits, uint32_t M0, uint32_t *out) {
+    uint32_t bytes = bits / 4, free = bits == 32 ? FVDB_NO_SLOT : (UINT32_C(1) << bits) - 1;
+    for (uint32_t i = 0; i < M0; i += 2, row += bytes) {
+        uint64_t pair = 0;
+        for (uint32_t b = 0; b < bytes; b++) pair |= (uint64_t)row[b] << (8 * b);
+        uint32_t first = (uint32_t)pair & free, second = (uint32_t)(pair >> bits) & free;
+        if (first == free) return i;
+        out[i] = first;
+        if (second == free) return i + 1;
+        out[i + 1] = second;
+    }
+    return M0;
+}
+
+static void pack(uint8_t *row, uint32_t bits, uint32_t M0, const uint32_t *links, uint32_t n) {
+    uint32_t bytes = bits / 4, free = bits == 32 ? FVDB_NO_SLOT : (UINT32_C(1) << bits) - 1;
+    for (uint32_t i = 0; i < M0; i += 2, row += bytes) {
+        uint64_t pair = (i < n ? links[i] : free) | (uint64_t)(i + 1 < n ? links[i + 1] : free) << bits;
+        for (uint32_t b = 0; b < bytes; b++) row[b] = (uint8_t)(pair >> (8 * b));
+    }
+}
+
+/* Last row first: a wider row starts at or after the narrow one, so no row is overwritten before it was read. */
+static void widen(hnsw *g, uint32_t rows, uint32_t bits) {
+    uint32_t links[HNSW_M0_MAX];
+    for (uint32_t slot = rows; slot-- > 0;) {
+        uint32_t n = unpack(row0(g, slot), g->link_bits, g->M0, links);
+        pack(g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, bits), bits, g->M0, links, n);
+    }
+    g->link_bits = bits;
+}
+
+fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag) {
+    uint32_t bits = g->packed ? max_u32(g->link_bits, hnsw_link_bits(n)) : 32;
+    size_t old_rows = g->links0.used / hnsw_row_bytes0(g->M0, g->link_bits);
+    if (n <= old_rows && bits == g->link_bits) return FVDB_OK;
+    if (!region_resize(&g->links0, max_u32(n, (uint32_t)old_rows) * hnsw_row_bytes0(g->M0, bits)))
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (bits != g->link_bits) widen(g, (uint32_t)old_rows, bits);
+    if (n > old_rows) memset(row0(g, (uint32_t)old_rows), 0xff, (n - old_rows) * hnsw_row_bytes0(g->M0, bits));
+    return FVDB_OK;
+}
+
+uint32_t hnsw_links0(const hnsw *g, uint32_t slot, uint32_t *out) {
+    if (g->link_bits != 32) return unpack(row0(g, slot), g->link_bits, g->M0, out);
+    const uint32_t *row = (const uint32_t *)row0(g, slot);
+    uint32_t n = 0;
+    while (n < g->M0 && row[n] != FVDB_NO_SLOT) {
+        out[n] = row[n];
+        n++;
+    }
+    return n;
+}
+
+void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n) {
+    assert(n <= g->M0);
+    pack(row0(g, slot), g->link_bits, g->M0, links, n);
+}
+
+uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out) {
+    if (level == 0) return hnsw_links0(g, node, out);
+    const uint32_t *cells = hnsw_upper_links(g, node, level);
+    uint32_t n = 0;
+    while (n < g->M && cells[n] != FVDB_NO_SLOT) {
+        out[n] = cells[n];
+        n++;
+    }
+    return n;
+}
+
+void hnsw_set_links(hnsw *g, uint32_t level, uint32_t node, const uint32_t *links, uint32_t n) {
+    if (level == 0) {
+        hnsw_set_links0(g, node, links, n);
+        return;
+    }
+    assert(n <= g->M);
+    uint32_t *cells = hnsw_upper_links(g, node, level);
+    for (uint32_t i = 0; i < g->M; i++) cells[i] = i < n ? links[i] : FVDB_NO_SLOT;
+}
+
+/* ---- levels ---- */
+
+uint32_t hnsw_draw_level(uint32_t M, uint32_t slot) {
+    uint64_t u = mix64(slot), bound = UINT64_MAX / M;
+    uint32_t level = 0;
+    for (; u < bound && level < HNSW_LEVEL_MAX; bound /= M) level++;
+    return level;
+}
+
+fvdb_status hnsw_append_upper(hnsw *g, uint32_t slot, uint32_t level, fvdb_diag *diag) {
+    uint32_t u = g->upper_n;
+    size_t blocks = (size_t)g->upper_blocks + level, cells = (size_t)level * g->M;
+    if (!region_resize(&g->upper_slot, (size_t)(u + 1) * sizeof(uint32_t)) || !region_resize(&g->upper_level, u + 1) ||
+        !region_resize(&g->upper_start, (size_t)(u + 1) * sizeof(uint32_t)) ||
+        !region_resize(&g->upper_links, blocks * g->M * sizeof(uint32_t)))
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    ((uint32_t *)g->upper_slot.base)[u] = slot;
+    g->upper_level.base[u] = (uint8_t)level;
+    ((uint32_t *)g->upper_start.base)[u] = g->upper_blocks;
+    memset(g->upper_links.base + (size_t)g->upper_blocks * g->M * sizeof(uint32_t), 0xff, cells * sizeof(uint32_t));
+    g->upper_blocks = (uint32_t)blocks;
+    g->upper_n = u + 1;
+    return FVDB_OK;
+}
+
+void hnsw_truncate(hnsw *g, uint32_t n, uint32_t upper_n) {
+    if (upper_n < g->upper_n) g->upper_blocks = ((const uint32_t *)g->upper_start.base)[upper_n];
+    g->n = n;
+    g->upper_n = upper_n;
+    /* Shrinking a region cannot fail. */
+    region_resize(&g->links0, n * hnsw_row_bytes0(g->M0, g->link_bits));
+    region_resize(&g->upper_slot, (size_t)upper_n * sizeof(uint32_t));
+    region_resize(&g->upper_level, upper_n);
+    region_resize(&g->upper_start, (size_t)upper_n * sizeof(uint32_t));
+    region_resize(&g->upper_links, (size_t)g->upper_blocks * g->M * sizeof(uint32_t));
+}
+
+void hnsw_elect_entry(hnsw *g) {
+    g->entry = FVDB_NO_SLOT;
+    g->max_level = 0;
+    for (uint32_t u = 0; u < g->upper_n; u++) {
+        if (hnsw_upper_level(g, u) <= g->max_level) continue;
+        g->max_level = hnsw_upper_level(g, u);
+        g->entry = u;
+    }
+}

@@ -1,0 +1,150 @@
+/* Life of an index, its statistics, its pool of search memory, and deletion. */
+#include "index.h"
+
+#include "../format/format.h"
+
+fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
+    const kernel_table *kernels = kernels_get();
+    if (!kernels)
+        return FAIL(diag, FVDB_ERR_ARGUMENT, "FVDB_KERNELS names kernels that this CPU cannot run or that do not exist");
+    fvdb_index *index = mem_alloc_array(1, sizeof *index);
+    rwlock *lock = rwlock_new();
+    walk **idle = mem_alloc_array(IDLE_WALKS_MAX, sizeof *idle);
+    if (!index || !lock || !idle || !mutex_init(&index->walks_lock)) {
+        mem_free(index);
+        rwlock_free(lock);
+        mem_free(idle);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    index->config = *config;
+    index->lock = lock;
+    index->idle = idle;
+    store_init(&index->store, kernels, config);
+    hnsw_init(&index->graph, config);
+    *out = index;
+    return FVDB_OK;
+}
+
+static void delete_walk(walk *w) {
+    walk_free(w);
+    mem_free(w);
+}
+
+void index_free(fvdb_index *index) {
+    if (!index) return;
+    format_load_abandon(index);
+    for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
+    mem_free(index->idle);
+    hnsw_free(&index->graph);
+    store_free(&index->store);
+    mutex_destroy(&index->walks_lock);
+    rwlock_free(index->lock);
+    mem_free(index);
+}
+
+/* ---- search memory ---- */
+
+walk *index_take_walk(fvdb_index *index) {
+    walk *w = NULL;
+    mutex_lock(&index->walks_lock);
+    if (index->n_idle) {
+        w = index->idle[--index->n_idle];
+        index->idle_bytes -= w->bytes;
+    }
+    mutex_unlock(&index->walks_lock);
+    if (w) return w;
+    w = mem_alloc(sizeof *w);
+    if (w && walk_init(w, &index->store, &index->graph) != FVDB_OK) {
+        mem_free(w);
+        return NULL;
+    }
+    return w;
+}
+
+void index_give_walk(fvdb_index *index, walk *w) {
+    if (!w) return;
+    mutex_lock(&index->walks_lock);
+    bool keep = index->n_idle < IDLE_WALKS_MAX;
+    if (keep) {
+        index->idle[index->n_idle++] = w;
+        index->idle_bytes += w->bytes;
+    }
+    mutex_unlock(&index->walks_lock);
+    if (!keep) delete_walk(w);
+}
+
+fvdb_status workers_start(fvdb_index *index, uint64_t most, workers *out, fvdb_diag *diag) {
+    uint32_t threads = index->config.threads;
+    if (most < threads) threads = most ? (uint32_t)most : 1;
+    *out = (workers){0};
+    TRY(crew_start(threads, &out->crew, diag));
+    for (; out->n < threads; out->n++) {
+        out->walks[out->n] = index_take_walk(index);
+        if (out->walks[out->n]) continue;
+        workers_stop(index, out);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    return FVDB_OK;
+}
+
+void workers_stop(fvdb_index *index, workers *w) {
+    for (uint32_t i = 0; i < w->n; i++) index_give_walk(index, w->walks[i]);
+    crew_stop(w->crew);
+    *w = (workers){0};
+}
+
+/* ---- statistics ---- */
+
+void index_stats(fvdb_index *index, fvdb_stats *out) {
+    const store *s = &index->store;
+    *out = (fvdb_stats){.rows = s->n, .live = s->live_count, .graph_rows = index->graph.n};
+    out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
+    out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
+                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0);
+    out->bytes_graph = hnsw_resident(&index->graph);
+    out->bytes_ids = id_map_resident(&s->ids);
+    out->bytes_timestamps = timestamps_resident(&s->times);
+    mutex_lock(&index->walks_lock);
+    out->bytes_scratch = sizeof *index + region_resident(&s->live) + index->idle_bytes;
+    mutex_unlock(&index->walks_lock);
+    out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_ids +
+                       out->bytes_timestamps + out->bytes_scratch;
+    out->id_bytes = s->ids.n ? ((const uint32_t *)s->ids.offsets.base)[s->ids.n] : 0;
+}
+
+/* Mirrors the sizes that store_reserve and hnsw_reserve ask for. */
+uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t id_bytes) {
+    uint64_t dim16 = round_up(config->dim, PLANE_LANES), code = round_up(config->dim, CODE_DIMS) / 2;
+    uint64_t M = config->M, row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
+    uint32_t most = rows < FVDB_ROWS_MAX ? (uint32_t)rows : FVDB_ROWS_MAX;
+    if (config->memory == FVDB_MEMORY_DEFAULT) {
+        row += code + 2 * M * sizeof(uint32_t) + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
+    } else {
+        row += hnsw_row_bytes0((uint32_t)(2 * M), hnsw_link_bits(most)) +
+               (config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0);
+    }
+    uint64_t upper_rows = rows / M + 1, table = 64;
+    while (table * 7 / 8 < rows) table *= 2;
+    uint64_t upper = upper_rows * (sizeof(uint32_t) * 2 + 1) + (upper_rows + upper_rows / (M - 1) + 1) * M * sizeof(uint32_t);
+    /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
+    return rows * row + upper + rows * sizeof(uint32_t) + id_bytes + table * sizeof(uint32_t) +
+           (uint64_t)(config->threads < IDLE_WALKS_MAX ? config->threads : IDLE_WALKS_MAX) * (rows * 9 / 8);
+}
+
+/* ---- delete ---- */
+
+fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
+                         bool missing_ok, uint32_t *out_slots, fvdb_diag *diag) {
+    store *s = &index->store;
+    for (uint32_t i = 0; i < n; i++) {
+        out_slots[i] = id_map_find(&s->ids, id_bytes + id_offsets[i], (size_t)(id_offsets[i + 1] - id_offsets[i]));
+        if (out_slots[i] == FVDB_NO_SLOT && !missing_ok)
+            return FAIL_AT(diag, FVDB_ERR_NOT_FOUND, "the id is not live", i, 0, 0);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (out_slots[i] == FVDB_NO_SLOT) continue;
+        if (bit_get(store_live(s), out_slots[i])) store_make_tombstone(s, out_slots[i]);
+        else out_slots[i] = FVDB_NO_SLOT;        /* the same id stood earlier in this call */
+    }
+    return FVDB_OK;
+}

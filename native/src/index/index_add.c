@@ -1,0 +1,190 @@
+/* Adding rows: check all, resolve ids, append, link, and only then make visible.
+ *
+ * Everything that can fail comes before the commit, which cannot: until then new rows are not live, their ids are not
+ * linked, and what linking changed in older rows is written down to be taken back. */
+#include "index.h"
+
+#define CHECK_ROWS_PER_ITEM 512u
+
+/* ---- 1. check ---- */
+
+typedef struct check_job {
+    const store *s;
+    const fvdb_rows *rows;
+    uint64_t first_bad;          /* row << 32 | component, atomic minimum; UINT64_MAX: none */
+} check_job;
+
+static fvdb_status check_row(const store *s, const fvdb_rows *rows, uint32_t i, uint32_t *component) {
+    uint64_t at = rows->id_offsets[i], end = rows->id_offsets[i + 1];
+    *component = 0;
+    if (end < at || !id_valid(rows->id_bytes + at, (size_t)(end - at))) return FVDB_ERR_ID;
+    return store_check_vector(s, rows->vectors + (size_t)i * s->dim, component);
+}
+
+static void check_item(void *context, uint32_t worker, uint32_t item) {
+    (void)worker;
+    check_job *job = context;
+    uint32_t end = min_u32(job->rows->n, (item + 1) * CHECK_ROWS_PER_ITEM), component;
+    for (uint32_t i = item * CHECK_ROWS_PER_ITEM; i < end; i++) {
+        if (check_row(job->s, job->rows, i, &component) == FVDB_OK) continue;
+        uint64_t bad = (uint64_t)i << 32 | component, seen = __atomic_load_n(&job->first_bad, __ATOMIC_RELAXED);
+        while (bad < seen && !__atomic_compare_exchange_n(&job->first_bad, &seen, bad, false, __ATOMIC_RELAXED,
+                                                          __ATOMIC_RELAXED)) {
+        }
+        return;
+    }
+}
+
+/* The first bad row is reported, whichever thread met one first. */
+static fvdb_status check_rows(const store *s, const fvdb_rows *rows, crew *c, fvdb_diag *diag) {
+    check_job job = {s, rows, UINT64_MAX};
+    crew_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    if (job.first_bad == UINT64_MAX) return FVDB_OK;
+    uint32_t row = (uint32_t)(job.first_bad >> 32), component;
+    fvdb_status status = check_row(s, rows, row, &component);
+    if (status == FVDB_ERR_ID)
+        return FAIL_AT(diag, status, "an id is empty, too long or not UTF-8", row, FVDB_ID_BYTES_MAX,
+                       rows->id_offsets[row + 1] - rows->id_offsets[row]);
+    return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), row, 0, component);
+}
+
+/* ---- 2. resolve ids ---- */
+
+typedef struct plan {
+    uint32_t *picked;            /* rows of the call that will be added */
+    uint32_t n;
+    uint64_t id_bytes;
+    uint32_t *replaced;          /* the caller's array */
+} plan;
+
+/* The same id twice in one call: an own small table, since the index's table must not change yet. */
+static fvdb_status check_duplicates(const fvdb_rows *rows, fvdb_diag *diag) {
+    id_map seen;
+    id_map_init(&seen, 0);
+    fvdb_status status = id_map_reserve(&seen, rows->n, rows->id_offsets[rows->n] - rows->id_offsets[0], diag);
+    for (uint32_t i = 0; i < rows->n && status == FVDB_OK; i++) {
+        const uint8_t *id = rows->id_bytes + rows->id_offsets[i];
+        size_t size = (size_t)(rows->id_offsets[i + 1] - rows->id_offsets[i]);
+        uint32_t earlier = id_map_find(&seen, id, size);
+        if (earlier != FVDB_NO_SLOT)
+            status = FAIL_AT(diag, FVDB_ERR_DUPLICATE_ID, "the same id stands twice in the call", i, 0, earlier);
+        id_map_append(&seen, id, size);
+        if (status == FVDB_OK) id_map_link(&seen, i);
+    }
+    id_map_free(&seen);
+    return status;
+}
+
+static fvdb_status resolve_ids(const store *s, const fvdb_rows *rows, uint32_t on_conflict, plan *p, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < rows->n; i++) {
+        size_t size = (size_t)(rows->id_offsets[i + 1] - rows->id_offsets[i]);
+        uint32_t slot = id_map_find(&s->ids, rows->id_bytes + rows->id_offsets[i], size);
+        p->replaced[i] = slot;
+        if (slot != FVDB_NO_SLOT && on_conflict == FVDB_ON_CONFLICT_ERROR)
+            return FAIL_AT(diag, FVDB_ERR_DUPLICATE_ID, "the id is live already", i, 0, UINT64_MAX);
+        if (slot != FVDB_NO_SLOT && on_conflict == FVDB_ON_CONFLICT_SKIP) continue;
+        p->picked[p->n++] = i;
+        p->id_bytes += size;
+    }
+    if (p->n > FVDB_ROWS_MAX - s->n)
+        return FAIL_AT(diag, FVDB_ERR_TOO_MANY, "too many rows", 0, FVDB_ROWS_MAX, (uint64_t)s->n + p->n);
+    return FVDB_OK;
+}
+
+/* ---- 3. link ---- */
+
+/* What a failed add takes back. */
+typedef struct add_undo {
+    uint32_t rows;
+    hnsw_undo graph;
+    codebook book;               /* the one in use before, once retrained */
+    bool retrained;
+} add_undo;
+
+/* Codes are trained as soon as the store holds the rows for it, and rows are linked in between: what an index becomes
+ * depends on its rows and their order alone, not on where one call ended and the next began. */
+static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb_control *control, fvdb_diag *diag) {
+    store *s = &index->store;
+    hnsw *g = &index->graph;
+    uint32_t start = g->n;
+    for (;;) {
+        uint64_t due = codes_next_training(s->book.trained_rows);
+        uint32_t end = s->n < due ? s->n : (uint32_t)due;
+        if (s->book.trained_rows && g->n < end)
+            TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, control, (int64_t)(g->n - start),
+                          (int64_t)(s->n - start), diag));
+        if (s->n < due) return FVDB_OK;
+        codebook trained;
+        TRY(codes_train(s, (uint32_t)due, &trained, w->crew, diag));
+        if (undo->retrained) codebook_free(&s->book);
+        else undo->book = s->book;
+        undo->retrained = true;
+        s->book = trained;
+        TRY(store_reserve(s, s->n, 0, diag));
+        codes_encode(s, 0, s->n, w->crew);
+    }
+}
+
+static void take_back(fvdb_index *index, add_undo *undo, crew *c) {
+    store *s = &index->store;
+    hnsw_undo_apply(&undo->graph, &index->graph);
+    if (undo->retrained) {
+        codebook_free(&s->book);
+        s->book = undo->book;
+    }
+    store_truncate(s, undo->rows);
+    if (undo->retrained) codes_encode(s, 0, s->n, c);
+}
+
+/* ---- 4. commit: cannot fail ---- */
+
+static void commit(store *s, uint32_t first, const plan *p, uint32_t n, uint32_t *out_slots) {
+    for (uint32_t i = 0; i < n; i++) out_slots[i] = FVDB_NO_SLOT;
+    for (uint32_t i = 0; i < p->n; i++) {
+        uint32_t row = p->picked[i];
+        out_slots[row] = first + i;
+        if (p->replaced[row] != FVDB_NO_SLOT) store_make_tombstone(s, p->replaced[row]);
+        store_make_live(s, first + i);
+    }
+    /* A row left out replaced nothing. */
+    for (uint32_t i = 0; i < n; i++)
+        if (out_slots[i] == FVDB_NO_SLOT) p->replaced[i] = FVDB_NO_SLOT;
+}
+
+static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
+                                   fvdb_control *control, fvdb_diag *diag) {
+    store *s = &index->store;
+    add_undo undo = {.rows = s->n};
+    TRY(store_reserve(s, s->n + p->n, p->id_bytes, diag));
+    TRY(hnsw_undo_begin(&undo.graph, &index->graph, diag));
+    fvdb_status status = store_append(s, rows, p->picked, p->n, w->crew, diag);
+    if (status == FVDB_OK) {
+        codes_encode(s, undo.rows, s->n, w->crew);
+        status = link_rows(index, w, &undo, control, diag);
+        if (status != FVDB_OK) take_back(index, &undo, w->crew);
+        else if (undo.retrained) codebook_free(&undo.book);
+    }
+    hnsw_undo_free(&undo.graph);
+    return status;
+}
+
+fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
+                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
+    store *s = &index->store;
+    plan p = {.picked = mem_alloc_array(rows->n, sizeof(uint32_t)), .replaced = out_replaced};
+    if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    workers w;
+    /* Below some tens of rows a thread costs more than it brings. */
+    fvdb_status status = workers_start(index, rows->n / 32, &w, diag);
+    if (status == FVDB_OK) {
+        uint32_t first = s->n;
+        status = check_rows(s, rows, w.crew, diag);
+        if (status == FVDB_OK) status = check_duplicates(rows, diag);
+        if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, &p, diag);
+        if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, &w, control, diag);
+        if (status == FVDB_OK) commit(s, first, &p, rows->n, out_slots);
+        workers_stop(index, &w);
+    }
+    mem_free(p.picked);
+    return status;
+}

@@ -1,0 +1,167 @@
+/* Routing a search: an exact scan, or a walk on codes with the best candidates scored exactly.
+ *
+ * A scan is exact and, for few rows, faster.  Rows that may not be returned make a walk longer: with a share p of rows
+ * allowed it looks at about 1/p times as many, so below some share the scan of just the allowed rows wins again.  A
+ * walk that still finds fewer than it should is followed by a scan: a search never returns fewer rows than there are. */
+#include "index.h"
+
+#include <math.h>
+
+/* Links of a pool entry followed, on average: rows a walk scores are about ef x this (measured 590 at ef 34, M 16). */
+#define WALK_ROWS_PER_EF 16u
+/* An exact row costs some six times a coded one (1536 bytes against 192, DESIGN 3). */
+#define EXACT_ROW_COST 6u
+/* Candidates scored exactly beyond k: 4-bit codes need about 20 for k = 10 to lose nothing. */
+#define RESCORE_EXTRA_MIN 16u
+#define EF_DEFAULT_MIN 96u
+
+typedef struct search_job {
+    fvdb_index *index;
+    const float *queries;
+    const fvdb_search_params *params;
+    row_filter filter;
+    bool filtered;               /* some rows may not be returned */
+    uint32_t allowed;            /* rows that may */
+    uint32_t k;                  /* min(k, allowed) */
+    uint32_t ef;
+    uint32_t pool_size;
+    bool flat;
+    const search_outputs *out;
+    walk **walks;
+    hit **hits;                  /* per worker: room for the hits of one query */
+    const fvdb_control *control;
+    bool cancelled;
+} search_job;
+
+static uint32_t count_allowed(const store *s, const uint64_t *allow, uint64_t allow_words) {
+    if (!allow) return s->live_count;
+    const uint64_t *live = store_live(s);
+    uint64_t words = (s->n + 63u) / 64, n = 0;
+    for (uint64_t w = 0; w < words && w < allow_words; w++) n += (uint64_t)__builtin_popcountll(live[w] & allow[w]);
+    return (uint32_t)n;
+}
+
+static uint32_t rescored(uint32_t k) { return k + max_u32(k, RESCORE_EXTRA_MIN); }
+
+/* ---- plan ---- */
+
+static void plan_search(search_job *job) {
+    const fvdb_index *index = job->index;
+    const store *s = &index->store;
+    job->allowed = count_allowed(s, job->filter.allow, job->filter.allow_words);
+    job->filtered = job->allowed < s->n;
+    job->k = min_u32(job->params->k, job->allowed);
+    uint32_t ef = job->params->ef_search;
+    if (ef == FVDB_EF_DEFAULT) ef = max_u32(EF_DEFAULT_MIN, job->k + job->k / 2);
+    job->ef = min_u32(max_u32(ef, job->k), s->n);
+    job->flat = job->params->exact || index->graph.n == 0 || job->k == 0;
+    if (job->flat) return;
+    uint64_t walk_rows = (uint64_t)job->ef * WALK_ROWS_PER_EF * s->n / job->allowed;
+    job->flat = (uint64_t)job->allowed * EXACT_ROW_COST < walk_rows;
+    /* Rows that only guide take room in the pool too; twice their share is ample, and past it a scan takes over. */
+    uint64_t pool = job->filtered ? 2 * ((uint64_t)job->ef * s->n / job->allowed) + 64 : job->ef;
+    job->pool_size = (uint32_t)(pool < s->n ? pool : s->n) + 2;
+}
+
+/* ---- one query ---- */
+
+/* The walk's candidates that may be returned, nearest first, scored exactly; returns how many were found. */
+static uint32_t graph_search(search_job *job, walk *w, hit *hits) {
+    uint32_t most = min_u32(job->ef, rescored(job->k)), n = 0;
+    hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, job->filtered ? &job->filter : NULL);
+    for (uint32_t i = 0; i < w->pool_n && n < most; i++) {
+        uint32_t slot = w->pool[i].node;
+        if (job->filtered && !row_allowed(&job->filter, slot)) continue;
+        hits[n++] = (hit){scorer_exact(&w->query, slot), slot};
+    }
+    hits_sort(w->s, hits, n);
+    return min_u32(n, job->k);
+}
+
+static void search_query(void *context, uint32_t worker, uint32_t query) {
+    search_job *job = context;
+    const store *s = &job->index->store;
+    walk *w = job->walks[worker];
+    hit *hits = job->hits[worker];
+    if (control_cancelled(job->control)) return;
+    uint32_t found = 0, plan = job->flat ? FVDB_PLAN_FLAT : FVDB_PLAN_GRAPH, k = job->params->k;
+    if (job->k) {
+        scorer_set_vector(&w->query, job->queries + (size_t)query * s->dim);
+        if (!job->flat) found = graph_search(job, w, hits);
+        if (found < job->k) {
+            plan = FVDB_PLAN_FLAT;
+            found = flat_search(&w->query, job->k, job->filter.allow, job->filter.allow_words, job->control, hits);
+        }
+    }
+    uint32_t *slots = job->out->slots + (size_t)query * k;
+    double *distances = job->out->distances + (size_t)query * k;
+    for (uint32_t i = 0; i < k; i++) {
+        slots[i] = i < found ? hits[i].slot : FVDB_NO_SLOT;
+        distances[i] = i < found ? hits[i].distance : (double)INFINITY;
+    }
+    job->out->counts[query] = found;
+    job->out->plans[query] = plan;
+}
+
+/* ---- ids ---- */
+
+static fvdb_status write_ids(const store *s, const search_outputs *out, size_t n, fvdb_diag *diag) {
+    uint64_t at = 0;
+    bool fits = true;
+    for (size_t i = 0; i < n; i++) {
+        out->id_offsets[i] = at;
+        if (out->slots[i] == FVDB_NO_SLOT) continue;
+        size_t size;
+        const uint8_t *id = id_map_get(&s->ids, out->slots[i], &size);
+        fits = fits && at + size <= out->id_capacity;
+        if (fits) memcpy(out->id_bytes + at, id, size);
+        at += size;
+    }
+    out->id_offsets[n] = at;
+    return fits ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
+}
+
+/* ---- all queries ---- */
+
+static fvdb_status check_queries(const store *s, const float *queries, uint32_t n, fvdb_diag *diag) {
+    uint32_t component;
+    for (uint32_t i = 0; i < n; i++) {
+        fvdb_status status = store_check_vector(s, queries + (size_t)i * s->dim, &component);
+        if (status != FVDB_OK) return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), i, 0, component);
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status run(search_job *job, workers *w, uint32_t n_queries, fvdb_diag *diag) {
+    size_t room = job->flat ? job->k : max_u32(job->k, min_u32(job->ef, rescored(job->k)));
+    hit *hits = mem_alloc_array(w->n * (room + 1), sizeof *hits);
+    hit *per_worker[FVDB_THREADS_MAX];
+    if (!hits) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    for (uint32_t i = 0; i < w->n; i++) {
+        per_worker[i] = hits + i * (room + 1);
+        if (job->flat || walk_reserve(w->walks[i], job->index->store.n, job->pool_size) == FVDB_OK) continue;
+        mem_free(hits);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    job->hits = per_worker;
+    job->walks = w->walks;
+    crew_run(w->crew, search_query, job, n_queries);
+    mem_free(hits);
+    return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
+}
+
+fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries,
+                         const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
+                         const search_outputs *out, fvdb_control *control, fvdb_diag *diag) {
+    const store *s = &index->store;
+    TRY(check_queries(s, queries, n_queries, diag));
+    search_job job = {.index = index, .queries = queries, .params = params, .out = out, .control = control,
+                      .filter = {s->live_count < s->n ? store_live(s) : NULL, allow, allow_words}};
+    plan_search(&job);
+    workers w;
+    TRY(workers_start(index, n_queries, &w, diag));
+    fvdb_status status = run(&job, &w, n_queries, diag);
+    workers_stop(index, &w);
+    if (status != FVDB_OK || !out->id_offsets) return status;
+    return write_ids(s, out, (size_t)n_queries * params->k, diag);
+}

@@ -1,0 +1,240 @@
+/* 4-bit affine codes and the distances on them.
+ *
+ * Fetching a row from memory costs more than scoring it, so the walk reads codes of 4 bits a dimension (192 bytes for
+ * 384 dimensions) and only the best candidates are scored exactly.  A dimension's 16 levels span its mean +- 2.7
+ * standard deviations: the best of 2.3 .. 3.2 on real sentence embeddings, where clipping and rounding errors balance.
+ * The query stays at 8 bits: the error is one-sided and the product needs integer instructions only.
+ *
+ * Under cosine the codes are those of the normalised row.  Under L2 the squared norm of the decoded row is kept, so a
+ * distance is the exact distance to the decoded row. */
+#include "store.h"
+
+#include <float.h>
+#include <math.h>
+
+#define CODE_SPAN_SIGMA 2.7
+#define CODE_LEVELS 16
+#define TRAIN_ROWS_PER_BLOCK 4096u
+#define ENCODE_ROWS_PER_ITEM 256u
+
+/* ---- codebook ---- */
+
+fvdb_status codebook_alloc(codebook *b, uint32_t dim64) {
+    *b = (codebook){0};
+    b->lo = mem_alloc_array((size_t)dim64 * 3, sizeof(float));
+    if (!b->lo) return FVDB_ERR_MEMORY;
+    b->step = b->lo + dim64;
+    b->inv_step = b->step + dim64;
+    return FVDB_OK;
+}
+
+void codebook_free(codebook *b) {
+    mem_free(b->lo);
+    *b = (codebook){0};
+}
+
+void codebook_derive(codebook *b, uint32_t dim64) {
+    for (uint32_t d = 0; d < dim64; d++) b->inv_step[d] = b->step[d] > 0.0f ? 1.0f / b->step[d] : 0.0f;
+}
+
+/* The row as the codes see it: exact values, normalised under cosine.  Padding up to dim64 stays as it is (zero). */
+static void coded_row(const store *s, uint32_t slot, float *x) {
+    store_get(s, slot, x);
+    if (s->metric != FVDB_METRIC_COSINE) return;
+    static const double zeros[FVDB_DIM_MAX];
+    double dot, norm2;
+    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
+    double inv = 1.0 / sqrt(norm2);
+    for (uint32_t d = 0; d < s->dim; d++) x[d] = (float)((double)x[d] * inv);
+}
+
+typedef struct train_job {
+    const store *s;
+    uint32_t n;
+    double *sums;                /* per block: dim sums, then dim sums of squares */
+    float *rows;                 /* per worker: dim64 */
+} train_job;
+
+static void train_block(void *context, uint32_t worker, uint32_t block) {
+    train_job *job = context;
+    const store *s = job->s;
+    double *sum = job->sums + (size_t)block * 2 * s->dim, *square = sum + s->dim;
+    float *x = job->rows + (size_t)worker * s->dim64;
+    uint32_t end = min_u32(job->n, (block + 1) * TRAIN_ROWS_PER_BLOCK);
+    for (uint32_t slot = block * TRAIN_ROWS_PER_BLOCK; slot < end; slot++) {
+        coded_row(s, slot, x);
+        for (uint32_t d = 0; d < s->dim; d++) {
+            sum[d] += x[d];
+            square[d] += (double)x[d] * x[d];
+        }
+    }
+}
+
+static float to_finite_float(double x) {
+    return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x;
+}
+
+fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag) {
+    uint32_t blocks = (n + TRAIN_ROWS_PER_BLOCK - 1) / TRAIN_ROWS_PER_BLOCK;
+    train_job job = {s, n, mem_alloc_array((size_t)blocks * 2 * s->dim, sizeof(double)),
+                     mem_alloc_array((size_t)crew_size(c) * s->dim64, sizeof(float))};
+    if (!job.sums || !job.rows || codebook_alloc(out, s->dim64) != FVDB_OK) {
+        mem_free(job.sums);
+        mem_free(job.rows);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    crew_run(c, train_block, &job, blocks);
+    for (uint32_t d = 0; d < s->dim; d++) {
+        double sum = 0, square = 0;
+        /* Blocks are fixed and added in order: threads never change a bit of the result. */
+        for (uint32_t b = 0; b < blocks; b++) {
+            sum += job.sums[(size_t)b * 2 * s->dim + d];
+            square += job.sums[(size_t)b * 2 * s->dim + s->dim + d];
+        }
+        double mean = sum / n, variance = square / n - mean * mean;
+        double sigma = variance > 0 ? sqrt(variance) : 0;
+        double step = 2 * CODE_SPAN_SIGMA * sigma / (CODE_LEVELS - 1);
+        out->lo[d] = to_finite_float(mean - CODE_SPAN_SIGMA * sigma);
+        out->step[d] = step < (double)CODE_STEP_MIN ? 0.0f : to_finite_float(step);
+    }
+    codebook_derive(out, s->dim64);
+    out->trained_rows = n;
+    mem_free(job.sums);
+    mem_free(job.rows);
+    return FVDB_OK;
+}
+
+typedef struct encode_job {
+    store *s;
+    uint32_t first, end;
+} encode_job;
+
+static void encode_item(void *context, uint32_t worker, uint32_t item) {
+    (void)worker;
+    encode_job *job = context;
+    store *s = job->s;
+    float x[FVDB_DIM_MAX] = {0};
+    uint32_t first = job->first + item * ENCODE_ROWS_PER_ITEM;
+    uint32_t end = min_u32(job->end, first + ENCODE_ROWS_PER_ITEM);
+    for (uint32_t slot = first; slot < end; slot++) {
+        uint8_t *code = (uint8_t *)store_code(s, slot);
+        coded_row(s, slot, x);
+        s->kernels->code_encode(x, s->book.lo, s->book.inv_step, s->dim64, code);
+        if (s->metric != FVDB_METRIC_L2) continue;
+        float decoded[FVDB_DIM_MAX];
+        double norm2 = 0;
+        s->kernels->code_decode(code, s->book.lo, s->book.step, s->dim64, decoded);
+        for (uint32_t d = 0; d < s->dim; d++) norm2 += (double)decoded[d] * decoded[d];
+        ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
+    }
+}
+
+void codes_encode(store *s, uint32_t first, uint32_t end, crew *c) {
+    if (!store_has_codes(s) || first == end) return;
+    encode_job job = {s, first, end};
+    crew_run(c, encode_item, &job, (end - first + ENCODE_ROWS_PER_ITEM - 1) / ENCODE_ROWS_PER_ITEM);
+}
+
+/* ---- scorer ---- */
+
+fvdb_status scorer_init(scorer *q, const store *s) {
+    size_t floats = round_up(max_u32(s->dim16, s->dim64), 16) * sizeof(float);
+    size_t wide = s->dim16 * sizeof(double), planes = round_up(2 * s->dim16 * sizeof(uint16_t), 64);
+    uint8_t *p = mem_alloc_array(1, floats + wide + planes + s->dim64);
+    if (!p) return FVDB_ERR_MEMORY;
+    *q = (scorer){.s = s};
+    q->wide = (double *)p;
+    q->x = (float *)(p + wide);
+    q->planes = (uint16_t *)(p + wide + floats);
+    q->q_lo = (int8_t *)(p + wide + floats + planes);
+    q->q_hi = q->q_lo + s->dim64 / 2;
+    return FVDB_OK;
+}
+
+void scorer_free(scorer *q) { mem_free(q->wide); }
+
+static void prepare_codes(scorer *q) {
+    const store *s = q->s;
+    if (store_has_codes(s))
+        s->kernels->code_prepare(q->x, s->book.lo, s->book.step, s->dim64, q->q_lo, q->q_hi, &q->base, &q->scale);
+}
+
+void scorer_set_vector(scorer *q, const float *x) {
+    const store *s = q->s;
+    uint16_t *high = q->planes, *low = q->planes + s->dim16;
+    double dot, norm2;
+    for (uint32_t d = 0; d < s->dim; d++) q->wide[d] = (double)x[d];
+    s->kernels->split_planes(x, s->dim, high, low);
+    s->kernels->exact_dot(q->wide, high, low, s->dim16, &dot, &norm2);
+    q->exact_norm2 = norm2;
+    q->norm2 = to_finite_float(norm2);
+    double inv = s->metric == FVDB_METRIC_COSINE ? 1.0 / sqrt(norm2) : 1.0;
+    for (uint32_t d = 0; d < s->dim; d++) q->x[d] = (float)((double)x[d] * inv);
+    prepare_codes(q);
+}
+
+void scorer_set_slot(scorer *q, uint32_t slot) {
+    const store *s = q->s;
+    if (store_has_codes(s)) {
+        s->kernels->code_decode(store_code(s, slot), s->book.lo, s->book.step, s->dim64, q->x);
+        if (s->metric == FVDB_METRIC_L2) q->norm2 = ((const float *)s->code_norm2.base)[slot];
+        prepare_codes(q);
+        return;
+    }
+    static const uint16_t no_low[FVDB_DIM_MAX];
+    s->kernels->join_planes(store_high(s, slot), no_low, s->dim, q->x);
+    if (s->metric != FVDB_METRIC_COSINE) return;
+    float inv = ((const float *)s->inv_norm.base)[slot];
+    for (uint32_t d = 0; d < s->dim; d++) q->x[d] *= inv;
+}
+
+/* Components near the end of the float32 range overflow here; such a row must stay orderable, if only as the last. */
+static float orderable(float d) { return d == d ? d : FLT_MAX; }
+
+static void score_codes(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    const store *s = q->s;
+    int32_t products[64];
+    for (uint32_t at = 0; at < n; at += 64) {
+        uint32_t m = min_u32(64, n - at);
+        s->kernels->code_dot(q->q_lo, q->q_hi, s->codes.base, s->code_bytes, slots + at, m, products);
+        for (uint32_t i = 0; i < m; i++) out[at + i] = q->base + q->scale * (float)products[i];
+    }
+    if (s->metric == FVDB_METRIC_L2) {
+        const float *norm2 = (const float *)s->code_norm2.base;
+        for (uint32_t i = 0; i < n; i++) out[i] = orderable((q->norm2 - 2.0f * out[i]) + norm2[slots[i]]);
+    } else {
+        float origin = s->metric == FVDB_METRIC_COSINE ? 1.0f : 0.0f;
+        for (uint32_t i = 0; i < n; i++) out[i] = orderable(origin - out[i]);
+    }
+}
+
+static void score_high(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    const store *s = q->s;
+    const uint16_t *high = (const uint16_t *)s->high.base;
+    if (s->metric == FVDB_METRIC_L2) {
+        s->kernels->high_l2(q->x, high, s->dim16, slots, n, out);
+        for (uint32_t i = 0; i < n; i++) out[i] = orderable(out[i]);
+        return;
+    }
+    s->kernels->high_dot(q->x, high, s->dim16, slots, n, out);
+    const float *inv_norm = (const float *)s->inv_norm.base;
+    bool cosine = s->metric == FVDB_METRIC_COSINE;
+    for (uint32_t i = 0; i < n; i++) out[i] = orderable(cosine ? 1.0f - out[i] * inv_norm[slots[i]] : -out[i]);
+}
+
+void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    if (store_has_codes(q->s)) score_codes(q, slots, n, out);
+    else score_high(q, slots, n, out);
+}
+
+double scorer_exact(const scorer *q, uint32_t slot) {
+    const store *s = q->s;
+    const uint16_t *high = store_high(s, slot), *low = store_low(s, slot);
+    if (s->metric == FVDB_METRIC_L2) return sqrt(s->kernels->exact_l2(q->wide, high, low, s->dim16));
+    double dot, norm2;
+    s->kernels->exact_dot(q->wide, high, low, s->dim16, &dot, &norm2);
+    if (s->metric == FVDB_METRIC_DOT) return -dot;
+    /* sqrt of the product, not product of roots: a row against itself gives exactly 0. */
+    double cosine = dot / sqrt(q->exact_norm2 * norm2);
+    return 1.0 - (cosine > 1.0 ? 1.0 : cosine < -1.0 ? -1.0 : cosine);
+}

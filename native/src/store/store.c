@@ -1,0 +1,181 @@
+/* Rows: exact vectors in two planes, and everything that is kept per row beside them.
+ *
+ * A float32 is split into its nearest bfloat16 (high) and the signed rest (low).  The pair is exact, walk distances that
+ * need no more read half the bytes, and the low plane compresses well where values came from 16-bit floats.
+ *
+ * Invariants: plane rows are padded with zeros to dim16 elements; bits of `live` at and past n are zero. */
+#include "store.h"
+
+#include <math.h>
+
+#define ROWS_PER_ITEM 256u       /* a crew item: some 100 us of work */
+
+static bool wants_inv_norm(const store *s) {
+    return s->memory == FVDB_MEMORY_COMPACT && s->metric == FVDB_METRIC_COSINE;
+}
+static bool wants_code_norm2(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->metric == FVDB_METRIC_L2; }
+
+void store_init(store *s, const kernel_table *kernels, const fvdb_config *config) {
+    *s = (store){.kernels = kernels, .dim = config->dim, .metric = config->metric, .memory = config->memory};
+    s->dim16 = (uint32_t)round_up(config->dim, PLANE_LANES);
+    s->dim64 = (uint32_t)round_up(config->dim, CODE_DIMS);
+    s->code_bytes = s->dim64 / CODE_DIMS * CODE_BLOCK_BYTES;
+    id_map_init(&s->ids, config->hash_seed);
+    timestamps_init(&s->times);
+}
+
+void store_free(store *s) {
+    region_free(&s->high);
+    region_free(&s->low);
+    region_free(&s->inv_norm);
+    region_free(&s->codes);
+    region_free(&s->code_norm2);
+    region_free(&s->live);
+    codebook_free(&s->book);
+    id_map_free(&s->ids);
+    timestamps_free(&s->times);
+}
+
+fvdb_status store_check_vector(const store *s, const float *x, uint32_t *component) {
+    bool zero = true;
+    for (uint32_t i = 0; i < s->dim; i++) {
+        if (!isfinite(x[i])) {
+            *component = i;
+            return FVDB_ERR_NOT_FINITE;
+        }
+        zero &= x[i] == 0.0f;
+    }
+    *component = 0;
+    return zero && s->metric == FVDB_METRIC_COSINE ? FVDB_ERR_ZERO_VECTOR : FVDB_OK;
+}
+
+/* Sets the size of every per-row region.  Shrinking cannot fail; a failed growth leaves some regions longer than n
+ * needs, which nobody sees. */
+static bool resize_rows(store *s, size_t n) {
+    size_t plane = n * s->dim16 * sizeof(uint16_t), coded = store_has_codes(s) ? n : 0;
+    return region_resize(&s->high, plane) && region_resize(&s->low, plane) &&
+           region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) &&
+           region_resize(&s->inv_norm, (wants_inv_norm(s) ? n : 0) * sizeof(float)) &&
+           region_resize(&s->codes, coded * s->code_bytes) &&
+           region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float));
+}
+
+fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag) {
+    TRY(id_map_reserve(&s->ids, n - s->n, id_bytes, diag));
+    if (!resize_rows(s, n)) {
+        resize_rows(s, s->n);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    return FVDB_OK;
+}
+
+static float inverse_norm(double norm2) {
+    double inv = 1.0 / sqrt(norm2);
+    return inv < 3.0e38 ? (float)inv : 3.0e38f;      /* rows near the smallest float32: keep it finite */
+}
+
+/* Per-row values that follow from the planes. */
+static void derive_row(store *s, uint32_t slot, const double *zeros) {
+    if (!wants_inv_norm(s)) return;
+    double dot, norm2;
+    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
+    ((float *)s->inv_norm.base)[slot] = inverse_norm(norm2);
+}
+
+typedef struct append_job {
+    store *s;
+    const fvdb_rows *rows;       /* NULL: the planes are filled already (load) */
+    const uint32_t *picked;
+    uint32_t first, n;
+} append_job;
+
+static void append_item(void *context, uint32_t worker, uint32_t item) {
+    (void)worker;
+    static const double zeros[FVDB_DIM_MAX];
+    append_job *job = context;
+    store *s = job->s;
+    uint32_t end = min_u32(job->n, (item + 1) * ROWS_PER_ITEM);
+    for (uint32_t i = item * ROWS_PER_ITEM; i < end; i++) {
+        uint32_t slot = job->first + i;
+        if (job->rows)
+            s->kernels->split_planes(job->rows->vectors + (size_t)job->picked[i] * s->dim, s->dim,
+                                     (uint16_t *)store_high(s, slot), (uint16_t *)store_low(s, slot));
+        derive_row(s, slot, zeros);
+    }
+}
+
+static void fill_rows(append_job *job, crew *c) {
+    crew_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+}
+
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, crew *c,
+                         fvdb_diag *diag) {
+    int64_t *us = mem_alloc_array(n, sizeof *us);
+    if (!us) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    for (uint32_t i = 0; i < n; i++) us[i] = rows->timestamps[picked[i]];
+    fvdb_status status = timestamps_append(&s->times, us, n, diag);
+    mem_free(us);
+    if (status != FVDB_OK) return status;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t at = rows->id_offsets[picked[i]];
+        id_map_append(&s->ids, rows->id_bytes + at, (size_t)(rows->id_offsets[picked[i] + 1] - at));
+    }
+    append_job job = {s, rows, picked, s->n, n};
+    fill_rows(&job, c);
+    s->n += n;
+    return FVDB_OK;
+}
+
+void store_make_live(store *s, uint32_t slot) {
+    id_map_link(&s->ids, slot);
+    bit_set(store_live(s), slot);
+    s->live_count++;
+}
+
+void store_make_tombstone(store *s, uint32_t slot) {
+    id_map_unlink(&s->ids, slot);
+    bit_clear(store_live(s), slot);
+    s->live_count--;
+}
+
+void store_truncate(store *s, uint32_t n) {
+    id_map_truncate(&s->ids, n);
+    timestamps_truncate(&s->times, n);
+    s->n = n;
+    resize_rows(s, n);
+}
+
+static void move_row(region *r, size_t bytes, uint32_t from, uint32_t to) {
+    if (r->used) memmove(r->base + (size_t)to * bytes, r->base + (size_t)from * bytes, bytes);
+}
+
+void store_compact(store *s, const uint32_t *map, uint32_t n, timestamps *times) {
+    for (uint32_t from = 0; from < s->n; from++) {
+        uint32_t to = map[from];
+        if (to == FVDB_NO_SLOT || to == from) continue;
+        move_row(&s->high, s->dim16 * sizeof(uint16_t), from, to);
+        move_row(&s->low, s->dim16 * sizeof(uint16_t), from, to);
+        move_row(&s->inv_norm, sizeof(float), from, to);
+        move_row(&s->codes, s->code_bytes, from, to);
+        move_row(&s->code_norm2, sizeof(float), from, to);
+    }
+    id_map_compact(&s->ids, map);
+    timestamps_free(&s->times);
+    s->times = *times;
+    s->n = s->live_count = n;
+    memset(s->live.base, 0, s->live.used);
+    for (uint32_t slot = 0; slot < n; slot++) bit_set(store_live(s), slot);
+    resize_rows(s, n);
+}
+
+fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
+    if (!resize_rows(s, s->n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    append_job job = {s, NULL, NULL, 0, s->n};
+    fill_rows(&job, c);
+    codes_encode(s, 0, s->n, c);
+    return FVDB_OK;
+}
+
+void store_get(const store *s, uint32_t slot, float *out) {
+    s->kernels->join_planes(store_high(s, slot), store_low(s, slot), s->dim, out);
+}
