@@ -1,0 +1,285 @@
+"""From 16 bytes of entropy to every key of an S5 identity (generation A, as S5.js derives them).
+
+::
+
+    identity seed = BLAKE3(entropy)          main = derive_int(identity seed, 0)
+    public  = derive_int(derive_int(main, 1), 0)       private = derive_int(derive_int(main, 64), 0)
+    private → 65 storage accounts, 66 hidden DB, 67 file system, …      public → 2 signing, 3 encryption, …
+
+An index lives in the hidden DB: the path decides its encryption key and the key that signs its pointer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import nacl.bindings
+from blake3 import blake3
+
+from fabstir_vectordb.errors import InvalidInputError, SessionError
+from fabstir_vectordb.s5.cid import blake3_hash, multibase_encode
+
+__all__ = [
+    "DirectoryKeys",
+    "Identity",
+    "PathKeys",
+    "derive_int",
+    "derive_str",
+    "ed25519_public_key",
+    "ed25519_sign",
+    "keyed_hash",
+    "part_key",
+    "portal_challenge_response",
+    "root_nonce",
+]
+
+KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 24
+
+_ED25519_CODE: Final = b"\xed"
+_SIGNATURE_BYTES: Final = 64
+_PUBLIC_SUB_SEEDS: Final = range(2, 7)
+_PRIVATE_SUB_SEEDS: Final = (*range(65, 70), 127)
+_ACCOUNTS: Final = 65
+_HIDDEN_DB: Final = 66
+_FILE_SYSTEM: Final = 67
+
+
+def derive_int(base: bytes | bytearray, tweak: int) -> bytes:
+    """Return BLAKE3(base ‖ tweak as 32 little-endian bytes), S5's derivation by number."""
+    return blake3_hash(bytes(base) + tweak.to_bytes(32, "little"))
+
+
+def derive_str(base: bytes | bytearray, tweak: str) -> bytes:
+    """Return BLAKE3(base ‖ BLAKE3(UTF-8 of tweak)), S5's derivation by name."""
+    return blake3_hash(bytes(base) + blake3_hash(tweak.encode("utf-8")))
+
+
+def keyed_hash(key: bytes, message: bytes | bytearray | memoryview) -> bytes:
+    """Return the BLAKE3 of ``message`` in keyed mode.
+
+    Args:
+        key: 32 bytes.
+        message: any size.
+
+    Returns:
+        32 bytes.
+    """
+    return blake3(message, key=key).digest()
+
+
+def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> bytes:
+    """Return the key of one part: the keyed BLAKE3 of exactly the bytes given to the cipher.
+
+    The same bytes give the same ciphertext, so an unchanged part is not uploaded again, and no key ever
+    meets two plaintexts, which the fixed nonces of static encryption demand.
+
+    Args:
+        root_key: encryption key of the index, 32 bytes.
+        stored_plain: the part after compression.
+
+    Returns:
+        32 bytes.
+    """
+    return keyed_hash(root_key, stored_plain)
+
+
+def root_nonce(root_key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
+    """Return the nonce of a root blob: the keyed BLAKE3 of its plaintext, cut to 24 bytes.
+
+    Equal content has an equal CID; different content repeats a nonce with probability 2^-96 a pair.
+    """
+    return keyed_hash(root_key, plaintext)[:NONCE_BYTES]
+
+
+def ed25519_public_key(seed: bytes) -> bytes:
+    """Return the 33 bytes ``ed`` ‖ public key of an ed25519 seed of 32 bytes."""
+    public_key, _ = nacl.bindings.crypto_sign_seed_keypair(seed)
+    return _ED25519_CODE + public_key
+
+
+def ed25519_sign(seed: bytes, message: bytes) -> bytes:
+    """Return the 64-byte ed25519 signature of ``message``."""
+    _, secret_key = nacl.bindings.crypto_sign_seed_keypair(seed)
+    return nacl.bindings.crypto_sign(message, secret_key)[:_SIGNATURE_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class PathKeys:
+    """The keys of one hidden-DB path.
+
+    Attributes:
+        encryption_key: encrypts what the pointer leads to, 32 bytes, a secret.
+        write_seed: ed25519 seed that signs the pointer, 32 bytes, a secret.
+        public_key: names the pointer, 33 bytes: ``ed`` and the ed25519 public key.
+    """
+
+    encryption_key: bytes = field(repr=False)
+    write_seed: bytes = field(repr=False)
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryKeys:
+    """The keys of one directory of the S5 file system.
+
+    Attributes:
+        write_key: ed25519 seed of the directory's registry entry, 32 bytes, a secret.
+        public_key: 33 bytes: ``ed`` and the ed25519 public key.
+    """
+
+    write_key: bytes = field(repr=False)
+    public_key: bytes
+
+    @classmethod
+    def of(cls, write_key: bytes) -> DirectoryKeys:
+        """Return the keys that belong to a write key."""
+        return cls(write_key, ed25519_public_key(write_key))
+
+    @property
+    def encryption_key(self) -> bytes:
+        """The key of an encrypted directory blob, 32 bytes; S5.js encrypts the root directory only."""
+        return derive_int(self.write_key, 1)
+
+    def child(self, name: str) -> DirectoryKeys:
+        """Return the keys of the child directory ``name``."""
+        return DirectoryKeys.of(derive_str(self.write_key, name))
+
+    def cid_bytes(self) -> bytes:
+        """Return the CID of this mutable encrypted directory, ``5d 5e a6 KEY ed PK``; it contains the
+        key."""
+        return b"\x5d\x5e\xa6" + self.encryption_key + self.public_key
+
+    def write_uri(self) -> str:
+        """Return ``fs5://write:…@…``, which gives full access to the directory."""
+        user = multibase_encode(b"\0" + self.write_key, "base64url")
+        return f"fs5://write:{user}@{multibase_encode(self.cid_bytes(), 'base32')}"
+
+
+class Identity:
+    """The keys of one S5 identity; holds one secret and derives the rest when asked.
+
+    Args:
+        entropy: 16 bytes, from ``phrase``.
+
+    Raises:
+        InvalidInputError: the entropy has another size.
+    """
+
+    __slots__ = ("_seed",)
+
+    def __init__(self, entropy: bytes) -> None:
+        if len(entropy) != 16:
+            raise InvalidInputError(f"The entropy of an identity has 16 bytes, got {len(entropy)}")
+        # A bytearray can be overwritten; the immutable copies made while deriving are left to the
+        # allocator.
+        self._seed = bytearray(blake3_hash(entropy))
+
+    def __repr__(self) -> str:
+        return f"<Identity{'' if self._seed else ' (wiped)'}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("An Identity is a secret and is not pickled")
+
+    def wipe(self) -> None:
+        """Overwrite and forget the secret; calling it again does nothing."""
+        self._seed[:] = bytes(len(self._seed))
+        self._seed.clear()
+
+    @property
+    def identity_seed(self) -> bytes:
+        """BLAKE3 of the entropy, 32 bytes.
+
+        Raises:
+            SessionError: the identity was wiped.
+        """
+        if not self._seed:
+            raise SessionError("The keys of this session were wiped")
+        return bytes(self._seed)
+
+    @property
+    def main_seed(self) -> bytes:
+        """The main identity seed, 32 bytes."""
+        return derive_int(self.identity_seed, 0)
+
+    @property
+    def public_seed(self) -> bytes:
+        """Parent of the public sub-seeds 2 to 6, 32 bytes, key rotation 0."""
+        return derive_int(derive_int(self.main_seed, 1), 0)
+
+    @property
+    def private_seed(self) -> bytes:
+        """Parent of the private sub-seeds 65 to 69 and 127, 32 bytes, key rotation 0."""
+        return derive_int(derive_int(self.main_seed, 64), 0)
+
+    def sub_seed(self, number: int) -> bytes:
+        """Return one sub-seed, 32 bytes.
+
+        Args:
+            number: 2 signing, 3 encryption, 4 resolver links, 5 and 6 reserved; 65 storage accounts, 66
+            hidden DB,
+                67 file system, 68 and 69 reserved, 127 extension.
+
+        Raises:
+            InvalidInputError: S5 has no such sub-seed.
+        """
+        if number in _PUBLIC_SUB_SEEDS:
+            return derive_int(self.public_seed, number)
+        if number in _PRIVATE_SUB_SEEDS:
+            return derive_int(self.private_seed, number)
+        raise InvalidInputError(f"S5 has no sub-seed {number}")
+
+    def path_keys(self, path: str) -> PathKeys:
+        """Return the keys of a hidden-DB path.
+
+        Args:
+            path: segments between slashes; white space around a segment and empty segments are ignored.
+
+        Returns:
+            Encryption key, signing seed and public key of the pointer.
+        """
+        key = self.path_key(path)
+        write_seed = derive_int(key, 2)
+        return PathKeys(
+            encryption_key=derive_int(key, 3),
+            write_seed=write_seed,
+            public_key=ed25519_public_key(write_seed),
+        )
+
+    def path_key(self, path: str) -> bytes:
+        """Return the parent of a hidden-DB path's keys, 32 bytes."""
+        key = self.sub_seed(_HIDDEN_DB)
+        for segment in path.split("/"):
+            if name := segment.strip():
+                key = derive_str(key, name)
+        return derive_int(key, 1)
+
+    def file_system_root(self) -> DirectoryKeys:
+        """Return the keys of the root of the identity's S5 file system."""
+        return DirectoryKeys.of(derive_int(self.sub_seed(_FILE_SYSTEM), 1))
+
+    def portal_account_seed(self, account_seed: bytes) -> bytes:
+        """Return the ed25519 seed of one portal account.
+
+        Args:
+            account_seed: 32 random bytes kept for that portal.
+
+        Returns:
+            BLAKE3(storage accounts ‖ account seed), 32 bytes.
+        """
+        return blake3_hash(self.sub_seed(_ACCOUNTS) + account_seed)
+
+
+def portal_challenge_response(kind: int, challenge: bytes, authority: str) -> bytes:
+    """Return the 65 bytes a client signs to register at or log in to a portal.
+
+    Args:
+        kind: 1 to register, 2 to log in.
+        challenge: 32 bytes from the portal.
+        authority: host, or host:port, as in the portal's URL.
+
+    Returns:
+        kind ‖ challenge ‖ BLAKE3(UTF-8 of authority).
+    """
+    return bytes([kind]) + challenge + blake3_hash(authority.encode("utf-8"))

@@ -1,0 +1,169 @@
+"""From a user's secret to the 16 bytes of entropy an S5 identity grows from.
+
+Fifteen words of S5's own list are a genuine S5 identity, the same in every S5 program: words 1 to 13 carry
+128 bits (12 times 10 bits, then 8), words 14 and 15 the first 20 bits of their BLAKE3. Only the first
+three letters count.
+
+Any other secret goes through a rule of this package alone, no other S5 program derives the same keys from
+it::
+
+    entropy = Argon2id13(password = UTF-8 of the NFC form, salt = BLAKE3("fabstir-vectordb phrase v1")[:16],
+                         opslimit = 3, memlimit = 64 MiB, 16 bytes)
+
+No message of this module contains any part of a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import unicodedata
+from typing import Final
+
+import nacl.exceptions
+import nacl.pwhash.argon2id
+
+from fabstir_vectordb.errors import InternalError, InvalidConfigError
+from fabstir_vectordb.s5.cid import blake3_hash
+from fabstir_vectordb.s5.wordlist import WORDS
+
+__all__ = [
+    "ENTROPY_BYTES",
+    "PHRASE_WORDS",
+    "encode_phrase",
+    "new_seed_phrase",
+    "parse_phrase",
+    "secret_to_entropy",
+]
+
+ENTROPY_BYTES: Final = 16
+PHRASE_WORDS: Final = 15
+
+ARGON2_OPSLIMIT: Final = 3
+ARGON2_MEMLIMIT_BYTES: Final = 64 * 2**20
+ARGON2_SALT: Final = blake3_hash(b"fabstir-vectordb phrase v1")[: nacl.pwhash.argon2id.SALTBYTES]
+
+_WORD_BITS: Final = 10
+_PREFIX_CHARS: Final = 3
+# Word 13 carries the last 8 of 128 bits.
+_LAST_DATA_WORD: Final = 13
+_LAST_DATA_WORD_LIMIT: Final = 256
+
+_INDEX_BY_PREFIX: Final = {word[:_PREFIX_CHARS]: index for index, word in enumerate(WORDS)}
+
+# One derivation takes 64 MiB for a fraction of a second; a host opening many sessions at once must not add
+# them up.
+_one_at_a_time: Final = threading.Lock()
+
+
+def new_seed_phrase() -> str:
+    """Return a fresh S5 seed phrase of 15 words, from 16 bytes of the system's randomness."""
+    return encode_phrase(os.urandom(ENTROPY_BYTES))
+
+
+def encode_phrase(entropy: bytes) -> str:
+    """Return the 15 words of an S5 identity.
+
+    Args:
+        entropy: 16 bytes.
+
+    Returns:
+        The words, lower case, one space between them.
+
+    Raises:
+        InvalidConfigError: the entropy has another size.
+    """
+    if len(entropy) != ENTROPY_BYTES:
+        raise InvalidConfigError(
+            f"The entropy of a seed phrase has {ENTROPY_BYTES} bytes, got {len(entropy)}"
+        )
+    bits = int.from_bytes(entropy, "big")
+    last = _LAST_DATA_WORD - 1
+    indices = [bits >> (128 - _WORD_BITS * (word + 1)) & 1023 for word in range(last)]
+    indices.append(bits & (_LAST_DATA_WORD_LIMIT - 1))
+    indices.extend(_checksum(entropy))
+    return " ".join(WORDS[index] for index in indices)
+
+
+def parse_phrase(text: str) -> bytes:
+    """Return the entropy of an S5 seed phrase.
+
+    Args:
+        text: 15 words; case, amount of white space and everything after the third letter of a word are
+        ignored.
+
+    Returns:
+        16 bytes.
+
+    Raises:
+        InvalidConfigError: the phrase is none of S5; the reason names positions, never words.
+    """
+    words = text.lower().split()
+    if len(words) != PHRASE_WORDS:
+        raise InvalidConfigError(f"An S5 seed phrase has {PHRASE_WORDS} words, this one has {len(words)}")
+    indices: list[int] = []
+    for position, word in enumerate(words, start=1):
+        if len(word) < _PREFIX_CHARS:
+            raise InvalidConfigError(f"Word {position} of the seed phrase has fewer than three letters")
+        index = _INDEX_BY_PREFIX.get(word[:_PREFIX_CHARS])
+        if index is None:
+            raise InvalidConfigError(f"Word {position} of the seed phrase is not in the word list of S5")
+        if position == _LAST_DATA_WORD and index >= _LAST_DATA_WORD_LIMIT:
+            raise InvalidConfigError(
+                f"Word {position} of the seed phrase is not among the first {_LAST_DATA_WORD_LIMIT} words"
+            )
+        indices.append(index)
+    bits = 0
+    for index in indices[: _LAST_DATA_WORD - 1]:
+        bits = bits << _WORD_BITS | index
+    bits = bits << 8 | indices[_LAST_DATA_WORD - 1]
+    entropy = bits.to_bytes(ENTROPY_BYTES, "big")
+    if tuple(indices[_LAST_DATA_WORD:]) != _checksum(entropy):
+        raise InvalidConfigError("The seed phrase has a wrong checksum: a word is mistyped or out of order")
+    return entropy
+
+
+def secret_to_entropy(text: str) -> bytes:
+    """Return the entropy of any secret a user may give.
+
+    Slow for anything but a seed phrase (Argon2id over 64 MiB, about 0.1 s to 0.5 s, the GIL released), so
+    callers run it in a thread; calls wait for each other.
+
+    Args:
+        text: 15 words, taken as an S5 seed phrase with all its rules, or any other secret.
+
+    Returns:
+        16 bytes.
+
+    Raises:
+        InvalidConfigError: empty, not encodable as UTF-8, or 15 words that are no S5 seed phrase.
+        InternalError: the system did not grant the 64 MiB; worth trying again.
+    """
+    words = len(text.split())
+    if words == 0:
+        raise InvalidConfigError("user_seed_phrase is required")
+    if words == PHRASE_WORDS:
+        return parse_phrase(text)
+    try:
+        password = unicodedata.normalize("NFC", text).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidConfigError("user_seed_phrase is not valid Unicode: it has a lone surrogate") from None
+    with _one_at_a_time:
+        try:
+            return nacl.pwhash.argon2id.kdf(
+                ENTROPY_BYTES,
+                password,
+                ARGON2_SALT,
+                opslimit=ARGON2_OPSLIMIT,
+                memlimit=ARGON2_MEMLIMIT_BYTES,
+            )
+        except (nacl.exceptions.CryptoError, MemoryError):
+            raise InternalError(
+                "Deriving keys from user_seed_phrase failed: the system did not grant 64 MiB of memory",
+                retryable=True,
+            ) from None
+
+
+def _checksum(entropy: bytes) -> tuple[int, int]:
+    bits = int.from_bytes(blake3_hash(entropy)[:3], "big")
+    return bits >> 14, bits >> 4 & 1023
