@@ -1,0 +1,251 @@
+"""The contract of a store, and the checks all stores share.
+
+A store keeps immutable blobs under their BLAKE3 hash and signed pointers under their public key. It is not
+trusted: every blob is hashed and every signature checked on the way out, so a wrong byte is an error and
+never a result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from fabstir_vectordb.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
+from fabstir_vectordb.s5.cid import BLOB_BYTES_MAX, HASH_BYTES, BlobId, blake3_hash
+from fabstir_vectordb.s5.registry import ENTRY_BYTES_MAX, REVISION_MAX, RegistryEntry, is_public_key
+
+__all__ = [
+    "BLOB_BYTES_MAX",
+    "ENTRY_BYTES_MAX",
+    "IO_THREADS",
+    "Store",
+    "blob_details",
+    "check_blob",
+    "check_blob_size",
+    "check_hash",
+    "check_new_entry",
+    "check_pointer_advances",
+    "check_public_key",
+    "damaged_blob",
+    "missing_blob",
+    "parse_pointer",
+    "storage_error",
+]
+
+# Worker threads the stores of one kind use at once within one event loop.
+IO_THREADS: Final = 8
+
+
+class Store(Protocol):
+    """Blobs by hash, pointers by public key; usable from asyncio and trio, and from several event loops.
+
+    Every call may raise StorageError where the medium fails. Cancellation: a call that has started ends
+    before its cancellation is delivered, so nothing is left half done.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The address ``open_store`` opens this store with."""
+        ...
+
+    async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
+        """Store a blob; storing it again is no error and repairs a damaged copy.
+
+        Args:
+            data: fewer than 2^31 bytes, not changed during the call.
+
+        Returns:
+            The blob's identifier; the blob is durable by then.
+
+        Raises:
+            InvalidInputError: the blob is too large.
+        """
+        ...
+
+    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+        """Return a blob after checking its hash.
+
+        Args:
+            hash: BLAKE3-256, 32 bytes.
+            size: size in bytes where known; another size is refused before reading.
+
+        Returns:
+            Exactly the bytes with that hash.
+
+        Raises:
+            NotFoundError: there is no such blob.
+            IntegrityError: what is stored has another hash or size.
+        """
+        ...
+
+    async def has(self, hash: bytes) -> bool:
+        """Return whether something is stored under the hash; it is not read."""
+        ...
+
+    async def delete(self, hash: bytes) -> bool:
+        """Delete a blob as far as the store can; return whether there was one."""
+        ...
+
+    async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
+        """Return the current entry of a pointer, its signature checked, or ``None`` before the first.
+
+        Args:
+            public_key: 33 bytes.
+
+        Raises:
+            IntegrityError: what is stored is no entry signed by that key.
+        """
+        ...
+
+    async def set_pointer(self, entry: RegistryEntry) -> None:
+        """Move a pointer, if the entry's revision is higher than the stored one.
+
+        Args:
+            entry: signed, with a revision below 2^31.
+
+        Raises:
+            ConflictError: the revision is not higher; details has ``stored_revision``.
+            IntegrityError: the signature, or the stored entry, is wrong.
+            InvalidInputError: the revision is 2^31 or more.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the store holds; calling it again does nothing."""
+        ...
+
+
+def blob_details(hash: bytes, size: int | None) -> dict[str, Any]:
+    """Return the details that name a blob in errors: ``hash`` (hex), and ``cid`` where the size is
+    known."""
+    details: dict[str, Any] = {"hash": hash.hex()}
+    if size is not None:
+        details["cid"] = str(BlobId(hash, size))
+    return details
+
+
+def check_hash(hash: bytes) -> None:
+    """Raise InvalidInputError unless ``hash`` is 32 bytes."""
+    if not isinstance(hash, bytes) or len(hash) != HASH_BYTES:
+        raise InvalidInputError(f"A blob is named by a BLAKE3 hash of {HASH_BYTES} bytes")
+
+
+def check_public_key(public_key: bytes) -> None:
+    """Raise InvalidInputError unless ``public_key`` is ``ed`` and 32 bytes."""
+    if not isinstance(public_key, bytes) or not is_public_key(public_key):
+        raise InvalidInputError("A pointer is named by 33 bytes: ed and an ed25519 public key")
+
+
+def check_blob_size(size: int) -> None:
+    """Raise InvalidInputError where a blob would be too large for S5.js to name."""
+    if size > BLOB_BYTES_MAX:
+        raise InvalidInputError(
+            f"A blob has at most {BLOB_BYTES_MAX} bytes, got {size}",
+            details={"limit": BLOB_BYTES_MAX, "actual": size},
+        )
+
+
+def check_blob(data: bytes, hash: bytes, size: int | None) -> bytes:
+    """Return ``data`` if it is the blob asked for.
+
+    Raises:
+        IntegrityError: hash or size differ.
+    """
+    if size is not None and len(data) != size:
+        raise damaged_blob(hash, size, expected=size, actual=len(data))
+    actual = blake3_hash(data)
+    if actual != hash:
+        raise damaged_blob(hash, size, expected=hash.hex(), actual=actual.hex())
+    return data
+
+
+def damaged_blob(hash: bytes, size: int | None, *, expected: object, actual: object) -> IntegrityError:
+    """Return the error for a blob that is not what its identifier says."""
+    return IntegrityError(
+        f"A stored blob is damaged: expected {expected}, got {actual}",
+        details={**blob_details(hash, size), "expected": expected, "actual": actual},
+    )
+
+
+def missing_blob(hash: bytes, size: int | None) -> NotFoundError:
+    """Return the error for a blob that is not there."""
+    details = blob_details(hash, size)
+    return NotFoundError(f"No blob {details.get('cid', details['hash'])} in this store", details=details)
+
+
+def parse_pointer(raw: bytes, public_key: bytes, where: str) -> RegistryEntry:
+    """Read and verify a stored pointer.
+
+    Args:
+        raw: the serialised entry.
+        public_key: the key it must belong to, 33 bytes.
+        where: names the place in the error, for whoever has to repair it.
+
+    Raises:
+        IntegrityError: the bytes are no entry of that key with a right signature.
+    """
+    details = {"public_key": public_key.hex(), "where": where}
+    try:
+        entry = RegistryEntry.parse(raw)
+        entry.verify()
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"The stored pointer {where} is damaged: {error.message}", details={**details, **error.details}
+        ) from None
+    if entry.public_key != public_key:
+        raise IntegrityError(
+            f"The stored pointer {where} belongs to another key",
+            details={**details, "expected": public_key.hex(), "actual": entry.public_key.hex()},
+        )
+    return entry
+
+
+def check_pointer_advances(stored: RegistryEntry | None, entry: RegistryEntry) -> None:
+    """Apply the rule of S5 nodes: only a strictly higher revision replaces an entry.
+
+    Raises:
+        ConflictError: the revision is equal or lower.
+    """
+    if stored is not None and entry.revision <= stored.revision:
+        raise ConflictError(
+            f"Revision number too low: the pointer is at {stored.revision}, got {entry.revision}",
+            details={
+                "public_key": entry.public_key.hex(),
+                "stored_revision": stored.revision,
+                "revision": entry.revision,
+            },
+        )
+
+
+def check_new_entry(entry: RegistryEntry) -> None:
+    """Check an entry before it is stored.
+
+    Raises:
+        IntegrityError: the signature does not match.
+        InvalidInputError: the revision is one S5.js cannot handle.
+    """
+    if entry.revision > REVISION_MAX:
+        raise InvalidInputError(
+            f"A revision is at most {REVISION_MAX}, got {entry.revision}",
+            details={"limit": REVISION_MAX, "actual": entry.revision},
+        )
+    entry.verify()
+
+
+def storage_error(error: OSError, doing: str) -> StorageError:
+    """Return the StorageError for a failed system call, with its errno as attribute and detail.
+
+    Args:
+        error: what the system said.
+        doing: what was tried, for example ``"write /data/blobs/ab"``.
+    """
+    reason = error.strerror or type(error).__name__
+    result = StorageError(f"Could not {doing}: {reason}", details={"errno": error.errno})
+    result.errno = error.errno
+    result.strerror = error.strerror
+    return result
