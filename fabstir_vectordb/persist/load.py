@@ -1,0 +1,593 @@
+"""Loading a version: pointer -> root -> manifest -> parts, each checked before the next one is believed.
+
+Bytes from a store pass four gates: BLAKE3 against the identifier they were asked by (in the store), the
+cipher's tag, BLAKE3 and size against the authenticated manifest, and the native reader, which trusts nothing.
+Nothing of the
+session changes here: a load returns a finished native index, or raises and leaves no trace.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
+
+from fabstir_vectordb.errors import (
+    DecryptionError,
+    IntegrityError,
+    InvalidInputError,
+    MemoryBudgetExceededError,
+    NotFoundError,
+    VectorDBError,
+)
+from fabstir_vectordb.persist.manifest import (
+    DOCUMENTS,
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    Manifest,
+    PartRecord,
+    decode_manifest,
+    split_name,
+)
+from fabstir_vectordb.persist.records import read_catalogue, record_version
+from fabstir_vectordb.persist.versions import (
+    HistoryEntry,
+    Lineage,
+    Meter,
+    PersistSettings,
+    ProgressCallback,
+    StoredPart,
+    Version,
+    Workers,
+    checked_pointer,
+    index_path,
+    run_bounded,
+    transfers_for,
+)
+from fabstir_vectordb.s5.cid import BlobId, blake3_hash
+from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypted_size, is_mutable
+from fabstir_vectordb.s5.compress import decompress
+from fabstir_vectordb.s5.dirv1 import FileEncryption, FileEntry, decode_directory, is_directory
+from fabstir_vectordb.s5.keys import Identity
+from fabstir_vectordb.s5.registry import pointer_hash
+from fabstir_vectordb.storage.base import Store
+
+__all__ = ["LoadedVersion", "VerifiedVersion", "load_version", "verify_version"]
+
+logger = logging.getLogger(__name__)
+
+_ALGORITHM = FileEncryption(key=b"", plaintext_hash=b"").algorithm
+_IDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedVersion:
+    """A version in memory, ready to become the content of a session.
+
+    Attributes:
+        version: what a later save builds on; set it as the lineage's base together with the content.
+        revision: the pointer's revision that names it, or None when it was opened by CID.
+        dim: components of a vector, or None while no vector was ever added.
+        metric, M, ef_construction, chunk_size: the index's settings.
+        rows: slots, tombstones included.
+        live: rows that searches can return.
+        last_change_us: time of the last change to a row, microseconds since 1970.
+        native: the loaded native index, or None where `dim` is None; its owner closes it.
+        document_rows: rows that a metadata page covers.
+        pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
+    """
+
+    version: Version
+    revision: int | None
+    dim: int | None
+    metric: str
+    M: int
+    ef_construction: int
+    chunk_size: int | None
+    rows: int
+    live: int
+    last_change_us: int
+    native: NativeIndex | None
+    document_rows: int
+    pages: list[tuple[int, bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedVersion:
+    """What a verification read.
+
+    Attributes:
+        cid: the version.
+        parts: parts read and checked, the manifest not counted.
+        bytes: bytes of all blobs read, as they are stored.
+        rows: slots of the index, tombstones included.
+    """
+
+    cid: BlobId
+    parts: int
+    bytes: int
+    rows: int
+
+
+async def load_version(
+    store: Store,
+    identity: Identity,
+    lineage: Lineage,
+    settings: PersistSettings,
+    cid: str | None = None,
+    *,
+    missing_ok: bool = False,
+    progress: ProgressCallback | None = None,
+) -> LoadedVersion | None:
+    """Reads a whole version into memory.
+
+    Args:
+        store: where the version lives.
+        identity: the user's keys.
+        lineage: the session's memory; only the revisions seen change.
+        settings: index name, encryption, native settings, budget.
+        cid: the version, or None for the newest one.
+        missing_ok: with `cid` None, return None where no version was ever saved.
+        progress: called on the event loop's thread after every part.
+
+    Returns:
+        The version, or None.
+
+    Raises:
+        NotFoundError: no version was saved under this phrase and name, or the store lacks an object.
+        InvalidInputError: `cid` is no CID, or names something that is no version.
+        DecryptionError: none of the user's keys opens it, or it is in clear while encryption is on.
+        IntegrityError: bytes are not what they should be, or the store went back behind what it answered
+            before.
+        MemoryBudgetExceededError: it would not fit; nothing was loaded.
+        StorageError: a newer release wrote it, or the store failed.
+        VectorDBError: the store failed in another way.
+    """
+    workers = Workers(settings.threads)
+    opened = await _open_version(store, identity, lineage, settings, workers, cid)
+    if opened is None:
+        if missing_ok:
+            return None
+        raise NotFoundError(
+            f"no version of index {settings.index_name!r} was saved under this phrase",
+            details={"index_name": settings.index_name},
+        )
+    manifest = opened.manifest
+    _check_budget(manifest, settings)
+    native = await workers.run(_begin, manifest, settings)
+    try:
+        pages: dict[int, bytes] = {}
+        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts))
+
+        def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
+            async def fetch() -> None:
+                blob = await store.get(part.entry.hash, _blob_size(part.entry))
+                await workers.run(_take_part, part, blob, native, pages)
+                meter.advance(part.record.size)
+
+            return fetch
+
+        largest = max((part.record.size for part in opened.parts), default=0)
+        await run_bounded([job(part) for part in opened.parts], transfers_for(largest, settings.budget_bytes))
+        meter.stage("index")
+        if native is not None:
+            await workers.run(_finish, native, manifest)
+    except BaseException:
+        # No worker thread is left: run_bounded waits for all of them, also when it is cancelled.
+        if native is not None:
+            native.close()
+        raise
+    loaded = LoadedVersion(
+        version=opened.version,
+        revision=opened.revision,
+        dim=manifest.dim or None,
+        metric=manifest.metric,
+        M=manifest.M,
+        ef_construction=manifest.ef_construction,
+        chunk_size=manifest.chunk_size,
+        rows=manifest.rows,
+        live=manifest.live,
+        last_change_us=manifest.timestamp_us,
+        native=native,
+        document_rows=manifest.document_rows,
+        pages=sorted(pages.items()),
+    )
+    try:
+        await _repair_records(store, identity, settings, lineage, loaded)
+    except BaseException:
+        if native is not None:
+            native.close()
+        raise
+    return loaded
+
+
+async def verify_version(
+    store: Store,
+    identity: Identity,
+    lineage: Lineage,
+    settings: PersistSettings,
+    cid: str | None = None,
+    *,
+    check_page: Callable[[int, int, bytes], object] | None = None,
+    progress: ProgressCallback | None = None,
+) -> VerifiedVersion:
+    """Reads every object of a version and checks all of it, up to building the index.
+
+    Args:
+        store: where the version lives.
+        identity: the user's keys.
+        lineage: the session's memory; only the revisions seen change.
+        settings: index name, encryption, native settings.
+        cid: the version, or None for the newest one.
+        check_page: called as ``check_page(number, document_rows, page)`` for every metadata page in a worker
+            thread; raises IntegrityError for a bad one.
+        progress: called on the event loop's thread after every part.
+
+    Returns:
+        What was read.
+
+    Raises:
+        IntegrityError: something is wrong; ``details["bad"]`` lists every bad part with its name, CID and
+            reason.
+        NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
+    """
+    workers = Workers(settings.threads)
+    opened = await _open_version(store, identity, lineage, settings, workers, cid)
+    if opened is None:
+        raise NotFoundError(
+            f"no version of index {settings.index_name!r} was saved under this phrase",
+            details={"index_name": settings.index_name},
+        )
+    manifest = opened.manifest
+    native = await workers.run(_begin, manifest, settings)
+    bad: dict[str, dict[str, object]] = {}
+    total_bytes = opened.bytes_read
+    try:
+        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts))
+
+        def check(part: StoredPart, blob: bytes) -> None:
+            pages: dict[int, bytes] = {}
+            _take_part(part, blob, native, pages)
+            if check_page is not None:
+                for number, page in pages.items():
+                    check_page(number, manifest.document_rows, page)
+
+        def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
+            async def fetch() -> None:
+                nonlocal total_bytes
+                try:
+                    blob = await store.get(part.entry.hash, _blob_size(part.entry))
+                    total_bytes += len(blob)
+                    await workers.run(check, part, blob)
+                except (IntegrityError, DecryptionError, NotFoundError) as error:
+                    bad[part.record.name] = {
+                        "part": part.record.name,
+                        "cid": str(_part_cid(part.entry)),
+                        "reason": error.message,
+                        "missing": isinstance(error, NotFoundError),
+                    }
+                meter.advance(part.record.size)
+
+            return fetch
+
+        largest = max((part.record.size for part in opened.parts), default=0)
+        await run_bounded([job(part) for part in opened.parts], transfers_for(largest, settings.budget_bytes))
+        meter.stage("index")
+        if native is not None and not bad:
+            try:
+                await workers.run(_finish, native, manifest)
+            except IntegrityError as error:
+                bad[""] = {
+                    "part": None,
+                    "cid": str(opened.version.cid),
+                    "reason": error.message,
+                    "missing": False,
+                }
+    finally:
+        if native is not None:
+            native.close()
+    if bad:
+        listed = [bad[name] for name in sorted(bad)]
+        raise IntegrityError(
+            f"{len(listed)} of the {len(opened.parts)} parts of {opened.version.cid} are damaged or missing: "
+            + ", ".join(str(entry["part"] or "the whole") for entry in listed[:5])
+            + (", ..." if len(listed) > 5 else ""),
+            details={"cid": str(opened.version.cid), "bad": listed},
+        )
+    return VerifiedVersion(opened.version.cid, len(opened.parts), total_bytes, manifest.rows)
+
+
+# ---- Root and manifest -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A version whose root and manifest are read and agree with each other."""
+
+    version: Version
+    revision: int | None
+    manifest: Manifest
+    parts: list[StoredPart]
+    bytes_read: int
+
+
+async def _open_version(
+    store: Store,
+    identity: Identity,
+    lineage: Lineage,
+    settings: PersistSettings,
+    workers: Workers,
+    cid: str | None,
+) -> _Opened | None:
+    """Reads root and manifest; None where the newest version is asked for and there is none."""
+    revision: int | None = None
+    if cid is None:
+        keys = identity.path_keys(index_path(settings.index_name))
+        head = await checked_pointer(store, keys.public_key, lineage, f"index {settings.index_name!r}")
+        if head is None:
+            return None
+        revision = head.revision
+        root_hash = pointer_hash(head.data)
+        root_blob = await store.get(root_hash)
+        root_id = BlobId(root_hash, len(root_blob))
+    else:
+        asked = BlobId.parse(cid)
+        root_blob = await store.get(asked.hash, asked.known_size)
+        root_id = BlobId(asked.hash, len(root_blob))
+
+    files, own = await _open_root(store, identity, lineage, settings, workers, root_id, root_blob)
+    manifest_entry = files.get(MANIFEST_NAME)
+    if manifest_entry is None or manifest_entry.size > MANIFEST_BYTES_MAX:
+        raise IntegrityError(
+            f"{root_id} has no file {MANIFEST_NAME!r} of a possible size: it is no version of an index",
+            details={"cid": str(root_id), "part": MANIFEST_NAME},
+        )
+    encrypted = is_mutable(root_blob)
+    _check_entry(MANIFEST_NAME, manifest_entry, encrypted)
+    blob = await store.get(manifest_entry.hash, _blob_size(manifest_entry))
+    manifest, parts = await workers.run(_read_manifest, manifest_entry, blob, files, encrypted)
+    version = Version(
+        cid=root_id,
+        own=own,
+        encrypted=encrypted,
+        live=manifest.live,
+        rows=manifest.rows,
+        timestamp_us=manifest.timestamp_us,
+        parts={(part.record.name, part.record.hash): part for part in parts},
+    )
+    return _Opened(version, revision, manifest, parts, len(root_blob) + len(blob))
+
+
+async def _open_root(
+    store: Store,
+    identity: Identity,
+    lineage: Lineage,
+    settings: PersistSettings,
+    workers: Workers,
+    root_id: BlobId,
+    blob: bytes,
+) -> tuple[dict[str, FileEntry], bool]:
+    """The root's files, and whether it lies under this index's own key."""
+    details = {"cid": str(root_id), "index_name": settings.index_name}
+    if is_directory(blob):
+        if settings.encrypt_at_rest:
+            raise DecryptionError(
+                f"{root_id} is stored in clear, and this session expects encryption; open it with "
+                "encrypt_at_rest=False if that is what you want",
+                details=details,
+            )
+        return await workers.run(_read_directory, blob), True
+    if not is_mutable(blob):
+        raise InvalidInputError(f"{root_id} is a blob, but not the root of an index", details=details)
+
+    plain = await workers.run(_try_key, identity, settings.index_name, blob)
+    if plain is not None:
+        return await workers.run(_read_directory, plain), True
+    try:
+        names = await read_catalogue(store, identity, lineage)
+    except VectorDBError as error:
+        logger.warning("the keys of the user's other indexes could not be tried: %s", error)
+        names = []
+    for name in names:
+        plain = await workers.run(_try_key, identity, name, blob)
+        if plain is not None:
+            return await workers.run(_read_directory, plain), name == settings.index_name
+    raise DecryptionError(
+        f"{root_id} cannot be opened with this phrase, neither as index {settings.index_name!r} nor as "
+        "another of its indexes",
+        details=details,
+    )
+
+
+def _try_key(identity: Identity, index_name: str, blob: bytes) -> bytes | None:
+    try:
+        return decrypt_mutable(identity.path_keys(index_path(index_name)).encryption_key, blob)
+    except DecryptionError:
+        return None
+    except IntegrityError as error:
+        # The bytes are what the CID says, so nothing was damaged: it is another kind of blob.
+        raise InvalidInputError(f"the blob is not the root of an index: {error.message}") from error
+
+
+def _read_directory(plain: bytes) -> dict[str, FileEntry]:
+    directory = decode_directory(plain)
+    if directory.dirs or directory.header:
+        raise IntegrityError("the root of a version has neither sub-directories nor a header")
+    return directory.files
+
+
+def _read_manifest(
+    entry: FileEntry, blob: bytes, files: dict[str, FileEntry], encrypted: bool
+) -> tuple[Manifest, list[StoredPart]]:
+    manifest = decode_manifest(_open_blob(MANIFEST_NAME, entry, blob))
+    names = {part.name for part in manifest.parts} | {MANIFEST_NAME}
+    if names != files.keys():
+        odd = sorted(names ^ files.keys())[0]
+        raise IntegrityError(
+            f"root and manifest do not list the same parts: {odd[:64]!r} is in one of them only",
+            details={"part": odd[:64]},
+        )
+    parts = []
+    for record in manifest.parts:
+        _check_entry(record.name, files[record.name], encrypted)
+        _check_sizes(record, files[record.name])
+        parts.append(StoredPart(record, files[record.name]))
+    return manifest, parts
+
+
+def _check_entry(name: str, entry: FileEntry, encrypted: bool) -> None:
+    if (entry.encryption is not None) is not encrypted:
+        raise IntegrityError(
+            f"part {name} and the root are not both encrypted or both in clear", details={"part": name}
+        )
+    if entry.encryption is not None and entry.encryption.algorithm != _ALGORITHM:
+        raise IntegrityError(f"part {name} names an unknown cipher", details={"part": name})
+
+
+def _check_sizes(record: PartRecord, entry: FileEntry) -> None:
+    # A frame that is not smaller would have been stored raw.
+    fits = entry.size == record.size if record.codec == "raw" else entry.size < record.size
+    if not fits:
+        raise IntegrityError(
+            f"part {record.name} is stored in {entry.size} bytes and holds {record.size}: impossible for "
+            f"codec {record.codec}",
+            details={"part": record.name, "expected": record.size, "actual": entry.size},
+        )
+
+
+# ---- Parts -------------------------------------------------------------------------------------------------
+
+
+def _blob_size(entry: FileEntry) -> int:
+    """Bytes of the stored blob; our writer never pads."""
+    return entry.size if entry.encryption is None else encrypted_size(entry.size)
+
+
+def _part_cid(entry: FileEntry) -> BlobId:
+    return BlobId(entry.hash, _blob_size(entry))
+
+
+def _open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
+    """The bytes of a part as they were given to the cipher, checked against the root."""
+    if entry.encryption is None:
+        plain = blob
+    else:
+        try:
+            plain = decrypt_static(entry.encryption.key, blob, entry.size)
+        except DecryptionError as error:
+            # The root is authenticated and named this key: it is the part that is wrong, not the phrase.
+            raise IntegrityError(f"part {name}: {error.message}", details={"part": name}) from error
+        if blake3_hash(plain) != entry.encryption.plaintext_hash:
+            raise IntegrityError(
+                f"part {name} decrypts to other bytes than the root says", details={"part": name}
+            )
+    if len(plain) != entry.size:
+        raise IntegrityError(
+            f"part {name} has {len(plain)} bytes, the root says {entry.size}",
+            details={"part": name, "expected": entry.size, "actual": len(plain)},
+        )
+    return plain
+
+
+def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[int, bytes]) -> None:
+    """Opens one fetched part and gives it to the native index, or to `pages`; runs in a worker thread."""
+    record = part.record
+    try:
+        plain = _open_blob(record.name, part.entry, blob)
+        raw = decompress(plain, record.size) if record.codec == "zstd" else plain
+        if len(raw) != record.size or blake3_hash(raw) != record.hash:
+            raise IntegrityError("its bytes are not those of the manifest")
+        kind, number = split_name(record.name)
+        if kind == DOCUMENTS:
+            pages[number] = raw
+        elif native is None:
+            raise IntegrityError("a version without a dimension has a native part")
+        else:
+            native.load_part(raw)
+    except IntegrityError as error:
+        if error.details.get("part") == record.name:
+            raise
+        raise IntegrityError(
+            f"part {record.name}: {error.message}", details={**error.details, "part": record.name}
+        ) from error
+
+
+def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
+    if manifest.dim == 0:
+        return None
+    return NativeIndex.load_begin(
+        manifest.dim,
+        metric=manifest.metric,
+        memory=settings.memory,
+        M=manifest.M,
+        ef_construction=manifest.ef_construction,
+        threads=settings.threads,
+        hash_seed=settings.hash_seed,
+        rows=manifest.rows,
+        graph_rows=manifest.graph_rows,
+        rows_per_part=manifest.rows_per_part,
+    )
+
+
+def _finish(native: NativeIndex, manifest: Manifest) -> None:
+    native.load_end()
+    live = native.stats().live
+    if live != manifest.live:
+        raise IntegrityError(
+            f"the version has {live} live rows, its manifest says {manifest.live}",
+            details={"expected": manifest.live, "actual": live},
+        )
+
+
+def _check_budget(manifest: Manifest, settings: PersistSettings) -> None:
+    if settings.budget_bytes is None:
+        return
+    sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
+    needed = sum(size for kind, size in sizes if kind == DOCUMENTS)
+    if manifest.dim:
+        needed += estimate_bytes(
+            manifest.dim,
+            metric=manifest.metric,
+            memory=settings.memory,
+            M=manifest.M,
+            ef_construction=manifest.ef_construction,
+            rows=manifest.rows,
+            # An ids part holds the ids and 4 bytes an offset; the excess is on the safe side.
+            id_bytes=sum(size for kind, size in sizes if kind == _IDS),
+        )
+    largest = max((size for _, size in sizes), default=0)
+    needed += 3 * largest * transfers_for(largest, settings.budget_bytes)
+    if needed > settings.budget_bytes:
+        _over_budget(needed, settings.budget_bytes)
+
+
+def _over_budget(needed: int, budget: int) -> NoReturn:
+    raise MemoryBudgetExceededError(
+        f"this version needs about {needed >> 20} MB, more than the {budget >> 20} MB of memory_budget_mb; "
+        "raise it or use memory='compact'",
+        details={"needed_bytes": needed, "budget_bytes": budget},
+    )
+
+
+async def _repair_records(
+    store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage, loaded: LoadedVersion
+) -> None:
+    """Enters what an interrupted save left out: a version that the pointer names belongs in history and
+    catalogue."""
+    entries = []
+    if loaded.revision is not None:
+        version = loaded.version
+        entries.append(
+            HistoryEntry(
+                cid=version.cid,
+                saved_us=version.timestamp_us,
+                revision=loaded.revision,
+                vector_count=version.live,
+                deleted_count=version.rows - version.live,
+            )
+        )
+    if entries or lineage.unrecorded:
+        await record_version(store, identity, settings, lineage, entries, repair_damage=False)

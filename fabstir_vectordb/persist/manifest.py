@@ -1,0 +1,330 @@
+"""The manifest of a version: what the parts are, and how many bytes each must unpack to.
+
+It is CBOR, stored as the file ``metadata`` of the version's root.  Everything a reader allocates or
+decompresses is bounded by it, so `decode_manifest` treats its bytes as hostile even though the root's
+encryption authenticates them: a version saved without encryption is authenticated by its CID alone, and that
+CID may come from anybody. ``docs/format.md`` describes every key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fabstir_vectordb.errors import IntegrityError, StorageError
+from fabstir_vectordb.s5 import cbor
+
+__all__ = [
+    "CODECS",
+    "DOCUMENTS",
+    "FORMAT_VERSION",
+    "MANIFEST_BYTES_MAX",
+    "MANIFEST_NAME",
+    "PARTS_MAX",
+    "PART_BYTES_MAX",
+    "PART_TARGET_BYTES",
+    "Manifest",
+    "PartRecord",
+    "decode_manifest",
+    "encode_manifest",
+    "part_name",
+    "rows_per_part_for",
+    "split_name",
+]
+
+FORMAT_VERSION = 0
+"""Version of the stored layout.  Until 1.0 of the package it stays 0 and may change."""
+
+MANIFEST_NAME = "metadata"
+"""Name of the manifest among the root's files, kept from the original layout."""
+
+PARTS_MAX = 900
+"""Most parts of a version.  S5.js loses keys in directories of 1000 entries; the rest is room
+for the manifest and for files that later releases add."""
+
+PART_TARGET_BYTES = 8 * 1024 * 1024
+"""Bytes of one part before compression that the row count aims at: an S5 portal takes 34 MB in one upload,
+and an upload is repeated as a whole when it fails."""
+
+PART_BYTES_MAX = 1024 * 1024 * 1024
+"""Most bytes of one part before compression.  S5.js writes wrong sizes from 2^31 up."""
+
+MANIFEST_BYTES_MAX = 1024 * 1024
+"""Most bytes of a manifest; 900 parts take about 70 KB."""
+
+CODECS = ("raw", "zstd")
+"""How a part is stored: as it is, or as one zstd frame."""
+
+_ROWS_MAX = 2**31 - 1
+_DIM_MAX = 4096
+_METRICS = ("cosine", "l2", "dot")
+
+# FVDB_PART_* of the native header, and the name each kind has among the root's files.
+_NATIVE_NAMES: Mapping[int, str] = {
+    1: "vectors.high",
+    2: "vectors.low",
+    3: "ids",
+    4: "timestamps",
+    5: "tombstones",
+    6: "recent.graph",
+    7: "recent.head",
+}
+_NATIVE_KINDS = {name: kind for kind, name in _NATIVE_NAMES.items()}
+DOCUMENTS = 0
+"""Kind number of metadata pages; the native kinds start at 1."""
+
+_NAME = re.compile(r"([a-z]+(?:\.[a-z]+)?)\.([0-9]{4})")
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """One part as the manifest knows it.
+
+    Attributes:
+        name: its name among the root's files, for example ``vectors.high.0000``.
+        hash: BLAKE3 of the bytes before compression and encryption.
+        size: number of those bytes.
+        codec: one of `CODECS`.
+    """
+
+    name: str
+    hash: bytes
+    size: int
+    codec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything a version says about itself, besides the parts' contents.
+
+    Attributes:
+        dim: components of a vector; 0 while no vector was ever added.
+        metric: ``cosine``, ``l2`` or ``dot``.
+        M: links a row on the graph's upper layers.
+        ef_construction: candidates kept while a row is linked.
+        chunk_size: rows a part that the user fixed, or None.
+        rows: slots, tombstones included.
+        live: rows that searches can return.
+        graph_rows: rows in the HNSW graph; 0 or `rows`.
+        rows_per_part: rows that a native part covers.
+        document_rows: rows that a metadata page covers.
+        timestamp_us: time of the last change to a row, microseconds since 1970.
+        parts: every part but the manifest, in the order of their names' kinds and numbers.
+    """
+
+    dim: int
+    metric: str
+    M: int
+    ef_construction: int
+    chunk_size: int | None
+    rows: int
+    live: int
+    graph_rows: int
+    rows_per_part: int
+    document_rows: int
+    timestamp_us: int
+    parts: tuple[PartRecord, ...]
+
+    def __iter__(self) -> Iterator[PartRecord]:
+        return iter(self.parts)
+
+
+def part_name(kind: int, number: int) -> str:
+    """The file name of a part.
+
+    Args:
+        kind: `DOCUMENTS` or an FVDB_PART_* number.
+        number: its 0-based number within the kind.
+
+    Returns:
+        A flat name of ``[a-z0-9.]`` with a number of four digits, so that byte order and locale order agree.
+
+    Raises:
+        StorageError: the number needs more than four digits.
+    """
+    if number > 9999:
+        raise StorageError(
+            f"a version would need part number {number}; the layout ends at 9999",
+            details={"number": number, "limit": 9999},
+        )
+    prefix = "documents" if kind == DOCUMENTS else _NATIVE_NAMES[kind]
+    return f"{prefix}.{number:04d}"
+
+
+def split_name(name: str) -> tuple[int, int]:
+    """The kind and number of a part name.
+
+    Raises:
+        IntegrityError: it is not a name that `part_name` makes.
+    """
+    match = _NAME.fullmatch(name)
+    if match is not None:
+        prefix, number = match[1], int(match[2])
+        if prefix == "documents":
+            return DOCUMENTS, number
+        if prefix in _NATIVE_KINDS:
+            return _NATIVE_KINDS[prefix], number
+    raise IntegrityError(f"manifest: unknown part name {name[:64]!r}", details={"part": name[:64]})
+
+
+def rows_per_part_for(dim: int, M: int) -> int:
+    """Rows of a part for which its largest kind stays near `PART_TARGET_BYTES`.
+
+    It depends on no row count, so that a growing index keeps its part boundaries, and with them the stored
+    blobs of all parts that did not change.
+
+    Args:
+        dim: components of a vector.
+        M: links a row; level 0 of the graph holds at most 2 M of 4 bytes each.
+
+    Returns:
+        A power of two, at least 1.
+    """
+    # One plane takes 2 bytes a component.  64 bytes leave room for an id where vectors are short.
+    row_bytes = max(2 * dim, 8 * M, 64)
+    rows = PART_TARGET_BYTES // row_bytes
+    return 1 << (rows.bit_length() - 1)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The stored bytes of a manifest; equal manifests give equal bytes."""
+    return cbor.encode(
+        {
+            "version": FORMAT_VERSION,
+            "config": {
+                "dim": manifest.dim,
+                "metric": manifest.metric,
+                "M": manifest.M,
+                "ef_construction": manifest.ef_construction,
+                "chunk_size": manifest.chunk_size,
+            },
+            "recent_count": manifest.live,
+            "historical_count": 0,
+            "total_vectors": manifest.live,
+            "timestamp": manifest.timestamp_us,
+            "rows": manifest.rows,
+            "graph_rows": manifest.graph_rows,
+            "rows_per_part": manifest.rows_per_part,
+            "document_rows": manifest.document_rows,
+            "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
+        }
+    )
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """Reads a manifest from untrusted bytes; every field is checked against its limit and against the others.
+
+    Args:
+        raw: the bytes of the file ``metadata``.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        IntegrityError: the bytes break a rule of the format; the message names it.
+        StorageError: a newer release wrote it.
+    """
+    top = cbor.decode(raw, max_bytes=MANIFEST_BYTES_MAX, what="manifest")
+    if not isinstance(top, dict):
+        raise _broken("it is not a map")
+    version = _integer(top, "version", 0, 2**31)
+    if version > FORMAT_VERSION:
+        # Checked before anything else: a newer layout may have other keys.
+        raise StorageError(
+            f"this version was saved in format {version}; this release reads formats up to {FORMAT_VERSION}: "
+            "upgrade fabstir-vectordb",
+            details={"format_version": version, "supported": FORMAT_VERSION},
+        )
+    _exact_keys(top, _TOP_KEYS, "it")
+    config = top["config"]
+    if not isinstance(config, dict):
+        raise _broken("config is not a map")
+    _exact_keys(config, _CONFIG_KEYS, "config")
+    metric = config["metric"]
+    if not isinstance(metric, str) or metric not in _METRICS:
+        raise _broken("config.metric is none of cosine, l2, dot")
+
+    live = _integer(top, "total_vectors", 0, _ROWS_MAX)
+    rows = _integer(top, "rows", live, _ROWS_MAX)
+    graph_rows = _integer(top, "graph_rows", 0, rows)
+    if graph_rows not in (0, rows):
+        raise _broken(f"graph_rows is {graph_rows}, neither 0 nor the {rows} rows")
+    if _integer(top, "historical_count", 0, 0) + _integer(top, "recent_count", 0, _ROWS_MAX) != live:
+        raise _broken("recent_count and historical_count do not add up to total_vectors")
+    dim = _integer(config, "dim", 0, _DIM_MAX)
+    if dim == 0 and rows:
+        raise _broken("it has rows but no dimension")
+    return Manifest(
+        dim=dim,
+        metric=metric,
+        M=_integer(config, "M", 4, 64),
+        ef_construction=_integer(config, "ef_construction", 1, 100_000),
+        chunk_size=None if config["chunk_size"] is None else _integer(config, "chunk_size", 1, _ROWS_MAX),
+        rows=rows,
+        live=live,
+        graph_rows=graph_rows,
+        rows_per_part=_integer(top, "rows_per_part", 1, _ROWS_MAX),
+        document_rows=_integer(top, "document_rows", 1, _ROWS_MAX),
+        timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
+        parts=_decode_parts(top["parts"]),
+    )
+
+
+_TOP_KEYS = frozenset(
+    [
+        "version",
+        "config",
+        "recent_count",
+        "historical_count",
+        "total_vectors",
+        "timestamp",
+        "rows",
+        "graph_rows",
+        "rows_per_part",
+        "document_rows",
+        "parts",
+    ]
+)
+_CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
+
+
+def _decode_parts(rows: Any) -> tuple[PartRecord, ...]:
+    if not isinstance(rows, list) or len(rows) > PARTS_MAX:
+        raise _broken(f"parts is not a list of at most {PARTS_MAX}")
+    parts: list[PartRecord] = []
+    seen: set[str] = set()
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 4:
+            raise _broken("an entry of parts is not a list of 4")
+        name, digest, size, codec = row
+        if not isinstance(name, str) or name in seen:
+            raise _broken("a part has no name, or the name of another")
+        split_name(name)
+        seen.add(name)
+        if not isinstance(digest, bytes) or len(digest) != 32:
+            raise _broken(f"the hash of {name} is not 32 bytes")
+        if type(size) is not int or not 0 <= size <= PART_BYTES_MAX:
+            raise _broken(f"the size of {name} is not in 0..{PART_BYTES_MAX}")
+        if not isinstance(codec, str) or codec not in CODECS:
+            raise _broken(f"the codec of {name} is none of {', '.join(CODECS)}")
+        parts.append(PartRecord(name, digest, size, codec))
+    return tuple(parts)
+
+
+def _broken(reason: str) -> IntegrityError:
+    return IntegrityError(f"manifest: {reason}", details={"part": MANIFEST_NAME})
+
+
+def _exact_keys(value: dict[Any, Any], keys: frozenset[str], what: str) -> None:
+    if value.keys() != keys:
+        raise _broken(f"{what} does not have exactly the keys {', '.join(sorted(keys))}")
+
+
+def _integer(value: dict[Any, Any], key: str, least: int, most: int) -> int:
+    number = value.get(key)
+    # bool is a subclass of int, and CBOR true must not pass for 1.
+    if type(number) is not int or not least <= number <= most:
+        raise _broken(f"{key} is not an integer in {least}..{most}")
+    return number

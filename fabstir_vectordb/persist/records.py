@@ -1,0 +1,381 @@
+"""History and catalogue: two small encrypted records beside the versions, written last and never
+authoritative.
+
+The history of an index lists its versions, the catalogue lists the user's index names.  Each is one CBOR blob
+in S5's mutable encryption under the keys of its own hidden-DB path, named by its own pointer.  A version
+never depends on them: losing one costs a list, not data.  Several writers may meet here, so an update reads,
+merges, writes and tries again when somebody was faster.  `record_version` therefore reports failures to the
+log only, and what could not be written is kept in the session's `Lineage` for the next save or load.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio.to_thread
+
+from fabstir_vectordb.errors import (
+    ConflictError,
+    DecryptionError,
+    IntegrityError,
+    NotFoundError,
+    StorageError,
+    VectorDBError,
+)
+from fabstir_vectordb.persist.versions import (
+    CATALOGUE_PATH,
+    HistoryEntry,
+    Lineage,
+    PersistSettings,
+    checked_pointer,
+    history_path,
+    run_bounded,
+)
+from fabstir_vectordb.s5 import cbor
+from fabstir_vectordb.s5.cid import BlobId
+from fabstir_vectordb.s5.cipher import decrypt_mutable, encrypt_mutable
+from fabstir_vectordb.s5.keys import Identity, PathKeys, root_nonce
+from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data, pointer_hash
+from fabstir_vectordb.storage.base import Store
+
+__all__ = [
+    "HISTORY_ENTRIES_MAX",
+    "RECORD_BYTES_MAX",
+    "read_catalogue",
+    "read_history",
+    "record_version",
+]
+
+HISTORY_ENTRIES_MAX = 1000
+"""Newest versions that a history keeps; about 100 bytes each."""
+
+RECORD_BYTES_MAX = 1024 * 1024
+"""Most bytes of a record: S5's limit for the plaintext of a mutable blob."""
+
+_RECORD_VERSION = 0
+_UPDATE_TRIES = 5
+_INDEX_NAME_CHARS_MAX = 64
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+async def read_history(
+    store: Store, identity: Identity, index_name: str, lineage: Lineage
+) -> list[HistoryEntry]:
+    """The versions of an index, newest first.
+
+    Args:
+        store: where the record lives.
+        identity: the user's keys.
+        index_name: the index.
+        lineage: the session's memory; entries read are added to it.
+
+    Returns:
+        At most `HISTORY_ENTRIES_MAX` entries; an empty list for an index that was never saved.
+
+    Raises:
+        IntegrityError: the record or its pointer is damaged; the next save repairs it.
+        NotFoundError: the pointer names a record that the store does not have.
+        VectorDBError: the store failed.
+    """
+    record = _history_record(identity, index_name)
+    stored, _ = await _read(store, record, lineage)
+    return _newest_first([*(stored or ()), *lineage.unrecorded])
+
+
+async def read_catalogue(store: Store, identity: Identity, lineage: Lineage) -> list[str]:
+    """The names of the user's saved indexes, sorted.
+
+    Args:
+        store: where the record lives.
+        identity: the user's keys.
+        lineage: the session's memory.
+
+    Returns:
+        The names; an empty list before the first save.
+
+    Raises:
+        IntegrityError: the record or its pointer is damaged; the next save repairs it.
+        NotFoundError: the pointer names a record that the store does not have.
+        VectorDBError: the store failed.
+    """
+    stored, _ = await _read(store, _catalogue_record(identity), lineage)
+    return stored or []
+
+
+async def record_version(
+    store: Store,
+    identity: Identity,
+    settings: PersistSettings,
+    lineage: Lineage,
+    entries: Iterable[HistoryEntry],
+    *,
+    repair_damage: bool,
+) -> None:
+    """Enters versions into the history and the index into the catalogue.  Failures are logged, never raised.
+
+    Args:
+        store: where the records live.
+        identity: the user's keys.
+        settings: index name.
+        lineage: entries that could not be written stay in it for the next call.
+        entries: versions that the history should list.
+        repair_damage: replace a record that cannot be read by what this session knows.  A save does; a load
+            only reports it, because reading must not destroy what might still be rescued.
+    """
+    known = {entry.key for entry in lineage.unrecorded}
+    lineage.unrecorded.extend(entry for entry in entries if entry.key not in known)
+    pending = list(lineage.unrecorded)
+
+    def merge_history(stored: list[HistoryEntry] | None) -> list[HistoryEntry]:
+        # A readable record is the truth, also about what was removed from it.  Only a lost one is rebuilt
+        # from memory.
+        before = list(lineage.history.values()) if stored is None else stored
+        return _newest_first([*before, *pending])
+
+    def merge_catalogue(stored: list[str] | None) -> list[str]:
+        return sorted({*(stored or ()), settings.index_name})
+
+    async def history() -> None:
+        await _update(
+            store, _history_record(identity, settings.index_name), lineage, merge_history, repair_damage
+        )
+        del lineage.unrecorded[: len(pending)]
+
+    async def catalogue() -> None:
+        await _update(store, _catalogue_record(identity), lineage, merge_catalogue, repair_damage)
+
+    async def quietly(name: str, update: Callable[[], Any]) -> None:
+        try:
+            await update()
+        except (VectorDBError, OSError) as error:
+            logger.warning(
+                "index %r: the %s could not be brought up to date (%s); the next save tries again",
+                settings.index_name,
+                name,
+                error,
+            )
+
+    await run_bounded([lambda: quietly("history", history), lambda: quietly("catalogue", catalogue)], 2)
+
+
+# ---- One record --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Where a record lives, and how its plaintext reads."""
+
+    what: str
+    details: dict[str, Any]
+    keys: PathKeys
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    remember: Callable[[Lineage, Any], None]
+
+
+def _history_record(identity: Identity, index_name: str) -> _Record:
+    def remember(lineage: Lineage, entries: list[HistoryEntry]) -> None:
+        lineage.history = {entry.key: entry for entry in entries}
+
+    return _Record(
+        f"the history of index {index_name!r}",
+        {"record": "history", "index_name": index_name},
+        identity.path_keys(history_path(index_name)),
+        _encode_history,
+        _decode_history,
+        remember,
+    )
+
+
+def _catalogue_record(identity: Identity) -> _Record:
+    return _Record(
+        "the catalogue of indexes",
+        {"record": "catalogue"},
+        identity.path_keys(CATALOGUE_PATH),
+        _encode_catalogue,
+        _decode_catalogue,
+        lambda lineage, names: None,
+    )
+
+
+async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, int]:
+    """The decoded record and its pointer's revision; (None, 0) where there is none."""
+    try:
+        entry = await checked_pointer(store, record.keys.public_key, lineage, record.what)
+        if entry is None:
+            return None, 0
+        blob = await store.get(pointer_hash(entry.data))
+        value = await anyio.to_thread.run_sync(_open, record, blob)
+    except (IntegrityError, DecryptionError, NotFoundError) as error:
+        kind = NotFoundError if isinstance(error, NotFoundError) else IntegrityError
+        raise kind(
+            f"{record.what} is damaged: {error.message}; the next save repairs it",
+            details={**error.details, **record.details},
+        ) from error
+    record.remember(lineage, value)
+    return value, entry.revision
+
+
+async def _update(
+    store: Store, record: _Record, lineage: Lineage, merge: Callable[[Any], Any], repair_damage: bool
+) -> None:
+    """Reads, merges and writes a record, again when another writer was faster."""
+    public_key = record.keys.public_key
+    floor = 0
+    for _ in range(_UPDATE_TRIES):
+        try:
+            stored, revision = await _read(store, record, lineage)
+        except (IntegrityError, NotFoundError) as error:
+            if not repair_damage:
+                raise
+            logger.warning("%s; it is rebuilt from what this session knows", error)
+            stored, revision = None, lineage.seen.get(public_key, 0)
+        merged = merge(stored)
+        if stored is not None and merged == stored:
+            return
+        blob = await anyio.to_thread.run_sync(_seal, record, merged)
+        blob_id = await store.put(blob)
+        revision = max(revision, floor) + 1
+        entry = RegistryEntry.sign(record.keys.write_seed, revision, pointer_data(blob_id.hash))
+        try:
+            await store.set_pointer(entry)
+        except ConflictError as error:
+            # Somebody was faster, or the pointer that could not be read has a higher revision than we
+            # remember.
+            stored_revision = error.details.get("stored_revision")
+            floor = stored_revision if isinstance(stored_revision, int) else revision
+            continue
+        lineage.seen[public_key] = revision
+        record.remember(lineage, merged)
+        return
+    raise StorageError(
+        f"{record.what} changed {_UPDATE_TRIES} times while it was being updated", retryable=True
+    )
+
+
+def _open(record: _Record, blob: bytes) -> Any:
+    return record.decode(decrypt_mutable(record.keys.encryption_key, blob))
+
+
+def _seal(record: _Record, value: Any) -> bytes:
+    plain = record.encode(value)
+    if len(plain) > RECORD_BYTES_MAX:
+        raise StorageError(
+            f"{record.what} would take {len(plain)} bytes, more than S5's {RECORD_BYTES_MAX}",
+            details={**record.details, "size": len(plain), "limit": RECORD_BYTES_MAX},
+        )
+    key = record.keys.encryption_key
+    return encrypt_mutable(key, root_nonce(key, plain), plain)
+
+
+# ---- History -----------------------------------------------------------------------------------------------
+
+
+def _newest_first(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    unique: dict[tuple[bytes, int, bool], HistoryEntry] = {}
+    for entry in entries:
+        other = unique.get(entry.key)
+        # A repair only knows when rows last changed, which is before the save; the saver knows better, and
+        # more.
+        if other is None or (entry.vector_count is not None, entry.saved_us) > (
+            other.vector_count is not None,
+            other.saved_us,
+        ):
+            unique[entry.key] = entry
+    # Revisions order versions without trusting anybody's clock; a refused one came after the head it lost
+    # against.
+    order = sorted(
+        unique.values(),
+        key=lambda entry: (entry.revision, entry.refused, entry.saved_us, entry.cid.hash),
+        reverse=True,
+    )
+    return order[:HISTORY_ENTRIES_MAX]
+
+
+def _encode_history(entries: list[HistoryEntry]) -> bytes:
+    return cbor.encode(
+        {
+            "version": _RECORD_VERSION,
+            "entries": [
+                {
+                    "cid": entry.cid.to_bytes(),
+                    "saved": entry.saved_us,
+                    "revision": entry.revision,
+                    "vector_count": entry.vector_count,
+                    "deleted_count": entry.deleted_count,
+                    "refused": entry.refused,
+                }
+                for entry in entries
+            ],
+        }
+    )
+
+
+def _decode_history(raw: bytes) -> list[HistoryEntry]:
+    rows = _list_of(raw, "entries", HISTORY_ENTRIES_MAX)
+    entries = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise IntegrityError("an entry is not a map")
+        cid, refused = row.get("cid"), row.get("refused")
+        if not isinstance(cid, bytes) or type(refused) is not bool:
+            raise IntegrityError("an entry has no CID or no mark")
+        try:
+            blob_id = BlobId.from_bytes(cid)
+        except VectorDBError as error:
+            raise IntegrityError("an entry's CID is malformed") from error
+        entries.append(
+            HistoryEntry(
+                cid=blob_id,
+                saved_us=_integer(row, "saved", -(2**63), 2**63 - 1),
+                revision=_integer(row, "revision", 0, 2**31),
+                vector_count=_count(row, "vector_count"),
+                deleted_count=_count(row, "deleted_count"),
+                refused=refused,
+            )
+        )
+    return entries
+
+
+def _count(row: dict[Any, Any], key: str) -> int | None:
+    return None if row.get(key) is None else _integer(row, key, 0, 2**31)
+
+
+def _integer(row: dict[Any, Any], key: str, least: int, most: int) -> int:
+    value = row.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise IntegrityError(f"{key} of an entry is not an integer in {least}..{most}")
+    return value
+
+
+# ---- Catalogue ---------------------------------------------------------------------------------------------
+
+
+def _encode_catalogue(names: list[str]) -> bytes:
+    return cbor.encode({"version": _RECORD_VERSION, "names": names})
+
+
+def _decode_catalogue(raw: bytes) -> list[str]:
+    names = _list_of(raw, "names", RECORD_BYTES_MAX)
+    if not all(isinstance(name, str) and 0 < len(name) <= _INDEX_NAME_CHARS_MAX for name in names):
+        raise IntegrityError("a name is not a text of 1 to 64 characters")
+    return sorted(set(names))
+
+
+def _list_of(raw: bytes, key: str, most: int) -> list[Any]:
+    top = cbor.decode(raw, max_bytes=RECORD_BYTES_MAX, what="record")
+    if not isinstance(top, dict) or type(top.get("version")) is not int:
+        raise IntegrityError("it is not a map with a version")
+    if top["version"] > _RECORD_VERSION:
+        # StorageError is not taken for damage: an older release must not replace what a newer one wrote.
+        raise StorageError(f"a newer release wrote it, in format {top['version']}; upgrade fabstir-vectordb")
+    rows = top.get(key)
+    if not isinstance(rows, list) or len(rows) > most:
+        raise IntegrityError(f"{key} is not a list of at most {most}")
+    return rows

@@ -1,0 +1,529 @@
+"""Saving a version: parts -> root -> pointer -> records, in this order and never another.
+
+Until the pointer moves, nobody can see the new version; from then on everybody who has the phrase does.  A
+crash, a cancellation or a dead store at any point therefore leaves the previous version or the new one, never
+a mixture, and what a save leaves behind without a pointer are only blobs that nothing names.
+
+Everything that enters a version is a function of the index's content and of the user's keys: no wall clock,
+no random number, no thread count, no session.  Equal content has an equal CID, and a part that did not change
+keeps its blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import anyio
+
+from fabstir_vectordb.errors import ConflictError, IntegrityError, NotFoundError, StorageError, VectorDBError
+from fabstir_vectordb.persist.manifest import (
+    DOCUMENTS,
+    MANIFEST_NAME,
+    PART_BYTES_MAX,
+    PARTS_MAX,
+    Manifest,
+    PartRecord,
+    encode_manifest,
+    part_name,
+    rows_per_part_for,
+)
+from fabstir_vectordb.persist.records import record_version
+from fabstir_vectordb.persist.versions import (
+    HistoryEntry,
+    IndexSnapshot,
+    Lineage,
+    Meter,
+    PersistSettings,
+    ProgressCallback,
+    StoredPart,
+    Version,
+    Workers,
+    checked_pointer,
+    index_path,
+    run_bounded,
+    transfers_for,
+)
+from fabstir_vectordb.s5.cid import BlobId, blake3_hash
+from fabstir_vectordb.s5.cipher import encrypt_mutable, encrypt_static
+from fabstir_vectordb.s5.compress import compress
+from fabstir_vectordb.s5.dirv1 import FileEncryption, FileEntry, encode_directory
+from fabstir_vectordb.s5.keys import Identity, PathKeys, part_key, root_nonce
+from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry, pointer_data, pointer_hash
+from fabstir_vectordb.storage.base import Store
+
+__all__ = ["SavedVersion", "save_version"]
+
+OnConflict = Literal["error", "overwrite"]
+
+_MEDIA_TYPE_PART = "application/octet-stream"
+_MEDIA_TYPE_MANIFEST = "application/cbor"
+
+# Bytes of one metadata page from which on pages cover fewer rows.
+_PAGE_TARGET_BYTES = 16 * 1024 * 1024
+
+# zstd levels: vectors and links hardly shrink more at higher ones, texts do.
+_LEVEL_ARRAYS = 1
+_LEVEL_TEXT = 3
+_TEXT_KINDS = frozenset({DOCUMENTS, 3})
+
+# A compressed form must save one byte in this many, or the load would decompress for nothing.
+_COMPRESSION_GAIN = 32
+
+_POINTER_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SavedVersion:
+    """What a save did.
+
+    Attributes:
+        version: the stored version; it is the session's base now.
+        revision: the pointer's revision that names it.
+        moved: False when the newest version had this CID already, so that no new revision was needed.
+        parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
+        bytes_stored: bytes handed to the store, after compression and encryption.
+    """
+
+    version: Version
+    revision: int
+    moved: bool
+    parts_stored: int
+    parts_reused: int
+    bytes_stored: int
+
+
+async def save_version(
+    store: Store,
+    identity: Identity,
+    index: IndexSnapshot,
+    lineage: Lineage,
+    settings: PersistSettings,
+    *,
+    on_conflict: OnConflict = "error",
+    verify_stored: bool = False,
+    progress: ProgressCallback | None = None,
+    committed: Callable[[Version], None] | None = None,
+) -> SavedVersion:
+    """Stores the index as a version and makes it the newest.
+
+    The index must not change while this runs.  A cancellation before the pointer moves leaves the session as
+    it was; the pointer's move itself is not interrupted, and `committed` tells that it happened.
+
+    Args:
+        store: where to save.
+        identity: the user's keys.
+        index: the content.
+        lineage: the session's memory; its base is what the index grew from.
+        settings: index name, encryption, clock.
+        on_conflict: with ``error``, a version whose base is not the newest one is stored but refused; with
+            ``overwrite`` it supersedes the newest.
+        verify_stored: ask the store for every part that would be reused, and store again those it has lost.
+        progress: called on the event loop's thread after every part.
+        committed: called with the version as soon as the pointer names it, before the records are written.
+
+    Returns:
+        What was saved; its CID is ``str(saved.version.cid)``.
+
+    Raises:
+        ConflictError: the newest version is not the base; details has ``cid``, ``head_cid`` and ``base_cid``.
+        StorageError: the version breaks a limit of the layout (nothing was stored), or the store failed.
+        IntegrityError: the pointer is damaged or was rolled back.
+        VectorDBError: the store failed in another way; the previous version is still the newest.
+    """
+    keys = identity.path_keys(index_path(settings.index_name))
+    workers = Workers(settings.threads)
+    version, counts = await _store_parts_and_root(
+        store, keys, index, lineage, settings, workers, verify_stored, progress
+    )
+    # From here a cancellation would leave it open whether the version is the newest; the store's time limit
+    # bounds it.
+    with anyio.CancelScope(shield=True):
+        try:
+            revision, moved, superseded = await _move_pointer(
+                store, keys, version, lineage, settings, on_conflict
+            )
+        except _RefusedError as refused:
+            refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
+            head_cid = await _head_cid(store, refused.head_hash, lineage)
+        else:
+            refused_entry = None
+            lineage.base = version
+            lineage.attempted.clear()
+            if committed is not None:
+                committed(version)
+    if refused_entry is not None:
+        await record_version(store, identity, settings, lineage, [refused_entry], repair_damage=True)
+        raise _conflict(version, head_cid, lineage.base, settings)
+
+    entries = [] if superseded is None else [superseded]
+    # A version that was the newest already is in the history, unless that record was lost: then the time of
+    # the last change is the best that can be said, and the merge prefers a later one.
+    entries.append(_entry_of(version, settings.clock() if moved else version.timestamp_us, revision))
+    await record_version(store, identity, settings, lineage, entries, repair_damage=True)
+    return SavedVersion(version, revision, moved, *counts)
+
+
+# ---- Parts and root ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One part to be: its name, and a function that makes its bytes."""
+
+    kind: int
+    name: str
+    size: int
+    write: Callable[[], bytes | bytearray]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    jobs: Sequence[_Job]
+    rows: int
+    live: int
+    graph_rows: int
+    rows_per_part: int
+    document_rows: int
+
+
+async def _store_parts_and_root(
+    store: Store,
+    keys: PathKeys,
+    index: IndexSnapshot,
+    lineage: Lineage,
+    settings: PersistSettings,
+    workers: Workers,
+    verify_stored: bool,
+    progress: ProgressCallback | None,
+) -> tuple[Version, tuple[int, int, int]]:
+    """Stores everything below the pointer; also counts parts stored, parts reused and bytes stored."""
+    root_key = keys.encryption_key if settings.encrypt_at_rest else None
+    plan = await workers.run(_plan, index)
+    meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs))
+    reusable = _reusable_parts(lineage.base, settings)
+    stored: list[StoredPart | None] = [None] * len(plan.jobs)
+    parts_stored = bytes_stored = 0
+
+    async def store_part(position: int, job: _Job) -> None:
+        nonlocal parts_stored, bytes_stored
+        raw = await workers.run(job.write)
+        digest = await workers.run(blake3_hash, raw)
+        earlier = reusable.get((job.name, digest))
+        if earlier is not None and (not verify_stored or await store.has(earlier.entry.hash)):
+            stored[position] = earlier
+            meter.advance(job.size)
+            return
+        codec, entry, blob = await workers.run(_encode, job, raw, root_key)
+        del raw
+        blob_id = await store.put(blob)
+        stored[position] = StoredPart(
+            PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash)
+        )
+        parts_stored += 1
+        bytes_stored += len(blob)
+        meter.advance(job.size)
+
+    def start(position: int, job: _Job) -> Callable[[], Awaitable[None]]:
+        return lambda: store_part(position, job)
+
+    largest = max((job.size for job in plan.jobs), default=0)
+    await run_bounded(
+        [start(position, job) for position, job in enumerate(plan.jobs)],
+        transfers_for(largest, settings.budget_bytes),
+    )
+
+    parts = [part for part in stored if part is not None]
+    manifest = Manifest(
+        dim=index.dim or 0,
+        metric=index.metric,
+        M=index.M,
+        ef_construction=index.ef_construction,
+        chunk_size=index.chunk_size,
+        rows=plan.rows,
+        live=plan.live,
+        graph_rows=plan.graph_rows,
+        rows_per_part=plan.rows_per_part,
+        document_rows=plan.document_rows,
+        timestamp_us=index.last_change_us,
+        parts=tuple(part.record for part in parts),
+    )
+    manifest_entry, manifest_blob = await workers.run(_seal_manifest, manifest, root_key)
+    manifest_id = await store.put(manifest_blob)
+    files = {part.record.name: part.entry for part in parts}
+    files[MANIFEST_NAME] = _with_hash(manifest_entry, manifest_id.hash)
+    root_blob = await workers.run(_seal_root, files, root_key)
+    root_id = await store.put(root_blob)
+    meter.stage("pointer")
+    version = Version(
+        cid=root_id,
+        own=True,
+        encrypted=settings.encrypt_at_rest,
+        live=plan.live,
+        rows=plan.rows,
+        timestamp_us=manifest.timestamp_us,
+        parts={(part.record.name, part.record.hash): part for part in parts},
+    )
+    return version, (
+        parts_stored,
+        len(parts) - parts_stored,
+        bytes_stored + len(manifest_blob) + len(root_blob),
+    )
+
+
+def _plan(index: IndexSnapshot) -> _Plan:
+    """Names the parts of the index, with rows a part raised until a version can hold them all.
+
+    Raises:
+        StorageError: no number of rows a part keeps every limit.
+    """
+    rows_per_part = index.chunk_size or rows_per_part_for(index.dim or 1, index.M)
+    while True:
+        plan = _plan_with(index, rows_per_part)
+        if len(plan.jobs) <= PARTS_MAX:
+            break
+        if index.chunk_size is not None or rows_per_part >= plan.rows:
+            raise StorageError(
+                f"the version would have {len(plan.jobs)} parts; the layout allows {PARTS_MAX}"
+                + (
+                    f": raise chunk_size, now {index.chunk_size} rows" if index.chunk_size is not None else ""
+                ),
+                details={"parts": len(plan.jobs), "limit": PARTS_MAX, "rows_per_part": rows_per_part},
+            )
+        rows_per_part *= 2
+    for job in plan.jobs:
+        if job.size > PART_BYTES_MAX:
+            raise StorageError(
+                f"part {job.name} would have {job.size} bytes; the layout allows {PART_BYTES_MAX}"
+                + (": lower chunk_size" if index.chunk_size is not None else ""),
+                details={"part": job.name, "size": job.size, "limit": PART_BYTES_MAX},
+            )
+    return plan
+
+
+def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
+    jobs: list[_Job] = []
+    rows = live = graph_rows = 0
+    native = index.native
+    if native is not None:
+        stats = native.stats()
+        rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
+        for info in native.parts(rows_per_part):
+            kind, number, size = info.kind, info.number, info.size
+
+            def write(kind: int = kind, number: int = number, size: int = size) -> bytes | bytearray:
+                return native.write_part(rows_per_part, kind, number, size)
+
+            jobs.append(_Job(kind, part_name(kind, number), size, write))
+    document_rows = rows_per_part
+    pages = index.metadata_parts(document_rows)
+    while document_rows > 1 and max((len(page) for _, page in pages), default=0) > _PAGE_TARGET_BYTES:
+        document_rows = (document_rows + 1) // 2
+        pages = index.metadata_parts(document_rows)
+    for number, page in pages:
+
+        def read(page: bytes = page) -> bytes:
+            return page
+
+        jobs.append(_Job(DOCUMENTS, part_name(DOCUMENTS, number), len(page), read))
+    return _Plan(jobs, rows, live, graph_rows, rows_per_part, document_rows)
+
+
+def _reusable_parts(
+    base: Version | None, settings: PersistSettings
+) -> Mapping[tuple[str, bytes], StoredPart]:
+    # Parts under a foreign key must never be named in our root: their key would go with them to whoever reads
+    # ours.
+    if base is None or not base.own or base.encrypted is not settings.encrypt_at_rest:
+        return {}
+    return base.parts
+
+
+def _encode(job: _Job, raw: bytes | bytearray, root_key: bytes | None) -> tuple[str, FileEntry, bytes]:
+    """Compresses and encrypts one part: its codec, its entry but for the blob's hash, and the blob."""
+    codec, plain = "raw", bytes(raw)
+    frame = compress(plain, _LEVEL_TEXT if job.kind in _TEXT_KINDS else _LEVEL_ARRAYS)
+    if len(frame) < len(plain) - len(plain) // _COMPRESSION_GAIN:
+        codec, plain = "zstd", frame
+    entry, blob = _seal(plain, root_key, _MEDIA_TYPE_PART)
+    return codec, entry, blob
+
+
+def _seal(plain: bytes, root_key: bytes | None, media_type: str) -> tuple[FileEntry, bytes]:
+    if root_key is None:
+        return FileEntry(hash=bytes(32), size=len(plain), media_type=media_type), plain
+    key = part_key(root_key, plain)
+    encryption = FileEncryption(key=key, plaintext_hash=blake3_hash(plain))
+    entry = FileEntry(hash=bytes(32), size=len(plain), media_type=media_type, encryption=encryption)
+    return entry, encrypt_static(key, plain)
+
+
+def _with_hash(entry: FileEntry, digest: bytes) -> FileEntry:
+    # The store has hashed the blob for its identifier; hashing every part once more here would cost a save 5
+    # %.
+    return FileEntry(hash=digest, size=entry.size, media_type=entry.media_type, encryption=entry.encryption)
+
+
+def _seal_manifest(manifest: Manifest, root_key: bytes | None) -> tuple[FileEntry, bytes]:
+    return _seal(encode_manifest(manifest), root_key, _MEDIA_TYPE_MANIFEST)
+
+
+def _seal_root(files: dict[str, FileEntry], root_key: bytes | None) -> bytes:
+    directory = encode_directory(files)
+    if root_key is None:
+        return directory
+    return encrypt_mutable(root_key, root_nonce(root_key, directory), directory)
+
+
+# ---- Pointer -----------------------------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """The newest version is not the base of the one being saved."""
+
+    def __init__(self, head_hash: bytes, head_revision: int) -> None:
+        super().__init__()
+        self.head_hash = head_hash
+        self.head_revision = head_revision
+
+
+async def _move_pointer(
+    store: Store,
+    keys: PathKeys,
+    version: Version,
+    lineage: Lineage,
+    settings: PersistSettings,
+    on_conflict: OnConflict,
+) -> tuple[int, bool, HistoryEntry | None]:
+    """Makes `version` the newest.
+
+    Returns:
+        The revision that names it; whether it needed a new one; the entry of a version that `overwrite`
+        superseded.
+    """
+    public_key = keys.public_key
+    floor = 0
+    superseded: HistoryEntry | None = None
+    for _ in range(_POINTER_TRIES):
+        head = await _read_head(store, public_key, lineage, settings, on_conflict)
+        revision = max(floor, lineage.seen.get(public_key, 0))
+        if head is not None:
+            head_hash = pointer_hash(head.data)
+            if head_hash == version.cid.hash:
+                return head.revision, False, superseded
+            if not _continues(head_hash, lineage):
+                if on_conflict != "overwrite":
+                    raise _RefusedError(head_hash, head.revision)
+                superseded = await _superseded_entry(store, head, lineage)
+        if revision >= REVISION_MAX:
+            raise StorageError(
+                f"the pointer of index {settings.index_name!r} is at revision {revision}, the last one S5 "
+                "can sign; save under another index_name",
+                details={"revision": revision, "limit": REVISION_MAX},
+            )
+        entry = RegistryEntry.sign(keys.write_seed, revision + 1, pointer_data(version.cid.hash))
+        lineage.attempted[version.cid.hash] = version
+        try:
+            await store.set_pointer(entry)
+        except (VectorDBError, OSError) as error:
+            if await _is_ours(store, entry):
+                lineage.seen[public_key] = entry.revision
+                return entry.revision, True, superseded
+            if not isinstance(error, ConflictError):
+                raise
+            # Another writer took this revision first; whether that is a conflict is decided on the new head.
+            lineage.attempted.pop(version.cid.hash, None)
+            stored_revision = error.details.get("stored_revision")
+            floor = stored_revision if isinstance(stored_revision, int) else 0
+            continue
+        lineage.seen[public_key] = entry.revision
+        return entry.revision, True, superseded
+    raise StorageError(
+        f"the pointer of index {settings.index_name!r} moved {_POINTER_TRIES} times during the save; "
+        "try again",
+        details={"cid": str(version.cid), "index_name": settings.index_name},
+        retryable=True,
+    )
+
+
+async def _read_head(
+    store: Store, public_key: bytes, lineage: Lineage, settings: PersistSettings, on_conflict: OnConflict
+) -> RegistryEntry | None:
+    try:
+        return await checked_pointer(store, public_key, lineage, f"index {settings.index_name!r}")
+    except IntegrityError:
+        # Overwriting is the way out of a damaged or rolled back pointer: it does not depend on what it
+        # replaces.
+        if on_conflict != "overwrite":
+            raise
+        return None
+
+
+def _continues(head_hash: bytes, lineage: Lineage) -> bool:
+    base = lineage.base
+    return (base is not None and head_hash == base.cid.hash) or head_hash in lineage.attempted
+
+
+async def _is_ours(store: Store, entry: RegistryEntry) -> bool:
+    """Whether a failed write arrived all the same; False also when the store cannot say."""
+    try:
+        found = await store.get_pointer(entry.public_key)
+    except (VectorDBError, OSError):
+        return False
+    return found is not None and (found.revision, found.data) == (entry.revision, entry.data)
+
+
+async def _superseded_entry(store: Store, head: RegistryEntry, lineage: Lineage) -> HistoryEntry:
+    digest = pointer_hash(head.data)
+    for entry in lineage.history.values():
+        if entry.cid.hash == digest and entry.revision == head.revision:
+            return entry
+    # The history may know this version's counts and time: the merge prefers an entry that has them.
+    return HistoryEntry(
+        cid=await _head_cid(store, digest, lineage),
+        saved_us=0,
+        revision=head.revision,
+        vector_count=None,
+        deleted_count=None,
+    )
+
+
+async def _head_cid(store: Store, head_hash: bytes, lineage: Lineage) -> BlobId:
+    """The CID of the newest version: a pointer holds only the hash, so the size comes from what is at
+    hand."""
+    for entry in lineage.history.values():
+        if entry.cid.hash == head_hash:
+            return entry.cid
+    try:
+        return BlobId(head_hash, len(await store.get(head_hash)))
+    except (IntegrityError, NotFoundError, StorageError):
+        return BlobId(head_hash, 0)
+
+
+def _entry_of(version: Version, saved_us: int, revision: int, *, refused: bool = False) -> HistoryEntry:
+    return HistoryEntry(
+        cid=version.cid,
+        saved_us=saved_us,
+        revision=revision,
+        vector_count=version.live,
+        deleted_count=version.rows - version.live,
+        refused=refused,
+    )
+
+
+def _conflict(
+    version: Version, head_cid: BlobId, base: Version | None, settings: PersistSettings
+) -> ConflictError:
+    return ConflictError(
+        f"index {settings.index_name!r} has a newer version {head_cid} that this session did not start from; "
+        f"yours is stored as {version.cid} but is not the newest. Either load the newest with "
+        "load_user_vectors(discard_unsaved=True), repeat your changes and save again, or replace it with "
+        "save_to_s5(on_conflict='overwrite')",
+        details={
+            "cid": str(version.cid),
+            "head_cid": str(head_cid),
+            "base_cid": None if base is None else str(base.cid),
+            "index_name": settings.index_name,
+        },
+    )

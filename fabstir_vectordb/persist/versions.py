@@ -1,0 +1,351 @@
+"""What the save and load pipelines share: where a version lives, what a session remembers of it, bounded
+work.
+
+A version is ``parts -> root -> pointer -> records``.  The root is a directory of parts whose blob id is the
+CID; the pointer is a signed registry entry that names the newest root; records (`persist.records`) are
+conveniences written last.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.persist.manifest import PartRecord
+from fabstir_vectordb.s5.cid import BlobId
+from fabstir_vectordb.s5.dirv1 import FileEntry
+from fabstir_vectordb.s5.registry import RegistryEntry
+from fabstir_vectordb.storage.base import Store
+
+__all__ = [
+    "CATALOGUE_PATH",
+    "HistoryEntry",
+    "IndexSnapshot",
+    "Lineage",
+    "NativeParts",
+    "PersistSettings",
+    "Progress",
+    "ProgressCallback",
+    "StoredPart",
+    "Version",
+    "Workers",
+    "checked_pointer",
+    "history_path",
+    "index_path",
+    "run_bounded",
+    "transfers_for",
+]
+
+CATALOGUE_PATH = "fabstir-vectordb/catalog"
+"""Hidden-DB path of the record that lists the user's index names."""
+
+PARALLEL_TRANSFERS = 8
+"""Most parts in flight: a real S5 upload takes 1-2 s whatever its size, and each part holds its bytes
+meanwhile."""
+
+_T = TypeVar("_T")
+
+
+def index_path(index_name: str) -> str:
+    """The hidden-DB path whose keys encrypt an index's versions and sign its pointer."""
+    return f"fabstir-vectordb/index/{index_name}"
+
+
+def history_path(index_name: str) -> str:
+    """The hidden-DB path of an index's history record."""
+    return f"fabstir-vectordb/history/{index_name}"
+
+
+def now_us() -> int:
+    """The wall clock in microseconds since 1970; it dates history entries and never enters a version."""
+    return time.time_ns() // 1000
+
+
+class PartInfoLike(Protocol):
+    """One native part before it is written."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+class NativeParts(Protocol):
+    """What a save needs from the native index."""
+
+    def parts(self, rows_per_part: int) -> Sequence[PartInfoLike]: ...
+    def write_part(self, rows_per_part: int, kind: int, number: int, size: int) -> bytes | bytearray: ...
+    def stats(self) -> Any: ...
+
+
+class IndexSnapshot(Protocol):
+    """What a save needs from an index; nothing in it may change until the save has returned."""
+
+    @property
+    def dim(self) -> int | None: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def M(self) -> int: ...
+    @property
+    def ef_construction(self) -> int: ...
+    @property
+    def chunk_size(self) -> int | None: ...
+    @property
+    def native(self) -> NativeParts | None: ...
+    @property
+    def last_change_us(self) -> int: ...
+    def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersistSettings:
+    """The settings of a session that saving and loading depend on.
+
+    Attributes:
+        index_name: selects keys and pointer.
+        encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
+        memory: native memory setting of a loaded index, ``default`` or ``compact``.
+        threads: most threads a native call may use.
+        hash_seed: seed of a loaded index's id table.
+        budget_bytes: most bytes a load may take, everything counted; None for no limit.
+        clock: microseconds since 1970, for history entries.
+    """
+
+    index_name: str
+    encrypt_at_rest: bool = True
+    memory: str = "default"
+    threads: int = 1
+    hash_seed: int = 0
+    budget_bytes: int | None = None
+    clock: Callable[[], int] = now_us
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a save, load or verification has come.
+
+    Attributes:
+        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
+        parts_done, parts_total: parts finished, and in all.
+        bytes_done, bytes_total: the same in bytes before compression.
+    """
+
+    stage: str
+    parts_done: int
+    parts_total: int
+    bytes_done: int
+    bytes_total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Meter:
+    """Counts finished parts and tells the caller; used on the event loop's thread only."""
+
+    def __init__(self, callback: ProgressCallback | None, parts_total: int, bytes_total: int) -> None:
+        self._callback = callback
+        self._state = Progress("parts", 0, parts_total, 0, bytes_total)
+        self.stage("parts")
+
+    def advance(self, size: int) -> None:
+        """One more part of `size` bytes is done."""
+        state = self._state
+        self._state = Progress(
+            state.stage, state.parts_done + 1, state.parts_total, state.bytes_done + size, state.bytes_total
+        )
+        self._tell()
+
+    def stage(self, name: str) -> None:
+        """Another stage begins."""
+        state = self._state
+        self._state = Progress(name, state.parts_done, state.parts_total, state.bytes_done, state.bytes_total)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._callback is not None:
+            self._callback(self._state)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part of a stored version: what the manifest and what the root say of it."""
+
+    record: PartRecord
+    entry: FileEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version that is stored: what a later save may build on.
+
+    Attributes:
+        cid: blob id of its root.
+        own: its root lies under this index's own key, so its parts may be named again.
+        encrypted: its parts and root are encrypted.
+        live: rows that searches can return.
+        rows: slots, tombstones included.
+        timestamp_us: time of the last change to a row.
+        parts: its parts by name and BLAKE3 of their bytes before compression.
+    """
+
+    cid: BlobId
+    own: bool
+    encrypted: bool
+    live: int
+    rows: int
+    timestamp_us: int
+    parts: Mapping[tuple[str, bytes], StoredPart] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One version as the history knows it.
+
+    Attributes:
+        cid: blob id of the version's root.
+        saved_us: when it was saved, microseconds since 1970, by the saving session's clock.
+        revision: the pointer's revision that named it; of a refused version, the revision it lost against.
+        vector_count: rows that searches can return, or None where only the pointer was known.
+        deleted_count: tombstones, or None likewise.
+        refused: it was stored but never became the newest version, because its base was not.
+    """
+
+    cid: BlobId
+    saved_us: int
+    revision: int
+    vector_count: int | None
+    deleted_count: int | None
+    refused: bool = False
+
+    @property
+    def key(self) -> tuple[bytes, int, bool]:
+        """What makes two entries one; the time does not, because a repair can only guess it."""
+        return self.cid.hash, self.revision, self.refused
+
+
+class Lineage:
+    """What one session knows about the versions of its index; it passes the same one to every call.
+
+    Attributes:
+        base: the version that the session's content was loaded from or saved as, or None.
+        seen: the highest revision met, by registry key: a lower one later is a rollback.
+        attempted: roots this session tried to make the head without learning the outcome, for example because
+            the connection broke.  Meeting one of them as the head is our own success, not somebody else's
+            version.
+        history: history entries that this session has read or made; what a damaged record is repaired from.
+        unrecorded: entries that are not in the stored history yet.
+    """
+
+    def __init__(self) -> None:
+        self.base: Version | None = None
+        self.seen: dict[bytes, int] = {}
+        self.attempted: dict[bytes, Version] = {}
+        self.history: dict[tuple[bytes, int, bool], HistoryEntry] = {}
+        self.unrecorded: list[HistoryEntry] = []
+
+    def __repr__(self) -> str:
+        return f"Lineage(base={self.base.cid if self.base else None})"
+
+
+async def checked_pointer(
+    store: Store, public_key: bytes, lineage: Lineage, what: str
+) -> RegistryEntry | None:
+    """Reads a pointer and refuses one older than this session has seen.
+
+    Args:
+        store: the store to ask.
+        public_key: 33 bytes, the registry key.
+        lineage: the session's memory; the highest revision seen is kept in it.
+        what: names the pointer in an error, for example ``index 'default'``.
+
+    Returns:
+        The verified entry, or None where there is none.
+
+    Raises:
+        IntegrityError: the entry is damaged, or the store went back behind what it answered before.
+        VectorDBError: the store failed.
+    """
+    entry = await store.get_pointer(public_key)
+    revision = 0 if entry is None else entry.revision
+    seen = lineage.seen.get(public_key, 0)
+    if revision < seen:
+        raise IntegrityError(
+            f"the store rolled the pointer of {what} back: revision {revision} now, {seen} before. "
+            "Do not trust its answers; a new session would accept them",
+            details={"what": what, "revision": revision, "seen": seen},
+        )
+    lineage.seen[public_key] = revision
+    return entry
+
+
+def transfers_for(largest_part_bytes: int, budget_bytes: int | None) -> int:
+    """How many parts may be in flight under a budget.
+
+    Args:
+        largest_part_bytes: bytes of the largest part before compression.
+        budget_bytes: most bytes the session may take, or None.
+
+    Returns:
+        1 to `PARALLEL_TRANSFERS`.
+    """
+    if budget_bytes is None or largest_part_bytes == 0:
+        return PARALLEL_TRANSFERS
+    # A part in flight exists up to three times: as stored, decrypted and decompressed.  An eighth of the
+    # budget is for that.
+    return max(1, min(PARALLEL_TRANSFERS, budget_bytes // 8 // (3 * largest_part_bytes)))
+
+
+class Workers:
+    """Threads for hashing, compression and encryption, at most a few at once.
+
+    These release the GIL, so more threads than cores only hold more buffers.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._limiter = anyio.CapacityLimiter(max(1, min(4, threads or os.cpu_count() or 1)))
+
+    async def run(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Runs `function` in a thread; a cancellation waits for it, so that what it touches can then be
+        freed."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+async def run_bounded(jobs: Sequence[Callable[[], Awaitable[None]]], limit: int) -> None:
+    """Runs jobs, at most `limit` at a time, and stops all of them at the first failure.
+
+    Args:
+        jobs: functions that start a job.
+        limit: most jobs in flight.
+
+    Raises:
+        Exception: what the failed job raised; the one that stands first, where several failed together.
+    """
+    waiting = iter(enumerate(jobs))
+    failures: list[tuple[int, Exception]] = []
+
+    async def work(cancel: Callable[[], None]) -> None:
+        for position, job in waiting:
+            try:
+                await job()
+            except Exception as error:
+                # Raising here would wrap the error in an ExceptionGroup; callers want the error.
+                failures.append((position, error))
+                cancel()
+                return
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(limit, len(jobs))):
+            group.start_soon(work, group.cancel_scope.cancel)
+    if failures:
+        raise min(failures, key=lambda failure: failure[0])[1]
