@@ -3,8 +3,9 @@
 ::
 
     identity seed = BLAKE3(entropy)          main = derive_int(identity seed, 0)
-    public  = derive_int(derive_int(main, 1), 0)       private = derive_int(derive_int(main, 64), 0)
-    private → 65 storage accounts, 66 hidden DB, 67 file system, …      public → 2 signing, 3 encryption, …
+    public  = derive_int(main, 1)            private = derive_int(main, 64)
+    sub-seed = derive_int(derive_int(public or private, 0), number)        the 0 is the key rotation index
+    private: 65 storage accounts, 66 hidden DB, 67 file system, …    public: 2 signing, 3 encryption, …
 
 An index lives in the hidden DB: the path decides its encryption key and the key that signs its pointer.
 """
@@ -41,6 +42,7 @@ _ED25519_CODE: Final = b"\xed"
 _SIGNATURE_BYTES: Final = 64
 _PUBLIC_SUB_SEEDS: Final = range(2, 7)
 _PRIVATE_SUB_SEEDS: Final = (*range(65, 70), 127)
+_ROTATION: Final = 0
 _ACCOUNTS: Final = 65
 _HIDDEN_DB: Final = 66
 _FILE_SYSTEM: Final = 67
@@ -205,13 +207,13 @@ class Identity:
 
     @property
     def public_seed(self) -> bytes:
-        """Parent of the public sub-seeds 2 to 6, 32 bytes, key rotation 0."""
-        return derive_int(derive_int(self.main_seed, 1), 0)
+        """The public identity seed, before key rotation, 32 bytes."""
+        return derive_int(self.main_seed, 1)
 
     @property
     def private_seed(self) -> bytes:
-        """Parent of the private sub-seeds 65 to 69 and 127, 32 bytes, key rotation 0."""
-        return derive_int(derive_int(self.main_seed, 64), 0)
+        """The private data seed, before key rotation, 32 bytes."""
+        return derive_int(self.main_seed, 64)
 
     def sub_seed(self, number: int) -> bytes:
         """Return one sub-seed, 32 bytes.
@@ -225,9 +227,9 @@ class Identity:
             InvalidInputError: S5 has no such sub-seed.
         """
         if number in _PUBLIC_SUB_SEEDS:
-            return derive_int(self.public_seed, number)
+            return derive_int(derive_int(self.public_seed, _ROTATION), number)
         if number in _PRIVATE_SUB_SEEDS:
-            return derive_int(self.private_seed, number)
+            return derive_int(derive_int(self.private_seed, _ROTATION), number)
         raise InvalidInputError(f"S5 has no sub-seed {number}")
 
     def path_keys(self, path: str) -> PathKeys:
