@@ -21,6 +21,9 @@
 #define PLANE_LANES 16
 #define CODE_DIMS 64
 #define CODE_BLOCK_BYTES 32
+/* A query whose largest weight is outside of this range has an infinite or zero scale: it quantises to zeros. */
+#define CODE_WEIGHT_MIN 1e-30f
+#define CODE_WEIGHT_MAX 3e38f
 
 typedef struct kernel_table {
     const char *name;
