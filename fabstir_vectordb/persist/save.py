@@ -139,6 +139,7 @@ async def save_version(
     )
     # From here a cancellation would leave it open whether the version is the newest; the store's time limit
     # bounds it.
+    refused_entry: HistoryEntry | None = None
     with anyio.CancelScope(shield=True):
         try:
             revision, moved, superseded = await _move_pointer(
@@ -148,7 +149,6 @@ async def save_version(
             refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
             head_cid = await _head_cid(store, refused.head_hash, lineage)
         else:
-            refused_entry = None
             lineage.base = version
             lineage.attempted.clear()
             if committed is not None:

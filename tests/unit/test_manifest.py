@@ -1,0 +1,189 @@
+"""The manifest: what it says comes back, and bytes that break a rule are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabstir_vectordb.errors import IntegrityError, StorageError, VectorDBError
+from fabstir_vectordb.persist import manifest as module
+from fabstir_vectordb.persist.manifest import (
+    DOCUMENTS,
+    FORMAT_VERSION,
+    PART_BYTES_MAX,
+    PART_TARGET_BYTES,
+    PARTS_MAX,
+    Manifest,
+    PartRecord,
+    decode_manifest,
+    encode_manifest,
+    part_name,
+    rows_per_part_for,
+    split_name,
+)
+from fabstir_vectordb.s5 import cbor
+
+
+def example(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "dim": 384,
+        "metric": "cosine",
+        "M": 16,
+        "ef_construction": 200,
+        "chunk_size": None,
+        "rows": 10_000,
+        "live": 9_900,
+        "graph_rows": 10_000,
+        "rows_per_part": 8192,
+        "document_rows": 8192,
+        "timestamp_us": 1_700_000_000_000_000,
+        "parts": (
+            PartRecord("vectors.high.0000", bytes(range(32)), 6_291_488, "zstd"),
+            PartRecord("vectors.high.0001", bytes(range(1, 33)), 1_388_576, "raw"),
+            PartRecord("recent.head.0000", bytes(32), 100, "raw"),
+            PartRecord("documents.0000", bytes(32), 0, "raw"),
+        ),
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
+    top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
+    change(top)
+    return cbor.encode(top)
+
+
+def test_every_field_comes_back() -> None:
+    for manifest in (
+        example(),
+        example(chunk_size=1000, metric="dot"),
+        example(rows=0, live=0, graph_rows=0, dim=0, parts=()),
+        example(graph_rows=0, timestamp_us=-1),
+    ):
+        assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_names_of_the_original_layout_are_kept() -> None:
+    top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
+    assert top["version"] == FORMAT_VERSION
+    assert top["config"]["dim"] == 384
+    assert (top["recent_count"], top["historical_count"], top["total_vectors"]) == (9_900, 0, 9_900)
+    assert top["timestamp"] == 1_700_000_000_000_000
+
+
+def test_a_newer_format_is_refused_by_name() -> None:
+    with pytest.raises(StorageError, match=r"format 7; this release reads formats up to 0: upgrade") as caught:
+        decode_manifest(cbor.encode({"version": 7, "layers": []}))
+    assert caught.value.details == {"format_version": 7, "supported": FORMAT_VERSION}
+
+
+def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(top: dict[str, Any]) -> None:
+        top["parts"][0][column] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda top: top.pop("rows"), "rows is not an integer|exactly the keys"),
+        (lambda top: top.update(extra=1), "exactly the keys"),
+        (lambda top: top.update(version=True), "version is not an integer"),
+        (lambda top: top.update(version=-1), "version is not an integer"),
+        (lambda top: top.update(rows=1.0), "rows is not an integer"),
+        (lambda top: top.update(rows=9_899), "rows is not an integer in 9900"),
+        (lambda top: top.update(rows=2**31), "rows is not an integer"),
+        (lambda top: top.update(graph_rows=5), "graph_rows is 5"),
+        (lambda top: top.update(historical_count=1), "historical_count is not"),
+        (lambda top: top.update(recent_count=1), "do not add up"),
+        (lambda top: top.update(rows_per_part=0), "rows_per_part is not"),
+        (lambda top: top.update(document_rows=0), "document_rows is not"),
+        (lambda top: top.update(timestamp=2**63), "timestamp is not"),
+        (lambda top: top.update(config=[]), "config is not a map"),
+        (lambda top: top["config"].update(metric="manhattan"), "config.metric"),
+        (lambda top: top["config"].update(metric=["cosine"]), "config.metric"),
+        (lambda top: top["config"].update(dim=4097), "dim is not"),
+        (lambda top: top["config"].update(dim=0), "rows but no dimension"),
+        (lambda top: top["config"].update(M=3), "M is not"),
+        (lambda top: top["config"].update(ef_construction=0), "ef_construction is not"),
+        (lambda top: top["config"].update(chunk_size=0), "chunk_size is not"),
+        (lambda top: top["config"].update(quantiser=1), "config does not have exactly"),
+        (lambda top: top.update(parts={}), "parts is not a list"),
+        (lambda top: top.update(parts=top["parts"] * (PARTS_MAX // 4 + 1)), "at most 900"),
+        (lambda top: top.update(parts=top["parts"] * 2), "the name of another"),
+        (lambda top: top["parts"][0].append(0), "a list of 4"),
+        (set_part(0, 5), "no name"),
+        (set_part(0, "vectors.high.1"), "unknown part name"),
+        (set_part(0, "vectors.high.00000"), "unknown part name"),
+        (set_part(0, "../../etc/passwd"), "unknown part name"),
+        (set_part(0, "metadata"), "unknown part name"),
+        (set_part(0, "vectors.high.000\u0661"), "unknown part name"),
+        (set_part(1, bytes(31)), "not 32 bytes"),
+        (set_part(1, "0" * 32), "not 32 bytes"),
+        (set_part(2, -1), "the size of"),
+        (set_part(2, True), "the size of"),
+        (set_part(2, PART_BYTES_MAX + 1), "the size of"),
+        (set_part(3, "gzip"), "the codec of"),
+        (set_part(3, b"raw"), "the codec of"),
+    ],
+)
+def test_a_broken_rule_is_named(change: Callable[[dict[str, Any]], object], reason: str) -> None:
+    with pytest.raises(IntegrityError, match=reason):
+        decode_manifest(broken(change))
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x00", b"\xa0", b"\x80", b"\xf6", b"\xff", bytes(1024 * 1024 + 1)])
+def test_what_is_no_manifest_is_refused(raw: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        decode_manifest(raw)
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
+def test_any_changed_byte_gives_a_manifest_or_an_error_of_ours(position: int, value: int, cut: bool) -> None:
+    raw = bytearray(encode_manifest(example()))
+    position %= len(raw)
+    if cut:
+        del raw[position:]
+    else:
+        raw[position] = value
+    try:
+        decode_manifest(bytes(raw))
+    except VectorDBError as error:
+        assert error.code in {"INTEGRITY_ERROR", "STORAGE_ERROR"}
+
+
+def test_part_names_and_numbers_belong_together() -> None:
+    for kind in range(DOCUMENTS, 8):
+        for number in (0, 1, 42, 9999):
+            name = part_name(kind, number)
+            assert split_name(name) == (kind, number)
+            assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.")
+    assert sorted(part_name(1, number) for number in (10, 9, 100)) == [
+        part_name(1, number) for number in (9, 10, 100)
+    ]
+    with pytest.raises(StorageError, match="9999"):
+        part_name(1, 10_000)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 384, 768, 1536, 4096])
+@pytest.mark.parametrize("M", [4, 16, 64])
+def test_parts_stay_near_the_target_size(dim: int, M: int) -> None:
+    rows = rows_per_part_for(dim, M)
+    assert rows & (rows - 1) == 0
+    assert rows * 2 * dim <= PART_TARGET_BYTES
+    assert rows * 8 * M <= PART_TARGET_BYTES
+
+
+def test_the_parts_of_the_benchmark_set_are_known() -> None:
+    # 100 K x 384: 13 ranges of 8192 rows, 6.3 MB a plane.  Changing this changes every CID.
+    assert rows_per_part_for(384, 16) == 8192
+
+
+def test_names_in_all_exist() -> None:
+    assert all(hasattr(module, name) for name in module.__all__)
