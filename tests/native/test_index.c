@@ -1,0 +1,370 @@
+/* The index through its ABI: all-or-nothing changes, determinism, recall floors against the exact scan. */
+#include "check.h"
+#include "data.h"
+#include "index/index.h"
+
+static fvdb_index *create(uint32_t dim, uint32_t metric, uint32_t memory, uint32_t threads) {
+    fvdb_config config = {dim, metric, memory, 16, 100, threads, 7};
+    fvdb_index *index = NULL;
+    CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
+    return index;
+}
+
+static fvdb_status add(fvdb_index *index, test_rows *t, uint32_t on_conflict) {
+    return fvdb_add(index, &t->rows, on_conflict, t->slots, t->replaced, NULL, NULL);
+}
+
+/* A hash of everything a save would write: two indexes with the same fingerprint are the same. */
+static uint64_t fingerprint(fvdb_index *index) {
+    uint32_t n = 0;
+    uint64_t hash = 0;
+    CHECK(fvdb_parts(index, 1000, NULL, 0, &n, NULL) == (n ? FVDB_ERR_BUFFER : FVDB_OK));
+    fvdb_part *parts = malloc((n + 1) * sizeof *parts);
+    CHECK(fvdb_parts(index, 1000, parts, n, &n, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *bytes = malloc(parts[i].size + 1);
+        uint64_t size = 0;
+        CHECK(fvdb_part_write(index, 1000, parts[i].kind, parts[i].number, bytes, parts[i].size, &size, NULL) == FVDB_OK);
+        CHECK(size == parts[i].size);
+        for (uint64_t b = 0; b < size; b++) hash = mix64(hash ^ bytes[b]);
+        free(bytes);
+    }
+    free(parts);
+    return hash;
+}
+
+/* Share of the exact k nearest that a default search finds; checks order, count and ids of every result on the way. */
+static double recall(fvdb_index *index, const float *queries, uint32_t n, uint32_t dim, uint32_t k,
+                     const uint64_t *allow, uint64_t words) {
+    uint32_t *got = malloc(k * sizeof *got), *want = malloc(k * sizeof *want), n_got, n_want, plan, hits = 0, all = 0;
+    double *d_got = malloc(k * sizeof *d_got), *d_want = malloc(k * sizeof *d_want);
+    for (uint32_t q = 0; q < n; q++) {
+        fvdb_search_params walk = {.k = k}, scan = {.k = k, .exact = 1};
+        CHECK(fvdb_search(index, queries + (size_t)q * dim, 1, &walk, allow, words, got, d_got, &n_got, &plan, NULL, 0,
+                          NULL, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_search(index, queries + (size_t)q * dim, 1, &scan, allow, words, want, d_want, &n_want, &plan, NULL, 0,
+                          NULL, NULL, NULL) == FVDB_OK);
+        CHECK(plan == FVDB_PLAN_FLAT);
+        CHECK(n_got == n_want);
+        all += n_want;
+        for (uint32_t i = 0; i < n_got; i++) {
+            CHECK(i == 0 || d_got[i] >= d_got[i - 1]);
+            CHECK(d_got[i] >= d_want[i]);
+            CHECK(!allow || bit_get(allow, got[i]));
+            for (uint32_t j = 0; j < n_want; j++) {
+                if (got[i] != want[j]) continue;
+                CHECK(d_got[i] == d_want[j]);
+                hits++;
+            }
+        }
+    }
+    free(got);
+    free(want);
+    free(d_got);
+    free(d_want);
+    return all ? (double)hits / all : 1.0;
+}
+
+static void delete_every(fvdb_index *index, test_rows *t, uint32_t nth) {
+    uint32_t slot;
+    for (uint32_t i = 0; i < t->rows.n; i += nth)
+        CHECK(fvdb_delete(index, t->ids, t->offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
+}
+
+static uint32_t vacuum(fvdb_index *index, fvdb_control *control, fvdb_status want) {
+    fvdb_stats stats;
+    fvdb_get_stats(index, &stats);
+    uint32_t *map = malloc((stats.rows + 1) * sizeof *map);
+    CHECK(fvdb_vacuum(index, map, (uint32_t)stats.rows, control, NULL) == want);
+    free(map);
+    fvdb_get_stats(index, &stats);
+    return (uint32_t)stats.rows;
+}
+
+static void recall_stays_high(uint32_t metric, uint32_t memory, uint32_t dim) {
+    enum { N = 6000, QUERIES = 50 };
+    fvdb_index *index = create(dim, metric, memory, 2);
+    test_rows t = make_rows(N, dim, "row", 0, 1);
+    float *queries = make_vectors(QUERIES, dim, 20, 99);
+    CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    CHECK(recall(index, queries, QUERIES, dim, 10, NULL, 0) >= 0.95);
+    CHECK(recall(index, queries, QUERIES, dim, 200, NULL, 0) >= 0.95);
+    delete_every(index, &t, 5);
+    CHECK(recall(index, queries, QUERIES, dim, 10, NULL, 0) >= 0.95);
+    CHECK(vacuum(index, NULL, FVDB_OK) == N - N / 5);
+    CHECK(recall(index, queries, QUERIES, dim, 10, NULL, 0) >= 0.95);
+    fvdb_free(index);
+    free_rows(&t);
+    free(queries);
+}
+
+static void test_recall_cosine(void) { recall_stays_high(FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 48); }
+static void test_recall_l2(void) { recall_stays_high(FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 100); }
+static void test_recall_compact_cosine(void) { recall_stays_high(FVDB_METRIC_COSINE, FVDB_MEMORY_COMPACT, 33); }
+static void test_recall_compact_l2(void) { recall_stays_high(FVDB_METRIC_L2, FVDB_MEMORY_COMPACT, 65); }
+
+static void test_rebuild_equals_a_fresh_build(void) {
+    enum { N = 4000, DIM = 24 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
+    fvdb_index *fresh = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1);
+    test_rows gone = make_rows(N, DIM, "gone", 0, 3), kept = make_rows(N / 2, DIM, "kept", 0, 4);
+    CHECK(add(index, &gone, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    CHECK(add(index, &kept, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    delete_every(index, &gone, 1);
+    CHECK(vacuum(index, NULL, FVDB_OK) == N / 2);
+    CHECK(add(fresh, &kept, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    CHECK(fingerprint(index) == fingerprint(fresh));
+    fvdb_free(index);
+    fvdb_free(fresh);
+    free_rows(&gone);
+    free_rows(&kept);
+}
+
+static void test_threads_do_not_change_the_index(void) {
+    enum { N = 5000, DIM = 40 };
+    test_rows t = make_rows(N, DIM, "row", 0, 5);
+    uint64_t want[2] = {0, 0};
+    for (uint32_t threads = 1; threads <= 8; threads *= 2) {
+        for (uint32_t memory = 0; memory < 2; memory++) {
+            fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, memory, threads);
+            CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+            delete_every(index, &t, 7);
+            CHECK(vacuum(index, NULL, FVDB_OK) < N);
+            uint64_t got = fingerprint(index);
+            if (threads == 1) want[memory] = got;
+            CHECK(got == want[memory]);
+            fvdb_free(index);
+        }
+    }
+    free_rows(&t);
+}
+
+static void test_conflicts(void) {
+    enum { DIM = 8 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1);
+    test_rows a = make_rows(10, DIM, "row", 0, 1), b = make_rows(10, DIM, "row", 5, 2);
+    fvdb_diag diag = {0};
+    fvdb_stats stats;
+    CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    CHECK(fvdb_add(index, &b.rows, FVDB_ON_CONFLICT_ERROR, b.slots, b.replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
+    CHECK(diag.row == 0 && diag.actual == UINT64_MAX && diag.file && diag.line);
+    fvdb_get_stats(index, &stats);
+    CHECK(stats.rows == 10 && stats.live == 10);
+    CHECK(add(index, &b, FVDB_ON_CONFLICT_SKIP) == FVDB_OK);
+    CHECK(b.slots[4] == FVDB_NO_SLOT && b.slots[5] == 10 && b.replaced[4] == FVDB_NO_SLOT);
+    CHECK(add(index, &b, FVDB_ON_CONFLICT_REPLACE) == FVDB_OK);
+    CHECK(b.slots[0] == 15 && b.replaced[0] == 5 && b.replaced[9] == 14);
+    fvdb_get_stats(index, &stats);
+    CHECK(stats.rows == 25 && stats.live == 15);
+    float got[DIM];
+    uint32_t slot;
+    CHECK(fvdb_find(index, b.ids, b.offsets, 1, &slot) == FVDB_OK && slot == 15);
+    CHECK(fvdb_get_vectors(index, &slot, 1, got, NULL) == FVDB_OK);
+    CHECK(memcmp(got, b.vectors, sizeof got) == 0);
+    b.offsets[2] = b.offsets[1] = b.offsets[0];
+    CHECK(add(index, &b, FVDB_ON_CONFLICT_SKIP) == FVDB_ERR_ID);
+    fvdb_free(index);
+    free_rows(&a);
+    free_rows(&b);
+}
+
+static void test_the_same_id_twice_in_a_call(void) {
+    fvdb_index *index = create(4, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 1);
+    float vectors[12] = {0};
+    uint64_t offsets[4] = {0, 1, 2, 3};
+    int64_t times[3] = {0};
+    uint32_t slots[3], replaced[3];
+    fvdb_rows rows = {3, vectors, (const uint8_t *)"aba", offsets, times};
+    fvdb_diag diag = {0};
+    for (uint32_t mode = 0; mode < 3; mode++) {
+        CHECK(fvdb_add(index, &rows, mode, slots, replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
+        CHECK(diag.row == 2 && diag.actual == 0);
+    }
+    fvdb_free(index);
+}
+
+static void test_a_cancelled_add_leaves_no_trace(void) {
+    enum { DIM = 20 };
+    /* Across the retraining at 8192 rows, so that codes have to come back too. */
+    test_rows a = make_rows(7000, DIM, "a", 0, 1), b = make_rows(3000, DIM, "b", 0, 2);
+    for (uint32_t memory = 0; memory < 2; memory++) {
+        fvdb_index *index = create(DIM, FVDB_METRIC_L2, memory, 2);
+        CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        uint64_t before = fingerprint(index);
+        fvdb_control control = {.cancel = 1};
+        CHECK(fvdb_add(index, &b.rows, 0, b.slots, b.replaced, &control, NULL) == FVDB_ERR_CANCELLED);
+        CHECK(fingerprint(index) == before);
+        CHECK(add(index, &b, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        uint64_t after = fingerprint(index);
+        fvdb_index *straight = create(DIM, FVDB_METRIC_L2, memory, 1);
+        CHECK(add(straight, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        CHECK(add(straight, &b, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        CHECK(fingerprint(straight) == after);
+        fvdb_free(index);
+        fvdb_free(straight);
+    }
+    free_rows(&a);
+    free_rows(&b);
+}
+
+static void test_failed_allocations_leave_no_trace(void) {
+    enum { DIM = 12 };
+    test_rows a = make_rows(1500, DIM, "a", 0, 1), b = make_rows(7000, DIM, "b", 0, 2);
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_COMPACT, 1);
+    CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    uint64_t before = fingerprint(index);
+    int failures = 0;
+    for (int64_t nth = 1;; nth += 1 + nth / 8) {
+        mem_fail_after(nth);
+        fvdb_status status = add(index, &b, FVDB_ON_CONFLICT_ERROR);
+        mem_fail_after(0);
+        if (status == FVDB_OK) break;
+        CHECK(status == FVDB_ERR_MEMORY || status == FVDB_ERR_THREAD);
+        CHECK(fingerprint(index) == before);
+        failures++;
+    }
+    CHECK(failures > 5);
+    delete_every(index, &a, 3);
+    before = fingerprint(index);
+    for (int64_t nth = 1;; nth++) {
+        fvdb_stats stats;
+        fvdb_get_stats(index, &stats);
+        uint32_t *map = malloc(stats.rows * sizeof *map);
+        mem_fail_after(nth);
+        fvdb_status status = fvdb_vacuum(index, map, (uint32_t)stats.rows, NULL, NULL);
+        mem_fail_after(0);
+        free(map);
+        if (status == FVDB_OK) break;
+        CHECK(status == FVDB_ERR_MEMORY);
+        CHECK(fingerprint(index) == before);
+    }
+    fvdb_free(index);
+    free_rows(&a);
+    free_rows(&b);
+}
+
+static void test_cancelled_vacuum_changes_nothing(void) {
+    enum { DIM = 16 };
+    test_rows t = make_rows(3000, DIM, "row", 0, 1);
+    for (uint32_t nth = 2; nth <= 10; nth += 8) {        /* 2: rebuild, 10: repair */
+        fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
+        CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        delete_every(index, &t, nth);
+        uint64_t before = fingerprint(index);
+        fvdb_control control = {.cancel = 1};
+        CHECK(vacuum(index, &control, FVDB_ERR_CANCELLED) == 3000);
+        CHECK(fingerprint(index) == before);
+        fvdb_free(index);
+    }
+    free_rows(&t);
+}
+
+static void test_masks_never_return_too_few(void) {
+    enum { N = 5000, DIM = 32, QUERIES = 20, WORDS = N / 64 + 1 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
+    test_rows t = make_rows(N, DIM, "row", 0, 8);
+    float *queries = make_vectors(QUERIES, DIM, 20, 77);
+    CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    delete_every(index, &t, 10);
+    for (uint32_t share = 1; share <= 5000; share *= 7) {        /* 1 row in `share` */
+        uint64_t allow[WORDS] = {0};
+        for (uint32_t slot = 0; slot < N; slot++)
+            if (mix64(slot) % share == 0) bit_set(allow, slot);
+        CHECK(recall(index, queries, QUERIES, DIM, 10, allow, WORDS) >= 0.95);
+    }
+    uint64_t none[1] = {0};
+    CHECK(recall(index, queries, QUERIES, DIM, 10, none, 1) == 1.0);
+    fvdb_free(index);
+    free_rows(&t);
+    free(queries);
+}
+
+static void test_more_asked_than_there_is(void) {
+    enum { DIM = 4 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_DOT, FVDB_MEMORY_DEFAULT, 1);
+    test_rows t = make_rows(3, DIM, "row", 0, 8);
+    uint32_t slots[10], count, plan;
+    double distances[10];
+    uint8_t ids[64];
+    uint64_t offsets[11];
+    fvdb_search_params params = {.k = 10};
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL, NULL) ==
+          FVDB_OK);
+    CHECK(count == 0 && slots[0] == FVDB_NO_SLOT);
+    CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 64, offsets, NULL,
+                      NULL) == FVDB_OK);
+    CHECK(count == 3 && slots[3] == FVDB_NO_SLOT && distances[3] > 1e300 && offsets[3] == 12 && offsets[10] == 12);
+    fvdb_diag diag = {0};
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 11, offsets, NULL,
+                      &diag) == FVDB_ERR_BUFFER);
+    CHECK(diag.expected == 12);
+    params.k = 0;
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL, NULL) ==
+          FVDB_ERR_ARGUMENT);
+    fvdb_free(index);
+    free_rows(&t);
+}
+
+static void test_bad_vectors_are_named(void) {
+    enum { DIM = 6 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
+    test_rows t = make_rows(1000, DIM, "row", 0, 8);
+    fvdb_diag diag = {0};
+    t.vectors[700 * DIM + 3] = 1.0f / (float)(t.times[0] * 0);
+    memset(t.vectors + 900 * DIM, 0, DIM * sizeof(float));
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, &diag) == FVDB_ERR_NOT_FINITE);
+    CHECK(diag.row == 700 && diag.actual == 3);
+    t.vectors[700 * DIM + 3] = 1.0f;
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, &diag) == FVDB_ERR_ZERO_VECTOR);
+    CHECK(diag.row == 900);
+    fvdb_free(index);
+    free_rows(&t);
+}
+
+static void test_huge_and_tiny_values_are_exact(void) {
+    enum { DIM = 3 };
+    float vectors[5 * DIM] = {3.4e38f, 1, 0, 1e-45f, 0, 0, -3.4e38f, -3.4e38f, 3.3e38f, 1, 1, 1, 1e-30f, 1e-38f, 0};
+    uint64_t offsets[6] = {0, 1, 2, 3, 4, 5};
+    int64_t times[5] = {INT64_MIN, -1, 0, 1, INT64_MAX};
+    uint32_t slots[5], replaced[5], count, plan;
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        fvdb_index *index = create(DIM, metric, FVDB_MEMORY_DEFAULT, 1);
+        fvdb_rows rows = {5, vectors, (const uint8_t *)"abcde", offsets, times};
+        CHECK(fvdb_add(index, &rows, 0, slots, replaced, NULL, NULL) == FVDB_OK);
+        float back[5 * DIM];
+        int64_t us[5];
+        double distances[5];
+        CHECK(fvdb_get_vectors(index, slots, 5, back, NULL) == FVDB_OK && memcmp(back, vectors, sizeof back) == 0);
+        CHECK(fvdb_get_timestamps(index, slots, 5, us, NULL) == FVDB_OK && memcmp(us, times, sizeof us) == 0);
+        fvdb_search_params params = {.k = 5};
+        for (uint32_t q = 0; q < 5; q++) {
+            CHECK(fvdb_search(index, vectors + q * DIM, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL,
+                              NULL, NULL) == FVDB_OK);
+            CHECK(count == 5);
+            for (uint32_t i = 0; i < 5; i++) CHECK(distances[i] == distances[i] && distances[i] < 1e300);
+            if (metric != FVDB_METRIC_DOT) CHECK(distances[0] == 0.0);
+            for (uint32_t i = 0; i < 5; i++) slots[i] = i;
+        }
+        fvdb_free(index);
+    }
+}
+
+int main(void) {
+    RUN(test_recall_cosine);
+    RUN(test_recall_l2);
+    RUN(test_recall_compact_cosine);
+    RUN(test_recall_compact_l2);
+    RUN(test_rebuild_equals_a_fresh_build);
+    RUN(test_threads_do_not_change_the_index);
+    RUN(test_conflicts);
+    RUN(test_the_same_id_twice_in_a_call);
+    RUN(test_a_cancelled_add_leaves_no_trace);
+    RUN(test_failed_allocations_leave_no_trace);
+    RUN(test_cancelled_vacuum_changes_nothing);
+    RUN(test_masks_never_return_too_few);
+    RUN(test_more_asked_than_there_is);
+    RUN(test_bad_vectors_are_named);
+    RUN(test_huge_and_tiny_values_are_exact);
+    return check_done();
+}
