@@ -84,7 +84,8 @@ static void read_or_write(void *context, uint32_t worker, uint32_t item) {
 static void test_readers_never_see_half_a_write(void) {
     crew *c;
     shared s = {.lock = rwlock_new()};
-    CHECK(s.lock && crew_start(4, &c, NULL) == FVDB_OK);
+    CHECK(s.lock != NULL);
+    CHECK(crew_start(4, &c, NULL) == FVDB_OK);
     crew_run(c, read_or_write, &s, 20000);
     CHECK(s.torn == 0);
     crew_stop(c);

@@ -1,0 +1,427 @@
+/* Untrusted bytes -> index.
+ *
+ * A part that comes is checked on its own: header, sizes, everything that needs no other part.  Vectors go to their place
+ * at once; small kinds are kept until format_load_end, which puts them together in row order and checks what spans
+ * parts: ids unique, links in range, levels consistent.  Nothing read from a part is used as a size or an index before
+ * it was compared with what the manifest, which is authenticated, promised.
+ *
+ * Parts may come on several threads: the lock guards the table of what came, the rows of two parts never overlap. */
+#include "format.h"
+
+#include <math.h>
+
+typedef struct blob {
+    uint8_t *bytes;              /* payload, owned */
+    size_t size;
+    bool came;
+} blob;
+
+struct loading {
+    mutex lock;
+    uint32_t rows, graph_rows, rows_per_part;
+    uint32_t counts[PART_KINDS]; /* parts expected of a kind */
+    blob *parts[PART_KINDS];     /* vectors: only `came` is used */
+};
+
+#define BAD(message) FAIL(diag, FVDB_ERR_FORMAT, message)
+#define BAD_ROW(message, row) FAIL_AT(diag, FVDB_ERR_FORMAT, message, row, 0, 0)
+/* Returns FVDB_ERR_FORMAT from the caller when a rule does not hold. */
+#define REQUIRE(rule, message)             \
+    do {                                   \
+        if (!(rule)) return BAD(message);  \
+    } while (0)
+
+static bool is_vectors(uint32_t kind) { return kind == FVDB_PART_VECTORS_HIGH || kind == FVDB_PART_VECTORS_LOW; }
+
+/* ---- begin ---- */
+
+static void free_loading(struct loading *l) {
+    for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
+        for (uint32_t i = 0; l->parts[kind] && i < l->counts[kind]; i++) mem_free(l->parts[kind][i].bytes);
+        mem_free(l->parts[kind]);
+    }
+    mutex_destroy(&l->lock);
+    mem_free(l);
+}
+
+void format_load_abandon(fvdb_index *index) {
+    if (index->loading) free_loading(index->loading);
+    index->loading = NULL;
+}
+
+static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t rows_per_part) {
+    struct loading *l = mem_alloc_array(1, sizeof *l);
+    if (!l) return NULL;
+    if (!mutex_init(&l->lock)) {
+        mem_free(l);
+        return NULL;
+    }
+    l->rows = rows;
+    l->graph_rows = graph_rows;
+    l->rows_per_part = rows_per_part;
+    for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
+        bool graph = kind == FVDB_PART_GRAPH || kind == FVDB_PART_GRAPH_HEAD;
+        l->counts[kind] = rows == 0 || (graph && !graph_rows) ? 0
+                          : format_is_whole(kind)             ? 1
+                                                              : format_part_count(rows, rows_per_part);
+        l->parts[kind] = mem_alloc_array(l->counts[kind], sizeof(blob));
+        if (l->parts[kind]) continue;
+        free_loading(l);
+        return NULL;
+    }
+    return l;
+}
+
+fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
+                              fvdb_index **out, fvdb_diag *diag) {
+    if (graph_rows != 0 && graph_rows != rows)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is neither 0 nor rows", 0, rows, graph_rows);
+    fvdb_index *index;
+    TRY(index_create(config, &index, diag));
+    store *s = &index->store;
+    size_t plane;
+    index->loading = new_loading((uint32_t)rows, (uint32_t)graph_rows, rows_per_part);
+    if (!index->loading || !mul_size((size_t)rows, s->dim16 * sizeof(uint16_t), &plane) ||
+        !region_resize(&s->high, plane) || !region_resize(&s->low, plane)) {
+        index_free(index);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    *out = index;
+    return FVDB_OK;
+}
+
+/* ---- a part ---- */
+
+typedef struct header {
+    uint32_t kind, number, first, rows;
+} header;
+
+static fvdb_status read_header(const fvdb_index *index, reader *r, header *h, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    const uint8_t *magic = read_bytes(r, 4);
+    REQUIRE(magic && memcmp(magic, PART_MAGIC, 4) == 0, "the part does not start with FVDB");
+    REQUIRE(read_u16(r) == PART_VERSION, "the part has an unknown version");
+    h->kind = read_u16(r);
+    h->number = read_u32(r);
+    uint32_t dim = read_u32(r);
+    uint64_t first = read_u64(r);
+    h->rows = read_u32(r);
+    uint32_t zero = read_u32(r);
+    uint64_t payload = read_u64(r);
+    REQUIRE(r->ok, "the part is shorter than its header");
+    REQUIRE(h->kind >= 1 && h->kind < PART_KINDS, "the part is of an unknown kind");
+    REQUIRE(h->number < l->counts[h->kind], "the part's number is past the last");
+    REQUIRE(dim == index->store.dim, "the part has another dimension");
+    bool whole = format_is_whole(h->kind);
+    h->first = whole ? 0 : h->number * l->rows_per_part;
+    REQUIRE(first == h->first, "the part starts at another row");
+    REQUIRE(h->rows == (whole ? l->rows : min_u32(l->rows_per_part, l->rows - h->first)), "the part has other rows");
+    REQUIRE(zero == 0, "a reserved field is not zero");
+    REQUIRE(payload == r->left, "the part's size is not what its header says");
+    return FVDB_OK;
+}
+
+static fvdb_status read_plane(fvdb_index *index, const header *h, reader *r, fvdb_diag *diag) {
+    store *s = &index->store;
+    size_t n = (size_t)h->rows * s->dim;
+    REQUIRE(r->left == 2 * n, "a plane has another size");
+    const uint8_t *low = read_bytes(r, n), *high = read_bytes(r, n);
+    uint16_t *row = (uint16_t *)(h->kind == FVDB_PART_VECTORS_HIGH ? s->high.base : s->low.base);
+    row += (size_t)h->first * s->dim16;
+    for (uint32_t i = 0; i < h->rows; i++, row += s->dim16, low += s->dim, high += s->dim)
+        for (uint32_t d = 0; d < s->dim; d++) row[d] = (uint16_t)(low[d] | (uint32_t)high[d] << 8);
+    return FVDB_OK;
+}
+
+static fvdb_status keep_payload(blob *b, reader *r, fvdb_diag *diag) {
+    b->size = r->left;
+    b->bytes = mem_alloc(b->size);
+    if (!b->bytes) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    memcpy(b->bytes, r->at, b->size);
+    return FVDB_OK;
+}
+
+fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
+    struct loading *l = index->loading;
+    if (!l) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
+    reader r = reader_over(bytes, (size_t)size);
+    header h;
+    TRY(read_header(index, &r, &h, diag));
+    blob *b = &l->parts[h.kind][h.number];
+    mutex_lock(&l->lock);
+    bool twice = b->came;
+    b->came = true;
+    mutex_unlock(&l->lock);
+    REQUIRE(!twice, "the part was given twice");
+    return is_vectors(h.kind) ? read_plane(index, &h, &r, diag) : keep_payload(b, &r, diag);
+}
+
+/* ---- end: ids, timestamps, tombstones ---- */
+
+static reader payload_of(const struct loading *l, uint32_t kind, uint32_t number) {
+    const blob *b = &l->parts[kind][number];
+    return reader_over(b->bytes, b->size);
+}
+
+static uint32_t rows_of(const struct loading *l, uint32_t number) {
+    return min_u32(l->rows_per_part, l->rows - number * l->rows_per_part);
+}
+
+static fvdb_status read_ids(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    id_map *ids = &index->store.ids;
+    uint64_t bytes = 0;
+    for (uint32_t number = 0; number < l->counts[FVDB_PART_IDS]; number++) bytes += l->parts[FVDB_PART_IDS][number].size;
+    TRY(id_map_reserve(ids, l->rows, bytes, diag));
+    for (uint32_t number = 0; number < l->counts[FVDB_PART_IDS]; number++) {
+        reader r = payload_of(l, FVDB_PART_IDS, number);
+        uint32_t n = rows_of(l, number);
+        const uint8_t *sizes = read_bytes(&r, (size_t)n * sizeof(uint16_t));
+        REQUIRE(sizes, "the ids are cut off");
+        for (uint32_t i = 0; i < n; i++) {
+            size_t size = (size_t)load_le(sizes + i * sizeof(uint16_t), sizeof(uint16_t));
+            const uint8_t *id = read_bytes(&r, size);
+            if (!id || !id_valid(id, size)) return BAD_ROW("an id is cut off, empty, too long or not UTF-8", ids->n);
+            id_map_append(ids, id, size);
+        }
+        REQUIRE(r.left == 0, "bytes follow the ids");
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    for (uint32_t number = 0; number < l->counts[FVDB_PART_TIMESTAMPS]; number++) {
+        reader r = payload_of(l, FVDB_PART_TIMESTAMPS, number);
+        uint32_t n = rows_of(l, number);
+        int64_t low = (int64_t)read_u64(&r);
+        uint64_t width = read_u64(&r), most = (uint64_t)INT64_MAX - (uint64_t)low;
+        REQUIRE(r.ok && width <= 8 && r.left == (size_t)width * n, "the timestamps have another size");
+        const uint8_t *planes = read_bytes(&r, (size_t)width * n);
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t offset = 0;
+            for (uint32_t b = 0; b < width; b++) offset |= (uint64_t)planes[(size_t)b * n + i] << (8 * b);
+            REQUIRE(offset <= most, "a timestamp is past the range of int64");
+            int64_t us = (int64_t)((uint64_t)low + offset);
+            TRY(timestamps_append(&index->store.times, &us, 1, diag));
+        }
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    store *s = &index->store;
+    if (l->rows == 0) return FVDB_OK;
+    if (!region_resize(&s->live, (l->rows + 63u) / 64 * sizeof(uint64_t)))
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    reader r = payload_of(l, FVDB_PART_TOMBSTONES, 0);
+    size_t size = (l->rows + 7u) / 8;
+    REQUIRE(r.left == size, "the tombstones have another size");
+    const uint8_t *bits = read_bytes(&r, size);
+    REQUIRE(l->rows % 8 == 0 || bits[size - 1] >> (l->rows % 8) == 0, "a tombstone is past the last row");
+    for (uint32_t slot = 0; slot < l->rows; slot++) {
+        if (bits[slot / 8] >> (slot % 8) & 1) continue;
+        size_t id_size;
+        const uint8_t *id = id_map_get(&s->ids, slot, &id_size);
+        if (id_map_find(&s->ids, id, id_size) != FVDB_NO_SLOT) return BAD_ROW("an id is live twice", slot);
+        store_make_live(s, slot);
+    }
+    return FVDB_OK;
+}
+
+/* ---- end: vectors ---- */
+
+typedef struct plane_check {
+    store *s;
+    uint32_t bad_row;            /* atomic minimum; FVDB_NO_SLOT: none */
+} plane_check;
+
+#define CHECK_ROWS_PER_ITEM 512u
+
+/* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
+ * would make two CIDs of one index. */
+static bool row_is_sound(const store *s, uint32_t slot, float *x, uint16_t *high, uint16_t *low) {
+    uint32_t component;
+    store_get(s, slot, x);
+    if (store_check_vector(s, x, &component) != FVDB_OK) return false;
+    s->kernels->split_planes(x, s->dim, high, low);
+    return memcmp(high, store_high(s, slot), s->dim * sizeof *high) == 0 &&
+           memcmp(low, store_low(s, slot), s->dim * sizeof *low) == 0;
+}
+
+static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
+    (void)worker;
+    plane_check *job = context;
+    float x[FVDB_DIM_MAX];
+    uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
+    uint32_t end = min_u32(job->s->n, (item + 1) * CHECK_ROWS_PER_ITEM);
+    for (uint32_t slot = item * CHECK_ROWS_PER_ITEM; slot < end; slot++) {
+        if (row_is_sound(job->s, slot, x, high, low)) continue;
+        uint32_t seen = __atomic_load_n(&job->bad_row, __ATOMIC_RELAXED);
+        while (slot < seen && !__atomic_compare_exchange_n(&job->bad_row, &seen, slot, false, __ATOMIC_RELAXED,
+                                                           __ATOMIC_RELAXED)) {
+        }
+        return;
+    }
+}
+
+static fvdb_status check_planes(fvdb_index *index, crew *c, fvdb_diag *diag) {
+    plane_check job = {&index->store, FVDB_NO_SLOT};
+    crew_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    return job.bad_row == FVDB_NO_SLOT
+               ? FVDB_OK
+               : BAD_ROW("a vector is not finite, zero under cosine, or not split into nearest halves", job.bad_row);
+}
+
+/* ---- end: graph ---- */
+
+static fvdb_status read_floats(reader *r, float *out, uint32_t n, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits = read_u32(r);
+        memcpy(&out[i], &bits, sizeof bits);
+        REQUIRE(r->ok && isfinite(out[i]), "a code parameter is cut off or not finite");
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
+    hnsw *g = &index->graph;
+    store *s = &index->store;
+    reader r = payload_of(index->loading, FVDB_PART_GRAPH_HEAD, 0);
+    uint32_t M = read_u32(&r), ef_construction = read_u32(&r);
+    g->entry = read_u32(&r);
+    g->max_level = read_u32(&r);
+    uint32_t upper_n = read_u32(&r), trained_rows = read_u32(&r);
+    REQUIRE(M == g->M && ef_construction == g->ef_construction, "the graph was built with other settings");
+    REQUIRE(upper_n == g->upper_n, "the graph has another number of upper rows");
+    REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
+    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    TRY(read_floats(&r, s->book.lo, s->dim, diag));
+    TRY(read_floats(&r, s->book.step, s->dim, diag));
+    for (uint32_t d = 0; d < s->dim; d++)
+        REQUIRE(s->book.step[d] == 0.0f || s->book.step[d] >= CODE_STEP_MIN, "a code step is negative or too small");
+    REQUIRE(r.ok && r.left == 0, "the graph's head has another size");
+    codebook_derive(&s->book, s->dim64);
+    s->book.trained_rows = trained_rows;
+    if (upper_n == 0) {
+        REQUIRE(g->entry == FVDB_NO_SLOT && g->max_level == 0, "the entry point is not an upper row");
+        return FVDB_OK;
+    }
+    REQUIRE(g->entry < upper_n && g->max_level >= 1 && hnsw_upper_level(g, g->entry) == g->max_level,
+            "the entry point is not on the highest level");
+    for (uint32_t u = 0; u < upper_n; u++)
+        REQUIRE(hnsw_upper_level(g, u) <= g->max_level, "a row is above the highest level");
+    return FVDB_OK;
+}
+
+/* In range, not to itself, none twice. */
+static fvdb_status check_links(const uint32_t *links, uint32_t n, uint32_t node, uint32_t nodes, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < n; i++) {
+        REQUIRE(links[i] < nodes && links[i] != node, "a link is out of range");
+        for (uint32_t j = 0; j < i; j++) REQUIRE(links[j] != links[i], "a link stands twice");
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status read_links0(fvdb_index *index, uint32_t number, reader *r, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    hnsw *g = &index->graph;
+    uint32_t n = rows_of(l, number), first = number * l->rows_per_part, width = format_link_width(l->rows);
+    uint32_t links[HNSW_M0_MAX];
+    const uint8_t *counts = read_bytes(r, n);
+    REQUIRE(counts, "the graph is cut off");
+    for (uint32_t i = 0; i < n; i++) {
+        REQUIRE(counts[i] <= g->M0, "a row has too many links");
+        for (uint32_t j = 0; j < counts[i]; j++) links[j] = (uint32_t)read_le(r, width);
+        REQUIRE(r->ok, "the graph is cut off");
+        TRY(check_links(links, counts[i], first + i, l->rows, diag));
+        hnsw_set_links0(g, first + i, links, counts[i]);
+    }
+    return FVDB_OK;
+}
+
+/* Upper rows with their links; whether these reach rows of that level is checked when all are known. */
+static fvdb_status read_upper(fvdb_index *index, uint32_t number, reader *r, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    hnsw *g = &index->graph;
+    uint32_t n = rows_of(l, number), first = number * l->rows_per_part, upper = read_u32(r), links[HNSW_M0_MAX];
+    int64_t last = -1;
+    for (uint32_t i = 0; i < upper; i++) {
+        uint32_t row = read_u32(r), level = read_u8(r);
+        REQUIRE(r->ok, "the graph is cut off");
+        REQUIRE(row < n && (int64_t)row > last, "upper rows are out of order");
+        REQUIRE(level >= 1 && level <= HNSW_LEVEL_MAX, "a level is out of range");
+        last = row;
+        TRY(hnsw_append_upper(g, first + row, level, diag));
+        for (uint32_t at = 1; at <= level; at++) {
+            uint32_t count = read_u8(r);
+            REQUIRE(count <= g->M, "an upper row has too many links");
+            for (uint32_t j = 0; j < count; j++) links[j] = read_u32(r);
+            REQUIRE(r->ok, "the graph is cut off");
+            hnsw_set_links(g, at, g->upper_n - 1, links, count);
+        }
+    }
+    REQUIRE(r->ok && r->left == 0, "the graph has another size");
+    return FVDB_OK;
+}
+
+static fvdb_status check_upper(const hnsw *g, fvdb_diag *diag) {
+    uint32_t links[HNSW_M0_MAX];
+    for (uint32_t u = 0; u < g->upper_n; u++) {
+        for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++) {
+            uint32_t n = hnsw_links(g, level, u, links);
+            TRY(check_links(links, n, u, g->upper_n, diag));
+            for (uint32_t i = 0; i < n; i++)
+                REQUIRE(hnsw_upper_level(g, links[i]) >= level, "a link leads to a row below its level");
+        }
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status read_graph(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    hnsw *g = &index->graph;
+    if (l->graph_rows == 0) return FVDB_OK;
+    TRY(hnsw_reserve(g, l->rows, diag));
+    for (uint32_t number = 0; number < l->counts[FVDB_PART_GRAPH]; number++) {
+        reader r = payload_of(l, FVDB_PART_GRAPH, number);
+        TRY(read_links0(index, number, &r, diag));
+        TRY(read_upper(index, number, &r, diag));
+    }
+    TRY(check_upper(g, diag));
+    TRY(read_graph_head(index, diag));
+    g->n = l->rows;
+    return FVDB_OK;
+}
+
+/* ---- end ---- */
+
+static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
+    for (uint32_t kind = 1; kind < PART_KINDS; kind++)
+        for (uint32_t i = 0; i < l->counts[kind]; i++)
+            if (!l->parts[kind][i].came) return FAIL_AT(diag, FVDB_ERR_FORMAT, "a part is missing", i, kind, 0);
+    return FVDB_OK;
+}
+
+static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, fvdb_diag *diag) {
+    TRY(check_all_came(index->loading, diag));
+    TRY(read_ids(index, diag));
+    TRY(read_timestamps(index, diag));
+    TRY(read_tombstones(index, diag));
+    index->store.n = index->loading->rows;
+    TRY(check_planes(index, c, diag));
+    if (control_cancelled(control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+    TRY(read_graph(index, diag));
+    return store_finish_load(&index->store, c, diag);
+}
+
+fvdb_status format_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag) {
+    if (!index->loading) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
+    crew *c;
+    TRY(crew_start(index->config.threads, &c, diag));
+    fvdb_status status = assemble(index, c, control, diag);
+    crew_stop(c);
+    if (status == FVDB_OK) format_load_abandon(index);
+    return status;
+}

@@ -1,0 +1,205 @@
+/* Index -> bytes.  A part's bytes depend only on the rows and the graph: not on the memory setting, the CPU, the number of
+ * threads or any address, so that equal parts have equal hashes and are stored once. */
+#include "format.h"
+
+typedef struct span {
+    uint32_t first, n;           /* rows */
+} span;
+
+static span part_span(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number) {
+    uint32_t rows = index->store.n;
+    if (format_is_whole(kind)) return (span){0, rows};
+    uint32_t first = number * rows_per_part;
+    return (span){first, min_u32(rows_per_part, rows - first)};
+}
+
+/* First upper number whose slot is >= slot. */
+static uint32_t upper_from(const hnsw *g, uint32_t slot) {
+    uint32_t low = 0, high = g->upper_n;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (hnsw_upper_slot(g, middle) < slot) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* ---- sizes ---- */
+
+static uint32_t timestamps_width(const timestamps *t, span s, int64_t *low) {
+    int64_t high = *low = timestamps_get(t, s.first);
+    for (uint32_t i = 1; i < s.n; i++) {
+        int64_t us = timestamps_get(t, s.first + i);
+        if (us < *low) *low = us;
+        if (us > high) high = us;
+    }
+    uint32_t width = 0;
+    for (uint64_t spread = (uint64_t)high - (uint64_t)*low; spread; spread >>= 8) width++;
+    return width;
+}
+
+static uint64_t graph_bytes(const hnsw *g, span s, uint32_t rows) {
+    uint32_t links[HNSW_M0_MAX];
+    uint64_t total = 0, bytes = s.n + sizeof(uint32_t);
+    for (uint32_t i = 0; i < s.n; i++) total += hnsw_links0(g, s.first + i, links);
+    for (uint32_t u = upper_from(g, s.first); u < g->upper_n && hnsw_upper_slot(g, u) < s.first + s.n; u++) {
+        bytes += 5;
+        for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++)
+            bytes += 1 + hnsw_links(g, level, u, links) * sizeof(uint32_t);
+    }
+    return bytes + total * format_link_width(rows);
+}
+
+static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, span s) {
+    const store *st = &index->store;
+    const uint32_t *id_offsets = (const uint32_t *)st->ids.offsets.base;
+    int64_t low;
+    switch (kind) {
+    case FVDB_PART_VECTORS_HIGH:
+    case FVDB_PART_VECTORS_LOW: return (uint64_t)s.n * st->dim * sizeof(uint16_t);
+    case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
+    case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
+    case FVDB_PART_TOMBSTONES: return (s.n + 7u) / 8;
+    case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
+    default: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
+    }
+}
+
+/* ---- payloads ---- */
+
+static void write_plane(writer *w, const store *st, const region *plane, span s) {
+    size_t n = (size_t)s.n * st->dim;
+    uint8_t *low = write_space(w, n), *high = write_space(w, n);
+    for (uint32_t i = 0; i < s.n; i++, low += st->dim, high += st->dim) {
+        const uint16_t *row = (const uint16_t *)plane->base + (size_t)(s.first + i) * st->dim16;
+        for (uint32_t d = 0; d < st->dim; d++) {
+            low[d] = (uint8_t)row[d];
+            high[d] = (uint8_t)(row[d] >> 8);
+        }
+    }
+}
+
+static void write_ids(writer *w, const id_map *ids, span s) {
+    const uint32_t *offsets = (const uint32_t *)ids->offsets.base + s.first;
+    for (uint32_t i = 0; i < s.n; i++) write_le(w, offsets[i + 1] - offsets[i], sizeof(uint16_t));
+    write_bytes(w, ids->bytes.base + offsets[0], offsets[s.n] - offsets[0]);
+}
+
+static void write_timestamps(writer *w, const timestamps *t, span s) {
+    int64_t low;
+    uint32_t width = timestamps_width(t, s, &low);
+    write_le(w, (uint64_t)low, 8);
+    write_le(w, width, 8);
+    for (uint32_t b = 0; b < width; b++) {
+        uint8_t *plane = write_space(w, s.n);
+        for (uint32_t i = 0; i < s.n; i++)
+            plane[i] = (uint8_t)(((uint64_t)timestamps_get(t, s.first + i) - (uint64_t)low) >> (8 * b));
+    }
+}
+
+static void write_tombstones(writer *w, const store *st) {
+    uint8_t *bits = write_space(w, (st->n + 7u) / 8);
+    memset(bits, 0, (st->n + 7u) / 8);
+    for (uint32_t slot = 0; slot < st->n; slot++)
+        if (!bit_get(store_live(st), slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
+}
+
+static void write_graph(writer *w, const hnsw *g, span s, uint32_t rows) {
+    uint32_t links[HNSW_M0_MAX], width = format_link_width(rows);
+    uint8_t *counts = write_space(w, s.n);
+    for (uint32_t i = 0; i < s.n; i++) {
+        uint32_t n = hnsw_links0(g, s.first + i, links);
+        counts[i] = (uint8_t)n;
+        for (uint32_t j = 0; j < n; j++) write_le(w, links[j], width);
+    }
+    uint32_t first = upper_from(g, s.first), end = upper_from(g, s.first + s.n);
+    write_le(w, end - first, sizeof(uint32_t));
+    for (uint32_t u = first; u < end; u++) {
+        write_le(w, hnsw_upper_slot(g, u) - s.first, sizeof(uint32_t));
+        write_le(w, hnsw_upper_level(g, u), 1);
+        for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++) {
+            uint32_t n = hnsw_links(g, level, u, links);
+            write_le(w, n, 1);
+            for (uint32_t j = 0; j < n; j++) write_le(w, links[j], sizeof(uint32_t));
+        }
+    }
+}
+
+static void write_floats(writer *w, const float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        write_le(w, bits, sizeof bits);
+    }
+}
+
+static void write_graph_head(writer *w, const fvdb_index *index) {
+    const hnsw *g = &index->graph;
+    const store *st = &index->store;
+    const uint32_t fields[GRAPH_HEAD_FIELDS] = {g->M,         g->ef_construction, g->entry,
+                                                g->max_level, g->upper_n,         st->book.trained_rows};
+    for (uint32_t i = 0; i < GRAPH_HEAD_FIELDS; i++) write_le(w, fields[i], sizeof(uint32_t));
+    write_floats(w, st->book.lo, st->dim);
+    write_floats(w, st->book.step, st->dim);
+}
+
+static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, span s) {
+    const store *st = &index->store;
+    switch (kind) {
+    case FVDB_PART_VECTORS_HIGH: write_plane(w, st, &st->high, s); return;
+    case FVDB_PART_VECTORS_LOW: write_plane(w, st, &st->low, s); return;
+    case FVDB_PART_IDS: write_ids(w, &st->ids, s); return;
+    case FVDB_PART_TIMESTAMPS: write_timestamps(w, &st->times, s); return;
+    case FVDB_PART_TOMBSTONES: write_tombstones(w, st); return;
+    case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
+    default: write_graph_head(w, index); return;
+    }
+}
+
+/* ---- entry points ---- */
+
+/* How many parts of a kind the index has now. */
+static uint32_t parts_of(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind) {
+    uint32_t rows = index->store.n;
+    if (rows == 0 || kind < FVDB_PART_VECTORS_HIGH || kind > FVDB_PART_GRAPH_HEAD) return 0;
+    if ((kind == FVDB_PART_GRAPH || kind == FVDB_PART_GRAPH_HEAD) && index->graph.n == 0) return 0;
+    return format_is_whole(kind) ? 1 : format_part_count(rows, rows_per_part);
+}
+
+fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
+                         uint32_t *out_count, fvdb_diag *diag) {
+    uint32_t n = 0;
+    for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
+        uint32_t parts = parts_of(index, rows_per_part, kind);
+        for (uint32_t number = 0; number < parts; number++, n++) {
+            if (n >= capacity) continue;
+            span s = part_span(index, rows_per_part, kind, number);
+            out[n] = (fvdb_part){kind, number, PART_HEADER_BYTES + payload_bytes(index, kind, s)};
+        }
+    }
+    *out_count = n;
+    return n <= capacity ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more parts", 0, n, capacity);
+}
+
+fvdb_status format_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
+                              uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
+    if (number >= parts_of(index, rows_per_part, kind))
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "there is no such part", 0, parts_of(index, rows_per_part, kind), number);
+    span s = part_span(index, rows_per_part, kind, number);
+    uint64_t payload = payload_bytes(index, kind, s);
+    *out_size = PART_HEADER_BYTES + payload;
+    if (*out_size > capacity) return FAIL_AT(diag, FVDB_ERR_BUFFER, "the part does not fit", 0, *out_size, capacity);
+    writer w = {out, (size_t)*out_size};
+    write_bytes(&w, PART_MAGIC, 4);
+    write_le(&w, PART_VERSION, 2);
+    write_le(&w, kind, 2);
+    write_le(&w, number, 4);
+    write_le(&w, index->store.dim, 4);
+    write_le(&w, s.first, 8);
+    write_le(&w, s.n, 4);
+    write_le(&w, 0, 4);
+    write_le(&w, payload, 8);
+    write_payload(&w, index, kind, s);
+    assert(w.left == 0);
+    return FVDB_OK;
+}
