@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
-
 from fabstir_vectordb.errors import (
     DecryptionError,
     IntegrityError,
@@ -147,7 +146,7 @@ async def load_version(
         VectorDBError: the store failed in another way.
     """
     workers = Workers(settings.threads)
-    opened = await _open_version(store, identity, lineage, settings, workers, cid)
+    opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
     if opened is None:
         if missing_ok:
             return None
@@ -235,7 +234,7 @@ async def verify_version(
         NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
     """
     workers = Workers(settings.threads)
-    opened = await _open_version(store, identity, lineage, settings, workers, cid)
+    opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
     if opened is None:
         raise NotFoundError(
             f"no version of index {settings.index_name!r} was saved under this phrase",
@@ -319,6 +318,7 @@ async def _open_version(
     identity: Identity,
     lineage: Lineage,
     settings: PersistSettings,
+    *,
     workers: Workers,
     cid: str | None,
 ) -> _Opened | None:
@@ -338,7 +338,9 @@ async def _open_version(
         root_blob = await store.get(asked.hash, asked.known_size)
         root_id = BlobId(asked.hash, len(root_blob))
 
-    files, own = await _open_root(store, identity, lineage, settings, workers, root_id, root_blob)
+    files, own = await _open_root(
+        store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
+    )
     manifest_entry = files.get(MANIFEST_NAME)
     if manifest_entry is None or manifest_entry.size > MANIFEST_BYTES_MAX:
         raise IntegrityError(
@@ -366,6 +368,7 @@ async def _open_root(
     identity: Identity,
     lineage: Lineage,
     settings: PersistSettings,
+    *,
     workers: Workers,
     root_id: BlobId,
     blob: bytes,

@@ -76,7 +76,9 @@ def test_names_of_the_original_layout_are_kept() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    with pytest.raises(StorageError, match=r"format 7; this release reads formats up to 0: upgrade") as caught:
+    with pytest.raises(
+        StorageError, match=r"format 7; this release reads formats up to 0: upgrade"
+    ) as caught:
         decode_manifest(cbor.encode({"version": 7, "layers": []}))
     assert caught.value.details == {"format_version": 7, "supported": FORMAT_VERSION}
 
