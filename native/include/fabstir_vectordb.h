@@ -19,6 +19,11 @@
 extern "C" {
 #endif
 
+/* The library is built with hidden symbols; what is declared here is what it exports. */
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility push(default)
+#endif
+
 /* cffi: begin */
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
@@ -274,6 +279,10 @@ fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t siz
 fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag);
 
 /* cffi: end */
+
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }

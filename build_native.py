@@ -1,0 +1,157 @@
+"""Builds the native library and its cffi declarations with one compiler command.
+
+Run by the wheel build (hatch_build.py), or by hand:
+
+    python build_native.py                              # for this machine, into fabstir_vectordb/_native
+    python build_native.py --target aarch64-linux-gnu   # cross-compile
+    python build_native.py --output DIR --debug
+
+The compiler is ``python -m ziglang cc``: it comes from the ziglang package, cross-compiles to every target below and needs
+nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HEADER = ROOT / "native" / "include" / "fabstir_vectordb.h"
+PACKAGE = ROOT / "fabstir_vectordb" / "_native"
+
+#: zig target -> platform tag of the wheel. The glibc named is the one manylinux2014 promises.
+TARGETS = {
+    "x86_64-linux-gnu": "manylinux_2_17_x86_64",
+    "aarch64-linux-gnu": "manylinux_2_17_aarch64",
+    "x86_64-linux-musl": "musllinux_1_2_x86_64",
+    "aarch64-linux-musl": "musllinux_1_2_aarch64",
+    "x86_64-macos": "macosx_11_0_x86_64",
+    "aarch64-macos": "macosx_11_0_arm64",
+    "x86_64-windows-gnu": "win_amd64",
+    "aarch64-windows-gnu": "win_arm64",
+}
+GLIBC = "2.17"
+
+#: No fused or reordered floating point: every CPU gives the same bits (native/src/kernels/kernels.h).
+FLAGS = ["-std=c17", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+
+
+def host_target() -> str:
+    """The target of the running Python.
+
+    Raises:
+        SystemExit: no target fits this machine; FVDB_TARGET can name one.
+    """
+    machine = platform.machine().lower()
+    cpu = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}.get(machine)
+    if cpu and sys.platform == "darwin":
+        return f"{cpu}-macos"
+    if cpu and sys.platform == "win32":
+        return f"{cpu}-windows-gnu"
+    if cpu and sys.platform.startswith("linux"):
+        return f"{cpu}-linux-{'gnu' if platform.libc_ver()[0] == 'glibc' else 'musl'}"
+    raise SystemExit(f"no known target for {sys.platform} on {machine}: set FVDB_TARGET to one of {', '.join(TARGETS)}")
+
+
+def library_name(target: str) -> str:
+    """File name of the shared library on a target."""
+    if "windows" in target:
+        return "fabstir_vectordb.dll"
+    return "libfabstir_vectordb.dylib" if "macos" in target else "libfabstir_vectordb.so"
+
+
+def sources() -> list[Path]:
+    """All C files of the core, in a fixed order."""
+    return sorted((ROOT / "native" / "src").rglob("*.c"))
+
+
+def compiler(target: str) -> list[str]:
+    """The compiler and the flags that name the target."""
+    if other := os.environ.get("FVDB_CC"):
+        return shlex.split(other)
+    zig_target = {"gnu": f"{target}.{GLIBC}"}.get(target.rpartition("-")[2], target) if "linux" in target else target
+    if "macos" in target:
+        zig_target = f"{target}.11.0"
+    return [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, *_baseline(target)]
+
+
+def _baseline(target: str) -> list[str]:
+    """The oldest CPU of a target; faster instructions are chosen at run time."""
+    if target.startswith("x86_64"):
+        return ["-mcpu=x86_64"]
+    return ["-mcpu=apple_m1"] if "macos" in target else ["-mcpu=generic"]
+
+
+def command(target: str, output: Path, *, debug: bool = False) -> list[str]:
+    """The one command that builds the library."""
+    optimise = ["-O1", "-g", "-fno-sanitize=all"] if debug else ["-O3", "-DNDEBUG", "-s", "-fno-sanitize=all"]
+    if os.environ.get("FVDB_CC"):
+        optimise = [flag for flag in optimise if flag != "-fno-sanitize=all"]
+    system = [] if "windows" in target else ["-fPIC", "-lpthread", "-lm"]
+    files = [str(path.relative_to(ROOT)) for path in sources()]
+    return [*compiler(target), *FLAGS, *optimise, "-shared", "-Inative/include", *files, *system, "-o", str(output)]
+
+
+def build_library(target: str, directory: Path, *, debug: bool = False) -> Path:
+    """Compiles the library into a directory.
+
+    Raises:
+        SystemExit: the compiler failed; its messages are on stderr.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    output = directory / library_name(target)
+    # A loaded library must not be written over: build beside it, then put it in its place.
+    fresh = output.with_name(f"{output.name}.{os.getpid()}.new")
+    result = subprocess.run(command(target, fresh, debug=debug), cwd=ROOT, check=False)
+    for leftover in (fresh.with_suffix(".lib"), directory / "fabstir_vectordb.lib", fresh.with_suffix(".pdb")):
+        leftover.unlink(missing_ok=True)
+    if result.returncode != 0:
+        fresh.unlink(missing_ok=True)
+        raise SystemExit(f"the C compiler failed with exit code {result.returncode}")
+    os.replace(fresh, output)
+    return output
+
+
+def declarations() -> str:
+    """The public header's declarations as cffi wants them: without comments and derived numbers."""
+    text = HEADER.read_text(encoding="utf-8")
+    body = text.split("/* cffi: begin */", 1)[1].split("/* cffi: end */", 1)[0]
+    without_comments = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
+    return re.sub(r"\n\s*\n+", "\n", without_comments).strip() + "\n"
+
+
+def write_declarations(directory: Path) -> Path:
+    """Writes declarations.py, cffi's out-of-line ABI mode: no C compiler and no parser at import."""
+    from cffi import FFI
+
+    ffi = FFI()
+    ffi.cdef(declarations())
+    ffi.set_source("fabstir_vectordb._native.declarations", None)
+    path = directory / "declarations.py"
+    ffi.emit_python_code(str(path))
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--target", default=os.environ.get("FVDB_TARGET"), help=f"one of {', '.join(TARGETS)}")
+    parser.add_argument("--output", type=Path, default=PACKAGE, help="directory to build into")
+    parser.add_argument("--debug", action="store_true", help="assertions and symbols")
+    options = parser.parse_args(arguments)
+    target = options.target or host_target()
+    if target not in TARGETS:
+        parser.error(f"unknown target {target!r}: one of {', '.join(TARGETS)}")
+    library = build_library(target, options.output, debug=options.debug)
+    declared = write_declarations(options.output)
+    print(f"built {library} ({library.stat().st_size:,} bytes) and {declared.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The binding to the native core: the only package that touches cffi."""

@@ -1,0 +1,720 @@
+"""One method per C function: check, allocate, call, check, return.
+
+numpy arrays go in and come out; statuses become this package's errors, with the C file and line in ``details``.
+The GIL is released while C runs. A `NativeIndex` may be used from several threads; closing it while a call is
+under way is the caller's mistake, which index.py prevents.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.library import ffi, lib
+from fabstir_vectordb.errors import (
+    ConflictError,
+    IndexStateError,
+    IntegrityError,
+    InternalError,
+    InvalidInputError,
+    NotFoundError,
+    VectorDBError,
+)
+
+__all__ = [
+    "DIM_MAX",
+    "EF_MAX",
+    "ID_BYTES_MAX",
+    "K_MAX",
+    "M_MAX",
+    "M_MIN",
+    "NO_SLOT",
+    "PLAN_FLAT",
+    "ROWS_MAX",
+    "THREADS_MAX",
+    "Control",
+    "NativeBusy",
+    "NativeCancelled",
+    "NativeIndex",
+    "NativeStats",
+    "PartInfo",
+    "SearchHits",
+    "estimate_bytes",
+    "kernels",
+    "pack_ids",
+]
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+UInt32Array = npt.NDArray[np.uint32]
+UInt64Array = npt.NDArray[np.uint64]
+
+DIM_MAX = int(lib.FVDB_DIM_MAX)
+EF_MAX = int(lib.FVDB_EF_MAX)
+ID_BYTES_MAX = int(lib.FVDB_ID_BYTES_MAX)
+K_MAX = int(lib.FVDB_K_MAX)
+M_MIN = int(lib.FVDB_M_MIN)
+M_MAX = int(lib.FVDB_M_MAX)
+ROWS_MAX = int(lib.FVDB_ROWS_MAX)
+THREADS_MAX = int(lib.FVDB_THREADS_MAX)
+NO_SLOT = int(lib.FVDB_NO_SLOT)
+PLAN_FLAT = int(lib.FVDB_PLAN_FLAT)
+
+_METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
+_MEMORY = {"default": lib.FVDB_MEMORY_DEFAULT, "compact": lib.FVDB_MEMORY_COMPACT}
+_ON_CONFLICT = {
+    "error": lib.FVDB_ON_CONFLICT_ERROR,
+    "replace": lib.FVDB_ON_CONFLICT_REPLACE,
+    "skip": lib.FVDB_ON_CONFLICT_SKIP,
+}
+_UINT64_MAX = 2**64 - 1
+
+# Room for the ids of one search: most ids are shorter, and a search whose ids are longer is repeated with the
+# bytes it turned out to need.
+_ID_ROOM_PER_HIT = 64
+
+
+class NativeBusy(Exception):  # noqa: N818 - a signal for index.py, not an error for users
+    """A writer holds the index, and the call asked not to wait."""
+
+
+class NativeCancelled(Exception):  # noqa: N818
+    """The call was cancelled through its control word; nothing changed."""
+
+
+_ERRORS: dict[int, type[VectorDBError]] = {
+    lib.FVDB_ERR_ARGUMENT: InvalidInputError,
+    lib.FVDB_ERR_NOT_FINITE: InvalidInputError,
+    lib.FVDB_ERR_ZERO_VECTOR: InvalidInputError,
+    lib.FVDB_ERR_ID: InvalidInputError,
+    lib.FVDB_ERR_DUPLICATE_ID: ConflictError,
+    lib.FVDB_ERR_NOT_FOUND: NotFoundError,
+    lib.FVDB_ERR_MEMORY: IndexStateError,
+    lib.FVDB_ERR_FORMAT: IntegrityError,
+    lib.FVDB_ERR_TOO_MANY: IndexStateError,
+    lib.FVDB_ERR_THREAD: IndexStateError,
+}
+
+
+class NativeStats(NamedTuple):
+    """Counts and resident bytes, as fvdb_stats of the header describes them."""
+
+    rows: int
+    live: int
+    graph_rows: int
+    bytes_vectors: int
+    bytes_codes: int
+    bytes_graph: int
+    bytes_ids: int
+    bytes_timestamps: int
+    bytes_scratch: int
+    bytes_total: int
+    id_bytes: int
+
+
+class PartInfo(NamedTuple):
+    """A part that a save writes: its kind (FVDB_PART_*), number within the kind, and size in bytes."""
+
+    kind: int
+    number: int
+    size: int
+
+
+class SearchHits(NamedTuple):
+    """Results of a search over n queries.
+
+    Attributes:
+        slots: (n, k) uint32; entries past a query's count are NO_SLOT.
+        distances: (n, k) float64, ascending; +inf past a count.
+        counts: n uint32.
+        plans: n uint32, PLAN_FLAT or the graph's.
+        ids: for each query, the ids of its results.
+    """
+
+    slots: UInt32Array
+    distances: Float64Array
+    counts: UInt32Array
+    plans: UInt32Array
+    ids: list[list[str]]
+
+
+class Control:
+    """Progress of a native call, and the way to cancel it from another thread."""
+
+    __slots__ = ("_word",)
+
+    def __init__(self) -> None:
+        self._word = ffi.new("fvdb_control *")
+
+    @property
+    def pointer(self) -> Any:
+        """The C word."""
+        return self._word
+
+    @property
+    def done(self) -> int:
+        """Rows done so far."""
+        return int(self._word.done)
+
+    @property
+    def total(self) -> int:
+        """Rows in all, 0 while unknown."""
+        return int(self._word.total)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return bool(self._word.cancel)
+
+    def cancel(self) -> None:
+        """Asks the call to stop; it raises NativeCancelled soon after and leaves nothing behind."""
+        self._word.cancel = 1
+
+
+def kernels() -> str:
+    """Name of the SIMD kernels in use: scalar, avx2, avx512 or neon."""
+    return _text(lib.fvdb_kernels())
+
+
+def pack_ids(ids: Sequence[str]) -> tuple[bytes, UInt64Array]:
+    """The ids' UTF-8 bytes one after the other, with their n + 1 offsets.
+
+    Args:
+        ids: n strings; that they are strings is the caller's promise.
+
+    Returns:
+        The bytes, and n + 1 uint64 offsets into them.
+
+    Raises:
+        InvalidInputError: a string holds a lone surrogate; details has its row.
+    """
+    offsets = np.zeros(len(ids) + 1, dtype=np.uint64)
+    joined = "".join(ids)
+    if joined.isascii():
+        lengths = np.fromiter(map(len, ids), dtype=np.uint64, count=len(ids))
+        np.cumsum(lengths, out=offsets[1:])
+        return joined.encode("ascii"), offsets
+    try:
+        encoded = [text.encode() for text in ids]
+    except UnicodeEncodeError:
+        row = next(row for row, text in enumerate(ids) if not _encodes(text))
+        raise InvalidInputError(
+            f"the id of row {row} holds a lone surrogate, which UTF-8 cannot encode", details={"row": row}
+        ) from None
+    np.cumsum(np.fromiter(map(len, encoded), dtype=np.uint64, count=len(ids)), out=offsets[1:])
+    return b"".join(encoded), offsets
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text(pointer: Any) -> str:
+    return str(ffi.string(pointer).decode()) if pointer != ffi.NULL else ""
+
+
+def _pointer(ctype: str, array: npt.NDArray[Any]) -> Any:
+    # An empty buffer has no address cffi would take.
+    return ffi.from_buffer(ctype, array) if array.size else ffi.NULL
+
+
+def _raise(status: int, diag: Any) -> NoReturn:
+    if status == lib.FVDB_ERR_CANCELLED:
+        raise NativeCancelled
+    if status == lib.FVDB_ERR_BUSY:
+        raise NativeBusy
+    message = _text(diag.message) or _text(lib.fvdb_status_text(status))
+    details: dict[str, Any] = {
+        "status": int(status),
+        "row": int(diag.row),
+        "expected": int(diag.expected),
+        "actual": int(diag.actual),
+        "c_file": _text(diag.file).replace("\\", "/").rpartition("native/src/")[2],
+        "c_line": int(diag.line),
+    }
+    if status == lib.FVDB_ERR_DUPLICATE_ID:
+        details["first_row"] = None if details["actual"] == _UINT64_MAX else details["actual"]
+    raise _ERRORS.get(status, InternalError)(message, details=details)
+
+
+def _config(
+    dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
+) -> Any:
+    return ffi.new(
+        "fvdb_config *",
+        {
+            "dim": dim,
+            "metric": _METRICS[metric],
+            "memory": _MEMORY[memory],
+            "M": M,
+            "ef_construction": ef_construction,
+            "threads": threads,
+            "hash_seed": hash_seed,
+        },
+    )
+
+
+def estimate_bytes(
+    dim: int,
+    *,
+    metric: str,
+    memory: str,
+    M: int,
+    ef_construction: int,
+    rows: int,
+    id_bytes: int,
+    threads: int = 1,
+) -> int:
+    """Resident bytes an index of these settings will need for `rows` rows whose ids take `id_bytes` bytes."""
+    config = _config(dim, metric, memory, M, ef_construction, threads)
+    return int(lib.fvdb_estimate_bytes(config, rows, id_bytes))
+
+
+class _SearchBuffers(threading.local):
+    """Outputs of a one-query search, kept per thread: allocating them would cost as much as a small walk."""
+
+    def __init__(self) -> None:
+        self.k = 0
+        self.room = 0
+
+    def reserve(self, k: int, room: int) -> None:
+        if k > self.k:
+            self.k = k
+            self.slots = ffi.new("uint32_t[]", k)
+            self.distances = ffi.new("double[]", k)
+            self.counts = ffi.new("uint32_t[1]")
+            self.plans = ffi.new("uint32_t[1]")
+            self.offsets = ffi.new("uint64_t[]", k + 1)
+            self.params = ffi.new("fvdb_search_params *")
+            self.diag = ffi.new("fvdb_diag *")
+        if room > self.room:
+            self.room = room
+            self.id_bytes = ffi.new("uint8_t[]", room)
+
+
+_buffers = _SearchBuffers()
+
+
+class NativeIndex:
+    """An index in native memory.
+
+    Args:
+        dim: components of a vector, 1 to DIM_MAX.
+        metric: ``cosine``, ``l2`` or ``dot``.
+        memory: ``default`` or ``compact``.
+        M: links of a row on upper levels, M_MIN to M_MAX.
+        ef_construction: candidates while linking, 1 to EF_MAX.
+        threads: most threads a call may use.
+        hash_seed: seed of the id table; changes no answer and no saved byte.
+
+    Raises:
+        InvalidInputError: a setting is out of range, or FVDB_KERNELS names kernels this CPU cannot run.
+        IndexStateError: memory or a lock could not be had.
+    """
+
+    __slots__ = ("_index", "dim")
+
+    def __init__(
+        self, dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
+    ) -> None:
+        out, diag = ffi.new("fvdb_index **"), ffi.new("fvdb_diag *")
+        config = _config(dim, metric, memory, M, ef_construction, threads, hash_seed)
+        status = lib.fvdb_create(config, out, diag)
+        if status:
+            _raise(status, diag)
+        self.dim = dim
+        self._index = ffi.gc(out[0], lib.fvdb_free)
+
+    @classmethod
+    def load_begin(
+        cls,
+        dim: int,
+        *,
+        metric: str,
+        memory: str,
+        M: int,
+        ef_construction: int,
+        threads: int,
+        rows: int,
+        graph_rows: int,
+        rows_per_part: int,
+        hash_seed: int = 0,
+    ) -> NativeIndex:
+        """An index that takes `load_part` for each of its parts and then `load_end`, and nothing else before.
+
+        Raises:
+            InvalidInputError: a setting is out of range.
+            IndexStateError: memory could not be had.
+        """
+        out, diag = ffi.new("fvdb_index **"), ffi.new("fvdb_diag *")
+        config = _config(dim, metric, memory, M, ef_construction, threads, hash_seed)
+        status = lib.fvdb_load_begin(config, rows, graph_rows, rows_per_part, out, diag)
+        if status:
+            _raise(status, diag)
+        self = cls.__new__(cls)
+        self.dim = dim
+        self._index = ffi.gc(out[0], lib.fvdb_free)
+        return self
+
+    def load_part(self, raw: bytes | bytearray | memoryview) -> None:
+        """Reads one part's uncompressed bytes; safe on untrusted bytes and from several threads.
+
+        Raises:
+            IntegrityError: they break a rule of the format.
+            IndexStateError: memory could not be had.
+        """
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_load_part(self._index, ffi.from_buffer(raw) if len(raw) else ffi.NULL, len(raw), diag)
+        if status:
+            _raise(status, diag)
+
+    def load_end(self, control: Control | None = None) -> None:
+        """Checks the parts against each other and makes the index whole.
+
+        Raises:
+            IntegrityError: a part is missing, or they do not fit together.
+            IndexStateError: memory or threads could not be had.
+            NativeCancelled: `control` asked for it.
+        """
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_load_end(self._index, control.pointer if control else ffi.NULL, diag)
+        if status:
+            _raise(status, diag)
+
+    def close(self) -> None:
+        """Frees all memory at once; idempotent. No other call may be under way."""
+        index, self._index = self._index, ffi.NULL
+        if index != ffi.NULL:
+            ffi.release(index)
+
+    # ---- add and search
+
+    def add(
+        self,
+        vectors: Float32Array,
+        id_bytes: bytes,
+        id_offsets: UInt64Array,
+        timestamps: Int64Array,
+        on_conflict: str = "error",
+        control: Control | None = None,
+    ) -> tuple[UInt32Array, UInt32Array]:
+        """Adds rows: all or nothing.
+
+        Args:
+            vectors: (n, dim) float32, C-contiguous.
+            id_bytes, id_offsets: as `pack_ids` gives them.
+            timestamps: n int64, microseconds since 1970-01-01T00:00:00Z.
+            on_conflict: ``error``, ``replace`` or ``skip`` for ids that are live.
+            control: progress and cancellation.
+
+        Returns:
+            Two arrays of n uint32: the slot of each row (NO_SLOT when skipped) and the slot it replaced
+            (NO_SLOT when none).
+
+        Raises:
+            InvalidInputError, ConflictError: details has ``row``; nothing was added.
+            IndexStateError: memory or threads could not be had, or a limit was passed.
+            NativeCancelled: `control` asked for it.
+        """
+        n = len(id_offsets) - 1
+        slots, replaced = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
+        rows, diag = ffi.new("fvdb_rows *"), ffi.new("fvdb_diag *")
+        rows.n = n
+        rows.vectors = _pointer("float[]", vectors)
+        rows.id_bytes = ffi.from_buffer("uint8_t[]", id_bytes)
+        rows.id_offsets = _pointer("uint64_t[]", id_offsets)
+        rows.timestamps = _pointer("int64_t[]", timestamps)
+        status = lib.fvdb_add(
+            self._index,
+            rows,
+            _ON_CONFLICT[on_conflict],
+            _pointer("uint32_t[]", slots),
+            _pointer("uint32_t[]", replaced),
+            control.pointer if control else ffi.NULL,
+            diag,
+        )
+        if status:
+            _raise(status, diag)
+        return slots, replaced
+
+    def search_one(
+        self, query: Float32Array, k: int, ef_search: int = 0, exact: bool = False, nowait: bool = False
+    ) -> tuple[list[int], list[float], list[str], int]:
+        """The k nearest rows of one query, with as little around the C call as Python allows.
+
+        Args:
+            query: dim float32, C-contiguous.
+            k: 1 to K_MAX.
+            ef_search: 0 lets the library choose.
+            exact: score every row exactly.
+            nowait: raise NativeBusy instead of waiting for a writer.
+
+        Returns:
+            Slots, distances and ids of the results, nearest first, and the plan.
+
+        Raises:
+            InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
+            NativeBusy: with `nowait`.
+            IndexStateError: memory could not be had.
+        """
+        buffers = _buffers
+        buffers.reserve(k, k * _ID_ROOM_PER_HIT)
+        params = buffers.params
+        params.k, params.ef_search, params.exact, params.nowait = k, ef_search, exact, nowait
+        while True:
+            status = lib.fvdb_search(
+                self._index,
+                ffi.from_buffer("float[]", query),
+                1,
+                params,
+                ffi.NULL,
+                0,
+                buffers.slots,
+                buffers.distances,
+                buffers.counts,
+                buffers.plans,
+                buffers.id_bytes,
+                buffers.room,
+                buffers.offsets,
+                ffi.NULL,
+                buffers.diag,
+            )
+            if status == lib.FVDB_ERR_BUFFER:
+                buffers.reserve(k, int(buffers.diag.expected))
+                continue
+            if status:
+                _raise(status, buffers.diag)
+            break
+        n = buffers.counts[0]
+        offsets = ffi.unpack(buffers.offsets, n + 1)
+        text = bytes(ffi.buffer(buffers.id_bytes, offsets[n]))
+        ids = [text[offsets[i] : offsets[i + 1]].decode() for i in range(n)]
+        return ffi.unpack(buffers.slots, n), ffi.unpack(buffers.distances, n), ids, buffers.plans[0]
+
+    def search(
+        self,
+        queries: Float32Array,
+        k: int,
+        *,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        allow: UInt64Array | None = None,
+        control: Control | None = None,
+    ) -> SearchHits:
+        """The k nearest rows of each query, in one native call.
+
+        Args:
+            queries: (n, dim) float32, C-contiguous.
+            k: 1 to K_MAX.
+            ef_search: 0 lets the library choose.
+            exact: score every row exactly.
+            nowait: raise NativeBusy instead of waiting for a writer.
+            allow: bitmap of slots that may be returned (bit s % 64 of word s // 64), None for all.
+            control: cancellation.
+
+        Raises:
+            InvalidInputError: a parameter is out of range, or a query is not finite or zero (details ``row``).
+            NativeBusy, NativeCancelled: as asked for.
+            IndexStateError: memory or threads could not be had.
+        """
+        n = len(queries)
+        slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
+        counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
+        offsets = np.zeros(n * k + 1, dtype=np.uint64)
+        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait])
+        diag = ffi.new("fvdb_diag *")
+        room = n * k * _ID_ROOM_PER_HIT
+        while True:
+            id_bytes = np.empty(max(room, 1), dtype=np.uint8)
+            status = lib.fvdb_search(
+                self._index,
+                _pointer("float[]", queries),
+                n,
+                params,
+                ffi.NULL if allow is None else _pointer("uint64_t[]", allow),
+                0 if allow is None else len(allow),
+                _pointer("uint32_t[]", slots),
+                _pointer("double[]", distances),
+                _pointer("uint32_t[]", counts),
+                _pointer("uint32_t[]", plans),
+                _pointer("uint8_t[]", id_bytes),
+                len(id_bytes),
+                _pointer("uint64_t[]", offsets),
+                control.pointer if control else ffi.NULL,
+                diag,
+            )
+            if status == lib.FVDB_ERR_BUFFER:
+                room = int(diag.expected)
+                continue
+            if status:
+                _raise(status, diag)
+            break
+        ids = _unpack_ids(id_bytes[: int(offsets[-1])].tobytes(), offsets)
+        per_query = [ids[i * k : i * k + int(count)] for i, count in enumerate(counts)]
+        return SearchHits(slots, distances, counts, plans, per_query)
+
+    # ---- rows
+
+    def find(self, id_bytes: bytes, id_offsets: UInt64Array) -> UInt32Array:
+        """Slots of ids, NO_SLOT for ids that are not live."""
+        n = len(id_offsets) - 1
+        slots = np.empty(n, dtype=np.uint32)
+        lib.fvdb_find(
+            self._index,
+            ffi.from_buffer("uint8_t[]", id_bytes),
+            _pointer("uint64_t[]", id_offsets),
+            n,
+            _pointer("uint32_t[]", slots),
+        )
+        return slots
+
+    def get_vectors(self, slots: UInt32Array) -> Float32Array:
+        """The exact vectors of slots, (n, dim) float32.
+
+        Raises:
+            NotFoundError: a slot is past the end.
+        """
+        out = np.empty((len(slots), self.dim), dtype=np.float32)
+        diag = ffi.new("fvdb_diag *")
+        pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("float[]", out)
+        status = lib.fvdb_get_vectors(self._index, *pointers, diag)
+        if status:
+            _raise(status, diag)
+        return out
+
+    def get_timestamps(self, slots: UInt32Array) -> Int64Array:
+        """The timestamps of slots, n int64 microseconds since 1970.
+
+        Raises:
+            NotFoundError: a slot is past the end.
+        """
+        out = np.empty(len(slots), dtype=np.int64)
+        diag = ffi.new("fvdb_diag *")
+        pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("int64_t[]", out)
+        status = lib.fvdb_get_timestamps(self._index, *pointers, diag)
+        if status:
+            _raise(status, diag)
+        return out
+
+    def get_ids(self, slots: UInt32Array) -> list[str]:
+        """The ids of slots.
+
+        Raises:
+            NotFoundError: a slot is past the end.
+        """
+        offsets = np.zeros(len(slots) + 1, dtype=np.uint64)
+        diag = ffi.new("fvdb_diag *")
+        room = len(slots) * _ID_ROOM_PER_HIT
+        while True:
+            out = np.empty(max(room, 1), dtype=np.uint8)
+            status = lib.fvdb_get_ids(
+                self._index,
+                _pointer("uint32_t[]", slots),
+                len(slots),
+                _pointer("uint8_t[]", out),
+                len(out),
+                _pointer("uint64_t[]", offsets),
+                diag,
+            )
+            if status == lib.FVDB_ERR_BUFFER:
+                room = int(diag.expected)
+                continue
+            if status:
+                _raise(status, diag)
+            return _unpack_ids(out[: int(offsets[-1])].tobytes(), offsets)
+
+    def live_slots(self, first: int, capacity: int) -> UInt32Array:
+        """At most `capacity` live slots from `first` on, ascending."""
+        out = np.empty(capacity, dtype=np.uint32)
+        count = ffi.new("uint32_t *")
+        lib.fvdb_live_slots(self._index, first, _pointer("uint32_t[]", out), capacity, count)
+        return out[: count[0]]
+
+    # ---- delete, vacuum, statistics
+
+    def delete(self, id_bytes: bytes, id_offsets: UInt64Array, missing_ok: bool) -> UInt32Array:
+        """Makes the rows of ids tombstones: all or nothing.
+
+        Returns:
+            The slot of each id, NO_SLOT for one that was not live or stood earlier in the call.
+
+        Raises:
+            NotFoundError: an id is not live and `missing_ok` is false; details has ``row``.
+        """
+        n = len(id_offsets) - 1
+        slots, diag = np.empty(n, dtype=np.uint32), ffi.new("fvdb_diag *")
+        status = lib.fvdb_delete(
+            self._index,
+            ffi.from_buffer("uint8_t[]", id_bytes),
+            _pointer("uint64_t[]", id_offsets),
+            n,
+            missing_ok,
+            _pointer("uint32_t[]", slots),
+            diag,
+        )
+        if status:
+            _raise(status, diag)
+        return slots
+
+    def vacuum(self, control: Control | None = None) -> UInt32Array:
+        """Removes tombstones and renumbers: all or nothing.
+
+        Returns:
+            Old slot -> new slot, NO_SLOT for removed rows.
+
+        Raises:
+            IndexStateError: memory or threads could not be had.
+            NativeCancelled: `control` asked for it.
+        """
+        slot_map = np.empty(self.stats().rows, dtype=np.uint32)
+        diag = ffi.new("fvdb_diag *")
+        word = control.pointer if control else ffi.NULL
+        status = lib.fvdb_vacuum(self._index, _pointer("uint32_t[]", slot_map), len(slot_map), word, diag)
+        if status:
+            _raise(status, diag)
+        return slot_map
+
+    def stats(self) -> NativeStats:
+        """Counts and memory; O(1)."""
+        out = ffi.new("fvdb_stats *")
+        lib.fvdb_get_stats(self._index, out)
+        return NativeStats(*(int(getattr(out, name)) for name in NativeStats._fields))
+
+    # ---- parts
+
+    def parts(self, rows_per_part: int) -> list[PartInfo]:
+        """The parts of the index as it is now, in a fixed order."""
+        count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        lib.fvdb_parts(self._index, rows_per_part, ffi.NULL, 0, count, diag)
+        out = ffi.new("fvdb_part[]", count[0])
+        status = lib.fvdb_parts(self._index, rows_per_part, out, count[0], count, diag)
+        if status:
+            _raise(status, diag)
+        return [PartInfo(int(part.kind), int(part.number), int(part.size)) for part in out]
+
+    def write_part(self, rows_per_part: int, kind: int, number: int, size: int) -> bytearray:
+        """The bytes of one part; `size` as `parts` gave it."""
+        raw = bytearray(size)
+        written, diag = ffi.new("uint64_t *"), ffi.new("fvdb_diag *")
+        target = ffi.from_buffer("uint8_t[]", raw, require_writable=True)
+        status = lib.fvdb_part_write(self._index, rows_per_part, kind, number, target, size, written, diag)
+        if status:
+            _raise(status, diag)
+        if written[0] != size:
+            raise InternalError(f"part {kind}.{number} has {written[0]} bytes, not {size}: it changed meanwhile")
+        return raw
+
+
+def _unpack_ids(text: bytes, offsets: UInt64Array) -> list[str]:
+    bounds = offsets.tolist()
+    return [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
