@@ -510,8 +510,8 @@ def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages:
             raise IntegrityError("a version without a dimension has a native part")
         else:
             native.load_part(raw)
-    except IntegrityError as error:
-        if error.details.get("part") == record.name:
+    except (IntegrityError, InvalidInputError) as error:
+        if isinstance(error, IntegrityError) and error.details.get("part") == record.name:
             raise
         raise IntegrityError(
             f"part {record.name}: {error.message}", details={**error.details, "part": record.name}
@@ -522,7 +522,7 @@ def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
     if manifest.dim == 0:
         return None
     return NativeIndex.load_begin(
-        manifest.dim,
+        dim=manifest.dim,
         metric=manifest.metric,
         memory=settings.memory,
         M=manifest.M,
@@ -552,11 +552,12 @@ def _check_budget(manifest: Manifest, settings: PersistSettings) -> None:
     needed = sum(size for kind, size in sizes if kind == DOCUMENTS)
     if manifest.dim:
         needed += estimate_bytes(
-            manifest.dim,
+            dim=manifest.dim,
             metric=manifest.metric,
             memory=settings.memory,
             M=manifest.M,
             ef_construction=manifest.ef_construction,
+            threads=settings.threads,
             rows=manifest.rows,
             # An ids part holds the ids and 4 bytes an offset; the excess is on the safe side.
             id_bytes=sum(size for kind, size in sizes if kind == _IDS),

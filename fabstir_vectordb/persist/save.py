@@ -135,7 +135,7 @@ async def save_version(
     keys = identity.path_keys(index_path(settings.index_name))
     workers = Workers(settings.threads)
     version, counts = await _store_parts_and_root(
-        store, keys, index, lineage, settings, workers, verify_stored, progress
+        store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
     )
     # From here a cancellation would leave it open whether the version is the newest; the store's time limit
     # bounds it.
@@ -143,7 +143,7 @@ async def save_version(
     with anyio.CancelScope(shield=True):
         try:
             revision, moved, superseded = await _move_pointer(
-                store, keys, version, lineage, settings, on_conflict
+                store, keys, version, lineage, settings, on_conflict=on_conflict
             )
         except _RefusedError as refused:
             refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
@@ -194,6 +194,7 @@ async def _store_parts_and_root(
     index: IndexSnapshot,
     lineage: Lineage,
     settings: PersistSettings,
+    *,
     workers: Workers,
     verify_stored: bool,
     progress: ProgressCallback | None,
@@ -340,9 +341,11 @@ def _reusable_parts(
     return base.parts
 
 
-def _encode(job: _Job, raw: bytes | bytearray, root_key: bytes | None) -> tuple[str, FileEntry, bytes]:
+def _encode(
+    job: _Job, raw: bytes | bytearray, root_key: bytes | None
+) -> tuple[str, FileEntry, bytes | bytearray]:
     """Compresses and encrypts one part: its codec, its entry but for the blob's hash, and the blob."""
-    codec, plain = "raw", bytes(raw)
+    codec, plain = "raw", raw
     frame = compress(plain, _LEVEL_TEXT if job.kind in _TEXT_KINDS else _LEVEL_ARRAYS)
     if len(frame) < len(plain) - len(plain) // _COMPRESSION_GAIN:
         codec, plain = "zstd", frame
@@ -350,7 +353,9 @@ def _encode(job: _Job, raw: bytes | bytearray, root_key: bytes | None) -> tuple[
     return codec, entry, blob
 
 
-def _seal(plain: bytes, root_key: bytes | None, media_type: str) -> tuple[FileEntry, bytes]:
+def _seal(
+    plain: bytes | bytearray, root_key: bytes | None, media_type: str
+) -> tuple[FileEntry, bytes | bytearray]:
     if root_key is None:
         return FileEntry(hash=bytes(32), size=len(plain), media_type=media_type), plain
     key = part_key(root_key, plain)
@@ -365,7 +370,7 @@ def _with_hash(entry: FileEntry, digest: bytes) -> FileEntry:
     return FileEntry(hash=digest, size=entry.size, media_type=entry.media_type, encryption=entry.encryption)
 
 
-def _seal_manifest(manifest: Manifest, root_key: bytes | None) -> tuple[FileEntry, bytes]:
+def _seal_manifest(manifest: Manifest, root_key: bytes | None) -> tuple[FileEntry, bytes | bytearray]:
     return _seal(encode_manifest(manifest), root_key, _MEDIA_TYPE_MANIFEST)
 
 
@@ -394,6 +399,7 @@ async def _move_pointer(
     version: Version,
     lineage: Lineage,
     settings: PersistSettings,
+    *,
     on_conflict: OnConflict,
 ) -> tuple[int, bool, HistoryEntry | None]:
     """Makes `version` the newest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabstir_vectordb.errors import IntegrityError, StorageError, VectorDBError
+from fabstir_vectordb.errors import IntegrityError, StorageError
 from fabstir_vectordb.persist import manifest as module
 from fabstir_vectordb.persist.manifest import (
     DOCUMENTS,
@@ -154,10 +155,8 @@ def test_any_changed_byte_gives_a_manifest_or_an_error_of_ours(position: int, va
         del raw[position:]
     else:
         raw[position] = value
-    try:
+    with contextlib.suppress(IntegrityError, StorageError):
         decode_manifest(bytes(raw))
-    except VectorDBError as error:
-        assert error.code in {"INTEGRITY_ERROR", "STORAGE_ERROR"}
 
 
 def test_part_names_and_numbers_belong_together() -> None:
