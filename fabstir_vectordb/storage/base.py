@@ -105,12 +105,15 @@ class Store(Protocol):
     async def set_pointer(self, entry: RegistryEntry) -> None:
         """Move a pointer, if the entry's revision is higher than the stored one.
 
+        A stored entry that is damaged counts as none, so that its owner can repair it. Nothing is lost by
+        that: whoever could damage it could have deleted it.
+
         Args:
             entry: signed, with a revision below 2^31.
 
         Raises:
             ConflictError: the revision is not higher; details has ``stored_revision``.
-            IntegrityError: the signature, or the stored entry, is wrong.
+            IntegrityError: the signature is wrong.
             InvalidInputError: the revision is 2^31 or more.
         """
         ...

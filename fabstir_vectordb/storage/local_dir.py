@@ -32,7 +32,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from fabstir_vectordb.errors import VectorDBError
+from fabstir_vectordb.errors import IntegrityError, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -190,7 +190,12 @@ class LocalDirStore:
         with _reporting(f"write {path}"):
             _make_directory(self._root)
             with _file_lock(self._lock_file):
-                check_pointer_advances(self._get_pointer(entry.public_key), entry)
+                try:
+                    stored = self._get_pointer(entry.public_key)
+                except IntegrityError:
+                    # Damaged: counts as none, so that its owner can repair it.
+                    stored = None
+                check_pointer_advances(stored, entry)
                 self._write(path, entry.serialize())
                 _flush_directory(path.parent)
 

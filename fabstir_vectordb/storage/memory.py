@@ -12,6 +12,7 @@ from typing import Final
 
 import anyio.to_thread
 
+from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -119,7 +120,11 @@ class MemoryStore:
         check_new_entry(entry)
         with self._space.lock:
             raw = self._space.pointers.get(entry.public_key)
-            stored = None if raw is None else self._parse(raw, entry.public_key)
+            try:
+                stored = None if raw is None else self._parse(raw, entry.public_key)
+            except IntegrityError:
+                # Damaged: counts as none, so that its owner can repair it.
+                stored = None
             check_pointer_advances(stored, entry)
             self._space.pointers[entry.public_key] = entry.serialize()
 
