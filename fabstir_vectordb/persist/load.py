@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
 from fabstir_vectordb.errors import (
@@ -33,6 +32,8 @@ from fabstir_vectordb.persist.manifest import (
 )
 from fabstir_vectordb.persist.records import read_catalogue, record_version
 from fabstir_vectordb.persist.versions import (
+    BUFFERS_PER_TRANSFER,
+    PARALLEL_TRANSFERS,
     HistoryEntry,
     Lineage,
     Meter,
@@ -155,7 +156,7 @@ async def load_version(
             details={"index_name": settings.index_name},
         )
     manifest = opened.manifest
-    _check_budget(manifest, settings)
+    transfers = _transfers(manifest, settings)
     native = await workers.run(_begin, manifest, settings)
     try:
         pages: dict[int, bytes] = {}
@@ -169,8 +170,7 @@ async def load_version(
 
             return fetch
 
-        largest = max((part.record.size for part in opened.parts), default=0)
-        await run_bounded([job(part) for part in opened.parts], transfers_for(largest, settings.budget_bytes))
+        await run_bounded([job(part) for part in opened.parts], transfers)
         meter.stage("index")
         if native is not None:
             await workers.run(_finish, native, manifest)
@@ -232,6 +232,7 @@ async def verify_version(
         IntegrityError: something is wrong; ``details["bad"]`` lists every bad part with its name, CID and
             reason.
         NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
+        MemoryBudgetExceededError: the index, which is built to check it, would not fit.
     """
     workers = Workers(settings.threads)
     opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
@@ -241,6 +242,7 @@ async def verify_version(
             details={"index_name": settings.index_name},
         )
     manifest = opened.manifest
+    transfers = _transfers(manifest, settings)
     native = await workers.run(_begin, manifest, settings)
     bad: dict[str, dict[str, object]] = {}
     total_bytes = opened.bytes_read
@@ -272,8 +274,7 @@ async def verify_version(
 
             return fetch
 
-        largest = max((part.record.size for part in opened.parts), default=0)
-        await run_bounded([job(part) for part in opened.parts], transfers_for(largest, settings.budget_bytes))
+        await run_bounded([job(part) for part in opened.parts], transfers)
         meter.stage("index")
         if native is not None and not bad:
             try:
@@ -545,9 +546,15 @@ def _finish(native: NativeIndex, manifest: Manifest) -> None:
         )
 
 
-def _check_budget(manifest: Manifest, settings: PersistSettings) -> None:
-    if settings.budget_bytes is None:
-        return
+def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
+    """How many parts may be in flight beside the index.
+
+    Raises:
+        MemoryBudgetExceededError: not even one.
+    """
+    budget = settings.budget_bytes
+    if budget is None:
+        return PARALLEL_TRANSFERS
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
     needed = sum(size for kind, size in sizes if kind == DOCUMENTS)
     if manifest.dim:
@@ -559,21 +566,18 @@ def _check_budget(manifest: Manifest, settings: PersistSettings) -> None:
             ef_construction=manifest.ef_construction,
             threads=settings.threads,
             rows=manifest.rows,
-            # An ids part holds the ids and 4 bytes an offset; the excess is on the safe side.
+            # An ids part holds 2 bytes more for each id; the excess is on the safe side.
             id_bytes=sum(size for kind, size in sizes if kind == _IDS),
         )
     largest = max((size for _, size in sizes), default=0)
-    needed += 3 * largest * transfers_for(largest, settings.budget_bytes)
-    if needed > settings.budget_bytes:
-        _over_budget(needed, settings.budget_bytes)
-
-
-def _over_budget(needed: int, budget: int) -> NoReturn:
-    raise MemoryBudgetExceededError(
-        f"this version needs about {needed >> 20} MB, more than the {budget >> 20} MB of memory_budget_mb; "
-        "raise it or use memory='compact'",
-        details={"needed_bytes": needed, "budget_bytes": budget},
-    )
+    if needed + BUFFERS_PER_TRANSFER * largest > budget:
+        needed += BUFFERS_PER_TRANSFER * largest
+        raise MemoryBudgetExceededError(
+            f"this version needs about {needed / 1e6:.0f} MB, more than the {budget / 1e6:.0f} MB of "
+            "memory_budget_mb; raise it or use memory='compact'",
+            details={"needed_bytes": needed, "budget_bytes": budget},
+        )
+    return transfers_for(largest, budget - needed)
 
 
 async def _repair_records(

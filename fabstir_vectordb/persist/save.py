@@ -186,6 +186,7 @@ class _Plan:
     graph_rows: int
     rows_per_part: int
     document_rows: int
+    native_bytes: int
 
 
 async def _store_parts_and_root(
@@ -230,9 +231,9 @@ async def _store_parts_and_root(
         return lambda: store_part(position, job)
 
     largest = max((job.size for job in plan.jobs), default=0)
+    spare = None if settings.budget_bytes is None else settings.budget_bytes - plan.native_bytes
     await run_bounded(
-        [start(position, job) for position, job in enumerate(plan.jobs)],
-        transfers_for(largest, settings.budget_bytes),
+        [start(position, job) for position, job in enumerate(plan.jobs)], transfers_for(largest, spare)
     )
 
     parts = [part for part in stored if part is not None]
@@ -305,11 +306,12 @@ def _plan(index: IndexSnapshot) -> _Plan:
 
 def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
     jobs: list[_Job] = []
-    rows = live = graph_rows = 0
+    rows = live = graph_rows = native_bytes = 0
     native = index.native
     if native is not None:
         stats = native.stats()
         rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
+        native_bytes = stats.bytes_total
         for info in native.parts(rows_per_part):
             kind, number, size = info.kind, info.number, info.size
 
@@ -328,7 +330,7 @@ def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
             return page
 
         jobs.append(_Job(DOCUMENTS, part_name(DOCUMENTS, number), len(page), read))
-    return _Plan(jobs, rows, live, graph_rows, rows_per_part, document_rows)
+    return _Plan(jobs, rows, live, graph_rows, rows_per_part, document_rows, native_bytes)
 
 
 def _reusable_parts(

@@ -25,6 +25,7 @@ from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import Store
 
 __all__ = [
+    "BUFFERS_PER_TRANSFER",
     "CATALOGUE_PATH",
     "HistoryEntry",
     "IndexSnapshot",
@@ -49,6 +50,9 @@ CATALOGUE_PATH = "fabstir-vectordb/catalog"
 PARALLEL_TRANSFERS = 8
 """Most parts in flight: a real S5 upload takes 1-2 s whatever its size, and each part holds its bytes
 meanwhile."""
+
+BUFFERS_PER_TRANSFER = 2
+"""Copies of a part in flight: as it is stored, and as it was before compression or encryption."""
 
 _T = TypeVar("_T")
 
@@ -289,21 +293,19 @@ async def checked_pointer(
     return entry
 
 
-def transfers_for(largest_part_bytes: int, budget_bytes: int | None) -> int:
-    """How many parts may be in flight under a budget.
+def transfers_for(largest_part_bytes: int, spare_bytes: int | None) -> int:
+    """How many parts may be in flight in the memory that is left.
 
     Args:
         largest_part_bytes: bytes of the largest part before compression.
-        budget_bytes: most bytes the session may take, or None.
+        spare_bytes: what the budget leaves beside the index, or None for no limit.
 
     Returns:
         1 to `PARALLEL_TRANSFERS`.
     """
-    if budget_bytes is None or largest_part_bytes == 0:
+    if spare_bytes is None or largest_part_bytes == 0:
         return PARALLEL_TRANSFERS
-    # A part in flight exists up to three times: as stored, decrypted and decompressed.  An eighth of the
-    # budget is for that.
-    return max(1, min(PARALLEL_TRANSFERS, budget_bytes // 8 // (3 * largest_part_bytes)))
+    return max(1, min(PARALLEL_TRANSFERS, spare_bytes // (BUFFERS_PER_TRANSFER * largest_part_bytes)))
 
 
 class Workers:
