@@ -1,0 +1,210 @@
+"""Settings of a session: frozen, keyword-only, validated when they are made."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal
+
+from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
+from fabstir_vectordb.errors import InvalidConfigError
+
+__all__ = ["UNSET", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig"]
+
+Metric = Literal["cosine", "l2", "dot"]
+Memory = Literal["default", "compact"]
+
+METRICS = ("cosine", "l2", "dot")
+MEMORIES = ("default", "compact")
+_INDEX_NAME = re.compile(r"[a-z0-9._-]{1,64}")
+
+#: Rows of one part at most; a part is one blob and must stay far below 2 GiB.
+CHUNK_SIZE_MAX: Final = 1 << 24
+_MB: Final = 1_000_000
+
+
+class Unset:
+    """The type of UNSET: "no value was given", where None means something else."""
+
+    _instance: Unset | None = None
+
+    def __new__(cls) -> Unset:
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+        return cls._instance
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+UNSET: Final = Unset()
+
+
+class SeedPhrase:
+    """A secret that shows itself to nobody: not in repr, str, logs, pickles or comparisons' error texts."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str) -> None:
+        if not isinstance(secret, str):
+            raise InvalidConfigError("user_seed_phrase must be a string")
+        self._secret = secret
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._secret
+
+    def __repr__(self) -> str:
+        return "SeedPhrase('…')"
+
+    def __bool__(self) -> bool:
+        return bool(self._secret.strip())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeedPhrase) and self._secret == other._secret
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> str:
+        raise TypeError("a seed phrase is not written to pickles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorDBConfig:
+    """What a session needs to know.
+
+    Args:
+        s5_portal: where versions live: ``file:///absolute/path``, ``memory:`` or ``memory:name``.
+        user_seed_phrase: 15 words of S5, or any other secret (docs/storage.md tells the difference).
+        session_id: labels logs and errors; it enters no key, path or stored byte.
+        index_name: selects keys and pointer, 1 to 64 of ``[a-z0-9._-]``.
+        memory_budget_mb: most memory of the index and its transfers, in 10^6 bytes.
+        debug: log at DEBUG level on the logger ``fabstir_vectordb``.
+        encrypt_at_rest: False stores versions in clear.
+        metric: ``cosine``, ``l2`` or ``dot``; a loaded index brings its own.
+        memory: ``default`` (fastest) or ``compact`` (smallest).
+        M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
+        ef_construction: candidates while linking; more is slower to build and finds more.
+        default_threshold: least score of a hit where a search names none; UNSET: 0.7 for cosine (cos >= 0.4),
+            none for the others; None never drops anything.
+        clock: seconds since 1970 as a float, in place of the system's.
+        threads: most threads of a native call; None for one per core. Never changes a result.
+        chunk_size: rows a part, where it must be fixed; None lets the size decide.
+
+    Raises:
+        InvalidConfigError: a setting is missing or out of range; details has ``field``.
+    """
+
+    s5_portal: str
+    user_seed_phrase: SeedPhrase | str
+    session_id: str
+    index_name: str = "default"
+    memory_budget_mb: int = 512
+    debug: bool = False
+    encrypt_at_rest: bool = True
+    metric: Metric = "cosine"
+    memory: Memory = "default"
+    M: int = 16
+    ef_construction: int = 200
+    default_threshold: float | None | Unset = UNSET
+    clock: Callable[[], float] | None = None
+    threads: int | None = None
+    chunk_size: int | None = None
+
+    def __new__(cls, **settings: Any) -> VectorDBConfig:
+        # Before the generated __init__, whose complaint about a missing argument is a TypeError without a code.
+        _require(settings)
+        known = {field.name for field in fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise _invalid(name, f"{name} is not a setting")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.user_seed_phrase, str):
+            object.__setattr__(self, "user_seed_phrase", SeedPhrase(self.user_seed_phrase))
+        self._check_text()
+        for name, low, high in (
+            ("memory_budget_mb", 1, None),
+            ("M", M_MIN, M_MAX),
+            ("ef_construction", 1, EF_MAX),
+            ("threads", 1, THREADS_MAX),
+            ("chunk_size", 1, CHUNK_SIZE_MAX),
+        ):
+            _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
+        for name in ("debug", "encrypt_at_rest"):
+            if not isinstance(getattr(self, name), bool):
+                raise _invalid(name, f"{name} must be True or False")
+        if not isinstance(self.default_threshold, Unset):
+            check_threshold("default_threshold", self.default_threshold, InvalidConfigError)
+        if self.clock is not None and not callable(self.clock):
+            raise _invalid("clock", "clock must be a function that returns seconds since 1970")
+
+    def _check_text(self) -> None:
+        for name in ("session_id", "s5_portal"):
+            if not isinstance(getattr(self, name), str):
+                raise _invalid(name, f"{name} must be a string")
+        if not isinstance(self.index_name, str) or not _INDEX_NAME.fullmatch(self.index_name):
+            raise _invalid("index_name", "index_name must be 1 to 64 characters of [a-z0-9._-]")
+        if self.metric not in METRICS:
+            raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.memory not in MEMORIES:
+            raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
+
+    @property
+    def secret(self) -> SeedPhrase:
+        """The seed phrase in its wrapper."""
+        assert isinstance(self.user_seed_phrase, SeedPhrase)
+        return self.user_seed_phrase
+
+    @property
+    def budget_bytes(self) -> int:
+        """memory_budget_mb in bytes."""
+        return self.memory_budget_mb * _MB
+
+    @property
+    def native_threads(self) -> int:
+        """Threads of a native call."""
+        return min(self.threads or os.cpu_count() or 1, THREADS_MAX)
+
+
+def _require(settings: dict[str, Any]) -> None:
+    for name in ("session_id", "s5_portal", "user_seed_phrase"):
+        value = settings.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()) or (
+            isinstance(value, SeedPhrase) and not value
+        ):
+            raise _invalid(name, f"{name} is required")
+
+
+def _invalid(field: str, message: str) -> InvalidConfigError:
+    return InvalidConfigError(message, details={"field": field})
+
+
+def _check_integer(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _invalid(name, f"{name} must be an integer, got {value!r}")
+    if value <= 0:
+        raise InvalidConfigError(
+            f"{name} must be greater than zero, got {value}", details={"field": name, "value": value}
+        )
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidConfigError(
+            f"{name} must be {bounds}, got {value}", details={"field": name, "value": value, "low": low, "high": high}
+        )
+
+
+def check_threshold(name: str, value: object, error: type[Exception]) -> None:
+    """Refuses a threshold that is neither None nor a number in [0, 1]."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise error(f"{name} must be None or a score between 0 and 1, got {value!r}")

@@ -1,0 +1,827 @@
+"""Rows and their metadata: everything a session does without I/O, synchronous and safe to call from threads.
+
+Changes run one at a time under `_write`. Readers take no lock: a generation counter is odd while a change runs and
+another number afterwards, so a reader that met one waits and starts again (a seqlock). That keeps slots, ids and
+metadata of one reader from two different numberings, and a search free of any lock of Python's.
+`close` waits for the calls that are inside, since they use native memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import (
+    DIM_MAX,
+    EF_MAX,
+    ID_BYTES_MAX,
+    K_MAX,
+    NO_SLOT,
+    PLAN_FLAT,
+    Control,
+    NativeBusy,
+    NativeIndex,
+    NativeStats,
+    PartInfo,
+    estimate_bytes,
+    pack_ids,
+)
+from fabstir_vectordb.config import Memory, Metric
+from fabstir_vectordb.errors import (
+    ConflictError,
+    InvalidInputError,
+    MemoryBudgetExceededError,
+    NotFoundError,
+    SessionError,
+)
+from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata, encode_metadata
+from fabstir_vectordb.types import AddResult, DeleteResult, Plan, Row, SearchResult, SearchResults, VacuumStats
+
+__all__ = ["Batch", "Index", "IndexSettings", "prepare_batch", "prepare_query"]
+
+OnConflict = Literal["error", "replace", "skip"]
+_ON_CONFLICT: Final = ("error", "replace", "skip")
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
+_PLANS: Final[dict[bool, Plan]] = {True: "flat", False: "graph"}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSettings:
+    """What an index is made with."""
+
+    metric: Metric = "cosine"
+    memory: Memory = "default"
+    M: int = 16
+    ef_construction: int = 200
+    threads: int = 1
+    chunk_size: int | None = None
+    budget_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one add, checked as far as Python checks them: what is left to refuse is the native core's."""
+
+    ids: Sequence[str]
+    id_bytes: bytes
+    id_offsets: npt.NDArray[np.uint64]
+    vectors: npt.NDArray[np.float32]
+    timestamps: npt.NDArray[np.int64]
+    metadata: Sequence[bytes | None] | None
+
+
+# ---- Arguments to arrays -----------------------------------------------------------------------------------
+
+
+def prepare_batch(
+    ids: Sequence[str],
+    vectors: Any,
+    metadata: Sequence[Any] | None,
+    timestamps: Any,
+    now_us: Callable[[], int],
+    dim: int | None,
+) -> Batch:
+    """Checks and converts the arguments of an add.
+
+    Args:
+        ids: n strings.
+        vectors: (n, dim) numbers.
+        metadata: n JSON-shaped values or None, or None for no metadata at all.
+        timestamps: n seconds since 1970 or aware datetimes (None among them: now), or None for now.
+        now_us: the clock, read at most once.
+        dim: the index's dimension, None while it has none.
+
+    Raises:
+        InvalidInputError: details has ``row`` where one row is at fault.
+    """
+    matrix = _matrix(vectors, dim)
+    n = len(matrix)
+    if isinstance(ids, (str, bytes)):
+        raise InvalidInputError("ids must be a sequence of strings, not one string")
+    ids = ids if isinstance(ids, (list, tuple)) else list(ids)
+    _check_lengths(n, ids, metadata, timestamps)
+    for row, text in enumerate(ids):
+        if not isinstance(text, str):
+            raise InvalidInputError(
+                f"the id of row {row} must be a string, got {type(text).__name__}", details={"row": row}
+            )
+    id_bytes, offsets = pack_ids(ids)
+    return Batch(ids, id_bytes, offsets, matrix, _timestamps(timestamps, n, now_us), _encoded(metadata, ids))
+
+
+def prepare_query(query: Any, dim: int | None) -> npt.NDArray[np.float32]:
+    """A query as dim contiguous float32.
+
+    Raises:
+        InvalidInputError: it is no vector of numbers, or of another dimension.
+    """
+    vector = _numbers(query, "a query")
+    if vector.ndim != 1:
+        raise InvalidInputError(
+            f"A query must be one vector, got an array of shape {vector.shape}; search_batch takes many",
+            details={"shape": vector.shape},
+        )
+    _check_query_dim(len(vector), dim)
+    return vector
+
+
+def prepare_queries(queries: Any, dim: int | None) -> npt.NDArray[np.float32]:
+    """Queries as (n, dim) contiguous float32.
+
+    Raises:
+        InvalidInputError: they are no such array, or of another dimension.
+    """
+    matrix = _numbers(queries, "queries")
+    if matrix.ndim != 2 and matrix.size:
+        raise InvalidInputError(
+            f"Queries must be an array of shape (n, dim), got {matrix.shape}", details={"shape": matrix.shape}
+        )
+    matrix = matrix.reshape(-1, matrix.shape[1] if matrix.ndim == 2 else dim or 0)
+    if len(matrix):
+        _check_query_dim(matrix.shape[1], dim)
+    return matrix
+
+
+def _check_query_dim(actual: int, dim: int | None) -> None:
+    if not 1 <= actual <= DIM_MAX:
+        raise InvalidInputError(
+            f"A vector has 1 to {DIM_MAX} dimensions, got {actual}", details={"limit": DIM_MAX, "actual": actual}
+        )
+    if dim is not None and actual != dim:
+        raise InvalidInputError(
+            f"Query vector dimension mismatch: expected {dim} dimensions, got {actual}",
+            details={"expected": dim, "actual": actual},
+        )
+
+
+def _numbers(values: Any, what: str) -> npt.NDArray[np.float32]:
+    try:
+        array = np.asarray(values)
+        if array.dtype == np.float32 and array.flags.c_contiguous and array.dtype.isnative:
+            return array
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"they have dtype {array.dtype}")
+        with np.errstate(over="ignore"):          # a float64 past float32's range: the core refuses the infinity
+            return np.ascontiguousarray(array, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{what} must be real numbers in a rectangular array: {error}") from None
+
+
+def _matrix(vectors: Any, dim: int | None) -> npt.NDArray[np.float32]:
+    if isinstance(vectors, (list, tuple)) and vectors:
+        expected = dim
+        for row, vector in enumerate(vectors):
+            actual = len(vector) if hasattr(vector, "__len__") else None
+            expected = actual if expected is None else expected
+            if actual is not None and actual != expected:
+                raise InvalidInputError(
+                    f"Vector dimension mismatch: expected {expected}, got {actual}",
+                    details={"expected": expected, "actual": actual, "row": row},
+                )
+    matrix = _numbers(vectors, "vectors")
+    if matrix.size == 0 and (matrix.ndim < 2 or matrix.shape[0] == 0):
+        return np.empty((0, dim or 1), dtype=np.float32)
+    if matrix.ndim != 2:
+        raise InvalidInputError(
+            f"vectors must be an array of shape (n, dim), got {matrix.shape}", details={"shape": matrix.shape}
+        )
+    actual = matrix.shape[1]
+    if not 1 <= actual <= DIM_MAX:
+        raise InvalidInputError(
+            f"A vector has 1 to {DIM_MAX} dimensions, got {actual}", details={"limit": DIM_MAX, "actual": actual}
+        )
+    if dim is not None and actual != dim:
+        raise InvalidInputError(
+            f"Vector dimension mismatch: expected {dim}, got {actual}", details={"expected": dim, "actual": actual}
+        )
+    return matrix
+
+
+def _check_lengths(n: int, ids: Sequence[str], metadata: Sequence[Any] | None, timestamps: Any) -> None:
+    for name, values in (("ids", ids), ("metadata", metadata), ("timestamps", timestamps)):
+        if values is not None and len(values) != n:
+            raise InvalidInputError(
+                f"There are {n} vectors and {len(values)} {name}", details={"vectors": n, name: len(values)}
+            )
+
+
+def _timestamps(values: Any, n: int, now_us: Callable[[], int]) -> npt.NDArray[np.int64]:
+    if values is None:
+        return np.full(n, now_us(), dtype=np.int64) if n else np.empty(0, dtype=np.int64)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        scaled = np.rint(values.astype(np.float64) * 1e6) if values.dtype.kind == "f" else None
+        if scaled is not None and not (np.abs(scaled) < 2.0**63).all():
+            row = int(np.flatnonzero(~(np.abs(scaled) < 2.0**63))[0])
+            raise _bad_time(row, values[row])
+        if scaled is not None:
+            return scaled.astype(np.int64)
+        values = values.tolist()
+    out = np.empty(n, dtype=np.int64)
+    now: int | None = None
+    for row, value in enumerate(values):
+        if value is None:
+            now = now_us() if now is None else now
+            out[row] = now
+        else:
+            out[row] = _microseconds(row, value)
+    return out
+
+
+def _microseconds(row: int, value: Any) -> int:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise InvalidInputError(
+                f"the timestamp of row {row} has no time zone: use an aware datetime", details={"row": row}
+            )
+        # Through integers: a float would lose microseconds.
+        since = value - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _bad_time(row, value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _bad_time(row, value)
+    microseconds = value * 1_000_000 if isinstance(value, int) else round(value * 1e6)
+    if not _INT64_MIN <= microseconds <= _INT64_MAX:
+        raise _bad_time(row, value)
+    return microseconds
+
+
+def _bad_time(row: int, value: Any) -> InvalidInputError:
+    return InvalidInputError(
+        f"the timestamp of row {row} must be seconds since 1970 or an aware datetime, got {value!r}",
+        details={"row": row},
+    )
+
+
+def _encoded(metadata: Sequence[Any] | None, ids: Sequence[str]) -> list[bytes | None] | None:
+    if metadata is None:
+        return None
+    encoded = []
+    for row, value in enumerate(metadata):
+        try:
+            encoded.append(encode_metadata(value))
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"row {row} (id {_shown(ids[row])}): {error.message}",
+                details={**error.details, "row": row, "id": ids[row]},
+            ) from None
+    return encoded
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def check_k(k: object) -> int:
+    """A k that is an integer from 1 to K_MAX.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if isinstance(k, np.integer):
+        k = int(k)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= K_MAX:
+        raise InvalidInputError(
+            f"k must be an integer between 1 and {K_MAX}, got {k!r}", details={"k": k, "limit": K_MAX}
+        )
+    return k
+
+
+def check_ef(ef_search: object) -> int:
+    """ef_search as the core wants it: 0 for None.
+
+    Raises:
+        InvalidInputError: it is no integer from 1 to EF_MAX.
+    """
+    if ef_search is None:
+        return 0
+    if isinstance(ef_search, np.integer):
+        ef_search = int(ef_search)
+    if isinstance(ef_search, bool) or not isinstance(ef_search, int) or not 1 <= ef_search <= EF_MAX:
+        raise InvalidInputError(
+            f"ef_search must be None or an integer between 1 and {EF_MAX}, got {ef_search!r}",
+            details={"ef_search": ef_search, "limit": EF_MAX},
+        )
+    return ef_search
+
+
+# ---- Scores ------------------------------------------------------------------------------------------------
+
+
+def _cosine_score(distance: float) -> float:
+    """(1 + cos) / 2, cos = 1 - distance."""
+    return 1.0 - distance / 2.0
+
+
+def _l2_score(distance: float) -> float:
+    """1 / (1 + d), d the Euclidean distance."""
+    return 1.0 / (1.0 + distance)
+
+
+def _dot_score(distance: float) -> float:
+    """The logistic function of the inner product, without overflow on either side."""
+    if distance <= 0.0:
+        return 1.0 / (1.0 + math.exp(max(distance, -745.0)))
+    shrunk = math.exp(max(-distance, -745.0))
+    return shrunk / (1.0 + shrunk)
+
+
+SCORES: Final[dict[str, Callable[[float], float]]] = {
+    "cosine": _cosine_score,
+    "l2": _l2_score,
+    "dot": _dot_score,
+}
+
+
+# ---- The index ---------------------------------------------------------------------------------------------
+
+
+class Index:
+    """Rows with metadata, in memory.
+
+    Args:
+        settings: metric, graph and memory settings; `dim` is fixed by the first add.
+    """
+
+    def __init__(self, settings: IndexSettings) -> None:
+        self.settings = settings
+        self.native: NativeIndex | None = None
+        self.last_change_us = 0
+        self.changes = 0
+        """Counts changes; a session is dirty while it differs from the count at the last save or load."""
+        self.budget_bytes = settings.budget_bytes
+        self.plans_used = {"flat": 0, "graph": 0}
+        self._arena = MetadataArena()
+        self._score = SCORES[settings.metric]
+        self._generation = 0
+        self._write = threading.Lock()
+        self._gate = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    @classmethod
+    def restore(
+        cls,
+        settings: IndexSettings,
+        native: NativeIndex | None,
+        last_change_us: int,
+        rows: int,
+        rows_per_page: int,
+        pages: Sequence[tuple[int, bytes]],
+    ) -> Index:
+        """An index from a loaded version.
+
+        Raises:
+            IntegrityError: a metadata page breaks a rule.
+        """
+        self = cls(settings)
+        for number, page in pages:
+            self._arena.restore_page(number, rows_per_page, page, rows)
+        self.native = native
+        self.last_change_us = last_change_us
+        return self
+
+    # ---- what a save reads
+
+    @property
+    def dim(self) -> int | None:
+        """Components of a vector; None before the first add."""
+        return None if self.native is None else self.native.dim
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        return self.settings.metric
+
+    @property
+    def M(self) -> int:
+        """Links of a row."""
+        return self.settings.M
+
+    @property
+    def ef_construction(self) -> int:
+        """Candidates while linking."""
+        return self.settings.ef_construction
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Rows a part, where fixed."""
+        return self.settings.chunk_size
+
+    def metadata_parts(self, rows_per_part: int) -> list[tuple[int, bytes]]:
+        """The metadata pages of a save, by number."""
+        return self._arena.pages(self.stats().rows, rows_per_part)
+
+    def parts(self, rows_per_part: int) -> list[PartInfo]:
+        """The native parts of a save."""
+        return [] if self.native is None else self.native.parts(rows_per_part)
+
+    # ---- who is inside
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._gate:
+            if self._closed:
+                raise SessionError("Session already destroyed")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._inside -= 1
+                if self._closed and not self._inside:
+                    self._gate.notify_all()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._using(), self._write:
+            self._generation += 1
+            try:
+                yield
+            finally:
+                self._generation += 1
+
+    def _consistent(self, read: Callable[[], _T], nowait: bool = False) -> _T:
+        """Runs `read` until no change came between its start and its end."""
+        with self._using():
+            while True:
+                generation = self._generation
+                if generation & 1:
+                    if nowait:
+                        raise NativeBusy
+                    with self._write:
+                        continue
+                try:
+                    result = read()
+                except (IndexError, ValueError, NotFoundError):
+                    # Half of a change can look like anything; believe an error only when there was none.
+                    if self._generation == generation:
+                        raise
+                    continue
+                if self._generation == generation:
+                    return result
+
+    def close(self) -> None:
+        """Waits for the calls inside, then frees native memory; idempotent."""
+        with self._gate:
+            self._closed = True
+            while self._inside:
+                self._gate.wait()
+            native, self.native = self.native, None
+        if native is not None:
+            native.close()
+        self._arena = MetadataArena()
+
+    # ---- changes
+
+    def add(self, batch: Batch, on_conflict: str = "error", control: Control | None = None) -> AddResult:
+        """Adds rows: all or nothing.
+
+        Raises:
+            InvalidInputError: a vector, id or `on_conflict` is refused; details has ``row`` and ``id``.
+            ConflictError: an id is live already, or stands twice in the call.
+            MemoryBudgetExceededError: they would not fit.
+            IndexStateError: the native core had no memory or threads.
+        """
+        if on_conflict not in _ON_CONFLICT:
+            raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {on_conflict!r}")
+        n = len(batch.ids)
+        if n == 0:
+            return AddResult(0, 0, 0)
+        with self._changing():
+            dim = batch.vectors.shape[1]
+            if self.dim is not None and dim != self.dim:
+                raise InvalidInputError(
+                    f"Vector dimension mismatch: expected {self.dim}, got {dim}",
+                    details={"expected": self.dim, "actual": dim},
+                )
+            self._check_budget(dim, batch)
+            # The dimension is fixed only by an add that succeeds.
+            native = self.native or self._new_native(dim)
+            try:
+                slots, replaced = native.add(
+                    batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control
+                )
+            except (InvalidInputError, ConflictError) as error:
+                if native is not self.native:
+                    native.close()
+                raise _named(error, batch) from None
+            except BaseException:
+                if native is not self.native:
+                    native.close()
+                raise
+            self.native = native
+            return self._added(batch, slots, replaced)
+
+    def _new_native(self, dim: int) -> NativeIndex:
+        settings = self.settings
+        return NativeIndex(
+            dim,
+            settings.metric,
+            settings.memory,
+            settings.M,
+            settings.ef_construction,
+            settings.threads,
+            hash_seed=int.from_bytes(os.urandom(8), "little"),
+        )
+
+    def _check_budget(self, dim: int, batch: Batch) -> None:
+        if self.budget_bytes is None:
+            return
+        stats = self.stats()
+        needed = self._arena.nbytes + estimate_bytes(
+            dim,
+            metric=self.settings.metric,
+            memory=self.settings.memory,
+            M=self.settings.M,
+            ef_construction=self.settings.ef_construction,
+            threads=self.settings.threads,
+            rows=stats.rows + len(batch.ids),
+            id_bytes=stats.id_bytes + len(batch.id_bytes),
+        )
+        if batch.metadata is not None:
+            needed += sum(len(value) for value in batch.metadata if value is not None) + 12 * len(batch.ids)
+        if needed > self.budget_bytes:
+            raise MemoryBudgetExceededError(
+                f"adding {len(batch.ids)} rows needs {needed / 1e6:.1f} MB in all, the budget is "
+                f"{self.budget_bytes / 1e6:.1f} MB: raise memory_budget_mb, or use memory='compact'",
+                details={"needed_bytes": needed, "budget_bytes": self.budget_bytes},
+            )
+
+    def _added(
+        self, batch: Batch, slots: npt.NDArray[np.uint32], replaced: npt.NDArray[np.uint32]
+    ) -> AddResult:
+        kept = slots != NO_SLOT
+        added, gone = int(kept.sum()), replaced[replaced != NO_SLOT]
+        if len(gone):
+            self._arena.put_many(gone.tolist(), [None] * len(gone))
+        if batch.metadata is not None:
+            rows = np.flatnonzero(kept).tolist()
+            self._arena.put_many(slots[kept].tolist(), [batch.metadata[row] for row in rows])
+        if added:
+            self.changes += 1
+            self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
+        return AddResult(added - len(gone), len(gone), len(batch.ids) - added)
+
+    def update_metadata(self, id: str, metadata: Any, merge: bool = False) -> None:
+        """Replaces a row's metadata, or merges a dict into it.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the metadata is refused, or there is no dict to merge with.
+        """
+        id_bytes, offsets = _one_id(id)
+        encoded = encode_metadata(metadata)
+        with self._changing():
+            slot = NO_SLOT if self.native is None else int(self.native.find(id_bytes, offsets)[0])
+            if slot == NO_SLOT:
+                raise _not_found([id])
+            if merge:
+                encoded = encode_metadata(_merged(self._arena.get(slot), metadata))
+            self._arena.put_many([slot], [encoded])
+            self.changes += 1
+
+    def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
+        """Makes rows tombstones: all or nothing.
+
+        Raises:
+            NotFoundError: an id is not live, unless `missing_ok`.
+        """
+        id_bytes, offsets = pack_ids(ids)
+        with self._changing():
+            if self.native is None:
+                slots = np.full(len(ids), NO_SLOT, dtype=np.uint32)
+                if len(ids) and not missing_ok:
+                    raise _not_found([ids[0]])
+            else:
+                try:
+                    slots = self.native.delete(id_bytes, offsets, missing_ok)
+                except NotFoundError as error:
+                    raise _not_found([ids[error.details["row"]]]) from None
+            deleted = [id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT]
+            if deleted:
+                gone = slots[slots != NO_SLOT].tolist()
+                self._arena.put_many(gone, [None] * len(gone))
+                self.changes += 1
+            return DeleteResult(len(deleted), deleted)
+
+    def vacuum(self, control: Control | None = None) -> VacuumStats:
+        """Removes tombstones and renumbers the rows: all or nothing."""
+        with self._changing():
+            before = self.stats()
+            removed = before.rows - before.live
+            if self.native is None or not removed:
+                return VacuumStats(0, 0)
+            self._arena.compact(self.native.vacuum(control), NO_SLOT)
+            self.changes += 1
+            return VacuumStats(removed if before.graph_rows else 0, removed)
+
+    # ---- reading
+
+    def search(
+        self,
+        query: npt.NDArray[np.float32],
+        k: int,
+        threshold: float | None,
+        include_vectors: bool = False,
+        ef_search: int = 0,
+        nowait: bool = False,
+    ) -> SearchResults:
+        """The k nearest rows of one query.
+
+        Raises:
+            InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
+            NativeBusy: with `nowait`, a change is under way.
+        """
+
+        def read() -> SearchResults:
+            native = self.native
+            if native is None:
+                return SearchResults([], 0, "flat")
+            _check_query_dim(len(query), native.dim)
+            slots, distances, ids, plan = native.search_one(query, k, ef_search, nowait=nowait)
+            return self._results(native, slots, distances, ids, plan, threshold, include_vectors)
+
+        results = self._consistent(read, nowait)
+        self.plans_used[results.plan] += 1
+        return results
+
+    def search_batch(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        threshold: float | None,
+        include_vectors: bool = False,
+        ef_search: int = 0,
+        control: Control | None = None,
+    ) -> list[SearchResults]:
+        """The k nearest rows of each query, in one native call.
+
+        Raises:
+            InvalidInputError: a query is refused; details has ``row``.
+        """
+
+        def read() -> list[SearchResults]:
+            native = self.native
+            if native is None or not len(queries):
+                return [SearchResults([], 0, "flat") for _ in queries]
+            _check_query_dim(queries.shape[1], native.dim)
+            hits = native.search(queries, k, ef_search=ef_search, control=control)
+            out = []
+            for row, ids in enumerate(hits.ids):
+                n = len(ids)
+                slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
+                plan = int(hits.plans[row])
+                out.append(self._results(native, slots, distances, ids, plan, threshold, include_vectors))
+            return out
+
+        results = self._consistent(read)
+        for result in results:
+            self.plans_used[result.plan] += 1
+        return results
+
+    def _results(
+        self,
+        native: NativeIndex,
+        slots: list[int],
+        distances: list[float],
+        ids: list[str],
+        plan: int,
+        threshold: float | None,
+        include_vectors: bool,
+    ) -> SearchResults:
+        scores = list(map(self._score, distances))
+        n = len(scores)
+        if threshold is not None:
+            # Scores fall with distance: what passes is a prefix.
+            while n and scores[n - 1] < threshold:
+                n -= 1
+        vectors = native.get_vectors(np.array(slots[:n], dtype=np.uint32)) if include_vectors and n else None
+        get = self._arena.get
+        hits = [
+            SearchResult(
+                ids[i],
+                scores[i],
+                distances[i],
+                get(slots[i]),
+                None if vectors is None else vectors[i],
+                decode_metadata,
+            )
+            for i in range(n)
+        ]
+        return SearchResults(hits, len(scores) - n, _PLANS[plan == PLAN_FLAT])
+
+    def get(self, ids: Sequence[str]) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live."""
+        id_bytes, offsets = pack_ids(ids)
+
+        def read() -> list[Row | None]:
+            if self.native is None:
+                return [None] * len(ids)
+            slots = self.native.find(id_bytes, offsets)
+            live = slots != NO_SLOT
+            rows = iter(self._rows(self.native, slots[live], [id for id, is_live in zip(ids, live, strict=True) if is_live]))
+            return [next(rows) if is_live else None for is_live in live]
+
+        return self._consistent(read)
+
+    def scan(self, after: str | None, first: int, most: int) -> tuple[list[Row], int]:
+        """A page of live rows in slot order.
+
+        Args:
+            after: the last row's id of the page before, where the next one goes on if rows were renumbered.
+            first: the slot to start at.
+            most: rows at most.
+
+        Returns:
+            The rows, and the slot to start the next page at.
+        """
+
+        def read() -> tuple[list[Row], int]:
+            native = self.native
+            if native is None:
+                return [], first
+            start = first
+            if after is not None:
+                slot = int(native.find(*pack_ids([after]))[0])
+                start = first if slot == NO_SLOT else slot + 1
+            slots = native.live_slots(start, most)
+            rows = self._rows(native, slots, native.get_ids(slots))
+            return rows, int(slots[-1]) + 1 if len(slots) else start
+
+        return self._consistent(read)
+
+    def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
+        vectors, times = native.get_vectors(slots), native.get_timestamps(slots)
+        rows = []
+        for position, (id, slot) in enumerate(zip(ids, slots.tolist(), strict=True)):
+            raw = self._arena.get(slot)
+            value = None if raw is None else decode_metadata(raw)
+            rows.append(Row(id, vectors[position], value, int(times[position]) / 1e6))
+        return rows
+
+    def stats(self) -> NativeStats:
+        """Native counts and memory; zeros before the first add."""
+        return _NO_STATS if self.native is None else self.native.stats()
+
+    @property
+    def count(self) -> int:
+        """Live rows."""
+        with self._using():
+            return self.stats().live
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata held."""
+        return self._arena.nbytes
+
+
+def _one_id(id: str) -> tuple[bytes, npt.NDArray[np.uint64]]:
+    if not isinstance(id, str):
+        raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
+    return pack_ids([id])
+
+
+def _merged(stored: bytes | None, update: Any) -> Any:
+    current = {} if stored is None else decode_metadata(stored)
+    if not isinstance(current, dict) or not isinstance(update, Mapping):
+        raise InvalidInputError("merge=True needs a dict to merge into a dict")
+    return {**current, **update}
+
+
+def _not_found(ids: Sequence[str]) -> NotFoundError:
+    return NotFoundError(f"there is no row with id {_shown(ids[0])}", details={"id": ids[0]})
+
+
+def _named(error: InvalidInputError | ConflictError, batch: Batch) -> InvalidInputError | ConflictError:
+    """The native core speaks of rows; people know ids."""
+    row = error.details.get("row", 0)
+    id = batch.ids[row]
+    details = {**error.details, "id": id}
+    size = int(batch.id_offsets[row + 1] - batch.id_offsets[row])
+    if isinstance(error, ConflictError):
+        first = error.details.get("first_row")
+        where = "is in the index already" if first is None else f"stands in rows {first} and {row} of this call"
+        hint = "; on_conflict='replace' or 'skip' allows it" if first is None else ""
+        return ConflictError(f"duplicate id {_shown(id)}: it {where}{hint}", details=details)
+    if size == 0:
+        return InvalidInputError(f"the id of row {row} is empty", details=details)
+    if size > ID_BYTES_MAX:
+        return InvalidInputError(
+            f"the id of row {row} takes {size} bytes of UTF-8, the limit is {ID_BYTES_MAX}",
+            details={**details, "limit": ID_BYTES_MAX, "size": size},
+        )
+    return InvalidInputError(f"row {row} (id {_shown(id)}): {error.message}", details=details)

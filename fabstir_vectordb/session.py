@@ -1,0 +1,780 @@
+"""VectorDBSession: every public verb, each a few readable lines.
+
+A session belongs to one user. Changes, saves and loads run one after the other; searches run beside them. Whatever
+takes longer than a walk of the graph runs in a worker thread; cancelling the task that awaits it stops the native call,
+which leaves no trace, and then raises the cancellation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from importlib.metadata import version as installed_version
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels
+from fabstir_vectordb.config import SeedPhrase, Unset, VectorDBConfig, check_threshold
+from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
+from fabstir_vectordb.index import (
+    Batch,
+    Index,
+    IndexSettings,
+    check_ef,
+    check_k,
+    prepare_batch,
+    prepare_queries,
+    prepare_query,
+)
+from fabstir_vectordb.metadata.arena import parse_page
+from fabstir_vectordb.persist.load import load_version, verify_version
+from fabstir_vectordb.persist.records import read_catalogue, read_history
+from fabstir_vectordb.persist.save import save_version
+from fabstir_vectordb.persist.versions import Lineage, PersistSettings, ProgressCallback, Version
+from fabstir_vectordb.s5.keys import Identity
+from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
+from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.types import (
+    AddResult,
+    DeleteResult,
+    LoadOptions,
+    Row,
+    SearchOptions,
+    SearchResults,
+    SessionStats,
+    VacuumStats,
+    VectorInput,
+    VerifyReport,
+    VersionInfo,
+)
+
+__all__ = ["VectorDBSession", "get_platform_info", "get_version"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_O = TypeVar("_O", SearchOptions, LoadOptions)
+
+# A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
+# or a scan of this many float32 values is below a millisecond.
+_INLINE_EF_MAX: Final = 1_000
+_INLINE_SCAN_VALUES_MAX: Final = 1 << 20
+_SCAN_PAGE_ROWS: Final = 512
+_DEFAULT_COSINE_THRESHOLD: Final = 0.7
+
+
+def get_version() -> str:
+    """The version of this package."""
+    return installed_version("fabstir_vectordb")
+
+
+def get_platform_info() -> dict[str, str]:
+    """Platform, architecture, Python and the SIMD kernels in use."""
+    return {
+        "platform": sys.platform,
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+        "kernels": kernels(),
+    }
+
+
+class VectorDBSession:
+    """One user's vectors for the length of one session; made by `create`.
+
+    Use it as an async context manager, or call `destroy` yourself.
+
+    Example:
+        >>> async with await VectorDBSession.create(
+        ...     s5_portal="memory:", user_seed_phrase="a secret", session_id="user-123"
+        ... ) as session:
+        ...     await session.add_vectors([VectorInput("a", [1.0, 0.0])])
+        ...     [hit.id for hit in await session.search([1.0, 0.1], k=1)]
+        ['a']
+    """
+
+    def __init__(self, config: VectorDBConfig) -> None:
+        self._destroyed = False
+        self._config = config
+        self._store: Store = open_store(config.s5_portal)
+        self._check_phrase(config.secret)
+        self._secret: SeedPhrase | None = config.secret
+        self._identity: Identity | None = None
+        self._lineage = Lineage()
+        self._budget_bytes = config.budget_bytes
+        self._index = self._new_index()
+        self._saved_changes = 0
+        self._last_cid: str | None = None
+        self._one_at_a_time = anyio.Lock()
+        if config.debug:
+            logging.getLogger("fabstir_vectordb").setLevel(logging.DEBUG)
+        logger.debug("session %s: created", config.session_id)
+
+    @classmethod
+    async def create(cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Any) -> Self:
+        """Makes a session; validates only, touches no store.
+
+        Args:
+            config: the settings, or a mapping of them.
+            **settings: single settings; they win over `config`.
+
+        Returns:
+            An empty session.
+
+        Raises:
+            InvalidConfigError: a setting is missing or out of range.
+        """
+        return cls(make_config(config, settings))
+
+    @staticmethod
+    def _check_phrase(secret: SeedPhrase) -> None:
+        # What looks like a phrase of S5 must be one: a typing mistake would otherwise open another, empty identity.
+        if len(secret.reveal().split()) == PHRASE_WORDS:
+            parse_phrase(secret.reveal())
+
+    # ---- life
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.destroy()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_destroyed", True):
+            warnings.warn(
+                f"session {self._config.session_id!r} was never destroyed: call destroy(), or use 'async with'",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self) -> str:
+        return f"<VectorDBSession {self._config.session_id!r} index={self._config.index_name!r}>"
+
+    async def destroy(self) -> None:
+        """Forgets everything: frees native memory, wipes keys as far as CPython allows, closes the store.
+
+        Waits for a running change, save or load. Idempotent; every later call raises SessionError.
+        """
+        if self._destroyed:
+            return
+        self._destroyed = True
+        with anyio.CancelScope(shield=True):
+            async with self._one_at_a_time:
+                if self._index.changes != self._saved_changes:
+                    logger.warning("session %s: destroyed with unsaved changes", self._config.session_id)
+                await anyio.to_thread.run_sync(self._index.close)
+                self._secret = None
+                if self._identity is not None:
+                    self._identity.wipe()
+                self._identity = None
+                self._config = replace(self._config, user_seed_phrase=SeedPhrase("wiped"))
+                await self._store.aclose()
+        logger.debug("session %s: destroyed", self._config.session_id)
+
+    def _check_alive(self) -> None:
+        if self._destroyed:
+            raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
+
+    # ---- rows in
+
+    async def add_vectors(
+        self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error"
+    ) -> AddResult:
+        """Adds rows: all or nothing.
+
+        Args:
+            items: VectorInputs, or mappings with the same keys.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
+            ConflictError: an id is live already, or stands twice in the call.
+            MemoryBudgetExceededError: they would not fit.
+            SessionError: the session is destroyed.
+        """
+        rows = [_as_input(row, item) for row, item in enumerate(items)]
+        metadata = [row.metadata for row in rows]
+        times = [row.timestamp for row in rows]
+        return await self.add_batch(
+            [row.id for row in rows],
+            [row.vector for row in rows],
+            metadata if any(value is not None for value in metadata) else None,
+            times if any(value is not None for value in times) else None,
+            on_conflict=on_conflict,
+        )
+
+    async def add_batch(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        metadata: Sequence[Any] | None = None,
+        timestamps: Any = None,
+        *,
+        on_conflict: str = "error",
+    ) -> AddResult:
+        """Adds the rows of an array: all or nothing, without a Python object per row.
+
+        Args:
+            ids: n strings.
+            vectors: (n, dim) numbers; float32, C-contiguous arrays are taken as they are.
+            metadata: n JSON-shaped values, or None.
+            timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
+        """
+        self._check_alive()
+
+        def prepare_and_add(control: Control) -> AddResult:
+            batch: Batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
+            return self._index.add(batch, on_conflict, control)
+
+        async with self._exclusive():
+            return await self._cancellable(prepare_and_add)
+
+    async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
+        """Replaces a row's metadata.
+
+        Args:
+            id: the row.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+            merge: merge a dict into the stored dict instead, key by key.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the metadata is refused.
+            SessionError: the session is destroyed.
+        """
+        async with self._exclusive():
+            await self._in_thread(self._index.update_metadata, id, metadata, merge)
+
+    async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes a row; `vacuum` gives its memory back.
+
+        Args:
+            id: the row.
+            missing_ok: do nothing for an id that is not live, instead of raising.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the id is no string.
+            SessionError: the session is destroyed.
+        """
+        if not isinstance(id, str):
+            raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
+        async with self._exclusive():
+            return await self._in_thread(self._index.delete, [id], missing_ok)
+
+    async def vacuum(self) -> VacuumStats:
+        """Removes deleted rows for good, repairs the graph and gives their memory back.
+
+        Returns:
+            How many rows were removed.
+
+        Raises:
+            IndexStateError: there was not enough memory beside the index; nothing changed.
+            SessionError: the session is destroyed.
+        """
+        async with self._exclusive():
+            return await self._cancellable(self._index.vacuum)
+
+    # ---- rows out
+
+    async def search(
+        self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any
+    ) -> SearchResults:
+        """Finds the k rows nearest to a query.
+
+        Args:
+            query: dim numbers.
+            k: 1 to 10 000; more than there are rows returns all.
+            options, **fields: see SearchOptions.
+
+        Returns:
+            The hits, nearest first, ties by id.
+
+        Raises:
+            InvalidInputError: the query, `k` or an option is refused.
+            SessionError: the session is destroyed.
+        """
+        self._check_alive()
+        vector, count, threshold, vectors, ef = self._search_arguments(query, k, options, fields)
+        if self._is_short(count, ef):
+            with contextlib.suppress(NativeBusy):
+                return self._index.search(vector, count, threshold, vectors, ef, True)
+        return await self._in_thread(self._index.search, vector, count, threshold, vectors, ef)
+
+    async def search_batch(
+        self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
+    ) -> list[SearchResults]:
+        """Finds the k rows nearest to each of many queries, in one native call on all threads.
+
+        Args:
+            queries: (n, dim) numbers.
+            k, options, **fields: as `search`.
+
+        Returns:
+            Results in the order of the queries.
+
+        Raises:
+            InvalidInputError: a query (details ``row``), `k` or an option is refused.
+            SessionError: the session is destroyed.
+        """
+        self._check_alive()
+        matrix, count, threshold, vectors, ef = self._batch_arguments(queries, k, options, fields)
+
+        def run(control: Control) -> list[SearchResults]:
+            return self._index.search_batch(matrix, count, threshold, vectors, ef, control)
+
+        return await self._cancellable(run)
+
+    async def get(self, ids: Sequence[str]) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live.
+
+        Raises:
+            InvalidInputError: `ids` is no sequence of strings.
+            SessionError: the session is destroyed.
+        """
+        self._check_alive()
+        return await self._in_thread(self._index.get, _as_ids(ids))
+
+    async def count(self) -> int:
+        """How many rows are live.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        self._check_alive()
+        return self._index.count
+
+    async def scan(self) -> AsyncIterator[Row]:
+        """All live rows, in the order of their slots; rows added meanwhile may or may not come.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        after: str | None = None
+        first = 0
+        while True:
+            self._check_alive()
+            rows, first = await self._in_thread(self._index.scan, after, first, _SCAN_PAGE_ROWS)
+            for row in rows:
+                yield row
+            if len(rows) < _SCAN_PAGE_ROWS:
+                return
+            after = rows[-1].id
+
+    # ---- versions
+
+    async def save_to_s5(
+        self,
+        *,
+        on_conflict: str = "error",
+        verify_stored: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> str:
+        """Stores the index as a new version and makes it the newest.
+
+        Args:
+            on_conflict: when another version became the newest since this content was loaded: ``error`` stores this
+                one but leaves the newest alone, ``overwrite`` supersedes it.
+            verify_stored: ask the store for every part that is reused, and store again those it has lost.
+            progress: called after every part.
+
+        Returns:
+            The version's CID, when every byte of it is stored and the pointer has moved.
+
+        Raises:
+            ConflictError: another version came between; details has ``cid``, ``head_cid`` and ``base_cid``.
+            StorageError, S5Error, IntegrityError: the store failed or lied; the version before is still the newest.
+            SessionError: the session is destroyed.
+        """
+        if on_conflict not in ("error", "overwrite"):
+            raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
+        async with self._exclusive():
+            index = self._index
+            changes = index.changes
+
+            def committed(version: Version) -> None:
+                self._saved_changes = changes
+                self._last_cid = str(version.cid)
+
+            saved = await save_version(
+                self._store,
+                await self._keys(),
+                index,
+                self._lineage,
+                self._persist_settings(),
+                on_conflict=on_conflict,
+                verify_stored=verify_stored,
+                progress=progress,
+                committed=committed,
+            )
+            logger.debug(
+                "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
+            )
+            return str(saved.version.cid)
+
+    async def load_user_vectors(
+        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any
+    ) -> None:
+        """Replaces the content by a saved version: all or nothing.
+
+        Args:
+            cid: the version, in any text form of its CID; None for the newest one.
+            options, **fields: see LoadOptions.
+
+        Raises:
+            NotFoundError: no version was saved under this phrase and index name, or the store lacks an object.
+            ConflictError: there are unsaved changes and `discard_unsaved` is not set.
+            DecryptionError: none of the user's keys opens it.
+            IntegrityError: bytes are not what they should be.
+            InvalidInputError: `cid` is no CID, or names something that is no version.
+            MemoryBudgetExceededError: it would not fit.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
+        chosen = _merged_options(LoadOptions, options, fields)
+        _check_load_options(chosen)
+        if cid is not None and not isinstance(cid, str):
+            raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
+        async with self._exclusive():
+            if self._index.changes != self._saved_changes and not chosen.discard_unsaved:
+                raise ConflictError(
+                    "there are unsaved changes: save them, or load with discard_unsaved=True",
+                    details={"last_cid": self._last_cid},
+                )
+            budget = self._budget_bytes
+            if chosen.memory_budget_mb is not None:
+                budget = chosen.memory_budget_mb * 1_000_000
+            loaded = await load_version(
+                self._store,
+                await self._keys(),
+                self._lineage,
+                replace(self._persist_settings(), budget_bytes=budget),
+                cid,
+                missing_ok=chosen.missing_ok,
+                progress=chosen.progress,
+            )
+            if loaded is None:
+                fresh, base, last_cid = self._new_index(), None, None
+            else:
+                settings = IndexSettings(
+                    metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
+                    memory=self._config.memory,
+                    M=loaded.M,
+                    ef_construction=loaded.ef_construction,
+                    threads=self._config.native_threads,
+                    chunk_size=loaded.chunk_size,
+                )
+                try:
+                    fresh = await self._in_thread(
+                        Index.restore,
+                        settings,
+                        loaded.native,
+                        loaded.last_change_us,
+                        loaded.rows,
+                        loaded.document_rows,
+                        loaded.pages,
+                    )
+                except BaseException:
+                    if loaded.native is not None:
+                        loaded.native.close()
+                    raise
+                base, last_cid = loaded.version, str(loaded.version.cid)
+            # From here nothing can fail, and a cancellation must not leave two indexes half exchanged.
+            fresh.budget_bytes = self._budget_bytes = budget
+            old, self._index = self._index, fresh
+            self._lineage.base, self._last_cid, self._saved_changes = base, last_cid, fresh.changes
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(old.close)
+
+    async def history(self) -> list[VersionInfo]:
+        """The versions of this index, newest first.
+
+        Raises:
+            IntegrityError: the record is damaged; the next save repairs it.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
+        async with self._exclusive():
+            entries = await read_history(
+                self._store, await self._keys(), self._config.index_name, self._lineage
+            )
+        return [
+            VersionInfo(
+                cid=str(entry.cid),
+                saved_at=entry.saved_us / 1e6,
+                revision=entry.revision,
+                vector_count=entry.vector_count,
+                deleted_count=entry.deleted_count,
+                refused=entry.refused,
+            )
+            for entry in entries
+        ]
+
+    async def list_indexes(self) -> list[str]:
+        """The names of the user's saved indexes, sorted.
+
+        Raises:
+            IntegrityError: the record is damaged; the next save repairs it.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
+        async with self._exclusive():
+            return await read_catalogue(self._store, await self._keys(), self._lineage)
+
+    async def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
+        """Reads every object of a version and checks all of it, without touching the session's content.
+
+        Args:
+            cid: the version; None for the newest one.
+            progress: called after every part.
+
+        Raises:
+            IntegrityError: something is wrong; ``details["bad"]`` lists every bad part.
+            NotFoundError, InvalidInputError, DecryptionError, StorageError: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
+        async with self._exclusive():
+            found = await verify_version(
+                self._store,
+                await self._keys(),
+                self._lineage,
+                self._persist_settings(),
+                cid,
+                check_page=parse_page,
+                progress=progress,
+            )
+        return VerifyReport(cid=str(found.cid), parts=found.parts, bytes=found.bytes, rows=found.rows)
+
+    async def get_stats(self) -> SessionStats:
+        """Measured state of the session; O(1).
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        self._check_alive()
+        return self._stats()
+
+    # ---- shared with the synchronous twin
+
+    def _search_arguments(
+        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
+    ) -> tuple[Any, int, float | None, bool, int]:
+        chosen = _merged_options(SearchOptions, options, fields)
+        vector = prepare_query(query, self._index.dim)
+        return vector, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
+
+    def _batch_arguments(
+        self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
+    ) -> tuple[Any, int, float | None, bool, int]:
+        chosen = _merged_options(SearchOptions, options, fields)
+        matrix = prepare_queries(queries, self._index.dim)
+        return matrix, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
+
+    def _threshold(self, options: SearchOptions) -> float | None:
+        if not isinstance(options.threshold, Unset):
+            check_threshold("threshold", options.threshold, InvalidInputError)
+            return options.threshold
+        default = self._config.default_threshold
+        if not isinstance(default, Unset):
+            return default
+        return _DEFAULT_COSINE_THRESHOLD if self._index.metric == "cosine" else None
+
+    def _is_short(self, k: int, ef: int) -> bool:
+        stats = self._index.stats()
+        if stats.graph_rows:
+            # Many tombstones make a walk long; then, too, a thread is the right place.
+            return max(k, ef) <= _INLINE_EF_MAX and 2 * stats.live > stats.rows
+        return stats.rows * (self._index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
+
+    def _stats(self) -> SessionStats:
+        index = self._index
+        native = index.stats()
+        kinds = {
+            name.removeprefix("bytes_"): value
+            for name, value in native._asdict().items()
+            if name.startswith("bytes_") and name != "bytes_total"
+        }
+        kinds["metadata"] = index.metadata_bytes
+        return SessionStats(
+            vector_count=native.live,
+            memory_usage_mb=sum(kinds.values()) / 1e6,
+            index_type="hnsw" if native.graph_rows else "flat",
+            hnsw_vector_count=native.live if native.graph_rows else 0,
+            deleted_count=native.rows - native.live,
+            memory_bytes=kinds,
+            plans=dict(index.plans_used),
+            dirty=index.changes != self._saved_changes,
+            last_cid=self._last_cid,
+        )
+
+    # ---- helpers
+
+    def _new_index(self) -> Index:
+        config = self._config
+        return Index(
+            IndexSettings(
+                metric=config.metric,
+                memory=config.memory,
+                M=config.M,
+                ef_construction=config.ef_construction,
+                threads=config.native_threads,
+                chunk_size=config.chunk_size,
+                budget_bytes=self._budget_bytes,
+            )
+        )
+
+    def _now_us(self) -> int:
+        return round(self._config.clock() * 1e6) if self._config.clock else time.time_ns() // 1000
+
+    def _persist_settings(self) -> PersistSettings:
+        return PersistSettings(
+            index_name=self._config.index_name,
+            encrypt_at_rest=self._config.encrypt_at_rest,
+            memory=self._config.memory,
+            threads=self._config.native_threads,
+            budget_bytes=self._budget_bytes,
+            clock=self._now_us,
+        )
+
+    async def _keys(self) -> Identity:
+        """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
+        if self._identity is None:
+            if self._secret is None:
+                raise SessionError("Session already destroyed")
+            self._identity = Identity(await self._in_thread(secret_to_entropy, self._secret.reveal()))
+        return self._identity
+
+    @contextlib.asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """One change, save or load at a time."""
+        self._check_alive()
+        async with self._one_at_a_time:
+            self._check_alive()
+            yield
+
+    async def _in_thread(self, function: Callable[..., _T], *args: Any) -> _T:
+        return await anyio.to_thread.run_sync(function, *args)
+
+    async def _cancellable(self, function: Callable[[Control], _T]) -> _T:
+        """Runs a native call in a thread; a cancellation stops it and waits until it has left no trace."""
+        control = Control()
+        outcome: list[_T] = []
+        failure: list[Exception] = []
+
+        async def cancel_with_us() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                control.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(cancel_with_us)
+            try:
+                # Shielded: run_sync waits for the thread, and the other task tells it to hurry.
+                outcome.append(await anyio.to_thread.run_sync(function, control))
+            except Exception as error:
+                failure.append(error)
+            group.cancel_scope.cancel()
+        if not failure:
+            return outcome[0]
+        if isinstance(failure[0], NativeCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        raise failure[0]
+
+
+# ---- Arguments ---------------------------------------------------------------------------------------------
+
+
+def make_config(config: VectorDBConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> VectorDBConfig:
+    """One configuration from an object, a mapping and single settings, the later winning.
+
+    Raises:
+        InvalidConfigError: a setting is missing, unknown or out of range.
+    """
+    if isinstance(config, VectorDBConfig):
+        if not settings:
+            return config
+        given = {field.name: getattr(config, field.name) for field in fields(config)}
+    elif config is None:
+        given = {}
+    elif isinstance(config, Mapping):
+        given = dict(config)
+    else:
+        raise InvalidConfigError(f"config must be a VectorDBConfig or a mapping, got {type(config).__name__}")
+    return VectorDBConfig(**{**given, **settings})
+
+
+def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]) -> _O:
+    if options is not None and not isinstance(options, kind):
+        raise InvalidInputError(f"options must be {kind.__name__}, got {type(options).__name__}")
+    base = options or _DEFAULTS[kind]
+    if not given:
+        return base
+    known = {field.name for field in fields(kind)}
+    for name in given:
+        if name not in known:
+            raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {', '.join(sorted(known))}")
+    return replace(base, **given)
+
+
+_DEFAULTS: Final[dict[type[Any], Any]] = {SearchOptions: SearchOptions(), LoadOptions: LoadOptions()}
+
+
+def _check_load_options(options: LoadOptions) -> None:
+    if options.lazy_load:
+        raise InvalidInputError("lazy loading is not part of this version: use lazy_load=False")
+    budget = options.memory_budget_mb
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
+        raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")
+
+
+def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
+    if isinstance(item, VectorInput):
+        return item
+    if not isinstance(item, Mapping):
+        raise InvalidInputError(
+            f"row {row} must be a VectorInput or a mapping, got {type(item).__name__}", details={"row": row}
+        )
+    try:
+        return VectorInput(**item)
+    except TypeError:
+        known = ", ".join(field.name for field in fields(VectorInput))
+        raise InvalidInputError(
+            f"row {row} needs id and vector and knows only {known}; it has {', '.join(map(str, item))}",
+            details={"row": row},
+        ) from None
+
+
+def _as_ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, (str, bytes)):
+        raise InvalidInputError("ids must be a sequence of strings, not one string")
+    listed = list(ids)
+    for row, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"an id must be a string, got {type(text).__name__}", details={"row": row})
+    return listed
+
+

@@ -1,0 +1,276 @@
+"""What goes in and what comes out: plain, small and immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb.config import UNSET, Unset
+from fabstir_vectordb.persist.versions import Progress, ProgressCallback
+
+__all__ = [
+    "AddResult",
+    "DeleteResult",
+    "LoadOptions",
+    "Plan",
+    "Progress",
+    "ProgressCallback",
+    "Row",
+    "SearchOptions",
+    "SearchResult",
+    "SearchResults",
+    "SessionStats",
+    "VacuumStats",
+    "VectorInput",
+    "VerifyReport",
+    "VersionInfo",
+]
+
+Vector = npt.NDArray[np.float32]
+Plan = Literal["flat", "graph"]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorInput:
+    """A row to add.
+
+    Attributes:
+        id: any non-empty string of at most 1 KiB of UTF-8.
+        vector: dim numbers; kept as float32.
+        metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+        timestamp: seconds since 1970 or an aware datetime; None for now.
+    """
+
+    id: str
+    vector: Any
+    metadata: Any = None
+    timestamp: float | datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """How many rows an add added, replaced and skipped."""
+
+    added: int
+    replaced: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """What a delete deleted."""
+
+    deleted_count: int
+    deleted_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class VacuumStats:
+    """Rows a vacuum removed for good."""
+
+    hnsw_removed: int
+    total_removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored row.
+
+    Attributes:
+        id: the row's id.
+        vector: dim float32, bit for bit as added.
+        metadata: as added, or None.
+        timestamp: seconds since 1970.
+    """
+
+    id: str
+    vector: Vector = field(repr=False)
+    metadata: Any
+    timestamp: float
+
+
+class SearchResult:
+    """One hit.
+
+    Attributes:
+        id: the row's id.
+        score: in [0, 1], larger is nearer.
+        distance: cosine distance, Euclidean distance or negative inner product; sets the order.
+        metadata: as added, or None; decoded at first use.
+        vector: dim float32 bit for bit as added, where the search asked for vectors; else None.
+    """
+
+    __slots__ = ("_decode", "_metadata", "distance", "id", "score", "vector")
+
+    def __init__(
+        self,
+        id: str,
+        score: float,
+        distance: float,
+        metadata: bytes | None = None,
+        vector: Vector | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> None:
+        self.id = id
+        self.score = score
+        self.distance = distance
+        self.vector = vector
+        self._metadata: Any = metadata
+        self._decode = decode
+
+    @property
+    def metadata(self) -> Any:
+        """The row's metadata, or None."""
+        if self._decode is not None:
+            if self._metadata is not None:
+                self._metadata = self._decode(self._metadata)
+            self._decode = None
+        return self._metadata
+
+    def __repr__(self) -> str:
+        return f"SearchResult(id={self.id!r}, score={self.score:.4f}, distance={self.distance:.4f})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchResult):
+            return NotImplemented
+        return (self.id, self.score, self.distance) == (other.id, other.score, other.distance)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.score, self.distance))
+
+
+class SearchResults(Sequence[SearchResult]):
+    """The hits of one query, nearest first.
+
+    Attributes:
+        below_threshold: how many of the k nearest the threshold removed.
+        plan: ``flat`` where every row was scored exactly, ``graph`` where the graph was walked on codes and
+            the best candidates were scored exactly.
+    """
+
+    __slots__ = ("_hits", "below_threshold", "plan")
+
+    def __init__(self, hits: list[SearchResult], below_threshold: int, plan: Plan) -> None:
+        self._hits = hits
+        self.below_threshold = below_threshold
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def __iter__(self) -> Iterator[SearchResult]:
+        return iter(self._hits)
+
+    @overload
+    def __getitem__(self, position: int) -> SearchResult: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[SearchResult]: ...
+    def __getitem__(self, position: int | slice) -> SearchResult | list[SearchResult]:
+        return self._hits[position]
+
+    def __repr__(self) -> str:
+        return f"SearchResults({self._hits!r}, below_threshold={self.below_threshold}, plan={self.plan!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
+        include_vectors: fill `SearchResult.vector`.
+        ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
+    """
+
+    threshold: float | None | Unset = UNSET
+    include_vectors: bool = False
+    ef_search: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load.
+
+    Attributes:
+        lazy_load: only False exists in this version: everything is fetched before the call returns.
+        missing_ok: where no version was ever saved, start empty instead of raising.
+        memory_budget_mb: another budget from this load on, in 10^6 bytes.
+        discard_unsaved: drop unsaved changes instead of raising CONFLICT.
+        progress: called after every part.
+    """
+
+    lazy_load: bool = False
+    missing_ok: bool = False
+    memory_budget_mb: int | None = None
+    discard_unsaved: bool = False
+    progress: ProgressCallback | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionInfo:
+    """One saved version.
+
+    Attributes:
+        cid: opens it.
+        saved_at: seconds since 1970, by the clock of the session that saved it.
+        revision: the pointer's revision that named it; of a refused version, the one it lost against.
+        vector_count: live rows, or None where only the pointer was known.
+        deleted_count: tombstones, or None likewise.
+        refused: stored, but never the newest, because another version came between.
+    """
+
+    cid: str
+    saved_at: float
+    revision: int
+    vector_count: int | None
+    deleted_count: int | None
+    refused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What `verify` read and found whole.
+
+    Attributes:
+        cid: the version.
+        parts: parts read.
+        bytes: bytes read, as stored.
+        rows: rows of the index, tombstones included.
+    """
+
+    cid: str
+    parts: int
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStats:
+    """Measured state of a session.
+
+    Attributes:
+        vector_count: live rows.
+        memory_usage_mb: resident memory of the index and its metadata, in 10^6 bytes.
+        index_type: ``flat`` while every search scans, ``hnsw`` once there is a graph.
+        hnsw_vector_count: live rows in the graph.
+        deleted_count: tombstones that a vacuum would remove.
+        memory_bytes: resident bytes by kind.
+        plans: searches so far by plan.
+        dirty: whether there are changes that no version holds.
+        last_cid: the version loaded or saved last, or None.
+    """
+
+    vector_count: int
+    memory_usage_mb: float
+    index_type: Literal["flat", "hnsw"]
+    hnsw_vector_count: int
+    deleted_count: int
+    memory_bytes: Mapping[str, int]
+    plans: Mapping[str, int]
+    dirty: bool
+    last_cid: str | None
