@@ -280,16 +280,18 @@ async def checked_pointer(
         IntegrityError: the entry is damaged, or the store went back behind what it answered before.
         VectorDBError: the store failed.
     """
+    # Read before the question is asked: a save of this session may move the pointer while the answer is on
+    # its way.
+    seen = lineage.seen.get(public_key, 0)
     entry = await store.get_pointer(public_key)
     revision = 0 if entry is None else entry.revision
-    seen = lineage.seen.get(public_key, 0)
     if revision < seen:
         raise IntegrityError(
             f"the store rolled the pointer of {what} back: revision {revision} now, {seen} before. "
             "Do not trust its answers; a new session would accept them",
             details={"what": what, "revision": revision, "seen": seen},
         )
-    lineage.seen[public_key] = revision
+    lineage.seen[public_key] = max(revision, lineage.seen.get(public_key, 0))
     return entry
 
 

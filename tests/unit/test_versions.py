@@ -245,6 +245,24 @@ async def test_a_pointer_may_stay_or_rise_but_not_fall(store: Store) -> None:
         await checked_pointer(store, KEYS.public_key, lineage, "it")
 
 
+async def test_an_answer_overtaken_by_our_own_save_is_no_rollback(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lineage = Lineage()
+    await store.set_pointer(RegistryEntry.sign(KEYS.write_seed, 1, pointer_data(bytes(32))))
+    real = store.get_pointer
+
+    async def slow(public_key: bytes) -> RegistryEntry | None:
+        answer = await real(public_key)
+        lineage.seen[public_key] = 2
+        return answer
+
+    monkeypatch.setattr(store, "get_pointer", slow)
+    found = await checked_pointer(store, KEYS.public_key, lineage, "it")
+    assert found is not None
+    assert (found.revision, lineage.seen[KEYS.public_key]) == (1, 2)
+
+
 async def test_jobs_run_side_by_side_up_to_the_limit() -> None:
     running = most = 0
 
