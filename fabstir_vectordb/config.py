@@ -111,7 +111,7 @@ class VectorDBConfig:
     memory: Memory = "default"
     M: int = 16
     ef_construction: int = 200
-    default_threshold: float | None | Unset = UNSET
+    default_threshold: float | Unset | None = UNSET
     clock: Callable[[], float] | None = None
     threads: int | None = None
     chunk_size: int | None = None

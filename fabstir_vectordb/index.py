@@ -44,7 +44,15 @@ from fabstir_vectordb.errors import (
     SessionError,
 )
 from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata, encode_metadata
-from fabstir_vectordb.types import AddResult, DeleteResult, Plan, Row, SearchResult, SearchResults, VacuumStats
+from fabstir_vectordb.types import (
+    AddResult,
+    DeleteResult,
+    Plan,
+    Row,
+    SearchResult,
+    SearchResults,
+    VacuumStats,
+)
 
 __all__ = ["Batch", "Index", "IndexSettings", "prepare_batch", "prepare_query"]
 

@@ -15,9 +15,10 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -69,7 +70,7 @@ _O = TypeVar("_O", SearchOptions, LoadOptions)
 # or a scan of this many float32 values is below a millisecond.
 _INLINE_EF_MAX: Final = 1_000
 _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
-_SCAN_PAGE_ROWS: Final = 512
+SCAN_PAGE_ROWS: Final = 512
 _DEFAULT_COSINE_THRESHOLD: Final = 0.7
 
 
@@ -184,10 +185,6 @@ class VectorDBSession:
                 await self._store.aclose()
         logger.debug("session %s: destroyed", self._config.session_id)
 
-    def _check_alive(self) -> None:
-        if self._destroyed:
-            raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
-
     # ---- rows in
 
     async def add_vectors(
@@ -243,7 +240,7 @@ class VectorDBSession:
         Raises:
             InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
         """
-        self._check_alive()
+        self.check_alive()
 
         def prepare_and_add(control: Control) -> AddResult:
             batch: Batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
@@ -317,12 +314,12 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self._check_alive()
-        vector, count, threshold, vectors, ef = self._search_arguments(query, k, options, fields)
-        if self._is_short(count, ef):
+        index = self.live_index()
+        arguments = self._search_arguments(prepare_query(query, index.dim), k, options, fields)
+        if self._is_short(index, arguments[1], arguments[4]):
             with contextlib.suppress(NativeBusy):
-                return self._index.search(vector, count, threshold, vectors, ef, True)
-        return await self._in_thread(self._index.search, vector, count, threshold, vectors, ef)
+                return index.search(*arguments, True)
+        return await self._in_thread(index.search, *arguments)
 
     async def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
@@ -340,13 +337,9 @@ class VectorDBSession:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self._check_alive()
-        matrix, count, threshold, vectors, ef = self._batch_arguments(queries, k, options, fields)
-
-        def run(control: Control) -> list[SearchResults]:
-            return self._index.search_batch(matrix, count, threshold, vectors, ef, control)
-
-        return await self._cancellable(run)
+        index = self.live_index()
+        arguments = self._search_arguments(prepare_queries(queries, index.dim), k, options, fields)
+        return await self._cancellable(partial(index.search_batch, *arguments))
 
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live.
@@ -355,8 +348,7 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        self._check_alive()
-        return await self._in_thread(self._index.get, _as_ids(ids))
+        return await self._in_thread(self.live_index().get, as_ids(ids))
 
     async def count(self) -> int:
         """How many rows are live.
@@ -364,8 +356,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        self._check_alive()
-        return self._index.count
+        return self.live_index().count
 
     async def scan(self) -> AsyncIterator[Row]:
         """All live rows, in the order of their slots; rows added meanwhile may or may not come.
@@ -376,11 +367,10 @@ class VectorDBSession:
         after: str | None = None
         first = 0
         while True:
-            self._check_alive()
-            rows, first = await self._in_thread(self._index.scan, after, first, _SCAN_PAGE_ROWS)
+            rows, first = await self._in_thread(self.live_index().scan, after, first, SCAN_PAGE_ROWS)
             for row in rows:
                 yield row
-            if len(rows) < _SCAN_PAGE_ROWS:
+            if len(rows) < SCAN_PAGE_ROWS:
                 return
             after = rows[-1].id
 
@@ -425,7 +415,7 @@ class VectorDBSession:
                 index,
                 self._lineage,
                 self._persist_settings(),
-                on_conflict=on_conflict,
+                on_conflict=cast(Literal["error", "overwrite"], on_conflict),
                 verify_stored=verify_stored,
                 progress=progress,
                 committed=committed,
@@ -574,24 +564,48 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        self._check_alive()
-        return self._stats()
+        return self.stats_here()
 
-    # ---- shared with the synchronous twin
+    # ---- what the synchronous twin shares: the same on the caller's thread
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether `destroy` was called."""
+        return self._destroyed
+
+    def check_alive(self) -> None:
+        """Raises SessionError once the session is destroyed."""
+        if self._destroyed:
+            raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
+
+    def live_index(self) -> Index:
+        """The index, while there is one.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        self.check_alive()
+        return self._index
+
+    def search_here(
+        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
+    ) -> SearchResults:
+        """`search` on this thread; waits for a change that is under way."""
+        index = self.live_index()
+        return index.search(*self._search_arguments(prepare_query(query, index.dim), k, options, fields))
+
+    def search_batch_here(
+        self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
+    ) -> list[SearchResults]:
+        """`search_batch` on this thread."""
+        index = self.live_index()
+        return index.search_batch(*self._search_arguments(prepare_queries(queries, index.dim), k, options, fields))
 
     def _search_arguments(
-        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> tuple[Any, int, float | None, bool, int]:
-        chosen = _merged_options(SearchOptions, options, fields)
-        vector = prepare_query(query, self._index.dim)
-        return vector, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
-
-    def _batch_arguments(
         self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
     ) -> tuple[Any, int, float | None, bool, int]:
         chosen = _merged_options(SearchOptions, options, fields)
-        matrix = prepare_queries(queries, self._index.dim)
-        return matrix, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
+        return queries, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
 
     def _threshold(self, options: SearchOptions) -> float | None:
         if not isinstance(options.threshold, Unset):
@@ -602,14 +616,17 @@ class VectorDBSession:
             return default
         return _DEFAULT_COSINE_THRESHOLD if self._index.metric == "cosine" else None
 
-    def _is_short(self, k: int, ef: int) -> bool:
-        stats = self._index.stats()
+    @staticmethod
+    def _is_short(index: Index, k: int, ef: int) -> bool:
+        stats = index.stats()
         if stats.graph_rows:
             # Many tombstones make a walk long; then, too, a thread is the right place.
             return max(k, ef) <= _INLINE_EF_MAX and 2 * stats.live > stats.rows
-        return stats.rows * (self._index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
+        return stats.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
-    def _stats(self) -> SessionStats:
+    def stats_here(self) -> SessionStats:
+        """`get_stats` on this thread."""
+        self.check_alive()
         index = self._index
         native = index.stats()
         kinds = {
@@ -670,9 +687,9 @@ class VectorDBSession:
     @contextlib.asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
         """One change, save or load at a time."""
-        self._check_alive()
+        self.check_alive()
         async with self._one_at_a_time:
-            self._check_alive()
+            self.check_alive()
             yield
 
     async def _in_thread(self, function: Callable[..., _T], *args: Any) -> _T:
@@ -768,7 +785,7 @@ def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
         ) from None
 
 
-def _as_ids(ids: Sequence[str]) -> list[str]:
+def as_ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
     listed = list(ids)

@@ -187,7 +187,7 @@ class SearchOptions:
         ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
     """
 
-    threshold: float | None | Unset = UNSET
+    threshold: float | Unset | None = UNSET
     include_vectors: bool = False
     ef_search: int | None = None
 

@@ -1,0 +1,213 @@
+"""The same verbs without ``await``.
+
+Reads go straight to the index on the caller's thread: a warm search hops no thread. Changes, saves and loads run on an
+event loop in a thread of the session's own, which starts with the first of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from fabstir_vectordb.config import VectorDBConfig
+from fabstir_vectordb.persist.versions import ProgressCallback
+from fabstir_vectordb.session import SCAN_PAGE_ROWS, as_ids, make_config
+from fabstir_vectordb.session import VectorDBSession as AsyncSession
+from fabstir_vectordb.types import (
+    AddResult,
+    DeleteResult,
+    LoadOptions,
+    Row,
+    SearchOptions,
+    SearchResults,
+    SessionStats,
+    VacuumStats,
+    VectorInput,
+    VerifyReport,
+    VersionInfo,
+)
+
+__all__ = ["VectorDBSession"]
+
+_T = TypeVar("_T")
+
+
+class _Loop:
+    """An event loop in a daemon thread: a program that forgets `destroy` must still be able to end."""
+
+    def __init__(self) -> None:
+        started: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="fabstir_vectordb", daemon=True)
+        self._thread.start()
+        self.portal = started.result()
+
+    @staticmethod
+    def _run(started: Future[BlockingPortal]) -> None:
+        async def serve() -> None:
+            async with BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        anyio.run(serve)
+
+    def stop(self) -> None:
+        self.portal.call(self.portal.stop)
+        self._thread.join()
+
+
+class VectorDBSession:
+    """One user's vectors for the length of one session, without an event loop; made by `create`.
+
+    Every method does what its namesake of `fabstir_vectordb.VectorDBSession` does and raises what it raises.
+
+    Example:
+        >>> with VectorDBSession.create(
+        ...     s5_portal="memory:", user_seed_phrase="a secret", session_id="user-123"
+        ... ) as session:
+        ...     session.add_vectors([VectorInput("a", [1.0, 0.0])])
+        ...     [hit.id for hit in session.search([1.0, 0.1], k=1)]
+        AddResult(added=1, replaced=0, skipped=0)
+        ['a']
+    """
+
+    def __init__(self, config: VectorDBConfig) -> None:
+        self._async = AsyncSession(config)
+        self._loop: _Loop | None = None
+        self._loop_lock = threading.Lock()
+
+    @classmethod
+    def create(cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Any) -> Self:
+        """Makes a session; validates only, touches no store."""
+        return cls(make_config(config, settings))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+    def __repr__(self) -> str:
+        return repr(self._async)
+
+    def _call(self, verb: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
+        self._async.check_alive()
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = _Loop()
+        return self._loop.portal.call(partial(verb, *args, **kwargs))
+
+    def destroy(self) -> None:
+        """Forgets everything; idempotent."""
+        if self._async.destroyed:
+            return
+        self._call(self._async.destroy)
+        with self._loop_lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
+
+    # ---- changes
+
+    def add_vectors(
+        self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error"
+    ) -> AddResult:
+        """Adds rows: all or nothing."""
+        return self._call(self._async.add_vectors, items, on_conflict=on_conflict)
+
+    def add_batch(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        metadata: Sequence[Any] | None = None,
+        timestamps: Any = None,
+        *,
+        on_conflict: str = "error",
+    ) -> AddResult:
+        """Adds the rows of an array: all or nothing."""
+        return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, on_conflict=on_conflict)
+
+    def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
+        """Replaces a row's metadata, or merges a dict into it."""
+        self._call(self._async.update_metadata, id, metadata, merge=merge)
+
+    def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes a row."""
+        return self._call(self._async.delete_vector, id, missing_ok=missing_ok)
+
+    def vacuum(self) -> VacuumStats:
+        """Removes deleted rows for good."""
+        return self._call(self._async.vacuum)
+
+    # ---- reads
+
+    def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
+        """Finds the k rows nearest to a query."""
+        return self._async.search_here(query, k, options, fields)
+
+    def search_batch(
+        self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
+    ) -> list[SearchResults]:
+        """Finds the k rows nearest to each of many queries, on all threads."""
+        return self._async.search_batch_here(queries, k, options, fields)
+
+    def get(self, ids: Sequence[str]) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live."""
+        return self._async.live_index().get(as_ids(ids))
+
+    def count(self) -> int:
+        """How many rows are live."""
+        return self._async.live_index().count
+
+    def scan(self) -> Iterator[Row]:
+        """All live rows, in the order of their slots."""
+        after: str | None = None
+        first = 0
+        while True:
+            rows, first = self._async.live_index().scan(after, first, SCAN_PAGE_ROWS)
+            yield from rows
+            if len(rows) < SCAN_PAGE_ROWS:
+                return
+            after = rows[-1].id
+
+    def get_stats(self) -> SessionStats:
+        """Measured state of the session."""
+        return self._async.stats_here()
+
+    # ---- versions
+
+    def save_to_s5(
+        self,
+        *,
+        on_conflict: str = "error",
+        verify_stored: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> str:
+        """Stores the index as a new version and returns its CID."""
+        return self._call(
+            self._async.save_to_s5, on_conflict=on_conflict, verify_stored=verify_stored, progress=progress
+        )
+
+    def load_user_vectors(self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any) -> None:
+        """Replaces the content by a saved version: all or nothing."""
+        self._call(self._async.load_user_vectors, cid, options, **fields)
+
+    def history(self) -> list[VersionInfo]:
+        """The versions of this index, newest first."""
+        return self._call(self._async.history)
+
+    def list_indexes(self) -> list[str]:
+        """The names of the user's saved indexes."""
+        return self._call(self._async.list_indexes)
+
+    def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
+        """Reads every object of a version and checks all of it."""
+        return self._call(self._async.verify, cid, progress=progress)
