@@ -120,7 +120,7 @@ class PersistSettings:
         encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
         memory: native memory setting of a loaded index, ``default`` or ``compact``.
         threads: most threads a native call may use.
-        hash_seed: seed of a loaded index's id table.
+        hash_seed: seed of a loaded index's id table; random, so that nobody can choose ids that collide.
         budget_bytes: most bytes a load may take, everything counted; None for no limit.
         clock: microseconds since 1970, for history entries.
     """
@@ -129,7 +129,7 @@ class PersistSettings:
     encrypt_at_rest: bool = True
     memory: str = "default"
     threads: int = 1
-    hash_seed: int = 0
+    hash_seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"), repr=False)
     budget_bytes: int | None = None
     clock: Callable[[], int] = now_us
 

@@ -291,7 +291,7 @@ async def test_the_first_failure_stops_the_rest_and_comes_out_bare() -> None:
 
         return run
 
-    with pytest.raises(ValueError, match="2|3"):
+    with pytest.raises(ValueError, match=r"2|3"):
         await run_bounded([job(number) for number in range(100)], 4)
     assert len(started) <= 4
 
