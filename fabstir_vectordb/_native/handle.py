@@ -79,11 +79,11 @@ _UINT64_MAX = 2**64 - 1
 _ID_ROOM_PER_HIT = 64
 
 
-class NativeBusy(Exception):  # noqa: N818 - a signal for index.py, not an error for users
+class NativeBusy(Exception):
     """A writer holds the index, and the call asked not to wait."""
 
 
-class NativeCancelled(Exception):  # noqa: N818
+class NativeCancelled(Exception):
     """The call was cancelled through its control word; nothing changed."""
 
 
