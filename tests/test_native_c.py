@@ -1,0 +1,72 @@
+"""The native core's own tests, one program per folder, built with the package's compiler under UBSan."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
+
+# Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
+SANITIZE = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+
+
+@pytest.fixture(scope="session")
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_native", ROOT / "build_native.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_native"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def compile_test(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles the core once and each test program against it."""
+    out = tmp_path_factory.mktemp("native")
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, *SANITIZE, "-Inative/include", "-Inative/src"]
+    objects = []
+    for source in build.sources():
+        objects.append(out / f"{source.stem}.o")
+        subprocess.run([*flags, "-c", str(source), "-o", str(objects[-1])], cwd=ROOT, check=True)
+
+    def compile_one(program: str) -> Path:
+        target = out / program
+        source = ROOT / "tests" / "native" / f"{program}.c"
+        subprocess.run(
+            [*flags, "-Itests/native", str(source), *map(str, objects), "-o", str(target), "-lm", "-lpthread"],
+            cwd=ROOT,
+            check=True,
+        )
+        return target
+
+    return compile_one
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
+    result = subprocess.run([compile_test(program)], capture_output=True, text=True, check=False, timeout=500)
+    print(result.stdout, result.stderr)
+    assert result.returncode == 0, f"{program} failed"
+    assert " 0 failed" in result.stdout
+
+
+def test_there_is_a_program_for_each_folder() -> None:
+    assert PROGRAMS == ["test_base", "test_format", "test_hnsw", "test_ids", "test_index", "test_kernels", "test_store"]
+
+
+@pytest.mark.parametrize("target", ["aarch64-linux-gnu", "x86_64-linux-musl", "aarch64-macos", "x86_64-windows-gnu"])
+@pytest.mark.long
+def test_every_target_cross_compiles(build: ModuleType, target: str, tmp_path: Path) -> None:
+    library = build.build_library(target, tmp_path)
+    assert library.name == build.library_name(target)
+    assert 50_000 < library.stat().st_size < 1_500_000
