@@ -339,9 +339,7 @@ async def _open_version(
         root_blob = await store.get(asked.hash, asked.known_size)
         root_id = BlobId(asked.hash, len(root_blob))
 
-    files, own = await _open_root(
-        store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
-    )
+    files, own = await _open_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob)
     manifest_entry = files.get(MANIFEST_NAME)
     if manifest_entry is None or manifest_entry.size > MANIFEST_BYTES_MAX:
         raise IntegrityError(
@@ -485,9 +483,7 @@ def _open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
             # The root is authenticated and named this key: it is the part that is wrong, not the phrase.
             raise IntegrityError(f"part {name}: {error.message}", details={"part": name}) from error
         if blake3_hash(plain) != entry.encryption.plaintext_hash:
-            raise IntegrityError(
-                f"part {name} decrypts to other bytes than the root says", details={"part": name}
-            )
+            raise IntegrityError(f"part {name} decrypts to other bytes than the root says", details={"part": name})
     if len(plain) != entry.size:
         raise IntegrityError(
             f"part {name} has {len(plain)} bytes, the root says {entry.size}",

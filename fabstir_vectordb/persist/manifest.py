@@ -9,7 +9,7 @@ CID may come from anybody. ``docs/format.md`` describes every key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,9 +126,6 @@ class Manifest:
     document_rows: int
     timestamp_us: int
     parts: tuple[PartRecord, ...]
-
-    def __iter__(self) -> Iterator[PartRecord]:
-        return iter(self.parts)
 
 
 def part_name(kind: int, number: int) -> str:

@@ -64,9 +64,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-async def read_history(
-    store: Store, identity: Identity, index_name: str, lineage: Lineage
-) -> list[HistoryEntry]:
+async def read_history(store: Store, identity: Identity, index_name: str, lineage: Lineage) -> list[HistoryEntry]:
     """The versions of an index, newest first.
 
     Args:
@@ -142,9 +140,7 @@ async def record_version(
         return sorted({*(stored or ()), settings.index_name})
 
     async def history() -> None:
-        await _update(
-            store, _history_record(identity, settings.index_name), lineage, merge_history, repair_damage
-        )
+        await _update(store, _history_record(identity, settings.index_name), lineage, merge_history, repair_damage)
         del lineage.unrecorded[: len(pending)]
 
     async def catalogue() -> None:
@@ -254,9 +250,7 @@ async def _update(
         lineage.seen[public_key] = revision
         record.remember(lineage, merged)
         return
-    raise StorageError(
-        f"{record.what} changed {_UPDATE_TRIES} times while it was being updated", retryable=True
-    )
+    raise StorageError(f"{record.what} changed {_UPDATE_TRIES} times while it was being updated", retryable=True)
 
 
 def _open(record: _Record, blob: bytes) -> Any:

@@ -220,9 +220,7 @@ async def _store_parts_and_root(
         codec, entry, blob = await workers.run(_encode, job, raw, root_key)
         del raw
         blob_id = await store.put(blob)
-        stored[position] = StoredPart(
-            PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash)
-        )
+        stored[position] = StoredPart(PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash))
         parts_stored += 1
         bytes_stored += len(blob)
         meter.advance(job.size)
@@ -232,9 +230,7 @@ async def _store_parts_and_root(
 
     largest = max((job.size for job in plan.jobs), default=0)
     spare = None if settings.budget_bytes is None else settings.budget_bytes - plan.native_bytes
-    await run_bounded(
-        [start(position, job) for position, job in enumerate(plan.jobs)], transfers_for(largest, spare)
-    )
+    await run_bounded([start(position, job) for position, job in enumerate(plan.jobs)], transfers_for(largest, spare))
 
     parts = [part for part in stored if part is not None]
     manifest = Manifest(
@@ -281,24 +277,27 @@ def _plan(index: IndexSnapshot) -> _Plan:
         StorageError: no number of rows a part keeps every limit.
     """
     rows_per_part = index.chunk_size or rows_per_part_for(index.dim or 1, index.M)
+    rows = 0 if index.native is None else index.native.stats().rows
     while True:
-        plan = _plan_with(index, rows_per_part)
-        if len(plan.jobs) <= PARTS_MAX:
-            break
-        if index.chunk_size is not None or rows_per_part >= plan.rows:
+        # Counted first: pages of metadata are only made for a number of rows that may hold.
+        count = 0 if index.native is None else len(index.native.parts(rows_per_part))
+        if count <= PARTS_MAX:
+            plan = _plan_with(index, rows_per_part)
+            count = len(plan.jobs)
+            if count <= PARTS_MAX:
+                break
+        if index.chunk_size is not None or rows_per_part >= rows:
             raise StorageError(
-                f"the version would have {len(plan.jobs)} parts; the layout allows {PARTS_MAX}"
-                + (
-                    f": raise chunk_size, now {index.chunk_size} rows" if index.chunk_size is not None else ""
-                ),
-                details={"parts": len(plan.jobs), "limit": PARTS_MAX, "rows_per_part": rows_per_part},
+                f"the version would have {count} parts; the layout allows {PARTS_MAX}"
+                + (f": raise chunk_size, now {index.chunk_size} rows" if index.chunk_size else ""),
+                details={"parts": count, "limit": PARTS_MAX, "rows_per_part": rows_per_part},
             )
         rows_per_part *= 2
     for job in plan.jobs:
         if job.size > PART_BYTES_MAX:
             raise StorageError(
                 f"part {job.name} would have {job.size} bytes; the layout allows {PART_BYTES_MAX}"
-                + (": lower chunk_size" if index.chunk_size is not None else ""),
+                + (": lower chunk_size" if index.chunk_size else ""),
                 details={"part": job.name, "size": job.size, "limit": PART_BYTES_MAX},
             )
     return plan
@@ -333,9 +332,7 @@ def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
     return _Plan(jobs, rows, live, graph_rows, rows_per_part, document_rows, native_bytes)
 
 
-def _reusable_parts(
-    base: Version | None, settings: PersistSettings
-) -> Mapping[tuple[str, bytes], StoredPart]:
+def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:
     # Parts under a foreign key must never be named in our root: their key would go with them to whoever reads
     # ours.
     if base is None or not base.own or base.encrypted is not settings.encrypt_at_rest:
@@ -343,9 +340,7 @@ def _reusable_parts(
     return base.parts
 
 
-def _encode(
-    job: _Job, raw: bytes | bytearray, root_key: bytes | None
-) -> tuple[str, FileEntry, bytes | bytearray]:
+def _encode(job: _Job, raw: bytes | bytearray, root_key: bytes | None) -> tuple[str, FileEntry, bytes | bytearray]:
     """Compresses and encrypts one part: its codec, its entry but for the blob's hash, and the blob."""
     codec, plain = "raw", raw
     frame = compress(plain, _LEVEL_TEXT if job.kind in _TEXT_KINDS else _LEVEL_ARRAYS)
@@ -355,9 +350,7 @@ def _encode(
     return codec, entry, blob
 
 
-def _seal(
-    plain: bytes | bytearray, root_key: bytes | None, media_type: str
-) -> tuple[FileEntry, bytes | bytearray]:
+def _seal(plain: bytes | bytearray, root_key: bytes | None, media_type: str) -> tuple[FileEntry, bytes | bytearray]:
     if root_key is None:
         return FileEntry(hash=bytes(32), size=len(plain), media_type=media_type), plain
     key = part_key(root_key, plain)
@@ -448,8 +441,7 @@ async def _move_pointer(
         lineage.seen[public_key] = entry.revision
         return entry.revision, True, superseded
     raise StorageError(
-        f"the pointer of index {settings.index_name!r} moved {_POINTER_TRIES} times during the save; "
-        "try again",
+        f"the pointer of index {settings.index_name!r} moved {_POINTER_TRIES} times during the save; try again",
         details={"cid": str(version.cid), "index_name": settings.index_name},
         retryable=True,
     )
@@ -520,9 +512,7 @@ def _entry_of(version: Version, saved_us: int, revision: int, *, refused: bool =
     )
 
 
-def _conflict(
-    version: Version, head_cid: BlobId, base: Version | None, settings: PersistSettings
-) -> ConflictError:
+def _conflict(version: Version, head_cid: BlobId, base: Version | None, settings: PersistSettings) -> ConflictError:
     return ConflictError(
         f"index {settings.index_name!r} has a newer version {head_cid} that this session did not start from; "
         f"yours is stored as {version.cid} but is not the newest. Either load the newest with "

@@ -262,9 +262,7 @@ class Lineage:
         return f"Lineage(base={self.base.cid if self.base else None})"
 
 
-async def checked_pointer(
-    store: Store, public_key: bytes, lineage: Lineage, what: str
-) -> RegistryEntry | None:
+async def checked_pointer(store: Store, public_key: bytes, lineage: Lineage, what: str) -> RegistryEntry | None:
     """Reads a pointer and refuses one older than this session has seen.
 
     Args:

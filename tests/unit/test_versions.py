@@ -10,8 +10,10 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 
+from fabstir_vectordb._native.handle import NativeIndex, pack_ids
 from fabstir_vectordb.errors import (
     ConflictError,
     DecryptionError,
@@ -60,7 +62,7 @@ class Texts:
     metric: str = "cosine"
     M: int = 16
     ef_construction: int = 200
-    native: None = None
+    native: NativeIndex | None = None
     last_change_us: int = 7
     asked: list[int] = field(default_factory=list)
 
@@ -89,9 +91,23 @@ async def test_large_pages_cover_fewer_rows(store: Store, monkeypatch: pytest.Mo
     assert (report.parts, report.rows) == (8, 0)
 
 
-async def test_parts_grow_where_there_would_be_too_many(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_parts_grow_where_there_would_be_too_many(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save_module, "PARTS_MAX", 6)
+    monkeypatch.setattr(save_module, "rows_per_part_for", lambda dim, M: 4)
+    native = NativeIndex(3, "l2", "default", 16, 200, 1)
+    ids = pack_ids([str(number) for number in range(64)])
+    native.add(np.ones((64, 3), np.float32), *ids, np.zeros(64, np.int64))
+    await save_version(store, IDENTITY, Texts(dim=3, metric="l2", native=native), Lineage(), SETTINGS)
+    loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
+    assert loaded is not None
+    # Five native parts and one page are left when one part covers all 64 rows.
+    assert loaded.document_rows == 64
+    assert len(loaded.version.parts) == 6
+    assert loaded.native is not None
+    assert loaded.native.stats().live == 64
+
+
+async def test_a_version_that_cannot_fit_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save_module, "PARTS_MAX", 4)
     monkeypatch.setattr(save_module, "rows_per_part_for", lambda dim, M: 4)
     index = Texts()
@@ -106,16 +122,12 @@ async def test_a_part_over_the_limit_is_refused_before_anything_is_stored(
 ) -> None:
     monkeypatch.setattr(save_module, "PART_BYTES_MAX", 639)
     monkeypatch.setattr(store, "put", None)
-    with pytest.raises(
-        StorageError, match=r"documents.0000 would have 640 bytes.*lower chunk_size"
-    ) as caught:
+    with pytest.raises(StorageError, match=r"documents.0000 would have 640 bytes.*lower chunk_size") as caught:
         await save_version(store, IDENTITY, Texts(chunk_size=64), Lineage(), SETTINGS)
     assert caught.value.details == {"part": "documents.0000", "size": 640, "limit": 639}
 
 
-async def test_a_pointer_that_never_rests_is_a_retryable_error(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pointer_that_never_rests_is_a_retryable_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     real = store.set_pointer
 
     async def overtaken(entry: RegistryEntry) -> None:
