@@ -201,9 +201,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, uri: str) -> Faulty:
     return store
 
 
-async def test_a_failed_part_leaves_the_previous_version_and_a_dirty_session(
-    uri: str, faulty: Faulty
-) -> None:
+async def test_a_failed_part_leaves_the_previous_version_and_a_dirty_session(uri: str, faulty: Faulty) -> None:
     async with await session_on(uri) as session:
         await add_rows(session, 3)
         old = await session.save_to_s5()

@@ -92,9 +92,7 @@ async def test_a_damaged_history_is_reported_and_repaired_by_the_next_save(
 
         path = objects.record(objects.history) if where == "blob" else objects.pointer(objects.history)
         spoil(path) if how == "flipped" else path.unlink()
-        expected: type[VectorDBError] = (
-            NotFoundError if (where, how) == ("blob", "missing") else IntegrityError
-        )
+        expected: type[VectorDBError] = NotFoundError if (where, how) == ("blob", "missing") else IntegrityError
         with pytest.raises(expected, match="the history of index 'default'") as caught:
             await session.history()
         assert caught.value.details["record"] == "history"
@@ -162,9 +160,7 @@ async def test_a_record_that_cannot_be_written_does_not_fail_the_save(
         assert [entry.cid for entry in await session.history()] == [second, first]
 
 
-async def test_a_load_enters_what_an_interrupted_save_left_out(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_load_enters_what_an_interrupted_save_left_out(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*args: Any, **kwargs: Any) -> None:
         return None
 
@@ -178,9 +174,7 @@ async def test_a_load_enters_what_an_interrupted_save_left_out(
     async with await session_on(uri) as other:
         assert await other.history() == []
         await other.load_user_vectors()
-        assert [(entry.cid, entry.revision, entry.vector_count) for entry in await other.history()] == [
-            (cid, 1, 2)
-        ]
+        assert [(entry.cid, entry.revision, entry.vector_count) for entry in await other.history()] == [(cid, 1, 2)]
         assert await other.list_indexes() == ["default"]
 
 
@@ -253,9 +247,7 @@ async def test_a_hostile_history_is_refused(value: Any) -> None:
     store = open_store(f"memory:{uuid.uuid4()}")
     keys = identity().path_keys("fabstir-vectordb/history/default")
     plain = cbor.encode(value)
-    blob = await store.put(
-        encrypt_mutable(keys.encryption_key, root_nonce(keys.encryption_key, plain), plain)
-    )
+    blob = await store.put(encrypt_mutable(keys.encryption_key, root_nonce(keys.encryption_key, plain), plain))
     await store.set_pointer(RegistryEntry.sign(keys.write_seed, 1, pointer_data(blob.hash)))
     with pytest.raises(IntegrityError, match="the history of index 'default' is damaged"):
         await read_history(store, identity(), "default", Lineage())
@@ -265,9 +257,7 @@ async def test_a_newer_record_is_neither_read_nor_replaced() -> None:
     store, settings = open_store(f"memory:{uuid.uuid4()}"), PersistSettings(index_name="default")
     keys = identity().path_keys("fabstir-vectordb/history/default")
     plain = cbor.encode({"version": 9, "layers": []})
-    blob = await store.put(
-        encrypt_mutable(keys.encryption_key, root_nonce(keys.encryption_key, plain), plain)
-    )
+    blob = await store.put(encrypt_mutable(keys.encryption_key, root_nonce(keys.encryption_key, plain), plain))
     await store.set_pointer(RegistryEntry.sign(keys.write_seed, 1, pointer_data(blob.hash)))
     with pytest.raises(VectorDBError, match="newer release"):
         await read_history(store, identity(), "default", Lineage())

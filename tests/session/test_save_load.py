@@ -105,9 +105,7 @@ async def test_ids_of_every_plane_and_any_metadata_come_back(uri: str) -> None:
         await second.load_user_vectors(cid)
         after = await second.get(UNICODE_IDS)
     assert [row.metadata for row in after] == [row.metadata for row in before]
-    assert all(
-        np.array_equal(np.asarray(row.vector), vector) for row, vector in zip(after, vectors, strict=True)
-    )
+    assert all(np.array_equal(np.asarray(row.vector), vector) for row, vector in zip(after, vectors, strict=True))
 
 
 async def test_a_loaded_index_goes_on_where_it_stopped(uri: str) -> None:
@@ -191,6 +189,8 @@ async def test_a_wrong_phrase_opens_nothing(uri: str) -> None:
     async with await session_on(uri, user_seed_phrase=new_seed_phrase()) as other:
         with pytest.raises(NotFoundError):
             await other.load_user_vectors()
+        # With a catalogue of its own there is more than one key to try.
+        await other.save_to_s5()
         with pytest.raises(DecryptionError) as caught:
             await other.load_user_vectors(cid)
         assert caught.value.details["cid"] == cid
@@ -257,9 +257,7 @@ async def test_turning_encryption_on_reuses_no_plain_part(tmp_path: Path) -> Non
         sealed = await third.save_to_s5(on_conflict="overwrite")
     objects = Objects(tmp_path)
     hashes = {entry.hash for entry in objects.files(plain).values()}
-    assert all(
-        entry.encryption is not None and entry.hash not in hashes for entry in objects.files(sealed).values()
-    )
+    assert all(entry.encryption is not None and entry.hash not in hashes for entry in objects.files(sealed).values())
 
 
 async def test_the_root_is_what_any_s5_client_reads(tmp_path: Path) -> None:
@@ -280,9 +278,7 @@ async def test_the_root_is_what_any_s5_client_reads(tmp_path: Path) -> None:
     assert {MANIFEST_NAME, "vectors.high.0000", "vectors.low.0000", "ids.0000", "timestamps.0000"} < set(
         directory.files
     )
-    assert len({entry.encryption.key for entry in directory.files.values() if entry.encryption}) == len(
-        directory.files
-    )
+    assert len({entry.encryption.key for entry in directory.files.values() if entry.encryption}) == len(directory.files)
 
 
 async def test_a_version_of_another_index_opens_through_the_catalogue(uri: str) -> None:

@@ -77,9 +77,7 @@ def test_names_of_the_original_layout_are_kept() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    with pytest.raises(
-        StorageError, match=r"format 7; this release reads formats up to 0: upgrade"
-    ) as caught:
+    with pytest.raises(StorageError, match=r"format 7; this release reads formats up to 0: upgrade") as caught:
         decode_manifest(cbor.encode({"version": 7, "layers": []}))
     assert caught.value.details == {"format_version": 7, "supported": FORMAT_VERSION}
 
@@ -125,6 +123,7 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_part(0, "vectors.high.00000"), "unknown part name"),
         (set_part(0, "../../etc/passwd"), "unknown part name"),
         (set_part(0, "metadata"), "unknown part name"),
+        (set_part(0, "vectors.middle.0000"), "unknown part name"),
         (set_part(0, "vectors.high.000\u0661"), "unknown part name"),
         (set_part(1, bytes(31)), "not 32 bytes"),
         (set_part(1, "0" * 32), "not 32 bytes"),
@@ -165,9 +164,7 @@ def test_part_names_and_numbers_belong_together() -> None:
             name = part_name(kind, number)
             assert split_name(name) == (kind, number)
             assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.")
-    assert sorted(part_name(1, number) for number in (10, 9, 100)) == [
-        part_name(1, number) for number in (9, 10, 100)
-    ]
+    assert sorted(part_name(1, number) for number in (10, 9, 100)) == [part_name(1, number) for number in (9, 10, 100)]
     with pytest.raises(StorageError, match="9999"):
         part_name(1, 10_000)
 

@@ -21,6 +21,7 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     StorageError,
 )
+from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist import records
 from fabstir_vectordb.persist import save as save_module
 from fabstir_vectordb.persist.load import load_version, verify_version
@@ -185,8 +186,8 @@ async def test_a_root_with_directories_is_no_version(store: Store) -> None:
 async def test_a_load_cancelled_while_it_repairs_records_frees_what_it_made(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await save_version(store, IDENTITY, Texts(), Lineage(), SETTINGS)
-    from fabstir_vectordb.persist import load as load_module
+    native = NativeIndex(3, "l2", "default", 16, 200, 1)
+    await save_version(store, IDENTITY, Texts(dim=3, metric="l2", native=native), Lineage(), SETTINGS)
 
     async def hang(*args: Any, **kwargs: Any) -> None:
         await anyio.sleep_forever()
