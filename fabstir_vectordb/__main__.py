@@ -1,0 +1,26 @@
+"""``python -m fabstir_vectordb`` and the command ``fabstir-vectordb``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Starts the command line, or says what it needs."""
+    try:
+        from fabstir_vectordb.cli import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "platformdirs", "tqdm"):
+            raise
+        print(
+            f"the command line needs {error.name}: pip install 'fabstir_vectordb[cli]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+    cli()
+
+
+if __name__ == "__main__":
+    main()
