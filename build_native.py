@@ -6,8 +6,8 @@ Run by the wheel build (hatch_build.py), or by hand:
     python build_native.py --target aarch64-linux-gnu   # cross-compile
     python build_native.py --output DIR --debug
 
-The compiler is ``python -m ziglang cc``: it comes from the ziglang package, cross-compiles to every target below and needs
-nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target.
+The compiler is ``python -m ziglang cc``: it comes from the ziglang package, cross-compiles to every target below and
+needs nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target.
 """
 
 from __future__ import annotations

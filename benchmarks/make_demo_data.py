@@ -31,7 +31,8 @@ def main() -> None:
     queries = np.load(data / "queries.f32.npy")
     neighbours = np.load(data / "neighbors.i32.npy")
     distances = np.load(data / "distances.f32.npy")
-    texts = [json.loads(line) for line in gzip.open(data / "texts.jsonl.gz", "rt", encoding="utf-8")]
+    with gzip.open(data / "texts.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line) for line in lines]
     query_texts = {row["row"]: row for row in texts if row["split"] == "query"}
     base_texts = {row["row"]: row for row in texts if row["split"] == "base"}
 

@@ -1,12 +1,13 @@
 """The command line: the session's verbs from a shell.
 
-The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt, never from an argument: arguments can be read by every
-user of a machine and stay in shell histories.
+The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt, never from an argument: every user of a machine can
+read arguments, and they stay in shell histories.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -52,9 +53,7 @@ def _default_store() -> str:
 def _phrase(settings: _Settings) -> str:
     if settings.phrase_file is not None:
         return settings.phrase_file.read_text(encoding="utf-8").strip()
-    from os import environ
-
-    given = environ.get("FABSTIR_SEED_PHRASE", "").strip()
+    given = os.environ.get("FABSTIR_SEED_PHRASE", "").strip()
     return given or click.prompt("Seed phrase", hide_input=True, err=True)
 
 
@@ -212,7 +211,8 @@ def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: 
                 times if any(time is not None for time in times) else None,
                 on_conflict=on_conflict,
             )
-            totals = [total + more for total, more in zip(totals, (done.added, done.replaced, done.skipped), strict=True)]
+            counts = (done.added, done.replaced, done.skipped)
+            totals = [total + more for total, more in zip(totals, counts, strict=True)]
         cid = session.save_to_s5(progress=bar)
     click.echo("added {}, replaced {}, skipped {}".format(*totals))
     click.echo(cid)
@@ -229,7 +229,8 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
     with _open(settings) as session, _Bar("load") as bar:
         session.load_user_vectors(cid, progress=bar)
         with target.open("w", encoding="utf-8") as out:
-            for row in tqdm(session.scan(), total=session.count(), unit="row", leave=False, disable=None, file=sys.stderr):
+            rows = tqdm(session.scan(), total=session.count(), unit="row", leave=False, disable=None, file=sys.stderr)
+            for row in rows:
                 record = {
                     "id": row.id,
                     "vector": [float(value) for value in row.vector],

@@ -741,7 +741,8 @@ class Index:
                 return [None] * len(ids)
             slots = self.native.find(id_bytes, offsets)
             live = slots != NO_SLOT
-            rows = iter(self._rows(self.native, slots[live], [id for id, is_live in zip(ids, live, strict=True) if is_live]))
+            found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
+            rows = iter(self._rows(self.native, slots[live], found))
             return [next(rows) if is_live else None for is_live in live]
 
         return self._consistent(read)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -717,4 +718,4 @@ class NativeIndex:
 
 def _unpack_ids(text: bytes, offsets: UInt64Array) -> list[str]:
     bounds = offsets.tolist()
-    return [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end].decode() for start, end in pairwise(bounds)]

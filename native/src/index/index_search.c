@@ -13,7 +13,7 @@
 #define EXACT_ROW_COST 6u
 /* Candidates scored exactly beyond k: 4-bit codes need about 20 for k = 10 to lose nothing. */
 #define RESCORE_EXTRA_MIN 16u
-#define EF_DEFAULT_MIN 96u
+#define EF_DEFAULT_MIN 64u
 
 typedef struct search_job {
     fvdb_index *index;
