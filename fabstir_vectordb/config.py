@@ -52,7 +52,7 @@ class SeedPhrase:
 
     def __init__(self, secret: str) -> None:
         if not isinstance(secret, str):
-            raise InvalidConfigError("user_seed_phrase must be a string")
+            raise _invalid("user_seed_phrase", "user_seed_phrase must be a string")
         self._secret = secret
 
     def reveal(self) -> str:
@@ -126,7 +126,7 @@ class VectorDBConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if isinstance(self.user_seed_phrase, str):
+        if not isinstance(self.user_seed_phrase, SeedPhrase):
             object.__setattr__(self, "user_seed_phrase", SeedPhrase(self.user_seed_phrase))
         self._check_text()
         for name, low, high in (

@@ -104,7 +104,7 @@ class VectorDBSession:
     """
 
     def __init__(self, config: VectorDBConfig) -> None:
-        self._destroyed = False
+        self._destroyed = True           # until it is whole: a refused session owes nobody a destroy()
         self._config = config
         self._store: Store = open_store(config.s5_portal)
         self._check_phrase(config.secret)
@@ -118,6 +118,7 @@ class VectorDBSession:
         self._one_at_a_time = anyio.Lock()
         if config.debug:
             logging.getLogger("fabstir_vectordb").setLevel(logging.DEBUG)
+        self._destroyed = False
         logger.debug("session %s: created", config.session_id)
 
     @classmethod

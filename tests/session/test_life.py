@@ -8,9 +8,11 @@ import logging
 import pickle
 import threading
 import time
+import uuid
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 from saving import PHRASE, rows, session_on
@@ -200,7 +202,7 @@ async def test_a_forgotten_session_is_complained_about() -> None:
 
 async def test_the_phrase_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     secret = "open sesame 4711"
-    config = VectorDBConfig(s5_portal="memory:", user_seed_phrase=secret, session_id="s", debug=True)
+    config = VectorDBConfig(s5_portal=f"memory:{uuid.uuid4()}", user_seed_phrase=secret, session_id="s", debug=True)
     with caplog.at_level(logging.DEBUG):
         session = await VectorDBSession.create(config)
         await session.add_batch(["a"], [[1, 2]])
@@ -263,7 +265,7 @@ async def test_searches_beside_changes_see_whole_rows() -> None:
                     assert all(hit.metadata == {"n": int(hit.id[1:])} for hit in result)
                 for row in await session.get([f"r{at}", f"r{at + 1}"]):
                     assert row is None or row.vector.tobytes() == base[int(row.id[1:])].tobytes()
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
 
         async with anyio.create_task_group() as group:
             group.start_soon(change)
