@@ -114,7 +114,7 @@ class _Bar:
 @click.option("--memory-budget-mb", default=4096, show_default=True, help="Most memory of an index, in MB.")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 @click.pass_context
-def cli(context: click.Context, **options: Any) -> None:
+def cli(context: click.Context, /, **options: Any) -> None:
     """An embedded vector database whose index lives encrypted and verifiable on S5."""
     context.obj = _Settings(**options)
 

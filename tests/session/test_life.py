@@ -1,4 +1,4 @@
-"""A session's life: configuration, deletes, statistics, destruction, secrets, cancellation, threads, the twin without await."""
+"""A session's life: configuration, deletes, destruction, secrets, cancellation, threads, the twin without await."""
 
 from __future__ import annotations
 
@@ -249,7 +249,8 @@ async def test_searches_beside_changes_see_whole_rows() -> None:
             nonlocal stop
             for first in range(3000, 6000, 500):
                 chosen = range(first, first + 500)
-                await session.add_batch([f"r{i}" for i in chosen], base[first : first + 500], [{"n": i} for i in chosen])
+                ids, metadata = [f"r{i}" for i in chosen], [{"n": i} for i in chosen]
+                await session.add_batch(ids, base[first : first + 500], metadata)
                 for i in range(first - 3000, first - 2500, 10):
                     await session.delete_vector(f"r{i}")
                 await session.vacuum()
