@@ -49,4 +49,5 @@ def load_demo_queries() -> DemoQueries:
 
 def _vectors(name: str) -> npt.NDArray[np.float32]:
     with (files(__name__) / name).open("rb") as stream:
-        return np.load(stream, allow_pickle=False).astype(np.float32)
+        stored: npt.NDArray[np.float16] = np.load(stream, allow_pickle=False)
+    return stored.astype(np.float32)
