@@ -18,8 +18,7 @@ from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import VectorDBConfig
 from fabstir_vectordb.persist.versions import ProgressCallback
-from fabstir_vectordb.session import SCAN_PAGE_ROWS, as_ids, make_config
-from fabstir_vectordb.session import VectorDBSession as AsyncSession
+from fabstir_vectordb.session import SCAN_PAGE_ROWS, VectorDBSession as AsyncSession, as_ids, make_config
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,

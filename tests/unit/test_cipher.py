@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.cipher import (

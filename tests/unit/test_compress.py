@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.s5.compress import CODEC_RAW, CODEC_ZSTD, compress, compress_if_smaller, decompress

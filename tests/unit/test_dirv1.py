@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5 import cbor

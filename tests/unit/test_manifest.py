@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, StorageError
 from fabstir_vectordb.persist import manifest as module

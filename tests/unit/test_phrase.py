@@ -7,8 +7,7 @@ import unicodedata
 
 import nacl.pwhash.argon2id
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import InternalError, InvalidConfigError
 from fabstir_vectordb.s5 import phrase as module

@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.keys import ed25519_public_key

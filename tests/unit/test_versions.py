@@ -21,9 +21,7 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     StorageError,
 )
-from fabstir_vectordb.persist import load as load_module
-from fabstir_vectordb.persist import records
-from fabstir_vectordb.persist import save as save_module
+from fabstir_vectordb.persist import load as load_module, records, save as save_module
 from fabstir_vectordb.persist.load import load_version, verify_version
 from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
 from fabstir_vectordb.persist.save import save_version
