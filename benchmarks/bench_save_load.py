@@ -1,4 +1,4 @@
-"""Seconds of a save, an unchanged save, a load and a verification on a local directory, and against copying the bytes."""
+"""Seconds of saves, loads and a verification on a local directory, and against copying the same bytes."""
 
 from __future__ import annotations
 

@@ -20,9 +20,8 @@ def main() -> None:
     parser.add_argument("--memory", choices=["default", "compact"], default="default")
     options = parser.parse_args()
     data = datasets.load(options)
-    with VectorDBSession.create(
-        s5_portal="memory:", user_seed_phrase="bench", session_id="bench", memory_budget_mb=16_384, memory=options.memory
-    ) as session:
+    fields = {"s5_portal": "memory:", "user_seed_phrase": "bench", "session_id": "bench", "memory": options.memory}
+    with VectorDBSession.create(**fields, memory_budget_mb=16_384) as session:
         started = time.perf_counter()
         session.add_batch(data.ids, data.base)
         results: dict[str, object] = {"rows": len(data.base), "add_s": time.perf_counter() - started, "points": []}
