@@ -15,7 +15,8 @@ from fabstir_vectordb.demo import load_demo_queries, load_demo_rows
 
 WHERE = (
     "The set is a folder with base.f16.npy (n x dim float16), queries.f32.npy and neighbors.i32.npy (exact "
-    "neighbours); name it with --data or FVDB_DATASET. benchmarks/README.md says how to make one. --tiny runs on the demo's rows."
+    "neighbours); name it with --data or FVDB_DATASET. benchmarks/README.md says how to make one. "
+    "--tiny runs on the demo's rows."
 )
 
 

@@ -1,0 +1,89 @@
+"""Recall on real rows: the demo's in every run, the 100 K set (FVDB_DATASET) in the long one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fabstir_vectordb.demo import load_demo_queries, load_demo_rows
+from fabstir_vectordb.sync import VectorDBSession
+
+DATASET = os.environ.get("FVDB_DATASET")
+FIELDS: dict[str, Any] = {
+    "user_seed_phrase": "quality",
+    "session_id": "quality",
+    "memory_budget_mb": 4096,
+}
+
+
+def exact(base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.intp]:
+    unit = base / np.linalg.norm(base, axis=1, keepdims=True)
+    scores = queries @ unit.T
+    near = np.argpartition(-scores, k, axis=1)[:, : k + 20]
+    # float32 picks the candidates, float64 orders them.
+    out = np.empty((len(queries), k), dtype=np.intp)
+    for row, rows in enumerate(near):
+        sums = unit[rows].astype(np.float64) @ queries[row].astype(np.float64)
+        out[row] = rows[np.argsort(-sums, kind="stable")[:k]]
+    return out
+
+
+def recall(session: VectorDBSession, queries: npt.NDArray[np.float32], truth: Any, **options: Any) -> float:
+    k = truth.shape[1]
+    found = session.search_batch(queries, k, threshold=None, **options)
+    shares = [len({int(hit.id) for hit in hits} & set(want.tolist())) / k for hits, want in zip(found, truth, strict=True)]
+    return float(np.mean(shares))
+
+
+def answers(session: VectorDBSession, queries: npt.NDArray[np.float32]) -> list[tuple[str, float, float]]:
+    found = session.search_batch(queries, 10, threshold=None)
+    return [(hit.id, hit.score, hit.distance) for hits in found for hit in hits]
+
+
+def journey(
+    base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], truth: Any, store: str, memory: str
+) -> None:
+    """Recall after the build, deletes, vacuum, save and load, for k = 10 and 200."""
+    n = len(base)
+    with VectorDBSession.create(**FIELDS, s5_portal=store, memory=memory) as session:
+        session.add_batch([str(i) for i in range(n)], base)
+        assert recall(session, queries, truth) >= 0.95
+        assert recall(session, queries, truth, ef_search=200) >= 0.99
+        assert recall(session, queries, exact(base, queries, 200)) >= 0.95
+        gone = np.random.default_rng(7).permutation(n)[: n // 5]
+        for row in gone.tolist():
+            session.delete_vector(str(row))
+        kept = np.setdiff1d(np.arange(n), gone)
+        left = kept[exact(base[kept], queries, 10)]
+        for step in ("deleted", "vacuumed"):
+            assert recall(session, queries, left) >= 0.95, step
+            assert recall(session, queries, left, ef_search=200) >= 0.99, step
+            assert recall(session, queries, kept[exact(base[kept], queries, 200)]) >= 0.95, step
+            session.vacuum()
+        session.save_to_s5()
+        before = answers(session, queries)
+    with VectorDBSession.create(**FIELDS, s5_portal=store, memory=memory) as session:
+        session.load_user_vectors()
+        assert answers(session, queries) == before
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+def test_recall_on_the_demos_rows(memory: str, tmp_path: Path) -> None:
+    rows, queries = load_demo_rows(), load_demo_queries()
+    truth = exact(rows.vectors, queries.vectors, 10)
+    journey(rows.vectors, queries.vectors, truth, tmp_path.as_uri(), memory)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(DATASET is None, reason="FVDB_DATASET names no folder with the set (benchmarks/README.md)")
+@pytest.mark.parametrize("memory", ["default", "compact"])
+def test_recall_on_100k_rows(memory: str, tmp_path: Path) -> None:
+    folder = Path(DATASET or "")
+    base = np.load(folder / "base.f16.npy").astype(np.float32)
+    truth = np.load(folder / "neighbors.i32.npy")[:, :10]
+    journey(base, np.load(folder / "queries.f32.npy"), truth, tmp_path.as_uri(), memory)
