@@ -4,10 +4,11 @@ Run by the wheel build (hatch_build.py), or by hand:
 
     python build_native.py                              # for this machine, into fabstir_vectordb/_native
     python build_native.py --target aarch64-linux-gnu   # cross-compile
-    python build_native.py --output DIR --debug
+    python build_native.py --output DIR --debug --sanitize undefined
 
 The compiler is ``python -m ziglang cc``: it comes from the ziglang package, cross-compiles to every target below and
-needs nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target.
+needs nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target. The same sources, target
+and compiler give the same bytes, wherever they are built.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 HEADER = ROOT / "native" / "include" / "fabstir_vectordb.h"
 PACKAGE = ROOT / "fabstir_vectordb" / "_native"
 
-#: zig target -> platform tag of the wheel. The glibc named is the one manylinux2014 promises.
+#: zig target -> platform tag of the wheel. manylinux2014 is the older name of manylinux_2_17, for older installers.
 TARGETS = {
-    "x86_64-linux-gnu": "manylinux_2_17_x86_64",
-    "aarch64-linux-gnu": "manylinux_2_17_aarch64",
+    "x86_64-linux-gnu": "manylinux_2_17_x86_64.manylinux2014_x86_64",
+    "aarch64-linux-gnu": "manylinux_2_17_aarch64.manylinux2014_aarch64",
     "x86_64-linux-musl": "musllinux_1_2_x86_64",
     "aarch64-linux-musl": "musllinux_1_2_aarch64",
     "x86_64-macos": "macosx_11_0_x86_64",
@@ -88,33 +90,46 @@ def _baseline(target: str) -> list[str]:
     return ["-mcpu=apple_m1"] if "macos" in target else ["-mcpu=generic"]
 
 
-def command(target: str, output: Path, *, debug: bool = False) -> list[str]:
-    """The one command that builds the library."""
-    optimise = ["-O1", "-g", "-fno-sanitize=all"] if debug else ["-O3", "-DNDEBUG", "-s", "-fno-sanitize=all"]
-    if os.environ.get("FVDB_CC"):
-        optimise = [flag for flag in optimise if flag != "-fno-sanitize=all"]
+def command(target: str, output: Path, *, debug: bool = False, sanitize: str = "") -> list[str]:
+    """The one command that builds the library; it runs in ROOT, so that no path of this machine enters the result."""
+    optimise = ["-O1", "-g"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
+    if sanitize:
+        optimise += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
+    elif not os.environ.get("FVDB_CC"):
+        optimise += ["-fno-sanitize=all"]  # zig cc traps on undefined behaviour unless told otherwise
     system = [] if "windows" in target else ["-fPIC", "-lpthread", "-lm"]
-    files = [str(path.relative_to(ROOT)) for path in sources()]
+    if "macos" in target:
+        # The linker would write the path of the output file into it.
+        system.append(f"-Wl,-install_name,@rpath/{library_name(target)}")
+    files = [path.relative_to(ROOT).as_posix() for path in sources()]
     return [*compiler(target), *FLAGS, *optimise, "-shared", "-Inative/include", *files, *system, "-o", str(output)]
 
 
-def build_library(target: str, directory: Path, *, debug: bool = False) -> Path:
+def build_library(target: str, directory: Path, *, debug: bool = False, sanitize: str = "") -> Path:
     """Compiles the library into a directory.
+
+    Args:
+        target: a key of TARGETS.
+        directory: where the library goes; made if missing.
+        debug: assertions and symbols instead of speed.
+        sanitize: sanitisers of the compiler, for example ``undefined``; the first finding ends the process.
+
+    Returns:
+        Path of the library.
 
     Raises:
         SystemExit: the compiler failed; its messages are on stderr.
     """
     directory.mkdir(parents=True, exist_ok=True)
     output = directory / library_name(target)
-    # A loaded library must not be written over: build beside it, then put it in its place.
-    fresh = output.with_name(f"{output.name}.{os.getpid()}.new")
-    result = subprocess.run(command(target, fresh, debug=debug), cwd=ROOT, check=False)
-    for leftover in (fresh.with_suffix(".lib"), directory / "fabstir_vectordb.lib", fresh.with_suffix(".pdb")):
-        leftover.unlink(missing_ok=True)
-    if result.returncode != 0:
-        fresh.unlink(missing_ok=True)
-        raise SystemExit(f"the C compiler failed with exit code {result.returncode}")
-    os.replace(fresh, output)
+    # A loaded library must not be written over: build beside it under its own name, which some linkers write into the
+    # library, then put it in its place. Import libraries and the like stay behind and go away.
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
+        fresh = Path(scratch) / output.name
+        result = subprocess.run(command(target, fresh, debug=debug, sanitize=sanitize), cwd=ROOT, check=False)
+        if result.returncode != 0:
+            raise SystemExit(f"the C compiler failed with exit code {result.returncode}")
+        os.replace(fresh, output)
     return output
 
 
@@ -133,6 +148,7 @@ def write_declarations(directory: Path) -> Path:
     ffi = FFI()
     ffi.cdef(declarations())
     ffi.set_source("fabstir_vectordb._native.declarations", None)
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "declarations.py"
     ffi.emit_python_code(str(path))
     return path
@@ -144,11 +160,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--target", default=os.environ.get("FVDB_TARGET"), help=f"one of {', '.join(TARGETS)}")
     parser.add_argument("--output", type=Path, default=PACKAGE, help="directory to build into")
     parser.add_argument("--debug", action="store_true", help="assertions and symbols")
+    parser.add_argument("--sanitize", default="", metavar="NAME", help="a sanitiser to build in, such as undefined")
     options = parser.parse_args(arguments)
     target = options.target or host_target()
     if target not in TARGETS:
         parser.error(f"unknown target {target!r}: one of {', '.join(TARGETS)}")
-    library = build_library(target, options.output, debug=options.debug)
+    library = build_library(target, options.output, debug=options.debug, sanitize=options.sanitize)
     declared = write_declarations(options.output)
     print(f"built {library} ({library.stat().st_size:,} bytes) and {declared.name}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,31 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Runs build_native.py for the wheel's target; an sdist carries the sources instead."""
 
+    _scratch: tempfile.TemporaryDirectory[str] | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Builds in place, so that editable installs find the library too."""
+        """Builds in place for an editable install; for a wheel beside the tree, whose own library stays as it is."""
         if self.target_name != "wheel":
             return
         native = self._load_build_script()
         target = os.environ.get("FVDB_TARGET") or native.host_target()
-        library = native.build_library(target, native.PACKAGE)
-        declarations = native.write_declarations(native.PACKAGE)
+        if target not in native.TARGETS:
+            raise SystemExit(f"unknown FVDB_TARGET {target!r}: one of {', '.join(native.TARGETS)}")
         build_data["tag"] = f"py3-none-{native.TARGETS[target]}"
         build_data["pure_python"] = False
-        if version != "editable":
-            for path in (library, declarations):
-                build_data["force_include"][str(path)] = str(path.relative_to(native.ROOT))
+        if version == "editable":
+            native.build_library(target, native.PACKAGE)
+            native.write_declarations(native.PACKAGE)
+            return
+        self._scratch = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
+        directory = Path(self._scratch.name)
+        for path in (native.build_library(target, directory), native.write_declarations(directory)):
+            build_data["force_include"][str(path)] = f"fabstir_vectordb/_native/{path.name}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Removes what was built beside the tree."""
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _load_build_script(self) -> Any:
         path = Path(self.root) / "build_native.py"

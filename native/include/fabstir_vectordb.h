@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* The library is built with hidden symbols; what is declared here is what it exports. */
-#if defined(__GNUC__) && !defined(_WIN32)
+#if defined(__GNUC__)
 #pragma GCC visibility push(default)
 #endif
 
@@ -280,7 +280,7 @@ fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *d
 
 /* cffi: end */
 
-#if defined(__GNUC__) && !defined(_WIN32)
+#if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif
 
