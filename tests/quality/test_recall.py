@@ -36,8 +36,8 @@ def exact(base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: in
 def recall(session: VectorDBSession, queries: npt.NDArray[np.float32], truth: Any, **options: Any) -> float:
     k = truth.shape[1]
     found = session.search_batch(queries, k, threshold=None, **options)
-    shares = [len({int(hit.id) for hit in hits} & set(want.tolist())) / k for hits, want in zip(found, truth, strict=True)]
-    return float(np.mean(shares))
+    shared = [len({int(hit.id) for hit in hits} & set(want.tolist())) for hits, want in zip(found, truth, strict=True)]
+    return float(np.mean(shared)) / k
 
 
 def answers(session: VectorDBSession, queries: npt.NDArray[np.float32]) -> list[tuple[str, float, float]]:
