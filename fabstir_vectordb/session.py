@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels
+from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
 from fabstir_vectordb.config import SeedPhrase, Unset, VectorDBConfig, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
@@ -72,6 +72,8 @@ _INLINE_EF_MAX: Final = 1_000
 _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
 SCAN_PAGE_ROWS: Final = 512
 _DEFAULT_COSINE_THRESHOLD: Final = 0.7
+# From this many rows on an add leaves freed buffers worth giving back to the system.
+_SETTLE_ROWS: Final = 4_096
 
 
 def get_version() -> str:
@@ -245,7 +247,11 @@ class VectorDBSession:
 
         def prepare_and_add(control: Control) -> AddResult:
             batch: Batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
-            return self._index.add(batch, on_conflict, control)
+            result = self._index.add(batch, on_conflict, control)
+            if len(batch.ids) >= _SETTLE_ROWS:
+                del batch
+                settle()
+            return result
 
         async with self._exclusive():
             return await self._cancellable(prepare_and_add)
@@ -701,6 +707,9 @@ class VectorDBSession:
         control = Control()
         outcome: list[_T] = []
         failure: list[Exception] = []
+        # The worker thread remembers its last function until it gets another: it must not keep the caller's arrays.
+        once = [function]
+        del function
 
         async def cancel_with_us() -> None:
             try:
@@ -712,7 +721,7 @@ class VectorDBSession:
             group.start_soon(cancel_with_us)
             try:
                 # Shielded: run_sync waits for the thread, and the other task tells it to hurry.
-                outcome.append(await anyio.to_thread.run_sync(function, control))
+                outcome.append(await anyio.to_thread.run_sync(lambda: once.pop()(control)))
             except Exception as error:
                 failure.append(error)
             group.cancel_scope.cancel()

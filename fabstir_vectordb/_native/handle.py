@@ -2,7 +2,8 @@
 
 numpy arrays go in and come out; statuses become this package's errors, with the C file and line in ``details``.
 The GIL is released while C runs. A `NativeIndex` may be used from several threads; closing it while a call is
-under way is the caller's mistake, which index.py prevents.
+under way is the caller's mistake, which index.py prevents. An array of the wrong type or shape, and a call after
+`close`, raise before C sees them: it would read memory that is not there.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ __all__ = [
     "estimate_bytes",
     "kernels",
     "pack_ids",
+    "settle",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -182,6 +184,11 @@ def kernels() -> str:
     return _text(lib.fvdb_kernels())
 
 
+def settle() -> None:
+    """Gives memory that was freed but kept by the allocator back to the system, where it knows how."""
+    lib.fvdb_settle()
+
+
 def pack_ids(ids: Sequence[str]) -> tuple[bytes, UInt64Array]:
     """The ids' UTF-8 bytes one after the other, with their n + 1 offsets.
 
@@ -228,6 +235,21 @@ def _pointer(ctype: str, array: npt.NDArray[Any]) -> Any:
     return ffi.from_buffer(ctype, array) if array.size else ffi.NULL
 
 
+def _expect(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise InternalError(
+            f"{name} must be C-contiguous {np.dtype(dtype)} of shape {shape}, got {array.dtype} of shape {array.shape}",
+            details={"argument": name, "expected_shape": shape, "actual_shape": array.shape},
+        )
+
+
+def _expect_ids(id_bytes: bytes, id_offsets: UInt64Array) -> int:
+    _expect("id_offsets", id_offsets, np.uint64, (max(len(id_offsets), 1),))
+    if id_offsets[0] != 0 or int(id_offsets[-1]) != len(id_bytes) or (id_offsets[1:] < id_offsets[:-1]).any():
+        raise InternalError("id_offsets must rise from 0 to the size of id_bytes")
+    return len(id_offsets) - 1
+
+
 def _raise(status: int, diag: Any) -> NoReturn:
     if status == lib.FVDB_ERR_CANCELLED:
         raise NativeCancelled
@@ -247,9 +269,7 @@ def _raise(status: int, diag: Any) -> NoReturn:
     raise _ERRORS.get(status, InternalError)(message, details=details)
 
 
-def _config(
-    dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
-) -> Any:
+def _config(dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0) -> Any:
     return ffi.new(
         "fvdb_config *",
         {
@@ -393,8 +413,8 @@ class NativeIndex:
 
     def close(self) -> None:
         """Frees all memory at once; idempotent. No other call may be under way."""
-        index, self._index = self._index, ffi.NULL
-        if index != ffi.NULL:
+        index, self._index = self._index, None  # cffi refuses None with a TypeError; C would follow a NULL
+        if index is not None:
             ffi.release(index)
 
     # ---- add and search
@@ -426,7 +446,9 @@ class NativeIndex:
             IndexStateError: memory or threads could not be had, or a limit was passed.
             NativeCancelled: `control` asked for it.
         """
-        n = len(id_offsets) - 1
+        n = _expect_ids(id_bytes, id_offsets)
+        _expect("vectors", vectors, np.float32, (n, self.dim))
+        _expect("timestamps", timestamps, np.int64, (n,))
         slots, replaced = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         rows, diag = ffi.new("fvdb_rows *"), ffi.new("fvdb_diag *")
         rows.n = n
@@ -467,6 +489,8 @@ class NativeIndex:
             NativeBusy: with `nowait`.
             IndexStateError: memory could not be had.
         """
+        if query.nbytes != 4 * self.dim:
+            _expect("query", query, np.float32, (self.dim,))
         buffers = _buffers
         buffers.reserve(k, k * _ID_ROOM_PER_HIT)
         params = buffers.params
@@ -529,6 +553,9 @@ class NativeIndex:
             IndexStateError: memory or threads could not be had.
         """
         n = len(queries)
+        _expect("queries", queries, np.float32, (n, self.dim))
+        if allow is not None:
+            _expect("allow", allow, np.uint64, (len(allow),))
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         offsets = np.zeros(n * k + 1, dtype=np.uint64)
@@ -568,7 +595,7 @@ class NativeIndex:
 
     def find(self, id_bytes: bytes, id_offsets: UInt64Array) -> UInt32Array:
         """Slots of ids, NO_SLOT for ids that are not live."""
-        n = len(id_offsets) - 1
+        n = _expect_ids(id_bytes, id_offsets)
         slots = np.empty(n, dtype=np.uint32)
         lib.fvdb_find(
             self._index,
@@ -585,6 +612,7 @@ class NativeIndex:
         Raises:
             NotFoundError: a slot is past the end.
         """
+        _expect("slots", slots, np.uint32, (len(slots),))
         out = np.empty((len(slots), self.dim), dtype=np.float32)
         diag = ffi.new("fvdb_diag *")
         pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("float[]", out)
@@ -599,6 +627,7 @@ class NativeIndex:
         Raises:
             NotFoundError: a slot is past the end.
         """
+        _expect("slots", slots, np.uint32, (len(slots),))
         out = np.empty(len(slots), dtype=np.int64)
         diag = ffi.new("fvdb_diag *")
         pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("int64_t[]", out)
@@ -613,6 +642,7 @@ class NativeIndex:
         Raises:
             NotFoundError: a slot is past the end.
         """
+        _expect("slots", slots, np.uint32, (len(slots),))
         offsets = np.zeros(len(slots) + 1, dtype=np.uint64)
         diag = ffi.new("fvdb_diag *")
         room = len(slots) * _ID_ROOM_PER_HIT
@@ -652,7 +682,7 @@ class NativeIndex:
         Raises:
             NotFoundError: an id is not live and `missing_ok` is false; details has ``row``.
         """
-        n = len(id_offsets) - 1
+        n = _expect_ids(id_bytes, id_offsets)
         slots, diag = np.empty(n, dtype=np.uint32), ffi.new("fvdb_diag *")
         status = lib.fvdb_delete(
             self._index,

@@ -94,6 +94,10 @@ const char *fvdb_kernels(void);
 /* Static text for a status code, for example "allocation failed". */
 const char *fvdb_status_text(uint32_t status);
 
+/* Gives memory that was freed but kept by the allocator back to the system, where it knows how (glibc): after a large add
+ * or load the process should take what the index takes. */
+void fvdb_settle(void);
+
 /* ---- Create and free ------------------------------------------------------------------------------------------- */
 
 #define FVDB_METRIC_COSINE 0     /* distance = 1 - cos, in [0, 2] */

@@ -44,6 +44,8 @@ const char *fvdb_status_text(uint32_t status) {
     return "unknown status";
 }
 
+void fvdb_settle(void) { mem_settle(); }
+
 /* ---- create and free ---- */
 
 static fvdb_status check_range(uint32_t value, uint32_t low, uint32_t high, const char *message, fvdb_diag *diag) {

@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #define PAGE_BYTES 4096u
 
@@ -35,6 +38,12 @@ void *mem_alloc_array(size_t count, size_t size) {
 void *mem_realloc(void *p, size_t bytes) { return injected_failure() ? NULL : realloc(p, bytes ? bytes : 1); }
 
 void mem_free(void *p) { free(p); }
+
+void mem_settle(void) {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+}
 
 /* Address space to map for `bytes` of content: a quarter ahead, so that appending n rows costs O(n) page-table moves. */
 static size_t mapped_for(size_t bytes) { return round_up(bytes + bytes / 4, PAGE_BYTES); }
