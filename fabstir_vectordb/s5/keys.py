@@ -68,7 +68,7 @@ def keyed_hash(key: bytes, message: bytes | bytearray | memoryview) -> bytes:
     Returns:
         32 bytes.
     """
-    return blake3(message, key=key).digest()
+    return blake3(memoryview(message).cast("B"), key=key).digest()
 
 
 def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> bytes:
