@@ -181,8 +181,12 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
         status = check_rows(s, rows, w.crew, diag);
         if (status == FVDB_OK) status = check_duplicates(rows, diag);
         if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, &p, diag);
+        if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, &w, control, diag);
-        if (status == FVDB_OK) commit(s, first, &p, rows->n, out_slots);
+        if (status == FVDB_OK) {
+            commit(s, first, &p, rows->n, out_slots);
+            control_progress(control, rows->n, rows->n);
+        }
         workers_stop(index, &w);
     }
     mem_free(p.picked);
