@@ -231,7 +231,7 @@ def _text(pointer: Any) -> str:
 
 
 def _pointer(ctype: str, array: npt.NDArray[Any]) -> Any:
-    # An empty buffer has no address cffi would take.
+    # numpy's address of nothing means nothing to C; every call takes NULL for zero entries, but for `allow`.
     return ffi.from_buffer(ctype, array) if array.size else ffi.NULL
 
 
@@ -554,8 +554,11 @@ class NativeIndex:
         """
         n = len(queries)
         _expect("queries", queries, np.float32, (n, self.dim))
+        bitmap = ffi.NULL
         if allow is not None:
             _expect("allow", allow, np.uint64, (len(allow),))
+            # NULL would allow every slot: a bitmap of no words, which allows none, needs an address too.
+            bitmap = _pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         offsets = np.zeros(n * k + 1, dtype=np.uint64)
@@ -569,7 +572,7 @@ class NativeIndex:
                 _pointer("float[]", queries),
                 n,
                 params,
-                ffi.NULL if allow is None else _pointer("uint64_t[]", allow),
+                bitmap,
                 0 if allow is None else len(allow),
                 _pointer("uint32_t[]", slots),
                 _pointer("double[]", distances),
