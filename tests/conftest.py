@@ -1,9 +1,16 @@
-"""What all tests share: both event loops, no network, seeds that can be read off a failure."""
+"""What all tests share: both event loops, no network, and the same examples in every run."""
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import pytest_socket
+
+# A failure here is a failure anywhere: no example depends on the clock, on chance or on an earlier run.
+# `pytest --hypothesis-profile=explore` looks at others.
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=1_000)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
