@@ -255,6 +255,23 @@ async def test_directory_in_the_place_of_a_blob_is_a_storage_error(store: LocalD
 
 
 @pytest.mark.anyio
+@POSIX
+async def test_disk_that_fails_to_flush_a_directory_is_a_storage_error(
+    store: LocalDirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put(b"hello")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    # The file is there already, so that only its directory is flushed.
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError) as caught:
+        await store.put(b"hello")
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.anyio
 async def test_missing_permission_is_a_storage_error(store: LocalDirStore, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = await store.put(b"hello")
 

@@ -84,6 +84,8 @@ def test_upper_case_and_padding_are_read_where_s5js_reads_them() -> None:
         "b1089",
         "m5b82",
         "u" + "A" * 600,
+        "uA",
+        "ba",
         "\ud800",
     ],
 )
@@ -95,6 +97,11 @@ def test_other_text_is_refused(text: str) -> None:
 def test_text_that_is_no_string_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="NoneType"):
         BlobId.parse(None)  # type: ignore[arg-type]
+
+
+def test_unknown_base_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="base64url"):
+        multibase_encode(b"x", "base36")  # type: ignore[arg-type]
 
 
 def test_wrong_last_character_is_noticed_where_it_holds_unused_bits() -> None:
