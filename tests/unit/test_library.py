@@ -96,18 +96,8 @@ def _import_in_new_process(code: str) -> Any:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_import_is_quick_and_takes_no_heavy_module() -> None:
-    """Under 0.3 s on an idle machine; the best of five, because the machine that runs the tests is not idle."""
-    _import_in_new_process("import fabstir_vectordb")
-    best_s = min(
-        float(
-            _import_in_new_process(
-                "import time; t = time.perf_counter(); import fabstir_vectordb; print(time.perf_counter() - t)"
-            )
-        )
-        for _ in range(5)
-    )
-    assert best_s < 0.3
+def test_import_takes_no_heavy_module() -> None:
+    """What makes an import slow; its seconds belong into a benchmark, not into a test on a shared machine."""
     code = "import sys, fabstir_vectordb; print(*(m for m in sys.modules if '.' not in m))"
     heavy = {"click", "tqdm", "platformdirs", "trio", "asyncio", "cffi", "pycparser", "httpx"}
     loaded = set(_import_in_new_process(code).split())
