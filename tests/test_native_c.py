@@ -1,4 +1,4 @@
-"""The native core's own tests, one program per folder, built with the package's compiler under UBSan."""
+"""The native core's own tests, one program per folder, built with the package's compiler under UBSan; those with threads under TSan too."""
 
 from __future__ import annotations
 
@@ -57,6 +57,21 @@ def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
     result = subprocess.run([compile_test(program)], capture_output=True, text=True, check=False, timeout=500)
     print(result.stdout, result.stderr)
     assert result.returncode == 0, f"{program} failed"
+    assert " 0 failed" in result.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
+@pytest.mark.parametrize("program", ["test_base", pytest.param("test_index", marks=pytest.mark.long)])
+def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
+    """Locks, crews of threads and the control word in test_base; parallel builds and searches in test_index."""
+    target = tmp_path / program
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-fsanitize=thread"]
+    includes = ["-Inative/include", "-Inative/src", "-Itests/native"]
+    files = [f"tests/native/{program}.c", *map(str, build.sources())]
+    subprocess.run([*flags, *includes, *files, "-o", str(target), "-lm", "-lpthread"], cwd=ROOT, check=True)
+    result = subprocess.run([target], capture_output=True, text=True, check=False, timeout=500)
+    assert "WARNING: ThreadSanitizer" not in result.stderr, result.stderr
+    assert result.returncode == 0
     assert " 0 failed" in result.stdout
 
 
