@@ -1,4 +1,4 @@
-"""The native core's own tests, one program per folder, built with the package's compiler under UBSan; those with threads under TSan too."""
+"""The native core's own tests, one program per folder, under UBSan; those with threads under TSan too."""
 
 from __future__ import annotations
 
