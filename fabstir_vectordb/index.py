@@ -1,9 +1,12 @@
 """Rows and their metadata: everything a session does without I/O, synchronous and safe to call from threads.
 
-Changes run one at a time under `_write`. Readers take no lock: a generation counter is odd while a change runs and
-another number afterwards, so a reader that met one waits and starts again (a seqlock). That keeps slots, ids and
-metadata of one reader from two different numberings, and a search free of any lock of Python's.
+Changes run one at a time under `_write`. A reader first tries without that lock: a generation counter is odd while a
+change runs and another number afterwards, so the reader knows when it met one (a seqlock). Then it reads once more
+under the lock: however many changes come one after the other, it is not put off again. So slots, ids and metadata of
+one reader never come from two different numberings, and a search that meets no change takes no lock of Python's.
 `close` waits for the calls that are inside, since they use native memory.
+
+A change takes from the system what it needs before it calls the native core; what follows that call cannot fail.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,15 +39,14 @@ from fabstir_vectordb._native.handle import (
     estimate_bytes,
     pack_ids,
 )
-from fabstir_vectordb.config import Memory, Metric
+from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
     InvalidInputError,
     MemoryBudgetExceededError,
     NotFoundError,
-    SessionError,
 )
-from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata, encode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -54,14 +57,41 @@ from fabstir_vectordb.types import (
     VacuumStats,
 )
 
-__all__ = ["Batch", "Index", "IndexSettings", "prepare_batch", "prepare_query"]
+__all__ = [
+    "Batch",
+    "Cursor",
+    "Index",
+    "IndexClosed",
+    "IndexSettings",
+    "check_ef",
+    "check_k",
+    "prepare_batch",
+    "prepare_queries",
+    "prepare_query",
+]
 
 OnConflict = Literal["error", "replace", "skip"]
 _ON_CONFLICT: Final = ("error", "replace", "skip")
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
+#: Offset and size of a row's metadata, with the arena's room for growth.
+_TABLE_BYTES_PER_ROW: Final = 14
 _PLANS: Final[dict[bool, Plan]] = {True: "flat", False: "graph"}
 _T = TypeVar("_T")
+
+
+class IndexClosed(Exception):
+    """The index was closed: its session was destroyed, or loaded another one in its place."""
+
+
+class Cursor:
+    """Where a scan stands; a vacuum moves it along with the rows."""
+
+    __slots__ = ("__weakref__", "end", "next")
+
+    def __init__(self, end: int) -> None:
+        self.next = 0
+        self.end = end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +117,20 @@ class Batch:
     vectors: npt.NDArray[np.float32]
     timestamps: npt.NDArray[np.int64]
     metadata: Sequence[bytes | None] | None
+    copied: bool
+    """Whether `vectors` is a copy of what the caller gave."""
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata."""
+        return sum(len(value) for value in self.metadata or () if value is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the batch holds beside what the caller gave."""
+        vectors = self.vectors.nbytes if self.copied else 0
+        arrays = self.id_offsets.nbytes + self.timestamps.nbytes
+        return vectors + arrays + len(self.id_bytes) + self.metadata_bytes
 
 
 # ---- Arguments to arrays -----------------------------------------------------------------------------------
@@ -125,14 +169,22 @@ def prepare_batch(
                 f"the id of row {row} must be a string, got {type(text).__name__}", details={"row": row}
             )
     id_bytes, offsets = pack_ids(ids)
-    return Batch(ids, id_bytes, offsets, matrix, _timestamps(timestamps, n, now_us), _encoded(metadata, ids))
+    return Batch(
+        ids=ids,
+        id_bytes=id_bytes,
+        id_offsets=offsets,
+        vectors=matrix,
+        timestamps=_timestamps(timestamps, n, now_us),
+        metadata=_encoded(metadata, ids),
+        copied=matrix is not vectors,
+    )
 
 
-def prepare_query(query: Any, dim: int | None) -> npt.NDArray[np.float32]:
-    """A query as dim contiguous float32.
+def prepare_query(query: Any) -> npt.NDArray[np.float32]:
+    """A query as contiguous float32; its dimension is compared by the search.
 
     Raises:
-        InvalidInputError: it is no vector of numbers, or of another dimension.
+        InvalidInputError: it is no vector of numbers, or too long.
     """
     vector = _numbers(query, "a query")
     if vector.ndim != 1:
@@ -140,7 +192,7 @@ def prepare_query(query: Any, dim: int | None) -> npt.NDArray[np.float32]:
             f"A query must be one vector, got an array of shape {vector.shape}; search_batch takes many",
             details={"shape": vector.shape},
         )
-    _check_query_dim(len(vector), dim)
+    _check_query_dim(len(vector), None)
     return vector
 
 
@@ -354,6 +406,10 @@ SCORES: Final[dict[str, Callable[[float], float]]] = {
 }
 
 
+#: Least score of a hit where nobody names one; for cosine 0.7 is cos = 0.4.
+_THRESHOLDS: Final[dict[str, float | None]] = {"cosine": 0.7, "l2": None, "dot": None}
+
+
 # ---- The index ---------------------------------------------------------------------------------------------
 
 
@@ -372,7 +428,11 @@ class Index:
         """Counts changes; a session is dirty while it differs from the count at the last save or load."""
         self.budget_bytes = settings.budget_bytes
         self.plans_used = {"flat": 0, "graph": 0}
+        self.counts = _NO_STATS
+        """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
+        native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._score = SCORES[settings.metric]
         self._generation = 0
         self._write = threading.Lock()
@@ -400,6 +460,7 @@ class Index:
             self._arena.restore_page(number, rows_per_page, page, rows)
         self.native = native
         self.last_change_us = last_change_us
+        self.counts = self._native_stats()
         return self
 
     # ---- what a save reads
@@ -407,7 +468,8 @@ class Index:
     @property
     def dim(self) -> int | None:
         """Components of a vector; None before the first add."""
-        return None if self.native is None else self.native.dim
+        native = self.native  # once: `close` may run beside this
+        return None if native is None else native.dim
 
     @property
     def metric(self) -> Metric:
@@ -431,7 +493,7 @@ class Index:
 
     def metadata_parts(self, rows_per_part: int) -> list[tuple[int, bytes]]:
         """The metadata pages of a save, by number."""
-        return self._arena.pages(self.stats().rows, rows_per_part)
+        return self._arena.pages(self.counts.rows, rows_per_part)
 
     def parts(self, rows_per_part: int) -> list[PartInfo]:
         """The native parts of a save."""
@@ -443,7 +505,7 @@ class Index:
     def _using(self) -> Iterator[None]:
         with self._gate:
             if self._closed:
-                raise SessionError("Session already destroyed")
+                raise IndexClosed
             self._inside += 1
         try:
             yield
@@ -460,27 +522,27 @@ class Index:
             try:
                 yield
             finally:
+                self.counts = self._native_stats()
                 self._generation += 1
 
     def _consistent(self, read: Callable[[], _T], nowait: bool = False) -> _T:
-        """Runs `read` until no change came between its start and its end."""
+        """The result of `read` with no change between its start and its end."""
         with self._using():
-            while True:
-                generation = self._generation
-                if generation & 1:
-                    if nowait:
-                        raise NativeBusy
-                    with self._write:
-                        continue
+            generation = self._generation
+            if not generation & 1:
                 try:
                     result = read()
                 except (IndexError, ValueError, NotFoundError):
                     # Half of a change can look like anything; believe an error only when there was none.
                     if self._generation == generation:
                         raise
-                    continue
-                if self._generation == generation:
-                    return result
+                else:
+                    if self._generation == generation:
+                        return result
+            if nowait:
+                raise NativeBusy
+            with self._write:
+                return read()
 
     def close(self) -> None:
         """Waits for the calls inside, then frees native memory; idempotent."""
@@ -491,7 +553,7 @@ class Index:
             native, self.native = self.native, None
         if native is not None:
             native.close()
-        self._arena = MetadataArena()
+        self._arena, self.counts = MetadataArena(), _NO_STATS
 
     # ---- changes
 
@@ -516,23 +578,25 @@ class Index:
                     f"Vector dimension mismatch: expected {self.dim}, got {dim}",
                     details={"expected": self.dim, "actual": dim},
                 )
-            self._check_budget(dim, batch)
-            # The dimension is fixed only by an add that succeeds.
-            native = self.native or self._new_native(dim)
+            self._check_add_fits(dim, batch)
+            staged = None if batch.metadata is None else self._arena.stage(batch.metadata, self.counts.rows + n)
+            native = self.native
             try:
+                # The dimension is fixed only by an add that succeeds.
+                native = native or self._new_native(dim)
                 slots, replaced = native.add(
                     batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control
                 )
-            except (InvalidInputError, ConflictError) as error:
-                if native is not self.native:
+            except BaseException as error:
+                if staged is not None:
+                    self._arena.abandon(staged)
+                if native is not None and native is not self.native:
                     native.close()
-                raise _named(error, batch) from None
-            except BaseException:
-                if native is not self.native:
-                    native.close()
+                if isinstance(error, (InvalidInputError, ConflictError)):
+                    raise _named(error, batch) from None
                 raise
             self.native = native
-            return self._added(batch, slots, replaced)
+            return self._added(batch, staged, slots, replaced)
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -546,39 +610,51 @@ class Index:
             hash_seed=int.from_bytes(os.urandom(8), "little"),
         )
 
-    def _check_budget(self, dim: int, batch: Batch) -> None:
-        if self.budget_bytes is None:
-            return
-        stats = self.stats()
-        needed = self._arena.nbytes + estimate_bytes(
+    def _check_add_fits(self, dim: int, batch: Batch) -> None:
+        counts = self.counts
+        n = len(batch.ids)
+        index_bytes = estimate_bytes(
             dim,
             metric=self.settings.metric,
             memory=self.settings.memory,
             M=self.settings.M,
             ef_construction=self.settings.ef_construction,
             threads=self.settings.threads,
-            rows=stats.rows + len(batch.ids),
-            id_bytes=stats.id_bytes + len(batch.id_bytes),
+            rows=counts.rows + n,
+            id_bytes=counts.id_bytes + len(batch.id_bytes),
         )
-        if batch.metadata is not None:
-            needed += sum(len(value) for value in batch.metadata if value is not None) + 12 * len(batch.ids)
-        if needed > self.budget_bytes:
+        metadata_bytes = batch.metadata_bytes
+        if metadata_bytes:
+            metadata_bytes += _TABLE_BYTES_PER_ROW * (counts.rows + n)
+        self._check_fits(f"adding {n} rows", index_bytes + metadata_bytes + batch.nbytes)
+
+    def _check_fits(self, what: str, beside_metadata: int) -> None:
+        """Refuses what would take more than the budget.
+
+        Args:
+            what: names it.
+            beside_metadata: bytes it needs in all, but for the metadata that is there already.
+        """
+        needed = self._arena.nbytes + beside_metadata
+        if self.budget_bytes is not None and needed > self.budget_bytes:
             raise MemoryBudgetExceededError(
-                f"adding {len(batch.ids)} rows needs {needed / 1e6:.1f} MB in all, the budget is "
+                f"{what} needs {needed / 1e6:.1f} MB in all, the budget is "
                 f"{self.budget_bytes / 1e6:.1f} MB: raise memory_budget_mb, or use memory='compact'",
                 details={"needed_bytes": needed, "budget_bytes": self.budget_bytes},
             )
 
     def _added(
-        self, batch: Batch, slots: npt.NDArray[np.uint32], replaced: npt.NDArray[np.uint32]
+        self,
+        batch: Batch,
+        staged: Staged | None,
+        slots: npt.NDArray[np.uint32],
+        replaced: npt.NDArray[np.uint32],
     ) -> AddResult:
         kept = slots != NO_SLOT
         added, gone = int(kept.sum()), replaced[replaced != NO_SLOT]
-        if len(gone):
-            self._arena.put_many(gone.tolist(), [None] * len(gone))
-        if batch.metadata is not None:
-            rows = np.flatnonzero(kept).tolist()
-            self._arena.put_many(slots[kept].tolist(), [batch.metadata[row] for row in rows])
+        self._arena.drop(gone)
+        if staged is not None:
+            self._arena.commit(staged, slots[kept], np.flatnonzero(kept))
         if added:
             self.changes += 1
             self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
@@ -590,16 +666,20 @@ class Index:
         Raises:
             NotFoundError: the id is not live.
             InvalidInputError: the metadata is refused, or there is no dict to merge with.
+            MemoryBudgetExceededError: it would not fit.
         """
         id_bytes, offsets = _one_id(id)
         encoded = encode_metadata(metadata)
         with self._changing():
-            slot = NO_SLOT if self.native is None else int(self.native.find(id_bytes, offsets)[0])
-            if slot == NO_SLOT:
+            slots = None if self.native is None else self.native.find(id_bytes, offsets)
+            if slots is None or slots[0] == NO_SLOT:
                 raise _not_found([id])
             if merge:
-                encoded = encode_metadata(_merged(self._arena.get(slot), metadata))
-            self._arena.put_many([slot], [encoded])
+                encoded = encode_metadata(_merged(self._arena.get(int(slots[0])), metadata))
+            if encoded is not None:
+                self._check_fits(f"metadata of {_shown(id)}", self.counts.bytes_total + 2 * len(encoded))
+            staged = self._arena.stage([encoded], int(slots[0]) + 1)
+            self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
             self.changes += 1
 
     def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
@@ -621,19 +701,23 @@ class Index:
                     raise _not_found([ids[error.details["row"]]]) from None
             deleted = [id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT]
             if deleted:
-                gone = slots[slots != NO_SLOT].tolist()
-                self._arena.put_many(gone, [None] * len(gone))
+                self._arena.drop(slots[slots != NO_SLOT])
                 self.changes += 1
             return DeleteResult(len(deleted), deleted)
 
     def vacuum(self, control: Control | None = None) -> VacuumStats:
         """Removes tombstones and renumbers the rows: all or nothing."""
         with self._changing():
-            before = self.stats()
+            before = self.counts
             removed = before.rows - before.live
             if self.native is None or not removed:
                 return VacuumStats(0, 0)
-            self._arena.compact(self.native.vacuum(control), NO_SLOT)
+            # The rows that stay keep their order, so the new arena can be made before the native core changes.
+            arena = self._arena.compacted(self.native.live_slots(0, before.live))
+            slot_map = self.native.vacuum(control)
+            self._arena = arena
+            for cursor in self._cursors:
+                cursor.next, cursor.end = (int((slot_map[:at] != NO_SLOT).sum()) for at in (cursor.next, cursor.end))
             self.changes += 1
             return VacuumStats(removed if before.graph_rows else 0, removed)
 
@@ -643,12 +727,12 @@ class Index:
         self,
         query: npt.NDArray[np.float32],
         k: int,
-        threshold: float | None,
+        threshold: float | Unset | None,
         include_vectors: bool = False,
         ef_search: int = 0,
         nowait: bool = False,
     ) -> SearchResults:
-        """The k nearest rows of one query.
+        """The k nearest rows of one query; an UNSET threshold is the metric's own.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
@@ -671,7 +755,7 @@ class Index:
         self,
         queries: npt.NDArray[np.float32],
         k: int,
-        threshold: float | None,
+        threshold: float | Unset | None,
         include_vectors: bool = False,
         ef_search: int = 0,
         control: Control | None = None,
@@ -708,9 +792,11 @@ class Index:
         distances: list[float],
         ids: list[str],
         plan: int,
-        threshold: float | None,
+        threshold: float | Unset | None,
         include_vectors: bool,
     ) -> SearchResults:
+        if isinstance(threshold, Unset):
+            threshold = _THRESHOLDS[self.metric]
         scores = list(map(self._score, distances))
         n = len(scores)
         if threshold is not None:
@@ -737,41 +823,37 @@ class Index:
         id_bytes, offsets = pack_ids(ids)
 
         def read() -> list[Row | None]:
-            if self.native is None:
+            native = self.native
+            if native is None:
                 return [None] * len(ids)
-            slots = self.native.find(id_bytes, offsets)
+            slots = native.find(id_bytes, offsets)
             live = slots != NO_SLOT
             found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
-            rows = iter(self._rows(self.native, slots[live], found))
+            rows = iter(self._rows(native, slots[live], found))
             return [next(rows) if is_live else None for is_live in live]
 
         return self._consistent(read)
 
-    def scan(self, after: str | None, first: int, most: int) -> tuple[list[Row], int]:
-        """A page of live rows in slot order.
+    def cursor(self) -> Cursor:
+        """The start of a scan over the rows that are there now."""
+        with self._using(), self._write:
+            cursor = Cursor(self.counts.rows)
+            self._cursors.add(cursor)
+            return cursor
 
-        Args:
-            after: the last row's id of the page before, where the next one goes on if rows were renumbered.
-            first: the slot to start at.
-            most: rows at most.
+    def scan(self, cursor: Cursor, most: int) -> list[Row]:
+        """The next live rows in slot order, none at the end; moves the cursor past them.
 
-        Returns:
-            The rows, and the slot to start the next page at.
+        Under the lock: a vacuum between the reading and the moving would leave the cursor in another numbering.
         """
-
-        def read() -> tuple[list[Row], int]:
-            native = self.native
-            if native is None:
-                return [], first
-            start = first
-            if after is not None:
-                slot = int(native.find(*pack_ids([after]))[0])
-                start = first if slot == NO_SLOT else slot + 1
-            slots = native.live_slots(start, most)
-            rows = self._rows(native, slots, native.get_ids(slots))
-            return rows, int(slots[-1]) + 1 if len(slots) else start
-
-        return self._consistent(read)
+        with self._using(), self._write:
+            if self.native is None or cursor.next >= cursor.end:
+                return []
+            slots = self.native.live_slots(cursor.next, most)
+            slots = slots[slots < cursor.end]
+            if len(slots):
+                cursor.next = int(slots[-1]) + 1
+            return self._rows(self.native, slots, self.native.get_ids(slots))
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         vectors, times = native.get_vectors(slots), native.get_timestamps(slots)
@@ -783,14 +865,18 @@ class Index:
         return rows
 
     def stats(self) -> NativeStats:
-        """Native counts and memory; zeros before the first add."""
-        return _NO_STATS if self.native is None else self.native.stats()
-
-    @property
-    def count(self) -> int:
-        """Live rows."""
+        """Native counts and memory; while a change runs, those from before it."""
         with self._using():
-            return self.stats().live
+            # Searches, too, allocate: fresher than `counts`, where that costs no waiting.
+            if self._write.acquire(blocking=False):
+                try:
+                    return self._native_stats()
+                finally:
+                    self._write.release()
+            return self.counts
+
+    def _native_stats(self) -> NativeStats:
+        return _NO_STATS if self.native is None else self.native.stats()
 
     @property
     def metadata_bytes(self) -> int:

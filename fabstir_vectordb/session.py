@@ -1,8 +1,9 @@
 """VectorDBSession: every public verb, each a few readable lines.
 
-A session belongs to one user. Changes, saves and loads run one after the other; searches run beside them. Whatever
-takes longer than a walk of the graph runs in a worker thread; cancelling the task that awaits it stops the native call,
-which leaves no trace, and then raises the cancellation.
+A session belongs to one user. Changes, saves and loads run one after the other; reads run beside them, and see the rows
+from before or after a change, never half of it. Whatever takes longer than a walk of the graph runs in a worker thread.
+Cancelling the task that awaits a change, save or load stops it, waits until no thread works on the index any more, and
+then raises the cancellation; the change was made whole by then, or left no trace.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, cast
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -28,8 +29,9 @@ from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled
 from fabstir_vectordb.config import SeedPhrase, Unset, VectorDBConfig, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
-    Batch,
+    Cursor,
     Index,
+    IndexClosed,
     IndexSettings,
     check_ef,
     check_k,
@@ -38,10 +40,10 @@ from fabstir_vectordb.index import (
     prepare_query,
 )
 from fabstir_vectordb.metadata.arena import parse_page
-from fabstir_vectordb.persist.load import load_version, verify_version
+from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
-from fabstir_vectordb.persist.versions import Lineage, PersistSettings, ProgressCallback, Version
+from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
@@ -64,6 +66,7 @@ __all__ = ["VectorDBSession", "get_platform_info", "get_version"]
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
@@ -71,7 +74,11 @@ _O = TypeVar("_O", SearchOptions, LoadOptions)
 _INLINE_EF_MAX: Final = 1_000
 _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
 SCAN_PAGE_ROWS: Final = 512
-_DEFAULT_COSINE_THRESHOLD: Final = 0.7
+# Searches on the caller's thread let other tasks run at least this often: each takes a fraction of a millisecond, a
+# thousand in a row would not.
+_PAUSE_S: Final = 0.005
+# Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
+_THREADS_MAX: Final = 8
 # From this many rows on an add leaves freed buffers worth giving back to the system.
 _SETTLE_ROWS: Final = 4_096
 
@@ -118,6 +125,9 @@ class VectorDBSession:
         self._saved_changes = 0
         self._last_cid: str | None = None
         self._one_at_a_time = anyio.Lock()
+        self._threads = anyio.CapacityLimiter(_THREADS_MAX)
+        self._change_over: anyio.Event | None = None
+        self._last_pause = 0.0
         if config.debug:
             logging.getLogger("fabstir_vectordb").setLevel(logging.DEBUG)
         self._destroyed = False
@@ -175,18 +185,26 @@ class VectorDBSession:
         if self._destroyed:
             return
         self._destroyed = True
-        with anyio.CancelScope(shield=True):
-            async with self._one_at_a_time:
-                if self._index.changes != self._saved_changes:
-                    logger.warning("session %s: destroyed with unsaved changes", self._config.session_id)
-                await anyio.to_thread.run_sync(self._index.close)
-                self._secret = None
-                if self._identity is not None:
-                    self._identity.wipe()
-                self._identity = None
-                self._config = replace(self._config, user_seed_phrase=SeedPhrase("wiped"))
-                await self._store.aclose()
+
+        async def forget() -> None:
+            with anyio.CancelScope(shield=True):
+                async with self._one_at_a_time:
+                    await self._forget()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(forget)
         logger.debug("session %s: destroyed", self._config.session_id)
+
+    async def _forget(self) -> None:
+        if self._dirty:
+            logger.warning("session %s: destroyed with unsaved changes", self._config.session_id)
+        await self._in_thread(self._index.close)
+        self._secret = None
+        if self._identity is not None:
+            self._identity.wipe()
+        self._identity = None
+        self._config = replace(self._config, user_seed_phrase=SeedPhrase("wiped"))
+        await self._store.aclose()
 
     # ---- rows in
 
@@ -208,16 +226,21 @@ class VectorDBSession:
             MemoryBudgetExceededError: they would not fit.
             SessionError: the session is destroyed.
         """
-        rows = [_as_input(row, item) for row, item in enumerate(items)]
-        metadata = [row.metadata for row in rows]
-        times = [row.timestamp for row in rows]
-        return await self.add_batch(
-            [row.id for row in rows],
-            [row.vector for row in rows],
-            metadata if any(value is not None for value in metadata) else None,
-            times if any(value is not None for value in times) else None,
-            on_conflict=on_conflict,
-        )
+
+        def add(control: Control) -> AddResult:
+            rows = [_as_input(row, item) for row, item in enumerate(items)]
+            metadata = [row.metadata for row in rows]
+            times = [row.timestamp for row in rows]
+            return self._add(
+                [row.id for row in rows],
+                [row.vector for row in rows],
+                metadata if any(value is not None for value in metadata) else None,
+                times if any(value is not None for value in times) else None,
+                on_conflict,
+                control,
+            )
+
+        return await self._change(add)
 
     async def add_batch(
         self,
@@ -243,18 +266,23 @@ class VectorDBSession:
         Raises:
             InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
         """
-        self.check_alive()
+        return await self._change(partial(self._add, ids, vectors, metadata, timestamps, on_conflict))
 
-        def prepare_and_add(control: Control) -> AddResult:
-            batch: Batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
-            result = self._index.add(batch, on_conflict, control)
-            if len(batch.ids) >= _SETTLE_ROWS:
-                del batch
-                settle()
-            return result
-
-        async with self._exclusive():
-            return await self._cancellable(prepare_and_add)
+    def _add(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        metadata: Sequence[Any] | None,
+        timestamps: Any,
+        on_conflict: str,
+        control: Control,
+    ) -> AddResult:
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
+        result = self._index.add(batch, on_conflict, control)
+        if len(batch.ids) >= _SETTLE_ROWS:
+            del batch
+            settle()
+        return result
 
     async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
         """Replaces a row's metadata.
@@ -267,10 +295,10 @@ class VectorDBSession:
         Raises:
             NotFoundError: the id is not live.
             InvalidInputError: the metadata is refused.
+            MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        async with self._exclusive():
-            await self._in_thread(self._index.update_metadata, id, metadata, merge)
+        await self._change(lambda _: self._index.update_metadata(id, metadata, merge))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; `vacuum` gives its memory back.
@@ -286,8 +314,7 @@ class VectorDBSession:
         """
         if not isinstance(id, str):
             raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
-        async with self._exclusive():
-            return await self._in_thread(self._index.delete, [id], missing_ok)
+        return await self._change(lambda _: self._index.delete([id], missing_ok))
 
     async def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good, repairs the graph and gives their memory back.
@@ -299,8 +326,7 @@ class VectorDBSession:
             IndexStateError: there was not enough memory beside the index; nothing changed.
             SessionError: the session is destroyed.
         """
-        async with self._exclusive():
-            return await self._cancellable(self._index.vacuum)
+        return await self._change(lambda control: self._index.vacuum(control))
 
     # ---- rows out
 
@@ -322,11 +348,14 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         index = self.live_index()
-        arguments = self._search_arguments(prepare_query(query, index.dim), k, options, fields)
-        if self._is_short(index, arguments[1], arguments[4]):
-            with contextlib.suppress(NativeBusy):
-                return index.search(*arguments, True)
-        return await self._in_thread(index.search, *arguments)
+        search = self._search(query, k, options, fields)
+        if self._is_short(index, k, search.keywords["ef_search"]):
+            if time.monotonic() - self._last_pause > _PAUSE_S:
+                await anyio.lowlevel.checkpoint()
+                self._last_pause = time.monotonic()
+            with contextlib.suppress(NativeBusy, IndexClosed):
+                return search(self.live_index(), nowait=True)
+        return await self._read(search)
 
     async def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
@@ -344,9 +373,10 @@ class VectorDBSession:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        index = self.live_index()
-        arguments = self._search_arguments(prepare_queries(queries, index.dim), k, options, fields)
-        return await self._cancellable(partial(index.search_batch, *arguments))
+        self.check_alive()
+        search = self._search_batch(queries, k, options, fields)
+        await self._no_change()
+        return await self._stoppable(lambda control: self.read_here(partial(search, control=control)))
 
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live.
@@ -355,7 +385,8 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        return await self._in_thread(self.live_index().get, as_ids(ids))
+        wanted = as_ids(ids)
+        return await self._read(lambda index: index.get(wanted))
 
     async def count(self) -> int:
         """How many rows are live.
@@ -363,23 +394,21 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return self.live_index().count
+        return self.live_index().counts.live
 
     async def scan(self) -> AsyncIterator[Row]:
-        """All live rows, in the order of their slots; rows added meanwhile may or may not come.
+        """The rows that are live at its start, in the order of their slots.
+
+        Rows that are deleted or replaced before the scan reaches them do not come, nor do rows added meanwhile; a
+        vacuum makes no difference.
 
         Raises:
-            SessionError: the session is destroyed.
+            SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        after: str | None = None
-        first = 0
-        while True:
-            rows, first = await self._in_thread(self.live_index().scan, after, first, SCAN_PAGE_ROWS)
+        index, cursor = await self._read(start_of_scan)
+        while rows := await self._read(partial(page_of_scan, index, cursor)):
             for row in rows:
                 yield row
-            if len(rows) < SCAN_PAGE_ROWS:
-                return
-            after = rows[-1].id
 
     # ---- versions
 
@@ -408,29 +437,34 @@ class VectorDBSession:
         """
         if on_conflict not in ("error", "overwrite"):
             raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
-        async with self._exclusive():
-            index = self._index
-            changes = index.changes
+        return await self._alone(
+            lambda: self._save(cast(Literal["error", "overwrite"], on_conflict), verify_stored, progress)
+        )
 
-            def committed(version: Version) -> None:
-                self._saved_changes = changes
-                self._last_cid = str(version.cid)
+    async def _save(
+        self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
+    ) -> str:
+        changes = self._index.changes
 
-            saved = await save_version(
-                self._store,
-                await self._keys(),
-                index,
-                self._lineage,
-                self._persist_settings(),
-                on_conflict=cast(Literal["error", "overwrite"], on_conflict),
-                verify_stored=verify_stored,
-                progress=progress,
-                committed=committed,
-            )
-            logger.debug(
-                "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
-            )
-            return str(saved.version.cid)
+        def committed(version: Version) -> None:
+            self._saved_changes = changes
+            self._last_cid = str(version.cid)
+
+        saved = await save_version(
+            self._store,
+            await self._keys(),
+            self._index,
+            self._lineage,
+            self._persist_settings(),
+            on_conflict=on_conflict,
+            verify_stored=verify_stored,
+            progress=progress,
+            committed=committed,
+        )
+        logger.debug(
+            "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
+        )
+        return str(saved.version.cid)
 
     async def load_user_vectors(
         self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any
@@ -455,56 +489,62 @@ class VectorDBSession:
         _check_load_options(chosen)
         if cid is not None and not isinstance(cid, str):
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
-        async with self._exclusive():
-            if self._index.changes != self._saved_changes and not chosen.discard_unsaved:
-                raise ConflictError(
-                    "there are unsaved changes: save them, or load with discard_unsaved=True",
-                    details={"last_cid": self._last_cid},
-                )
-            budget = self._budget_bytes
-            if chosen.memory_budget_mb is not None:
-                budget = chosen.memory_budget_mb * 1_000_000
-            loaded = await load_version(
-                self._store,
-                await self._keys(),
-                self._lineage,
-                replace(self._persist_settings(), budget_bytes=budget),
-                cid,
-                missing_ok=chosen.missing_ok,
-                progress=chosen.progress,
+        await self._alone(lambda: self._load(cid, chosen))
+
+    async def _load(self, cid: str | None, options: LoadOptions) -> None:
+        if self._dirty and not options.discard_unsaved:
+            raise ConflictError(
+                "there are unsaved changes: save them, or load with discard_unsaved=True",
+                details={"last_cid": self._last_cid},
             )
-            if loaded is None:
-                fresh, base, last_cid = self._new_index(), None, None
-            else:
-                settings = IndexSettings(
-                    metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
-                    memory=self._config.memory,
-                    M=loaded.M,
-                    ef_construction=loaded.ef_construction,
-                    threads=self._config.native_threads,
-                    chunk_size=loaded.chunk_size,
-                )
-                try:
-                    fresh = await self._in_thread(
-                        Index.restore,
-                        settings,
-                        loaded.native,
-                        loaded.last_change_us,
-                        loaded.rows,
-                        loaded.document_rows,
-                        loaded.pages,
-                    )
-                except BaseException:
-                    if loaded.native is not None:
-                        loaded.native.close()
-                    raise
-                base, last_cid = loaded.version, str(loaded.version.cid)
-            # From here nothing can fail, and a cancellation must not leave two indexes half exchanged.
-            fresh.budget_bytes = self._budget_bytes = budget
-            old, self._index = self._index, fresh
-            self._lineage.base, self._last_cid, self._saved_changes = base, last_cid, fresh.changes
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(old.close)
+        budget = self._budget_bytes
+        if options.memory_budget_mb is not None:
+            budget = options.memory_budget_mb * 1_000_000
+        loaded = await load_version(
+            self._store,
+            await self._keys(),
+            self._lineage,
+            replace(self._persist_settings(), budget_bytes=budget),
+            cid,
+            missing_ok=options.missing_ok,
+            progress=options.progress,
+        )
+        if loaded is None:
+            fresh, base, last_cid = self._new_index(), None, None
+        else:
+            fresh = await self._restored(loaded)
+            base, last_cid = loaded.version, str(loaded.version.cid)
+        # From here nothing can fail, and a cancellation must not leave two indexes half exchanged.
+        fresh.budget_bytes = self._budget_bytes = budget
+        old, self._index = self._index, fresh
+        self._lineage.base, self._last_cid, self._saved_changes = base, last_cid, fresh.changes
+        with anyio.CancelScope(shield=True):
+            await self._in_thread(old.close)
+        logger.debug("session %s: loaded %s", self._config.session_id, last_cid or "nothing: no version yet")
+
+    async def _restored(self, loaded: LoadedVersion) -> Index:
+        settings = IndexSettings(
+            metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
+            memory=self._config.memory,
+            M=loaded.M,
+            ef_construction=loaded.ef_construction,
+            threads=self._config.native_threads,
+            chunk_size=loaded.chunk_size,
+        )
+        try:
+            return await self._in_thread(
+                Index.restore,
+                settings,
+                loaded.native,
+                loaded.last_change_us,
+                loaded.rows,
+                loaded.document_rows,
+                loaded.pages,
+            )
+        except BaseException:
+            if loaded.native is not None:
+                loaded.native.close()
+            raise
 
     async def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first.
@@ -514,10 +554,10 @@ class VectorDBSession:
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
-        async with self._exclusive():
-            entries = await read_history(
-                self._store, await self._keys(), self._config.index_name, self._lineage
-            )
+        async def read() -> list[HistoryEntry]:
+            return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
+
+        entries = await self._alone(read)
         return [
             VersionInfo(
                 cid=str(entry.cid),
@@ -538,8 +578,11 @@ class VectorDBSession:
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
-        async with self._exclusive():
+
+        async def read() -> list[str]:
             return await read_catalogue(self._store, await self._keys(), self._lineage)
+
+        return await self._alone(read)
 
     async def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Reads every object of a version and checks all of it, without touching the session's content.
@@ -553,8 +596,9 @@ class VectorDBSession:
             NotFoundError, InvalidInputError, DecryptionError, StorageError: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
-        async with self._exclusive():
-            found = await verify_version(
+
+        async def read() -> VerifiedVersion:
+            return await verify_version(
                 self._store,
                 await self._keys(),
                 self._lineage,
@@ -563,6 +607,8 @@ class VectorDBSession:
                 check_page=parse_page,
                 progress=progress,
             )
+
+        found = await self._alone(read)
         return VerifyReport(cid=str(found.cid), parts=found.parts, bytes=found.bytes, rows=found.rows)
 
     async def get_stats(self) -> SessionStats:
@@ -583,7 +629,14 @@ class VectorDBSession:
     def check_alive(self) -> None:
         """Raises SessionError once the session is destroyed."""
         if self._destroyed:
-            raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
+            raise self._gone()
+
+    def _gone(self) -> SessionError:
+        return SessionError("Session already destroyed", details={"session_id": self._config.session_id})
+
+    @property
+    def _dirty(self) -> bool:
+        return self._index.changes != self._saved_changes
 
     def live_index(self) -> Index:
         """The index, while there is one.
@@ -594,48 +647,75 @@ class VectorDBSession:
         self.check_alive()
         return self._index
 
+    def read_here(self, read: Callable[[Index], _T]) -> _T:
+        """The result of a read, on this thread; goes on to the next index where a load replaced the one it met."""
+        while True:
+            index = self.live_index()
+            try:
+                return read(index)
+            except IndexClosed:
+                if self._index is index:
+                    raise self._gone() from None
+
     def search_here(
         self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
     ) -> SearchResults:
         """`search` on this thread; waits for a change that is under way."""
-        index = self.live_index()
-        return index.search(*self._search_arguments(prepare_query(query, index.dim), k, options, fields))
+        self.check_alive()
+        return self.read_here(self._search(query, k, options, fields))
 
     def search_batch_here(
         self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
     ) -> list[SearchResults]:
         """`search_batch` on this thread."""
-        index = self.live_index()
-        return index.search_batch(*self._search_arguments(prepare_queries(queries, index.dim), k, options, fields))
+        self.check_alive()
+        return self.read_here(self._search_batch(queries, k, options, fields))
 
-    def _search_arguments(
-        self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> tuple[Any, int, float | None, bool, int]:
-        chosen = _merged_options(SearchOptions, options, fields)
-        return queries, check_k(k), self._threshold(chosen), chosen.include_vectors, check_ef(chosen.ef_search)
+    def _search(
+        self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
+    ) -> partial[SearchResults]:
+        """A search with everything checked that does not depend on the index it will meet."""
+        chosen = _merged_options(SearchOptions, options, given)
+        return partial(
+            Index.search,
+            query=prepare_query(query),
+            k=check_k(k),
+            threshold=self._threshold(chosen),
+            include_vectors=chosen.include_vectors,
+            ef_search=check_ef(chosen.ef_search),
+        )
 
-    def _threshold(self, options: SearchOptions) -> float | None:
+    def _search_batch(
+        self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
+    ) -> Callable[..., list[SearchResults]]:
+        chosen = _merged_options(SearchOptions, options, given)
+        k, threshold, ef_search = check_k(k), self._threshold(chosen), check_ef(chosen.ef_search)
+
+        def search(index: Index, control: Control | None = None) -> list[SearchResults]:
+            # Many queries take a while to convert: in the worker thread, too.
+            matrix = prepare_queries(queries, index.dim)
+            return index.search_batch(matrix, k, threshold, chosen.include_vectors, ef_search, control)
+
+        return search
+
+    def _threshold(self, options: SearchOptions) -> float | Unset | None:
         if not isinstance(options.threshold, Unset):
             check_threshold("threshold", options.threshold, InvalidInputError)
             return options.threshold
-        default = self._config.default_threshold
-        if not isinstance(default, Unset):
-            return default
-        return _DEFAULT_COSINE_THRESHOLD if self._index.metric == "cosine" else None
+        return self._config.default_threshold
 
     @staticmethod
     def _is_short(index: Index, k: int, ef: int) -> bool:
-        stats = index.stats()
-        if stats.graph_rows:
+        counts = index.counts
+        if counts.graph_rows:
             # Many tombstones make a walk long; then, too, a thread is the right place.
-            return max(k, ef) <= _INLINE_EF_MAX and 2 * stats.live > stats.rows
-        return stats.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
+            return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
+        return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
     def stats_here(self) -> SessionStats:
         """`get_stats` on this thread."""
-        self.check_alive()
-        index = self._index
-        native = index.stats()
+        index = self.live_index()
+        native = self.read_here(Index.stats)
         kinds = {
             name.removeprefix("bytes_"): value
             for name, value in native._asdict().items()
@@ -650,7 +730,7 @@ class VectorDBSession:
             deleted_count=native.rows - native.live,
             memory_bytes=kinds,
             plans=dict(index.plans_used),
-            dirty=index.changes != self._saved_changes,
+            dirty=self._dirty,
             last_cid=self._last_cid,
         )
 
@@ -671,7 +751,15 @@ class VectorDBSession:
         )
 
     def _now_us(self) -> int:
-        return round(self._config.clock() * 1e6) if self._config.clock else time.time_ns() // 1000
+        if self._config.clock is None:
+            return time.time_ns() // 1000
+        now = self._config.clock()
+        try:
+            return round(now * 1e6)
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidConfigError(
+                f"clock must return seconds since 1970, it returned {now!r}", details={"field": "clock"}
+            ) from None
 
     def _persist_settings(self) -> PersistSettings:
         return PersistSettings(
@@ -687,49 +775,118 @@ class VectorDBSession:
         """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
         if self._identity is None:
             if self._secret is None:
-                raise SessionError("Session already destroyed")
+                raise self._gone()
             self._identity = Identity(await self._in_thread(secret_to_entropy, self._secret.reveal()))
         return self._identity
 
-    @contextlib.asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[None]:
-        """One change, save or load at a time."""
+    async def _alone(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """Runs one change, save or load at a time, in a task of its own.
+
+        The task is for asyncio: its own cancellation (Task.cancel, wait_for, timeout) breaks into a wait for a thread
+        even where anyio shields that wait. A child of a task group only ever meets anyio's cancellation, and the group
+        waits for it. So when this returns, no thread is left that works on the index.
+        """
         self.check_alive()
-        async with self._one_at_a_time:
-            self.check_alive()
-            yield
+        outcome: list[_T] = []
+        failure: list[Exception] = []
 
-    async def _in_thread(self, function: Callable[..., _T], *args: Any) -> _T:
-        return await anyio.to_thread.run_sync(function, *args)
+        async def run() -> None:
+            try:
+                async with self._one_at_a_time:
+                    self.check_alive()
+                    outcome.append(await operation())
+            except Exception as error:
+                # Raised here it would come out of the group as an ExceptionGroup.
+                failure.append(error)
 
-    async def _cancellable(self, function: Callable[[Control], _T]) -> _T:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+        return _result(outcome, failure)
+
+    async def _change(self, function: Callable[[Control], _T]) -> _T:
+        """Runs a change of the index in a thread, alone."""
+
+        # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
+        once = [function]
+        del function
+
+        async def change() -> _T:
+            self._change_over = over = anyio.Event()
+            try:
+                return await self._stoppable(once.pop())
+            finally:
+                self._change_over = None
+                over.set()
+
+        return await self._alone(change)
+
+    async def _no_change(self) -> None:
+        # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
+        # with one change after the other it would never get its turn.
+        if self._change_over is not None:
+            await self._change_over.wait()
+
+    async def _read(self, read: Callable[[Index], _T]) -> _T:
+        """Runs a read of the index in a thread."""
+        self.check_alive()
+        await self._no_change()
+        return await self._in_thread(self.read_here, read)
+
+    async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._threads)
+
+    async def _stoppable(self, function: Callable[[Control], _T]) -> _T:
         """Runs a native call in a thread; a cancellation stops it and waits until it has left no trace."""
         control = Control()
         outcome: list[_T] = []
         failure: list[Exception] = []
-        # The worker thread remembers its last function until it gets another: it must not keep the caller's arrays.
         once = [function]
         del function
 
-        async def cancel_with_us() -> None:
+        async def stop_on_cancellation() -> None:
             try:
                 await anyio.sleep_forever()
             finally:
                 control.cancel()
 
         async with anyio.create_task_group() as group:
-            group.start_soon(cancel_with_us)
+            group.start_soon(stop_on_cancellation)
             try:
-                # Shielded: run_sync waits for the thread, and the other task tells it to hurry.
-                outcome.append(await anyio.to_thread.run_sync(lambda: once.pop()(control)))
+                # run_sync shields itself and waits for the thread; the other task tells that to hurry.
+                outcome.append(await self._in_thread(lambda: once.pop()(control)))
             except Exception as error:
                 failure.append(error)
             group.cancel_scope.cancel()
-        if not failure:
-            return outcome[0]
-        if isinstance(failure[0], NativeCancelled):
+        if failure and isinstance(failure[0], NativeCancelled):
             await anyio.lowlevel.checkpoint_if_cancelled()
-        raise failure[0]
+        return _result(outcome, failure)
+
+
+def _result(outcome: list[_T], failure: list[Exception]) -> _T:
+    if not failure:
+        return outcome[0]
+    error = failure.pop()
+    try:
+        raise error
+    finally:
+        # The traceback names this frame: without this the error would keep itself, and the caller's arrays, alive.
+        del error
+
+
+def start_of_scan(index: Index) -> tuple[Index, Cursor]:
+    """The index a scan is about, and where it starts."""
+    return index, index.cursor()
+
+
+def page_of_scan(scanned: Index, cursor: Cursor, index: Index) -> list[Row]:
+    """The next rows of a scan.
+
+    Raises:
+        SessionError: a load replaced the index that is scanned.
+    """
+    if index is not scanned:
+        raise SessionError("a load replaced the rows that were being scanned: scan again")
+    return index.scan(cursor, SCAN_PAGE_ROWS)
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
@@ -757,22 +914,21 @@ def make_config(config: VectorDBConfig | Mapping[str, Any] | None, settings: Map
 def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]) -> _O:
     if options is not None and not isinstance(options, kind):
         raise InvalidInputError(f"options must be {kind.__name__}, got {type(options).__name__}")
-    base = options or _DEFAULTS[kind]
-    if not given:
-        return base
-    known = {field.name for field in fields(kind)}
     for name in given:
-        if name not in known:
-            raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {', '.join(sorted(known))}")
-    return replace(base, **given)
+        if name not in _OPTION_NAMES[kind]:
+            known = ", ".join(sorted(_OPTION_NAMES[kind]))
+            raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {known}")
+    return kind(**given) if options is None else replace(options, **given)
 
 
-_DEFAULTS: Final[dict[type[Any], Any]] = {SearchOptions: SearchOptions(), LoadOptions: LoadOptions()}
+_OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {
+    kind: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
+}
 
 
 def _check_load_options(options: LoadOptions) -> None:
     if options.lazy_load:
-        raise InvalidInputError("lazy loading is not part of this version: use lazy_load=False")
+        raise InvalidInputError("lazy loading is not available in this version: use lazy_load=False")
     budget = options.memory_budget_mb
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
         raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")

@@ -17,8 +17,15 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import VectorDBConfig
+from fabstir_vectordb.errors import SessionError
 from fabstir_vectordb.persist.versions import ProgressCallback
-from fabstir_vectordb.session import SCAN_PAGE_ROWS, VectorDBSession as AsyncSession, as_ids, make_config
+from fabstir_vectordb.session import (
+    VectorDBSession as AsyncSession,
+    as_ids,
+    make_config,
+    page_of_scan,
+    start_of_scan,
+)
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -98,17 +105,23 @@ class VectorDBSession:
         return repr(self._async)
 
     def _call(self, verb: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        self._async.check_alive()
         with self._loop_lock:
-            if self._loop is None:
-                self._loop = _Loop()
-        return self._loop.portal.call(partial(verb, *args, **kwargs))
+            self._async.check_alive()
+            loop = self._loop = self._loop or _Loop()
+            call = loop.portal.start_task_soon(partial(verb, *args, **kwargs))
+        try:
+            return call.result()
+        except BaseException:
+            # Ctrl-C stops what it interrupts; on a call that has ended this does nothing.
+            call.cancel()
+            raise
 
     def destroy(self) -> None:
         """Forgets everything; idempotent."""
-        if self._async.destroyed:
+        try:
+            self._call(self._async.destroy)
+        except SessionError:
             return
-        self._call(self._async.destroy)
         with self._loop_lock:
             loop, self._loop = self._loop, None
         if loop is not None:
@@ -160,22 +173,18 @@ class VectorDBSession:
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
-        return self._async.live_index().get(as_ids(ids))
+        wanted = as_ids(ids)
+        return self._async.read_here(lambda index: index.get(wanted))
 
     def count(self) -> int:
         """How many rows are live."""
-        return self._async.live_index().count
+        return self._async.live_index().counts.live
 
     def scan(self) -> Iterator[Row]:
-        """All live rows, in the order of their slots."""
-        after: str | None = None
-        first = 0
-        while True:
-            rows, first = self._async.live_index().scan(after, first, SCAN_PAGE_ROWS)
+        """The rows that are live at its start, in the order of their slots."""
+        index, cursor = self._async.read_here(start_of_scan)
+        while rows := self._async.read_here(partial(page_of_scan, index, cursor)):
             yield from rows
-            if len(rows) < SCAN_PAGE_ROWS:
-                return
-            after = rows[-1].id
 
     def get_stats(self) -> SessionStats:
         """Measured state of the session."""

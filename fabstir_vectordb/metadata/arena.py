@@ -1,13 +1,15 @@
 """Metadata as CBOR bytes by slot.
 
 Rows without metadata cost nothing: the table of offsets only reaches to the last slot that has some. A change
-appends; the bytes it leaves behind are dropped when they outweigh what is in use.
+appends; the bytes it leaves behind are dropped when they outweigh what is in use. What can fail for want of memory
+(`stage`, `compacted`) comes before a change, what makes the change (`commit`, `drop`) allocates next to nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import cbor2
@@ -15,35 +17,51 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
-from fabstir_vectordb.s5.cbor import decode as decode_strict
+from fabstir_vectordb.s5.cbor import DEPTH_MAX, decode as decode_strict
 
-__all__ = ["METADATA_BYTES_MAX", "MetadataArena", "decode_metadata", "encode_metadata", "parse_page"]
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "METADATA_DEPTH_MAX",
+    "MetadataArena",
+    "Staged",
+    "decode_metadata",
+    "encode_metadata",
+    "parse_page",
+]
 
 #: CBOR bytes of one row's metadata.
 METADATA_BYTES_MAX: Final = 1 << 20
-#: Nesting of one row's metadata; the reader of stored bytes refuses more.
-METADATA_DEPTH_MAX: Final = 60
+#: Lists and dicts within each other in one row's metadata; the reader of stored bytes refuses more.
+METADATA_DEPTH_MAX: Final = DEPTH_MAX
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+_PATH_SHOWN_MAX: Final = 200
 _ABSENT: Final = -1
 #: Page header: rows (u32), then for each row its size + 1, 0 where it has none (u32).
 _CELL: Final = np.dtype("<u4")
 
 
-class _Bound:
-    """Counts the bytes a value would take, so that a huge one is refused before it is encoded whole."""
+# ---- A value to bytes --------------------------------------------------------------------------------------
 
-    __slots__ = ("left",)
 
-    def __init__(self) -> None:
-        self.left = METADATA_BYTES_MAX
+class _RefusedError(Exception):
+    """Why a value is refused; the path to it is put together on the way out, so that good values pay nothing for it."""
 
-    def take(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise InvalidInputError(
-                f"metadata takes more than {METADATA_BYTES_MAX} bytes", details={"limit": METADATA_BYTES_MAX}
-            )
+    def __init__(self, reason: str, **details: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details
+        self.path: list[str | int] = []
+
+    def where(self) -> str:
+        steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in reversed(self.path)]
+        # A key may hold a lone surrogate, which no log could write.
+        path = "".join(steps).removeprefix(".").encode(errors="backslashreplace").decode()
+        return path if len(path) <= _PATH_SHOWN_MAX else path[:_PATH_SHOWN_MAX] + "…"
+
+
+class _TooLargeError(Exception):
+    """The value takes more bytes than there are left."""
 
 
 def encode_metadata(value: Any) -> bytes | None:
@@ -56,59 +74,103 @@ def encode_metadata(value: Any) -> bytes | None:
         The bytes, or None for None.
 
     Raises:
-        InvalidInputError: the value has another shape (the message names the path), or takes more than
-            METADATA_BYTES_MAX bytes.
+        InvalidInputError: the value has another shape (details has ``path``), or takes more than
+            METADATA_BYTES_MAX bytes: found out by counting, before anything is encoded.
     """
     if value is None:
         return None
-    _check(value, "", 0, _Bound())
+    try:
+        _size(value, METADATA_BYTES_MAX, METADATA_DEPTH_MAX)
+    except _TooLargeError:
+        raise InvalidInputError(
+            f"metadata takes more than {METADATA_BYTES_MAX} bytes", details={"limit": METADATA_BYTES_MAX}
+        ) from None
+    except _RefusedError as refused:
+        path = refused.where()
+        raise InvalidInputError(
+            f"metadata must be JSON-shaped: {path or 'its top'} {refused.reason}",
+            details={**refused.details, "path": path},
+        ) from None
     return cbor2.dumps(value)
 
 
-def _check(value: Any, path: str, depth: int, bound: _Bound) -> None:
-    if depth > METADATA_DEPTH_MAX:
-        raise InvalidInputError(
-            f"metadata is nested more than {METADATA_DEPTH_MAX} deep at {path or 'its top'}",
-            details={"path": path, "limit": METADATA_DEPTH_MAX},
-        )
-    match value:
-        case None | bool():
-            bound.take(1)
-        case int():
-            if not _INT_MIN <= value <= _INT_MAX:
-                raise _refused(path, "an integer that does not fit 64 bits")
-            bound.take(1 + (0 if -24 <= value < 24 else 1 if -256 <= value < 256 else 2 if abs(value) < 65536 else 4))
-        case float():
-            if not math.isfinite(value):
-                raise _refused(path, f"{value}, which JSON does not know")
-            bound.take(9)
-        case str():
-            bound.take(1 + len(value))
-            if not value.isascii():
-                try:
-                    bound.take(len(value.encode()) - len(value))
-                except UnicodeEncodeError:
-                    raise _refused(path, "a lone surrogate") from None
-        case list() | tuple():
-            bound.take(1)
-            for position, item in enumerate(value):
-                _check(item, f"{path}[{position}]", depth + 1, bound)
-        case dict():
-            bound.take(1)
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise _refused(path, f"a key of type {type(key).__name__}")
-                inner = f"{path}.{key}" if path else key
-                _check(key, inner, depth + 1, bound)
-                _check(item, inner, depth + 1, bound)
-        case _:
-            raise _refused(path, f"a value of type {type(value).__name__}")
+def _size(value: Any, left: int, depth: int) -> int:
+    """The size of a value's CBOR (RFC 8949, as cbor2 writes it: shortest integers and lengths, floats in 9 bytes).
+
+    Stops as soon as the size is more than `left`, or lists and dicts are more than `depth` deep.
+    """
+    if value is None or isinstance(value, bool):
+        size = 1
+    elif isinstance(value, str):
+        size = len(value)
+        if size <= left and not value.isascii():
+            try:
+                size = len(value.encode())
+            except UnicodeEncodeError:
+                raise _RefusedError("holds a lone surrogate, which UTF-8 cannot encode") from None
+        size += _head(size)
+    elif isinstance(value, int):
+        if not _INT_MIN <= value <= _INT_MAX:
+            raise _RefusedError("holds an integer that does not fit 64 bits")
+        size = _head(value if value >= 0 else -1 - value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise _RefusedError(f"holds {float(value)}, which JSON does not know")
+        size = 9
+    elif isinstance(value, dict):
+        size = _dict_size(value, left, depth)
+    elif isinstance(value, (list, tuple)):
+        size = _list_size(value, left, depth)
+    else:
+        raise _RefusedError(f"holds a value of type {type(value).__name__}")
+    if size > left:
+        raise _TooLargeError
+    return size
 
 
-def _refused(path: str, what: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"metadata must be JSON-shaped: {path or 'its top'} holds {what}", details={"path": path}
-    )
+def _dict_size(value: dict[Any, Any], left: int, depth: int) -> int:
+    _check_depth(depth)
+    size = _head(len(value))
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise _RefusedError(f"holds a key of type {type(key).__name__}")
+        try:
+            size += _size(key, left - size, depth)
+            size += _size(item, left - size, depth - 1)
+        except _RefusedError as refused:
+            refused.path.append(key)
+            raise
+    return size
+
+
+def _list_size(value: Sequence[Any], left: int, depth: int) -> int:
+    _check_depth(depth)
+    size = _head(len(value))
+    position = 0
+    try:
+        for item in value:
+            size += _size(item, left - size, depth - 1)
+            position += 1
+    except _RefusedError as refused:
+        refused.path.append(position)
+        raise
+    return size
+
+
+def _check_depth(depth: int) -> None:
+    if depth == 0:
+        raise _RefusedError(f"is nested more than {METADATA_DEPTH_MAX} deep", limit=METADATA_DEPTH_MAX)
+
+
+def _head(argument: int) -> int:
+    """Bytes of a CBOR item's head: RFC 8949, section 3."""
+    if argument < 24:
+        return 1
+    if argument < 1 << 8:
+        return 2
+    if argument < 1 << 16:
+        return 3
+    return 5 if argument < 1 << 32 else 9
 
 
 def decode_metadata(raw: bytes) -> Any:
@@ -116,8 +178,20 @@ def decode_metadata(raw: bytes) -> Any:
     return cbor2.loads(raw)
 
 
+# ---- Bytes by slot -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Values that the arena holds already, but no slot does."""
+
+    start: int
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+
+
 class MetadataArena:
-    """CBOR bytes by slot; not thread-safe for writers, readers see the old or the new bytes of a slot."""
+    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change, which index.py finds out."""
 
     __slots__ = ("_data", "_offsets", "_sizes", "_used")
 
@@ -129,8 +203,8 @@ class MetadataArena:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return len(self._data) + self._offsets.nbytes + self._sizes.nbytes
+        """Bytes held, spare room included."""
+        return (self._data.__sizeof__() if self._data else 0) + self._offsets.nbytes + self._sizes.nbytes
 
     def get(self, slot: int) -> bytes | None:
         """The bytes of a slot, or None."""
@@ -143,33 +217,61 @@ class MetadataArena:
         start = int(offsets[slot])
         return bytes(data[start : start + size])
 
-    def put_many(self, slots: Sequence[int], values: Sequence[bytes | None]) -> None:
-        """Sets the bytes of slots; None takes them away."""
-        if not any(value is not None for value in values) and not len(self._sizes):
-            return
-        self._reserve(max(slots, default=-1) + 1)
-        for slot, value in zip(slots, values, strict=True):
-            old = int(self._sizes[slot])
-            if old != _ABSENT:
-                self._used -= old
-            if value is None:
-                self._sizes[slot] = _ABSENT
-                continue
-            self._offsets[slot] = len(self._data)
-            self._sizes[slot] = len(value)
-            self._data += value
-            self._used += len(value)
-        if len(self._data) > 2 * self._used + METADATA_BYTES_MAX:
-            self._rewrite(np.arange(len(self._sizes)))
-
-    def compact(self, slot_map: npt.NDArray[np.uint32], removed: int) -> None:
-        """Follows a vacuum.
+    def stage(self, values: Sequence[bytes | None], slots_end: int) -> Staged:
+        """Takes in values ahead of a change, so that `commit` needs no memory; `abandon` forgets them.
 
         Args:
-            slot_map: old slot -> new slot.
-            removed: the number that stands for "gone" in it.
+            values: one for each row of the change; None for none.
+            slots_end: no slot of the change will be as high.
         """
-        self._rewrite(np.flatnonzero(slot_map != removed))
+        if len(self._data) > 2 * self._used + METADATA_BYTES_MAX:
+            self._become(self.compacted(np.arange(len(self._sizes))))
+        sizes = np.fromiter((_ABSENT if v is None else len(v) for v in values), dtype=np.int32, count=len(values))
+        held = np.maximum(sizes, 0).astype(np.int64)
+        start = len(self._data)
+        offsets = start + np.cumsum(held) - held
+        self._reserve(slots_end)
+        self._data += b"".join([value for value in values if value is not None])
+        return Staged(start, offsets, sizes)
+
+    def commit(self, staged: Staged, slots: npt.NDArray[np.uint32], rows: npt.NDArray[np.intp]) -> None:
+        """Gives staged values to slots.
+
+        Args:
+            staged: what `stage` returned.
+            slots: different slots.
+            rows: for each of them, which of the staged values.
+        """
+        self._used += _total(staged.sizes[rows]) - _total(self._sizes[slots])
+        self._offsets[slots] = staged.offsets[rows]
+        self._sizes[slots] = staged.sizes[rows]
+
+    def abandon(self, staged: Staged) -> None:
+        """Forgets staged values."""
+        del self._data[staged.start :]
+
+    def drop(self, slots: npt.NDArray[np.uint32]) -> None:
+        """Takes the bytes of slots away."""
+        slots = slots[slots < len(self._sizes)]
+        self._used -= _total(self._sizes[slots])
+        self._sizes[slots] = _ABSENT
+
+    def compacted(self, kept: npt.NDArray[np.integer[Any]]) -> MetadataArena:
+        """A new arena with some slots, renumbered from 0 in their order, and without bytes that no slot uses."""
+        kept = kept[kept < len(self._sizes)]
+        new = MetadataArena()
+        sizes = self._sizes[kept]
+        new._data = bytearray().join(self._runs(kept))
+        new._used = len(new._data)
+        # Slots at the end that have none need no entry.
+        held = np.flatnonzero(sizes != _ABSENT)
+        new._sizes = sizes[: held[-1] + 1 if len(held) else 0].copy()
+        spans = np.maximum(new._sizes, 0).astype(np.int64)
+        new._offsets = np.cumsum(spans) - spans
+        return new
+
+    def _become(self, other: MetadataArena) -> None:
+        self._data, self._offsets, self._sizes, self._used = other._data, other._offsets, other._sizes, other._used
 
     def _reserve(self, n: int) -> None:
         have = len(self._sizes)
@@ -180,18 +282,20 @@ class MetadataArena:
         offsets[:have], sizes[:have] = self._offsets, self._sizes
         self._offsets, self._sizes = offsets, sizes
 
-    def _rewrite(self, kept: npt.NDArray[np.intp]) -> None:
-        """Keeps some slots, renumbered in their order, and drops bytes that no slot uses."""
-        kept = kept[kept < len(self._sizes)]
-        sizes = self._sizes[kept]
-        offsets = np.zeros(len(kept), dtype=np.int64)
-        data = bytearray()
-        for position, slot in enumerate(kept):
-            offsets[position] = len(data)
-            if sizes[position] != _ABSENT:
-                start = int(self._offsets[slot])
-                data += self._data[start : start + int(sizes[position])]
-        self._data, self._offsets, self._sizes, self._used = data, offsets, sizes, len(data)
+    def _runs(self, slots: Any) -> list[bytearray]:
+        """The bytes of slots, in their order, as few pieces.
+
+        Rows mostly lie one after the other, so they are a few runs of bytes: row by row this would keep the event loop
+        waiting for the GIL.
+        """
+        sizes = self._sizes[slots]
+        held = sizes > 0
+        starts = self._offsets[slots][held]
+        ends = starts + sizes[held]
+        breaks = np.flatnonzero(starts[1:] != ends[:-1])
+        firsts = starts[np.append(0, breaks + 1)] if len(starts) else starts
+        lasts = ends[np.append(breaks, -1)] if len(ends) else ends
+        return [self._data[start:stop] for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True)]
 
     # ---- pages: what a save writes
 
@@ -204,19 +308,12 @@ class MetadataArena:
         for number, first in enumerate(range(0, rows, rows_per_page)):
             end = min(first + rows_per_page, rows)
             sizes = self._sizes[first : min(end, len(self._sizes))].astype(np.int64)
-            held = sizes != _ABSENT
-            if not held.any():
+            if not (sizes != _ABSENT).any():
                 continue
             cells = np.zeros(1 + end - first, dtype=_CELL)
             cells[0] = end - first
-            cells[1 : 1 + len(sizes)] = np.where(held, sizes + 1, 0)
-            # Rows mostly lie one after the other, so a page is a few runs of bytes: row by row it would keep the event
-            # loop waiting for the GIL.
-            starts = self._offsets[first : first + len(sizes)][held]
-            ends = starts + sizes[held]
-            breaks = np.flatnonzero(starts[1:] != ends[:-1])
-            runs = zip(starts[np.append(0, breaks + 1)].tolist(), ends[np.append(breaks, -1)].tolist(), strict=True)
-            out.append((number, cells.tobytes() + b"".join([self._data[start:stop] for start, stop in runs])))
+            cells[1 : 1 + len(sizes)] = sizes + 1
+            out.append((number, cells.tobytes() + b"".join(self._runs(slice(first, first + len(sizes))))))
         return out
 
     def restore_page(self, number: int, rows_per_page: int, page: bytes, rows: int) -> None:
@@ -233,7 +330,12 @@ class MetadataArena:
         """
         values = parse_page(number, rows_per_page, page, rows)
         first = number * rows_per_page
-        self.put_many(range(first, first + len(values)), values)
+        slots = np.arange(first, first + len(values), dtype=np.uint32)
+        self.commit(self.stage(values, first + len(values)), slots, np.arange(len(values)))
+
+
+def _total(sizes: npt.NDArray[np.int32]) -> int:
+    return int(np.maximum(sizes, 0).sum(dtype=np.int64))
 
 
 def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = None) -> list[bytes | None]:

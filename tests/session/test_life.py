@@ -318,7 +318,7 @@ def _verbs(cls: type) -> dict[str, inspect.Signature]:
 
 
 def test_the_twins_have_the_same_verbs_and_signatures() -> None:
-    shared = {"check_alive", "live_index", "search_here", "search_batch_here", "stats_here"}
+    shared = {"check_alive", "live_index", "search_here", "search_batch_here", "stats_here", "read_here"}
     awaited = {name: found for name, found in _verbs(VectorDBSession).items() if name not in shared}
     direct = _verbs(sync.VectorDBSession)
     assert awaited.keys() == direct.keys()
