@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
-import datasets
 import numpy as np
+from harness import curves, datasets, ours, rounds
 
 from fabstir_vectordb import VectorDBSession
 
@@ -32,31 +32,40 @@ async def lag_of(work: Callable[[], Awaitable[object]]) -> dict[str, float]:
         await work()
         group.cancel_scope.cancel()
     return {
-        "seconds": round(time.perf_counter() - started, 3),
-        "p50_ms": round(1e3 * float(np.percentile(late, 50)), 3),
-        "p99_ms": round(1e3 * float(np.percentile(late, 99)), 3),
-        "max_ms": round(1e3 * max(late), 3),
+        "seconds": time.perf_counter() - started,
+        "p50_ms": 1e3 * float(np.percentile(late, 50)),
+        "p99_ms": 1e3 * float(np.percentile(late, 99)),
+        "max_ms": 1e3 * max(late),
     }
 
 
-async def measure(data: datasets.Dataset, store: str) -> dict[str, dict[str, float]]:
-    fields = {"s5_portal": store, "user_seed_phrase": "bench", "session_id": "bench", "memory_budget_mb": 16_384}
+async def one_round(data: datasets.Dataset, store: str) -> dict[str, dict[str, float]]:
+    """The loop's lag while it idles, then beside each long verb."""
     results = {"idle": await lag_of(lambda: anyio.sleep(2))}
-    async with await VectorDBSession.create(**fields) as session:
+    async with await VectorDBSession.create(**ours.fields(store)) as session:
         results["add"] = await lag_of(lambda: session.add_batch(data.ids, data.base))
         results["search_batch"] = await lag_of(lambda: session.search_batch(data.queries, 10))
         results["save"] = await lag_of(session.save_to_s5)
-    async with await VectorDBSession.create(**fields) as session:
+    async with await VectorDBSession.create(**ours.fields(store)) as session:
         results["load"] = await lag_of(session.load_user_vectors)
     return results
+
+
+def in_a_new_store(data: datasets.Dataset) -> dict[str, dict[str, float]]:
+    """One round on a directory of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        return anyio.run(one_round, data, Path(directory).as_uri())
 
 
 def main() -> None:
     """Command line entry point."""
     options = datasets.parser(__doc__).parse_args()
     data = datasets.load(options)
-    with tempfile.TemporaryDirectory() as directory:
-        datasets.report(options, anyio.run(measure, data, Path(directory).as_uri()))
+    results = rounds.ResultFile(options, "bench_loop_lag", {"rows": len(data.base), "dim": data.base.shape[1]}, {})
+    for number in range(options.rounds):
+        results.do({"round": number, "engine": "fabstir"}, lambda: in_a_new_store(data))
+    runs = [{name: value for name, value in run.items() if name not in rounds.KEY} for run in results.runs]
+    results.finish(curves.over_rounds(runs))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
-import datasets
+from harness import curves, datasets, measure, ours, rounds
 
 from fabstir_vectordb.sync import VectorDBSession
 
+PARTS = ("default", "compact", "cycles")
 CYCLES = 50
 CYCLE_ROWS = 10_000
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
-    with open("/proc/self/statm", encoding="ascii") as fields:
-        return int(fields.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def session(memory: str) -> VectorDBSession:
-    return VectorDBSession.create(
-        s5_portal="memory:", user_seed_phrase="bench", session_id="bench", memory_budget_mb=16_384, memory=memory
-    )
+    """A session in memory."""
+    return VectorDBSession.create(**ours.fields("memory:", memory=memory))
 
 
 def growth(data: datasets.Dataset, memory: str) -> dict[str, float]:
@@ -35,23 +29,18 @@ def growth(data: datasets.Dataset, memory: str) -> dict[str, float]:
     with session(memory) as warm:            # threads, buffers and imports are not the index
         warm.add_batch(ids[:2000], data.base[:2000])
         warm.search(data.queries[0], 10)
-    gc.collect()
-    before = resident_bytes()
+    before = measure.settled_bytes()
     with session(memory) as measured:
         measured.add_batch(ids, data.base)
-        gc.collect()
-        time.sleep(0.2)
-        grown = resident_bytes() - before
-        stats = measured.get_stats()
+        grown = measure.grown(before)
+        if grown is None:
+            raise SystemExit("resident memory is read from /proc, which this system does not have")
+        used = measured.get_stats().memory_usage_mb * 1e6
         raw = data.base.nbytes
-        return {
-            "grown_over_raw": round(grown / raw, 4),
-            "stats_over_raw": round(stats.memory_usage_mb * 1e6 / raw, 4),
-            "stats_over_grown": round(stats.memory_usage_mb * 1e6 / grown, 4),
-        }
+        return {"grown_over_raw": grown / raw, "stats_over_raw": used / raw, "stats_over_grown": used / grown}
 
 
-def cycles(data: datasets.Dataset, count: int) -> float:
+def cycles(data: datasets.Dataset, count: int) -> dict[str, float]:
     """MB by which the process grew over many create, fill and destroy."""
     rows = data.base[:CYCLE_ROWS]
     before = 0
@@ -61,31 +50,43 @@ def cycles(data: datasets.Dataset, count: int) -> float:
             filled.search(data.queries[0], 10)
         if cycle == 2:
             gc.collect()
-            before = resident_bytes()
+            before = measure.resident_bytes()
     gc.collect()
-    return round((resident_bytes() - before) / 1e6, 2)
+    return {"grown_mb": (measure.resident_bytes() - before) / 1e6}
+
+
+def in_a_new_process(folder: Path, part: str, count: int) -> dict[str, Any]:
+    """One part by itself: what one leaves behind would be counted for the next."""
+    command = [sys.executable, __file__, "--part", part, "--data", str(folder), "--cycles", str(count)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__)
-    parser.add_argument("--part", choices=["default", "compact", "cycles"], help="measure one in this process")
+    parser.add_argument("--cycles", type=int, default=CYCLES, help=f"default {CYCLES}")
+    parser.add_argument("--part", choices=PARTS, help="measure one in this process and print it")
     options = parser.parse_args()
-    if options.part is None:
-        # Each in a process of its own: what one leaves behind would be counted for the next.
-        results = {}
-        for part in ("default", "compact", "cycles"):
-            command = [sys.executable, __file__, "--part", part]
-            command += ["--tiny"] if options.tiny else ["--data", str(options.data)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            results[part] = json.loads(done.stdout)
-        datasets.report(options, results)
+    if options.part is not None:
+        data = datasets.load(options)
+        found = cycles(data, options.cycles) if options.part == "cycles" else growth(data, options.part)
+        print(json.dumps(found))
         return
-    data = datasets.load(options)
-    if options.part == "cycles":
-        datasets.report(options, {"grown_mb": cycles(data, 3 if options.tiny else CYCLES)})
-    else:
-        datasets.report(options, growth(data, options.part))
+    folder = datasets.prepare(options)
+    rows, dim = datasets.shape(folder)
+    parameters = {"rows": rows, "dim": dim, "cycles": options.cycles}
+    results = rounds.ResultFile(options, "bench_memory", parameters, {})
+    for number in range(options.rounds):
+        for part in PARTS:
+            key = {"round": number, "engine": part}
+            results.do(key, lambda part=part: in_a_new_process(folder, part, options.cycles))
+    summary = {}
+    for part in PARTS:
+        runs = [{name: value for name, value in run.items() if name not in rounds.KEY} for run in results.of(part)]
+        summary[part] = curves.over_rounds(runs)
+    results.finish(summary)
 
 
 if __name__ == "__main__":

@@ -5,50 +5,54 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import datasets
+from harness import curves, datasets, measure, ours, rounds
 
 from fabstir_vectordb.sync import VectorDBSession
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def one_round(data: datasets.Dataset) -> dict[str, float]:
+    """Fills a session and takes it through its life. The keys are derived first: Argon2id is not the save."""
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        store = Path(directory, "store")
+        with VectorDBSession.create(**ours.fields(store.as_uri())) as session:
+            session.add_batch(data.ids, data.base)
+            results["keys_s"] = seconds(session.list_indexes)
+            results["save_s"] = seconds(session.save_to_s5)
+            results["save_unchanged_s"] = seconds(session.save_to_s5)
+            session.add_batch(["one more"], data.queries[:1])
+            results["save_one_row_s"] = seconds(session.save_to_s5)
+        with VectorDBSession.create(**ours.fields(store.as_uri())) as session:
+            session.list_indexes()
+            results["load_s"] = seconds(session.load_user_vectors)
+            results["verify_s"] = seconds(session.verify)
+        results["copy_s"] = seconds(lambda: shutil.copytree(store, Path(directory, "copy")))
+        results["stored_mb"] = measure.stored_bytes(store) / 1e6
+    results["raw_mb"] = data.base.nbytes / 1e6
+    for name in ("save", "load"):
+        results[f"{name}_over_copy"] = results[f"{name}_s"] / max(results["copy_s"], 1e-3)
+    return results
 
 
 def main() -> None:
     """Command line entry point."""
     options = datasets.parser(__doc__).parse_args()
     data = datasets.load(options)
-    results: dict[str, float] = {}
-
-    def timed(name: str, started: float) -> None:
-        results[name] = round(time.perf_counter() - started, 3)
-
-    with tempfile.TemporaryDirectory() as directory:
-        store = Path(directory, "store")
-        fields = {"s5_portal": store.as_uri(), "user_seed_phrase": "bench", "session_id": "bench"}
-        with VectorDBSession.create(**fields, memory_budget_mb=16_384) as session:
-            session.add_batch(data.ids, data.base)
-            session.list_indexes()  # the keys: Argon2id is not the save
-            started = time.perf_counter()
-            session.save_to_s5()
-            timed("save_s", started)
-            started = time.perf_counter()
-            session.save_to_s5()
-            timed("save_unchanged_s", started)
-        with VectorDBSession.create(**fields, memory_budget_mb=16_384) as session:
-            session.list_indexes()
-            started = time.perf_counter()
-            session.load_user_vectors()
-            timed("load_s", started)
-            started = time.perf_counter()
-            session.verify()
-            timed("verify_s", started)
-        started = time.perf_counter()
-        shutil.copytree(store, Path(directory, "copy"))
-        timed("copy_s", started)
-        stored = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    results["stored_mb"] = round(stored / 1e6, 2)
-    results["save_over_copy"] = round(results["save_s"] / max(results["copy_s"], 1e-3), 2)
-    results["load_over_copy"] = round(results["load_s"] / max(results["copy_s"], 1e-3), 2)
-    datasets.report(options, results)
+    results = rounds.ResultFile(options, "bench_save_load", {"rows": len(data.base), "dim": data.base.shape[1]}, {})
+    for number in range(options.rounds):
+        results.do({"round": number, "engine": "fabstir"}, lambda: one_round(data))
+    runs = [{name: value for name, value in run.items() if name not in rounds.KEY} for run in results.runs]
+    results.finish(curves.over_rounds(runs))
 
 
 if __name__ == "__main__":

@@ -5,33 +5,178 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-KEYS = {
-    "bench_search": {"rows", "add_s", "points"},
-    "bench_memory": {"default", "compact", "cycles"},
-    "bench_loop_lag": {"idle", "add", "search_batch", "save", "load"},
-    "bench_save_load": {"save_s", "save_unchanged_s", "load_s", "verify_s", "copy_s", "stored_mb"},
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks"
+ONLY_OURS = ["--engines", "fabstir"]
+#: Arguments beyond --tiny, and what the summary must have.
+SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
+    "bench_growth": ([*ONLY_OURS, "--sizes", "1500,2500"], {"sizes", "evidence"}),
+    "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),
+    "bench_loop_lag": ([], {"idle", "add", "search_batch", "save", "load"}),
+    "bench_memory": (["--cycles", "3"], {"default", "compact", "cycles"}),
+    "bench_save_load": ([], {"save_s", "save_unchanged_s", "load_s", "verify_s", "copy_s", "stored_mb"}),
+    "bench_search": ([], {"points"}),
+    "compare_build": (["--engines", "fabstir,fabstir-compact"], {"fabstir", "fabstir-compact"}),
+    "compare_flat": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
+    "compare_search": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
+    "compare_session": (ONLY_OURS, {"fabstir"}),
 }
+NEEDS_PROC = {"bench_memory"}
 
 
-@pytest.mark.parametrize("name", sorted(KEYS))
-def test_benchmark_runs_tiny(name: str, tmp_path: Path) -> None:
-    if name == "bench_memory" and not sys.platform.startswith("linux"):
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One scratch folder for all: indexes that one script builds are opened by the next."""
+    return str(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[None]:
+    """Imports as the scripts see them."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path) -> None:
+    if name in NEEDS_PROC and not sys.platform.startswith("linux"):
         pytest.skip("resident memory is read from /proc")
+    arguments, keys = SCRIPTS[name]
     out = tmp_path / "out.json"
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--tiny", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = ["--tiny", "--rounds", "1", "--work", work, "--json", str(out), *arguments]
+    done = run(name, *again)
     assert done.returncode == 0, done.stderr
-    assert KEYS[name] <= json.loads(out.read_text()).keys()
+    result = json.loads(out.read_text())
+    assert result["runs"]
+    assert not [entry for entry in result["runs"] if "error" in entry]
+    assert keys <= result["summary"].keys()
+    assert {"cpu", "cores", "kernels", "library", "versions"} <= result["environment"].keys()
+
+    # Run again, it has nothing left to do.
+    assert run(name, *again).returncode == 0
+    assert json.loads(out.read_text())["runs"] == result["runs"]
 
 
-def test_a_missing_set_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_set_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FVDB_DATASET", raising=False)
-    command = [sys.executable, str(FOLDER / "bench_search.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    for script in ("bench_search", "compare_search"):
+        done = run(script, "--work", str(tmp_path))
+        assert done.returncode == 1
+        assert "FVDB_DATASET" in done.stderr
+
+
+def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
+    done = run("compare_search", "--tiny", "--work", str(tmp_path), "--engines", "fabstir,nonesuch")
     assert done.returncode == 1
-    assert "FVDB_DATASET" in done.stderr
+    assert "nonesuch" in done.stderr
+
+
+def test_results_of_another_measurement_are_not_continued(work: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    shared = ["--tiny", "--work", work, "--rounds", "1", "--json", str(out)]
+    assert run("bench_save_load", *shared, "--rows", "500").returncode == 0
+    done = run("bench_save_load", *shared, "--rows", "600")
+    assert done.returncode == 1
+    assert "another parameters" in done.stderr
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import registry
+
+    def find_spec(name: str) -> object:
+        return object() if name == "fabstir_vectordb" else None
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    found, skipped = registry.present(registry.ENGINES)
+    assert found == ["fabstir", "fabstir-compact"]
+    assert skipped.keys() == registry.ENGINES.keys() - set(found)
+    assert skipped["faiss-hnsw"] == "not installed: pip install faiss-cpu"
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_job_that_fails_is_an_entry_and_not_the_end(tmp_path: Path) -> None:
+    from harness import rounds
+
+    job = {"do": "search", "set": str(tmp_path), "engine": "fabstir", "threads": 1, "work": str(tmp_path)}
+    assert "error" in rounds.run_job(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- arithmetic
+
+
+POINTS = [
+    {"setting": {"ef": 1}, "recall": 0.8, "qps": 1000.0},
+    {"setting": {"ef": 2}, "recall": 0.9, "qps": 400.0},
+    {"setting": {"ef": 3}, "recall": 0.89, "qps": 300.0},    # beaten in both
+    {"setting": {"ef": 4}, "recall": 1.0, "qps": 100.0},
+]
+
+
+@pytest.mark.usefixtures("bench")
+def test_speed_at_a_recall_is_read_off_the_front() -> None:
+    from harness import curves
+
+    assert [point["recall"] for point in curves.front(POINTS)] == [0.8, 0.9, 1.0]
+    assert curves.qps_at(POINTS, 0.9) == pytest.approx(400.0)
+    assert curves.qps_at(POINTS, 0.95) == pytest.approx(200.0)     # half way in logarithms
+    assert curves.qps_at(POINTS, 0.5) == 1000.0
+    assert curves.qps_at(POINTS[:3], 0.95) is None
+    best = curves.fastest(POINTS, 0.85)
+    assert best is not None
+    assert best["setting"] == {"ef": 2}
+
+
+@pytest.mark.usefixtures("bench")
+def test_ratios_are_formed_inside_rounds() -> None:
+    from harness import curves
+
+    found = curves.ratio({0: 10.0, 1: 40.0, 2: None, 3: 5.0}, {0: 5.0, 1: 10.0, 2: 1.0})
+    assert found == {"median": 3.0, "min": 2.0, "max": 4.0, "rounds": 2}
+    assert curves.stat([None]) is None
+
+
+@pytest.mark.usefixtures("bench")
+def test_exact_neighbours_by_blocks_are_those_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import datasets
+
+    random = np.random.default_rng(3)
+    base = random.standard_normal((1_000, 8)).astype(np.float32)
+    queries = random.standard_normal((20, 8)).astype(np.float32)
+    unit = base.astype(np.float64) / np.linalg.norm(base.astype(np.float64), axis=1, keepdims=True)
+    want = np.argsort(-(queries.astype(np.float64) @ unit.T), axis=1)[:, :100]
+    for rows in (70, 128, 1_000):
+        monkeypatch.setattr(datasets, "BLOCK_ROWS", rows)
+        assert np.array_equal(datasets.exact_neighbours(base, queries), want)
+
+
+@pytest.mark.usefixtures("bench")
+def test_grown_sets_are_seeded_prefixes_of_unit_rows_like_their_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import grow
+
+    from fabstir_vectordb.demo import load_demo_rows
+
+    monkeypatch.setattr(grow, "BLOCK_ROWS", 500)
+    seed = load_demo_rows().vectors[:1_000]
+    grown = grow.grow(seed, 2_700)
+    assert np.array_equal(grown[:1_000], seed.astype(np.float16))
+    assert np.array_equal(grown[:1_800], grow.grow(seed, 1_800))
+    assert np.allclose(np.linalg.norm(grown.astype(np.float64), axis=1), 1, atol=2e-3)
+    # No new row is a near copy of a real one.
+    unit = grown.astype(np.float32)
+    assert float((unit[1_000:] @ unit[:1_000].T).max()) < 0.97

@@ -1,0 +1,104 @@
+"""Growth to a million rows: search at equal recall, build, and single adds, beside other libraries.
+
+The set as it is up to its own size; beyond it, grown by the seeded augmentation of harness/grow.py, with exact
+neighbours of all queries, and evidence that the local structure stayed. Indexes are built once a size with two threads;
+searches take turns in rounds, one query a call on one core.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import curves, datasets, grow, registry, rounds
+from harness.contract import K
+
+SIZES = (10_000, 100_000, 300_000, 1_000_000)
+TINY_SIZES = (1_500, 3_000)
+ENGINES = ("fabstir", "hnswlib", "zvec-hnsw")
+#: Those that take single rows into a loaded index, searchable at once.
+ADDERS = ("fabstir", "hnswlib")
+RECALLS = (0.95, 0.99)
+ADDS = 200
+
+
+def summarise(results: rounds.ResultFile, engines: list[str], sizes: list[int]) -> dict[str, Any]:
+    """By size and engine: microseconds a query at each recall, of a built row, and of a single add."""
+    summary: dict[str, Any] = {}
+    for rows in sizes:
+        table = summary[str(rows)] = {}
+        speeds = {engine: _speeds(results, engine, rows) for engine in engines}
+        for engine, speed in speeds.items():
+            found = table[engine] = {
+                "us_per_query": {
+                    f"{recall:.2f}": curves.stat([qps and 1e6 / qps for qps in of.values()])
+                    for recall, of in speed.items()
+                }
+            }
+            if engine != registry.OURS and registry.OURS in speeds:
+                found["ours_over_it"] = {
+                    f"{recall:.2f}": curves.ratio(speeds[registry.OURS][recall], speed[recall]) for recall in RECALLS
+                }
+            for run in results.of(engine, mode="build", rows=rows):
+                found["build_us_per_row"] = curves.significant(1e6 / run["rows_per_s"])
+                found["grown_bytes_per_row"] = run["grown_bytes_per_row"]
+            adds = list(results.of(engine, mode="add_one", rows=rows))
+            for name in ("add_p50_us", "add_p99_us"):
+                found[name] = curves.stat([run[name] for run in adds])
+    return summary
+
+
+def _speeds(results: rounds.ResultFile, engine: str, rows: int) -> dict[float, dict[int, float | None]]:
+    runs = {run["round"]: run["points"] for run in results.of(engine, mode="single", rows=rows)}
+    return {recall: {number: curves.qps_at(points, recall) for number, points in runs.items()} for recall in RECALLS}
+
+
+def make_set(options: Any, source: Path, rows: int, seed_rows: int | None = None) -> Path:
+    """The folder of one size."""
+    name = f"{source.name}-grown-{seed_rows or 'all'}-{rows}-{grow.SEED}"
+    return grow.write_set(Path(options.work, "sets", name), source, rows, seed_rows)
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = datasets.parser(__doc__, rounds=3)
+    rounds.add_engines_argument(parser, registry.ENGINES)
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [int(size) for size in text.split(",")],
+        help=f"rows, default {','.join(map(str, SIZES))}",
+    )
+    options = parser.parse_args()
+    sizes = options.sizes or list(TINY_SIZES if options.tiny else SIZES)
+    source = datasets.prepare(options)
+    seed_rows, dim = datasets.shape(source)
+    engines, skipped = registry.present(registry.ENGINES, options.engines or ENGINES)
+    parameters = {"set": source.name, "seed_rows": seed_rows, "dim": dim, "k": K, "seed": grow.SEED}
+    results = rounds.ResultFile(options, "bench_growth", parameters, skipped)
+    folders = {rows: make_set(options, source, rows) for rows in sizes}
+    for rows, folder in folders.items():
+        for engine in engines:
+            key = {"round": 0, "engine": engine, "mode": "build", "threads": 2, "rows": rows}
+            index = rounds.index_path(options, folder, registry.ENGINES[engine])
+            results.run(key, rounds.job(options, "build", folder, engine, 2, keep=str(index)))
+        for number, engine in rounds.in_turns(engines, options.rounds):
+            index, failure = rounds.saved_index(options, folder, "engines", engine, 2)
+            if failure:
+                continue
+            key = {"round": number, "engine": engine, "mode": "single", "threads": 1, "rows": rows}
+            results.run(key, rounds.job(options, "search", folder, engine, 1, mode="single", index=str(index)))
+            if engine in ADDERS:
+                key["mode"] = "add_one"
+                results.run(key, rounds.job(options, "add_one", folder, engine, 1, index=str(index), adds=ADDS))
+    control = make_set(options, source, seed_rows, max(seed_rows // 10, 2 * grow.NEAREST))
+    results.finish(
+        {
+            "sizes": summarise(results, engines, sizes),
+            "evidence": {str(rows): curves.rounded(grow.evidence(folder)) for rows, folder in folders.items()}
+            | {"control": curves.rounded(grow.evidence(control)), "real": curves.rounded(grow.evidence(source))},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

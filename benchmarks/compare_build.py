@@ -1,0 +1,65 @@
+"""Builds beside other libraries: rows a second with one and two threads, the recall that a fixed setting then reaches,
+memory, and saving and loading.
+
+Every build, and every load, runs in a fresh process. Memory is what the whole process grows by, ids included where a
+library keeps ids, after garbage was collected and freed pages went back to the system.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import curves, datasets, registry, rounds
+from harness.contract import K
+
+THREADS = (2, 1)
+
+
+def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
+    """Medians over rounds; ratios of ours to each other engine for rows a second."""
+    summary: dict[str, Any] = {}
+    for engine in engines:
+        found = summary[engine] = {}
+        for threads in THREADS:
+            speed = _by_round(results, engine, "build", threads, "rows_per_s")
+            found[f"rows_per_s-{threads}"] = curves.stat(list(speed.values()))
+            if engine != ours:
+                mine = _by_round(results, ours, "build", threads, "rows_per_s")
+                found[f"ours_over_it-{threads}"] = curves.ratio(mine, speed)
+        for name in ("grown_bytes_per_row", "save_s", "stored_bytes"):
+            found[name] = curves.stat(list(_by_round(results, engine, "build", 2, name).values()))
+        for name in ("load_s", "loaded_bytes_per_row", "recall", "qps"):
+            found[name] = curves.stat(list(_by_round(results, engine, "load", 1, name).values()))
+        found["setting"] = next((run["setting"] for run in results.of(engine, mode="load")), None)
+    return summary
+
+
+def _by_round(results: rounds.ResultFile, engine: str, mode: str, threads: int, name: str) -> dict[int, float | None]:
+    return {run["round"]: run[name] for run in results.of(engine, mode=mode, threads=threads)}
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = datasets.parser(__doc__, rounds=3)
+    rounds.add_engines_argument(parser, registry.ENGINES)
+    options = parser.parse_args()
+    folder = datasets.prepare(options)
+    rows, dim = datasets.shape(folder)
+    engines, skipped = registry.present(registry.ENGINES, options.engines)
+    parameters = {"set": folder.name, "rows": rows, "dim": dim, "k": K}
+    results = rounds.ResultFile(options, "compare_build", parameters, skipped)
+    for threads in THREADS:
+        for number, engine in rounds.in_turns(engines, options.rounds):
+            index = rounds.index_path(options, folder, registry.ENGINES[engine])
+            key = {"round": number, "engine": engine, "mode": "build", "threads": threads}
+            results.run(key, rounds.job(options, "build", folder, engine, threads, keep=str(index)))
+    for number, engine in rounds.in_turns(engines, options.rounds):
+        index, failure = rounds.saved_index(options, folder, "engines", engine, THREADS[0])
+        if failure is None:
+            key = {"round": number, "engine": engine, "mode": "load", "threads": 1}
+            results.run(key, rounds.job(options, "after_build", folder, engine, 1, index=str(index)))
+    results.finish(summarise(results, engines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the benchmarks share: inputs, libraries to measure, timing, rounds, result files and pictures."""

@@ -1,0 +1,116 @@
+"""What a library must offer to be measured: an Engine finds row numbers, a Database stores ids and metadata too.
+
+Both live in a process of their own (worker.py), one library a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+K = 10
+#: Candidates of a graph search, the same for every library that takes such a number.
+EF = (10, 12, 14, 16, 20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 200, 240, 320, 400, 512)
+#: Builds are judged by the recall that this many candidates then reach.
+EF_AFTER_BUILD = 64
+M = 16
+EF_CONSTRUCTION = 200
+
+#: One way to set a search up, by the library's own names.
+Setting = dict[str, Any]
+
+
+class Engine:
+    """An index of vectors.
+
+    Its life: `build` and `save`, or `load`; then `use` a setting and search with `one` or `batch`.
+
+    Args:
+        scratch: an empty folder of its own.
+    """
+
+    #: Named in results: what is behind a batch.
+    batch_by = "the library's batch call"
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._pool: ThreadPoolExecutor | None = None
+
+    def build(self, base: Any, threads: int) -> None:
+        """Indexes the rows of a (n, dim) float32 array under their numbers."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Stores what `build` made; the index need not be usable afterwards."""
+        raise NotImplementedError
+
+    def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
+        """Opens what `save` stored."""
+        raise NotImplementedError
+
+    def families(self) -> list[list[Setting]]:
+        """Settings to sweep, each family from fast to thorough."""
+        return [[{"ef": ef} for ef in EF]]
+
+    def setting_after_build(self) -> Setting:
+        """The setting whose recall is reported with a build."""
+        return {"ef": EF_AFTER_BUILD}
+
+    def use(self, setting: Setting) -> None:
+        """Searches from now on with this setting."""
+        raise NotImplementedError
+
+    def one(self, query: Any) -> Sequence[Any]:
+        """Row numbers (or ids that are row numbers) of the K nearest."""
+        raise NotImplementedError
+
+    def batch(self, queries: Any, threads: int) -> Sequence[Sequence[Any]]:
+        """The same for many queries at once."""
+        raise NotImplementedError
+
+    def add_one(self, number: int, vector: Any) -> None:
+        """Adds one row to a loaded index, searchable when the call returns."""
+        raise NotImplementedError
+
+    def batch_by_threads(self, queries: Any, threads: int) -> list[Sequence[Any]]:
+        """A batch for libraries without a batch call: Python threads over single queries."""
+        if threads == 1:
+            return [self.one(query) for query in queries]
+        self._pool = self._pool or ThreadPoolExecutor(threads)
+        share = -(-len(queries) // threads)
+        parts = self._pool.map(
+            lambda first: [self.one(query) for query in queries[first : first + share]],
+            range(0, len(queries), share),
+        )
+        return [hits for part in parts for hits in part]
+
+
+class Database:
+    """A whole database: ids, vectors and metadata in, ids and metadata out.
+
+    Args:
+        path: an empty folder of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, base: Any, metadata: list[dict[str, str]]) -> None:
+        """Adds all rows, ids being their numbers as text; searchable when the call returns."""
+        raise NotImplementedError
+
+    def store(self) -> None:
+        """Makes what was added durable, where `add` has not."""
+
+    def settings(self) -> list[Setting]:
+        """Settings to measure."""
+        return [{}]
+
+    def answer(self, queries: Any, setting: Setting) -> tuple[list[list[str]], list[float]]:
+        """Ids of the hits of each query, whose metadata were read too, and the microseconds of each call."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets go of files and threads."""

@@ -1,0 +1,73 @@
+"""What a measurement ran on, for its JSON: enough to judge a figure, nothing that names a machine or a person."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import fabstir_vectordb
+
+#: Packages whose version belongs to a result, where they are installed.
+PACKAGES = (
+    "fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "chromadb", "lancedb"
+)
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, kernels and versions."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(cores()),
+        "memory_gib": memory_gib(),
+        **fabstir_vectordb.get_platform_info(),
+        "library": library_print(),
+        "versions": {name: found for name in PACKAGES if (found := version(name)) is not None},
+    }
+
+
+def version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cores() -> list[int]:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cpu_model() -> str:
+    """The processor's own name, with the numbers that tell its generation where the name does not."""
+    fields: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family', '?')} model {fields.get('model', '?')})"
+
+
+def memory_gib() -> float | None:
+    """Physical memory, where the system says."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+
+
+def library_print() -> str:
+    """A short hash of the package in use: results and saved indexes of another build must not be mixed with its own."""
+    folder = Path(fabstir_vectordb.__file__).parent
+    files = [path for path in folder.rglob("*") if path.suffix in {".py", ".so", ".dylib", ".dll"}]
+    found = hashlib.blake2b(digest_size=6)
+    for path in sorted(files):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()

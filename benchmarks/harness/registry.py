@@ -1,0 +1,86 @@
+"""Who is measured: names, what each needs installed, and how it is made."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from harness import databases, ours, peers
+from harness.contract import Database, Engine
+
+_T = TypeVar("_T")
+
+
+class Entry(NamedTuple, Generic[_T]):
+    """One that may be measured.
+
+    Attributes:
+        make: from a scratch folder.
+        module: what must be importable.
+        package: what a reader installs for it.
+        title: in tables and pictures.
+        saved_as: whose saved index it opens.
+    """
+
+    make: Callable[[Path], _T]
+    module: str
+    package: str
+    title: str
+    saved_as: str
+
+
+def _engine(
+    name: str, make: Callable[[Path], Engine], module: str, package: str, title: str, saved_as: str | None = None
+) -> tuple[str, Entry[Engine]]:
+    return name, Entry(make, module, package, title, saved_as or name)
+
+
+OURS = "fabstir"
+_US = ("fabstir_vectordb", "fabstir_vectordb")
+
+ENGINES: dict[str, Entry[Engine]] = dict(
+    (
+        _engine("fabstir", ours.Fabstir, *_US, "fabstir_vectordb"),
+        _engine("fabstir-compact", ours.FabstirCompact, *_US, "fabstir_vectordb, compact"),
+        _engine("hnswlib", peers.Hnswlib, "hnswlib", "hnswlib", "hnswlib"),
+        _engine("zvec-hnsw", peers.Zvec, "zvec", "zvec", "zvec, HNSW, 8 bits"),
+        _engine("zvec-vamana", peers.ZvecVamana, "zvec", "zvec", "zvec, Vamana, 8 bits"),
+        _engine("faiss-hnsw", peers.Faiss, "faiss", "faiss-cpu", "faiss, HNSW, 8 bits"),
+        _engine("svs", peers.Svs, "svs", "scalable-vs", "SVS, Vamana, float16"),
+    )
+)
+
+#: Exact searches: an index that scans.
+SCANS: dict[str, Entry[Engine]] = dict(
+    (
+        _engine("fabstir", ours.FabstirFlat, *_US, "fabstir_vectordb", "fabstir"),
+        _engine("faiss-flat", peers.FaissFlat, "faiss", "faiss-cpu", "faiss IndexFlatIP"),
+    )
+)
+
+DATABASES: dict[str, Entry[Database]] = {
+    "fabstir": Entry(ours.FabstirDatabase, *_US, "fabstir_vectordb", "fabstir"),
+    "zvec": Entry(databases.ZvecDatabase, "zvec", "zvec", "zvec collection, float32", "zvec"),
+    "zvec-coded": Entry(databases.ZvecCodedDatabase, "zvec", "zvec", "zvec collection, 8 bits", "zvec-coded"),
+    "chroma": Entry(databases.Chroma, "chromadb", "chromadb", "Chroma", "chroma"),
+    "lance": Entry(databases.Lance, "lancedb", "lancedb", "LanceDB", "lance"),
+}
+
+TITLES = {name: entry.title for table in (DATABASES, SCANS, ENGINES) for name, entry in table.items()}
+
+
+def present(table: Mapping[str, Entry[_T]], wanted: Iterable[str] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Those whose package is installed, and for each other one why it is skipped.
+
+    Raises:
+        SystemExit: a wanted name is unknown.
+    """
+    names = list(table) if wanted is None else list(wanted)
+    for name in names:
+        if name not in table:
+            raise SystemExit(f"unknown name {name!r}: one of {', '.join(table)}")
+    found = [name for name in names if importlib.util.find_spec(table[name].module) is not None]
+    skipped = {name: f"not installed: pip install {table[name].package}" for name in names if name not in found}
+    return found, skipped
