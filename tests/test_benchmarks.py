@@ -1,12 +1,16 @@
-"""Every benchmark runs, tiny, and says what it claims to measure."""
+"""Every benchmark runs, tiny, and says what it claims to measure; the documents are what the results give."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,11 +46,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[None]:
-    """Imports as the scripts see them."""
+def bench() -> Iterator[ModuleType]:
+    """report.py and what it imports, as the scripts see them."""
     sys.path.insert(0, str(FOLDER))
     try:
-        yield
+        import report
+
+        yield report
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -71,9 +77,23 @@ def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["runs"] == result["runs"]
 
 
+def test_every_script_is_run_by_run_all_and_tested() -> None:
+    scripts = {path.stem for pattern in ("bench_*.py", "compare_*.py") for path in FOLDER.glob(pattern)}
+    assert scripts == SCRIPTS.keys()
+    text = (FOLDER / "run_all.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'^    "(\w+)",$', text, re.MULTILINE)) == scripts - {"bench_search"}
+
+
+def test_run_all_goes_through_its_scripts(work: str, tmp_path: Path) -> None:
+    arguments = ["--tiny", "--rounds", "1", "--work", work, "--results", str(tmp_path), "--only", "bench_save_load"]
+    done = run("run_all", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bench_save_load.json"]
+
+
 def test_a_missing_set_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FVDB_DATASET", raising=False)
-    for script in ("bench_search", "compare_search"):
+    for script in ("bench_search", "compare_search", "run_all"):
         done = run(script, "--work", str(tmp_path))
         assert done.returncode == 1
         assert "FVDB_DATASET" in done.stderr
@@ -180,3 +200,80 @@ def test_grown_sets_are_seeded_prefixes_of_unit_rows_like_their_seed(monkeypatch
     # No new row is a near copy of a real one.
     unit = grown.astype(np.float32)
     assert float((unit[1_000:] @ unit[:1_000].T).max()) < 0.97
+
+
+# ---- documents
+
+
+def test_the_documents_are_what_the_results_give(bench: ModuleType) -> None:
+    """After a new measurement: python benchmarks/report.py."""
+    for path, text in bench.everything(bench.load_results()).items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, path
+
+
+def stat(value: float) -> dict[str, float]:
+    return {"median": value, "min": value / 2, "max": value * 2, "rounds": 3}
+
+
+def made_up_results() -> dict[str, Any]:
+    """Small results of every kind; no figure of them was measured."""
+    environment = {
+        "cpu": "A Processor", "cores": 2, "memory_gib": 8, "platform": "linux", "arch": "x86_64", "python": "3.11.0",
+        "kernels": "scalar", "library": "00", "versions": {"fabstir_vectordb": "0", "hnswlib": "0"},
+    }  # fmt: skip
+
+    def result(benchmark: str, summary: Any) -> dict[str, Any]:
+        return {
+            "benchmark": benchmark, "environment": environment, "parameters": {"rows": 5000, "dim": 4},
+            "skipped": {"svs": "not installed: pip install scalable-vs"},
+            "runs": [{"round": 2, "engine": "hnswlib"}, {"round": 0, "engine": "zvec-hnsw", "error": "it broke"}],
+            "summary": summary,
+        }  # fmt: skip
+
+    def curve(speed: float) -> dict[str, Any]:
+        return {
+            "qps": {"0.90": stat(3 * speed), "0.95": stat(2 * speed), "0.99": None},
+            "points": [{**point, "qps": point["qps"] * speed} for point in POINTS],
+            "p50_us": stat(10), "p99_us": stat(20),
+        }  # fmt: skip
+
+    ratios = {"0.90": stat(2.0), "0.95": stat(2.0), "0.99": None}
+    both = {"fabstir": curve(2), "hnswlib": curve(1) | {"ours_over_it": ratios}}
+    point = {"setting": {"ef": 100}, "recall": stat(0.995), "qps": stat(777), "p50_us": stat(1), "p99_us": stat(2)}
+    return {
+        "compare_search": result("compare_search", {"single-1": both, "batch-1": both, "batch-2": both}),
+        "compare_session": result(
+            "compare_session",
+            {"fabstir": {name: stat(1) for name in ("add_s", "durable_s", "stored_bytes", "grown_bytes_per_row")}
+             | {"points": [point]}},
+        ),
+    }  # fmt: skip
+
+
+def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
+    text = bench.render((ROOT / "README.md").read_text(encoding="utf-8"), made_up_results())
+    block = text.split("<!-- benchmarks: readme -->")[1].split("<!-- benchmarks: end -->")[0]
+    assert "5,000 rows × 4 dimensions; A Processor, 2 cores, scalar kernels; 3 rounds." in block
+    assert "| hnswlib | 2 | – | **2.00** (1.00 – 4.00) | – | – | – |" in block
+    assert "777 QPS at recall 0.995" in block
+    full = bench.render((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), made_up_results())
+    assert "Not measured: SVS, Vamana, float16 (not installed: pip install scalable-vs)." in full
+    assert "Failed: zvec, HNSW, 8 bits: it broke." in full
+    assert full.count("Not measured yet.") == 7
+    assert bench.render(full, made_up_results()) == full
+
+
+def test_pictures_are_whole_and_the_same_every_time(bench: ModuleType) -> None:
+    pictures = bench.pictures(made_up_results())
+    assert pictures.keys() == {"search-single.svg", "search-batch.svg"}
+    assert pictures == bench.pictures(made_up_results())
+    for text in pictures.values():
+        root = xml.etree.ElementTree.fromstring(text)
+        assert len(root.findall("{*}polyline")) == 2
+        assert len(text) < 20_000
+
+
+def test_every_picture_and_link_of_the_page_exists(bench: ModuleType) -> None:
+    page = ROOT / "docs" / "benchmarks.md"
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

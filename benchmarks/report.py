@@ -1,0 +1,421 @@
+"""Writes the tables of README.md and docs/benchmarks.md and the pictures in docs/img from benchmarks/results.
+
+    python benchmarks/report.py           writes them
+    python benchmarks/report.py --check   says whether they are what the results give, and writes nothing
+
+A table stands between `<!-- benchmarks: NAME -->` and `<!-- benchmarks: end -->`; whatever is between them is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from harness import charts, curves
+from harness.registry import OURS, TITLES
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURES = Path("docs", "img")
+MARKED = re.compile(r"(<!-- benchmarks: (?!end)([a-z-]+) -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
+CHART_RECALL = 0.8
+
+Result = dict[str, Any]
+Results = dict[str, Result]
+
+
+# ---- numbers as text
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three figures and commas: 27,500 · 1.24 · 0.0123."""
+    if value is None:
+        return "–"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.{digits}g}"
+
+
+def median(stat: curves.Stat | None, scale: float = 1.0, digits: int = 3) -> str:
+    """A median, as text."""
+    return number(None if stat is None else stat["median"] * scale, digits)
+
+
+def spread(stat: curves.Stat | None) -> str:
+    """A median with its range: 2.41 (2.20 – 2.63)."""
+    if stat is None:
+        return "–"
+    return f"**{stat['median']:.2f}** ({stat['min']:.2f} – {stat['max']:.2f})"
+
+
+def setting(values: Result) -> str:
+    """ef 64, refine 1."""
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "default"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    names = list(head)
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+# ---- what ran where
+
+
+def conditions(result: Result) -> str:
+    """One line: rows, processor, rounds."""
+    there, given = result["environment"], result["parameters"]
+    size = f"{given['rows']:,} rows × {given['dim']} dimensions" if "rows" in given else f"{given['dim']} dimensions"
+    rounds = 1 + max((run["round"] for run in result["runs"]), default=0)
+    return (
+        f"{size}; {there['cpu']}, {there['cores']} cores, {there['kernels']} kernels; "
+        f"{rounds} round{'s' if rounds > 1 else ''}."
+    )
+
+
+def absent(result: Result) -> str:
+    """Who was not measured, and which jobs failed."""
+    lines = [f"Not measured: {TITLES[name]} ({why})." for name, why in result["skipped"].items()]
+    failed = {(run["engine"], run["error"]) for run in result["runs"] if "error" in run}
+    lines += [f"Failed: {TITLES.get(name, name)}: {error}." for name, error in sorted(failed)]
+    return "\n" + " ".join(lines) + "\n" if lines else ""
+
+
+def versions(results: Results) -> str:
+    """Processor, system and versions behind all results."""
+    seen: dict[str, None] = {}
+    for result in results.values():
+        there = result["environment"]
+        packages = ", ".join(f"{name} {version}" for name, version in there["versions"].items())
+        memory = f", {there['memory_gib']} GiB" if there["memory_gib"] else ""
+        seen[
+            f"{there['cpu']}, {there['cores']} cores{memory}, {there['platform']} {there['arch']}, "
+            f"Python {there['python']}; {packages}."
+        ] = None
+    return "".join(f"{line}\n" for line in seen)
+
+
+# ---- tables
+
+RECALLS = ("0.90", "0.95", "0.99")
+
+
+def search_rows(summary: Result, latency: bool) -> Iterable[list[str]]:
+    for engine, found in _fastest_first(summary):
+        row = [TITLES[engine], *(median(found["qps"][recall]) for recall in RECALLS)]
+        ratios = found.get("ours_over_it", {})
+        row += [spread(ratios[recall]) if ratios else "1" for recall in RECALLS]
+        if latency:
+            row += [median(found["p50_us"]), median(found["p99_us"])]
+        yield row
+
+
+def _fastest_first(summary: Result) -> list[tuple[str, Result]]:
+    def key(item: tuple[str, Result]) -> float:
+        at = item[1]["qps"]["0.95"]
+        return 0.0 if at is None else -float(at["median"])
+
+    return sorted(summary.items(), key=key)
+
+
+def search_single(results: Results) -> str:
+    result = results["compare_search"]
+    head = ["one query a call, one core", *(f"QPS at {recall}" for recall in RECALLS)]
+    head += [f"ours ÷ it at {recall}" for recall in RECALLS] + ["p50 µs", "p99 µs"]
+    return (
+        f"{conditions(result)}\n\n![recall against QPS, one query a call](img/search-single.svg)\n\n"
+        + table(head, search_rows(result["summary"]["single-1"], latency=True))
+        + absent(result)
+    )
+
+
+def search_batch(results: Results) -> str:
+    result = results["compare_search"]
+    text = f"{conditions(result)}\n\n![recall against QPS, batch with two threads](img/search-batch.svg)\n\n"
+    for threads in (1, 2):
+        head = [f"batch, {threads} thread{'s' if threads > 1 else ''}", *(f"QPS at {recall}" for recall in RECALLS)]
+        head += [f"ours ÷ it at {recall}" for recall in RECALLS]
+        text += table(head, search_rows(result["summary"][f"batch-{threads}"], latency=False)) + "\n"
+    return text.rstrip("\n") + "\n" + absent(result)
+
+
+def build(results: Results) -> str:
+    result = results["compare_build"]
+    head = ["", "rows/s, 2 threads", "ours ÷ it", "rows/s, 1 thread", "ours ÷ it", "then, with", "recall", "QPS"]
+    rows = []
+    for engine, found in result["summary"].items():
+        ratios = [spread(found[f"ours_over_it-{n}"]) if engine != OURS else "1" for n in (2, 1)]
+        rows.append([
+            TITLES[engine], median(found["rows_per_s-2"]), ratios[0], median(found["rows_per_s-1"]), ratios[1],
+            setting(found["setting"] or {}), median(found["recall"], digits=4), median(found["qps"]),
+        ])
+    return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
+
+
+def memory(results: Results) -> str:
+    result = results["compare_build"]
+    raw = 4 * result["parameters"]["dim"]
+    head = ["", "B/row after the add", "÷ raw", "B/row after a load", "stored MB", "save s", "load s"]
+    rows = []
+    for engine, found in result["summary"].items():
+        rows.append([
+            TITLES[engine], median(found["grown_bytes_per_row"]), median(found["grown_bytes_per_row"], 1 / raw),
+            median(found["loaded_bytes_per_row"]), median(found["stored_bytes"], 1e-6), median(found["save_s"]),
+            median(found["load_s"]),
+        ])
+    return f"{conditions(result)} Raw float32 rows: {raw:,} B.\n\n{table(head, rows)}{absent(result)}"
+
+
+def flat(results: Results) -> str:
+    result = results["compare_flat"]
+    names = {"single-1": "one query a call", "batch-1": "batch, 1 thread", "batch-2": "batch, 2 threads"}
+    rows = []
+    for mode, title in names.items():
+        for engine, found in result["summary"][mode].items():
+            ratio = spread(found["ours_over_it"]) if "ours_over_it" in found else "1"
+            rows.append([title, TITLES[engine], median(found["qps"]), ratio, median(found["recall"], digits=5)])
+    head = ["exact search", "", "QPS", "ours ÷ it", "recall"]
+    return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
+
+
+def session(results: Results) -> str:
+    result = results["compare_session"]
+    head = ["ids and metadata read", "with", "recall", "QPS", "ours ÷ it at that recall", "p50 µs", "p99 µs"]
+    adds = ["", "add s", "durable s", "÷ ours", "B/row", "stored MB"]
+    rows, added = [], []
+    for engine, found in result["summary"].items():
+        for point in found["points"]:
+            ratio = spread(point["ours_over_it"]) if "ours_over_it" in point else "1"
+            rows.append([
+                TITLES[engine], setting(point["setting"]), median(point["recall"], digits=4), median(point["qps"]),
+                ratio, median(point["p50_us"]), median(point["p99_us"]),
+            ])
+        added.append([
+            TITLES[engine], median(found["add_s"]), median(found["durable_s"]),
+            spread(found["it_over_ours_durable_s"]) if engine != OURS else "1",
+            median(found["grown_bytes_per_row"]), median(found["stored_bytes"], 1e-6),
+        ])
+    return f"{conditions(result)}\n\n{table(head, rows)}\n{table(adds, added)}{absent(result)}"
+
+
+def growth(results: Results) -> str:
+    result = results["bench_growth"]
+    head = ["rows", "", "µs/query at 0.95", "at 0.99", "ours ÷ it at 0.95", "at 0.99", "build µs/row", "add 1 row µs"]
+    rows = []
+    for size, engines in result["summary"]["sizes"].items():
+        for engine, found in engines.items():
+            ratios = found.get("ours_over_it", {})
+            rows.append([
+                f"{int(size):,}", TITLES[engine],
+                *(median(found["us_per_query"][recall]) for recall in ("0.95", "0.99")),
+                *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
+                number(found.get("build_us_per_row")), median(found["add_p50_us"]),
+            ])
+    return (
+        f"{conditions(result)}\n\n![microseconds a query at recall 0.95 by rows](img/growth.svg)\n\n"
+        f"{table(head, rows)}{absent(result)}"
+    )
+
+
+def evidence(results: Results) -> str:
+    result = results["bench_growth"]
+    head = ["set", "of", "cosine to the 1st neighbour", "10th", "100th", "intrinsic dimension"]
+    whole = result["parameters"]["seed_rows"]
+    names = {"control": f"the first tenth, grown to {whole:,}", "real": f"the real {whole:,}"}
+    rows = []
+    for name, found in result["summary"]["evidence"].items():
+        for kind in ("rows", "queries"):
+            values = found[kind]
+            title = names.get(name) or f"{int(name):,} rows"
+            cosines = [f"{values[f'cosine_{rank}']:.3f}" for rank in (1, 10, 100)]
+            rows.append([title, kind, *cosines, f"{values['intrinsic_dimension']:.1f}"])
+    return table(head, rows)
+
+
+def kernels(results: Results) -> str:
+    result = results["bench_kernels"]
+    summary = result["summary"]
+    head = ["kernel", "table", "ns a row, cached", "from memory", "random", "GB/s from memory", "÷ copy"]
+    cases: dict[tuple[str, str], Result] = {}
+    for case in summary["cases"]:
+        cases.setdefault((case["kernel"], case["table"]), {})[case["rows"]] = case
+    rows = [
+        [f"`{kernel}`", name, *(median(found[source]["ns"]) for source in ("cache", "memory", "random")),
+         median(found["memory"]["gb_s"]), median(found["memory"]["over_copy"])]
+        for (kernel, name), found in cases.items()
+    ]
+    speeds = f"Copy: {median(summary['copy_gb_s'])} GB/s. Read: {median(summary['read_gb_s'])} GB/s."
+    return f"{conditions(result)} {speeds}\n\n{table(head, rows)}"
+
+
+def life(results: Results) -> str:
+    """Ours alone: save and load, memory, and the loop's lag; whichever was measured."""
+    parts = []
+    if found := results.get("bench_save_load"):
+        names = [name for name in found["summary"] if name.endswith("_s")]
+        rows = [[name.removesuffix("_s").replace("_", " "), median(found["summary"][name])] for name in names]
+        rows.append(["stored MB", median(found["summary"]["stored_mb"])])
+        parts.append(f"{conditions(found)}\n\n" + table(["on a local directory", "s"], rows))
+    if found := results.get("bench_memory"):
+        rows = [
+            [part, median(values["grown_over_raw"]), median(values["stats_over_raw"])]
+            for part, values in found["summary"].items() if part != "cycles"
+        ]
+        text = table(["memory", "process growth ÷ raw rows", "get_stats ÷ raw rows"], rows)
+        cycled = median(found["summary"]["cycles"]["grown_mb"])
+        parts.append(
+            f"{conditions(found)}\n\n{text}\n{found['parameters']['cycles']} cycles of create, fill and destroy: "
+            f"{cycled} MB of growth.\n"
+        )
+    if found := results.get("bench_loop_lag"):
+        rows = [
+            [verb, *(median(values[name]) for name in ("seconds", "p50_ms", "p99_ms", "max_ms"))]
+            for verb, values in found["summary"].items()
+        ]
+        head = ["the event loop wakes late beside", "s", "p50 ms", "p99 ms", "most ms"]
+        parts.append(f"{conditions(found)}\n\n{table(head, rows)}")
+    return "\n".join(parts)
+
+
+def readme(results: Results) -> str:
+    """The short table: search, build and memory of each index; a line for whole databases."""
+    result = results["compare_search"]
+    built = results.get("compare_build", {"summary": {}})["summary"]
+    head = ["", "QPS at recall 0.95", "at 0.99", "ours ÷ it at 0.95", "at 0.99", "rows/s built", "bytes a row"]
+    rows = []
+    for engine, found in _fastest_first(result["summary"]["single-1"]):
+        ratios = found.get("ours_over_it", {})
+        of = built.get(engine, {})
+        rows.append([
+            TITLES[engine], *(median(found["qps"][recall]) for recall in ("0.95", "0.99")),
+            *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
+            median(of.get("rows_per_s-2")), median(of.get("grown_bytes_per_row")),
+        ])
+    text = f"{conditions(result)} Searches: one query a call, one core. Builds: two threads.\n\n{table(head, rows)}"
+    if "compare_session" in results:
+        text += "\n" + _databases_in_a_line(results["compare_session"]["summary"])
+    return text
+
+
+def _databases_in_a_line(summary: Result) -> str:
+    def best(found: Result) -> str:
+        point = max(found["points"], key=lambda point: (point["recall"]["median"] >= 0.99, point["qps"]["median"]))
+        return f"{median(point['qps'])} QPS at recall {point['recall']['median']:.3f}"
+
+    each = "; ".join(f"{TITLES[engine]} {best(found)}" for engine, found in summary.items())
+    return f"With the ids and metadata of all ten hits read, all cores allowed: {each}.\n"
+
+
+#: Name of a block: what makes it, and the results it cannot do without.
+BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
+    "readme": (readme, ("compare_search",)),
+    "versions": (versions, ()),
+    "search-single": (search_single, ("compare_search",)),
+    "search-batch": (search_batch, ("compare_search",)),
+    "build": (build, ("compare_build",)),
+    "memory": (memory, ("compare_build",)),
+    "flat": (flat, ("compare_flat",)),
+    "session": (session, ("compare_session",)),
+    "growth": (growth, ("bench_growth",)),
+    "evidence": (evidence, ("bench_growth",)),
+    "kernels": (kernels, ("bench_kernels",)),
+    "life": (life, ()),
+}
+
+
+# ---- pictures
+
+
+def pictures(results: Results) -> dict[str, str]:
+    """File name → text of each picture that the results allow."""
+    found = {}
+    if "compare_search" in results:
+        summary = results["compare_search"]["summary"]
+        found["search-single.svg"] = recall_chart("One query a call, one core", summary["single-1"])
+        found["search-batch.svg"] = recall_chart("Batch of all queries, two threads", summary["batch-2"])
+    if "bench_growth" in results:
+        found["growth.svg"] = growth_chart(results["bench_growth"]["summary"]["sizes"])
+    return found
+
+
+def recall_chart(title: str, summary: Result) -> str:
+    lines = []
+    for engine in sorted(summary, key=lambda name: (name != OURS, list(TITLES).index(name))):
+        front = [point for point in curves.front(summary[engine]["points"]) if point["recall"] >= CHART_RECALL]
+        lines.append(charts.Series(TITLES[engine], [(point["recall"], point["qps"]) for point in front]))
+    recalls = [x for line in lines for x, _ in line.points]
+    speeds = [y for line in lines for _, y in line.points]
+    return charts.line_chart(title, charts.recall_axis(recalls), charts.log_axis("queries a second", speeds), lines)
+
+
+def growth_chart(sizes: Result) -> str:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for size, engines in sizes.items():
+        for engine, found in engines.items():
+            if (cost := found["us_per_query"]["0.95"]) is not None:
+                points.setdefault(engine, []).append((float(size), cost["median"]))
+    lines = [charts.Series(TITLES[engine], sorted(of)) for engine, of in points.items()]
+    x_axis = charts.log_axis("rows", [x for line in lines for x, _ in line.points])
+    y_axis = charts.log_axis("µs a query", [y for line in lines for _, y in line.points])
+    return charts.line_chart("Cost of a search at recall 0.95, one core", x_axis, y_axis, lines)
+
+
+# ---- files
+
+
+def load_results(folder: Path = RESULTS) -> Results:
+    """Every result file of a folder, by benchmark."""
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
+    return {result["benchmark"]: result for result in found if result["summary"]}
+
+
+def render(text: str, results: Results) -> str:
+    """A document with every marked block as the results give it.
+
+    Raises:
+        SystemExit: a block has no known name.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise SystemExit(f"no block is called {match[2]!r}: one of {', '.join(BLOCKS)}")
+        make, needs = BLOCKS[match[2]]
+        missing = [name for name in needs if name not in results]
+        body = make(results) if not missing else ""
+        return match[1] + (body or "Not measured yet.\n") + match[3]
+
+    return MARKED.sub(replace, text)
+
+
+def everything(results: Results, root: Path = ROOT) -> dict[Path, str]:
+    """Every file that the results make, with its text."""
+    documents = [Path("README.md"), Path("docs", "benchmarks.md")]
+    found = {path: render((root / path).read_text(encoding="utf-8"), results) for path in documents}
+    return found | {PICTURES / name: text for name, text in pictures(results).items()}
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is out of date")
+    options = parser.parse_args()
+    stale = []
+    for path, text in everything(load_results()).items():
+        file = ROOT / path
+        if file.exists() and file.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path.as_posix())
+        if not options.check:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+    if options.check and stale:
+        raise SystemExit(f"not what benchmarks/results gives: {', '.join(stale)}; run python benchmarks/report.py")
+    print(f"{'would write' if options.check else 'wrote'} {', '.join(stale) or 'nothing: all is up to date'}")
+
+
+if __name__ == "__main__":
+    main()
