@@ -45,6 +45,18 @@ static inline uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static inline uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 static inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+/* ---- prefetch: asks for the cache lines of `bytes` bytes, without waiting ---- */
+
+#define CACHE_LINE 64u
+static inline const char *line_of(const void *p) { return (const char *)((uintptr_t)p & ~(uintptr_t)(CACHE_LINE - 1)); }
+static inline void fetch_bytes(const void *p, size_t bytes) {
+    for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line);
+}
+/* The same for what is read once: it does not push out what the next search reads again. */
+static inline void fetch_once(const void *p, size_t bytes) {
+    for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line, 0, 0);
+}
+
 /* ---- control word ---- */
 
 static inline bool control_cancelled(const fvdb_control *c) { return c && __atomic_load_n(&c->cancel, __ATOMIC_RELAXED); }

@@ -60,6 +60,21 @@ static inline uint32_t *hnsw_upper_links(const hnsw *g, uint32_t u, uint32_t lev
     const uint32_t *start = (const uint32_t *)g->upper_start.base;
     return (uint32_t *)g->upper_links.base + ((size_t)start[u] + level - 1) * g->M;
 }
+/* The links of a node, without a copy where they are not packed: up to n cells, of which those that are free, at the
+ * end, hold FVDB_NO_SLOT.  `room` takes M0 entries. */
+static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t node, uint32_t *room, uint32_t *n) {
+    *n = level ? g->M : g->M0;
+    if (level) return hnsw_upper_links(g, node, level);
+    if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)node * g->M0;
+    *n = hnsw_links0(g, node, room);
+    return room;
+}
+/* Brings the links of a node near. */
+static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
+    if (level) return;           /* small enough to be near */
+    size_t bytes = (size_t)g->M0 * g->link_bits / 8;
+    fetch_bytes(g->links0.base + node * bytes, bytes);
+}
 /* Links of a node on any level. */
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);
 void hnsw_set_links(hnsw *g, uint32_t level, uint32_t node, const uint32_t *links, uint32_t n);
@@ -87,13 +102,15 @@ typedef struct walk {
     uint8_t epoch;
     candidate *pool;
     uint32_t pool_size, pool_n;
+    hit *hits;                   /* room for what one query returns */
+    uint32_t hits_size;
     size_t bytes;                /* all memory of this walk */
 } walk;
 
 fvdb_status walk_init(walk *w, const store *s, const hnsw *g);
 void walk_free(walk *w);
-/* Room to walk n nodes with a pool of pool_size. */
-fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size);
+/* Room to walk n nodes with a pool of pool_size, and for so many hits. */
+fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size, uint32_t hits);
 
 /* Starts a new set of marked nodes; walk_mark is false for a node marked already. */
 void walk_begin_marks(walk *w);
@@ -103,6 +120,7 @@ bool walk_mark(walk *w, uint32_t node);
 typedef struct row_filter {
     const uint64_t *live, *allow;        /* either may be NULL */
     uint64_t allow_words;
+    uint32_t pool_most;                  /* candidates of a walk, those that only guide it included */
 } row_filter;
 static inline bool row_allowed(const row_filter *f, uint32_t slot) {
     return (!f->live || bit_get(f->live, slot)) &&

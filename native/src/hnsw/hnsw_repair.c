@@ -10,6 +10,7 @@
 #define ROWS_PER_ITEM 64u
 /* Lost rows followed from one row; past some hundreds of candidates recall gains nothing more. */
 #define EXPAND_MAX 64u
+#define CANDIDATES_MAX (HNSW_M0_MAX * (EXPAND_MAX + 2))
 
 typedef struct repair {
     const hnsw *g;
@@ -54,7 +55,7 @@ static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
             }
         }
         scorer_many(&w->query, slots, n_fresh, distances);
-        for (uint32_t i = 0; i < n_fresh; i++) walk_offer(w, distances[i], fresh[i], w->pool_size - 1);
+        for (uint32_t i = 0; i < n_fresh; i++) walk_offer(w, distances[i], fresh[i], r->stays.pool_most);
         if (at == n_lost) return true;
         n = hnsw_links(r->g, level, lost[at], links);
     }
@@ -112,7 +113,7 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
         if (slot != FVDB_NO_SLOT) TRY(hnsw_append_upper(r->out, slot, hnsw_upper_level(g, u), diag));
     }
     for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(r->walks[i], g->n, max_u32(2 * g->ef_construction, HNSW_M0_MAX * (EXPAND_MAX + 2))) != FVDB_OK)
+        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1, 0) != FVDB_OK)
             return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t level = 0; level <= g->max_level; level++) {
         repair_level(r, level, c);
@@ -130,7 +131,7 @@ fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uin
     uint64_t *stays = mem_alloc_array(g->n / 64 + 1, sizeof *stays);
     fvdb_status status;
     if (upper_map && nodes && stays) {
-        repair r = {.g = g, .s = s, .map = map, .upper_map = upper_map, .stays = {.live = stays}, .out = out,
+        repair r = {.g = g, .s = s, .map = map, .upper_map = upper_map, .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, CANDIDATES_MAX)}, .out = out,
                     .walks = walks, .control = control, .nodes = nodes};
         status = without(&r, n, upper_map, stays, c, diag);
     } else {

@@ -2,9 +2,17 @@
  *
  * The pool is one sorted array (not two heaps as in the paper's Alg. 2): at the usual ef of 50 to 200 entries an insert
  * is one short memmove, and the next node to expand is found by a cursor.
+ * A walk waits for memory, not for arithmetic: with everything in the cache it takes a quarter of its time.  So the
+ * nearest BEAM nodes are expanded at once (the paper expands one): their links are read together, the codes of all
+ * their unseen neighbours are on their way before the first is scored, and a candidate's links are fetched when it
+ * enters the pool.  That looks at some 5 % more rows and takes a third less time (docs/decisions/0010).
  * Rows that a search may not return (tombstones, filtered rows) stay in the pool and guide it, but do not count: the
  * pool ends at the ef-th allowed row. */
 #include "hnsw.h"
+
+#include <math.h>
+
+#define BEAM 4u
 
 /* ---- memory ---- */
 
@@ -21,11 +29,12 @@ void walk_free(walk *w) {
     scorer_free(&w->pair);
     mem_free(w->visited);
     mem_free(w->pool);
+    mem_free(w->hits);
 }
 
-fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
-    if (n > w->visited_size) {
-        uint32_t size = n + n / 8;
+fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size, uint32_t hits) {
+    if (n >= w->visited_size) {
+        uint32_t size = n + n / 8 + 1;       /* the last one stands for no node */
         uint8_t *visited = mem_alloc_array(size, 1);
         if (!visited) return FVDB_ERR_MEMORY;
         mem_free(w->visited);
@@ -39,7 +48,13 @@ fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
         w->pool = pool;
         w->pool_size = pool_size;
     }
-    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool;
+    if (hits > w->hits_size) {
+        hit *room = mem_realloc(w->hits, hits * sizeof *room);
+        if (!room) return FVDB_ERR_MEMORY;
+        w->hits = room;
+        w->hits_size = hits;
+    }
+    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits;
     return FVDB_OK;
 }
 
@@ -48,6 +63,7 @@ void walk_begin_marks(walk *w) {
         memset(w->visited, 0, w->visited_size);
         w->epoch = 1;
     }
+    w->visited[w->visited_size - 1] = w->epoch;
 }
 
 bool walk_mark(walk *w, uint32_t node) {
@@ -58,15 +74,18 @@ bool walk_mark(walk *w, uint32_t node) {
 
 /* ---- pool ---- */
 
-/* Where a distance belongs: after everything nearer or equal, so that equals keep their order of arrival. */
+/* Where a distance belongs: after everything nearer or equal, so that equals keep their order of arrival.  No branch
+ * depends on a distance: none could be predicted. */
 static uint32_t pool_position(const walk *w, float distance) {
-    uint32_t low = 0, high = w->pool_n;
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
-        if (w->pool[middle].distance <= distance) low = middle + 1;
-        else high = middle;
+    const candidate *from = w->pool;
+    uint32_t n = w->pool_n;
+    if (n == 0) return 0;
+    while (n > 1) {
+        uint32_t half = n / 2;
+        from += from[half - 1].distance <= distance ? half : 0;
+        n -= half;
     }
-    return low;
+    return (uint32_t)(from - w->pool) + (from->distance <= distance);
 }
 
 static uint32_t pool_insert(walk *w, float distance, uint32_t node) {
@@ -88,7 +107,7 @@ void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity) {
 /* ---- descent ---- */
 
 static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, uint32_t n, float *out) {
-    uint32_t slots[HNSW_M0_MAX];
+    uint32_t slots[BEAM * HNSW_M0_MAX];
     if (level == 0) {
         scorer_many(&w->query, nodes, n, out);
         return;
@@ -120,38 +139,60 @@ uint32_t hnsw_descend(walk *w, uint32_t level) {
 
 /* ---- one level ---- */
 
+/* Appends the neighbours of a node that have no mark yet, and marks them; returns the new length. */
+static uint32_t gather(walk *w, uint32_t level, uint32_t node, uint32_t *fresh, uint32_t n) {
+    uint32_t unpacked[HNSW_M0_MAX], cells, none = w->visited_size - 1;
+    const uint32_t *links = hnsw_cells(w->g, level, node, unpacked, &cells);
+    uint8_t *visited = w->visited, epoch = w->epoch;
+    /* No branch here: whether a row was met before, and where the links end, cannot be predicted. */
+    for (uint32_t i = 0; i < cells; i++) {
+        uint32_t link = links[i] == FVDB_NO_SLOT ? none : links[i];
+        fresh[n] = link;
+        n += visited[link] != epoch;
+        visited[link] = epoch;
+    }
+    return n;
+}
+
+static inline bool returns(const walk *w, uint32_t level, const row_filter *filter, uint32_t node) {
+    return !filter || row_allowed(filter, hnsw_node_slot(w->g, level, node));
+}
+
 void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter) {
     const hnsw *g = w->g;
-    uint32_t links[HNSW_M0_MAX], fresh[HNSW_M0_MAX];
-    float distances[HNSW_M0_MAX];
-    uint32_t capacity = filter ? w->pool_size - 1 : ef;
+    uint32_t fresh[BEAM * HNSW_M0_MAX + 1];
+    float distances[BEAM * HNSW_M0_MAX];
+    uint32_t capacity = filter ? filter->pool_most : ef;
     walk_begin_marks(w);
     walk_mark(w, entry);
     score_nodes(w, level, &entry, 1, distances);
     w->pool_n = 0;
     pool_insert(w, distances[0], entry);
-    uint32_t allowed = !filter || row_allowed(filter, hnsw_node_slot(g, level, entry));
-    for (uint32_t cursor = 0; cursor < w->pool_n;) {
-        if (w->pool[cursor].node & CANDIDATE_SEEN) {
-            cursor++;
-            continue;
+    uint32_t allowed = returns(w, level, filter, entry);
+    for (uint32_t cursor = 0;;) {
+        uint32_t beam[BEAM], n_beam = 0, n_fresh = 0;
+        for (; cursor < w->pool_n && n_beam < BEAM; cursor++) {
+            if (w->pool[cursor].node & CANDIDATE_SEEN) continue;
+            beam[n_beam++] = w->pool[cursor].node;
+            w->pool[cursor].node |= CANDIDATE_SEEN;
         }
-        uint32_t n = hnsw_links(g, level, w->pool[cursor].node, links), n_fresh = 0;
-        w->pool[cursor].node |= CANDIDATE_SEEN;
-        for (uint32_t i = 0; i < n; i++)
-            if (walk_mark(w, links[i])) fresh[n_fresh++] = links[i];
+        if (n_beam == 0) break;
+        for (uint32_t i = 0; i < n_beam; i++) n_fresh = gather(w, level, beam[i], fresh, n_fresh);
         score_nodes(w, level, fresh, n_fresh, distances);
+        bool full = allowed >= ef || w->pool_n >= capacity;
+        float worst = full ? w->pool[w->pool_n - 1].distance : INFINITY;
         for (uint32_t i = 0; i < n_fresh; i++) {
-            bool full = allowed >= ef || w->pool_n >= capacity;
-            if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
-            uint32_t at = pool_insert(w, distances[i], fresh[i]);
-            if (at < cursor) cursor = at;
-            allowed += !filter || row_allowed(filter, hnsw_node_slot(g, level, fresh[i]));
+            if (full && distances[i] >= worst) continue;
+            hnsw_fetch(g, level, fresh[i]);
+            cursor = min_u32(cursor, pool_insert(w, distances[i], fresh[i]));
+            allowed += returns(w, level, filter, fresh[i]);
             /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */
             while (w->pool_n > capacity || allowed > ef) {
                 uint32_t last = w->pool[--w->pool_n].node & ~CANDIDATE_SEEN;
-                allowed -= !filter || row_allowed(filter, hnsw_node_slot(g, level, last));
+                allowed -= returns(w, level, filter, last);
             }
+            full = allowed >= ef || w->pool_n >= capacity;
+            worst = w->pool[w->pool_n - 1].distance;
         }
     }
     for (uint32_t i = 0; i < w->pool_n; i++) w->pool[i].node &= ~CANDIDATE_SEEN;

@@ -39,7 +39,7 @@ typedef struct kernel_table {
     double (*exact_l2)(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16);
 
     /* Inner products of an int8 query with the codes of n slots: sum of q x code as int32.  Row s starts at
-     * codes + s * code_bytes; code_bytes is a multiple of CODE_BLOCK_BYTES.  Prefetches ahead. */
+     * codes + s * code_bytes; code_bytes is a multiple of CODE_BLOCK_BYTES.  The caller has fetched the rows. */
     void (*code_dot)(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
                      const uint32_t *slots, uint32_t n, int32_t *out);
 
@@ -56,7 +56,7 @@ typedef struct kernel_table {
 
     /* One query against the high planes of n slots, float32 in 16 lanes, product rounded, then added (no fused
      * operations, no bfloat16 dot instructions: they flush and round differently).  q: dim16 float32.  Row s starts at
-     * high + s * dim16.  Prefetches ahead. */
+     * high + s * dim16.  The caller has fetched the rows. */
     void (*high_dot)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
     void (*high_l2)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
 } kernel_table;

@@ -5,15 +5,6 @@
  * registers; since no operation is fused or reordered, every instruction set gives the same bits. */
 #include "kernels.h"
 
-/* Rows fetched ahead: one row is 12 cache lines at 384 dimensions, and a core keeps some 20 to 40 misses in flight. */
-#define HIGH_AHEAD 2u
-/* A code row is 3 lines. */
-#define CODE_AHEAD 8u
-
-static inline void prefetch_row(const void *row, size_t bytes) {
-    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
-}
-
 static inline KERNEL_TARGET float from_bits(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
@@ -81,6 +72,13 @@ static KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, cons
     return add_lanes(sums);
 }
 
+static inline KERNEL_TARGET void weights(const float *x, const float *step, float inverse, int8_t *q) {
+    for (size_t i = 0; i < CODE_BLOCK_BYTES; i++) {
+        float w = inverse > 0 ? x[i] * step[i] * inverse : 0.0f;
+        q[i] = (int8_t)(int32_t)(w + (w < 0 ? -0.5f : 0.5f));
+    }
+}
+
 static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo, int8_t *q_hi,
                          float *base, float *scale) {
     float largest = 0, lanes[PLANE_LANES] = {0};
@@ -92,12 +90,9 @@ static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const fl
     /* A largest weight whose inverse is infinite, or that is itself, quantises to nothing. */
     bool usable = largest >= CODE_WEIGHT_MIN && largest <= CODE_WEIGHT_MAX;
     float inverse = usable ? 127.0f / largest : 0.0f;
-    for (size_t i = 0; i < dim64; i++) {
-        float w = usable ? x[i] * step[i] * inverse : 0.0f;
-        int8_t q = (int8_t)(int32_t)(w + (w < 0 ? -0.5f : 0.5f));
-        size_t block = i / CODE_DIMS * CODE_BLOCK_BYTES, at = i % CODE_DIMS;
-        if (at < CODE_BLOCK_BYTES) q_lo[block + at] = q;
-        else q_hi[block + at - CODE_BLOCK_BYTES] = q;
+    for (size_t i = 0; i < dim64; i += CODE_DIMS, q_lo += CODE_BLOCK_BYTES, q_hi += CODE_BLOCK_BYTES) {
+        weights(x + i, step + i, inverse, q_lo);
+        weights(x + i + CODE_BLOCK_BYTES, step + i + CODE_BLOCK_BYTES, inverse, q_hi);
     }
     for (size_t i = 0; i < dim64; i += PLANE_LANES)
         for (size_t l = 0; l < PLANE_LANES; l++) lanes[l] += x[i + l] * lo[i + l];
@@ -131,7 +126,6 @@ static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, cons
 
 static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
     for (uint32_t r = 0; r < n; r++) {
-        if (r + HIGH_AHEAD < n) prefetch_row(high + (size_t)slots[r + HIGH_AHEAD] * dim16, dim16 * sizeof *high);
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
         for (size_t i = 0; i < dim16; i += PLANE_LANES)
@@ -142,7 +136,6 @@ static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t 
 
 static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
     for (uint32_t r = 0; r < n; r++) {
-        if (r + HIGH_AHEAD < n) prefetch_row(high + (size_t)slots[r + HIGH_AHEAD] * dim16, dim16 * sizeof *high);
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
         for (size_t i = 0; i < dim16; i += PLANE_LANES) {

@@ -18,11 +18,7 @@ static inline KERNEL_TARGET int32_t row_dot(const int8_t *q_lo, const int8_t *q_
 
 static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
                                    const uint32_t *slots, uint32_t n, int32_t *out) {
-    for (uint32_t r = 0; r < n && r < CODE_AHEAD; r++) prefetch_row(codes + (size_t)slots[r] * code_bytes, code_bytes);
-    for (uint32_t r = 0; r < n; r++) {
-        if (r + CODE_AHEAD < n) prefetch_row(codes + (size_t)slots[r + CODE_AHEAD] * code_bytes, code_bytes);
-        out[r] = row_dot(q_lo, q_hi, codes + (size_t)slots[r] * code_bytes, code_bytes);
-    }
+    for (uint32_t r = 0; r < n; r++) out[r] = row_dot(q_lo, q_hi, codes + slots[r] * code_bytes, code_bytes);
 }
 
 KERNEL_TABLE(neon);

@@ -175,9 +175,23 @@ fvdb_status scorer_init(scorer *q, const store *s);
 void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
 void scorer_set_slot(scorer *q, uint32_t slot);      /* walk distances only */
+/* Brings what scorer_many reads of a row near, without waiting. */
+static inline void scorer_fetch(const scorer *q, uint32_t slot) {
+    const store *s = q->s;
+    if (store_has_codes(s)) fetch_bytes(store_code(s, slot), s->code_bytes);
+    else fetch_bytes(store_high(s, slot), s->dim16 * sizeof(uint16_t));
+}
 void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* Brings what scorer_exact reads near. */
+static inline void scorer_fetch_exact(const scorer *q, uint32_t slot) {
+    size_t bytes = q->s->dim16 * sizeof(uint16_t);
+    fetch_once(store_high(q->s, slot), bytes);
+    fetch_once(store_low(q->s, slot), bytes);
+}
 /* The exact distance of the metric, float64. */
 double scorer_exact(const scorer *q, uint32_t slot);
+/* An exact distance as scorer_many gives it approximately. */
+static inline double walk_units(const store *s, double exact) { return s->metric == FVDB_METRIC_L2 ? exact * exact : exact; }
 
 /* ---- flat_search.c: exact scan ---- */
 
