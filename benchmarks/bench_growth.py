@@ -7,6 +7,8 @@ searches take turns in rounds, one query a call on one core.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,15 @@ ENGINES = ("fabstir", "hnswlib", "zvec-hnsw")
 #: Those that take single rows into a loaded index, searchable at once.
 ADDERS = ("fabstir", "hnswlib")
 RECALLS = (0.95, 0.99)
+CONTROL = "control"
 ADDS = 200
 
 
-def summarise(results: rounds.ResultFile, engines: list[str], sizes: list[int]) -> dict[str, Any]:
-    """By size and engine: microseconds a query at each recall, of a built row, and of a single add."""
+def summarise(results: rounds.ResultFile, engines: list[str], sets: Iterable[str]) -> dict[str, Any]:
+    """By set and engine: microseconds a query at each recall, of a built row, and of a single add."""
     summary: dict[str, Any] = {}
-    for rows in sizes:
-        table = summary[str(rows)] = {}
+    for rows in sets:
+        table = summary[rows] = {}
         speeds = {engine: _speeds(results, engine, rows) for engine in engines}
         for engine, speed in speeds.items():
             found = table[engine] = {
@@ -48,15 +51,24 @@ def summarise(results: rounds.ResultFile, engines: list[str], sizes: list[int]) 
     return summary
 
 
-def _speeds(results: rounds.ResultFile, engine: str, rows: int) -> dict[float, dict[int, float | None]]:
+def _speeds(results: rounds.ResultFile, engine: str, rows: str) -> dict[float, dict[int, float | None]]:
     runs = {run["round"]: run["points"] for run in results.of(engine, mode="single", rows=rows)}
     return {recall: {number: curves.qps_at(points, recall) for number, points in runs.items()} for recall in RECALLS}
 
 
-def make_set(options: Any, source: Path, rows: int, seed_rows: int | None = None) -> Path:
-    """The folder of one size."""
-    name = f"{source.name}-grown-{seed_rows or 'all'}-{rows}-{grow.SEED}"
-    return grow.write_set(Path(options.work, "sets", name), source, rows, seed_rows)
+def make_sets(options: argparse.Namespace, source: Path, sizes: list[int]) -> dict[str, Path]:
+    """The folder of each size, and of the control: the first tenth of the set, grown to its size."""
+    whole, _ = datasets.shape(source)
+    tenth = max(whole // 10, 2 * grow.NEAREST)
+
+    def folder(rows: int, seed_rows: int) -> Path:
+        return Path(options.work, "sets", f"{source.name}-{seed_rows}-grown-{rows}-{grow.SEED}")
+
+    sets = {rows: folder(rows, whole) for rows in sizes}
+    control = folder(whole, tenth)
+    grow.write_sets(sets, source, whole)
+    grow.write_sets({whole: control}, source, tenth)
+    return {str(rows): found for rows, found in sets.items()} | {CONTROL: control}
 
 
 def main() -> None:
@@ -75,7 +87,7 @@ def main() -> None:
     engines, skipped = registry.present(registry.ENGINES, options.engines or ENGINES)
     parameters = {"set": source.name, "seed_rows": seed_rows, "dim": dim, "k": K, "seed": grow.SEED}
     results = rounds.ResultFile(options, "bench_growth", parameters, skipped)
-    folders = {rows: make_set(options, source, rows) for rows in sizes}
+    folders = make_sets(options, source, sizes)
     for rows, folder in folders.items():
         for engine in engines:
             key = {"round": 0, "engine": engine, "mode": "build", "threads": 2, "rows": rows}
@@ -87,17 +99,12 @@ def main() -> None:
                 continue
             key = {"round": number, "engine": engine, "mode": "single", "threads": 1, "rows": rows}
             results.run(key, rounds.job(options, "search", folder, engine, 1, mode="single", index=str(index)))
-            if engine in ADDERS:
+            if engine in ADDERS and rows != CONTROL:
                 key["mode"] = "add_one"
                 results.run(key, rounds.job(options, "add_one", folder, engine, 1, index=str(index), adds=ADDS))
-    control = make_set(options, source, seed_rows, max(seed_rows // 10, 2 * grow.NEAREST))
-    results.finish(
-        {
-            "sizes": summarise(results, engines, sizes),
-            "evidence": {str(rows): curves.rounded(grow.evidence(folder)) for rows, folder in folders.items()}
-            | {"control": curves.rounded(grow.evidence(control)), "real": curves.rounded(grow.evidence(source))},
-        }
-    )
+    evidence = {rows: curves.rounded(grow.evidence(folder)) for rows, folder in folders.items()}
+    evidence["real"] = curves.rounded(grow.evidence(source))
+    results.finish({"sizes": summarise(results, engines, folders), "evidence": evidence})
 
 
 if __name__ == "__main__":

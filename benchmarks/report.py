@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import charts, curves
-from harness.registry import OURS, TITLES
+from harness.registry import ENGINES, OURS, TITLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -210,7 +210,7 @@ def growth(results: Results) -> str:
         for engine, found in engines.items():
             ratios = found.get("ours_over_it", {})
             rows.append([
-                f"{int(size):,}", TITLES[engine],
+                _set_title(size, result), TITLES[engine],
                 *(median(found["us_per_query"][recall]) for recall in ("0.95", "0.99")),
                 *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
                 number(found.get("build_us_per_row")), median(found["add_p50_us"]),
@@ -221,18 +221,22 @@ def growth(results: Results) -> str:
     )
 
 
+def _set_title(name: str, result: Result) -> str:
+    whole = result["parameters"]["seed_rows"]
+    if name in ("control", "real"):
+        return {"control": f"control: a tenth, grown to {whole:,}", "real": f"the real {whole:,}"}[name]
+    return f"{int(name):,}" + (", grown" if int(name) > whole else "")
+
+
 def evidence(results: Results) -> str:
     result = results["bench_growth"]
     head = ["set", "of", "cosine to the 1st neighbour", "10th", "100th", "intrinsic dimension"]
-    whole = result["parameters"]["seed_rows"]
-    names = {"control": f"the first tenth, grown to {whole:,}", "real": f"the real {whole:,}"}
     rows = []
     for name, found in result["summary"]["evidence"].items():
         for kind in ("rows", "queries"):
             values = found[kind]
-            title = names.get(name) or f"{int(name):,} rows"
             cosines = [f"{values[f'cosine_{rank}']:.3f}" for rank in (1, 10, 100)]
-            rows.append([title, kind, *cosines, f"{values['intrinsic_dimension']:.1f}"])
+            rows.append([_set_title(name, result), kind, *cosines, f"{values['intrinsic_dimension']:.1f}"])
     return table(head, rows)
 
 
@@ -342,11 +346,17 @@ def pictures(results: Results) -> dict[str, str]:
     return found
 
 
+def colour(engine: str) -> int:
+    """The same in every picture; ours is the first of the table."""
+    return list(ENGINES).index(engine)
+
+
 def recall_chart(title: str, summary: Result) -> str:
     lines = []
-    for engine in sorted(summary, key=lambda name: (name != OURS, list(TITLES).index(name))):
+    for engine in sorted(summary, key=colour):
         front = [point for point in curves.front(summary[engine]["points"]) if point["recall"] >= CHART_RECALL]
-        lines.append(charts.Series(TITLES[engine], [(point["recall"], point["qps"]) for point in front]))
+        points = [(point["recall"], point["qps"]) for point in front]
+        lines.append(charts.Series(TITLES[engine], points, colour(engine)))
     recalls = [x for line in lines for x, _ in line.points]
     speeds = [y for line in lines for _, y in line.points]
     return charts.line_chart(title, charts.recall_axis(recalls), charts.log_axis("queries a second", speeds), lines)
@@ -355,11 +365,11 @@ def recall_chart(title: str, summary: Result) -> str:
 def growth_chart(sizes: Result) -> str:
     points: dict[str, list[tuple[float, float]]] = {}
     for size, engines in sizes.items():
-        for engine, found in engines.items():
+        for engine, found in engines.items() if size != "control" else ():
             if (cost := found["us_per_query"]["0.95"]) is not None:
                 points.setdefault(engine, []).append((float(size), cost["median"]))
-    lines = [charts.Series(TITLES[engine], sorted(of)) for engine, of in points.items()]
-    x_axis = charts.log_axis("rows", [x for line in lines for x, _ in line.points])
+    lines = [charts.Series(TITLES[engine], sorted(of), colour(engine)) for engine, of in points.items()]
+    x_axis = charts.marked_axis("rows", [x for line in lines for x, _ in line.points])
     y_axis = charts.log_axis("µs a query", [y for line in lines for _, y in line.points])
     return charts.line_chart("Cost of a search at recall 0.95, one core", x_axis, y_axis, lines)
 

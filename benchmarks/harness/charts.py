@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; ours is the first.
+# Okabe and Ito's colours, which people with any colour vision tell apart; the first is for ours.
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999999")
 WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 200, 44, 52
+LEFT, RIGHT, TOP, BOTTOM = 70, 215, 44, 52
 
 
 class Series(NamedTuple):
-    """A line: points in the order of x."""
+    """A line: points in the order of x; its colour is a number of COLOURS, and number 0 is drawn thick."""
 
     name: str
     points: list[tuple[float, float]]
+    colour: int
 
 
 class Axis(NamedTuple):
@@ -35,13 +36,20 @@ def recall_axis(points: Sequence[float]) -> Axis:
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """Powers of ten, halves and fifths of them where the range is short."""
+    """Powers of ten, and numbers between them where the range is short."""
     low, high = min(values, default=1.0), max(values, default=10.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 300 else (1,)
+    steps: tuple[float, ...] = (1,)
+    if high / low < 80:
+        steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 5, 7)
     marks = [step * 10.0**power for power in powers for step in steps]
     kept = [mark for mark in marks if 0.9 * low <= mark <= 1.1 * high]
     return Axis(title, [(mark, short(mark)) for mark in kept], math.log10)
+
+
+def marked_axis(title: str, values: Sequence[float]) -> Axis:
+    """Logarithmic, with a mark at each value."""
+    return Axis(title, [(value, short(value)) for value in sorted(set(values))], math.log10)
 
 
 def short(value: float) -> str:
@@ -87,16 +95,15 @@ def line_chart(title: str, x_axis: Axis, y_axis: Axis, lines: Sequence[Series]) 
 
 
 def _line(number: int, line: Series, places: list[tuple[float, float]]) -> list[str]:
-    """A line, its points and its entry in the legend; the first line is the thick one."""
-    colour, width = COLOURS[number % len(COLOURS)], 3 if number == 0 else 1.6
+    """A line, its points and its entry in the legend."""
+    colour, width = COLOURS[line.colour % len(COLOURS)], 1.6 if line.colour else 3
     path = " ".join(f"{x},{y}" for x, y in places)
     key, row = WIDTH - RIGHT + 16, TOP + 12 + 22 * number
     return [
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>',
         *(f'<circle cx="{x}" cy="{y}" r="{1.2 * width}" fill="{colour}"/>' for x, y in places),
         f'<path d="M{key} {row - 4}h20" stroke="{colour}" stroke-width="{width}"/>',
-        f'<text x="{key + 26}" y="{row}"{" font-weight=" + chr(34) + "bold" + chr(34) if number == 0 else ""}>'
-        f"{escape(line.name)}</text>",
+        f'<text x="{key + 26}" y="{row}">{escape(line.name)}</text>',
     ]
 
 

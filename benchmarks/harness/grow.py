@@ -2,16 +2,16 @@
 
 A new row is a mix of a real row and four of its ten nearest, with weights drawn from Dirichlet(4), completed to unit
 length by a residual: the difference of two random rows, made orthogonal to the mix. Both halves are needed. A mix alone
-lies inside the simplex of its parents: normalised, it is nearer to everything than any real row is, and its nearest
-neighbour has a cosine of 0.94 where that of real rows is 0.66, at an intrinsic dimension of 3.5 instead of 17. The
-residual, which has the covariance of the set itself, takes the place of what makes a real row its own. Weights of
-Dirichlet(4) keep a new row from being a near copy of one parent.
+lies inside the simplex of its parents and, normalised, is nearer to everything than any real row is: where pairs were
+mixed to grow 10,000 glosses to 50,000, the nearest neighbour had a cosine of 0.94, that of 50,000 real ones has 0.66,
+and the intrinsic dimension was 3.5 instead of 17. The residual, which has the covariance of the set itself, takes the
+place of what makes a real row its own. Weights of Dirichlet(4) keep a new row from being a near copy of one parent.
 
 `evidence` measures what must not change: similarities to the 1st, 10th and 100th neighbour, and the intrinsic dimension
 (Levina and Bickel 2004, maximum likelihood over 20 neighbours), for rows and for held-out queries. bench_growth reports
-it for every size, and for a control: the set's first tenth, grown to the size of the set, beside the set itself. There
-the rows agree, and queries find the grown set harder: nothing that was made lies as near to a query as a real row
-would. So costs at a given recall on grown sets are, if anything, too high.
+it for every size, and for a control: the set's first tenth, grown to the size of the set, beside the set itself, whose
+searches are timed too. There the rows are alike, and queries find the grown set harder: nothing that was made lies as
+near to a query as a real row would. So costs at a given recall on grown sets are, if anything, too high.
 """
 
 from __future__ import annotations
@@ -78,12 +78,15 @@ def _nearest_rows(unit: Floats) -> npt.NDArray[np.int64]:
     return near
 
 
-def write_set(folder: Path, source: Path, rows: int, seed_rows: int | None = None) -> Path:
-    """A set of `rows` rows grown from the first `seed_rows` of another (all by default), made unless it is there."""
-    if not folder.exists():
-        queries, _ = datasets.open_queries(source)
-        datasets.write(folder, grow(datasets.open_base(source)[:seed_rows], rows), queries)
-    return folder
+def write_sets(folders: dict[int, Path], source: Path, seed_rows: int) -> None:
+    """Sets of so many rows, grown from the first `seed_rows` of another; those that are there stay."""
+    missing = {rows: folder for rows, folder in folders.items() if not folder.exists()}
+    if not missing:
+        return
+    queries, _ = datasets.open_queries(source)
+    grown = grow(datasets.open_base(source)[:seed_rows], max(missing))
+    for rows, folder in missing.items():
+        datasets.write(folder, grown[:rows], queries)
 
 
 def evidence(folder: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class FabstirDatabase(Database):
         self._loop.call(self._session.save_to_s5)
 
     def settings(self) -> list[Setting]:
-        return [{}, *({"ef_search": ef} for ef in (48, 100, 160, 240))]
+        return [{}, *({"ef_search": ef} for ef in (48, 100, 160, 240, 400))]
 
     def answer(self, queries: Any, setting: Setting) -> tuple[list[list[str]], list[float]]:
         return self._loop.call(self._answer, queries, setting)
