@@ -1,0 +1,103 @@
+"""Metadata through a session: what is accepted can be saved and loaded again, what is refused changes nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from saving import content, session_on
+
+from fabstir_vectordb import InvalidInputError, VectorDBSession
+from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
+
+pytestmark = pytest.mark.anyio
+
+
+def nested(depth: int) -> Any:
+    value: Any = None
+    for _ in range(depth):
+        value = {"in": value}
+    return value
+
+
+# Five bytes are the head of the outermost text or list.
+AT_THE_LIMIT: dict[str, Any] = {
+    "text": "x" * (METADATA_BYTES_MAX - 5),
+    "letters of three bytes": "x" + "漢" * ((METADATA_BYTES_MAX - 6) // 3),
+    "small integers": [1] * (METADATA_BYTES_MAX - 5),
+    "integers of nine bytes": [2**50] * ((METADATA_BYTES_MAX - 5) // 9) + [0] * ((METADATA_BYTES_MAX - 5) % 9),
+    "nesting": nested(METADATA_DEPTH_MAX),
+}
+BEYOND: dict[str, Any] = {
+    "text": "x" * (METADATA_BYTES_MAX - 4),
+    "letters of three bytes": "漢" * ((METADATA_BYTES_MAX - 5) // 3 + 1),
+    "small integers": [1] * (METADATA_BYTES_MAX - 4),
+    "integers of nine bytes": [2**50] * ((METADATA_BYTES_MAX - 5) // 9 + 1),
+    "many empty dicts": [{}] * (METADATA_BYTES_MAX - 4),
+    "nesting": nested(METADATA_DEPTH_MAX + 1),
+    "far too deep": nested(50_000),
+}
+
+
+@pytest.mark.parametrize("kind", AT_THE_LIMIT)
+async def test_metadata_at_the_limit_is_saved_and_loaded(kind: str) -> None:
+    uri = f"memory:{uuid.uuid4()}"
+    value = AT_THE_LIMIT[kind]
+    async with await session_on(uri) as session:
+        await session.add_batch(["a", "b"], np.eye(2), [value, None])
+        before = await content(session)
+        await session.save_to_s5()
+    async with await session_on(uri) as session:
+        await session.load_user_vectors()
+        assert await content(session) == before == [
+            ("a", np.array([1, 0], np.float32).tobytes(), value),
+            ("b", np.array([0, 1], np.float32).tobytes(), None),
+        ]
+
+
+async def _add(session: VectorDBSession, value: Any) -> None:
+    await session.add_batch(["new", "other"], np.eye(2), [None, value])
+
+
+async def _replace(session: VectorDBSession, value: Any) -> None:
+    await session.add_vectors(
+        [{"id": "a", "vector": [3, 4]}, {"id": "b", "vector": [3, 4], "metadata": value}], on_conflict="replace"
+    )
+
+
+async def _update(session: VectorDBSession, value: Any) -> None:
+    await session.update_metadata("a", value)
+
+
+async def _merge(session: VectorDBSession, value: Any) -> None:
+    await session.update_metadata("a", {"more": value}, merge=True)
+
+
+@pytest.mark.parametrize("change", [_add, _replace, _update, _merge])
+@pytest.mark.parametrize("kind", BEYOND)
+async def test_metadata_beyond_the_limit_is_refused_before_anything_changes(
+    kind: str, change: Callable[[VectorDBSession, Any], Any]
+) -> None:
+    async with await session_on(f"memory:{uuid.uuid4()}") as session:
+        await session.add_batch(["a", "b"], np.eye(2), [{"kept": 1}, None])
+        await session.save_to_s5()
+        before = await content(session)
+        with pytest.raises(InvalidInputError, match=r"more than|nested") as caught:
+            await change(session, BEYOND[kind])
+        assert caught.value.details["limit"] in (METADATA_BYTES_MAX, METADATA_DEPTH_MAX)
+        assert await content(session) == before
+        assert not (await session.get_stats()).dirty
+
+
+async def test_a_merge_that_passes_the_limit_is_refused() -> None:
+    async with await session_on("memory:") as session:
+        await session.add_batch(["a"], [[1, 2]], [{"first": "x" * (METADATA_BYTES_MAX // 2)}])
+        before = await content(session)
+        with pytest.raises(InvalidInputError, match="more than"):
+            await session.update_metadata("a", {"second": "y" * (METADATA_BYTES_MAX // 2)}, merge=True)
+        assert await content(session) == before
+        await session.update_metadata("a", {"first": "y"}, merge=True)
+        assert [metadata for _, _, metadata in await content(session)] == [{"first": "y"}]
