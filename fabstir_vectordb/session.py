@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -227,7 +227,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        def add(control: Control) -> AddResult:
+        def add(index: Index, control: Control) -> AddResult:
             rows = [_as_input(row, item) for row, item in enumerate(items)]
             metadata = [row.metadata for row in rows]
             times = [row.timestamp for row in rows]
@@ -237,6 +237,7 @@ class VectorDBSession:
                 metadata if any(value is not None for value in metadata) else None,
                 times if any(value is not None for value in times) else None,
                 on_conflict,
+                index,
                 control,
             )
 
@@ -275,10 +276,11 @@ class VectorDBSession:
         metadata: Sequence[Any] | None,
         timestamps: Any,
         on_conflict: str,
+        index: Index,
         control: Control,
     ) -> AddResult:
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, self._index.dim)
-        result = self._index.add(batch, on_conflict, control)
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim)
+        result = index.add(batch, on_conflict, control)
         if len(batch.ids) >= _SETTLE_ROWS:
             del batch
             settle()
@@ -298,7 +300,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        await self._change(lambda _: self._index.update_metadata(id, metadata, merge))
+        await self._change(lambda index, _: index.update_metadata(id, metadata, merge))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; `vacuum` gives its memory back.
@@ -314,7 +316,7 @@ class VectorDBSession:
         """
         if not isinstance(id, str):
             raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
-        return await self._change(lambda _: self._index.delete([id], missing_ok))
+        return await self._change(lambda index, _: index.delete([id], missing_ok))
 
     async def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good, repairs the graph and gives their memory back.
@@ -326,7 +328,7 @@ class VectorDBSession:
             IndexStateError: there was not enough memory beside the index; nothing changed.
             SessionError: the session is destroyed.
         """
-        return await self._change(lambda control: self._index.vacuum(control))
+        return await self._change(Index.vacuum)
 
     # ---- rows out
 
@@ -396,11 +398,12 @@ class VectorDBSession:
         """
         return self.live_index().counts.live
 
-    async def scan(self) -> AsyncIterator[Row]:
+    async def scan(self) -> AsyncGenerator[Row, None]:
         """The rows that are live at its start, in the order of their slots.
 
         Rows that are deleted or replaced before the scan reaches them do not come, nor do rows added meanwhile; a
-        vacuum makes no difference.
+        vacuum makes no difference. Whoever leaves a scan before its end on trio uses `contextlib.aclosing`, as for
+        any generator there.
 
         Raises:
             SessionError: the session is destroyed, or a load replaced what was being scanned.
@@ -803,8 +806,8 @@ class VectorDBSession:
             group.start_soon(run)
         return _result(outcome, failure)
 
-    async def _change(self, function: Callable[[Control], _T]) -> _T:
-        """Runs a change of the index in a thread, alone."""
+    async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
+        """Runs a change in a thread, alone, on the index that is there when its turn has come."""
 
         # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
         once = [function]
@@ -813,7 +816,7 @@ class VectorDBSession:
         async def change() -> _T:
             self._change_over = over = anyio.Event()
             try:
-                return await self._stoppable(once.pop())
+                return await self._stoppable(partial(once.pop(), self._index))
             finally:
                 self._change_over = None
                 over.set()

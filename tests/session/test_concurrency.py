@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,7 +19,7 @@ from holding import Held, turns
 from saving import PHRASE, SEED, add_rows, rows, session_on
 
 import fabstir_vectordb.session
-from fabstir_vectordb import SessionError, VectorDBSession, sync
+from fabstir_vectordb import ConflictError, SessionError, VectorDBSession, sync
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.index import Index, IndexSettings, prepare_batch
 
@@ -112,6 +115,46 @@ async def test_a_save_beside_searches_does_not_stop_them(monkeypatch: pytest.Mon
         assert await session.count() == 51
         # The row came after the save.
         assert (await session.get_stats()).dirty
+
+
+async def test_a_change_that_waited_for_a_load_changes_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with await session_on(f"memory:{uuid.uuid4()}") as session:
+        await add_rows(session, 50)
+        await session.delete_vector("row-000049")
+        await session.save_to_s5()
+        await session.vacuum()
+        with Held(monkeypatch, "load_part") as held:
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(session.load_user_vectors, discard_unsaved=True))
+                await held.entered()
+                for change in [
+                    partial(session.vacuum),
+                    partial(session.add_batch, ["new"], rows(1)),
+                    partial(session.delete_vector, "row-000001"),
+                    partial(session.update_metadata, "row-000002", "new"),
+                ]:
+                    group.start_soon(change)
+                await turns()
+                held.let_go()
+        stats = await session.get_stats()
+        assert (stats.vector_count, stats.deleted_count) == (49, 1)
+        assert [row and row.metadata for row in await session.get(["new", "row-000001", "row-000002"])] == [
+            *(None, None, "new")
+        ]
+
+
+async def test_a_session_keeps_no_array_that_it_was_given() -> None:
+    async with await session_on("memory:") as session:
+        for on_conflict in ("error", "error", "replace"):
+            vectors = rows(30)
+            gone = weakref.ref(vectors)
+            try:
+                await session.add_batch([str(row) for row in range(30)], vectors, on_conflict=on_conflict)
+            except ConflictError:
+                pass
+            del vectors
+            gc.collect()
+            assert gone() is None
 
 
 # ---- scans
