@@ -6,13 +6,16 @@ read arguments, and they stay in shell histories.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial, wraps
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -24,7 +27,7 @@ import platformdirs
 from tqdm import tqdm
 
 from fabstir_vectordb.demo.story import tell
-from fabstir_vectordb.errors import InvalidInputError, VectorDBError
+from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, VectorDBError
 from fabstir_vectordb.persist.versions import Progress
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
@@ -52,7 +55,11 @@ def _default_store() -> str:
 
 def _phrase(settings: _Settings) -> str:
     if settings.phrase_file is not None:
-        return settings.phrase_file.read_text(encoding="utf-8").strip()
+        try:
+            return settings.phrase_file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            # Not chained: the error would show the file's bytes.
+            raise InvalidConfigError(f"{settings.phrase_file} is not UTF-8 text") from None
     given = os.environ.get("FABSTIR_SEED_PHRASE", "").strip()
     return given or click.prompt("Seed phrase", hide_input=True, err=True)
 
@@ -70,19 +77,43 @@ def _open(settings: _Settings, **fields: Any) -> VectorDBSession:
 
 
 def _reporting(command: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Shows our errors as ``[CODE] message`` and ends with 1; --debug shows where they came from."""
+    """Shows errors of ours and of files in one line and ends with 1; --debug shows where they came from."""
 
     @wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return command(*args, **kwargs)
-        except VectorDBError as error:
-            if click.get_current_context().obj.debug:
+        except (VectorDBError, OSError) as error:
+            # click ends quietly when the reader of a pipe has gone.
+            gone = isinstance(error, OSError) and error.errno == errno.EPIPE
+            if gone or click.get_current_context().obj.debug:
                 raise
-            click.echo(str(error), err=True)
+            click.echo(_one_line(error), err=True)
             raise SystemExit(1) from None
 
     return run
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, VectorDBError):
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _show_log(context: click.Context, debug: bool) -> None:
+    """Shows the package's log records on stderr while the command runs: all of them, or warnings."""
+    logger = logging.getLogger("fabstir_vectordb")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
+    level = logger.level
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.addHandler(handler)
+
+    def undo() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+    context.call_on_close(undo)
 
 
 class _Bar:
@@ -112,11 +143,12 @@ class _Bar:
     help="File with the seed phrase; else FABSTIR_SEED_PHRASE, else a prompt.",
 )
 @click.option("--memory-budget-mb", default=4096, show_default=True, help="Most memory of an index, in MB.")
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.option("--debug", is_flag=True, help="Show log records, and where an error comes from.")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:
     """An embedded vector database whose index lives encrypted and verifiable on S5."""
     context.obj = _Settings(**options)
+    _show_log(context, context.obj.debug)
 
 
 @cli.command()
@@ -135,46 +167,83 @@ def new_phrase() -> None:
 # ---- import and export
 
 
-class _Rows(NamedTuple):
-    ids: list[str]
-    vectors: npt.NDArray[np.float32]
-    metadata: list[Any]
-    timestamps: list[float | None]
+class _Record(NamedTuple):
+    id: str
+    vector: list[float] | None
+    metadata: Any
+    timestamp: float | None
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+def _records(path: Path) -> Iterator[_Record]:
+    """The rows of a jsonl file, one after the other.
+
+    Raises:
+        InvalidInputError: a line is no row; the message names it.
+    """
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInputError(f"{path} line {number}: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise InvalidInputError(f"{path} line {number} is no JSON: {error}") from None
             if not isinstance(record, dict) or not isinstance(record.get("id"), str):
                 raise InvalidInputError(f'{path} line {number}: needs an object with a string "id"')
-            yield record
+            vector = record.pop("vector", None)
+            if vector is not None and not _is_vector(vector):
+                raise InvalidInputError(f'{path} line {number}: "vector" must be a list of numbers')
+            id, timestamp = record.pop("id"), record.pop("timestamp", None)
+            # A file of `export` keeps metadata under its own key; other files have the fields beside the id.
+            metadata = record["metadata"] if record.keys() == {"metadata"} else record or None
+            yield _Record(id, vector, metadata, timestamp)
 
 
-def _read_rows(path: Path, vectors_path: Path | None) -> _Rows:
-    records = list(_read_jsonl(path))
-    if vectors_path is not None:
-        try:
-            vectors = np.load(vectors_path, allow_pickle=False).astype(np.float32)
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{vectors_path} is no array of numbers: {error}") from None
-    else:
-        missing = next((record["id"] for record in records if "vector" not in record), None)
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) in (int, float) for item in value)
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """The array of a .npy file, read as it is used.
+
+    Raises:
+        InvalidInputError: it holds none.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is no .npy file of numbers: {error}") from None
+
+
+class _Batch(NamedTuple):
+    rows: list[_Record]
+    vectors: Any
+
+
+def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
+    """Rows with their vectors, never more than one batch of them in memory.
+
+    Raises:
+        InvalidInputError: there is no row for a vector, or no vector for a row.
+    """
+    array = None if vectors is None else _array(vectors)
+    if array is not None and array.ndim != 2:
+        raise InvalidInputError(f"{vectors} holds an array of shape {array.shape}, not (n, dim)")
+    records = _records(rows)
+    count = 0
+    while chosen := list(islice(records, _BATCH_ROWS)):
+        first, count = count, count + len(chosen)
+        if array is not None:
+            if len(array) < count:
+                raise InvalidInputError(f"there are {len(array)} vectors and more rows than that")
+            yield _Batch(chosen, array[first:count])
+            continue
+        missing = next((record.id for record in chosen if record.vector is None), None)
         if missing is not None:
             raise InvalidInputError(f'row {missing!r} has no "vector", and no --vectors file was given')
-        vectors = np.array([record.pop("vector") for record in records], dtype=np.float32)
-    if len(vectors) != len(records):
-        raise InvalidInputError(f"there are {len(vectors)} vectors and {len(records)} rows")
-    ids = [record.pop("id") for record in records]
-    times = [record.pop("timestamp", None) for record in records]
-    # A file of `export` keeps metadata under its own key; other files have the fields beside the id.
-    metadata = [record["metadata"] if set(record) == {"metadata"} else record or None for record in records]
-    return _Rows(ids, vectors, metadata, times)
+        yield _Batch(chosen, [record.vector for record in chosen])
+    if array is not None and len(array) != count:
+        raise InvalidInputError(f"there are {len(array)} vectors and {count} rows")
 
 
 @cli.command("import")
@@ -195,24 +264,26 @@ def _read_rows(path: Path, vectors_path: Path | None) -> _Rows:
 @click.pass_obj
 @_reporting
 def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: str, metric: str) -> None:
-    """Add ROWS (jsonl: "id", other fields are metadata) to the index, or start it, and save."""
-    table = _read_rows(rows, vectors)
+    """Add ROWS (jsonl: "id", other fields are metadata) to the index, or start it, and save.
+
+    Nothing is saved when a row is refused.
+    """
+    totals = [0, 0, 0]
     with _open(settings, metric=metric) as session, _Bar("save") as bar:
         session.load_user_vectors(missing_ok=True)
-        totals = [0, 0, 0]
-        firsts = range(0, len(table.ids), _BATCH_ROWS)
-        for first in tqdm(firsts, desc="add", unit="batch", leave=False, disable=None, file=sys.stderr):
-            chosen = slice(first, first + _BATCH_ROWS)
-            times = table.timestamps[chosen]
-            done = session.add_batch(
-                table.ids[chosen],
-                table.vectors[chosen],
-                table.metadata[chosen],
-                times if any(time is not None for time in times) else None,
-                on_conflict=on_conflict,
-            )
-            counts = (done.added, done.replaced, done.skipped)
-            totals = [total + more for total, more in zip(totals, counts, strict=True)]
+        with tqdm(desc="add", unit="row", leave=False, disable=None, file=sys.stderr) as added:
+            for batch in _batches(rows, vectors):
+                times = [record.timestamp for record in batch.rows]
+                done = session.add_batch(
+                    [record.id for record in batch.rows],
+                    batch.vectors,
+                    [record.metadata for record in batch.rows],
+                    times if any(time is not None for time in times) else None,
+                    on_conflict=on_conflict,
+                )
+                counts = (done.added, done.replaced, done.skipped)
+                totals = [total + more for total, more in zip(totals, counts, strict=True)]
+                added.update(len(batch.rows))
         cid = session.save_to_s5(progress=bar)
     click.echo("added {}, replaced {}, skipped {}".format(*totals))
     click.echo(cid)
@@ -245,17 +316,20 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
 # ---- reading
 
 
-def _query_vector(session: VectorDBSession, like: str | None, vector: Path | None) -> Any:
-    if like is not None:
-        row = session.get([like])[0]
-        if row is None:
-            raise InvalidInputError(f"there is no row with id {like!r}")
-        return row.vector
-    if vector is None:
-        raise click.UsageError("give --like ID or --vector FILE")
-    if vector.suffix == ".npy":
-        return np.load(vector, allow_pickle=False).reshape(-1)
-    return json.loads(vector.read_text(encoding="utf-8"))
+def _read_query(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return _array(path).reshape(-1)
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path} is no JSON: {error}") from None
+
+
+def _vector_of(session: VectorDBSession, id: str) -> Any:
+    row = session.get([id])[0]
+    if row is None:
+        raise NotFoundError(f"there is no row with id {id!r}", details={"id": id})
+    return row.vector
 
 
 @cli.command()
@@ -281,9 +355,12 @@ def search(
     as_json: bool,
 ) -> None:
     """Find the rows nearest to a vector."""
+    if (like is None) is (vector is None):
+        raise click.UsageError("give either --like ID or --vector FILE")
+    query = None if vector is None else _read_query(vector)
     with _open(settings) as session, _Bar("load") as bar:
         session.load_user_vectors(cid, progress=bar)
-        hits = session.search(_query_vector(session, like, vector), k, threshold=threshold)
+        hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold)
         for hit in hits:
             if as_json:
                 record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit.metadata}
@@ -364,7 +441,7 @@ async def _try_store(uri: str) -> None:
         probe = b"fabstir-vectordb doctor"
         blob = await store.put(probe)
         if await store.get(blob.hash, blob.size) != probe:
-            raise InvalidInputError("the store gave other bytes back")
+            raise IntegrityError("the store gave other bytes back")
         await store.delete(blob.hash)
     finally:
         await store.aclose()
