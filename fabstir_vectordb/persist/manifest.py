@@ -110,7 +110,7 @@ class Manifest:
         graph_rows: rows in the HNSW graph; 0 or `rows`.
         rows_per_part: rows that a native part covers.
         document_rows: rows that a metadata page covers.
-        timestamp_us: time of the last change to a row, microseconds since 1970.
+        timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 

@@ -1,0 +1,143 @@
+"""The native parts, read as docs/format.md describes them, by a reader that shares nothing with the core."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fabstir_vectordb._native.handle import NativeIndex, pack_ids
+
+SEED = 20_261_123
+HIGH, LOW, IDS, TIMESTAMPS, TOMBSTONES, GRAPH, HEAD = range(1, 8)
+
+
+class Reader:
+    """Little-endian fields, one after the other."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        assert self.at + size <= len(self.raw)
+        self.at += size
+        return self.raw[self.at - size : self.at]
+
+    def number(self, size: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def numbers(self, count: int, size: int) -> list[int]:
+        return [self.number(size) for _ in range(count)]
+
+    def end(self) -> None:
+        assert self.at == len(self.raw)
+
+
+def payloads(index: NativeIndex, rows_per_part: int, rows: int) -> Iterator[tuple[int, int, int, int, Reader]]:
+    """Kind, number, first row, rows and payload of every part, their headers checked."""
+    for info in index.parts(rows_per_part):
+        raw = bytes(index.write_part(rows_per_part, info.kind, info.number, info.size))
+        magic, version, kind, number, dim, first, n, zero, size = struct.unpack("<4sHHIIQIIQ", raw[:40])
+        assert (magic, version, kind, number, dim, zero) == (b"FVDB", 0, info.kind, info.number, index.dim, 0)
+        assert size == len(raw) - 40
+        whole = kind in (TOMBSTONES, HEAD)
+        assert first == (0 if whole else number * rows_per_part)
+        assert n == (rows if whole else min(rows_per_part, rows - first))
+        yield kind, number, first, n, Reader(raw[40:])
+
+
+def plane(r: Reader, n: int, dim: int) -> np.ndarray:
+    low = np.frombuffer(r.take(n * dim), np.uint8).astype(np.uint32)
+    high = np.frombuffer(r.take(n * dim), np.uint8).astype(np.uint32)
+    return (low | high << 8).reshape(n, dim)
+
+
+def graph(r: Reader, first: int, n: int, rows: int, M: int) -> tuple[list[list[int]], dict[int, list[list[int]]]]:
+    width = 1 if rows <= 2**8 else 2 if rows <= 2**16 else 3
+    counts = r.numbers(n, 1)
+    assert max(counts) <= 2 * M
+    links = [r.numbers(count, width) for count in counts]
+    upper = {}
+    for _ in range(r.number(4)):
+        slot, level = first + r.number(4), r.number(1)
+        upper[slot] = [r.numbers(r.number(1), 4) for _ in range(level)]
+        assert all(len(level_links) <= M for level_links in upper[slot])
+    return links, upper
+
+
+@pytest.mark.parametrize(("rows", "rows_per_part"), [(1, 4), (100, 7), (1500, 400), (1500, 4096)])
+def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> None:
+    dim, M = 5, 8
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((rows, dim)).astype(np.float32)
+    # A half that rounds up, one that is a tie, and the ends of the range.
+    vectors[0] = np.array([0x3F80FFFF, 0x3F808000, 0x7F7FFFFF, 0x00000001, 0x80000000], np.uint32).view(np.float32)
+    ids = [f"é{row}" for row in range(rows)]
+    times = rng.integers(-(2**40), 2**40, rows)
+    index = NativeIndex(dim, "l2", "default", M, 40, 1)
+    index.add(vectors, *pack_ids(ids), times)
+    dead = sorted({row for row in range(rows) if row % 11 == 3})
+    index.delete(*pack_ids([ids[row] for row in dead]), False)
+
+    found: dict[str, Any] = {name: [] for name in ("high", "low", "ids", "times", "links")}
+    upper: dict[int, list[list[int]]] = {}
+    head: dict[str, Any] = {}
+    kinds = []
+    for kind, number, first, n, r in payloads(index, rows_per_part, rows):
+        kinds.append((kind, number))
+        match kind:
+            case 1 | 2:
+                found["high" if kind == HIGH else "low"].append(plane(r, n, dim))
+            case 3:
+                found["ids"] += [r.take(size).decode() for size in r.numbers(n, 2)]
+            case 4:
+                low, width = r.number(8, signed=True), r.number(8)
+                planes = [r.numbers(n, 1) for _ in range(width)]
+                found["times"] += [low + sum(p[i] << 8 * b for b, p in enumerate(planes)) for i in range(n)]
+                spread = int(times[first : first + n].max()) - low
+                assert width == (spread.bit_length() + 7) // 8
+            case 5:
+                bits = r.take((rows + 7) // 8)
+                assert [row for row in range(8 * len(bits)) if bits[row // 8] >> row % 8 & 1] == dead
+            case 6:
+                links, more = graph(r, first, n, rows, M)
+                found["links"] += links
+                upper |= more
+            case 7:
+                names = ("M", "ef_construction", "entry", "max_level", "upper_rows", "trained_rows")
+                head = dict(zip(names, r.numbers(6, 4), strict=True))
+                head["lo"] = np.frombuffer(r.take(4 * dim), "<f4")
+                head["step"] = np.frombuffer(r.take(4 * dim), "<f4")
+        r.end()
+
+    assert kinds == sorted(kinds)
+    high, low = np.vstack(found["high"]), np.vstack(found["low"])
+    bits = vectors.view(np.uint32)
+    assert np.array_equal(high, (bits + np.uint32(2**15)) >> 16)
+    assert np.array_equal(low, bits & 0xFFFF)
+    signed = low.astype(np.uint16).view(np.int16).astype(np.int64)
+    assert np.array_equal(((high.astype(np.int64) << 16) + signed) & 0xFFFF_FFFF, bits)
+    assert found["ids"] == ids
+    assert found["times"] == times.tolist()
+    assert bool(head) is bool(found["links"]) is (rows >= 1024)
+    if head:
+        slots = sorted(upper)
+        assert (head["M"], head["ef_construction"], head["trained_rows"]) == (M, 40, 1024)
+        assert head["upper_rows"] == len(upper)
+        assert head["max_level"] == max(map(len, upper.values()))
+        assert len(upper[slots[head["entry"]]]) == head["max_level"]
+        for row, row_links in enumerate(found["links"]):
+            assert row not in row_links
+            assert len(set(row_links)) == len(row_links)
+            assert all(link < rows for link in row_links)
+        for levels in upper.values():
+            for level, level_links in enumerate(levels, start=1):
+                assert all(len(upper[slots[link]]) >= level for link in level_links)
+        assert np.isfinite(head["lo"]).all()
+        assert ((head["step"] == 0) | (head["step"] >= 1e-30)).all()
+    index.close()
+
