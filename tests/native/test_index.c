@@ -350,7 +350,53 @@ static void test_huge_and_tiny_values_are_exact(void) {
     }
 }
 
+/* Shapes that codes handle badly: rows far outside of what they span, components of no or of tiny spread, huge sizes. */
+static void distort(float *x, uint32_t n, uint32_t dim, uint32_t shape) {
+    for (uint32_t row = 0; row < n; row++) {
+        float *v = x + (size_t)row * dim;
+        if (shape == 1 && row % 97 == 0)
+            for (uint32_t d = 0; d < dim; d += 3) v[d] *= 40.0f;
+        if (shape == 2)
+            for (uint32_t d = 0; d < dim; d += 2) v[d] = d % 4 ? 100.0f : 1.0f + v[d] * 1e-6f;
+        if (shape == 3)
+            for (uint32_t d = 0; d < dim; d++) v[d] *= row % 2 ? 1e17f : 1e16f;
+    }
+}
+
+/* With codes a scan leaves out the rows they rule out; compact memory has no codes and leaves out none. */
+static void test_a_scan_of_codes_misses_no_row(void) {
+    enum { N = 3000, DIM = 70, QUERIES = 30, K = 20, WORDS = N / 64 + 1 };
+    uint64_t allow[WORDS];
+    for (uint32_t w = 0; w < WORDS; w++) allow[w] = mix64(w) | mix64(w + 1000);
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        for (uint32_t shape = 0; shape < 4; shape++) {
+            test_rows t = make_rows(N, DIM, "row", 0, 8 + shape);
+            float *queries = make_vectors(QUERIES, DIM, 20, 99);
+            distort(t.vectors, N, DIM, shape);
+            distort(queries, QUERIES, DIM, shape);
+            uint32_t slots[2][QUERIES * K], counts[QUERIES], plans[QUERIES];
+            double distances[2][QUERIES * K];
+            fvdb_search_params params = {.k = K, .exact = 1};
+            for (uint32_t memory = 0; memory < 2; memory++) {
+                fvdb_index *index = create(DIM, metric, memory ? FVDB_MEMORY_COMPACT : FVDB_MEMORY_DEFAULT, 2);
+                CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+                for (uint32_t i = 0; i < N; i += 7)
+                    CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, t.slots, NULL) == FVDB_OK);
+                CHECK(fvdb_search(index, queries, QUERIES, &params, allow, WORDS, slots[memory], distances[memory], counts,
+                                  plans, NULL, 0, NULL, NULL, NULL) == FVDB_OK);
+                CHECK(counts[0] == K && plans[0] == FVDB_PLAN_FLAT);
+                fvdb_free(index);
+            }
+            CHECK(memcmp(slots[0], slots[1], sizeof slots[0]) == 0);
+            CHECK(memcmp(distances[0], distances[1], sizeof distances[0]) == 0);
+            free(queries);
+            free_rows(&t);
+        }
+    }
+}
+
 int main(void) {
+    RUN(test_a_scan_of_codes_misses_no_row);
     RUN(test_recall_cosine);
     RUN(test_recall_l2);
     RUN(test_recall_compact_cosine);

@@ -243,7 +243,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
     b.groups = mem_alloc_array((size_t)rows * g->M + 1, sizeof *b.groups);
     fvdb_status status = b.upper && b.edges && b.groups ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t i = 0; i < crew_size(c) && status == FVDB_OK; i++)
-        if (walk_reserve(walks[i], end, max_u32(g->ef_construction, HNSW_M0_MAX + HNSW_BATCH) + 1, 0) != FVDB_OK)
+        if (walk_reserve(walks[i], end, max_u32(g->ef_construction, HNSW_M0_MAX + HNSW_BATCH) + 1) != FVDB_OK)
             status = FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     while (status == FVDB_OK && g->n < end) {
         if (control_cancelled(control)) {

@@ -113,7 +113,7 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
         if (slot != FVDB_NO_SLOT) TRY(hnsw_append_upper(r->out, slot, hnsw_upper_level(g, u), diag));
     }
     for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1, 0) != FVDB_OK)
+        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1) != FVDB_OK)
             return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t level = 0; level <= g->max_level; level++) {
         repair_level(r, level, c);

@@ -30,9 +30,15 @@ void walk_free(walk *w) {
     mem_free(w->visited);
     mem_free(w->pool);
     mem_free(w->hits);
+    mem_free(w->near);
 }
 
-fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size, uint32_t hits) {
+static void count_bytes(walk *w) {
+    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits +
+               w->near_size * sizeof *w->near;
+}
+
+fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
     if (n >= w->visited_size) {
         uint32_t size = n + n / 8 + 1;       /* the last one stands for no node */
         uint8_t *visited = mem_alloc_array(size, 1);
@@ -48,13 +54,24 @@ fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size, uint32_t hits)
         w->pool = pool;
         w->pool_size = pool_size;
     }
+    count_bytes(w);
+    return FVDB_OK;
+}
+
+fvdb_status walk_reserve_answer(walk *w, uint32_t hits, uint32_t near) {
     if (hits > w->hits_size) {
         hit *room = mem_realloc(w->hits, hits * sizeof *room);
         if (!room) return FVDB_ERR_MEMORY;
         w->hits = room;
         w->hits_size = hits;
     }
-    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits;
+    if (near > w->near_size) {
+        float *room = mem_realloc(w->near, near * sizeof *room);
+        if (!room) return FVDB_ERR_MEMORY;
+        w->near = room;
+        w->near_size = near;
+    }
+    count_bytes(w);
     return FVDB_OK;
 }
 

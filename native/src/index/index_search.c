@@ -9,13 +9,12 @@
 
 /* Links of a pool entry followed, on average: rows a walk scores are about ef x this (measured 590 at ef 34, M 16). */
 #define WALK_ROWS_PER_EF 16u
-/* An exact row costs some six times a coded one (1536 bytes against 192, DESIGN 3). */
-#define EXACT_ROW_COST 6u
+/* Rows a scan gets through while a walk scores one: 6 ns a coded row against 15, 50 ns an exact one (100 K x 384). */
+#define SCANNED_PER_WALKED_CODE 2u
+#define SCANNED_PER_WALKED_EXACT 1u
 /* Candidates scored exactly beyond k: 4-bit codes need about 20 for k = 10 to lose nothing. */
 #define RESCORE_EXTRA_MIN 16u
 #define EF_DEFAULT_MIN 64u
-/* Exact rows fetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
-#define EXACT_AHEAD 4u
 /* Rescoring ends where a row would have to be off by so many standard deviations: 16 rows instead of 26 at k = 10, and
  * 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
 #define RESIDUAL_SPREADS 4.0
@@ -61,7 +60,8 @@ static void plan_search(search_job *job) {
     job->flat = job->params->exact || index->graph.n == 0 || job->k == 0;
     if (job->flat) return;
     uint64_t walk_rows = (uint64_t)job->ef * WALK_ROWS_PER_EF * s->n / job->allowed;
-    job->flat = (uint64_t)job->allowed * EXACT_ROW_COST < walk_rows;
+    uint32_t scanned = store_has_codes(s) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
+    job->flat = job->allowed < walk_rows * scanned;
     /* Rows that only guide take room in the pool too; twice their share is ample, and past it a scan takes over. */
     uint64_t pool = job->filtered ? 2 * ((uint64_t)job->ef * s->n / job->allowed) + 64 : job->ef;
     job->filter.pool_most = (uint32_t)(pool < s->n ? pool : s->n);
@@ -128,7 +128,8 @@ static void search_query(void *context, uint32_t worker, uint32_t query) {
         if (!job->flat) found = graph_search(job, w);
         if (found < job->k) {
             plan = FVDB_PLAN_FLAT;
-            found = flat_search(&w->query, job->k, job->filter.allow, job->filter.allow_words, job->control, w->hits);
+            found = flat_search(&w->query, job->k, job->filter.allow, job->filter.allow_words, job->control,
+                                job->flat ? w->near : NULL, w->hits);
         }
     }
     uint32_t *slots = job->out->slots + (size_t)query * k;
@@ -172,8 +173,11 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
 
 static fvdb_status run(search_job *job, workers *w, uint32_t n_queries, fvdb_diag *diag) {
     for (uint32_t i = 0; i < w->n; i++) {
-        uint32_t nodes = job->flat ? 0 : job->index->store.n, pool = job->flat ? 0 : job->filter.pool_most + 1;
-        if (walk_reserve(w->walks[i], nodes, pool, job->k) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        walk *one = w->walks[i];
+        bool scans = job->flat && store_has_codes(&job->index->store);
+        if (walk_reserve_answer(one, job->k, scans ? job->allowed : 0) != FVDB_OK ||
+            (!job->flat && walk_reserve(one, job->index->store.n, job->filter.pool_most + 1) != FVDB_OK))
+            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     }
     job->walks = w->walks;
     crew_run(w->crew, search_query, job, n_queries);

@@ -107,32 +107,47 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
 typedef struct encode_job {
     store *s;
     uint32_t first, end;
+    uint64_t error_bits;         /* of the largest error: doubles that are not negative order like their bits */
 } encode_job;
+
+static void raise_to(uint64_t *largest, double x) {
+    uint64_t bits, seen = __atomic_load_n(largest, __ATOMIC_RELAXED);
+    memcpy(&bits, &x, sizeof bits);
+    while (bits > seen && !__atomic_compare_exchange_n(largest, &seen, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
 
 static void encode_item(void *context, uint32_t worker, uint32_t item) {
     (void)worker;
     encode_job *job = context;
     store *s = job->s;
-    float x[FVDB_DIM_MAX] = {0};
+    float x[FVDB_DIM_MAX] = {0}, decoded[FVDB_DIM_MAX];
     uint32_t first = job->first + item * ENCODE_ROWS_PER_ITEM;
     uint32_t end = min_u32(job->end, first + ENCODE_ROWS_PER_ITEM);
+    double largest = 0;
     for (uint32_t slot = first; slot < end; slot++) {
         uint8_t *code = (uint8_t *)store_code(s, slot);
         coded_row(s, slot, x);
         s->kernels->code_encode(x, s->book.lo, s->book.inv_step, s->dim64, code);
-        if (s->metric != FVDB_METRIC_L2) continue;
-        float decoded[FVDB_DIM_MAX];
-        double norm2 = 0;
         s->kernels->code_decode(code, s->book.lo, s->book.step, s->dim64, decoded);
-        for (uint32_t d = 0; d < s->dim; d++) norm2 += (double)decoded[d] * decoded[d];
-        ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
+        double norm2 = 0, error2 = 0;
+        for (uint32_t d = 0; d < s->dim; d++) {
+            double off = (double)x[d] - (double)decoded[d];
+            norm2 += (double)decoded[d] * decoded[d];
+            error2 += off * off;
+        }
+        largest = error2 > largest ? error2 : largest;
+        if (s->metric == FVDB_METRIC_L2) ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
     }
+    raise_to(&job->error_bits, sqrt(largest));
 }
 
 void codes_encode(store *s, uint32_t first, uint32_t end, crew *c) {
     if (!store_has_codes(s) || first == end) return;
-    encode_job job = {s, first, end};
+    encode_job job = {.s = s, .first = first, .end = end};
+    /* Over all rows anew, or more rows than before: the bound of rows that are gone may stay. */
+    if (first) raise_to(&job.error_bits, s->code_error);
     crew_run(c, encode_item, &job, (end - first + ENCODE_ROWS_PER_ITEM - 1) / ENCODE_ROWS_PER_ITEM);
+    memcpy(&s->code_error, &job.error_bits, sizeof s->code_error);
 }
 
 /* ---- scorer ---- */
@@ -238,4 +253,36 @@ double scorer_exact(const scorer *q, uint32_t slot) {
     /* sqrt of the product, not product of roots: a row against itself gives exactly 0. */
     double cosine = dot / sqrt(q->exact_norm2 * norm2);
     return 1.0 - (cosine > 1.0 ? 1.0 : cosine < -1.0 ? -1.0 : cosine);
+}
+
+/* ---- bounds ---- */
+
+/* Bounds every rounding of float32 sums of some hundred terms, and then some: 2^-18 of the terms' sizes. */
+#define ROUNDING 0x1p-18
+
+/* w = x * step, as code_prepare sees it, was rounded to scale * q: each code level multiplies what was lost.  Codes are
+ * taken from their middle, 7.5, so that half of the loss is known but for its sign. */
+void reach_init(reach *r, const scorer *q) {
+    const store *s = q->s;
+    double lost = 0, lost_sizes = 0, sizes = 0;
+    for (uint32_t d = 0; d < s->dim; d++) {
+        uint32_t at = d / CODE_DIMS * CODE_BLOCK_BYTES + d % CODE_BLOCK_BYTES;
+        int8_t weight = d % CODE_DIMS < CODE_BLOCK_BYTES ? q->q_lo[at] : q->q_hi[at];
+        double w = (double)q->x[d] * s->book.step[d], off = w - (double)q->scale * weight;
+        lost += off;
+        lost_sizes += fabs(off);
+        sizes += fabs((double)q->x[d] * s->book.lo[d]) + (CODE_LEVELS - 1) * fabs(w);
+    }
+    double middle = (CODE_LEVELS - 1) / 2.0;
+    *r = (reach){q, middle * (fabs(lost) + lost_sizes) + ROUNDING * sizes, s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2)};
+}
+
+double reach_of(const reach *r, double exact) {
+    const store *s = r->q->s;
+    if (s->metric == FVDB_METRIC_L2) {
+        double far = exact + s->code_error;
+        return far * far + 2 * r->product_error + ROUNDING * (far * far + 4 * r->norm * r->norm);
+    }
+    /* Cauchy and Schwarz: the product with what coding lost. */
+    return exact + r->norm * s->code_error + r->product_error + ROUNDING * (1 + fabs(exact));
 }
