@@ -17,7 +17,6 @@ import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from importlib.metadata import version as installed_version
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 
@@ -85,7 +84,9 @@ _SETTLE_ROWS: Final = 4_096
 
 def get_version() -> str:
     """The version of this package."""
-    return installed_version("fabstir_vectordb")
+    from importlib.metadata import version  # loads email and zipfile, a tenth of the package's import
+
+    return version("fabstir_vectordb")
 
 
 def get_platform_info() -> dict[str, str]:

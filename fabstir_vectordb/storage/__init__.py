@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fabstir_vectordb.errors import InvalidConfigError
 from fabstir_vectordb.storage.base import Store
@@ -46,6 +45,8 @@ def open_store(uri: str) -> Store:
 
 
 def _local_path(uri: str) -> Path:
+    from urllib.request import url2pathname  # loads http, ssl and email, a tenth of the package's import
+
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise InvalidConfigError(

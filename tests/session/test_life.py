@@ -7,14 +7,16 @@ import inspect
 import logging
 import pickle
 import threading
-import time
 import uuid
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import numpy as np
 import pytest
+from holding import until
 from saving import PHRASE, rows, session_on
 
 import fabstir_vectordb
@@ -30,6 +32,7 @@ from fabstir_vectordb import (
     get_version,
     sync,
 )
+from fabstir_vectordb._native.handle import Control, NativeIndex
 
 pytestmark = pytest.mark.anyio
 GOOD: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "s"}
@@ -87,11 +90,21 @@ async def test_settings_come_from_objects_mappings_and_fields() -> None:
         await VectorDBSession.create(3)  # type: ignore[arg-type]
 
 
-async def test_creating_is_quick_and_touches_no_store() -> None:
-    started = time.perf_counter()
-    session = await session_on("file:///nowhere/at/all")
-    assert time.perf_counter() - started < 5  # the aim is 0.1 s; this only catches real work
+async def test_creating_does_no_work_and_touches_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("creating a session is instant: it derives no keys, makes no index and needs no thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", refuse)
+    monkeypatch.setattr(fabstir_vectordb.session, "secret_to_entropy", refuse)
+    monkeypatch.setattr(NativeIndex, "__init__", refuse)
+    # No phrase of S5: its keys would take Argon2id.
+    session = await session_on((tmp_path / "store").as_uri(), user_seed_phrase="a secret")
+    assert not (tmp_path / "store").exists()
+    monkeypatch.undo()
     await session.destroy()
+    assert not (tmp_path / "store").exists()
 
 
 # ---- deletes and updates
@@ -225,14 +238,25 @@ async def test_the_phrase_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> 
 # ---- cancellation and concurrency
 
 
-async def test_a_cancelled_add_leaves_the_session_as_it_was() -> None:
+async def test_a_cancelled_add_leaves_the_session_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     base = rows(30_000, 64)
     async with await session_on("memory:", threads=2, memory_budget_mb=4096) as session:
         await session.add_batch([f"a{i}" for i in range(2000)], base[:2000])
         before = [(hit.id, hit.distance) for hit in await session.search(base[0], 10, threshold=None)]
-        with anyio.move_on_after(0.05) as scope:
-            await session.add_batch([f"b{i}" for i in range(30_000)], base)
-        assert scope.cancelled_caught
+        words: list[Control] = []
+
+        def watched(native: NativeIndex, *args: Any) -> Any:
+            words.append(args[-1])
+            return add(native, *args)
+
+        add = NativeIndex.add
+        monkeypatch.setattr(NativeIndex, "add", watched)
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.add_batch, [f"b{i}" for i in range(30_000)], base)
+            # In the midst of linking: the core has something to take back.
+            await until(lambda: bool(words) and words[0].done > 2_000)
+            group.cancel_scope.cancel()
+        assert words[0].done < words[0].total
         assert await session.count() == 2000
         assert [(hit.id, hit.distance) for hit in await session.search(base[0], 10, threshold=None)] == before
         await session.add_batch(["after"], base[:1])
@@ -396,14 +420,17 @@ def test_every_error_has_a_code_a_builtin_and_survives_a_pickle() -> None:
     assert len(codes) == 13
 
 
-def test_import_is_quick_and_light() -> None:
+def test_import_loads_nothing_that_it_does_not_need() -> None:
     import subprocess
     import sys
 
+    # Optional extras, and what loads for longer than the package itself.
+    unwanted = ["click", "tqdm", "platformdirs", "httpx", "trio", "hypothesis", "pytest", "ziglang", "sqlite3"]
+    unwanted += ["fabstir_vectordb.cli", "fabstir_vectordb.demo", "fabstir_vectordb.sync", "multiprocessing"]
     code = (
-        "import sys, time; import numpy; t = time.perf_counter(); import fabstir_vectordb;"
-        "assert not {'httpx', 'click', 'tqdm', 'asyncio.subprocess'} & sys.modules.keys() - {'asyncio.subprocess'};"
-        "print(time.perf_counter() - t)"
+        "import sys, threading, numpy; before = set(sys.modules); import fabstir_vectordb;"
+        f"loaded = sys.modules.keys() - before; assert not loaded & set({unwanted!r}), loaded & set({unwanted!r});"
+        "assert threading.active_count() == 1"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert float(done.stdout) < 10  # the aim is 0.3 s; this only catches an import that does real work
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
