@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -161,6 +161,8 @@ def prepare_batch(
     n = len(matrix)
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
+    if not isinstance(ids, Iterable):
+        raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
     ids = ids if isinstance(ids, (list, tuple)) else list(ids)
     _check_lengths(n, ids, metadata, timestamps)
     for row, text in enumerate(ids):
@@ -207,7 +209,8 @@ def prepare_queries(queries: Any, dim: int | None) -> npt.NDArray[np.float32]:
         raise InvalidInputError(
             f"Queries must be an array of shape (n, dim), got {matrix.shape}", details={"shape": matrix.shape}
         )
-    matrix = matrix.reshape(-1, matrix.shape[1] if matrix.ndim == 2 else dim or 0)
+    if matrix.ndim != 2:
+        matrix = matrix.reshape(0, dim or 0)
     if len(matrix):
         _check_query_dim(matrix.shape[1], dim)
     return matrix
@@ -270,7 +273,17 @@ def _matrix(vectors: Any, dim: int | None) -> npt.NDArray[np.float32]:
 
 def _check_lengths(n: int, ids: Sequence[str], metadata: Sequence[Any] | None, timestamps: Any) -> None:
     for name, values in (("ids", ids), ("metadata", metadata), ("timestamps", timestamps)):
-        if values is not None and len(values) != n:
+        if values is None:
+            continue
+        # A dict is one row's metadata, and would pass for a sequence of its keys.
+        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sized):
+            raise InvalidInputError(f"{name} must be a sequence with one entry a row, got {type(values).__name__}")
+        if isinstance(values, np.ndarray) and values.ndim != 1:
+            raise InvalidInputError(
+                f"{name} must be a sequence with one entry a row, got an array of shape {values.shape}",
+                details={"shape": values.shape},
+            )
+        if len(values) != n:
             raise InvalidInputError(
                 f"There are {n} vectors and {len(values)} {name}", details={"vectors": n, name: len(values)}
             )

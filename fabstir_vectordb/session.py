@@ -228,6 +228,9 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
+        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+            raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
+
         def add(index: Index, control: Control) -> AddResult:
             rows = [_as_input(row, item) for row, item in enumerate(items)]
             metadata = [row.metadata for row in rows]
@@ -958,6 +961,8 @@ def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
 def as_ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
+    if not isinstance(ids, Iterable):
+        raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
     listed = list(ids)
     for row, text in enumerate(listed):
         if not isinstance(text, str):

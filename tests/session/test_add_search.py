@@ -228,11 +228,24 @@ async def test_bad_arrays_are_refused() -> None:
             ((["a"], np.ones((1, 3)), []), "1 vectors and 0 metadata"),
             ((["a"], np.ones((1, 3)), None, [1, 2]), "1 vectors and 2 timestamps"),
             ((["a"], np.ones((1, 3)), None, np.array([np.nan])), "timestamp"),
+            ((["a"], np.ones((1, 3)), None, 5), "timestamps must be a sequence"),
+            ((["a"], np.ones((1, 3)), None, np.ones((1, 1))), "timestamps must be a sequence"),
+            ((["a"], np.ones((1, 3)), {"text": "for one row"}), "metadata must be a sequence .* got dict"),
+            ((["a"], np.ones((1, 3)), "x"), "metadata must be a sequence .* got str"),
+            ((["a"], np.ones((1, 3)), iter([None])), "metadata must be a sequence"),
+            ((5, np.ones((1, 3))), "ids must be a sequence of strings, got int"),
+            ((None, np.ones((1, 3))), "ids must be a sequence of strings, got NoneType"),
         ]:
             with pytest.raises(InvalidInputError, match=message):
                 await session.add_batch(*arguments)
         with pytest.raises(InvalidInputError, match="VectorInput or a mapping"):
             await session.add_vectors([3])  # type: ignore[list-item]
+        for items in (None, 5, "ab", {"id": "a", "vector": [1, 2]}):
+            with pytest.raises(InvalidInputError, match="VectorInputs or mappings"):
+                await session.add_vectors(items)  # type: ignore[arg-type]
+        for queries in (np.ones((3, 0)), np.ones((1, 1, 2)), None, 5, [[1, 2], [1]]):
+            with pytest.raises(InvalidInputError):
+                await session.search_batch(queries, 1)
         assert (await session.add_vectors([])).added == 0
 
 

@@ -165,6 +165,8 @@ async def test_ids_must_be_strings() -> None:
                 await call(5) if call == session.delete_vector else await call([5])  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="not one string"):
             await session.get("abc")
+        with pytest.raises(InvalidInputError, match="got NoneType"):
+            await session.get(None)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="must be a string"):
             await session.update_metadata(5, {})  # type: ignore[arg-type]
 
