@@ -237,8 +237,7 @@ static void score_high(const scorer *q, const uint32_t *slots, uint32_t n, float
     for (uint32_t i = 0; i < n; i++) out[i] = orderable(cosine ? 1.0f - out[i] * inv_norm[slots[i]] : -out[i]);
 }
 
-void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
+void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     if (store_has_codes(q->s)) score_codes(q, slots, n, out);
     else score_high(q, slots, n, out);
 }

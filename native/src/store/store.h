@@ -176,13 +176,19 @@ fvdb_status scorer_init(scorer *q, const store *s);
 void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
 void scorer_set_slot(scorer *q, uint32_t slot);      /* walk distances only */
-/* Brings what scorer_many reads of a row near, without waiting. */
+/* Brings what the walk distance of a row is made of near, without waiting. */
 static inline void scorer_fetch(const scorer *q, uint32_t slot) {
     const store *s = q->s;
     if (store_has_codes(s)) fetch_bytes(store_code(s, slot), s->code_bytes);
     else fetch_bytes(store_high(s, slot), s->dim16 * sizeof(uint16_t));
 }
-void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* Distances of rows that were fetched before. */
+void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* Fetches, then scores. */
+static inline void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
+    scorer_fetched(q, slots, n, out);
+}
 /* Brings what scorer_exact reads near. */
 static inline void scorer_fetch_exact(const scorer *q, uint32_t slot) {
     size_t bytes = q->s->dim16 * sizeof(uint16_t);
