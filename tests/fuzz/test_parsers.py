@@ -1,0 +1,297 @@
+"""Every reader of outside bytes, on damaged and on arbitrary input: the right answer or a VectorDBError."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+from mutate import SEED, mutated
+
+from fabstir_vectordb import VectorDBError
+from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
+from fabstir_vectordb.persist.manifest import (
+    Manifest,
+    PartRecord,
+    decode_manifest,
+    encode_manifest,
+    part_name,
+    split_name,
+)
+from fabstir_vectordb.persist.records import _decode_catalogue, _decode_history, _encode_catalogue, _encode_history
+from fabstir_vectordb.persist.versions import HistoryEntry
+from fabstir_vectordb.s5 import cbor
+from fabstir_vectordb.s5.cid import BlobId, EncryptedBlobCid, ShareCid, multibase_decode
+from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypt_mutable, encrypt_static
+from fabstir_vectordb.s5.compress import compress, decompress
+from fabstir_vectordb.s5.dirv1 import FileEncryption, FileEntry, decode_directory, encode_directory
+from fabstir_vectordb.s5.phrase import parse_phrase
+from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data, pointer_hash
+
+KEY = bytes(range(32))
+PHRASE = "amid romance hotel blue most myself guess host lobby rubber hook victim about odds child"
+
+
+class Target(NamedTuple):
+    """A reader, good inputs for it, and what must hold of an answer."""
+
+    read: Callable[[bytes], Any]
+    corpus: list[bytes]
+    holds: Callable[[Any], bool] = lambda _: True
+
+
+def _manifest(rows: int) -> Manifest:
+    kinds = [(kind, number) for kind in range(1, 8) for number in range(3 if kind in (1, 2, 3, 4, 6) else 1)]
+    return Manifest(
+        dim=16,
+        metric="cosine",
+        M=16,
+        ef_construction=200,
+        chunk_size=None,
+        rows=rows,
+        live=rows - 7,
+        graph_rows=rows,
+        rows_per_part=512,
+        document_rows=256,
+        timestamp_us=1_700_000_000_000_000,
+        parts=tuple(PartRecord(part_name(kind, number), bytes([kind]) * 32, 1000, "zstd") for kind, number in kinds),
+    )
+
+
+def _root() -> bytes:
+    encryption = FileEncryption(key=KEY, plaintext_hash=bytes(32))
+    files = {
+        "metadata": FileEntry(hash=bytes(32), size=300, media_type="application/cbor", encryption=encryption),
+        "ids.0000": FileEntry(hash=KEY, size=2**33, media_type="application/octet-stream"),
+    }
+    return encode_directory(files)
+
+
+def _history() -> bytes:
+    return _encode_history(
+        [
+            HistoryEntry(
+                cid=BlobId.of(bytes([revision])),
+                saved_us=revision,
+                revision=revision,
+                vector_count=None if revision == 2 else revision,
+                deleted_count=0,
+                refused=revision == 3,
+            )
+            for revision in (4, 3, 2, 1)
+        ]
+    )
+
+
+def _page() -> bytes:
+    arena = MetadataArena()
+    values: list[bytes | None] = [cbor.encode({"text": "x" * i, "n": [i, -i, i / 2, None, True]}) for i in range(20)]
+    values[3] = None
+    import numpy as np
+
+    arena.commit(arena.stage(values, 20), np.arange(20, dtype=np.uint32), np.arange(20))
+    return arena.pages(20, 20)[0][1]
+
+
+METADATA = cbor.encode({"a": [1, -1, 2**40, 0.5, None, True, "é🦀"], "b": {"c": {"d": []}}, "e": b"bytes"})
+PLAIN = bytes(range(256)) * 40
+BLOB_CID = BlobId.of(PLAIN).to_bytes()
+TARGETS: dict[str, Target] = {
+    "cbor": Target(lambda raw: cbor.decode(raw, max_bytes=1 << 20, what="value"), [METADATA, cbor.encode([[[]]])]),
+    "manifest": Target(
+        decode_manifest,
+        [encode_manifest(_manifest(1300)), cbor.encode({"version": 3})],
+        lambda found: decode_manifest(encode_manifest(found)) == found,
+    ),
+    "directory": Target(decode_directory, [_root(), encode_directory({})]),
+    "metadata page": Target(lambda raw: parse_page(0, 20, raw, 20), [_page()], lambda rows: len(rows) == 20),
+    "history": Target(_decode_history, [_history(), _encode_history([])]),
+    "catalogue": Target(_decode_catalogue, [_encode_catalogue(["default", "other"]), _encode_catalogue([])]),
+    "pointer": Target(
+        lambda raw: _checked(RegistryEntry.parse(raw)),
+        [RegistryEntry.sign(KEY, 7, pointer_data(bytes(32))).serialize()],
+        lambda entry: entry == RegistryEntry.sign(KEY, 7, pointer_data(bytes(32))),
+    ),
+    "pointer data": Target(pointer_hash, [pointer_data(KEY)]),
+    "static cipher": Target(
+        lambda raw: decrypt_static(KEY, raw, len(PLAIN)), [encrypt_static(KEY, PLAIN)], lambda plain: plain == PLAIN
+    ),
+    "mutable cipher": Target(
+        lambda raw: decrypt_mutable(KEY, raw), [encrypt_mutable(KEY, KEY[:24], PLAIN)], lambda plain: plain == PLAIN
+    ),
+    "zstd": Target(
+        lambda raw: decompress(raw, len(PLAIN)), [compress(PLAIN, 1), compress(PLAIN, 19)],
+        lambda plain: len(plain) == len(PLAIN),
+    ),
+    "blob id": Target(BlobId.from_bytes, [BLOB_CID, BlobId.of(PLAIN).to_old_bytes()]),
+    "encrypted blob id": Target(EncryptedBlobCid.from_bytes, [BLOB_CID + bytes(40)]),
+    "share": Target(ShareCid.from_bytes, [BLOB_CID, BLOB_CID + KEY]),
+}
+OTHERS = [raw for target in TARGETS.values() for raw in target.corpus]
+TEXTS: dict[str, tuple[Callable[[str], Any], list[str]]] = {
+    "cid": (BlobId.parse, [str(BlobId.of(PLAIN)), *(BlobId.of(b"x").to_text(b) for b in ("base32", "base58btc"))]),
+    "multibase": (multibase_decode, [str(BlobId.of(PLAIN))]),
+    "phrase": (parse_phrase, [PHRASE]),
+    "part name": (split_name, ["vectors.high.0000", "documents.0899"]),
+}
+
+
+def _checked(entry: RegistryEntry) -> RegistryEntry:
+    entry.verify()
+    return entry
+
+
+def attempt(read: Callable[[Any], Any], raw: Any) -> Any:
+    """What a reader makes of an input; None for a refusal.
+
+    Raises:
+        AssertionError: it failed in another way than by a VectorDBError.
+    """
+    try:
+        return read(raw)
+    except VectorDBError as error:
+        message = str(error)
+    except BaseException as error:
+        raise AssertionError(f"{type(error).__name__} ({error}) for {raw!r}") from error
+    # Whoever wrote the bytes does not write to the log or the terminal.
+    assert message.isprintable()
+    return None
+
+
+def campaign(name: str, rounds: int) -> None:
+    target = TARGETS[name]
+    random_ = random.Random(f"{SEED} {name}")
+    for raw in target.corpus:
+        for cut in range(min(len(raw), 400)):
+            attempt(target.read, raw[:cut])
+    for _ in range(rounds):
+        raw = mutated(random_.choice(target.corpus), OTHERS, random_)
+        found = attempt(target.read, raw)
+        assert found is None or target.holds(found), raw
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_good_input_is_read(name: str) -> None:
+    target = TARGETS[name]
+    # Whatever the damage is compared with must itself be right, or the campaign would test nothing.
+    read = [attempt(target.read, raw) for raw in target.corpus]
+    if name not in ("encrypted blob id", "share"):
+        assert read[0] is not None
+        assert target.holds(read[0])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_bytes(name: str) -> None:
+    campaign(name, 300)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_bytes_for_long(name: str) -> None:
+    campaign(name, 200_000)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(raw=st.binary(max_size=300))
+@example(raw=b"")
+@settings(max_examples=50)
+def test_arbitrary_bytes(name: str, raw: bytes) -> None:
+    attempt(TARGETS[name].read, raw)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@given(text=st.text(max_size=200))
+@settings(max_examples=50)
+def test_arbitrary_texts(name: str, text: str) -> None:
+    attempt(TEXTS[name][0], text)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_damaged_texts(name: str) -> None:
+    read, corpus = TEXTS[name]
+    random_ = random.Random(f"{SEED} {name}")
+    for text in corpus:
+        assert attempt(read, text) is not None
+        for _ in range(200):
+            damaged = list(text)
+            at = random_.randrange(len(damaged))
+            damaged[at : at + random_.randint(0, 2)] = random_.choice(["", "0", "z", "é", " ", "\0", "Z9", "\ud800"])
+            attempt(read, "".join(damaged))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.binary(max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(max_size=12) | st.integers(-(2**64), 2**64 - 1), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+KEYS = ["version", "entries", "names", "parts", "config", "rows", "cid", "saved", "revision", "refused"]
+
+
+@pytest.mark.parametrize("name", ["manifest", "history", "catalogue", "directory"])
+@given(value=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8) | VALUES)
+@settings(max_examples=60)
+def test_other_cbor_in_place_of_what_is_expected(name: str, value: Any) -> None:
+    """Right CBOR, wrong meaning: wrong types and missing keys on every level."""
+    raw = cbor.encode(value)
+    assert attempt(TARGETS["cbor"].read, raw) == value
+    attempt(TARGETS[name].read, raw)
+    attempt(TARGETS[name].read, b"\x5f\x5d" + raw)
+
+
+@pytest.mark.parametrize("name", ["manifest", "history", "directory"])
+@given(data=st.data())
+@settings(max_examples=150)
+def test_one_value_replaced(name: str, data: st.DataObject) -> None:
+    """The good value but for one place in it."""
+    raw = TARGETS[name].corpus[0]
+    magic = b"\x5f\x5d" if name == "directory" else b""
+    value = cbor.decode(raw.removeprefix(magic), max_bytes=1 << 20, what="value")
+    at: Any = value
+    while True:
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        key = data.draw(st.sampled_from(keys))
+        inner = at[key]
+        if not isinstance(inner, (dict, list)) or not inner or data.draw(st.booleans()):
+            break
+        at = inner
+    if data.draw(st.booleans()):
+        at[key] = data.draw(VALUES)
+    else:
+        del at[key]
+    attempt(TARGETS[name].read, magic + cbor.encode(value))
+
+
+def test_deep_nesting_stops_at_the_limit_on_a_small_stack() -> None:
+    """A parser that recursed on outside bytes would overflow a thread's stack, not raise."""
+    deep = [bytes([head]) * 1_000_000 for head in (0x81, 0xC1, 0xD8, 0x9F, 0xBF)]
+    deep += [b"\xa1\x61a" * 300_000, b"\xa1\x81" * 300_000, b"\x82\x00" * 300_000]
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for raw in deep:
+                for target in TARGETS.values():
+                    attempt(target.read, raw)
+                    attempt(target.read, b"\x5f\x5d" + raw)
+        except BaseException as error:
+            failures.append(error)
+
+    old = threading.stack_size(256 * 1024)
+    try:
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(old)
+    assert not failures

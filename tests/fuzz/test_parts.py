@@ -1,0 +1,187 @@
+"""Native parts that are damaged below every hash: a load refuses them, or makes an index that is whole.
+
+The keys are the attacker's here, so an accepted part may hold other rows than it did; what counts is that nothing
+crashes, hangs or reads past an end, and that what was accepted is consistent: it answers, changes, and saves to the
+very bytes it came from. Two exceptions are known weaknesses of the reader. It takes timestamps with a base lower or a
+width greater than they need, and writes them with the least; and a link of 2^32 - 1 on an upper level ends its list.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from mutate import SEED, mutated
+
+from fabstir_vectordb import VectorDBError
+from fabstir_vectordb._native.handle import NO_SLOT, NativeIndex, pack_ids
+
+DIM, M, ROWS, ROWS_PER_PART = 3, 4, 1030, 512  # the graph begins at 1,024 rows
+TIMESTAMPS, GRAPH, HEAD = 4, 6, 7
+Parts = dict[tuple[int, int], bytes]
+
+
+@cache
+def good_parts(rows: int, metric: str) -> Parts:
+    rng = np.random.default_rng(SEED)
+    index = NativeIndex(DIM, metric, "default", M, 30, 1)
+    ids = [f"é{row}" for row in range(rows)]
+    index.add(rng.standard_normal((rows, DIM)).astype(np.float32), *pack_ids(ids), rng.integers(0, 2**40, rows))
+    index.delete(*pack_ids(ids[5:rows:9]), False)
+    parts = written(index)
+    index.close()
+    return parts
+
+
+def written(index: NativeIndex) -> Parts:
+    return {
+        (info.kind, info.number): bytes(index.write_part(ROWS_PER_PART, info.kind, info.number, info.size))
+        for info in index.parts(ROWS_PER_PART)
+    }
+
+
+def load(parts: Parts, rows: int, metric: str, memory: str = "default") -> NativeIndex:
+    graph_rows = rows if any(kind == HEAD for kind, _ in parts) else 0
+    index = NativeIndex.load_begin(
+        DIM,
+        metric=metric,
+        memory=memory,
+        M=M,
+        ef_construction=30,
+        threads=1,
+        rows=rows,
+        graph_rows=graph_rows,
+        rows_per_part=ROWS_PER_PART,
+    )
+    try:
+        for raw in parts.values():
+            index.load_part(raw)
+        index.load_end()
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def one_way_only(kind: int, raw: bytes) -> bool:
+    """Whether the reader takes the part in one form only."""
+    return kind != TIMESTAMPS and not (kind == GRAPH and b"\xff\xff\xff\xff" in raw)
+
+
+def use(index: NativeIndex, parts: Parts, rows: int, metric: str) -> None:
+    """Everything an index can do, on one that a damaged part went into."""
+    saved = written(index)
+    assert saved.keys() == parts.keys()
+    assert [key for key, raw in parts.items() if one_way_only(key[0], raw) and saved[key] != raw] == []
+    again = load(saved, rows, metric)
+    assert written(again) == saved
+    again.close()
+    stats = index.stats()
+    assert stats.rows == rows
+    live = index.live_slots(0, rows)
+    assert len(live) == stats.live
+    everything = np.arange(rows, dtype=np.uint32)
+    vectors, ids = index.get_vectors(everything), index.get_ids(everything)
+    assert np.isfinite(vectors).all()
+    index.get_timestamps(everything)
+    if len(live):
+        found = index.find(*pack_ids([ids[slot] for slot in live]))
+        assert np.array_equal(found, live)
+    queries = np.eye(DIM, dtype=np.float32)
+    for exact in (False, True):
+        hits = index.search(queries, 10, ef_search=50, exact=exact)
+        assert (hits.counts <= stats.live).all()
+        assert not {int(slot) for slot in hits.slots.ravel()} - {NO_SLOT} - set(live.tolist())
+        assert (np.diff(hits.distances[:, : hits.counts.min()], axis=1) >= 0).all()
+    new = np.ones((3, DIM), np.float32)
+    index.add(new, *pack_ids(["new 0", "new 1", "new 2"]), np.zeros(3, np.int64), "replace")
+    index.delete(*pack_ids(["new 1", *[ids[slot] for slot in live[:20]]]), True)
+    index.vacuum()
+    assert (index.find(*pack_ids(["new 0", "new 1", "new 2"])) != NO_SLOT).tolist() == [True, False, True]
+    _, distances, _, _ = index.search_one(new[0], 1)
+    assert metric == "dot" or distances == pytest.approx([0], abs=1e-9)
+
+
+def campaign(rows: int, metric: str, rounds: int, random_: random.Random) -> tuple[int, int]:
+    good = good_parts(rows, metric)
+    corpus = list(good.values())
+    accepted = refused = 0
+    for _ in range(rounds):
+        key = random_.choice(list(good))
+        # The header is read first: most damage belongs behind it.
+        raw = good[key]
+        if random_.random() < 0.8:
+            payload = mutated(raw[40:], corpus, random_)
+            raw = raw[:32] + len(payload).to_bytes(8, "little") + payload
+        else:
+            raw = mutated(raw, corpus, random_)
+        parts = {**good, key: raw}
+        try:
+            index = load(parts, rows, metric, random_.choice(("default", "compact")))
+        except VectorDBError:
+            refused += 1
+            continue
+        accepted += 1
+        use(index, parts, rows, metric)
+        index.close()
+    return accepted, refused
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("rows", [20, ROWS])
+def test_damaged_parts(rows: int, metric: str) -> None:
+    index = load(good_parts(rows, metric), rows, metric)
+    use(index, good_parts(rows, metric), rows, metric)
+    index.close()
+    accepted, refused = campaign(rows, metric, 150, random.Random(f"{SEED} {rows} {metric}"))
+    # Both happen, or the damage is not what it should be.
+    assert accepted
+    assert refused
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("rows", [1, 20, 513, ROWS])
+def test_damaged_parts_for_long(rows: int, metric: str) -> None:
+    campaign(rows, metric, 20_000, random.Random(f"{SEED} {rows} {metric} long"))
+
+
+def _every_cut(parts: Parts) -> Iterator[tuple[tuple[int, int], bytes]]:
+    for key, raw in parts.items():
+        for cut in {*range(0, 60), *range(60, len(raw), max(1, len(raw) // 20)), len(raw) - 1}:
+            if cut < len(raw):
+                yield key, raw[:cut]
+        yield key, raw + b"\0"
+
+
+def test_a_part_that_is_cut_off_is_refused() -> None:
+    good = good_parts(ROWS, "cosine")
+    for key, raw in _every_cut(good):
+        with pytest.raises(VectorDBError):
+            load({**good, key: raw}, ROWS, "cosine")
+        if len(raw) > 40:
+            # Cut off, and saying so.
+            shorter = raw[:32] + (len(raw) - 40).to_bytes(8, "little") + raw[40:]
+            with pytest.raises(VectorDBError):
+                load({**good, key: shorter}, ROWS, "cosine")
+
+
+def test_parts_of_another_index_never_crash() -> None:
+    good, other = good_parts(ROWS, "cosine"), good_parts(ROWS, "l2")
+    small = good_parts(20, "cosine")
+    for key in good:
+        for foreign in (other, small):
+            for raw in foreign.values():
+                parts = {**good, key: raw}
+                try:
+                    index = load(parts, ROWS, "cosine")
+                except VectorDBError:
+                    continue
+                use(index, parts, ROWS, "cosine")
+                index.close()
+    for claimed in (0, 1, 1024, 2**31 - 1):
+        with pytest.raises(VectorDBError):
+            load(small, claimed, "cosine")
