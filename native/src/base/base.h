@@ -66,6 +66,16 @@ static inline void control_progress(fvdb_control *c, int64_t done, int64_t total
     __atomic_store_n(&c->done, done, __ATOMIC_RELAXED);
 }
 
+/* A stretch of a long call: `rows` steps that take the progress from `from` to `to`, of `total`. */
+typedef struct stretch {
+    fvdb_control *control;
+    int64_t from, to, total;
+    uint32_t rows;
+} stretch;
+static inline void stretch_report(const stretch *p, uint32_t rows_done) {
+    control_progress(p->control, p->from + (p->to - p->from) * rows_done / (p->rows ? p->rows : 1), p->total);
+}
+
 /* ---- alloc.c: memory ---- */
 
 /* malloc, zeroed calloc and free behind one door, so that tests can make the nth allocation fail. */

@@ -153,13 +153,16 @@ fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag);
 void hnsw_undo_apply(hnsw_undo *u, hnsw *g);
 void hnsw_undo_free(hnsw_undo *u);
 
-/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member, reserved for `end`
- * nodes and a pool of ef_construction.  On failure the caller applies the undo. */
+/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member.  On failure the caller
+ * applies the undo. */
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
-                      fvdb_control *control, int64_t progress_base, int64_t progress_total, fvdb_diag *diag);
-/* The diversity heuristic (Alg. 4): from the pool, nearest first, keeps those nearer to w->query than to any kept one;
- * at most M, into out.  Returns how many. */
-uint32_t hnsw_select(walk *w, uint32_t level, uint32_t M, uint32_t *out);
+                      const stretch *stretch, fvdb_diag *diag);
+/* Links all rows anew on level 0, knowing the whole graph.  undo: NULL where nobody will take it back. */
+fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
+                        fvdb_diag *diag);
+/* The diversity heuristic (Alg. 4): from the pool, nearest first, keeps those nearer to w->query than `slack` times their
+ * distance to any kept one; at most M, into out.  Returns how many. */
+uint32_t hnsw_select(walk *w, uint32_t level, uint32_t M, float slack, uint32_t *out);
 
 /* ---- hnsw_repair.c: taking rows out ---- */
 

@@ -47,8 +47,10 @@ void workers_stop(fvdb_index *index, workers *w);
 
 /* ---- index_add.c, index_search.c, index_vacuum.c ---- */
 
-fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
-                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
+/* rows_before: rows in the graph before the change that this call is the end of; INDEX_MORE_FOLLOWS: it is not the end. */
+#define INDEX_MORE_FOLLOWS UINT32_MAX
+fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t rows_before,
+                      uint32_t *out_slots, uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
 
 typedef struct search_outputs {
     uint32_t *slots;

@@ -101,19 +101,27 @@ typedef struct add_undo {
     bool retrained;
 } add_undo;
 
+/* Eighths of the time of a bulk add that its second pass takes. */
+#define REFINE_SHARE 3
+
 /* Codes are trained as soon as the store holds the rows for it, and rows are linked in between: what an index becomes
- * depends on its rows and their order alone, not on where one call ended and the next began. */
-static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb_control *control, fvdb_diag *diag) {
+ * depends on its rows and their order alone, not on where one call ended and the next began.  But for the second pass: it
+ * follows a change that at least doubles the rows, so that it never costs more than the change. */
+static fvdb_status link_rows(fvdb_index *index, uint32_t rows_before, workers *w, add_undo *undo, fvdb_control *control,
+                             fvdb_diag *diag) {
     store *s = &index->store;
     hnsw *g = &index->graph;
-    uint32_t start = g->n;
+    uint32_t start = g->n, total = s->n - start;
+    bool refines = s->n / 2 >= rows_before && s->n >= CODES_FIRST_ROWS;
+    int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {
         uint64_t due = codes_next_training(s->book.trained_rows);
         uint32_t end = s->n < due ? s->n : (uint32_t)due;
-        if (s->book.trained_rows && g->n < end)
-            TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, control, (int64_t)(g->n - start),
-                          (int64_t)(s->n - start), diag));
-        if (s->n < due) return FVDB_OK;
+        if (s->book.trained_rows && g->n < end) {
+            stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total, end - g->n};
+            TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
+        }
+        if (s->n < due) break;
         codebook trained;
         TRY(codes_train(s, (uint32_t)due, &trained, w->crew, diag));
         if (undo->retrained) codebook_free(&s->book);
@@ -123,6 +131,8 @@ static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb
         TRY(store_reserve(s, s->n, 0, diag));
         codes_encode(s, 0, s->n, w->crew);
     }
+    stretch refining = {control, linked, total, total, g->n};
+    return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
 static void take_back(fvdb_index *index, add_undo *undo, crew *c) {
@@ -151,7 +161,7 @@ static void commit(store *s, uint32_t first, const plan *p, uint32_t n, uint32_t
         if (out_slots[i] == FVDB_NO_SLOT) p->replaced[i] = FVDB_NO_SLOT;
 }
 
-static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
+static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, uint32_t rows_before, workers *w,
                                    fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
@@ -160,7 +170,7 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     fvdb_status status = store_append(s, rows, p->picked, p->n, w->crew, diag);
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->crew);
-        status = link_rows(index, w, &undo, control, diag);
+        status = link_rows(index, rows_before, w, &undo, control, diag);
         if (status != FVDB_OK) take_back(index, &undo, w->crew);
         else if (undo.retrained) codebook_free(&undo.book);
     }
@@ -168,8 +178,8 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     return status;
 }
 
-fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
-                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
+fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t rows_before,
+                      uint32_t *out_slots, uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     plan p = {.picked = mem_alloc_array(rows->n, sizeof(uint32_t)), .replaced = out_replaced};
     if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
@@ -182,7 +192,7 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
         if (status == FVDB_OK) status = check_duplicates(rows, diag);
         if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, &p, diag);
         if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
-        if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, &w, control, diag);
+        if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, rows_before, &w, control, diag);
         if (status == FVDB_OK) {
             commit(s, first, &p, rows->n, out_slots);
             control_progress(control, rows->n, rows->n);

@@ -61,7 +61,8 @@ static fvdb_status copy_rows(fvdb_index *from, fvdb_index *to, fvdb_control *con
         offsets[n] = id_bytes;
         fvdb_rows rows = {n, vectors, ids.base, offsets, us};
         if (status == FVDB_OK && n)
-            status = index_add(to, &rows, FVDB_ON_CONFLICT_ERROR, slots, slots + room, control, diag);
+            status = index_add(to, &rows, FVDB_ON_CONFLICT_ERROR, to->store.n + n < s->live_count ? INDEX_MORE_FOLLOWS : 0,
+                               slots, slots + room, control, diag);
     }
     mem_free(slots);
     mem_free(vectors);

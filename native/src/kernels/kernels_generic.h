@@ -81,12 +81,14 @@ static inline KERNEL_TARGET void weights(const float *x, const float *step, floa
 
 static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo, int8_t *q_hi,
                          float *base, float *scale) {
-    float largest = 0, lanes[PLANE_LANES] = {0};
-    for (size_t i = 0; i < dim64; i++) {
-        float w = x[i] * step[i];
-        w = w < 0 ? -w : w;
-        largest = w > largest ? w : largest;
+    float lanes[PLANE_LANES] = {0}, sizes[PLANE_LANES] = {0}, largest = 0;
+    for (size_t i = 0; i < dim64; i += PLANE_LANES) {
+        for (size_t l = 0; l < PLANE_LANES; l++) {
+            float w = x[i + l] * step[i + l], size = w < 0 ? -w : w;
+            sizes[l] = size > sizes[l] ? size : sizes[l];
+        }
     }
+    for (size_t l = 0; l < PLANE_LANES; l++) largest = sizes[l] > largest ? sizes[l] : largest;
     /* A largest weight whose inverse is infinite, or that is itself, quantises to nothing. */
     bool usable = largest >= CODE_WEIGHT_MIN && largest <= CODE_WEIGHT_MAX;
     float inverse = usable ? 127.0f / largest : 0.0f;
