@@ -13,11 +13,9 @@
  * more than the slack.  Walks then need a tenth fewer distances and a third fewer steps (docs/decisions/0012). */
 #include "hnsw.h"
 
-#include <stdlib.h>
-
 #define HNSW_BATCH 1024u
 #define SCORE_CHUNK 64u
-/* Each batch has its targets choose their links anew: few large ones, as far as their memory (384 bytes a row) goes. */
+/* Each batch has its targets choose their links anew: few large ones, as far as their memory (some 770 bytes a row) goes. */
 #define REFINE_BATCH 65536u
 /* Candidates of a target: its links and the nearest of the rows that want to be linked. */
 #define MERGED_MAX (HNSW_M0_MAX + HNSW_BATCH)
@@ -117,13 +115,26 @@ typedef struct batch {
     walk *const *walks;
     uint32_t first, end;
     uint32_t *upper;             /* per row of the batch: its upper number or FVDB_NO_SLOT */
-    uint64_t *edges;             /* target << 32 | source, sorted */
+    /* Regions, since what is freed to the heap by a worker thread may stay with the process. */
+    region edges;                /* uint64 target << 32 | source, by target, then source; as much again to sort them */
     uint32_t n_edges;
-    uint32_t *groups;            /* where each target's edges start; n_groups + 1 entries */
+    region groups;               /* uint32: where each target's edges start; n_groups + 1 entries */
     uint32_t n_groups;
     uint32_t level;              /* of the edges being merged */
     float slack;                 /* of Alg. 4 where they do not fit */
 } batch;
+
+static uint64_t *edges_of(const batch *b) { return (uint64_t *)b->edges.base; }
+static uint32_t *groups_of(const batch *b) { return (uint32_t *)b->groups.base; }
+
+static bool reserve_edges(batch *b, size_t n) {
+    return region_resize(&b->edges, 2 * n * sizeof(uint64_t)) && region_resize(&b->groups, (n + 1) * sizeof(uint32_t));
+}
+
+static void free_edges(batch *b) {
+    region_free(&b->edges);
+    region_free(&b->groups);
+}
 
 /* Offers the earlier rows of the batch that reach `level`, scored in slot order. */
 static void offer_peers(batch *b, walk *w, uint32_t level, uint32_t row) {
@@ -183,12 +194,13 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
     batch *b = context;
     walk *w = b->walks[worker];
     hnsw *g = b->g;
-    uint32_t level = b->level, first = b->groups[item], added = b->groups[item + 1] - first;
-    uint32_t target = (uint32_t)(b->edges[first] >> 32), room = level ? g->M : g->M0, links[HNSW_M0_MAX];
+    uint32_t level = b->level, first = groups_of(b)[item], added = groups_of(b)[item + 1] - first;
+    uint64_t *edges = edges_of(b) + first;
+    uint32_t target = (uint32_t)(edges[0] >> 32), room = level ? g->M : g->M0, links[HNSW_M0_MAX];
     uint32_t n = hnsw_links(g, level, target, links);
-    added = drop_present(b->edges + first, added, links, n);
+    added = drop_present(edges, added, links, n);
     if (n + added <= room) {
-        for (uint32_t i = 0; i < added; i++) links[n++] = (uint32_t)b->edges[first + i];
+        for (uint32_t i = 0; i < added; i++) links[n++] = (uint32_t)edges[i];
         hnsw_set_links(g, level, target, links, n);
         return;
     }
@@ -198,7 +210,7 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
         uint32_t chunk = min_u32(SCORE_CHUNK, n + added - at), nodes[SCORE_CHUNK], slots[SCORE_CHUNK];
         float distances[SCORE_CHUNK];
         for (uint32_t i = 0; i < chunk; i++) {
-            nodes[i] = at + i < n ? links[at + i] : (uint32_t)b->edges[first + at + i - n];
+            nodes[i] = at + i < n ? links[at + i] : (uint32_t)edges[at + i - n];
             slots[i] = hnsw_node_slot(g, level, nodes[i]);
         }
         scorer_many(&w->query, slots, chunk, distances);
@@ -208,31 +220,40 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
     hnsw_set_links(g, level, target, links, n);
 }
 
-static int compare_edges(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
+/* Radix sort by target, a byte at a time from the lowest: stable, so that sources keep their order. */
+static void sort_edges(uint64_t *edges, uint64_t *spare, uint32_t n) {
+    for (uint32_t shift = 32; shift < 64; shift += 8) {
+        uint32_t starts[257] = {0};
+        for (uint32_t i = 0; i < n; i++) starts[(edges[i] >> shift & 255) + 1]++;
+        for (uint32_t byte = 0; byte < 256; byte++) starts[byte + 1] += starts[byte];
+        for (uint32_t i = 0; i < n; i++) spare[starts[edges[i] >> shift & 255]++] = edges[i];
+        uint64_t *sorted = spare;
+        spare = edges;
+        edges = sorted;
+    }
 }
 
 /* The links back that the batch's links on a level ask for, grouped by target. */
 static void collect_edges(batch *b, uint32_t level) {
-    uint32_t links[HNSW_M0_MAX];
+    uint32_t links[HNSW_M0_MAX], *groups = groups_of(b);
+    uint64_t *edges = edges_of(b);
     b->level = level;
     b->n_edges = b->n_groups = 0;
     for (uint32_t i = 0; i < b->end - b->first; i++) {
         uint32_t node = level ? b->upper[i] : b->first + i;
         if (level && (node == FVDB_NO_SLOT || hnsw_upper_level(b->g, node) < level)) continue;
         uint32_t n = hnsw_links(b->g, level, node, links);
-        for (uint32_t j = 0; j < n; j++) b->edges[b->n_edges++] = (uint64_t)links[j] << 32 | node;
+        for (uint32_t j = 0; j < n; j++) edges[b->n_edges++] = (uint64_t)links[j] << 32 | node;
     }
-    qsort(b->edges, b->n_edges, sizeof *b->edges, compare_edges);
+    sort_edges(edges, edges + b->n_edges, b->n_edges);
     for (uint32_t i = 0; i < b->n_edges; i++)
-        if (i == 0 || b->edges[i] >> 32 != b->edges[i - 1] >> 32) b->groups[b->n_groups++] = i;
-    b->groups[b->n_groups] = b->n_edges;
+        if (i == 0 || edges[i] >> 32 != edges[i - 1] >> 32) groups[b->n_groups++] = i;
+    groups[b->n_groups] = b->n_edges;
 }
 
 static fvdb_status merge_edges(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
     for (uint32_t i = 0; i < b->n_groups; i++)
-        if (!undo_save(undo, b->g, b->level, (uint32_t)(b->edges[b->groups[i]] >> 32)))
+        if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32)))
             return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     crew_run(c, merge_target, b, b->n_groups);
     return FVDB_OK;
@@ -279,9 +300,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
-    b.edges = mem_alloc_array((size_t)rows * g->M, sizeof *b.edges);
-    b.groups = mem_alloc_array((size_t)rows * g->M + 1, sizeof *b.groups);
-    fvdb_status status = b.upper && b.edges && b.groups ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     if (status == FVDB_OK) status = reserve_walks(walks, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
         if (control_cancelled(stretch->control)) {
@@ -294,8 +313,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
         stretch_report(stretch, g->n - start);
     }
     mem_free(b.upper);
-    mem_free(b.edges);
-    mem_free(b.groups);
+    free_edges(&b);
     return status;
 }
 
@@ -303,9 +321,12 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 
 typedef struct refining {
     batch b;
-    uint32_t *links;             /* of the rows of the batch: M0 each */
-    uint32_t *counts;
+    region links;                /* uint32, of the rows of the batch: their number, then M0 cells each */
 } refining;
+
+static uint32_t *links_of(const refining *r, uint32_t item) {
+    return (uint32_t *)r->links.base + (size_t)item * (1 + r->b.g->M0);
+}
 
 /* New links of one row of the batch, beside the graph, which others still walk. */
 static void find_links(void *context, uint32_t worker, uint32_t item) {
@@ -326,7 +347,8 @@ static void find_links(void *context, uint32_t worker, uint32_t item) {
     scorer_many(&w->query, links, n, distances);
     for (uint32_t i = 0; i < n; i++)
         if (walk_mark(w, links[i])) walk_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
-    r->counts[item] = hnsw_select(w, 0, g->M0, r->b.slack, r->links + (size_t)item * g->M0);
+    uint32_t *out = links_of(r, item);
+    out[0] = hnsw_select(w, 0, g->M0, r->b.slack, out + 1);
 }
 
 static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
@@ -335,7 +357,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t i = 0; i < b->end - b->first; i++)
-        hnsw_set_links0(b->g, b->first + i, r->links + (size_t)i * b->g->M0, r->counts[i]);
+        hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
     collect_edges(b, 0);
     return merge_edges(b, c, undo, diag);
 }
@@ -343,16 +365,12 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag) {
     uint32_t rows = min_u32(REFINE_BATCH, g->n);
-    size_t cells = (size_t)rows * g->M0;
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1}};
-    r.links = mem_alloc_array(cells, sizeof *r.links);
-    r.counts = mem_alloc_array(rows, sizeof *r.counts);
-    r.b.edges = mem_alloc_array(cells, sizeof *r.b.edges);
-    r.b.groups = mem_alloc_array(cells + 1, sizeof *r.b.groups);
-    fvdb_status status = r.links && r.counts && r.b.edges && r.b.groups
-                             ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
-                             : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
+                reserve_edges(&r.b, (size_t)rows * g->M0);
+    fvdb_status status = room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
+                              : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t first = 0; first < g->n && status == FVDB_OK; first = r.b.end) {
         if (control_cancelled(stretch->control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         r.b.first = first;
@@ -360,9 +378,7 @@ fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_und
         if (status == FVDB_OK) status = refine_batch(&r, c, undo, diag);
         stretch_report(stretch, r.b.end);
     }
-    mem_free(r.links);
-    mem_free(r.counts);
-    mem_free(r.b.edges);
-    mem_free(r.b.groups);
+    region_free(&r.links);
+    free_edges(&r.b);
     return status;
 }
