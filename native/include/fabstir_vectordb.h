@@ -183,6 +183,26 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
                         uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
                         uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag);
 
+/* Where fvdb_search_one leaves its answer: filled in once, used for any number of searches, by one thread at a time. */
+typedef struct fvdb_answer {
+    uint32_t *slots;             /* in: room for k entries */
+    double *distances;           /* in: room for k entries */
+    uint64_t *id_ends;           /* in: room for k entries */
+    uint8_t *id_bytes;           /* in: room for id_capacity bytes */
+    uint64_t id_capacity;
+    uint64_t id_size;            /* out: bytes of id_bytes in use */
+    uint32_t count;              /* out: results */
+    uint32_t plan;               /* out: FVDB_PLAN_* */
+    fvdb_diag diag;              /* out, on error only */
+} fvdb_answer;
+
+/* fvdb_search for one query (dim float32) over all live rows.  For bindings, to whom converting an argument of a call
+ * costs as much as scoring a few rows, and taking ids apart more than that.                               [reader]
+ * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
+ * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nowait,
+                            fvdb_answer *answer);
+
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */
 
 /* Slots of ids; FVDB_NO_SLOT for one that is not live.  out_slots: n entries.                             [reader]

@@ -12,7 +12,7 @@ size_t fvdb_struct_size(const char *name) {
         {"fvdb_diag", sizeof(fvdb_diag)},     {"fvdb_control", sizeof(fvdb_control)},
         {"fvdb_config", sizeof(fvdb_config)}, {"fvdb_rows", sizeof(fvdb_rows)},
         {"fvdb_stats", sizeof(fvdb_stats)},   {"fvdb_search_params", sizeof(fvdb_search_params)},
-        {"fvdb_part", sizeof(fvdb_part)},
+        {"fvdb_part", sizeof(fvdb_part)},     {"fvdb_answer", sizeof(fvdb_answer)},
     };
     for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)
         if (strcmp(structs[i].name, name) == 0) return structs[i].size;
@@ -85,17 +85,52 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
     return status;
 }
 
-fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
-                        const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
-                        uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
-                        uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag) {
+/* Checks the parameters and takes the lock. */
+static fvdb_status search_begin(fvdb_index *index, const fvdb_search_params *params, fvdb_diag *diag) {
     TRY(check_range(params->k, 1, FVDB_K_MAX, "k is out of range", diag));
     TRY(check_range(params->ef_search, 0, FVDB_EF_MAX, "ef_search is out of range", diag));
     if (!params->nowait) rwlock_read(index->lock);
     else if (!rwlock_try_read(index->lock)) return FAIL(diag, FVDB_ERR_BUSY, "a writer holds the index");
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
+                        const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                        uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
+                        uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag) {
+    TRY(search_begin(index, params, diag));
     search_outputs out = {out_slots,    out_distances, out_counts,    out_plans,
                           out_id_bytes, id_capacity,   out_id_offsets};
     fvdb_status status = index_search(index, queries, n_queries, params, allow, allow_words, &out, control, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+/* Caller holds the lock. */
+static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < out->count; i++) {
+        size_t size;
+        const uint8_t *id = id_map_get(ids, out->slots[i], &size);
+        out->id_ends[i] = at + size;
+        if (out->id_ends[i] < out->id_capacity) {
+            memcpy(out->id_bytes + at, id, size);
+            out->id_bytes[at + size] = 0;
+        }
+        at += size + 1;
+    }
+    out->id_size = at;
+    if (at <= out->id_capacity) return FVDB_OK;
+    return FAIL_AT(&out->diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
+}
+
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nowait,
+                            fvdb_answer *answer) {
+    fvdb_search_params params = {.k = k, .ef_search = ef_search, .nowait = nowait};
+    search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
+    TRY(search_begin(index, &params, &answer->diag));
+    fvdb_status status = index_search(index, query, 1, &params, NULL, 0, &out, NULL, &answer->diag);
+    if (status == FVDB_OK) status = answer_ids(&index->store.ids, answer);
     rwlock_read_done(index->lock);
     return status;
 }

@@ -306,6 +306,49 @@ static void test_more_asked_than_there_is(void) {
     free_rows(&t);
 }
 
+static void test_one_query_is_answered_as_by_a_search_of_many(void) {
+    enum { N = 3000, DIM = 24, K = 12, QUERIES = 20 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1);
+    test_rows t = make_rows(N, DIM, "row", 0, 30);
+    t.ids[t.offsets[7] + 1] = 0; /* an id may hold any character */
+    float *queries = make_vectors(QUERIES, DIM, 20, 31);
+    memcpy(queries, t.vectors + 7 * DIM, DIM * sizeof *queries);
+    CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    uint32_t slots[K], want_slots[K], want_count, want_plan;
+    double distances[K], want_distances[K];
+    uint64_t ends[K], want_offsets[K + 1];
+    uint8_t ids[K * 40], want_ids[K * 40];
+    for (uint32_t q = 0; q < QUERIES; q++) {
+        fvdb_search_params params = {.k = K, .ef_search = 1 + q * q * 5, .nowait = q % 2};
+        fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = 3};
+        CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
+                          &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_ERR_BUFFER);
+        CHECK(a.diag.expected == want_offsets[K] + K);
+        a.id_capacity = a.diag.expected - 1;
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_ERR_BUFFER);
+        a.id_capacity++;
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_OK);
+        CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity);
+        CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
+        for (uint32_t i = 0, start = 0; i < K; start = (uint32_t)ends[i++] + 1) {
+            CHECK(ends[i] - start == want_offsets[i + 1] - want_offsets[i] && ids[ends[i]] == 0);
+            CHECK(memcmp(ids + start, want_ids + want_offsets[i], ends[i] - start) == 0);
+        }
+        CHECK(q > 0 || (slots[0] == 7 && ids[1] == 0));
+    }
+    fvdb_answer refused = {0};
+    CHECK(fvdb_search_one(index, queries, 0, 0, 0, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
+    CHECK(fvdb_search_one(index, queries, 1, FVDB_EF_MAX + 1, 0, &refused) == FVDB_ERR_ARGUMENT);
+    fvdb_index *empty = create(DIM, FVDB_METRIC_L2, FVDB_MEMORY_COMPACT, 1);
+    fvdb_answer none = {.slots = slots, .distances = distances, .count = 9, .id_size = 9};
+    CHECK(fvdb_search_one(empty, queries, K, 0, 0, &none) == FVDB_OK && none.count == 0 && none.id_size == 0);
+    fvdb_free(empty);
+    fvdb_free(index);
+    free_rows(&t);
+    free(queries);
+}
+
 static void test_bad_vectors_are_named(void) {
     enum { DIM = 6 };
     fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
@@ -410,6 +453,7 @@ int main(void) {
     RUN(test_cancelled_vacuum_changes_nothing);
     RUN(test_masks_never_return_too_few);
     RUN(test_more_asked_than_there_is);
+    RUN(test_one_query_is_answered_as_by_a_search_of_many);
     RUN(test_bad_vectors_are_named);
     RUN(test_huge_and_tiny_values_are_exact);
     return check_done();
