@@ -628,11 +628,6 @@ class VectorDBSession:
 
     # ---- what the synchronous twin shares: the same on the caller's thread
 
-    @property
-    def destroyed(self) -> bool:
-        """Whether `destroy` was called."""
-        return self._destroyed
-
     def check_alive(self) -> None:
         """Raises SessionError once the session is destroyed."""
         if self._destroyed:

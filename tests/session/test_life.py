@@ -23,6 +23,7 @@ import fabstir_vectordb
 from fabstir_vectordb import (
     InvalidConfigError,
     InvalidInputError,
+    MemoryBudgetExceededError,
     NotFoundError,
     SessionError,
     VectorDBConfig,
@@ -105,6 +106,38 @@ async def test_creating_does_no_work_and_touches_no_store(
     monkeypatch.undo()
     await session.destroy()
     assert not (tmp_path / "store").exists()
+
+
+async def test_options_and_clocks_that_make_no_sense_are_refused() -> None:
+    readings: list[Any] = ["noon", None, float("nan"), float("inf")]
+    async with await session_on("memory:", clock=lambda: readings[0]) as session:
+        for _ in range(len(readings)):
+            with pytest.raises(InvalidConfigError, match="clock must return seconds"):
+                await session.add_batch(["a"], [[1, 2]])
+            readings.pop(0)
+        with pytest.raises(InvalidInputError, match="error or overwrite"):
+            await session.save_to_s5(on_conflict="merge")
+        with pytest.raises(InvalidInputError, match="a CID must be a string"):
+            await session.load_user_vectors(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="lazy"):
+            await session.load_user_vectors(lazy_load=True)
+        for budget in (0, -1, True, 1.5, "1"):
+            with pytest.raises(InvalidInputError, match="memory_budget_mb must be greater than zero"):
+                await session.load_user_vectors(memory_budget_mb=budget)
+        assert await session.count() == 0
+
+
+async def test_a_loads_own_budget_is_the_sessions_from_then_on() -> None:
+    uri = f"memory:{uuid.uuid4()}"
+    async with await session_on(uri) as session:
+        await session.add_batch([str(row) for row in range(5000)], rows(5000, 32))
+        await session.save_to_s5()
+        with pytest.raises(MemoryBudgetExceededError):
+            await session.load_user_vectors(memory_budget_mb=1)
+        await session.load_user_vectors(memory_budget_mb=5)
+        with pytest.raises(MemoryBudgetExceededError):
+            await session.add_batch([f"x{row}" for row in range(20_000)], rows(20_000, 32))
+        assert await session.count() == 5000
 
 
 # ---- deletes and updates

@@ -1,0 +1,156 @@
+"""The synchronous index: arguments, what an empty one says, and closing beside calls that are inside."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fabstir_vectordb import ConflictError, InvalidInputError, NotFoundError
+from fabstir_vectordb._native.handle import NativeIndex
+from fabstir_vectordb.index import (
+    Index,
+    IndexClosed,
+    IndexSettings,
+    check_ef,
+    check_k,
+    prepare_batch,
+    prepare_queries,
+)
+
+BASE = np.random.default_rng(20_261_123).standard_normal((30, 4)).astype(np.float32)
+IDS = [f"r{i}" for i in range(30)]
+
+
+def filled() -> Index:
+    index = Index(IndexSettings())
+    index.add(prepare_batch(IDS, BASE, None, None, lambda: 7, None))
+    return index
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert check_k(np.int64(3)) == 3
+    assert check_ef(np.uint8(3)) == 3
+    assert check_ef(None) == 0
+    for bad in (np.float32(3), np.int64(0), np.bool_(True), "3", 3.0):
+        with pytest.raises(InvalidInputError):
+            check_k(bad)
+        with pytest.raises(InvalidInputError):
+            check_ef(bad)
+    times: list[Any] = [np.float64(1.5), np.int32(2), None]
+    batch = prepare_batch(["a", "b", "c"], BASE[:3], None, times, lambda: 9, None)
+    assert batch.timestamps.tolist() == [1_500_000, 2_000_000, 9]
+    batch = prepare_batch(["a", "b"], BASE[:2], None, np.array([3, -4]), lambda: 9, None)
+    assert batch.timestamps.tolist() == [3_000_000, -4_000_000]
+    for times in ([np.datetime64("2026-01-01")], [np.float64("inf")], [2**80]):
+        with pytest.raises(InvalidInputError, match="timestamp of row 0"):
+            prepare_batch(["a"], BASE[:1], None, times, lambda: 9, None)
+
+
+def test_the_clock_is_read_at_most_once_and_only_for_rows() -> None:
+    readings = iter([5])
+    batch = prepare_batch(["a", "b", "c"], BASE[:3], None, [None, 1, None], lambda: next(readings), None)
+    assert batch.timestamps.tolist() == [5, 1_000_000, 5]
+    for times in (None, []):
+        assert len(prepare_batch([], [], None, times, lambda: next(readings), None).timestamps) == 0
+
+
+def test_no_queries_have_any_shape() -> None:
+    for nothing in ([], np.empty((0, 4)), np.empty((0, 9)), [[]][:0]):
+        assert len(prepare_queries(nothing, 4)) == 0
+    for bad in (np.empty((2, 0)), np.empty((2, 3)), np.float32(1)):
+        with pytest.raises(InvalidInputError):
+            prepare_queries(bad, 4)
+
+
+def test_vectors_without_components_are_refused() -> None:
+    for vectors, message in [
+        (np.empty((2, 0)), "1 to 4096 dimensions, got 0"),
+        (np.ones((2, 4097)), "1 to 4096 dimensions, got 4097"),
+        (np.ones((2, 2, 2)), "shape"),
+        ([[1.0] * 4, [1.0, 2.0]], "expected 4, got 2"),
+        (np.ones((2, 3)), "expected 4, got 3"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            prepare_batch(["a", "b"], vectors, None, None, lambda: 0, 4)
+
+
+def test_an_empty_index_has_nothing_to_delete() -> None:
+    index = Index(IndexSettings())
+    with pytest.raises(NotFoundError, match="'a'"):
+        index.delete(["a"])
+    assert index.delete(["a", "b"], missing_ok=True).deleted_count == 0
+    assert index.delete([]).deleted_ids == []
+    with pytest.raises(NotFoundError):
+        index.update_metadata("a", 1)
+    assert index.vacuum().total_removed == 0
+    assert index.changes == 0
+    assert index.parts(10) == []
+    assert index.scan(index.cursor(), 10) == []
+    index.close()
+
+
+def test_a_batch_of_another_dimension_is_refused_by_the_index_itself() -> None:
+    # Two first adds may be prepared before either fixes the dimension.
+    first = prepare_batch(["a"], BASE[:1], None, None, lambda: 0, None)
+    second = prepare_batch(["b"], BASE[:1, :3], [{"n": 1}], None, lambda: 0, None)
+    index = Index(IndexSettings())
+    index.add(first)
+    with pytest.raises(InvalidInputError, match="expected 4, got 3"):
+        index.add(second)
+    with pytest.raises(InvalidInputError, match="on_conflict"):
+        index.add(first, "maybe")
+    with pytest.raises(ConflictError):
+        index.add(first)
+    assert index.counts.live == 1
+    index.close()
+
+
+def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = filled()
+    entered, go = threading.Event(), threading.Event()
+    real = NativeIndex.search
+    order: list[str] = []
+
+    def held(native: NativeIndex, *args: Any, **kwargs: Any) -> Any:
+        entered.set()
+        assert go.wait(60)
+        hits = real(native, *args, **kwargs)
+        order.append("searched")
+        return hits
+
+    monkeypatch.setattr(NativeIndex, "search", held)
+    found: list[Any] = []
+    searching = threading.Thread(target=lambda: found.extend(index.search_batch(BASE[:1], 1, None)))
+    searching.start()
+    assert entered.wait(60)
+
+    def close() -> None:
+        index.close()
+        order.append("closed")
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    while not index._closed:
+        threading.Event().wait(0.001)
+    with pytest.raises(IndexClosed):
+        index.get(["r1"])
+    go.set()
+    searching.join(60)
+    closing.join(60)
+    assert order == ["searched", "closed"]
+    assert [hit.id for hit in found[0]] == ["r0"]
+    for call in (
+        lambda: index.search(BASE[0], 1, None),
+        lambda: index.add(prepare_batch(["x"], BASE[:1], None, None, lambda: 0, 4)),
+        lambda: index.delete(["r1"]),
+        index.vacuum,
+        index.stats,
+        index.cursor,
+    ):
+        with pytest.raises(IndexClosed):
+            call()
+    index.close()
+    assert (index.dim, index.counts.live, index.metadata_bytes) == (None, 0, 0)
