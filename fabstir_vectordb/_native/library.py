@@ -18,6 +18,7 @@ _STRUCTS = (
     "fvdb_stats",
     "fvdb_search_params",
     "fvdb_part",
+    "fvdb_answer",
 )
 _REBUILD = "rebuild it: python build_native.py, or install the package again"
 
