@@ -5,20 +5,36 @@
 
 #include <arm_neon.h>
 
-/* Codes are 0 .. 15, so they are also valid signed bytes. */
-static inline KERNEL_TARGET int32_t row_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *code, size_t bytes) {
-    int32x4_t lo = vdupq_n_s32(0), hi = vdupq_n_s32(0);
-    for (size_t i = 0; i < bytes; i += 16) {
-        uint8x16_t c = vld1q_u8(code + i);
-        lo = vdotq_s32(lo, vreinterpretq_s8_u8(vandq_u8(c, vdupq_n_u8(15))), vld1q_s8(q_lo + i));
-        hi = vdotq_s32(hi, vreinterpretq_s8_u8(vshrq_n_u8(c, 4)), vld1q_s8(q_hi + i));
-    }
-    return vaddvq_s32(vaddq_s32(lo, hi));
+/* Products of 16 code bytes, added in 4 lanes.  Codes are 0 .. 15, so they are also valid signed bytes. */
+static inline KERNEL_TARGET int32x4_t add_products(int32x4_t sum, const uint8_t *code, int8x16_t q_lo, int8x16_t q_hi) {
+    uint8x16_t c = vld1q_u8(code);
+    sum = vdotq_s32(sum, vreinterpretq_s8_u8(vandq_u8(c, vdupq_n_u8(15))), q_lo);
+    return vdotq_s32(sum, vreinterpretq_s8_u8(vshrq_n_u8(c, 4)), q_hi);
 }
 
+/* Four rows at a time: the query is loaded once for all, and their sums are added across together. */
 static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
                                    const uint32_t *slots, uint32_t n, int32_t *out) {
-    for (uint32_t r = 0; r < n; r++) out[r] = row_dot(q_lo, q_hi, codes + slots[r] * code_bytes, code_bytes);
+    uint32_t r = 0;
+    for (; r + 4 <= n; r += 4) {
+        const uint8_t *a = codes + slots[r] * code_bytes, *b = codes + slots[r + 1] * code_bytes;
+        const uint8_t *c = codes + slots[r + 2] * code_bytes, *d = codes + slots[r + 3] * code_bytes;
+        int32x4_t sa = vdupq_n_s32(0), sb = sa, sc = sa, sd = sa;
+        for (size_t i = 0; i < code_bytes; i += 16) {
+            int8x16_t lo = vld1q_s8(q_lo + i), hi = vld1q_s8(q_hi + i);
+            sa = add_products(sa, a + i, lo, hi);
+            sb = add_products(sb, b + i, lo, hi);
+            sc = add_products(sc, c + i, lo, hi);
+            sd = add_products(sd, d + i, lo, hi);
+        }
+        vst1q_s32(out + r, vpaddq_s32(vpaddq_s32(sa, sb), vpaddq_s32(sc, sd)));
+    }
+    for (; r < n; r++) {
+        const uint8_t *row = codes + slots[r] * code_bytes;
+        int32x4_t sum = vdupq_n_s32(0);
+        for (size_t i = 0; i < code_bytes; i += 16) sum = add_products(sum, row + i, vld1q_s8(q_lo + i), vld1q_s8(q_hi + i));
+        out[r] = vaddvq_s32(sum);
+    }
 }
 
 KERNEL_TABLE(neon);
