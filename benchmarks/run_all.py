@@ -25,6 +25,7 @@ SCRIPTS = (
     "bench_save_load",
     "bench_memory",
     "bench_loop_lag",
+    "bench_overhead",
     "bench_growth",
 )
 

@@ -8,7 +8,6 @@ then raises the cancellation; the change was made whole by then, or left no trac
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import sys
@@ -23,9 +22,11 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
-from fabstir_vectordb.config import SeedPhrase, Unset, VectorDBConfig, check_threshold
+from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Cursor,
@@ -67,6 +68,8 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
+# Query, k, threshold, include_vectors and ef_search.
+_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int]
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
 # or a scan of this many float32 values is below a millisecond.
@@ -353,15 +356,17 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        index = self.live_index()
-        search = self._search(query, k, options, fields)
-        if self._is_short(index, k, search.keywords["ef_search"]):
+        self.check_alive()
+        asked = self._asked(query, k, options, fields)
+        if self._is_short(self._index, asked):
             if time.monotonic() - self._last_pause > _PAUSE_S:
                 await anyio.lowlevel.checkpoint()
                 self._last_pause = time.monotonic()
-            with contextlib.suppress(NativeBusy, IndexClosed):
-                return search(self.live_index(), nowait=True)
-        return await self._read(search)
+            try:
+                return self.live_index().search(*asked, nowait=True)
+            except (NativeBusy, IndexClosed):
+                pass
+        return await self._read(lambda index: index.search(*asked))
 
     async def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
@@ -664,7 +669,11 @@ class VectorDBSession:
     ) -> SearchResults:
         """`search` on this thread; waits for a change that is under way."""
         self.check_alive()
-        return self.read_here(self._search(query, k, options, fields))
+        asked = self._asked(query, k, options, fields)
+        try:
+            return self._index.search(*asked)
+        except IndexClosed:
+            return self.read_here(lambda index: index.search(*asked))
 
     def search_batch_here(
         self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
@@ -673,44 +682,42 @@ class VectorDBSession:
         self.check_alive()
         return self.read_here(self._search_batch(queries, k, options, fields))
 
-    def _search(
-        self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
-    ) -> partial[SearchResults]:
-        """A search with everything checked that does not depend on the index it will meet."""
-        chosen = _merged_options(SearchOptions, options, given)
-        return partial(
-            Index.search,
-            query=prepare_query(query),
-            k=check_k(k),
-            threshold=self._threshold(chosen),
-            include_vectors=chosen.include_vectors,
-            ef_search=check_ef(chosen.ef_search),
+    def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
+        """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
+        threshold, include_vectors, ef_search = _search_options(options, given)
+        return (
+            prepare_query(query),
+            check_k(k),
+            None if threshold is None else self._threshold(threshold),
+            include_vectors,
+            check_ef(ef_search),
         )
 
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
-        chosen = _merged_options(SearchOptions, options, given)
-        k, threshold, ef_search = check_k(k), self._threshold(chosen), check_ef(chosen.ef_search)
+        threshold, include_vectors, ef_search = _search_options(options, given)
+        k, threshold, ef_search = check_k(k), self._threshold(threshold), check_ef(ef_search)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
             # Many queries take a while to convert: in the worker thread, too.
             matrix = prepare_queries(queries, index.dim)
-            return index.search_batch(matrix, k, threshold, chosen.include_vectors, ef_search, control)
+            return index.search_batch(matrix, k, threshold, include_vectors, ef_search, control)
 
         return search
 
-    def _threshold(self, options: SearchOptions) -> float | Unset | None:
-        if not isinstance(options.threshold, Unset):
-            check_threshold("threshold", options.threshold, InvalidInputError)
-            return options.threshold
-        return self._config.default_threshold
+    def _threshold(self, threshold: float | Unset | None) -> float | Unset | None:
+        if isinstance(threshold, Unset):
+            return self._config.default_threshold
+        check_threshold("threshold", threshold, InvalidInputError)
+        return threshold
 
     @staticmethod
-    def _is_short(index: Index, k: int, ef: int) -> bool:
+    def _is_short(index: Index, asked: _Asked) -> bool:
         counts = index.counts
         if counts.graph_rows:
             # Many tombstones make a walk long; then, too, a thread is the right place.
+            _, k, _, _, ef = asked
             return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
         return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
@@ -921,6 +928,16 @@ def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]
             known = ", ".join(sorted(_OPTION_NAMES[kind]))
             raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {known}")
     return kind(**given) if options is None else replace(options, **given)
+
+
+def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """threshold, include_vectors and ef_search, not yet checked."""
+    if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
+        # Without a SearchOptions on the way, which takes half a microsecond to make.
+        get = given.get
+        return get("threshold", UNSET), get("include_vectors", False), get("ef_search")
+    chosen = _merged_options(SearchOptions, options, given)
+    return chosen.threshold, chosen.include_vectors, chosen.ef_search
 
 
 _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, overload
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.config import UNSET, Unset
+from fabstir_vectordb.metadata.arena import decode_metadata
 from fabstir_vectordb.persist.versions import Progress, ProgressCallback
 
 __all__ = [
@@ -105,32 +106,24 @@ class SearchResult:
         vector: dim float32 bit for bit as added, where the search asked for vectors; else None.
     """
 
-    __slots__ = ("_decode", "_metadata", "distance", "id", "score", "vector")
+    __slots__ = ("_metadata", "distance", "id", "score", "vector")
 
     def __init__(
-        self,
-        id: str,
-        score: float,
-        distance: float,
-        metadata: bytes | None = None,
-        vector: Vector | None = None,
-        decode: Callable[[bytes], Any] | None = None,
+        self, id: str, score: float, distance: float, metadata: Any = None, vector: Vector | None = None
     ) -> None:
         self.id = id
         self.score = score
         self.distance = distance
+        self._metadata = metadata
         self.vector = vector
-        self._metadata: Any = metadata
-        self._decode = decode
 
     @property
     def metadata(self) -> Any:
         """The row's metadata, or None."""
-        if self._decode is not None:
-            if self._metadata is not None:
-                self._metadata = self._decode(self._metadata)
-            self._decode = None
-        return self._metadata
+        metadata = self._metadata
+        if type(metadata) is bytearray:  # which no JSON-shaped value is: stored bytes, none of them for none
+            metadata = self._metadata = decode_metadata(metadata) if metadata else None
+        return metadata
 
     def __repr__(self) -> str:
         return f"SearchResult(id={self.id!r}, score={self.score:.4f}, distance={self.distance:.4f})"

@@ -8,9 +8,9 @@ under way is the caller's mistake, which index.py prevents. An array of the wron
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
+from struct import Struct
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -76,6 +76,7 @@ _ON_CONFLICT = {
     "skip": lib.FVDB_ON_CONFLICT_SKIP,
 }
 _UINT64_MAX = 2**64 - 1
+_FLOATS = ffi.typeof("float[]")
 
 # Room for the ids of one search: most ids are shorter, and a search whose ids are longer is repeated with the
 # bytes it turned out to need.
@@ -300,29 +301,38 @@ def estimate_bytes(
     return int(lib.fvdb_estimate_bytes(config, rows, id_bytes))
 
 
-class _SearchBuffers(threading.local):
-    """Outputs of a one-query search, kept per thread: allocating them would cost as much as a small walk."""
+class _Answer:
+    """Memory that answers of up to k results come in: allocating it would cost as much as a small walk."""
 
-    def __init__(self) -> None:
-        self.k = 0
-        self.room = 0
+    __slots__ = ("c", "distance_bytes", "distances", "id_bytes", "id_ends", "slot_bytes", "slots")
 
-    def reserve(self, k: int, room: int) -> None:
-        if k > self.k:
-            self.k = k
-            self.slots = ffi.new("uint32_t[]", k)
-            self.distances = ffi.new("double[]", k)
-            self.counts = ffi.new("uint32_t[1]")
-            self.plans = ffi.new("uint32_t[1]")
-            self.offsets = ffi.new("uint64_t[]", k + 1)
-            self.params = ffi.new("fvdb_search_params *")
-            self.diag = ffi.new("fvdb_diag *")
-        if room > self.room:
-            self.room = room
-            self.id_bytes = ffi.new("uint8_t[]", room)
+    def __init__(self, k: int) -> None:
+        self.slots, self.distances = ffi.new("uint32_t[]", k), ffi.new("double[]", k)
+        self.slot_bytes, self.distance_bytes = ffi.buffer(self.slots), ffi.buffer(self.distances)
+        self.id_ends = ffi.new("uint64_t[]", k)
+        self.c = ffi.new("fvdb_answer *")
+        self.c.slots, self.c.distances, self.c.id_ends = self.slots, self.distances, self.id_ends
+        self.reserve(k * _ID_ROOM_PER_HIT)
+
+    def reserve(self, size: int) -> None:
+        """Makes room for ids."""
+        room = ffi.new("uint8_t[]", size)
+        self.c.id_bytes, self.c.id_capacity = room, size
+        self.id_bytes = ffi.buffer(room)  # keeps the room alive
+
+    def ids_by_ends(self, n: int) -> list[str]:
+        """The ids of the answer, where one holds a 0 byte itself."""
+        ends = ffi.unpack(self.id_ends, n)
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        return [self.id_bytes[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
-_buffers = _SearchBuffers()
+# Answers that no call uses. The pop and the append of a list are atomic, with the GIL and without.
+_spare: list[_Answer] = []
+_SPARE_K = 128
+# A Struct takes half the time of ffi.unpack.
+_DOUBLES = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
+_UINT32S = [Struct(f"={n}I").unpack_from for n in range(_SPARE_K + 1)]
 
 
 class NativeIndex:
@@ -342,7 +352,7 @@ class NativeIndex:
         IndexStateError: memory or a lock could not be had.
     """
 
-    __slots__ = ("_index", "dim")
+    __slots__ = ("_index", "_query_bytes", "dim")
 
     def __init__(
         self, dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
@@ -352,7 +362,7 @@ class NativeIndex:
         status = lib.fvdb_create(config, out, diag)
         if status:
             _raise(status, diag)
-        self.dim = dim
+        self.dim, self._query_bytes = dim, 4 * dim
         self._index = ffi.gc(out[0], lib.fvdb_free)
 
     @classmethod
@@ -382,7 +392,7 @@ class NativeIndex:
         if status:
             _raise(status, diag)
         self = cls.__new__(cls)
-        self.dim = dim
+        self.dim, self._query_bytes = dim, 4 * dim
         self._index = ffi.gc(out[0], lib.fvdb_free)
         return self
 
@@ -470,16 +480,16 @@ class NativeIndex:
         return slots, replaced
 
     def search_one(
-        self, query: Float32Array, k: int, ef_search: int = 0, exact: bool = False, nowait: bool = False
-    ) -> tuple[list[int], list[float], list[str], int]:
+        self, query: Float32Array, k: int, ef_search: int = 0, nowait: bool = False, with_slots: bool = True
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
         Args:
             query: dim float32, C-contiguous.
             k: 1 to K_MAX.
             ef_search: 0 lets the library choose.
-            exact: score every row exactly.
             nowait: raise NativeBusy instead of waiting for a writer.
+            with_slots: False leaves the slots out, for callers that need none.
 
         Returns:
             Slots, distances and ids of the results, nearest first, and the plan.
@@ -489,41 +499,30 @@ class NativeIndex:
             NativeBusy: with `nowait`.
             IndexStateError: memory could not be had.
         """
-        if query.nbytes != 4 * self.dim:
+        if query.nbytes != self._query_bytes:
             _expect("query", query, np.float32, (self.dim,))
-        buffers = _buffers
-        buffers.reserve(k, k * _ID_ROOM_PER_HIT)
-        params = buffers.params
-        params.k, params.ef_search, params.exact, params.nowait = k, ef_search, exact, nowait
-        while True:
-            status = lib.fvdb_search(
-                self._index,
-                ffi.from_buffer("float[]", query),
-                1,
-                params,
-                ffi.NULL,
-                0,
-                buffers.slots,
-                buffers.distances,
-                buffers.counts,
-                buffers.plans,
-                buffers.id_bytes,
-                buffers.room,
-                buffers.offsets,
-                ffi.NULL,
-                buffers.diag,
-            )
-            if status == lib.FVDB_ERR_BUFFER:
-                buffers.reserve(k, int(buffers.diag.expected))
-                continue
-            if status:
-                _raise(status, buffers.diag)
-            break
-        n = buffers.counts[0]
-        offsets = ffi.unpack(buffers.offsets, n + 1)
-        text = bytes(ffi.buffer(buffers.id_bytes, offsets[n]))
-        ids = [text[offsets[i] : offsets[i + 1]].decode() for i in range(n)]
-        return ffi.unpack(buffers.slots, n), ffi.unpack(buffers.distances, n), ids, buffers.plans[0]
+        try:
+            answer = _spare.pop() if k <= _SPARE_K else _Answer(k)
+        except IndexError:
+            answer = _Answer(_SPARE_K)
+        c = answer.c
+        while status := lib.fvdb_search_one(self._index, ffi.from_buffer(_FLOATS, query), k, ef_search, nowait, c):
+            if status != lib.FVDB_ERR_BUFFER:
+                _raise(status, c.diag)
+            answer.reserve(int(c.diag.expected))
+        n = c.count
+        if n <= _SPARE_K:
+            slots = _UINT32S[n](answer.slot_bytes) if with_slots else ()
+            distances = _DOUBLES[n](answer.distance_bytes)
+        else:
+            slots, distances = ffi.unpack(answer.slots, n), ffi.unpack(answer.distances, n)
+        ids = answer.id_bytes[: c.id_size - 1].decode().split("\0") if n else []
+        if len(ids) != n:
+            ids = answer.ids_by_ends(n)
+        plan = c.plan
+        if k <= _SPARE_K:
+            _spare.append(answer)
+        return slots, distances, ids, plan
 
     def search(
         self,

@@ -135,8 +135,8 @@ def test_one_query_answers_as_a_batch_does(index: NativeIndex) -> None:
     hits = index.search(queries, 4)
     for row, query in enumerate(queries):
         slots, distances, ids, plan = index.search_one(query, 4)
-        assert slots == hits.slots[row].tolist()
-        assert distances == hits.distances[row].tolist()
+        assert list(slots) == hits.slots[row].tolist()
+        assert list(distances) == hits.distances[row].tolist()
         assert ids == hits.ids[row] == [f"row-{slot}" for slot in slots]
         assert plan == hits.plans[row] == handle.PLAN_FLAT
 
@@ -162,7 +162,7 @@ def test_more_than_there_is_gives_what_there_is(index: NativeIndex) -> None:
 def test_an_empty_index_answers_nothing() -> None:
     index = make()
     assert index.search(vectors(2), 3).ids == [[], []]
-    assert index.search_one(vectors(1)[0], 3)[:3] == ([], [], [])
+    assert [list(found) for found in index.search_one(vectors(1)[0], 3)[:3]] == [[], [], []]
 
 
 def test_only_allowed_slots_are_found(index: NativeIndex) -> None:
@@ -180,6 +180,50 @@ def test_long_ids_grow_the_buffers() -> None:
     assert index.search_one(query, 30)[2][0] == names[7]
     assert index.search(query[None], 30).ids[0][0] == names[7]
     assert index.get_ids(np.arange(30, dtype=np.uint32)) == names
+
+
+@pytest.mark.parametrize("k", [1, 128, 129, 400])
+def test_one_query_finds_ids_of_all_kinds_at_every_k(k: int) -> None:
+    names = [f"{i}-{text}" for i in range(100) for text in ("plain", "ünï", "漢字", "\U0001f600")]
+    index = make()
+    fill(index, names)
+    for query in vectors(3, seed=4):
+        hits = index.search(query[None], k)
+        slots, distances, ids, _ = index.search_one(query, k)
+        assert (list(slots), list(distances), ids) == (hits.slots[0].tolist(), hits.distances[0].tolist(), hits.ids[0])
+        assert ids == [names[slot] for slot in slots]
+        assert index.search_one(query, k, with_slots=False)[1:3] == (distances, ids)
+
+
+def test_ids_with_zero_characters_are_told_apart(index: NativeIndex) -> None:
+    names = ["\0", "a\0", "\0b", "a\0b\0", "\0é\0", "\0\0\0"]
+    slots, _ = fill(index, names, vectors(6, seed=8))
+    for name, query in zip(names, vectors(6, seed=8), strict=True):
+        assert index.search_one(query, 1)[2] == [name]
+    found, _, ids, _ = index.search_one(vectors(1)[0], 56)
+    assert ids == index.get_ids(np.array(found, dtype=np.uint32))
+    assert set(names) < set(ids)
+    assert index.get_ids(slots) == names
+
+
+def test_a_search_within_a_search_has_an_answer_of_its_own(index: NativeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal handler's, or one of a finaliser."""
+    rows, inner = vectors(50), []
+
+    def interrupted(k: int) -> Any:
+        inner.append(index.search(rows[9][None], 1).ids)
+        inner.append(NativeIndex.search_one(index, rows[9], 3)[2][0])
+        return real[k]
+
+    class Interrupting:
+        def __getitem__(self, k: int) -> Any:
+            monkeypatch.setattr(handle, "_DOUBLES", real)
+            return interrupted(k)
+
+    real = handle._DOUBLES
+    monkeypatch.setattr(handle, "_DOUBLES", Interrupting())
+    assert index.search_one(rows[4], 3)[2] == index.search(rows[4][None], 3).ids[0]
+    assert inner == [[["row-9"]], "row-9"]
 
 
 def test_threads_do_not_share_their_answers(index: NativeIndex) -> None:
