@@ -198,13 +198,18 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
         uint64_t width = read_u64(&r), most = (uint64_t)INT64_MAX - (uint64_t)low;
         REQUIRE(r.ok && width <= 8 && r.left == (size_t)width * n, "the timestamps have another size");
         const uint8_t *planes = read_bytes(&r, (size_t)width * n);
+        uint64_t least = UINT64_MAX, any = 0;
         for (uint32_t i = 0; i < n; i++) {
             uint64_t offset = 0;
             for (uint32_t b = 0; b < width; b++) offset |= (uint64_t)planes[(size_t)b * n + i] << (8 * b);
             REQUIRE(offset <= most, "a timestamp is past the range of int64");
+            if (offset < least) least = offset;
+            any |= offset;
             int64_t us = (int64_t)((uint64_t)low + offset);
             TRY(timestamps_append(&index->store.times, &us, 1, diag));
         }
+        /* One form only, so that equal rows have equal bytes. */
+        REQUIRE(least == 0 && (width == 0 || any >> (8 * (width - 1))), "the timestamps are not packed as they should be");
     }
     return FVDB_OK;
 }
@@ -357,7 +362,10 @@ static fvdb_status read_upper(fvdb_index *index, uint32_t number, reader *r, fvd
         for (uint32_t at = 1; at <= level; at++) {
             uint32_t count = read_u8(r);
             REQUIRE(count <= g->M, "an upper row has too many links");
-            for (uint32_t j = 0; j < count; j++) links[j] = read_u32(r);
+            for (uint32_t j = 0; j < count; j++) {
+                links[j] = read_u32(r);
+                REQUIRE(links[j] != FVDB_NO_SLOT, "a link leads nowhere");
+            }
             REQUIRE(r->ok, "the graph is cut off");
             hnsw_set_links(g, at, g->upper_n - 1, links, count);
         }
