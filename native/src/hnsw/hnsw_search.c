@@ -11,8 +11,6 @@
  * pool ends at the ef-th allowed row. */
 #include "hnsw.h"
 
-
-
 #define BEAM 2u
 
 /* ---- memory ---- */
@@ -137,13 +135,15 @@ static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, ui
 uint32_t hnsw_descend(walk *w, uint32_t level) {
     const hnsw *g = w->g;
     if (g->entry == FVDB_NO_SLOT) return 0;
-    uint32_t node = g->entry, links[HNSW_M0_MAX];
+    uint32_t node = g->entry;
     float nearest, distances[HNSW_M0_MAX];
     score_nodes(w, 1, &node, 1, &nearest);
     for (uint32_t at = g->max_level; at > level; at--) {
         for (uint32_t from = FVDB_NO_SLOT; from != node;) {
             from = node;
-            uint32_t n = hnsw_links(g, at, from, links);
+            const uint32_t *links = hnsw_upper_links(g, from, at);
+            uint32_t n = 0;
+            while (n < g->M && links[n] != FVDB_NO_SLOT) n++;
             score_nodes(w, at, links, n, distances);
             for (uint32_t i = 0; i < n; i++) {
                 if (distances[i] >= nearest) continue;

@@ -106,13 +106,17 @@ static uint32_t graph_search(const search_job *job, walk *w) {
     if (job->filtered) keep_allowed(job, w);
     uint32_t most = min_u32(w->pool_n, rescored(k)), fetched = 0;
     for (uint32_t i = 0; i < most; i++) {
-        for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) scorer_fetch_exact(&w->query, w->pool[fetched].node);
+        for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) {
+            scorer_fetch_exact(&w->query, w->pool[fetched].node);
+            id_map_fetch_offset(&w->s->ids, w->pool[fetched].node);
+        }
         candidate c = w->pool[i];
         if (i >= max_u32(k, RESIDUALS_MIN) && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
         hit h = {scorer_exact(&w->query, c.node), c.node};
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);
     }
+    for (uint32_t i = 0; i < found; i++) id_map_fetch(&w->s->ids, w->hits[i].slot);
     hits_sort(w->s, w->hits, found);
     return found;
 }
