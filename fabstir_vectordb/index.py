@@ -66,6 +66,7 @@ __all__ = [
     "IndexClosed",
     "IndexSettings",
     "check_ef",
+    "check_exact",
     "check_k",
     "prepare_batch",
     "prepare_queries",
@@ -402,6 +403,24 @@ def check_ef(ef_search: object) -> int:
             details={"ef_search": ef_search, "limit": EF_MAX},
         )
     return ef_search
+
+
+def check_exact(exact: object, ef_search: int) -> bool:
+    """Whether a search is to score every row; `ef_search` as `check_ef` gives it.
+
+    Raises:
+        InvalidInputError: it is no bool, or there is an ef_search, too.
+    """
+    if exact is False:
+        return False
+    if not isinstance(exact, (bool, np.bool_)):
+        raise InvalidInputError(f"exact must be True or False, got {exact!r}")
+    if exact and ef_search:
+        raise InvalidInputError(
+            "an exact search scores every row and walks over no candidates: leave out exact or ef_search",
+            details={"ef_search": ef_search},
+        )
+    return bool(exact)
 
 
 # ---- Scores ------------------------------------------------------------------------------------------------
@@ -770,6 +789,7 @@ class Index:
         threshold: float | Unset | None,
         include_vectors: bool = False,
         ef_search: int = 0,
+        exact: bool = False,
         nowait: bool = False,
     ) -> SearchResults:
         """The k nearest rows of one query; an UNSET threshold is the metric's own.
@@ -784,7 +804,7 @@ class Index:
             inside.append(True)
             generation, native = self._generation, self.native
             if not generation & 1 and native is not None and inside[0]:
-                results = self._nearest(native, query, k, threshold, include_vectors, ef_search, nowait)
+                results = self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nowait)
                 if self._generation == generation:
                     self.plans_used[results.plan] += 1
                     return results
@@ -800,7 +820,7 @@ class Index:
             native = self.native
             if native is None:
                 return SearchResults([], 0, "flat")
-            return self._nearest(native, query, k, threshold, include_vectors, ef_search, nowait)
+            return self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nowait)
 
         results = self._consistent(read, nowait)
         self.plans_used[results.plan] += 1
@@ -814,12 +834,13 @@ class Index:
         threshold: float | Unset | None,
         include_vectors: bool,
         ef_search: int,
+        exact: bool,
         nowait: bool,
     ) -> SearchResults:
         if len(query) != native.dim:
             _check_query_dim(len(query), native.dim)
         with_slots = include_vectors or not self._arena.is_empty
-        slots, distances, ids, plan = native.search_one(query, k, ef_search, nowait, with_slots)
+        slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots)
         return self._results(native, slots, distances, ids, plan, threshold, include_vectors)
 
     def search_batch(
@@ -829,6 +850,7 @@ class Index:
         threshold: float | Unset | None,
         include_vectors: bool = False,
         ef_search: int = 0,
+        exact: bool = False,
         control: Control | None = None,
     ) -> list[SearchResults]:
         """The k nearest rows of each query, in one native call.
@@ -842,7 +864,7 @@ class Index:
             if native is None or not len(queries):
                 return [SearchResults([], 0, "flat") for _ in queries]
             _check_query_dim(queries.shape[1], native.dim)
-            hits = native.search(queries, k, ef_search=ef_search, control=control)
+            hits = native.search(queries, k, ef_search=ef_search, exact=exact, control=control)
             out = []
             for row, ids in enumerate(hits.ids):
                 n = len(ids)

@@ -34,6 +34,7 @@ from fabstir_vectordb.index import (
     IndexClosed,
     IndexSettings,
     check_ef,
+    check_exact,
     check_k,
     prepare_batch,
     prepare_queries,
@@ -68,8 +69,8 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
-# Query, k, threshold, include_vectors and ef_search.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int]
+# Query, k, threshold, include_vectors, ef_search and exact.
+_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool]
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
 # or a scan of this many float32 values is below a millisecond.
@@ -684,25 +685,28 @@ class VectorDBSession:
 
     def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
         """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact = _search_options(options, given)
+        ef_search = check_ef(ef_search)
         return (
             prepare_query(query),
             check_k(k),
             None if threshold is None else self._threshold(threshold),
             include_vectors,
-            check_ef(ef_search),
+            ef_search,
+            exact is not False and check_exact(exact, ef_search),
         )
 
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
-        threshold, include_vectors, ef_search = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact = _search_options(options, given)
         k, threshold, ef_search = check_k(k), self._threshold(threshold), check_ef(ef_search)
+        exact = check_exact(exact, ef_search)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
             # Many queries take a while to convert: in the worker thread, too.
             matrix = prepare_queries(queries, index.dim)
-            return index.search_batch(matrix, k, threshold, include_vectors, ef_search, control)
+            return index.search_batch(matrix, k, threshold, include_vectors, ef_search, exact, control)
 
         return search
 
@@ -715,9 +719,9 @@ class VectorDBSession:
     @staticmethod
     def _is_short(index: Index, asked: _Asked) -> bool:
         counts = index.counts
-        if counts.graph_rows:
+        _, k, _, _, ef, exact = asked
+        if counts.graph_rows and not exact:
             # Many tombstones make a walk long; then, too, a thread is the right place.
-            _, k, _, _, ef = asked
             return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
         return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
@@ -930,14 +934,14 @@ def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]
     return kind(**given) if options is None else replace(options, **given)
 
 
-def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """threshold, include_vectors and ef_search, not yet checked."""
+def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """threshold, include_vectors, ef_search and exact, not yet checked."""
     if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
         # Without a SearchOptions on the way, which takes half a microsecond to make.
         get = given.get
-        return get("threshold", UNSET), get("include_vectors", False), get("ef_search")
+        return get("threshold", UNSET), get("include_vectors", False), get("ef_search"), get("exact", False)
     chosen = _merged_options(SearchOptions, options, given)
-    return chosen.threshold, chosen.include_vectors, chosen.ef_search
+    return chosen.threshold, chosen.include_vectors, chosen.ef_search, chosen.exact
 
 
 _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {

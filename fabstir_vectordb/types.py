@@ -178,11 +178,13 @@ class SearchOptions:
         threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
         include_vectors: fill `SearchResult.vector`.
         ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
+        exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
     """
 
     threshold: float | Unset | None = UNSET
     include_vectors: bool = False
     ef_search: int | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

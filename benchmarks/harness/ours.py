@@ -15,8 +15,6 @@ from fabstir_vectordb import sync
 from harness.contract import EF, EF_AFTER_BUILD, Database, Engine, K, Setting
 
 BUDGET_MB = 16_384
-#: ef_search at most; with as many candidates as rows, a search is an exact scan and says so in its plan.
-EF_MAX = 100_000
 
 
 def fields(store: str, threads: int | None = None, memory: str = "default") -> dict[str, Any]:
@@ -77,14 +75,10 @@ class FabstirCompact(Fabstir):
 
 
 class FabstirFlat(Fabstir):
-    """Exact searches: as many candidates as there are rows make a search scan them all."""
-
-    def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
-        super().load(path, rows, dim, threads)
-        self._everything = min(rows, EF_MAX)
+    """Exact searches."""
 
     def families(self) -> list[list[Setting]]:
-        return [[{"ef_search": self._everything}]]
+        return [[{"exact": True}]]
 
     def one(self, query: Any) -> list[str]:
         hits = self._session.search(query, K, threshold=None, **self._setting)

@@ -68,6 +68,8 @@ THREADS_MAX = int(lib.FVDB_THREADS_MAX)
 NO_SLOT = int(lib.FVDB_NO_SLOT)
 PLAN_FLAT = int(lib.FVDB_PLAN_FLAT)
 
+_NOWAIT, _EXACT = int(lib.FVDB_SEARCH_NOWAIT), int(lib.FVDB_SEARCH_EXACT)
+
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
 _MEMORY = {"default": lib.FVDB_MEMORY_DEFAULT, "compact": lib.FVDB_MEMORY_COMPACT}
 _ON_CONFLICT = {
@@ -480,7 +482,13 @@ class NativeIndex:
         return slots, replaced
 
     def search_one(
-        self, query: Float32Array, k: int, ef_search: int = 0, nowait: bool = False, with_slots: bool = True
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        with_slots: bool = True,
     ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
@@ -488,6 +496,7 @@ class NativeIndex:
             query: dim float32, C-contiguous.
             k: 1 to K_MAX.
             ef_search: 0 lets the library choose.
+            exact: score every row exactly.
             nowait: raise NativeBusy instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
 
@@ -505,8 +514,8 @@ class NativeIndex:
             answer = _spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
-        c = answer.c
-        while status := lib.fvdb_search_one(self._index, ffi.from_buffer(_FLOATS, query), k, ef_search, nowait, c):
+        c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
+        while status := lib.fvdb_search_one(self._index, ffi.from_buffer(_FLOATS, query), k, ef_search, flags, c):
             if status != lib.FVDB_ERR_BUFFER:
                 _raise(status, c.diag)
             answer.reserve(int(c.diag.expected))

@@ -196,11 +196,14 @@ typedef struct fvdb_answer {
     fvdb_diag diag;              /* out, on error only */
 } fvdb_answer;
 
-/* fvdb_search for one query (dim float32) over all live rows.  For bindings, to whom converting an argument of a call
+#define FVDB_SEARCH_NOWAIT 1     /* as params.nowait */
+#define FVDB_SEARCH_EXACT 2      /* as params.exact */
+
+/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0.  For bindings, to whom converting an argument of a call
  * costs as much as scoring a few rows, and taking ids apart more than that.                               [reader]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nowait,
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t flags,
                             fvdb_answer *answer);
 
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */

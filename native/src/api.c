@@ -124,9 +124,10 @@ static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
     return FAIL_AT(&out->diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
 }
 
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nowait,
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t flags,
                             fvdb_answer *answer) {
-    fvdb_search_params params = {.k = k, .ef_search = ef_search, .nowait = nowait};
+    fvdb_search_params params = {.k = k, .ef_search = ef_search, .exact = flags & FVDB_SEARCH_EXACT,
+                                 .nowait = flags & FVDB_SEARCH_NOWAIT};
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
     TRY(search_begin(index, &params, &answer->diag));
     fvdb_status status = index_search(index, query, 1, &params, NULL, 0, &out, NULL, &answer->diag);

@@ -319,16 +319,18 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     uint64_t ends[K], want_offsets[K + 1];
     uint8_t ids[K * 40], want_ids[K * 40];
     for (uint32_t q = 0; q < QUERIES; q++) {
-        fvdb_search_params params = {.k = K, .ef_search = 1 + q * q * 5, .nowait = q % 2};
+        uint32_t flags = (q % 2 ? FVDB_SEARCH_NOWAIT : 0) | (q % 3 ? 0 : FVDB_SEARCH_EXACT);
+        fvdb_search_params params = {.k = K, .ef_search = 1 + q * q * 5, .exact = q % 3 == 0, .nowait = q % 2};
         fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = 3};
         CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
                           &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_ERR_BUFFER);
         CHECK(a.diag.expected == want_offsets[K] + K);
         a.id_capacity = a.diag.expected - 1;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_ERR_BUFFER);
         a.id_capacity++;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, q % 2, &a) == FVDB_OK);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_OK);
+        CHECK(!params.exact || a.plan == FVDB_PLAN_FLAT);
         CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity);
         CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
         for (uint32_t i = 0, start = 0; i < K; start = (uint32_t)ends[i++] + 1) {

@@ -112,6 +112,29 @@ async def test_search_batch_gives_what_search_gives() -> None:
         assert await session.search_batch(np.empty((0, 16)), 3) == []
 
 
+@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+async def test_an_exact_search_finds_every_one_of_the_nearest(metric: str, memory: str) -> None:
+    base, queries = rows(3000, 24), rows(20, 24, seed=5)
+    async with await session_on("memory:", metric=metric, memory=memory, threads=2) as session:
+        await session.add_batch([str(i) for i in range(3000)], base)
+        await session.delete_vector("17")
+        many = await session.search_batch(queries, 10, threshold=None, exact=True)
+        for query, hits in zip(queries, many, strict=True):
+            want = reference(base, query, metric)
+            want[17] = np.inf
+            for found in (
+                hits,
+                await session.search(query, 10, threshold=None, exact=True),
+                await session.search(query, 10, SearchOptions(threshold=None, exact=np.bool_(True))),  # type: ignore[arg-type]
+            ):
+                assert found.plan == "flat"
+                assert [hit.id for hit in found] == [str(i) for i in np.argsort(want, kind="stable")[:10]]
+        walked = await session.search(queries[0], 10, SearchOptions(exact=True), exact=False, ef_search=10)
+        assert walked.plan == "graph"
+        assert (await session.get_stats()).plans == {"flat": 60, "graph": 1}
+
+
 async def test_results_are_a_sequence() -> None:
     async with await session_on("memory:") as session:
         await session.add_batch(["a", "b", "c"], np.eye(3))
@@ -267,6 +290,10 @@ async def test_bad_arrays_are_refused() -> None:
         ([1, 2], 1, {"ef_search": 0}, "ef_search"),
         ([1, 2], 1, {"ef_search": 100_001}, "ef_search"),
         ([1, 2], 1, {"nprobe": 3}, "nprobe is not one of"),
+        ([1, 2], 1, {"exact": True, "ef_search": 10}, "leave out exact or ef_search"),
+        ([1, 2], 1, {"exact": 1}, "exact must be True or False, got 1"),
+        ([1, 2], 1, {"exact": None}, "exact must be True or False, got None"),
+        ([1, 2], 1, {"exact": "yes", "ef_search": 10}, "exact must be True or False"),
     ],
 )
 async def test_bad_searches_are_refused(query: Any, k: Any, fields: dict[str, Any], message: str) -> None:

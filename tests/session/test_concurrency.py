@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import uuid
 import weakref
 from collections import Counter
@@ -92,6 +93,25 @@ async def test_reads_beside_a_change_never_hold_the_event_loop(
             assert answers["get"][0].id == "late"
         assert answers["scan"].id == "row-000001"
         assert len(answers) == 5
+
+
+async def test_a_scan_of_many_rows_leaves_the_event_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[bool] = []
+    real = NativeIndex.search_one
+
+    def search_one(native: NativeIndex, *args: Any, **kwargs: Any) -> Any:
+        there.append(threading.get_ident() == loop_thread)
+        return real(native, *args, **kwargs)
+
+    loop_thread = threading.get_ident()
+    monkeypatch.setattr(NativeIndex, "search_one", search_one)
+    async with await session_on("memory:") as session:
+        await add_rows(session, 1200)
+        query = rows(1)[0]
+        for exact, values in [(False, 1), (True, 1200 * 16), (True, 1200 * 16 - 1)]:
+            monkeypatch.setattr(fabstir_vectordb.session, "_INLINE_SCAN_VALUES_MAX", values)
+            await session.search(query, 1, exact=exact, ef_search=None if exact else 10)
+    assert there == [True, True, False]
 
 
 async def test_a_save_beside_searches_does_not_stop_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,17 @@ def test_answers_are_those_of_a_plain_scan(index: NativeIndex) -> None:
     np.testing.assert_allclose(hits.distances, np.sort(exact, axis=1)[:, :10], rtol=1e-12)
 
 
+def test_one_exact_answer_is_that_of_an_exact_search() -> None:
+    index = make()
+    fill(index, [f"row-{i}" for i in range(3000)])
+    queries = vectors(5, seed=2)
+    hits = index.search(queries, 10, exact=True)
+    for row, query in enumerate(queries):
+        slots, distances, _, plan = index.search_one(query, 10, exact=True, nowait=True)
+        assert (list(slots), list(distances)) == (hits.slots[row].tolist(), hits.distances[row].tolist())
+        assert plan == handle.PLAN_FLAT != index.search_one(query, 10, 10)[3]
+
+
 def test_more_than_there_is_gives_what_there_is(index: NativeIndex) -> None:
     hits = index.search(vectors(2), 60)
     assert hits.counts.tolist() == [50, 50]
