@@ -103,8 +103,7 @@ typedef struct walk {
     candidate *pool;
     uint32_t pool_size, pool_n;
     hit *hits;                   /* room for what one query returns */
-    float *near;                 /* room of a scan: a distance for each row it looks at */
-    uint32_t hits_size, near_size;
+    uint32_t hits_size;
     size_t bytes;                /* all memory of this walk */
 } walk;
 
@@ -112,8 +111,8 @@ fvdb_status walk_init(walk *w, const store *s, const hnsw *g);
 void walk_free(walk *w);
 /* Room to walk n nodes with a pool of pool_size. */
 fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size);
-/* Room for the hits of a query, and for the distances of a scan. */
-fvdb_status walk_reserve_answer(walk *w, uint32_t hits, uint32_t near);
+/* Room for the hits of a query. */
+fvdb_status walk_reserve_hits(walk *w, uint32_t hits);
 
 /* Starts a new set of marked nodes; walk_mark is false for a node marked already. */
 void walk_begin_marks(walk *w);

@@ -29,12 +29,10 @@ void walk_free(walk *w) {
     mem_free(w->visited);
     mem_free(w->pool);
     mem_free(w->hits);
-    mem_free(w->near);
 }
 
 static void count_bytes(walk *w) {
-    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits +
-               w->near_size * sizeof *w->near;
+    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits;
 }
 
 fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
@@ -57,19 +55,12 @@ fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
     return FVDB_OK;
 }
 
-fvdb_status walk_reserve_answer(walk *w, uint32_t hits, uint32_t near) {
-    if (hits > w->hits_size) {
-        hit *room = mem_realloc(w->hits, hits * sizeof *room);
-        if (!room) return FVDB_ERR_MEMORY;
-        w->hits = room;
-        w->hits_size = hits;
-    }
-    if (near > w->near_size) {
-        float *room = mem_realloc(w->near, near * sizeof *room);
-        if (!room) return FVDB_ERR_MEMORY;
-        w->near = room;
-        w->near_size = near;
-    }
+fvdb_status walk_reserve_hits(walk *w, uint32_t hits) {
+    if (hits <= w->hits_size) return FVDB_OK;
+    hit *room = mem_realloc(w->hits, hits * sizeof *room);
+    if (!room) return FVDB_ERR_MEMORY;
+    w->hits = room;
+    w->hits_size = hits;
     count_bytes(w);
     return FVDB_OK;
 }

@@ -73,12 +73,12 @@ void index_give_walk(fvdb_index *index, walk *w) {
     if (!keep) delete_walk(w);
 }
 
-fvdb_status workers_start(fvdb_index *index, uint64_t most, workers *out, fvdb_diag *diag) {
+fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag) {
     uint32_t threads = index->config.threads;
     if (most < threads) threads = most ? (uint32_t)most : 1;
-    *out = (workers){0};
+    out->n = 0;
     TRY(crew_start(threads, &out->crew, diag));
-    for (; out->n < threads; out->n++) {
+    for (; out->n < threads * each; out->n++) {
         out->walks[out->n] = index_take_walk(index);
         if (out->walks[out->n]) continue;
         workers_stop(index, out);
@@ -90,7 +90,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, workers *out, fvdb_d
 void workers_stop(fvdb_index *index, workers *w) {
     for (uint32_t i = 0; i < w->n; i++) index_give_walk(index, w->walks[i]);
     crew_stop(w->crew);
-    *w = (workers){0};
+    w->n = 0;
 }
 
 /* ---- statistics ---- */

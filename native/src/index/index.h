@@ -36,13 +36,14 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
 /* Search memory for one thread: from the idle ones, or new. */
 walk *index_take_walk(fvdb_index *index);
 void index_give_walk(fvdb_index *index, walk *w);
-/* A crew and a walk for each member; threads no more than config.threads and `most`. */
+/* A crew and walks for its members, `each` of them: member m has those from m x each on.  Threads are no more than
+ * config.threads and `most`. */
 typedef struct workers {
     crew *crew;
-    walk *walks[FVDB_THREADS_MAX];
+    walk *walks[FVDB_THREADS_MAX * SCAN_QUERIES_MAX];
     uint32_t n;
 } workers;
-fvdb_status workers_start(fvdb_index *index, uint64_t most, workers *out, fvdb_diag *diag);
+fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag);
 void workers_stop(fvdb_index *index, workers *w);
 
 /* ---- index_add.c, index_search.c, index_vacuum.c ---- */

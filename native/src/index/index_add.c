@@ -185,7 +185,7 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
     if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     workers w;
     /* Below some tens of rows a thread costs more than it brings. */
-    fvdb_status status = workers_start(index, rows->n / 32, &w, diag);
+    fvdb_status status = workers_start(index, rows->n / 32, 1, &w, diag);
     if (status == FVDB_OK) {
         uint32_t first = s->n;
         status = check_rows(s, rows, w.crew, diag);

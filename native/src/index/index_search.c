@@ -23,6 +23,7 @@
 typedef struct search_job {
     fvdb_index *index;
     const float *queries;
+    uint32_t n_queries;
     const fvdb_search_params *params;
     row_filter filter;
     bool filtered;               /* some rows may not be returned */
@@ -30,6 +31,7 @@ typedef struct search_job {
     uint32_t k;                  /* min(k, allowed) */
     uint32_t ef;
     bool flat;
+    uint32_t together;           /* queries that a worker takes at a time, each in a walk of its own */
     const search_outputs *out;
     walk **walks;
     const fvdb_control *control;
@@ -48,20 +50,28 @@ static uint32_t rescored(uint32_t k) { return k + max_u32(k, RESCORE_EXTRA_MIN);
 
 /* ---- plan ---- */
 
-static void plan_search(search_job *job) {
+static bool scans(const search_job *job) {
     const fvdb_index *index = job->index;
-    const store *s = &index->store;
+    if (job->params->exact || index->graph.n == 0 || job->k == 0) return true;
+    uint64_t walk_rows = (uint64_t)job->ef * WALK_ROWS_PER_EF * index->store.n / job->allowed;
+    return job->allowed < walk_rows * (store_has_codes(&index->store) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT);
+}
+
+static void plan_search(search_job *job) {
+    const store *s = &job->index->store;
     job->allowed = count_allowed(s, job->filter.allow, job->filter.allow_words);
     job->filtered = job->allowed < s->n;
     job->k = min_u32(job->params->k, job->allowed);
     uint32_t ef = job->params->ef_search;
     if (ef == FVDB_EF_DEFAULT) ef = max_u32(EF_DEFAULT_MIN, job->k + job->k / 2);
     job->ef = min_u32(max_u32(ef, job->k), s->n);
-    job->flat = job->params->exact || index->graph.n == 0 || job->k == 0;
-    if (job->flat) return;
-    uint64_t walk_rows = (uint64_t)job->ef * WALK_ROWS_PER_EF * s->n / job->allowed;
-    uint32_t scanned = store_has_codes(s) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
-    job->flat = job->allowed < walk_rows * scanned;
+    job->flat = scans(job);
+    job->together = 1;
+    if (job->flat) {
+        uint32_t per_thread = job->n_queries / job->index->config.threads;
+        job->together = min_u32(max_u32(per_thread, 1), SCAN_QUERIES_MAX);
+        return;
+    }
     /* Rows that only guide take room in the pool too; twice their share is ample, and past it a scan takes over. */
     uint64_t pool = job->filtered ? 2 * ((uint64_t)job->ef * s->n / job->allowed) + 64 : job->ef;
     job->filter.pool_most = (uint32_t)(pool < s->n ? pool : s->n);
@@ -121,29 +131,40 @@ static uint32_t graph_search(const search_job *job, walk *w) {
     return found;
 }
 
-static void search_query(void *context, uint32_t worker, uint32_t query) {
-    search_job *job = context;
-    const store *s = &job->index->store;
-    walk *w = job->walks[worker];
-    if (control_cancelled(job->control)) return;
-    uint32_t found = 0, plan = job->flat ? FVDB_PLAN_FLAT : FVDB_PLAN_GRAPH, k = job->params->k;
-    if (job->k) {
-        scorer_set_vector(&w->query, job->queries + (size_t)query * s->dim);
-        if (!job->flat) found = graph_search(job, w);
-        if (found < job->k) {
-            plan = FVDB_PLAN_FLAT;
-            found = flat_search(&w->query, job->k, job->filter.allow, job->filter.allow_words, job->control,
-                                job->flat ? w->near : NULL, w->hits);
-        }
-    }
-    uint32_t *slots = job->out->slots + (size_t)query * k;
+static void scan_queries(const search_job *job, walk *const *walks, uint32_t n, uint32_t *found) {
+    scan scans[SCAN_QUERIES_MAX];
+    for (uint32_t i = 0; i < n; i++) scans[i] = (scan){.query = &walks[i]->query, .hits = walks[i]->hits};
+    flat_search(scans, n, job->k, job->filter.allow, job->filter.allow_words, job->control);
+    for (uint32_t i = 0; i < n; i++) found[i] = scans[i].found;
+}
+
+static void write_answer(const search_job *job, uint32_t query, const hit *hits, uint32_t found, uint32_t plan) {
+    uint32_t k = job->params->k, *slots = job->out->slots + (size_t)query * k;
     double *distances = job->out->distances + (size_t)query * k;
     for (uint32_t i = 0; i < k; i++) {
-        slots[i] = i < found ? w->hits[i].slot : FVDB_NO_SLOT;
-        distances[i] = i < found ? w->hits[i].distance : (double)INFINITY;
+        slots[i] = i < found ? hits[i].slot : FVDB_NO_SLOT;
+        distances[i] = i < found ? hits[i].distance : (double)INFINITY;
     }
     job->out->counts[query] = found;
     job->out->plans[query] = plan;
+}
+
+static void search_queries(void *context, uint32_t worker, uint32_t item) {
+    search_job *job = context;
+    walk *const *walks = job->walks + worker * job->together;
+    uint32_t first = item * job->together, n = min_u32(job->together, job->n_queries - first);
+    uint32_t found[SCAN_QUERIES_MAX] = {0}, plan = job->flat ? FVDB_PLAN_FLAT : FVDB_PLAN_GRAPH;
+    if (control_cancelled(job->control)) return;
+    if (job->k) {
+        for (uint32_t i = 0; i < n; i++)
+            scorer_set_vector(&walks[i]->query, job->queries + (size_t)(first + i) * job->index->store.dim);
+        if (!job->flat) found[0] = graph_search(job, walks[0]);
+        if (found[0] < job->k) {
+            plan = FVDB_PLAN_FLAT;
+            scan_queries(job, walks, n, found);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) write_answer(job, first + i, walks[i]->hits, found[i], plan);
 }
 
 /* ---- ids ---- */
@@ -175,16 +196,15 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
     return FVDB_OK;
 }
 
-static fvdb_status run(search_job *job, workers *w, uint32_t n_queries, fvdb_diag *diag) {
+static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
     for (uint32_t i = 0; i < w->n; i++) {
         walk *one = w->walks[i];
-        bool scans = job->flat && store_has_codes(&job->index->store);
-        if (walk_reserve_answer(one, job->k, scans ? job->allowed : 0) != FVDB_OK ||
+        if (walk_reserve_hits(one, job->k) != FVDB_OK ||
             (!job->flat && walk_reserve(one, job->index->store.n, job->filter.pool_most + 1) != FVDB_OK))
             return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     }
     job->walks = w->walks;
-    crew_run(w->crew, search_query, job, n_queries);
+    crew_run(w->crew, search_queries, job, (job->n_queries + job->together - 1) / job->together);
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 
@@ -193,12 +213,13 @@ fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_que
                          const search_outputs *out, fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     TRY(check_queries(s, queries, n_queries, diag));
-    search_job job = {.index = index, .queries = queries, .params = params, .out = out, .control = control,
+    search_job job = {.index = index, .queries = queries, .n_queries = n_queries, .params = params, .out = out,
+                      .control = control,
                       .filter = {.live = s->live_count < s->n ? store_live(s) : NULL, .allow = allow, .allow_words = allow_words}};
     plan_search(&job);
     workers w;
-    TRY(workers_start(index, n_queries, &w, diag));
-    fvdb_status status = run(&job, &w, n_queries, diag);
+    TRY(workers_start(index, n_queries, job.together, &w, diag));
+    fvdb_status status = run(&job, &w, diag);
     workers_stop(index, &w);
     if (status != FVDB_OK || !out->id_offsets) return status;
     return write_ids(s, out, (size_t)n_queries * params->k, diag);

@@ -19,7 +19,7 @@ static fvdb_status repair(fvdb_index *index, const uint32_t *map, uint32_t n, fv
     TRY(timestamps_compacted(&s->times, map, &times, diag));
     fvdb_status status = FVDB_OK;
     if (index->graph.n) {
-        status = workers_start(index, FVDB_THREADS_MAX, &w, diag);
+        status = workers_start(index, FVDB_THREADS_MAX, 1, &w, diag);
         if (status == FVDB_OK) {
             status = hnsw_without(&index->graph, s, map, n, w.walks, w.crew, control, &graph, diag);
             workers_stop(index, &w);

@@ -2,11 +2,19 @@
  *
  * Where there are codes the scan reads them, an eighth of the bytes, and computes an exact distance only for a row whose
  * code leaves it a chance: what coding lost is bounded (Cauchy and Schwarz with the largest distance of any row from its
- * decoded self), so no row is missed.  Of 100,000 rows some five hundred remain. */
+ * decoded self), so no row is missed.  Of 100,000 rows some thousand remain.
+ * Rows come from memory once for a few queries: each scores a bitmap word of them before the next word is read. */
 #include "store.h"
+
+#include <math.h>
 
 #define WORD_ROWS 64u            /* rows of one bitmap word */
 #define WORDS_PER_POLL 64u
+/* Rows that wait for an exact distance.  The longer they wait, the nearer are the rows that are known by then, and the
+ * fewer are left with a chance. */
+#define WAITING_MAX 1024u
+/* So many beyond k, the nearest by code, are scored before all others. */
+#define FIRST_EXTRA 16u
 
 bool hit_before(const store *s, hit a, hit b) {
     if (a.distance != b.distance) return a.distance < b.distance;
@@ -67,71 +75,116 @@ static bool stopped(const fvdb_control *control, uint64_t word) {
     return word % WORDS_PER_POLL == 0 && control_cancelled(control);
 }
 
-static void offer_exact(const scorer *q, uint32_t k, const uint32_t *slots, uint32_t n, hit *hits, uint32_t *found) {
+static void offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32_t n) {
+    const scorer *q = one->query;
     for (uint32_t i = 0; i < n; i++) {
         if (i + EXACT_AHEAD < n) scorer_fetch_exact(q, slots[i + EXACT_AHEAD]);
         hit h = {scorer_exact(q, slots[i]), slots[i]};
-        if (*found < k || h.distance <= hits[0].distance) hits_offer(q->s, hits, found, k, h);
+        if (one->found < k || h.distance <= one->hits[0].distance) hits_offer(q->s, one->hits, &one->found, k, h);
     }
 }
 
-static uint32_t scan_rows(const scorer *q, uint32_t k, const row_set *set, const fvdb_control *control, hit *hits) {
-    uint32_t slots[WORD_ROWS], found = 0;
-    for (uint64_t w = 0; w < set->words && !stopped(control, w); w++)
-        offer_exact(q, k, slots, rows_of_word(set, w, slots), hits, &found);
-    return found;
-}
-
-/* Puts the k rows whose codes are nearest into hits, with their place in `near`; returns how many there are. */
-static uint32_t nearest_codes(const scorer *q, uint32_t k, const row_set *set, const fvdb_control *control, float *near,
-                              hit *hits) {
-    uint32_t slots[WORD_ROWS], found = 0, place = 0;
-    for (uint64_t w = 0; w < set->words && !stopped(control, w); w++) {
-        uint32_t n = rows_of_word(set, w, slots);
-        scorer_many(q, slots, n, near + place);
-        for (uint32_t i = 0; i < n; i++, place++)
-            if (found < k || near[place] < hits[0].distance)
-                hits_offer(q->s, hits, &found, k, (hit){near[place], slots[i]});
-    }
-    return found;
-}
-
-/* First the codes of all rows, then exact distances of the k nearest by code, which bound the answer, then of every
- * row that its code does not put beyond that bound. */
-static uint32_t scan_codes(const scorer *q, uint32_t k, const row_set *set, const fvdb_control *control, float *near,
-                           hit *hits) {
-    uint32_t slots[WORD_ROWS], passed[2 * WORD_ROWS], found = nearest_codes(q, k, set, control, near, hits), place = 0, n = 0;
-    if (found < k || control_cancelled(control)) return scan_rows(q, k, set, control, hits);
-    reach r;
-    reach_init(&r, q);
-    double bound = 0;
-    for (uint32_t i = 0; i < k; i++) {
-        double exact = scorer_exact(q, hits[i].slot);
-        bound = exact > bound || i == 0 ? exact : bound;
-    }
-    double cut = reach_of(&r, bound);
-    found = 0;
+static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
+    uint32_t slots[WORD_ROWS];
     for (uint64_t w = 0; w < set->words && !stopped(control, w); w++) {
         uint32_t rows = rows_of_word(set, w, slots);
-        for (uint32_t i = 0; i < rows; i++, place++) {
-            /* Kept unless surely farther: a bound that is not a number rules nothing out. */
-            passed[n] = slots[i];
-            n += !((double)near[place] > cut);
-        }
-        if (n < WORD_ROWS && w + 1 < set->words) continue;
-        offer_exact(q, k, passed, n, hits, &found);
-        if (found == k) cut = reach_of(&r, hits[0].distance);
-        n = 0;
+        for (uint32_t i = 0; i < n; i++) offer_exact(&scans[i], k, slots, rows);
     }
-    return found;
 }
 
-uint32_t flat_search(const scorer *q, uint32_t k, const uint64_t *allow, uint64_t allow_words,
-                     const fvdb_control *control, float *near, hit *out) {
-    const store *s = q->s;
+static void fetch_codes(const scorer *q, const uint32_t *slots, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
+}
+
+typedef struct waiting {
+    float near;                  /* as its code has it */
+    uint32_t slot;
+} waiting;
+
+/* A query of a scan at work. */
+typedef struct seeker {
+    scan *scan;
+    reach reach;
+    double cut;                  /* a row whose code puts it farther is surely not among the nearest */
+    waiting rows[WAITING_MAX];
+    uint32_t n;
+} seeker;
+
+/* Brings the m nearest to the front (Hoare's quickselect). */
+static void select_nearest(waiting *rows, uint32_t n, uint32_t m) {
+    for (uint32_t from = 0, to = n; to - from > 1 && from < m && m < to;) {
+        float pivot = rows[from + (to - from - 1) / 2].near;
+        uint32_t low = from, high = to - 1;
+        for (;; low++, high--) {
+            while (rows[low].near < pivot) low++;
+            while (rows[high].near > pivot) high--;
+            if (low >= high) break;
+            waiting swap = rows[low];
+            rows[low] = rows[high];
+            rows[high] = swap;
+        }
+        if (m <= high + 1) to = high + 1;
+        else from = high + 1;
+    }
+}
+
+/* Rows that a distance does not put beyond the cut; a cut or distance that is not a number rules nothing out. */
+static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, waiting *out) {
+    uint32_t beyond = 0, kept = 0;
+    for (uint32_t i = 0; i < n; i++) beyond += (double)near[i] > cut;
+    if (beyond == n) return 0;           /* as in most words */
+    for (uint32_t i = 0; i < n; i++) {
+        out[kept] = (waiting){near[i], slots[i]};
+        kept += !((double)near[i] > cut);
+    }
+    return kept;
+}
+
+static void score_waiting(seeker *s, uint32_t k) {
+    uint32_t slots[WAITING_MAX], first = min_u32(s->n, k + FIRST_EXTRA), n = 0;
+    select_nearest(s->rows, s->n, first);
+    for (; n < first; n++) slots[n] = s->rows[n].slot;
+    offer_exact(s->scan, k, slots, n);
+    if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
+    n = 0;
+    for (uint32_t i = first; i < s->n; i++) {
+        slots[n] = s->rows[i].slot;
+        n += !((double)s->rows[i].near > s->cut);
+    }
+    offer_exact(s->scan, k, slots, n);
+    if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
+    s->n = 0;
+}
+
+static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
+    uint32_t slots[WORD_ROWS];
+    float near[WORD_ROWS];
+    seeker seekers[SCAN_QUERIES_MAX];
+    for (uint32_t i = 0; i < n; i++) {
+        seekers[i].scan = &scans[i];
+        seekers[i].cut = (double)INFINITY;
+        seekers[i].n = 0;
+        reach_init(&seekers[i].reach, scans[i].query);
+    }
+    for (uint64_t w = 0; w < set->words && !stopped(control, w); w++) {
+        uint32_t rows = rows_of_word(set, w, slots);
+        fetch_codes(scans[0].query, slots, rows);
+        for (seeker *s = seekers; s < seekers + n; s++) {
+            scorer_fetched(s->scan->query, slots, rows, near);
+            s->n += within(s->cut, near, slots, rows, s->rows + s->n);
+            if (s->n > WAITING_MAX - WORD_ROWS) score_waiting(s, k);
+        }
+    }
+    for (seeker *s = seekers; s < seekers + n; s++) score_waiting(s, k);
+}
+
+void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
+                 const fvdb_control *control) {
+    const store *s = scans[0].query->s;
     row_set set = {store_live(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
     if (allow && allow_words < set.words) set.words = allow_words;
-    uint32_t found = store_has_codes(s) && near ? scan_codes(q, k, &set, control, near, out) : scan_rows(q, k, &set, control, out);
-    hits_sort(s, out, found);
-    return found;
+    for (uint32_t i = 0; i < n; i++) scans[i].found = 0;
+    if (store_has_codes(s)) scan_codes(scans, n, k, &set, control);
+    else scan_rows(scans, n, k, &set, control);
+    for (uint32_t i = 0; i < n; i++) hits_sort(s, scans[i].hits, scans[i].found);
 }

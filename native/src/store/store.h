@@ -231,10 +231,17 @@ void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h);
 
 /* Exact rows fetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
 #define EXACT_AHEAD 4u
-/* The k nearest of the rows whose bit is set in both bitmaps (allow may be NULL), sorted; out has room for k, and `near`
- * for a distance of each of these rows (NULL: the scan reads exact rows only).  Returns how many.  Polls control every
- * few thousand rows and then returns early. */
-uint32_t flat_search(const scorer *q, uint32_t k, const uint64_t *allow, uint64_t allow_words,
-                     const fvdb_control *control, float *near, hit *out);
+/* One query of a scan. */
+typedef struct scan {
+    const scorer *query;
+    hit *hits;                   /* room for k */
+    uint32_t found;              /* out */
+} scan;
+/* Queries that share what is read from memory; more of them do not gain much. */
+#define SCAN_QUERIES_MAX 8u
+/* The k nearest of the rows whose bit is set in both bitmaps (allow may be NULL), sorted, for each of n queries, 1 to
+ * SCAN_QUERIES_MAX.  Polls control every few thousand rows and then returns early. */
+void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
+                 const fvdb_control *control);
 
 #endif
