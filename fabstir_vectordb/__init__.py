@@ -23,6 +23,7 @@ from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
 from fabstir_vectordb.types import (
     AddResult,
+    CalibrationPoint,
     DeleteResult,
     LoadOptions,
     Progress,
@@ -40,6 +41,7 @@ from fabstir_vectordb.types import (
 __all__ = [
     "UNSET",
     "AddResult",
+    "CalibrationPoint",
     "ConflictError",
     "DecryptionError",
     "DeleteResult",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
-from fabstir_vectordb.errors import InvalidConfigError
+from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 
 __all__ = ["UNSET", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig"]
 
@@ -90,6 +90,8 @@ class VectorDBConfig:
         memory: ``default`` (fastest) or ``compact`` (smallest).
         M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
         ef_construction: candidates while linking; more is slower to build and finds more.
+        recall_target: expected share of the k nearest rows that a search finds which says neither `recall_target` nor
+            `ef_search` nor `exact`; above 0, at most 1, None for the library's own number of candidates.
         default_threshold: least score of a hit where a search names none; UNSET: 0.7 for cosine (cos >= 0.4),
             none for the others; None never drops anything.
         clock: seconds since 1970 as a float, in place of the system's.
@@ -111,6 +113,7 @@ class VectorDBConfig:
     memory: Memory = "default"
     M: int = 16
     ef_construction: int = 200
+    recall_target: float | None = None
     default_threshold: float | Unset | None = UNSET
     clock: Callable[[], float] | None = None
     threads: int | None = None
@@ -142,6 +145,7 @@ class VectorDBConfig:
                 raise _invalid(name, f"{name} must be True or False")
         if not isinstance(self.default_threshold, Unset):
             check_threshold("default_threshold", self.default_threshold, InvalidConfigError)
+        check_recall_target(self.recall_target, InvalidConfigError)
         if self.clock is not None and not callable(self.clock):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
 
@@ -200,6 +204,22 @@ def _check_integer(name: str, value: object, low: int, high: int | None, *, opti
         raise InvalidConfigError(
             f"{name} must be {bounds}, got {value}", details={"field": name, "value": value, "low": low, "high": high}
         )
+
+
+def check_recall_target(value: object, error: type[VectorDBError]) -> float | None:
+    """A recall target that is None or a number above 0, at most 1.
+
+    Raises:
+        error: it is not.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
+        raise error(
+            f"recall_target must be None or a share above 0, at most 1, got {value!r}",
+            details={"field": "recall_target", "value": value},
+        )
+    return float(value)
 
 
 def check_threshold(name: str, value: object, error: type[Exception]) -> None:

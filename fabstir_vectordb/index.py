@@ -35,15 +35,18 @@ from fabstir_vectordb._native.handle import (
     PLAN_FLAT,
     Control,
     NativeBusy,
+    NativeCancelled,
     NativeIndex,
     NativeStats,
     PartInfo,
     estimate_bytes,
     pack_ids,
 )
+from fabstir_vectordb.calibration import Calibration, calibrate
 from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
+    IndexStateError,
     InvalidInputError,
     MemoryBudgetExceededError,
     NotFoundError,
@@ -51,6 +54,7 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
 from fabstir_vectordb.types import (
     AddResult,
+    CalibrationPoint,
     DeleteResult,
     Plan,
     Row,
@@ -82,6 +86,8 @@ _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 #: Offset and size of a row's metadata, with the arena's room for growth.
 _TABLE_BYTES_PER_ROW: Final = 14
+#: Pairs of k and recall target that are remembered: a program uses a few.
+_EFFORTS_MAX: Final = 1_000
 _PLANS: Final[dict[bool, Plan]] = {True: "flat", False: "graph"}
 _T = TypeVar("_T")
 
@@ -483,6 +489,11 @@ class Index:
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
+        self.calibration: Calibration | None = None
+        """What was measured of the rows; in no version, and no change."""
+        self._efforts: dict[tuple[int, float], tuple[int, bool]] = {}
+        # Live rows when it was measured last, or loaded, and the rows that came since.
+        self._rows_then = self._rows_since = 0
         self._scores = SCORES[settings.metric]
         self._generation = 0
         self._write = threading.Lock()
@@ -510,6 +521,7 @@ class Index:
         self.native = native
         self.last_change_us = last_change_us
         self.counts = self._native_stats()
+        self._rows_then = self.counts.live
         return self
 
     # ---- what a save reads
@@ -582,6 +594,7 @@ class Index:
                 yield
             finally:
                 self.counts = self._native_stats()
+                self._efforts = {}             # after the counts, from which new ones come
                 self._generation += 1
 
     def _consistent(self, read: Callable[[], _T], nowait: bool = False) -> _T:
@@ -655,7 +668,9 @@ class Index:
                     raise _named(error, batch) from None
                 raise
             self.native = native
-            return self._added(batch, staged, slots, replaced)
+            result = self._added(batch, staged, slots, replaced)
+        self._calibrate_where_due(control)
+        return result
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -714,6 +729,7 @@ class Index:
         self._arena.drop(gone)
         if staged is not None:
             self._arena.commit(staged, slots[kept], np.flatnonzero(kept))
+        self._rows_since += added
         if added:
             self.changes += 1
             self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
@@ -778,7 +794,58 @@ class Index:
             for cursor in self._cursors:
                 cursor.next, cursor.end = (int((slot_map[:at] != NO_SLOT).sum()) for at in (cursor.next, cursor.end))
             self.changes += 1
-            return VacuumStats(removed if before.graph_rows else 0, removed)
+        self._calibrate_where_due(control)
+        return VacuumStats(removed if before.graph_rows else 0, removed)
+
+    # ---- what a recall takes
+    #
+    # Measured behind a change, with the lock of changes but under an even generation: searches go on beside it.
+
+    def _calibrate_where_due(self, control: Control | None) -> None:
+        """Measures anew when as many rows have come as there were, or half of them are gone; best effort."""
+        if self._rows_since < self._rows_then and 2 * self.counts.live >= self._rows_then:
+            return
+        try:
+            self._calibrate(control)
+        except (NativeCancelled, IndexStateError, IndexClosed, MemoryError):
+            # The change is made, and whole. What is known goes on to be used; else the first who asks measures.
+            return
+
+    def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
+        with self._using(), self._write:
+            if self.native is None or not self.counts.graph_rows or (only_missing and self.calibration is not None):
+                return
+            live = self.counts.live
+            self.calibration = calibrate(self.native, self.metric, live, control)
+            self._rows_then, self._rows_since = live, 0
+            self._efforts = {}                 # after the calibration, from which new ones come
+
+    def known_effort(self, k: int, recall_target: float) -> tuple[int, bool] | None:
+        """ef_search and exact of a search with a recall target; None where that is still to be measured."""
+        efforts = self._efforts                # once: what is found out here must not outlive a change
+        found = efforts.get((k, recall_target))
+        if found is not None:
+            return found
+        calibration, counts = self.calibration, self.counts
+        if not counts.graph_rows:
+            effort = (0, False)                # every search is exact
+        elif calibration is None:
+            return None
+        else:
+            ef = calibration.ef_for(k, recall_target, counts.live)
+            effort = (0, True) if ef is None else (ef, False)
+        if len(efforts) < _EFFORTS_MAX:
+            efforts[k, recall_target] = effort
+        return effort
+
+    def _effort(
+        self, k: int, recall_target: float, nowait: bool = False, control: Control | None = None
+    ) -> tuple[int, bool]:
+        while (effort := self.known_effort(k, recall_target)) is None:
+            if nowait:
+                raise NativeBusy
+            self._calibrate(control, only_missing=True)
+        return effort
 
     # ---- reading
 
@@ -790,14 +857,19 @@ class Index:
         include_vectors: bool = False,
         ef_search: int = 0,
         exact: bool = False,
+        recall_target: float | None = None,
         nowait: bool = False,
     ) -> SearchResults:
         """The k nearest rows of one query; an UNSET threshold is the metric's own.
 
+        A `recall_target` takes the place of `ef_search` and `exact`.
+
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            NativeBusy: with `nowait`, a change is under way.
+            NativeBusy: with `nowait`, a change is under way, or the target is still to be measured.
         """
+        if recall_target is not None:
+            ef_search, exact = self._effort(k, recall_target, nowait)
         # `_consistent` and `_using` written out for a search that meets no change: calling them would take 0.7 µs.
         inside = self._inside
         try:
@@ -851,6 +923,7 @@ class Index:
         include_vectors: bool = False,
         ef_search: int = 0,
         exact: bool = False,
+        recall_target: float | None = None,
         control: Control | None = None,
     ) -> list[SearchResults]:
         """The k nearest rows of each query, in one native call.
@@ -858,6 +931,8 @@ class Index:
         Raises:
             InvalidInputError: a query is refused; details has ``row``.
         """
+        if recall_target is not None:
+            ef_search, exact = self._effort(k, recall_target, control=control)
 
         def read() -> list[SearchResults]:
             native = self.native
@@ -969,6 +1044,12 @@ class Index:
     def metadata_bytes(self) -> int:
         """Bytes of metadata held."""
         return self._arena.nbytes
+
+    @property
+    def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
+        """What some recalls take, as far as it is known and matters."""
+        calibration, counts = self.calibration, self.counts
+        return () if calibration is None or not counts.graph_rows else calibration.points(counts.live)
 
 
 def _one_id(id: str) -> tuple[bytes, npt.NDArray[np.uint64]]:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
-from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_threshold
+from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Cursor,
@@ -69,8 +69,10 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
-# Query, k, threshold, include_vectors, ef_search and exact.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool]
+# ef_search, exact and recall_target.
+_Effort = tuple[int, bool, float | None]
+# Query, k, threshold, include_vectors, and the three of the effort.
+_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, float | None]
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
 # or a scan of this many float32 values is below a millisecond.
@@ -126,6 +128,7 @@ class VectorDBSession:
         self._identity: Identity | None = None
         self._lineage = Lineage()
         self._budget_bytes = config.budget_bytes
+        self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
         self._index = self._new_index()
         self._saved_changes = 0
         self._last_cid: str | None = None
@@ -685,28 +688,26 @@ class VectorDBSession:
 
     def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
         """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search, exact = _search_options(options, given)
-        ef_search = check_ef(ef_search)
+        threshold, include_vectors, ef_search, exact, recall_target = _search_options(options, given)
         return (
             prepare_query(query),
             check_k(k),
             None if threshold is None else self._threshold(threshold),
             include_vectors,
-            ef_search,
-            exact is not False and check_exact(exact, ef_search),
+            *self._effort(ef_search, exact, recall_target),
         )
 
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
-        threshold, include_vectors, ef_search, exact = _search_options(options, given)
-        k, threshold, ef_search = check_k(k), self._threshold(threshold), check_ef(ef_search)
-        exact = check_exact(exact, ef_search)
+        threshold, include_vectors, ef_search, exact, recall_target = _search_options(options, given)
+        k, threshold = check_k(k), self._threshold(threshold)
+        effort = self._effort(ef_search, exact, recall_target)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
             # Many queries take a while to convert: in the worker thread, too.
             matrix = prepare_queries(queries, index.dim)
-            return index.search_batch(matrix, k, threshold, include_vectors, ef_search, exact, control)
+            return index.search_batch(matrix, k, threshold, include_vectors, *effort, control)
 
         return search
 
@@ -716,10 +717,30 @@ class VectorDBSession:
         check_threshold("threshold", threshold, InvalidInputError)
         return threshold
 
+    def _effort(self, ef_search: Any, exact: Any, recall_target: Any) -> _Effort:
+        ef = check_ef(ef_search)
+        if exact is False and recall_target is None:
+            return ef, False, None if ef else self._recall_target
+        exact = check_exact(exact, ef)
+        target = check_recall_target(recall_target, InvalidInputError)
+        if target is None:
+            return ef, exact, None if ef or exact else self._recall_target
+        if ef or exact:
+            raise InvalidInputError(
+                "recall_target stands in place of ef_search and exact: give one of the three",
+                details={"recall_target": target, "ef_search": ef_search, "exact": exact},
+            )
+        return 0, False, target
+
     @staticmethod
     def _is_short(index: Index, asked: _Asked) -> bool:
         counts = index.counts
-        _, k, _, _, ef, exact = asked
+        _, k, _, _, ef, exact, recall_target = asked
+        if recall_target is not None:
+            effort = index.known_effort(k, recall_target)
+            if effort is None:
+                return False
+            ef, exact = effort
         if counts.graph_rows and not exact:
             # Many tombstones make a walk long; then, too, a thread is the right place.
             return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
@@ -743,6 +764,7 @@ class VectorDBSession:
             deleted_count=native.rows - native.live,
             memory_bytes=kinds,
             plans=dict(index.plans_used),
+            recall_calibration=index.recall_calibration,
             dirty=self._dirty,
             last_cid=self._last_cid,
         )
@@ -934,14 +956,15 @@ def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]
     return kind(**given) if options is None else replace(options, **given)
 
 
-def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """threshold, include_vectors, ef_search and exact, not yet checked."""
+def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """threshold, include_vectors, ef_search, exact and recall_target, not yet checked."""
     if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
         # Without a SearchOptions on the way, which takes half a microsecond to make.
         get = given.get
-        return get("threshold", UNSET), get("include_vectors", False), get("ef_search"), get("exact", False)
+        threshold, include_vectors = get("threshold", UNSET), get("include_vectors", False)
+        return threshold, include_vectors, get("ef_search"), get("exact", False), get("recall_target")
     chosen = _merged_options(SearchOptions, options, given)
-    return chosen.threshold, chosen.include_vectors, chosen.ef_search, chosen.exact
+    return chosen.threshold, chosen.include_vectors, chosen.ef_search, chosen.exact, chosen.recall_target
 
 
 _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {

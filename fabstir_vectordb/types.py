@@ -16,6 +16,7 @@ from fabstir_vectordb.persist.versions import Progress, ProgressCallback
 
 __all__ = [
     "AddResult",
+    "CalibrationPoint",
     "DeleteResult",
     "LoadOptions",
     "Plan",
@@ -179,12 +180,17 @@ class SearchOptions:
         include_vectors: fill `SearchResult.vector`.
         ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
         exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
+        recall_target: instead of `ef_search` or `exact`, the expected share of the k nearest rows that is found, above
+            0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
+            no number of them is known to be: an average over queries like the rows, no promise for one of them. None
+            takes the session's default.
     """
 
     threshold: float | Unset | None = UNSET
     include_vectors: bool = False
     ef_search: int | None = None
     exact: bool = False
+    recall_target: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +251,22 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationPoint:
+    """What a recall takes, as measured on the index's own rows.
+
+    Attributes:
+        k: hits asked for.
+        recall: expected share of the k truly nearest rows that are found.
+        ef_search: the candidates that a `recall_target` of it takes; None where no number of them is known to be
+            enough, and every row is scored.
+    """
+
+    k: int
+    recall: float
+    ef_search: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStats:
     """Measured state of a session.
 
@@ -256,6 +278,8 @@ class SessionStats:
         deleted_count: tombstones that a vacuum would remove.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
+        recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
+            index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.
         last_cid: the version loaded or saved last, or None.
     """
@@ -267,5 +291,6 @@ class SessionStats:
     deleted_count: int
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]
+    recall_calibration: tuple[CalibrationPoint, ...]
     dirty: bool
     last_cid: str | None

@@ -139,7 +139,7 @@ class SearchHits(NamedTuple):
         distances: (n, k) float64, ascending; +inf past a count.
         counts: n uint32.
         plans: n uint32, PLAN_FLAT or the graph's.
-        ids: for each query, the ids of its results.
+        ids: for each query, the ids of its results; empty where they were left out.
     """
 
     slots: UInt32Array
@@ -542,6 +542,7 @@ class NativeIndex:
         exact: bool = False,
         nowait: bool = False,
         allow: UInt64Array | None = None,
+        with_ids: bool = True,
         control: Control | None = None,
     ) -> SearchHits:
         """The k nearest rows of each query, in one native call.
@@ -553,6 +554,7 @@ class NativeIndex:
             exact: score every row exactly.
             nowait: raise NativeBusy instead of waiting for a writer.
             allow: bitmap of slots that may be returned (bit s % 64 of word s // 64), None for all.
+            with_ids: False leaves the ids out, for callers that need none.
             control: cancellation.
 
         Raises:
@@ -569,10 +571,10 @@ class NativeIndex:
             bitmap = _pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
-        offsets = np.zeros(n * k + 1, dtype=np.uint64)
+        offsets = np.zeros(n * k + 1 if with_ids else 0, dtype=np.uint64)
         params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait])
         diag = ffi.new("fvdb_diag *")
-        room = n * k * _ID_ROOM_PER_HIT
+        room = n * k * _ID_ROOM_PER_HIT if with_ids else 0
         while True:
             id_bytes = np.empty(max(room, 1), dtype=np.uint8)
             status = lib.fvdb_search(
@@ -598,6 +600,8 @@ class NativeIndex:
             if status:
                 _raise(status, diag)
             break
+        if not with_ids:
+            return SearchHits(slots, distances, counts, plans, [])
         ids = _unpack_ids(id_bytes[: int(offsets[-1])].tobytes(), offsets)
         per_query = [ids[i * k : i * k + int(count)] for i, count in enumerate(counts)]
         return SearchHits(slots, distances, counts, plans, per_query)

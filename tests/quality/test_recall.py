@@ -72,6 +72,47 @@ def journey(
         assert answers(session, queries) == before
 
 
+def targets(
+    base: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], truth: Any, store: str, memory: str
+) -> None:
+    """The recall that targets reach after a build, after the rows grew by half, and after a load."""
+    n = len(base)
+    first = n * 2 // 3
+    parts = [("built", 0, first), ("grown", first, n)]
+    with VectorDBSession.create(**FIELDS, s5_portal=store, memory=memory) as session:
+        for step, start, end in parts:
+            session.add_batch([str(i) for i in range(start, end)], base[start:end])
+            _check_targets(session, queries, truth if end == n else exact(base[:end], queries, 100), step)
+        session.save_to_s5()
+    with VectorDBSession.create(**FIELDS, s5_portal=store, memory=memory) as session:
+        session.load_user_vectors()
+        _check_targets(session, queries, truth, "loaded")
+
+
+def _check_targets(session: VectorDBSession, queries: npt.NDArray[np.float32], truth: Any, step: str) -> None:
+    for k in (1, 10, 100):
+        for target in (0.9, 0.95, 0.99):
+            reached = recall(session, queries, truth[:, :k], recall_target=target)
+            assert reached >= target - 0.01, (step, k, target)
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+def test_targets_are_reached_on_the_demos_rows(memory: str, tmp_path: Path) -> None:
+    rows, queries = load_demo_rows(), load_demo_queries()
+    truth = exact(rows.vectors, queries.vectors, 100)
+    targets(rows.vectors, queries.vectors, truth, tmp_path.as_uri(), memory)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(DATASET is None, reason="FVDB_DATASET names no folder with the set (benchmarks/README.md)")
+@pytest.mark.parametrize("memory", ["default", "compact"])
+def test_targets_are_reached_on_100k_rows(memory: str, tmp_path: Path) -> None:
+    folder = Path(DATASET or "")
+    base = np.load(folder / "base.f16.npy").astype(np.float32)
+    queries = np.load(folder / "queries.f32.npy")
+    targets(base, queries, exact(base, queries, 100), tmp_path.as_uri(), memory)
+
+
 @pytest.mark.parametrize("memory", ["default", "compact"])
 def test_recall_on_the_demos_rows(memory: str, tmp_path: Path) -> None:
     rows, queries = load_demo_rows(), load_demo_queries()

@@ -149,6 +149,13 @@ def test_answers_are_those_of_a_plain_scan(index: NativeIndex) -> None:
     np.testing.assert_allclose(hits.distances, np.sort(exact, axis=1)[:, :10], rtol=1e-12)
 
 
+def test_ids_can_be_left_out(index: NativeIndex) -> None:
+    with_ids, without = (index.search(vectors(3), 5, with_ids=wanted) for wanted in (True, False))
+    assert without.ids == []
+    assert without.slots.tolist() == with_ids.slots.tolist()
+    assert without.distances.tolist() == with_ids.distances.tolist()
+
+
 def test_one_exact_answer_is_that_of_an_exact_search() -> None:
     index = make()
     fill(index, [f"row-{i}" for i in range(3000)])

@@ -1,0 +1,236 @@
+"""How many candidates a walk needs for a recall that is asked for, measured on the index's own rows.
+
+A sample of rows is asked for, whose true neighbours an exact scan knows, in two ways. Neither is a query from outside:
+
+- *left out*: the row itself, which its answer must not hold. What coding loses of it is what it loses of a query from
+  outside, but the walk is easier: the row is in the graph and leads to its neighbours.
+- *stranger*: a + b - x for a row x and two of its nearest, a and b. It is as far from a as b is from x, so it lies
+  where rows lie, and nothing of the graph leads there. Where clusters are narrow, coding loses less of it.
+
+Each is easier in a way in which the other is not, so the worse of the two counts (docs/decisions/0011-recall-target.md
+has the measurements, also of other strangers). Nothing of it is stored: a loaded index is measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
+from fabstir_vectordb.types import CalibrationPoint
+
+__all__ = ["Calibration", "Curve", "calibrate"]
+
+#: The k that are measured. A smaller one takes what the first takes: the nearest row is found more easily than the ten
+#: nearest on average. Between them ef is interpolated, beyond the last it grows in proportion to k.
+KS: Final = (10, 100)
+#: Recalls that `Calibration.points` shows.
+RECALLS: Final = (0.9, 0.95, 0.99)
+
+# Rows that are asked for, as many as an add pays for with a few per cent of its time: SCALE x the root of the rows.
+_SAMPLE_SCALE: Final = 0.5
+_SAMPLE_LEAST: Final = 32
+_SAMPLE_MOST: Final = 128
+# The neighbours among which a stranger's are chosen.
+_NEAR: Final = 32
+# The ladder of ef: its step, and where it ends: a walk takes about as long as a scan, so few are missed that a sample
+# says no more, or two steps have helped by less than a tenth (codes can lose rows that no candidates bring back).
+_STEP: Final = 1.7
+_ROWS_PER_EF: Final = 64
+_MISSED_LEAST: Final = 0.001
+_STANDSTILL: Final = 0.9
+# Rows may double until the next calibration, and ef grows with a power of them: 0 to 0.8 measured over smaller adds,
+# which link less well than one that doubles the rows (0012). Nearer to the worst: a target is to be met.
+_GROWTH: Final = 0.75
+_SEED: Final = 20_261_123
+
+Float32Array = npt.NDArray[np.float32]
+UInt32Array = npt.NDArray[np.uint32]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Upper bounds of the share of the k nearest rows that a walk misses.
+
+    Attributes:
+        k: rows asked for.
+        efs: candidates, ascending.
+        missed: the bounds, descending; as many.
+    """
+
+    k: int
+    efs: tuple[int, ...]
+    missed: tuple[float, ...]
+
+    def ef_for(self, missed: float) -> float:
+        """The least ef that misses no more, infinite where none is known.
+
+        Between two that were measured on a line between logarithms: misses fall about like a power of ef.
+        """
+        if missed < self.missed[-1]:
+            return math.inf
+        return float(np.exp(np.interp(math.log(missed), np.log(self.missed[::-1]), np.log(self.efs[::-1]))))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured of an index.
+
+    Attributes:
+        rows: live rows at that time.
+        curves: by k of KS, those at which searches walk.
+    """
+
+    rows: int
+    curves: tuple[Curve, ...]
+
+    def ef_for(self, k: int, recall_target: float, rows: int) -> int | None:
+        """The least ef_search whose expected recall of the k nearest is the target.
+
+        Args:
+            k: 1 to K_MAX.
+            recall_target: above 0, at most 1.
+            rows: live rows now.
+
+        Returns:
+            It, or None where no walk is known to reach the target: an exact search does.
+        """
+        if not self.curves:
+            return None
+        missed, low, high = 1.0 - recall_target, self.curves[0], self.curves[-1]
+        if k <= low.k:
+            ef = low.ef_for(missed)
+        elif k < high.k:
+            part = math.log(k / low.k) / math.log(high.k / low.k)
+            ef = low.ef_for(missed) ** (1.0 - part) * high.ef_for(missed) ** part
+        else:
+            ef = high.ef_for(missed) * k / high.k
+        ef *= max(1.0, rows / self.rows) ** _GROWTH
+        # Less a trifle, which logarithms add to a whole number.
+        return max(k, math.ceil(ef - 1e-6)) if ef <= EF_MAX else None
+
+    def points(self, rows: int) -> tuple[CalibrationPoint, ...]:
+        """What the recalls of RECALLS take, with so many live rows now."""
+        return tuple(
+            CalibrationPoint(k=curve.k, recall=recall, ef_search=self.ef_for(curve.k, recall, rows))
+            for curve in self.curves
+            for recall in RECALLS
+        )
+
+
+# ---- Measuring ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Queries, and how far their nearest rows are.
+
+    Attributes:
+        queries: (n, dim).
+        own: the slot of each query's row, which is no answer to it; None for strangers.
+        truth: (n, k most) distances, ascending.
+    """
+
+    queries: Float32Array
+    own: UInt32Array | None
+    truth: Float64Array
+
+    def missed(self, native: NativeIndex, k: int, ef: int, control: Control | None) -> float | None:
+        """An upper bound of the share of the k nearest that a walk misses; None where searches scan."""
+        hits = native.search(self.queries, k + (self.own is not None), ef_search=ef, with_ids=False, control=control)
+        if not hits.plans.any():
+            return None
+        # By distance: of rows that are equally far any will do.
+        shares = (_others(hits, self.own, k)[1] > self.truth[:, k - 1 : k]).mean(axis=1)
+        n = len(shares)
+        # One standard error above the mean; by Laplace's rule of succession one more of all rows asked for is missed,
+        # since that none was does not mean that none will be.
+        return float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k))
+
+
+def calibrate(native: NativeIndex, metric: str, live: int, control: Control | None = None) -> Calibration:
+    """Measures an index that has a graph; the same for equal indexes.
+
+    Args:
+        native: the index; nobody changes it meanwhile.
+        metric: its metric.
+        live: its live rows.
+        control: cancellation.
+
+    Raises:
+        NativeCancelled: `control` asked for it.
+        IndexStateError: memory or threads could not be had.
+    """
+    most = KS[-1]
+    if live <= most + 1:
+        return Calibration(live, ())
+    rng = np.random.default_rng(_SEED)
+    n = min(max(_SAMPLE_LEAST, round(_SAMPLE_SCALE * math.sqrt(live))), _SAMPLE_MOST)
+    slots = native.live_slots(0, live)[rng.choice(live, n, replace=False)]
+    rows = native.get_vectors(slots)
+    near, distances = _others(native.search(rows, most + 1, exact=True, with_ids=False, control=control), slots, most)
+    strangers = _strangers(native, metric, rows, near, rng)
+    asked = (
+        _Asked(rows, slots, distances),
+        _Asked(strangers, None, native.search(strangers, most, exact=True, with_ids=False, control=control).distances),
+    )
+    curves = (_curve(native, k, live / _ROWS_PER_EF, asked, control) for k in KS)
+    return Calibration(live, tuple(curve for curve in curves if curve.efs))
+
+
+def _others(hits: SearchHits, own: UInt32Array | None, most: int) -> tuple[UInt32Array, Float64Array]:
+    """The nearest `most` slots and distances, without each query's own row."""
+    if own is None:
+        return hits.slots, hits.distances
+    stays = hits.slots != own[:, None]
+    stays[stays.all(axis=1), -1] = False       # its own row was not found: without the last, then
+    return hits.slots[stays].reshape(len(own), most), hits.distances[stays].reshape(len(own), most)
+
+
+def _strangers(
+    native: NativeIndex, metric: str, rows: Float32Array, near: UInt32Array, rng: np.random.Generator
+) -> Float32Array:
+    """a + b - x for each row x, a and b two of the rows near it."""
+    number = np.arange(len(rows))
+    first = rng.integers(_NEAR, size=len(rows))
+    second = (first + rng.integers(1, _NEAR, size=len(rows))) % _NEAR
+    x, a, b = (
+        _comparable(metric, vectors)
+        for vectors in (rows, native.get_vectors(near[number, first]), native.get_vectors(near[number, second]))
+    )
+    with np.errstate(over="ignore"):
+        out = (a + b - x).astype(np.float32)
+    # What no query may be: past the range of float32, or zero. The row is asked for once more instead.
+    bad = ~np.isfinite(out).all(axis=1) | ~out.any(axis=1)
+    out[bad] = rows[bad]
+    return out
+
+
+def _comparable(metric: str, vectors: Float32Array) -> Float64Array:
+    """Rows as the metric sees them: under cosine their length says nothing."""
+    wide = vectors.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True) if metric == "cosine" else wide
+
+
+def _curve(
+    native: NativeIndex, k: int, ef_most: float, asked: tuple[_Asked, ...], control: Control | None
+) -> Curve:
+    efs: list[int] = []
+    missed: list[float] = []
+    step = float(k)
+    while step <= ef_most:
+        shares = [queries.missed(native, k, round(step), control) for queries in asked]
+        if any(share is None for share in shares):
+            break
+        efs.append(round(step))
+        # More candidates find no fewer: what says otherwise is chance.
+        missed.append(min([*missed[-1:], max(share for share in shares if share is not None)]))
+        if missed[-1] <= _MISSED_LEAST or (len(missed) > 2 and missed[-1] > _STANDSTILL * missed[-3]):
+            break
+        step *= _STEP
+    return Curve(k, tuple(efs), tuple(missed))
