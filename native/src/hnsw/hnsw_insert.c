@@ -15,8 +15,10 @@
 
 #define HNSW_BATCH 1024u
 #define SCORE_CHUNK 64u
-/* Each batch has its targets choose their links anew: few large ones, as far as their memory (some 770 bytes a row) goes. */
-#define REFINE_BATCH 65536u
+/* Each batch has its targets choose their links anew: few large ones, as far as their memory (some 770 bytes a row, beside
+ * some 1,900 of a row at 384 dimensions) goes. */
+#define REFINE_BATCH_MIN 65536u
+#define REFINE_BATCHES_MAX 8u
 /* Candidates of a target: its links and the nearest of the rows that want to be linked. */
 #define MERGED_MAX (HNSW_M0_MAX + HNSW_BATCH)
 /* Slack of the second pass as a factor of lengths, hence squared for cosine and squared Euclidean distances; inner
@@ -220,7 +222,7 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
     hnsw_set_links(g, level, target, links, n);
 }
 
-/* Radix sort by target, a byte at a time from the lowest: stable, so that sources keep their order. */
+/* Radix sort by the upper half, a byte at a time from the lowest: stable, so that sources keep their order. */
 static void sort_edges(uint64_t *edges, uint64_t *spare, uint32_t n) {
     for (uint32_t shift = 32; shift < 64; shift += 8) {
         uint32_t starts[257] = {0};
@@ -328,15 +330,28 @@ static uint32_t *links_of(const refining *r, uint32_t item) {
     return (uint32_t *)r->links.base + (size_t)item * (1 + r->b.g->M0);
 }
 
+static void ask_for_row(const refining *r, walk *w, uint32_t row) {
+    float x[FVDB_DIM_MAX];
+    store_get(r->b.s, row, x);
+    scorer_set_vector(&w->query, x);
+}
+
+/* Where a row of the batch lies: the row nearest to it on level 2 and above. */
+static void find_place(void *context, uint32_t worker, uint32_t item) {
+    const refining *r = context;
+    walk *w = r->b.walks[worker];
+    ask_for_row(r, w, r->b.first + item);
+    edges_of(&r->b)[item] = (uint64_t)hnsw_descend(w, 1) << 32 | item;
+}
+
 /* New links of one row of the batch, beside the graph, which others still walk. */
-static void find_links(void *context, uint32_t worker, uint32_t item) {
+static void find_links(void *context, uint32_t worker, uint32_t place) {
     refining *r = context;
     const hnsw *g = r->b.g;
     walk *w = r->b.walks[worker];
-    uint32_t row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
-    float distances[HNSW_M0_MAX], x[FVDB_DIM_MAX];
-    store_get(r->b.s, row, x);
-    scorer_set_vector(&w->query, x);
+    uint32_t item = (uint32_t)edges_of(&r->b)[place], row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
+    float distances[HNSW_M0_MAX];
+    ask_for_row(r, w, row);
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), REFINE_EF(g->ef_construction), NULL);
     walk_begin_marks(w);
     walk_mark(w, row);
@@ -353,10 +368,15 @@ static void find_links(void *context, uint32_t worker, uint32_t item) {
 
 static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
     batch *b = &r->b;
-    crew_run(c, find_links, r, b->end - b->first);
+    uint32_t rows = b->end - b->first;
+    /* Neighbours one after the other: they find in the cache what the one before them read.  What is found does not
+     * depend on the order. */
+    crew_run(c, find_place, r, rows);
+    sort_edges(edges_of(b), edges_of(b) + rows, rows);
+    crew_run(c, find_links, r, rows);
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    for (uint32_t i = 0; i < b->end - b->first; i++)
+    for (uint32_t i = 0; i < rows; i++)
         hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
     collect_edges(b, 0);
     return merge_edges(b, c, undo, diag);
@@ -364,7 +384,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
 
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag) {
-    uint32_t rows = min_u32(REFINE_BATCH, g->n);
+    uint32_t rows = min_u32(max_u32(REFINE_BATCH_MIN, g->n / REFINE_BATCHES_MAX), g->n);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1}};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
