@@ -323,6 +323,8 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 
 typedef struct refining {
     batch b;
+    const stretch *stretch;
+    uint32_t done;               /* rows whose links were looked for, by all workers */
     region links;                /* uint32, of the rows of the batch: their number, then M0 cells each */
 } refining;
 
@@ -351,6 +353,9 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     walk *w = r->b.walks[worker];
     uint32_t item = (uint32_t)edges_of(&r->b)[place], row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
     float distances[HNSW_M0_MAX];
+    if (control_cancelled(r->stretch->control)) return;
+    uint32_t done = __atomic_add_fetch(&r->done, 1, __ATOMIC_RELAXED);
+    if (worker == 0) stretch_report(r->stretch, done);       /* one of them alone, so that it never goes back */
     ask_for_row(r, w, row);
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), REFINE_EF(g->ef_construction), NULL);
     walk_begin_marks(w);
@@ -374,6 +379,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     crew_run(c, find_place, r, rows);
     sort_edges(edges_of(b), edges_of(b) + rows, rows);
     crew_run(c, find_links, r, rows);
+    if (control_cancelled(r->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t i = 0; i < rows; i++)
@@ -386,18 +392,18 @@ fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_und
                         fvdb_diag *diag) {
     uint32_t rows = min_u32(max_u32(REFINE_BATCH_MIN, g->n / REFINE_BATCHES_MAX), g->n);
     bool lengths = s->metric != FVDB_METRIC_DOT;
-    refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1}};
+    refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
+                  .stretch = stretch};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
                 reserve_edges(&r.b, (size_t)rows * g->M0);
     fvdb_status status = room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
                               : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t first = 0; first < g->n && status == FVDB_OK; first = r.b.end) {
-        if (control_cancelled(stretch->control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         r.b.first = first;
         r.b.end = first + min_u32(rows, g->n - first);
-        if (status == FVDB_OK) status = refine_batch(&r, c, undo, diag);
-        stretch_report(stretch, r.b.end);
+        status = refine_batch(&r, c, undo, diag);
     }
+    if (status == FVDB_OK) stretch_report(stretch, g->n);
     region_free(&r.links);
     free_edges(&r.b);
     return status;
