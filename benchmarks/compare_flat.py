@@ -1,7 +1,7 @@
 """Exact search beside faiss IndexFlatIP: one query a call on one core, and a batch with one thread and with two.
 
-Ours sums in float64 over rows kept exactly and is asked with exact=True; its answer says that it scanned. faiss multiplies
-float32 matrices.
+Ours sums in float64 over rows kept exactly and is asked with exact=True; its answer says that it scanned. faiss
+multiplies float32 matrices.
 """
 
 from __future__ import annotations

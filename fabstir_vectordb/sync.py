@@ -6,12 +6,13 @@ event loop in a thread of the session's own, which starts with the first of them
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -68,6 +69,27 @@ class _Loop:
         self._thread.join()
 
 
+class _Task(Generic[_T]):
+    """A verb on its way to the loop, which can be stopped whether it has begun or not."""
+
+    def __init__(self, verb: Callable[[], Awaitable[_T]]) -> None:
+        self._verb = verb
+        self._scope: anyio.CancelScope | None = None
+        self._stopped = False
+
+    async def run(self) -> _T:
+        with anyio.CancelScope() as self._scope:
+            if self._stopped:
+                self._scope.cancel()
+            return await self._verb()
+        raise SessionError("the call was interrupted")  # heard by nobody: who called has left
+
+    async def stop(self) -> None:
+        self._stopped = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+
 class VectorDBSession:
     """One user's vectors for the length of one session, without an event loop; made by `create`.
 
@@ -105,15 +127,19 @@ class VectorDBSession:
         return repr(self._async)
 
     def _call(self, verb: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        with self._loop_lock:
-            self._async.check_alive()
-            loop = self._loop = self._loop or _Loop()
-            call = loop.portal.start_task_soon(partial(verb, *args, **kwargs))
+        task, call = _Task(partial(verb, *args, **kwargs)), None
         try:
+            with self._loop_lock:
+                self._async.check_alive()
+                loop = self._loop = self._loop or _Loop()
+                call = loop.portal.start_task_soon(task.run)
             return call.result()
         except BaseException:
-            # Ctrl-C stops what it interrupts; on a call that has ended this does nothing.
-            call.cancel()
+            # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
+            # under way and `call` not yet there; a loop that has ended has nothing left to stop.
+            if self._loop is not None and not (call and call.done()):
+                with contextlib.suppress(RuntimeError):
+                    self._loop.portal.start_task_soon(task.stop)
             raise
 
     def destroy(self) -> None:

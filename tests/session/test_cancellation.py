@@ -348,6 +348,36 @@ async def test_a_destroy_cancelled_by_asyncio_still_forgets_everything(monkeypat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one thread")
+def wait_until_cancelled(held: Held) -> None:
+    for _ in range(60_000):
+        if held.cancelled:
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("nobody cancelled it")
+
+
+def test_ctrl_c_that_comes_while_a_call_is_handed_over_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = rows(ROWS)
+    with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s") as session:
+        session.add_batch([str(row) for row in range(ROWS)], base)
+        with Held(monkeypatch, "add") as held, monkeypatch.context() as patch:
+            start = sync.BlockingPortal.start_task_soon
+
+            def interrupted(*args: Any) -> Any:
+                patch.undo()
+                start(*args)
+                held.entered_here()
+                raise KeyboardInterrupt
+
+            patch.setattr(sync.BlockingPortal, "start_task_soon", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.add_batch(["x"], base[:1])
+            wait_until_cancelled(held)
+            held.let_go()
+            assert session.add_batch(["y"], base[:1]).added == 1
+        assert [row and row.id for row in session.get(["x", "y"])] == [None, "y"]
+
+
 def test_ctrl_c_stops_what_it_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     base = rows(ROWS)
     with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s") as session:
@@ -363,11 +393,7 @@ def test_ctrl_c_stops_what_it_interrupts(monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(KeyboardInterrupt):
                 session.add_batch(["x"], base[:1])
             hand.join()
-            for _ in range(60_000):
-                if held.cancelled:
-                    break
-                threading.Event().wait(0.001)
-            assert held.cancelled
+            wait_until_cancelled(held)
             assert session.count() == ROWS
             held.let_go()
             # It waits until the interrupted one has left.
