@@ -566,40 +566,47 @@ class Index:
     # deque does is atomic and in one order for all threads, with the GIL and without: either `close` sees a call that
     # enters, or that call sees that the index is closed. A lock, taken twice, would cost a search 0.3 µs.
 
-    @contextmanager
-    def _using(self) -> Iterator[None]:
+    def _within(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns; `close` waits for it.
+
+        No context manager: Ctrl-C is heard where a function of Python begins, and would keep an ``__exit__`` from
+        taking the entry away. Calls of C, as here, are not interrupted, and what follows one is in the `try`.
+        """
+        inside = self._inside
         try:
-            # Within the `try`: Ctrl-C may be raised right behind the entry.
-            self._inside.append(True)
-            if self._closed:
+            inside.append(True)
+            if not inside[0]:
                 raise IndexClosed
-            yield
+            return work()
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._inside.pop()
-        if self._closed and len(self._inside) == 1:
-            self._empty.set()
-
-    @property
-    def _closed(self) -> bool:
-        return not self._inside[0]
+            inside.pop()
+            if not inside[0] and len(inside) == 1:
+                self._empty.set()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._using(), self._write:
-            self._generation += 1
-            try:
-                yield
-            finally:
-                self.counts = self._native_stats()
-                self._efforts = {}             # after the counts, from which new ones come
+        """For worker threads alone, which hear no Ctrl-C."""
+        self._inside.append(True)
+        try:
+            if not self._inside[0]:
+                raise IndexClosed
+            with self._write:
                 self._generation += 1
+                try:
+                    yield
+                finally:
+                    self.counts = self._native_stats()
+                    self._efforts = {}             # after the counts, from which new ones come
+                    self._generation += 1
+        finally:
+            self._inside.pop()
+            if not self._inside[0] and len(self._inside) == 1:
+                self._empty.set()
 
     def _consistent(self, read: Callable[[], _T], nowait: bool = False) -> _T:
         """The result of `read` with no change between its start and its end."""
-        with self._using():
+
+        def undisturbed() -> _T:
             generation = self._generation
             if not generation & 1:
                 try:
@@ -614,6 +621,8 @@ class Index:
                 raise NativeBusy
             with self._write:
                 return read()
+
+        return self._within(undisturbed)
 
     def close(self) -> None:
         """Waits for the calls inside, then frees native memory; idempotent."""
@@ -812,13 +821,16 @@ class Index:
             return
 
     def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
-        with self._using(), self._write:
-            if self.native is None or not self.counts.graph_rows or (only_missing and self.calibration is not None):
-                return
-            live = self.counts.live
-            self.calibration = calibrate(self.native, self.metric, live, control)
-            self._rows_then, self._rows_since = live, 0
-            self._efforts = {}                 # after the calibration, from which new ones come
+        def measure() -> None:
+            with self._write:
+                if self.native is None or not self.counts.graph_rows or (only_missing and self.calibration is not None):
+                    return
+                live = self.counts.live
+                self.calibration = calibrate(self.native, self.metric, live, control)
+                self._rows_then, self._rows_since = live, 0
+                self._efforts = {}             # after the calibration, from which new ones come
+
+        self._within(measure)
 
     def known_effort(self, k: int, recall_target: float) -> tuple[int, bool] | None:
         """ef_search and exact of a search with a recall target; None where that is still to be measured."""
@@ -870,7 +882,7 @@ class Index:
         """
         if recall_target is not None:
             ef_search, exact = self._effort(k, recall_target, nowait)
-        # `_consistent` and `_using` written out for a search that meets no change: calling them would take 0.7 µs.
+        # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
         inside = self._inside
         try:
             inside.append(True)
@@ -998,24 +1010,32 @@ class Index:
 
     def cursor(self) -> Cursor:
         """The start of a scan over the rows that are there now."""
-        with self._using(), self._write:
-            cursor = Cursor(self.counts.rows)
-            self._cursors.add(cursor)
-            return cursor
+
+        def start() -> Cursor:
+            with self._write:
+                cursor = Cursor(self.counts.rows)
+                self._cursors.add(cursor)
+                return cursor
+
+        return self._within(start)
 
     def scan(self, cursor: Cursor, most: int) -> list[Row]:
         """The next live rows in slot order, none at the end; moves the cursor past them.
 
         Under the lock: a vacuum between the reading and the moving would leave the cursor in another numbering.
         """
-        with self._using(), self._write:
-            if self.native is None or cursor.next >= cursor.end:
-                return []
-            slots = self.native.live_slots(cursor.next, most)
-            slots = slots[slots < cursor.end]
-            if len(slots):
-                cursor.next = int(slots[-1]) + 1
-            return self._rows(self.native, slots, self.native.get_ids(slots))
+
+        def page() -> list[Row]:
+            with self._write:
+                if self.native is None or cursor.next >= cursor.end:
+                    return []
+                slots = self.native.live_slots(cursor.next, most)
+                slots = slots[slots < cursor.end]
+                if len(slots):
+                    cursor.next = int(slots[-1]) + 1
+                return self._rows(self.native, slots, self.native.get_ids(slots))
+
+        return self._within(page)
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         vectors, times = native.get_vectors(slots), native.get_timestamps(slots)
@@ -1028,14 +1048,19 @@ class Index:
 
     def stats(self) -> NativeStats:
         """Native counts and memory; while a change runs, those from before it."""
-        with self._using():
+
+        def fresh() -> NativeStats:
             # Searches, too, allocate: fresher than `counts`, where that costs no waiting.
-            if self._write.acquire(blocking=False):
-                try:
-                    return self._native_stats()
-                finally:
+            taken: list[bool] = []
+            try:
+                # In one call of C: Ctrl-C cannot come between the taking and its being noted.
+                taken.extend(map(self._write.acquire, (False,)))
+                return self._native_stats() if taken[0] else self.counts
+            finally:
+                if taken and taken[0]:
                     self._write.release()
-            return self.counts
+
+        return self._within(fresh)
 
     def _native_stats(self) -> NativeStats:
         return _NO_STATS if self.native is None else self.native.stats()

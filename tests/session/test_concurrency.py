@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import uuid
 import weakref
@@ -367,3 +368,49 @@ def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: py
     assert [hits[0].id for hits in index.search_batch(base[:3], 1, None)] == ["r0", "r1", "r2"]
     assert met == 1
     index.close()
+
+
+class _Stopped(BaseException):
+    pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the platform has no interval timer")
+# One that comes in a callback of the garbage collector's is reported there and goes no further.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_ctrl_c_keeps_a_session_from_being_destroyed() -> None:
+    """Wherever in a read it comes; on the way out of one it kept `destroy` waiting for ever."""
+    base = rows(50, 8)
+    session = sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s")
+    session.add_batch([str(row) for row in range(50)], base)
+    reads: list[Callable[[], object]] = [
+        lambda: session.search(base[0], 3),
+        lambda: session.search_batch(base[:2], 3),
+        lambda: session.get(["7"]),
+        lambda: list(session.scan()),
+        session.get_stats,
+    ]
+
+    def ring(*_: object) -> None:
+        raise _Stopped
+
+    random, stopped = np.random.default_rng(SEED), 0
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for read in reads * 400:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-6, 200e-6))
+                for _ in range(100):
+                    read()
+            except _Stopped:
+                stopped += 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except _Stopped:
+                stopped += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 1_000
+    thread = threading.Thread(target=session.destroy, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()

@@ -154,3 +154,22 @@ def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPat
             call()
     index.close()
     assert (index.dim, index.counts.live, index.metadata_bytes) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 5e18, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("offset", [0.0, 3.0, -3.0])
+def test_exact_searches_of_large_values_miss_nothing(metric: str, scale: float, offset: float) -> None:
+    """Codes are scored in float32, where distances of such rows overflow; then they must rule nothing out."""
+    rng = np.random.default_rng(5)
+    vectors = ((rng.standard_normal((2_000, 8)) + offset) * scale).astype(np.float32)
+    queries = ((rng.standard_normal((10, 8)) + 3) * scale).astype(np.float32)
+    index = Index(IndexSettings(metric=metric, M=4, ef_construction=16, threads=1))
+    index.add(prepare_batch([f"{row:04d}" for row in range(2_000)], vectors, None, None, lambda: 0, None))
+    wide, asked = vectors.astype(np.float64), queries.astype(np.float64)
+    true = np.sqrt(((wide[None] - asked[:, None]) ** 2).sum(axis=2)) if metric == "l2" else -(asked @ wide.T)
+    for query, distances in zip(queries, np.sort(true, axis=1), strict=True):
+        hits = index.search(query, 10, None, exact=True)
+        assert hits.plan == "flat"
+        np.testing.assert_allclose([hit.distance for hit in hits], distances[:10], rtol=1e-9, atol=1e-9 * scale**2)
+    index.close()

@@ -6,6 +6,7 @@
  * Rows come from memory once for a few queries: each scores a bitmap word of them before the next word is read. */
 #include "store.h"
 
+#include <float.h>
 #include <math.h>
 
 #define WORD_ROWS 64u            /* rows of one bitmap word */
@@ -128,14 +129,17 @@ static void select_nearest(waiting *rows, uint32_t n, uint32_t m) {
     }
 }
 
-/* Rows that a distance does not put beyond the cut; a cut or distance that is not a number rules nothing out. */
+/* A distance by code that may have overflowed on its way rules nothing out. */
+static bool beyond(float near, double cut) { return (double)near > cut && near < FLT_MAX / 2; }
+
+/* Rows that may be among the nearest. */
 static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, waiting *out) {
-    uint32_t beyond = 0, kept = 0;
-    for (uint32_t i = 0; i < n; i++) beyond += (double)near[i] > cut;
-    if (beyond == n) return 0;           /* as in most words */
+    uint32_t gone = 0, kept = 0;
+    for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], cut);
+    if (gone == n) return 0;             /* as in most words */
     for (uint32_t i = 0; i < n; i++) {
         out[kept] = (waiting){near[i], slots[i]};
-        kept += !((double)near[i] > cut);
+        kept += !beyond(near[i], cut);
     }
     return kept;
 }
@@ -149,7 +153,7 @@ static void score_waiting(seeker *s, uint32_t k) {
     n = 0;
     for (uint32_t i = first; i < s->n; i++) {
         slots[n] = s->rows[i].slot;
-        n += !((double)s->rows[i].near > s->cut);
+        n += !beyond(s->rows[i].near, s->cut);
     }
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
