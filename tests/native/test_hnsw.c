@@ -19,12 +19,12 @@ static void test_packed_links_keep_their_values_when_widened(void) {
     for (size_t step = 0; step < 4; step++) {
         CHECK(hnsw_reserve(&g, sizes[step], NULL) == FVDB_OK && g.link_bits == bits[step]);
         for (uint32_t slot = 0; slot < 1000; slot++) {
-            uint32_t n = hnsw_links0(&g, slot, links);
+            uint32_t n = hnsw_links(&g, 0, slot, links);
             CHECK(n == slot % 11);
             for (uint32_t i = 0; i < n; i++) want[i] = (uint32_t)(mix64(slot * 100 + i) % 65535);
             CHECK(memcmp(links, want, n * sizeof *links) == 0);
         }
-        CHECK(hnsw_links0(&g, sizes[step] - 1, links) == 0);
+        CHECK(hnsw_links(&g, 0, sizes[step] - 1, links) == 0);
     }
     hnsw_free(&g);
 }
@@ -42,7 +42,7 @@ static void check_graph(const hnsw *g) {
     uint32_t links[HNSW_M0_MAX], linked = 0;
     uint8_t *reached = calloc(g->n, 1);
     for (uint32_t slot = 0; slot < g->n; slot++) {
-        uint32_t n = hnsw_links0(g, slot, links);
+        uint32_t n = hnsw_links(g, 0, slot, links);
         for (uint32_t i = 0; i < n; i++) {
             CHECK(links[i] < g->n && links[i] != slot);
             for (uint32_t j = 0; j < i; j++) CHECK(links[j] != links[i]);

@@ -41,7 +41,7 @@ static uint32_t timestamps_width(const timestamps *t, span s, int64_t *low) {
 static uint64_t graph_bytes(const hnsw *g, span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX];
     uint64_t total = 0, bytes = s.n + sizeof(uint32_t);
-    for (uint32_t i = 0; i < s.n; i++) total += hnsw_links0(g, s.first + i, links);
+    for (uint32_t i = 0; i < s.n; i++) total += hnsw_links(g, 0, s.first + i, links);
     for (uint32_t u = upper_from(g, s.first); u < g->upper_n && hnsw_upper_slot(g, u) < s.first + s.n; u++) {
         bytes += 5;
         for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++)
@@ -108,7 +108,7 @@ static void write_graph(writer *w, const hnsw *g, span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX], width = format_link_width(rows);
     uint8_t *counts = write_space(w, s.n);
     for (uint32_t i = 0; i < s.n; i++) {
-        uint32_t n = hnsw_links0(g, s.first + i, links);
+        uint32_t n = hnsw_links(g, 0, s.first + i, links);
         counts[i] = (uint8_t)n;
         for (uint32_t j = 0; j < n; j++) write_le(w, links[j], width);
     }

@@ -49,9 +49,7 @@ size_t hnsw_row_bytes0(uint32_t M0, uint32_t link_bits);
 /* Bits a packed link needs when slots reach n - 1. */
 uint32_t hnsw_link_bits(uint32_t n);
 
-/* Level-0 links of a row into out (M0 entries of room); returns how many. */
-uint32_t hnsw_links0(const hnsw *g, uint32_t slot, uint32_t *out);
-/* Writes them; n <= M0. */
+/* Writes the level-0 links of a row; n <= M0. */
 void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n);
 static inline uint32_t hnsw_upper_slot(const hnsw *g, uint32_t u) { return ((const uint32_t *)g->upper_slot.base)[u]; }
 static inline uint8_t hnsw_upper_level(const hnsw *g, uint32_t u) { return g->upper_level.base[u]; }
@@ -60,13 +58,15 @@ static inline uint32_t *hnsw_upper_links(const hnsw *g, uint32_t u, uint32_t lev
     const uint32_t *start = (const uint32_t *)g->upper_start.base;
     return (uint32_t *)g->upper_links.base + ((size_t)start[u] + level - 1) * g->M;
 }
+/* All M0 cells of a packed row. */
+void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out);
 /* The links of a node, without a copy where they are not packed: up to n cells, of which those that are free, at the
  * end, hold FVDB_NO_SLOT.  `room` takes M0 entries. */
 static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t node, uint32_t *room, uint32_t *n) {
     *n = level ? g->M : g->M0;
     if (level) return hnsw_upper_links(g, node, level);
     if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)node * g->M0;
-    *n = hnsw_links0(g, node, room);
+    hnsw_unpack0(g, node, room);
     return room;
 }
 /* Brings the links of a node near. */
@@ -75,7 +75,7 @@ static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
     size_t bytes = (size_t)g->M0 * g->link_bits / 8;
     fetch_bytes(g->links0.base + node * bytes, bytes);
 }
-/* Links of a node on any level. */
+/* Links of a node into out (M0 entries of room); returns how many. */
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);
 void hnsw_set_links(hnsw *g, uint32_t level, uint32_t node, const uint32_t *links, uint32_t n);
 static inline uint32_t hnsw_node_slot(const hnsw *g, uint32_t level, uint32_t node) {

@@ -7,6 +7,8 @@
  * of its rows and no libm rounds it. */
 #include "hnsw.h"
 
+#include "../base/bytes.h"
+
 #define LINK_BITS_MIN 16
 
 void hnsw_init(hnsw *g, const fvdb_config *config) {
@@ -45,18 +47,26 @@ static uint8_t *row0(const hnsw *g, uint32_t slot) {
     return g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, g->link_bits);
 }
 
-static uint32_t unpack(const uint8_t *row, uint32_t bits, uint32_t M0, uint32_t *out) {
+/* Bits of a pair of cells; the two loads meet or overlap, and none reaches past the pair. */
+static uint64_t load_pair(const uint8_t *pair, uint32_t bytes) {
+    return load_le(pair, 4) | load_le(pair + bytes - 4, 4) << (8 * (bytes - 4));
+}
+
+/* All M0 cells; no branch depends on what they hold. */
+static void unpack(const uint8_t *row, uint32_t bits, uint32_t M0, uint32_t *out) {
     uint32_t bytes = bits / 4, free = bits == 32 ? FVDB_NO_SLOT : (UINT32_C(1) << bits) - 1;
     for (uint32_t i = 0; i < M0; i += 2, row += bytes) {
-        uint64_t pair = 0;
-        for (uint32_t b = 0; b < bytes; b++) pair |= (uint64_t)row[b] << (8 * b);
+        uint64_t pair = load_pair(row, bytes);
         uint32_t first = (uint32_t)pair & free, second = (uint32_t)(pair >> bits) & free;
-        if (first == free) return i;
-        out[i] = first;
-        if (second == free) return i + 1;
-        out[i + 1] = second;
+        out[i] = first == free ? FVDB_NO_SLOT : first;
+        out[i + 1] = second == free ? FVDB_NO_SLOT : second;
     }
-    return M0;
+}
+
+static uint32_t count_links(const uint32_t *cells, uint32_t most) {
+    uint32_t n = 0;
+    while (n < most && cells[n] != FVDB_NO_SLOT) n++;
+    return n;
 }
 
 static void pack(uint8_t *row, uint32_t bits, uint32_t M0, const uint32_t *links, uint32_t n) {
@@ -71,7 +81,8 @@ static void pack(uint8_t *row, uint32_t bits, uint32_t M0, const uint32_t *links
 static void widen(hnsw *g, uint32_t rows, uint32_t bits) {
     uint32_t links[HNSW_M0_MAX];
     for (uint32_t slot = rows; slot-- > 0;) {
-        uint32_t n = unpack(row0(g, slot), g->link_bits, g->M0, links);
+        unpack(row0(g, slot), g->link_bits, g->M0, links);
+        uint32_t n = count_links(links, g->M0);
         pack(g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, bits), bits, g->M0, links, n);
     }
     g->link_bits = bits;
@@ -88,16 +99,7 @@ fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-uint32_t hnsw_links0(const hnsw *g, uint32_t slot, uint32_t *out) {
-    if (g->link_bits != 32) return unpack(row0(g, slot), g->link_bits, g->M0, out);
-    const uint32_t *row = (const uint32_t *)row0(g, slot);
-    uint32_t n = 0;
-    while (n < g->M0 && row[n] != FVDB_NO_SLOT) {
-        out[n] = row[n];
-        n++;
-    }
-    return n;
-}
+void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out) { unpack(row0(g, slot), g->link_bits, g->M0, out); }
 
 void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n) {
     assert(n <= g->M0);
@@ -105,13 +107,10 @@ void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n) 
 }
 
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out) {
-    if (level == 0) return hnsw_links0(g, node, out);
-    const uint32_t *cells = hnsw_upper_links(g, node, level);
-    uint32_t n = 0;
-    while (n < g->M && cells[n] != FVDB_NO_SLOT) {
-        out[n] = cells[n];
-        n++;
-    }
+    uint32_t room[HNSW_M0_MAX], n;
+    const uint32_t *cells = hnsw_cells(g, level, node, room, &n);
+    n = count_links(cells, n);
+    memcpy(out, cells, n * sizeof *out);
     return n;
 }
 

@@ -363,7 +363,7 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     for (uint32_t i = 0; i < w->pool_n; i++)
         if (walk_mark(w, w->pool[i].node)) w->pool[kept++] = w->pool[i];
     w->pool_n = kept;
-    uint32_t n = hnsw_links0(g, row, links);
+    uint32_t n = hnsw_links(g, 0, row, links);
     scorer_many(&w->query, links, n, distances);
     for (uint32_t i = 0; i < n; i++)
         if (walk_mark(w, links[i])) walk_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
