@@ -128,3 +128,24 @@ def test_recall_on_100k_rows(memory: str, tmp_path: Path) -> None:
     base = np.load(folder / "base.f16.npy").astype(np.float32)
     truth = np.load(folder / "neighbors.i32.npy")[:, :10]
     journey(base, np.load(folder / "queries.f32.npy"), truth, tmp_path.as_uri(), memory)
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("copies", [10, 60, 700])
+def test_copies_keep_no_row_from_being_found(memory: str, copies: int) -> None:
+    """Copies link to each other and to what is around; once they fell apart into islands of two to five."""
+    rng = np.random.default_rng(7)
+    n, groups, k = 8_000, 8, 10
+    base = (rng.standard_normal((n, 12)) @ rng.standard_normal((12, 64))).astype(np.float32)
+    rows = rng.choice(n, copies * groups, replace=False).reshape(groups, copies)
+    base[rows] = base[rows[:, :1]]
+    beside = base[rows[:, 0]] + 0.2 * rng.standard_normal((groups, 64)).astype(np.float32)
+    queries = np.concatenate([base[rows[:, 0]], beside, base[rng.choice(n, 200)]])
+    with VectorDBSession.create(s5_portal="memory:", memory=memory, metric="l2", **FIELDS) as session:
+        session.add_batch([str(row) for row in range(n)], base)
+        found = session.search_batch(queries, k)
+        truth = session.search_batch(queries, k, exact=True)
+    # By distance: which of the copies come is another question.
+    near = [sum(a.distance <= want[-1].distance for a in hits) / k for hits, want in zip(found, truth, strict=True)]
+    assert np.mean(near[: 2 * groups]) >= 0.99
+    assert np.mean(near[2 * groups :]) >= 0.98

@@ -159,9 +159,9 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 /* Links all rows anew on level 0, knowing the whole graph.  undo: NULL where nobody will take it back. */
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag);
-/* The diversity heuristic (Alg. 4): from the pool, nearest first, keeps those nearer to w->query than `slack` times their
- * distance to any kept one; at most M, into out.  Returns how many. */
-uint32_t hnsw_select(walk *w, uint32_t level, uint32_t M, float slack, uint32_t *out);
+/* The diversity heuristic (Alg. 4) for the row that w->query was set to: from the pool, nearest first, keeps those nearer to
+ * it than `slack` times their distance to any kept one; at most M, into out.  Returns how many. */
+uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out);
 
 /* ---- hnsw_repair.c: taking rows out ---- */
 

@@ -85,11 +85,40 @@ void hnsw_undo_apply(hnsw_undo *u, hnsw *g) {
 
 /* ---- Alg. 4 ---- */
 
-/* Takes the nearest candidate, then drops all that are nearer to it than to the query, until M are taken: the same rows
- * as testing each candidate against all kept ones, but one batch of distances for each kept row. */
-uint32_t hnsw_select(walk *w, uint32_t level, uint32_t M, float slack, uint32_t *out) {
+/* Takes the copies of a row, those with its high halves, out of its pool.  The nearest by slot get up to half of the M
+ * links, so that any number of copies is a chain of overlapping stretches. */
+static uint32_t take_copies(walk *w, uint32_t level, uint32_t slot, uint32_t M, uint32_t *out) {
+    const store *s = w->s;
     candidate *pool = w->pool;
-    uint32_t left = w->pool_n, n = 0;
+    uint32_t left = 0, n = 0, away[HNSW_M0_MAX / 2];
+    float own;
+    scorer_many(&w->query, &slot, 1, &own);
+    for (uint32_t i = 0; i < w->pool_n; i++) {
+        const uint32_t copy = hnsw_node_slot(w->g, level, pool[i].node), gap = copy < slot ? slot - copy : copy - slot;
+        if (pool[i].distance != own || memcmp(store_high(s, copy), store_high(s, slot), s->dim16 * sizeof(uint16_t)) != 0) {
+            pool[left++] = pool[i];
+            continue;
+        }
+        if (n == M / 2 && gap >= away[n - 1]) continue;
+        uint32_t at = n < M / 2 ? n++ : n - 1;
+        for (; at && away[at - 1] > gap; at--) {
+            away[at] = away[at - 1];
+            out[at] = out[at - 1];
+        }
+        away[at] = gap;
+        out[at] = pool[i].node;
+    }
+    w->pool_n = left;
+    return n;
+}
+
+/* Takes the nearest candidate, then drops all that are nearer to it than to the query, until M are taken: the same rows
+ * as testing each candidate against all kept ones, but one batch of distances for each kept row.
+ * Departs from the paper, which knows no equal rows: a copy of the query is as far from all others as the query is, so
+ * that it would drop each of them or none as rounding has it, and a few dozen copies fell apart into islands. */
+uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out) {
+    uint32_t n = take_copies(w, level, slot, M, out), left = w->pool_n;
+    candidate *pool = w->pool;
     while (left && n < M) {
         out[n++] = pool[0].node;
         if (n == M) break;
@@ -174,7 +203,7 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
             entry = w->pool[0].node;
         }
         offer_peers(b, w, level, row);
-        uint32_t n = hnsw_select(w, level, g->M, 1, links);
+        uint32_t n = hnsw_select(w, level, row, g->M, 1, links);
         hnsw_set_links(g, level, level ? u : row, links, n);
     }
 }
@@ -206,7 +235,8 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
         hnsw_set_links(g, level, target, links, n);
         return;
     }
-    scorer_set_slot(&w->query, hnsw_node_slot(g, level, target));
+    uint32_t slot = hnsw_node_slot(g, level, target);
+    scorer_set_slot(&w->query, slot);
     w->pool_n = 0;
     for (uint32_t at = 0; at < n + added; at += SCORE_CHUNK) {
         uint32_t chunk = min_u32(SCORE_CHUNK, n + added - at), nodes[SCORE_CHUNK], slots[SCORE_CHUNK];
@@ -218,7 +248,7 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
         scorer_many(&w->query, slots, chunk, distances);
         for (uint32_t i = 0; i < chunk; i++) walk_offer(w, distances[i], nodes[i], MERGED_MAX);
     }
-    n = hnsw_select(w, level, room, b->slack, links);
+    n = hnsw_select(w, level, slot, room, b->slack, links);
     hnsw_set_links(g, level, target, links, n);
 }
 
@@ -368,7 +398,7 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     for (uint32_t i = 0; i < n; i++)
         if (walk_mark(w, links[i])) walk_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
     uint32_t *out = links_of(r, item);
-    out[0] = hnsw_select(w, 0, g->M0, r->b.slack, out + 1);
+    out[0] = hnsw_select(w, 0, row, g->M0, r->b.slack, out + 1);
 }
 
 static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag *diag) {

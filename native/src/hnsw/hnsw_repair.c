@@ -72,7 +72,7 @@ static void repair_node(repair *r, walk *w, uint32_t level, uint32_t node) {
                 if (w->pool[i].node != node && !goes(r, 0, w->pool[i].node)) w->pool[kept++] = w->pool[i];
             w->pool_n = kept;
         }
-        n = hnsw_select(w, level, room, 1, links);
+        n = hnsw_select(w, level, hnsw_node_slot(g, level, node), room, 1, links);
     } else {
         n = hnsw_links(g, level, node, links);
     }
