@@ -156,7 +156,7 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
 
 /* ---- Search ---------------------------------------------------------------------------------------------------- */
 
-#define FVDB_PLAN_FLAT 0         /* every allowed row was scored exactly */
+#define FVDB_PLAN_FLAT 0         /* exact: no allowed row can be nearer than those returned */
 #define FVDB_PLAN_GRAPH 1        /* the graph was walked on codes, the best candidates were scored exactly */
 
 #define FVDB_EF_DEFAULT 0        /* params.ef_search: let the library choose */
@@ -199,8 +199,8 @@ typedef struct fvdb_answer {
 #define FVDB_SEARCH_NOWAIT 1     /* as params.nowait */
 #define FVDB_SEARCH_EXACT 2      /* as params.exact */
 
-/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0.  For bindings, to whom converting an argument of a call
- * costs as much as scoring a few rows, and taking ids apart more than that.                               [reader]
+/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0.  For bindings, to whom
+ * converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than that.  [reader]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
 fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t flags,

@@ -156,7 +156,7 @@ void hnsw_undo_free(hnsw_undo *u);
  * applies the undo. */
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
                       const stretch *stretch, fvdb_diag *diag);
-/* Links all rows anew on level 0, knowing the whole graph.  undo: NULL where nobody will take it back. */
+/* Links all rows anew on level 0, knowing the whole graph. */
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag);
 /* The diversity heuristic (Alg. 4) for the row that w->query was set to: from the pool, nearest first, keeps those nearer to

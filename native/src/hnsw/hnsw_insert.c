@@ -57,7 +57,6 @@ static bool save_links(region *saved, const hnsw *g, uint32_t level, uint32_t no
 }
 
 static bool undo_save(hnsw_undo *u, const hnsw *g, uint32_t level, uint32_t node) {
-    if (!u) return true;
     if (level == 0) {
         if (node >= u->n || bit_get(u->touched0, node)) return true;
         bit_set(u->touched0, node);
@@ -420,7 +419,8 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
 
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag) {
-    uint32_t rows = min_u32(max_u32(REFINE_BATCH_MIN, g->n / REFINE_BATCHES_MAX), g->n);
+    /* As many as their edges can be counted. */
+    uint32_t rows = min_u32(min_u32(max_u32(REFINE_BATCH_MIN, g->n / REFINE_BATCHES_MAX), g->n), UINT32_MAX / g->M0);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
                   .stretch = stretch};
