@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
@@ -677,9 +677,7 @@ class Index:
                     raise _named(error, batch) from None
                 raise
             self.native = native
-            result = self._added(batch, staged, slots, replaced)
-        self._calibrate_where_due(control)
-        return result
+            return self._added(batch, staged, slots, replaced)
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -803,22 +801,24 @@ class Index:
             for cursor in self._cursors:
                 cursor.next, cursor.end = (int((slot_map[:at] != NO_SLOT).sum()) for at in (cursor.next, cursor.end))
             self.changes += 1
-        self._calibrate_where_due(control)
         return VacuumStats(removed if before.graph_rows else 0, removed)
 
     # ---- what a recall takes
     #
-    # Measured behind a change, with the lock of changes but under an even generation: searches go on beside it.
+    # Measured behind a change, with the lock of changes but under an even generation: reads go on beside it.
 
-    def _calibrate_where_due(self, control: Control | None) -> None:
-        """Measures anew when as many rows have come as there were, or half of them are gone; best effort."""
-        if self._rows_since < self._rows_then and 2 * self.counts.live >= self._rows_then:
-            return
-        try:
-            self._calibrate(control)
-        except (NativeCancelled, IndexStateError, IndexClosed, MemoryError):
-            # The change is made, and whole. What is known goes on to be used; else the first who asks measures.
-            return
+    @property
+    def calibration_is_due(self) -> bool:
+        """Whether as many rows have come as there were when it was measured, or a vacuum took half of them."""
+        counts = self.counts
+        return counts.graph_rows > 0 and (self._rows_since >= self._rows_then or 2 * counts.rows < self._rows_then)
+
+    def calibrate_where_due(self, control: Control | None) -> None:
+        """Measures anew where that is due; best effort, as no change depends on it."""
+        with suppress(NativeCancelled, IndexStateError, IndexClosed, MemoryError):
+            # What is known goes on to be used where this fails; else the first who asks measures.
+            if self.calibration_is_due:
+                self._calibrate(control)
 
     def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
         def measure() -> None:
@@ -871,17 +871,18 @@ class Index:
         exact: bool = False,
         recall_target: float | None = None,
         nowait: bool = False,
+        control: Control | None = None,
     ) -> SearchResults:
         """The k nearest rows of one query; an UNSET threshold is the metric's own.
 
-        A `recall_target` takes the place of `ef_search` and `exact`.
+        A `recall_target` takes the place of `ef_search` and `exact`; `control` stops the measuring of what it takes.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
             NativeBusy: with `nowait`, a change is under way, or the target is still to be measured.
         """
         if recall_target is not None:
-            ef_search, exact = self._effort(k, recall_target, nowait)
+            ef_search, exact = self._effort(k, recall_target, nowait, control)
         # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
         inside = self._inside
         try:

@@ -370,7 +370,11 @@ class VectorDBSession:
                 return self.live_index().search(*asked, nowait=True)
             except (NativeBusy, IndexClosed):
                 pass
-        return await self._read(lambda index: index.search(*asked))
+        await self._no_change()
+        # Stoppable, as it may have to find out first what its recall takes.
+        return await self._stoppable(
+            lambda control: self.read_here(lambda index: index.search(*asked, control=control))
+        )
 
     async def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
@@ -848,10 +852,13 @@ class VectorDBSession:
         async def change() -> _T:
             self._change_over = over = anyio.Event()
             try:
-                return await self._stoppable(partial(once.pop(), self._index))
+                result = await self._stoppable(partial(once.pop(), self._index))
             finally:
                 self._change_over = None
                 over.set()
+            if self._index.calibration_is_due:
+                await self._stoppable(self._index.calibrate_where_due)
+            return result
 
         return await self._alone(change)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from functools import partial
 from typing import Any
 
 import anyio
@@ -251,12 +252,34 @@ async def test_searches_run_beside_the_measuring_of_an_add(measured: Measured) -
             # The rows are in, and what was measured before still serves.
             for fields in ({}, {"recall_target": 0.9}):
                 assert (await session.search(base[-1], 1, threshold=None, **fields))[0].id == str(2 * COUNT - 1)
+            with anyio.fail_after(30):
+                (row,) = await session.get([str(2 * COUNT - 1)])
+                assert row is not None
+                assert (await session.search_batch(base[-1:], 1, threshold=None))[0][0].id == row.id
             assert measured.inside == 1
             measured.let_go()
         assert measured.live == [COUNT, 2 * COUNT]
 
 
 # ---- what goes wrong
+
+
+async def test_a_search_that_measures_can_be_cancelled(measured: Measured) -> None:
+    async with await session_on(f"memory:{uuid.uuid4()}") as session:
+        await add_rows(session, COUNT)
+        await session.save_to_s5()
+        await session.load_user_vectors()
+        measured.hold()
+        with anyio.fail_after(30), anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(session.search, rows(1)[0], 3, recall_target=0.9))
+                await until(lambda: measured.inside == 1)
+                scope.cancel()
+        assert scope.cancelled_caught
+        assert measured.inside == 0
+        measured.let_go()
+        assert await session.search(rows(1)[0], 3, recall_target=0.9)
+        assert await table(session)
 
 
 async def test_an_add_cancelled_while_it_measures_has_added_its_rows(measured: Measured) -> None:
