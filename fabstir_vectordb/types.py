@@ -143,7 +143,7 @@ class SearchResults(Sequence[SearchResult]):
 
     Attributes:
         below_threshold: how many of the k nearest the threshold removed.
-        plan: ``flat`` where every row was scored exactly, ``graph`` where the graph was walked on codes and
+        plan: ``flat`` where no row can be nearer than those returned, ``graph`` where the graph was walked on codes and
             the best candidates were scored exactly.
     """
 
