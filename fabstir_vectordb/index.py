@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -52,10 +53,14 @@ from fabstir_vectordb.errors import (
     NotFoundError,
 )
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
+from fabstir_vectordb.metadata.columns import Column, Columns
+from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
+from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
     DeleteResult,
+    FacetCount,
     Plan,
     Row,
     SearchResult,
@@ -69,6 +74,7 @@ __all__ = [
     "Index",
     "IndexClosed",
     "IndexSettings",
+    "Matches",
     "check_ef",
     "check_exact",
     "check_k",
@@ -89,6 +95,9 @@ _TABLE_BYTES_PER_ROW: Final = 14
 #: Pairs of k and recall target that are remembered: a program uses a few.
 _EFFORTS_MAX: Final = 1_000
 _PLANS: Final[dict[bool, Plan]] = {True: "flat", False: "graph"}
+_FILTERED_PLANS: Final[dict[bool, Plan]] = {True: "filtered exact", False: "graph"}
+#: Filters whose rows are remembered until the next change; a bitmap takes an eighth of a byte a row.
+_MATCHES_MAX: Final = 64
 _T = TypeVar("_T")
 
 
@@ -104,6 +113,27 @@ class Cursor:
     def __init__(self, end: int) -> None:
         self.next = 0
         self.end = end
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """The live rows that a filter takes.
+
+    Attributes:
+        generation: of the index; they are its rows as long as it has this one.
+        rows: slots of the index.
+        allow: their bitmap.
+        count: how many they are.
+    """
+
+    generation: int
+    rows: int
+    allow: npt.NDArray[np.uint64]
+    count: int
+
+    def slots(self) -> npt.NDArray[np.uint32]:
+        """Their slots, ascending."""
+        return slots_of(self.allow, self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,11 +513,13 @@ class Index:
         self.changes = 0
         """Counts changes; a session is dirty while it differs from the count at the last save or load."""
         self.budget_bytes = settings.budget_bytes
-        self.plans_used = {"flat": 0, "graph": 0}
+        self.plans_used: dict[str, int] = {"flat": 0, "graph": 0, "filtered exact": 0}
         self.counts = _NO_STATS
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
+        self._columns = Columns()
+        self._matches: dict[str, Matches] = {}
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self.calibration: Calibration | None = None
         """What was measured of the rows; in no version, and no change."""
@@ -635,6 +667,7 @@ class Index:
             if native is not None:
                 native.close()
             self._arena, self.counts = MetadataArena(), _NO_STATS
+            self._forget_columns()
 
     # ---- changes
 
@@ -716,13 +749,19 @@ class Index:
             what: names it.
             beside_metadata: bytes it needs in all, but for the metadata that is there already.
         """
-        needed = self._arena.nbytes + beside_metadata
-        if self.budget_bytes is not None and needed > self.budget_bytes:
+        if self._is_over(beside_metadata + self.column_bytes):
+            self._forget_columns()         # they can be made again
+        if self._is_over(beside_metadata):
+            assert self.budget_bytes is not None
+            needed = self._arena.nbytes + beside_metadata
             raise MemoryBudgetExceededError(
                 f"{what} needs {needed / 1e6:.1f} MB in all, the budget is "
                 f"{self.budget_bytes / 1e6:.1f} MB: raise memory_budget_mb, or use memory='compact'",
                 details={"needed_bytes": needed, "budget_bytes": self.budget_bytes},
             )
+
+    def _is_over(self, beside_metadata: int) -> bool:
+        return self.budget_bytes is not None and self._arena.nbytes + beside_metadata > self.budget_bytes
 
     def _added(
         self,
@@ -762,6 +801,7 @@ class Index:
                 self._check_fits(f"metadata of {_shown(id)}", self.counts.bytes_total + 2 * len(encoded))
             staged = self._arena.stage([encoded], int(slots[0]) + 1)
             self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
+            self._columns.touch(int(slots[0]))
             self.changes += 1
 
     def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
@@ -787,6 +827,23 @@ class Index:
                 self.changes += 1
             return DeleteResult(len(deleted), deleted)
 
+    def delete_where(self, where: Filter) -> DeleteResult:
+        """Makes the rows that a filter takes tombstones: all or nothing.
+
+        Raises:
+            MemoryBudgetExceededError: the columns it compares would not fit.
+        """
+        with self._changing():
+            if self.native is None:
+                return DeleteResult(0, [])
+            slots = self._match(where).slots()
+            ids = self.native.get_ids(slots)
+            if len(slots):
+                self.native.delete(*pack_ids(ids), False)
+                self._arena.drop(slots)
+                self.changes += 1
+            return DeleteResult(len(ids), ids)
+
     def vacuum(self, control: Control | None = None) -> VacuumStats:
         """Removes tombstones and renumbers the rows: all or nothing."""
         with self._changing():
@@ -795,9 +852,14 @@ class Index:
             if self.native is None or not removed:
                 return VacuumStats(0, 0)
             # The rows that stay keep their order, so the new arena can be made before the native core changes.
-            arena = self._arena.compacted(self.native.live_slots(0, before.live))
+            kept = self.native.live_slots(0, before.live)
+            arena = self._arena.compacted(kept)
             slot_map = self.native.vacuum(control)
             self._arena = arena
+            try:
+                self._columns.renumber(kept)
+            except MemoryError:
+                self._forget_columns()
             for cursor in self._cursors:
                 cursor.next, cursor.end = (int((slot_map[:at] != NO_SLOT).sum()) for at in (cursor.next, cursor.end))
             self.changes += 1
@@ -859,6 +921,127 @@ class Index:
             self._calibrate(control, only_missing=True)
         return effort
 
+    # ---- what a filter takes
+    #
+    # Columns and matches are made under the lock of changes. Matches are good as long as the generation is theirs, so a
+    # search whose filter is known meets no lock.
+
+    def _match(self, where: Filter) -> Matches:
+        """The rows that a filter takes; under `_write`."""
+        found = self._matches.get(where.key)
+        if found is not None and found.generation == self._generation:
+            return found
+        counts, rows = self.counts, self.counts.rows
+        mask = evaluate(where.node, self._up_to_date(where.paths), rows)
+        if self.native is not None and counts.live < rows:
+            live = np.zeros(rows, dtype=np.bool_)
+            live[self.native.live_slots(0, counts.live)] = True
+            mask = mask & live
+        found = Matches(self._generation, rows, bitmap(mask), int(np.count_nonzero(mask)))
+        if not self._generation & 1:           # else a change is under way, and this its own question
+            if len(self._matches) >= _MATCHES_MAX:
+                self._matches.clear()
+            self._matches[where.key] = found
+        return found
+
+    def _up_to_date(self, paths: Sequence[str]) -> dict[str, Column]:
+        """Columns of all rows, within the budget; under `_write`."""
+        counts = self.counts
+        what = f"filtering by {', '.join(map(_shown, paths))}"
+        missing = self._columns.missing_bytes(paths, counts.rows)
+        if self._is_over(counts.bytes_total + self.column_bytes + missing):
+            self._forget_columns()
+            missing = self._columns.missing_bytes(paths, counts.rows)
+        self._check_fits(what, counts.bytes_total + missing)
+        columns = self._columns.get(paths, self._arena, counts.rows)
+        held = counts.bytes_total + self.column_bytes
+        if self._is_over(held):
+            self._forget_columns()
+            self._check_fits(what, held)
+        return columns
+
+    def _matching(self, where: Filter, read: Callable[[Matches], _T], nowait: bool = False) -> _T:
+        """The result of `read` over the rows that a filter takes, with no change in between."""
+
+        def undisturbed() -> _T:
+            known = self._known_matches(where)
+            if known is not None:
+                try:
+                    result = read(known)
+                except _HALF_CHANGED:
+                    if self._generation == known.generation:
+                        raise
+                else:
+                    if self._generation == known.generation:
+                        return result
+            if nowait:
+                raise NativeBusy
+            with self._write:
+                return read(self._match(where))
+
+        return self._within(undisturbed)
+
+    def _known_matches(self, where: Filter) -> Matches | None:
+        found = self._matches.get(where.key)
+        return found if found is not None and found.generation == self._generation else None
+
+    def count_known(self, where: Filter) -> int | None:
+        """How many rows a filter takes, where that is known without looking at them."""
+        known = self._known_matches(where)
+        return None if known is None else known.count
+
+    def count_where(self, where: Filter) -> int:
+        """How many live rows a filter takes."""
+        return self._matching(where, lambda matches: matches.count)
+
+    def ids_where(self, where: Filter, order: str | None, descending: bool) -> list[str]:
+        """The ids of the live rows that a filter takes, in the order of a field, else of their slots."""
+
+        def read(matches: Matches) -> list[str]:
+            slots = matches.slots()
+            if self.native is None or not len(slots):
+                return []
+            if order is not None:
+                slots = slots[self._order(slots, order, descending)]
+            return self.native.get_ids(slots)
+
+        def locked() -> list[str]:
+            with self._write:
+                return read(self._match(where))
+
+        return self._matching(where, read) if order is None else self._within(locked)
+
+    def _order(self, slots: npt.NDArray[np.uint32], path: str, descending: bool) -> list[int]:
+        """Positions of slots in the order of a field, those without a value of it last; under `_write`."""
+        keys = self._up_to_date([path])[path].sort_keys(slots)
+        held = sorted(
+            ((key, position) for position, key in enumerate(keys) if key is not None),
+            key=itemgetter(0),
+            reverse=descending,
+        )
+        return [position for _, position in held] + [position for position, key in enumerate(keys) if key is None]
+
+    def facets(self, path: str, where: Filter) -> list[FacetCount]:
+        """The distinct values of a field among the rows that a filter takes, the most frequent first."""
+
+        def locked() -> list[FacetCount]:
+            with self._write:
+                slots = self._match(where).slots()
+                column = self._up_to_date([path])[path]
+                counted = [FacetCount(value, count) for value, count in column.values(slots)]
+                return sorted(counted, key=lambda facet: (-facet.count, repr(facet.value)))
+
+        return self._within(locked)
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of columns and of what filters are known to take."""
+        return self._columns.nbytes + sum(matches.allow.nbytes for matches in tuple(self._matches.values()))
+
+    def _forget_columns(self) -> None:
+        self._columns.clear()
+        self._matches.clear()
+
     # ---- reading
 
     def search(
@@ -870,19 +1053,25 @@ class Index:
         ef_search: int = 0,
         exact: bool = False,
         recall_target: float | None = None,
+        where: Filter | None = None,
         nowait: bool = False,
         control: Control | None = None,
     ) -> SearchResults:
-        """The k nearest rows of one query; an UNSET threshold is the metric's own.
+        """The k nearest rows of one query, of those that a filter takes; an UNSET threshold is the metric's own.
 
         A `recall_target` takes the place of `ef_search` and `exact`; `control` stops the measuring of what it takes.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            NativeBusy: with `nowait`, a change is under way, or the target is still to be measured.
+            NativeBusy: with `nowait`, a change is under way, or the target or the filter is still to be measured.
         """
         if recall_target is not None:
             ef_search, exact = self._effort(k, recall_target, nowait, control)
+        if where is not None:
+            many = self._search_where(
+                query[np.newaxis], k, threshold, include_vectors, ef_search, exact, where, nowait=nowait
+            )
+            return many[0]
         # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
         inside = self._inside
         try:
@@ -926,7 +1115,7 @@ class Index:
             _check_query_dim(len(query), native.dim)
         with_slots = include_vectors or not self._arena.is_empty
         slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots)
-        return self._results(native, slots, distances, ids, plan, threshold, include_vectors)
+        return self._results(native, slots, distances, ids, _PLANS[plan == PLAN_FLAT], threshold, include_vectors)
 
     def search_batch(
         self,
@@ -937,34 +1126,78 @@ class Index:
         ef_search: int = 0,
         exact: bool = False,
         recall_target: float | None = None,
+        where: Filter | None = None,
         control: Control | None = None,
     ) -> list[SearchResults]:
-        """The k nearest rows of each query, in one native call.
+        """The k nearest rows of each query, of those that a filter takes, in one native call.
 
         Raises:
             InvalidInputError: a query is refused; details has ``row``.
+            MemoryBudgetExceededError: the columns that the filter compares would not fit.
         """
         if recall_target is not None:
             ef_search, exact = self._effort(k, recall_target, control=control)
+        if where is not None:
+            return self._search_where(queries, k, threshold, include_vectors, ef_search, exact, where, control)
+        results = self._consistent(
+            lambda: self._nearest_of_each(
+                queries, k, threshold, include_vectors, ef_search, exact, None, control=control
+            )
+        )
+        self._note_plans(results)
+        return results
 
-        def read() -> list[SearchResults]:
-            native = self.native
-            if native is None or not len(queries):
-                return [SearchResults([], 0, "flat") for _ in queries]
-            _check_query_dim(queries.shape[1], native.dim)
-            hits = native.search(queries, k, ef_search=ef_search, exact=exact, control=control)
-            out = []
-            for row, ids in enumerate(hits.ids):
-                n = len(ids)
-                slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
-                plan = int(hits.plans[row])
-                out.append(self._results(native, slots, distances, ids, plan, threshold, include_vectors))
-            return out
+    def _search_where(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        threshold: float | Unset | None,
+        include_vectors: bool,
+        ef_search: int,
+        exact: bool,
+        where: Filter,
+        control: Control | None = None,
+        nowait: bool = False,
+    ) -> list[SearchResults]:
+        def read(matches: Matches) -> list[SearchResults]:
+            return self._nearest_of_each(
+                queries, k, threshold, include_vectors, ef_search, exact, matches.allow, control, nowait
+            )
 
-        results = self._consistent(read)
+        results = self._matching(where, read, nowait)
+        self._note_plans(results)
+        return results
+
+    def _nearest_of_each(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        threshold: float | Unset | None,
+        include_vectors: bool,
+        ef_search: int,
+        exact: bool,
+        allow: npt.NDArray[np.uint64] | None,
+        control: Control | None = None,
+        nowait: bool = False,
+    ) -> list[SearchResults]:
+        native, plans = self.native, _PLANS if allow is None else _FILTERED_PLANS
+        if native is None or not len(queries):
+            return [SearchResults([], 0, plans[True]) for _ in queries]
+        _check_query_dim(queries.shape[1], native.dim)
+        hits = native.search(
+            queries, k, ef_search=ef_search, exact=exact, nowait=nowait, allow=allow, control=control
+        )
+        out = []
+        for row, ids in enumerate(hits.ids):
+            n = len(ids)
+            slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
+            plan = plans[int(hits.plans[row]) == PLAN_FLAT]
+            out.append(self._results(native, slots, distances, ids, plan, threshold, include_vectors))
+        return out
+
+    def _note_plans(self, results: Sequence[SearchResults]) -> None:
         for result in results:
             self.plans_used[result.plan] += 1
-        return results
 
     def _results(
         self,
@@ -972,7 +1205,7 @@ class Index:
         slots: Sequence[int],
         distances: Sequence[float],
         ids: Sequence[str],
-        plan: int,
+        plan: Plan,
         threshold: float | Unset | None,
         include_vectors: bool,
     ) -> SearchResults:
@@ -991,7 +1224,7 @@ class Index:
         else:
             vectors = native.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
             hits = list(map(SearchResult, ids, scores, distances, self._arena.get_many(slots), vectors))
-        return SearchResults(hits, len(scores) - n, _PLANS[plan == PLAN_FLAT])
+        return SearchResults(hits, len(scores) - n, plan)
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
@@ -1020,8 +1253,8 @@ class Index:
 
         return self._within(start)
 
-    def scan(self, cursor: Cursor, most: int) -> list[Row]:
-        """The next live rows in slot order, none at the end; moves the cursor past them.
+    def scan(self, cursor: Cursor, most: int, where: Filter | None = None) -> list[Row]:
+        """The next live rows that a filter takes, in slot order, none at the end; moves the cursor past them.
 
         Under the lock: a vacuum between the reading and the moving would leave the cursor in another numbering.
         """
@@ -1030,7 +1263,11 @@ class Index:
             with self._write:
                 if self.native is None or cursor.next >= cursor.end:
                     return []
-                slots = self.native.live_slots(cursor.next, most)
+                if where is None:
+                    slots = self.native.live_slots(cursor.next, most)
+                else:
+                    slots = self._match(where).slots()
+                    slots = slots[np.searchsorted(slots, cursor.next) :][:most]
                 slots = slots[slots < cursor.end]
                 if len(slots):
                     cursor.next = int(slots[-1]) + 1

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 
@@ -29,7 +30,6 @@ from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled
 from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
-    Cursor,
     Index,
     IndexClosed,
     IndexSettings,
@@ -41,6 +41,7 @@ from fabstir_vectordb.index import (
     prepare_query,
 )
 from fabstir_vectordb.metadata.arena import parse_page
+from fabstir_vectordb.metadata.filter_parse import Filter, check_field, parse_filter
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
@@ -51,6 +52,7 @@ from fabstir_vectordb.storage import Store, open_store
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
+    FacetCount,
     LoadOptions,
     Row,
     SearchOptions,
@@ -71,8 +73,8 @@ _P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
 # ef_search, exact and recall_target.
 _Effort = tuple[int, bool, float | None]
-# Query, k, threshold, include_vectors, and the three of the effort.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, float | None]
+# Query, k, threshold, include_vectors, the three of the effort, and the filter.
+_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, float | None, Filter | None]
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
 # or a scan of this many float32 values is below a millisecond.
@@ -329,6 +331,22 @@ class VectorDBSession:
             raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
         return await self._change(lambda index, _: index.delete([id], missing_ok))
 
+    async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
+        """Deletes the rows that a filter takes: all or nothing.
+
+        Args:
+            filter: as in SearchOptions; one that takes every row, as ``{}`` does, is refused.
+
+        Raises:
+            InvalidInputError: the filter is not understood, or empty.
+            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            SessionError: the session is destroyed.
+        """
+        where = parse_filter(filter)
+        if where.is_empty:
+            raise InvalidInputError("an empty filter would delete every row: name a field, as in {'kind': 'draft'}")
+        return await self._change(lambda index, _: index.delete_where(where))
+
     async def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good, repairs the graph and gives their memory back.
 
@@ -407,26 +425,59 @@ class VectorDBSession:
         wanted = as_ids(ids)
         return await self._read(lambda index: index.get(wanted))
 
-    async def count(self) -> int:
-        """How many rows are live.
+    async def count(self, filter: Mapping[str, Any] | None = None) -> int:
+        """How many rows are live, of those that a filter takes.
+
+        Args:
+            filter: as in SearchOptions.
 
         Raises:
+            InvalidInputError: the filter is not understood.
+            MemoryBudgetExceededError: the columns that the filter compares would not fit.
             SessionError: the session is destroyed.
         """
-        return self.live_index().counts.live
+        if filter is None:
+            return self.live_index().counts.live
+        where = parse_filter(filter)
+        return await self._read(lambda index: index.count_where(where))
 
-    async def scan(self) -> AsyncGenerator[Row, None]:
-        """The rows that are live at its start, in the order of their slots.
+    async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
+        """The distinct values of a metadata field, each with the number of rows that have it, the most frequent first.
 
-        Rows that are deleted or replaced before the scan reaches them do not come, nor do rows added meanwhile; a
-        vacuum makes no difference. Whoever leaves a scan before its end on trio uses `contextlib.aclosing`, as for
-        any generator there.
+        Args:
+            field: a path, its steps joined by dots; each value of a list counts.
+            filter: only rows that it takes.
 
         Raises:
+            InvalidInputError: the field or the filter is not understood.
+            MemoryBudgetExceededError: the columns would not fit.
+            SessionError: the session is destroyed.
+        """
+        path, where = check_field(field), parse_filter({} if filter is None else filter)
+        return await self._read(lambda index: index.facets(path, where))
+
+    async def scan(
+        self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
+    ) -> AsyncGenerator[Row, None]:
+        """The rows that are live at its start, of those that a filter takes.
+
+        They come in the order of their slots, or of a field. Rows that are deleted or replaced before the scan reaches
+        them do not come, nor do rows added meanwhile; a vacuum makes no difference. Without `order` the filter is asked
+        when a row is reached, with it at the start. Whoever leaves a scan before its end on trio uses
+        `contextlib.aclosing`, as for any generator there.
+
+        Args:
+            filter: as in SearchOptions.
+            order: a path, with a minus in front for descending; null, bools, numbers and strings in this order, then
+                rows without a single value of it.
+
+        Raises:
+            InvalidInputError: the filter or the order is not understood.
+            MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        index, cursor = await self._read(start_of_scan)
-        while rows := await self._read(partial(page_of_scan, index, cursor)):
+        index, next_rows = await self._read(partial(start_of_scan, filter, order))
+        while rows := await self._read(partial(page_of_scan, index, next_rows)):
             for row in rows:
                 yield row
 
@@ -692,26 +743,28 @@ class VectorDBSession:
 
     def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
         """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search, exact, recall_target = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact, recall_target, filter = _search_options(options, given)
         return (
             prepare_query(query),
             check_k(k),
             None if threshold is None else self._threshold(threshold),
             include_vectors,
             *self._effort(ef_search, exact, recall_target),
+            None if filter is None else parse_filter(filter),
         )
 
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
-        threshold, include_vectors, ef_search, exact, recall_target = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact, recall_target, filter = _search_options(options, given)
         k, threshold = check_k(k), self._threshold(threshold)
         effort = self._effort(ef_search, exact, recall_target)
+        where = None if filter is None else parse_filter(filter)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
             # Many queries take a while to convert: in the worker thread, too.
             matrix = prepare_queries(queries, index.dim)
-            return index.search_batch(matrix, k, threshold, include_vectors, *effort, control)
+            return index.search_batch(matrix, k, threshold, include_vectors, *effort, where, control)
 
         return search
 
@@ -739,12 +792,20 @@ class VectorDBSession:
     @staticmethod
     def _is_short(index: Index, asked: _Asked) -> bool:
         counts = index.counts
-        _, k, _, _, ef, exact, recall_target = asked
+        _, k, _, _, ef, exact, recall_target, where = asked
         if recall_target is not None:
             effort = index.known_effort(k, recall_target)
             if effort is None:
                 return False
             ef, exact = effort
+        if where is not None:
+            # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
+            count = index.count_known(where)
+            if count is None or (exact and count * (index.dim or 0) > _INLINE_SCAN_VALUES_MAX):
+                return False
+            return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
+                counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
+            )
         if counts.graph_rows and not exact:
             # Many tombstones make a walk long; then, too, a thread is the right place.
             return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
@@ -760,6 +821,7 @@ class VectorDBSession:
             if name.startswith("bytes_") and name != "bytes_total"
         }
         kinds["metadata"] = index.metadata_bytes
+        kinds["columns"] = index.column_bytes
         return SessionStats(
             vector_count=native.live,
             memory_usage_mb=sum(kinds.values()) / 1e6,
@@ -915,12 +977,27 @@ def _result(outcome: list[_T], failure: list[Exception]) -> _T:
         del error
 
 
-def start_of_scan(index: Index) -> tuple[Index, Cursor]:
-    """The index a scan is about, and where it starts."""
-    return index, index.cursor()
+def start_of_scan(
+    filter: Mapping[str, Any] | None, order: str | None, index: Index
+) -> tuple[Index, Callable[[], list[Row]]]:
+    """The index a scan is about, and what gives its next rows, none at the end."""
+    where = None if filter is None else parse_filter(filter)
+    if order is None:
+        cursor = index.cursor()
+        return index, lambda: index.scan(cursor, SCAN_PAGE_ROWS, where)
+    path = check_field(order.removeprefix("-") if isinstance(order, str) else order)
+    ids = iter(index.ids_where(where or parse_filter({}), path, order.startswith("-")))
+
+    def next_rows() -> list[Row]:
+        while page := list(islice(ids, SCAN_PAGE_ROWS)):
+            if rows := [row for row in index.get(page) if row is not None]:
+                return rows
+        return []
+
+    return index, next_rows
 
 
-def page_of_scan(scanned: Index, cursor: Cursor, index: Index) -> list[Row]:
+def page_of_scan(scanned: Index, next_rows: Callable[[], list[Row]], index: Index) -> list[Row]:
     """The next rows of a scan.
 
     Raises:
@@ -928,7 +1005,7 @@ def page_of_scan(scanned: Index, cursor: Cursor, index: Index) -> list[Row]:
     """
     if index is not scanned:
         raise SessionError("a load replaced the rows that were being scanned: scan again")
-    return index.scan(cursor, SCAN_PAGE_ROWS)
+    return next_rows()
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
@@ -963,15 +1040,17 @@ def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]
     return kind(**given) if options is None else replace(options, **given)
 
 
-def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-    """threshold, include_vectors, ef_search, exact and recall_target, not yet checked."""
+def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """threshold, include_vectors, ef_search, exact, recall_target and filter, not yet checked."""
     if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
         # Without a SearchOptions on the way, which takes half a microsecond to make.
         get = given.get
         threshold, include_vectors = get("threshold", UNSET), get("include_vectors", False)
-        return threshold, include_vectors, get("ef_search"), get("exact", False), get("recall_target")
+        effort = get("ef_search"), get("exact", False), get("recall_target")
+        return threshold, include_vectors, *effort, get("filter")
     chosen = _merged_options(SearchOptions, options, given)
-    return chosen.threshold, chosen.include_vectors, chosen.ef_search, chosen.exact, chosen.recall_target
+    effort = chosen.ef_search, chosen.exact, chosen.recall_target
+    return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
 
 
 _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {

@@ -19,6 +19,7 @@ from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import VectorDBConfig
 from fabstir_vectordb.errors import SessionError
+from fabstir_vectordb.metadata.filter_parse import check_field, parse_filter
 from fabstir_vectordb.persist.versions import ProgressCallback
 from fabstir_vectordb.session import (
     VectorDBSession as AsyncSession,
@@ -30,6 +31,7 @@ from fabstir_vectordb.session import (
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
+    FacetCount,
     LoadOptions,
     Row,
     SearchOptions,
@@ -181,6 +183,10 @@ class VectorDBSession:
         """Deletes a row."""
         return self._call(self._async.delete_vector, id, missing_ok=missing_ok)
 
+    def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
+        """Deletes the rows that a filter takes: all or nothing."""
+        return self._call(self._async.delete_by_metadata, filter)
+
     def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good."""
         return self._call(self._async.vacuum)
@@ -202,14 +208,22 @@ class VectorDBSession:
         wanted = as_ids(ids)
         return self._async.read_here(lambda index: index.get(wanted))
 
-    def count(self) -> int:
-        """How many rows are live."""
-        return self._async.live_index().counts.live
+    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+        """How many rows are live, of those that a filter takes."""
+        if filter is None:
+            return self._async.live_index().counts.live
+        where = parse_filter(filter)
+        return self._async.read_here(lambda index: index.count_where(where))
 
-    def scan(self) -> Iterator[Row]:
-        """The rows that are live at its start, in the order of their slots."""
-        index, cursor = self._async.read_here(start_of_scan)
-        while rows := self._async.read_here(partial(page_of_scan, index, cursor)):
+    def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
+        """The distinct values of a metadata field, each with the number of rows that have it."""
+        path, where = check_field(field), parse_filter({} if filter is None else filter)
+        return self._async.read_here(lambda index: index.facets(path, where))
+
+    def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
+        """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
+        index, next_rows = self._async.read_here(partial(start_of_scan, filter, order))
+        while rows := self._async.read_here(partial(page_of_scan, index, next_rows)):
             yield from rows
 
     def get_stats(self) -> SessionStats:

@@ -18,6 +18,7 @@ __all__ = [
     "AddResult",
     "CalibrationPoint",
     "DeleteResult",
+    "FacetCount",
     "LoadOptions",
     "Plan",
     "Progress",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float32]
-Plan = Literal["flat", "graph"]
+Plan = Literal["flat", "graph", "filtered exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ class DeleteResult:
 
     deleted_count: int
     deleted_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FacetCount:
+    """A distinct value of a field, and how many rows have it."""
+
+    value: Any
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,8 @@ class SearchResults(Sequence[SearchResult]):
     Attributes:
         below_threshold: how many of the k nearest the threshold removed.
         plan: ``flat`` where no row can be nearer than those returned, ``graph`` where the graph was walked on codes and
-            the best candidates were scored exactly.
+            the best candidates were scored exactly, ``filtered exact`` where each row that the filter takes was looked
+            at.
     """
 
     __slots__ = ("_hits", "below_threshold", "plan")
@@ -184,6 +194,8 @@ class SearchOptions:
             0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
             no number of them is known to be: an average over queries like the rows, no promise for one of them. None
             takes the session's default.
+        filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
+            there are k. None takes all rows.
     """
 
     threshold: float | Unset | None = UNSET
@@ -191,6 +203,7 @@ class SearchOptions:
     ef_search: int | None = None
     exact: bool = False
     recall_target: float | None = None
+    filter: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,380 @@
+"""Metadata by field: what a filter compares.
+
+A column holds one field of all rows. Rows with one value have it in arrays by slot: numbers as float64, everything
+else (strings, bools, null) as a number in the column's dictionary. Values of lists stand in arrays of their own beside
+their slots. A column is made from the arena when a filter first asks for its field, and brought up to date when one
+asks again: rows that came are appended, rows that changed are read anew. It is a cache: dropping it loses nothing.
+
+Under the lock of changes alone; masks that were handed out are never written to again.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata
+from fabstir_vectordb.metadata.filter_parse import Scalar
+
+__all__ = ["Column", "Columns", "Mask"]
+
+Mask = npt.NDArray[np.bool_]
+_Key = str | bool | None
+
+_NONE: Final = -1
+_NAN: Final = float("nan")
+#: Integers below it are float64s.
+_EXACT: Final = 2**53
+#: A dictionary entry beside its string: two places of a dict's table and one of the list of keys (64-bit CPython).
+_ENTRY_BYTES: Final = 120
+#: Rows decoded at a time.
+_CHUNK_ROWS: Final = 4_096
+_ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+
+
+class _Wide(NamedTuple):
+    """An integer that is no float64."""
+
+    slot: int
+    value: int
+    listed: bool
+
+
+class Column:
+    """One field of all rows, up to date for the first `n` slots."""
+
+    def __init__(self, path: str) -> None:
+        self._steps = path.split(".")
+        self._present = np.empty(0, dtype=np.bool_)
+        self._numbers = np.empty(0, dtype=np.float64)
+        self._codes = np.empty(0, dtype=np.int32)
+        # Values of lists.
+        self._list_slots = np.empty(0, dtype=np.int64)
+        self._list_numbers = np.empty(0, dtype=np.float64)
+        self._list_codes = np.empty(0, dtype=np.int32)
+        self._wide: list[_Wide] = []
+        self._code_of: dict[_Key, int] = {}
+        self._keys: list[_Key] = []
+        self._key_bytes = 0
+        self._ranks: tuple[list[str], npt.NDArray[np.int32]] | None = None
+
+    @property
+    def n(self) -> int:
+        """Slots it covers."""
+        return len(self._present)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        arrays = (self._present, self._numbers, self._codes, self._list_slots, self._list_numbers, self._list_codes)
+        ranks = 0 if self._ranks is None else 8 * len(self._ranks[0]) + self._ranks[1].nbytes
+        return sum(array.nbytes for array in arrays) + self._key_bytes + ranks + 100 * len(self._wide)
+
+    # ---- keeping up to date
+
+    def put(self, slots: npt.NDArray[np.int64], values: Sequence[Any]) -> None:
+        """Takes in metadata values of slots: some that it covers already, or those that come next.
+
+        Args:
+            slots: different slots, ascending.
+            values: for each its decoded metadata, None where it has none.
+        """
+        m = len(slots)
+        present = np.zeros(m, dtype=np.bool_)
+        numbers, codes = np.full(m, np.nan), np.full(m, _NONE, dtype=np.int32)
+        listed: list[tuple[int, float, int]] = []
+        self._forget(slots)
+        for row, (slot, value) in enumerate(zip(slots.tolist(), values, strict=True)):
+            found = list(_resolved(value, self._steps, 0))
+            if not found:
+                continue
+            present[row] = True
+            if len(found) == 1 and not isinstance(found[0], list):
+                numbers[row], codes[row] = self._cell(slot, found[0], False)
+                continue
+            for item in _flat(found):
+                number, code = self._cell(slot, item, True)
+                if code != _NONE or not math.isnan(number):
+                    listed.append((slot, number, code))
+        self._place(slots, present, numbers, codes)
+        if listed:
+            of_slots, of_numbers, of_codes = zip(*listed, strict=True)
+            self._list_slots = np.append(self._list_slots, np.array(of_slots, dtype=np.int64))
+            self._list_numbers = np.append(self._list_numbers, np.array(of_numbers))
+            self._list_codes = np.append(self._list_codes, np.array(of_codes, dtype=np.int32))
+
+    def _cell(self, slot: int, value: Any, listed: bool) -> tuple[float, int]:
+        """A value as number and code; what is neither, as a dict, compares with nothing."""
+        if value is None or isinstance(value, (str, bool)):
+            return _NAN, self._code(value)
+        if isinstance(value, int) and float(value) != value:
+            self._wide.append(_Wide(slot, value, listed))
+            return _NAN, _NONE
+        return (float(value), _NONE) if isinstance(value, (int, float)) else (_NAN, _NONE)
+
+    def _place(self, slots: npt.NDArray[np.int64], present: Mask, numbers: Any, codes: Any) -> None:
+        if len(slots) and slots[0] >= self.n:
+            self._present = np.append(self._present, present)
+            self._numbers = np.append(self._numbers, numbers)
+            self._codes = np.append(self._codes, codes)
+        else:
+            self._present[slots], self._numbers[slots], self._codes[slots] = present, numbers, codes
+
+    def _forget(self, slots: npt.NDArray[np.int64]) -> None:
+        if not len(slots) or slots[0] >= self.n:
+            return
+        stays = ~np.isin(self._list_slots, slots)
+        self._keep_listed(stays)
+        gone = set(slots.tolist())
+        self._wide = [wide for wide in self._wide if wide.slot not in gone]
+
+    def _keep_listed(self, stays: Any) -> None:
+        self._list_slots = self._list_slots[stays]
+        self._list_numbers = self._list_numbers[stays]
+        self._list_codes = self._list_codes[stays]
+
+    def _code(self, key: _Key) -> int:
+        code = self._code_of.get(key)
+        if code is None:
+            code = self._code_of[key] = len(self._keys)
+            self._keys.append(key)
+            self._key_bytes += sys.getsizeof(key) + _ENTRY_BYTES
+            self._ranks = None
+        return code
+
+    def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
+        """Follows a vacuum.
+
+        Args:
+            kept: for each new slot the old one, ascending or not.
+        """
+        to = np.full(self.n, -1, dtype=np.int64)
+        to[kept] = np.arange(len(kept))
+        self._present, self._numbers, self._codes = self._present[kept], self._numbers[kept], self._codes[kept]
+        self._list_slots = to[self._list_slots]
+        self._keep_listed(self._list_slots >= 0)
+        self._wide = [wide._replace(slot=int(to[wide.slot])) for wide in self._wide if to[wide.slot] >= 0]
+
+    # ---- comparisons: each gives a new mask of n slots
+
+    def matches(self, op: str, value: Any) -> Mask:
+        """Where a comparison holds; `op` and `value` as in `filter_parse.Compare`."""
+        if op == "$exists":
+            return self._present if value else ~self._present
+        if op == "$contains":
+            return self._contains(value)
+        if op in _ORDER:
+            return self._coded(self._ordered(op, value)) if isinstance(value, str) else self._numeric(op, value)
+        out = np.zeros(self.n, dtype=np.bool_)
+        wanted = value if op == "$in" else (value,)
+        codes = []
+        for one in wanted:
+            if isinstance(one, (int, float)) and not isinstance(one, bool):
+                out |= self._numeric("$eq", one)
+            elif one in self._code_of:
+                codes.append(self._code_of[one])
+        if len(codes) == 1:
+            out |= self._with_lists(self._codes == codes[0], self._list_codes == codes[0])
+        elif codes:
+            out |= self._coded(np.array(codes))
+        return out
+
+    def values(self, slots: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[Scalar, int]]:
+        """The distinct values of some slots, each with the number of slots that have it."""
+        mask = np.zeros(self.n, dtype=np.bool_)
+        mask[slots] = True
+        in_lists = mask[self._list_slots]
+        slots = np.append(np.flatnonzero(mask), self._list_slots[in_lists])
+        codes = np.append(self._codes[mask], self._list_codes[in_lists])
+        numbers = np.append(self._numbers[mask], self._list_numbers[in_lists])
+        coded, numeric = codes != _NONE, ~np.isnan(numbers)
+        for code, count in _counted(slots[coded], codes[coded]):
+            yield self._keys[code], count
+        for number, count in _counted(slots[numeric], numbers[numeric]):
+            yield int(number) if abs(number) < _EXACT and number == int(number) else number, count
+        wide = {(wide.slot, wide.value) for wide in self._wide if mask[wide.slot]}
+        yield from sorted(Counter(value for _, value in wide).items())
+
+    def sort_keys(self, slots: npt.NDArray[np.integer[Any]]) -> list[tuple[int, Any] | None]:
+        """For each slot a key to sort by: null, bools, numbers, strings; None for a row without a single value."""
+        wide = {wide.slot: wide.value for wide in self._wide if not wide.listed}
+        keys: list[tuple[int, Any] | None] = []
+        for slot, code, number in zip(
+            slots.tolist(), self._codes[slots].tolist(), self._numbers[slots].tolist(), strict=True
+        ):
+            if code != _NONE:
+                key = self._keys[code]
+                keys.append((0, 0) if key is None else (1, key) if isinstance(key, bool) else (3, key))
+            elif slot in wide:
+                keys.append((2, wide[slot]))
+            else:
+                keys.append(None if math.isnan(number) else (2, number))
+        return keys
+
+    def _with_lists(self, mask: Mask, listed: Mask) -> Mask:
+        mask[self._list_slots[listed]] = True
+        return mask
+
+    def _coded(self, codes: npt.NDArray[np.integer[Any]]) -> Mask:
+        table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # its last entry is that of _NONE
+        table[codes] = True
+        return self._with_lists(table[self._codes], table[self._list_codes])
+
+    def _numeric(self, op: str, value: float) -> Mask:
+        compare, bound = _as_float(op, value)
+        mask = self._with_lists(compare(self._numbers, bound), compare(self._list_numbers, bound))
+        exactly = _comparison(op)
+        for wide in self._wide:
+            mask[wide.slot] |= exactly(wide.value, value)
+        return mask
+
+    def _ordered(self, op: str, value: str) -> npt.NDArray[np.int32]:
+        """Codes of the strings on the right side of one."""
+        if self._ranks is None:
+            texts = sorted(key for key in self._keys if isinstance(key, str))
+            self._ranks = texts, np.array([self._code_of[text] for text in texts], dtype=np.int32)
+        texts, codes = self._ranks
+        at = bisect_right(texts, value) if op in ("$gt", "$lte") else bisect_left(texts, value)
+        return codes[at:] if op in ("$gt", "$gte") else codes[:at]
+
+    def _contains(self, value: Scalar) -> Mask:
+        """Lists that have a value, and strings that have a string within."""
+        mask = np.zeros(self.n, dtype=np.bool_)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            compare, bound = _as_float("$eq", value)
+            mask[self._list_slots[compare(self._list_numbers, bound)]] = True
+            mask[[wide.slot for wide in self._wide if wide.listed and wide.value == value]] = True
+            return mask
+        if value in self._code_of:
+            mask[self._list_slots[self._list_codes == self._code_of[value]]] = True
+        if isinstance(value, str):
+            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)
+            table[[code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key]] = True
+            mask |= table[self._codes]
+        return mask
+
+
+class Columns:
+    """The columns that filters have asked for."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Column] = {}
+        self._touched: dict[str, set[int]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def clear(self) -> None:
+        """Drops all of them."""
+        self._columns.clear()
+        self._touched.clear()
+
+    def touch(self, slot: int) -> None:
+        """Notes that a row has other metadata."""
+        for path in self._columns:
+            self._touched.setdefault(path, set()).add(slot)
+
+    def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
+        """Follows a vacuum: for each new slot the old one. Columns that lag behind are dropped."""
+        end = int(kept.max()) + 1 if len(kept) else 0
+        for path, column in list(self._columns.items()):
+            if column.n < end or path in self._touched:
+                del self._columns[path]
+                self._touched.pop(path, None)
+            else:
+                column.renumber(kept)
+
+    def missing_bytes(self, paths: Sequence[str], rows: int) -> int:
+        """Least bytes that `get` of paths would add."""
+        return sum(13 * (rows - (self._columns[path].n if path in self._columns else 0)) for path in paths)
+
+    def get(self, paths: Sequence[str], arena: MetadataArena, rows: int) -> dict[str, Column]:
+        """Columns of paths, up to date for `rows` slots."""
+        behind: dict[int, list[Column]] = {}
+        for path in paths:
+            column = self._columns.setdefault(path, Column(path))
+            touched = sorted(slot for slot in self._touched.pop(path, ()) if slot < column.n)
+            if touched:
+                column.put(np.array(touched, dtype=np.int64), _decoded(arena, touched))
+            if column.n < rows:
+                behind.setdefault(column.n, []).append(column)
+        for start, columns in behind.items():
+            for first in range(start, rows, _CHUNK_ROWS):
+                slots = range(first, min(first + _CHUNK_ROWS, rows))
+                values = _decoded(arena, slots)
+                for column in columns:
+                    column.put(np.arange(slots.start, slots.stop), values)
+        return {path: self._columns[path] for path in paths}
+
+
+def _flat(found: Sequence[Any]) -> Iterator[Any]:
+    for value in found:
+        if isinstance(value, list):
+            yield from value
+        else:
+            yield value
+
+
+def _decoded(arena: MetadataArena, slots: Sequence[int]) -> list[Any]:
+    return [decode_metadata(raw) if raw else None for raw in arena.get_many(slots)]
+
+
+def _resolved(value: Any, steps: list[str], at: int) -> Iterator[Any]:
+    """What stands at the end of a path, once for each dict of the lists on the way."""
+    while at < len(steps):
+        if isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    yield from _resolved(item, steps, at)
+            return
+        if not isinstance(value, dict) or steps[at] not in value:
+            return
+        value = value[steps[at]]
+        at += 1
+    yield value
+
+
+def _comparison(op: str) -> Callable[[Any, Any], Any]:
+    return _ORDER.get(op, operator.eq)
+
+
+def _as_float(op: str, value: float) -> tuple[Callable[[Any, Any], Any], float]:
+    """A comparison of float64 numbers with a value that may lie between two of them."""
+    try:
+        bound = float(value)
+    except OverflowError:
+        bound = float("inf") if value > 0 else float("-inf")
+    if bound == value:
+        return _comparison(op), bound
+    if op == "$eq":
+        return operator.eq, _NAN
+    # x > value is x >= bound where the bound lies above it, x > bound where it lies below; and so on.
+    up = op in ("$gt", "$gte")
+    if bound > value:
+        return (operator.ge if up else operator.lt), bound
+    return (operator.gt if up else operator.le), bound
+
+
+def _counted(slots: Any, values: Any) -> Iterator[tuple[Any, int]]:
+    """Distinct values, and how many different slots have each."""
+    order = np.lexsort((slots, values))
+    slots, values = slots[order], values[order]
+    first = np.ones(len(values), dtype=np.bool_)
+    first[1:] = (values[1:] != values[:-1]) | (slots[1:] != slots[:-1])
+    found, counts = np.unique(values[first], return_counts=True)
+    yield from zip(found.tolist(), counts.tolist(), strict=True)

@@ -1,0 +1,47 @@
+"""A filter's tree over columns: the rows it takes, as a mask and as the bitmap that the native core reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb.metadata.columns import Column, Mask
+from fabstir_vectordb.metadata.filter_parse import AllOf, AnyOf, Compare, Node, Not
+
+__all__ = ["bitmap", "evaluate", "slots_of"]
+
+
+def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Mask:
+    """Where a filter holds.
+
+    Args:
+        node: the filter.
+        columns: those of its paths, each of `rows` slots.
+        rows: slots.
+    """
+    if isinstance(node, Compare):
+        return columns[node.path].matches(node.op, node.value)
+    if isinstance(node, Not):
+        return ~evaluate(node.part, columns, rows)
+    parts = (evaluate(part, columns, rows) for part in node.parts)
+    if isinstance(node, AllOf):
+        return reduce(np.logical_and, parts, np.ones(rows, dtype=np.bool_))
+    assert isinstance(node, AnyOf)
+    return reduce(np.logical_or, parts)
+
+
+def bitmap(mask: Mask) -> npt.NDArray[np.uint64]:
+    """Bit s % 64 of word s // 64 for slot s."""
+    packed = np.zeros((len(mask) + 63) // 64 * 8, dtype=np.uint8)
+    bits = np.packbits(mask, bitorder="little")
+    packed[: len(bits)] = bits
+    return packed.view("<u8").astype(np.uint64, copy=False)
+
+
+def slots_of(allow: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.uint32]:
+    """The slots of a bitmap, ascending."""
+    mask = np.unpackbits(allow.astype("<u8", copy=False).view(np.uint8), count=rows, bitorder="little")
+    return np.flatnonzero(mask).astype(np.uint32)
