@@ -56,6 +56,7 @@ from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metada
 from fabstir_vectordb.metadata.columns import Column, Columns
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -185,6 +186,7 @@ def prepare_batch(
     timestamps: Any,
     now_us: Callable[[], int],
     dim: int | None,
+    schema: Schema | None = None,
 ) -> Batch:
     """Checks and converts the arguments of an add.
 
@@ -195,6 +197,7 @@ def prepare_batch(
         timestamps: n seconds since 1970 or aware datetimes (None among them: now), or None for now.
         now_us: the clock, read at most once.
         dim: the index's dimension, None while it has none.
+        schema: what metadata must look like, if anything.
 
     Raises:
         InvalidInputError: details has ``row`` where one row is at fault.
@@ -219,7 +222,7 @@ def prepare_batch(
         id_offsets=offsets,
         vectors=matrix,
         timestamps=_timestamps(timestamps, n, now_us),
-        metadata=_encoded(metadata, ids),
+        metadata=_encoded(metadata, ids, schema),
         copied=matrix is not vectors,
     )
 
@@ -385,12 +388,18 @@ def _bad_time(row: int, value: Any) -> InvalidInputError:
     )
 
 
-def _encoded(metadata: Sequence[Any] | None, ids: Sequence[str]) -> list[bytes | None] | None:
+def _encoded(
+    metadata: Sequence[Any] | None, ids: Sequence[str], schema: Schema | None
+) -> list[bytes | None] | None:
     if metadata is None:
-        return None
+        if schema is None:
+            return None
+        metadata = [None] * len(ids)
     encoded = []
     for row, value in enumerate(metadata):
         try:
+            if schema is not None:
+                schema.check(value)
             encoded.append(encode_metadata(value))
         except InvalidInputError as error:
             raise InvalidInputError(
@@ -510,6 +519,7 @@ class Index:
         self.settings = settings
         self.native: NativeIndex | None = None
         self.last_change_us = 0
+        self.schema: Schema | None = None
         self.changes = 0
         """Counts changes; a session is dirty while it differs from the count at the last save or load."""
         self.budget_bytes = settings.budget_bytes
@@ -541,6 +551,7 @@ class Index:
         rows: int,
         rows_per_page: int,
         pages: Sequence[tuple[int, bytes]],
+        schema: Schema | None = None,
     ) -> Index:
         """An index from a loaded version.
 
@@ -551,7 +562,7 @@ class Index:
         for number, page in pages:
             self._arena.restore_page(number, rows_per_page, page, rows)
         self.native = native
-        self.last_change_us = last_change_us
+        self.last_change_us, self.schema = last_change_us, schema
         self.counts = self._native_stats()
         self._rows_then = self.counts.live
         return self
@@ -796,12 +807,38 @@ class Index:
             if slots is None or slots[0] == NO_SLOT:
                 raise _not_found([id])
             if merge:
-                encoded = encode_metadata(_merged(self._arena.get(int(slots[0])), metadata))
+                metadata = _merged(self._arena.get(int(slots[0])), metadata)
+                encoded = encode_metadata(metadata)
+            if self.schema is not None:
+                self.schema.check(metadata)
             if encoded is not None:
                 self._check_fits(f"metadata of {_shown(id)}", self.counts.bytes_total + 2 * len(encoded))
             staged = self._arena.stage([encoded], int(slots[0]) + 1)
             self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
             self._columns.touch(int(slots[0]))
+            self.changes += 1
+
+    def set_schema(self, schema: Schema | None) -> None:
+        """Makes later metadata follow a schema, which what is there already does.
+
+        Raises:
+            InvalidInputError: a live row breaks it; details has ``id`` and ``path``.
+        """
+        with self._changing():
+            if schema == self.schema:
+                return
+            if schema is not None and self.native is not None:
+                for slot in self.native.live_slots(0, self.counts.live).tolist():
+                    raw = self._arena.get(slot)
+                    try:
+                        schema.check(None if raw is None else decode_metadata(raw))
+                    except InvalidInputError as error:
+                        (id,) = self.native.get_ids(np.array([slot], dtype=np.uint32))
+                        raise InvalidInputError(
+                            f"the row {_shown(id)} breaks the schema: {error.message}",
+                            details={**error.details, "id": id},
+                        ) from None
+            self.schema = schema
             self.changes += 1
 
     def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:

@@ -42,6 +42,7 @@ from fabstir_vectordb.index import (
 )
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.filter_parse import Filter, check_field, parse_filter
+from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
@@ -292,7 +293,7 @@ class VectorDBSession:
         index: Index,
         control: Control,
     ) -> AddResult:
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim)
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim, index.schema)
         result = index.add(batch, on_conflict, control)
         if len(batch.ids) >= _SETTLE_ROWS:
             del batch
@@ -314,6 +315,21 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         await self._change(lambda index, _: index.update_metadata(id, metadata, merge))
+
+    async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
+        """Makes metadata follow a schema from now on; it is saved with the index.
+
+        Args:
+            schema: fields with their types, as ``{"title": {"type": "string", "required": True}, "tags":
+                "Array<String>"}``: string, number, boolean, array of a type, object with fields. Fields that it does
+                not name may hold anything, and null stands for an optional one that is not there. None for no schema.
+
+        Raises:
+            InvalidInputError: the schema is not understood (details ``path``), or a row breaks it (``id``, too).
+            SessionError: the session is destroyed.
+        """
+        parsed = None if schema is None else parse_schema(schema)
+        await self._change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; `vacuum` gives its memory back.
@@ -611,6 +627,7 @@ class VectorDBSession:
                 loaded.rows,
                 loaded.document_rows,
                 loaded.pages,
+                loaded.schema,
             )
         except BaseException:
             if loaded.native is not None:

@@ -179,6 +179,10 @@ class VectorDBSession:
         """Replaces a row's metadata, or merges a dict into it."""
         self._call(self._async.update_metadata, id, metadata, merge=merge)
 
+    def set_schema(self, schema: Mapping[str, Any] | None) -> None:
+        """Makes metadata follow a schema from now on; it is saved with the index."""
+        self._call(self._async.set_schema, schema)
+
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row."""
         return self._call(self._async.delete_vector, id, missing_ok=missing_ok)

@@ -229,8 +229,8 @@ def _at(where: str, key: str) -> str:
 
 
 def _refuse(reason: str, path: str, operator: str | None = None, **details: Any) -> NoReturn:
-    # A key may hold a lone surrogate, which no log could write.
-    shown = path.encode(errors="backslashreplace").decode()[:200]
+    # A key may hold a lone surrogate or a line end, which no log should get.
+    shown = (path if path.isprintable() else ascii(path)[1:-1])[:200]
     raise InvalidInputError(
         f"filter: {shown or 'its top'} {reason}", details={"path": shown, "operator": operator, **details}
     )

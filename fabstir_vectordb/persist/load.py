@@ -21,6 +21,7 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     VectorDBError,
 )
+from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import (
     DOCUMENTS,
     MANIFEST_BYTES_MAX,
@@ -75,6 +76,7 @@ class LoadedVersion:
         rows: slots, tombstones included.
         live: rows that searches can return.
         last_change_us: time of the last change to a row, microseconds since 1970.
+        schema: what metadata must look like, or None.
         native: the loaded native index, or None where `dim` is None; its owner closes it.
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
@@ -90,6 +92,7 @@ class LoadedVersion:
     rows: int
     live: int
     last_change_us: int
+    schema: Schema | None
     native: NativeIndex | None
     document_rows: int
     pages: list[tuple[int, bytes]] = field(repr=False)
@@ -190,6 +193,7 @@ async def load_version(
         rows=manifest.rows,
         live=manifest.live,
         last_change_us=manifest.timestamp_us,
+        schema=manifest.schema,
         native=native,
         document_rows=manifest.document_rows,
         pages=sorted(pages.items()),

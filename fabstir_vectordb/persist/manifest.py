@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fabstir_vectordb.errors import IntegrityError, StorageError
+from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
+from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.s5 import cbor
 
 __all__ = [
@@ -111,6 +112,7 @@ class Manifest:
         rows_per_part: rows that a native part covers.
         document_rows: rows that a metadata page covers.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
+        schema: what metadata must look like, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 
@@ -125,6 +127,7 @@ class Manifest:
     rows_per_part: int
     document_rows: int
     timestamp_us: int
+    schema: Schema | None
     parts: tuple[PartRecord, ...]
 
 
@@ -205,6 +208,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "graph_rows": manifest.graph_rows,
             "rows_per_part": manifest.rows_per_part,
             "document_rows": manifest.document_rows,
+            "schema": None if manifest.schema is None else manifest.schema.document(),
             "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
         }
     )
@@ -265,6 +269,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         rows_per_part=_integer(top, "rows_per_part", 1, _ROWS_MAX),
         document_rows=_integer(top, "document_rows", 1, _ROWS_MAX),
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
+        schema=_decode_schema(top["schema"]),
         parts=_decode_parts(top["parts"]),
     )
 
@@ -281,10 +286,23 @@ _TOP_KEYS = frozenset(
         "graph_rows",
         "rows_per_part",
         "document_rows",
+        "schema",
         "parts",
     ]
 )
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
+
+
+def _decode_schema(document: Any) -> Schema | None:
+    if document is None:
+        return None
+    try:
+        schema = parse_schema(document)
+    except InvalidInputError as error:
+        raise _broken(error.message) from None
+    if schema.document() != document:
+        raise _broken("schema is not spelled out")
+    return schema
 
 
 def _decode_parts(rows: Any) -> tuple[PartRecord, ...]:

@@ -245,6 +245,7 @@ async def _store_parts_and_root(
         rows_per_part=plan.rows_per_part,
         document_rows=plan.document_rows,
         timestamp_us=index.last_change_us,
+        schema=index.schema,
         parts=tuple(part.record for part in parts),
     )
     manifest_entry, manifest_blob = await workers.run(_seal_manifest, manifest, root_key)

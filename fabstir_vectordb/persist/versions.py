@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import PartRecord
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
@@ -108,6 +109,8 @@ class IndexSnapshot(Protocol):
     def native(self) -> NativeParts | None: ...
     @property
     def last_change_us(self) -> int: ...
+    @property
+    def schema(self) -> Schema | None: ...
     def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]: ...
 
 

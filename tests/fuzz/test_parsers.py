@@ -13,6 +13,7 @@ from mutate import SEED, mutated
 
 from fabstir_vectordb import VectorDBError
 from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
+from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.manifest import (
     Manifest,
     PartRecord,
@@ -56,6 +57,7 @@ def _manifest(rows: int) -> Manifest:
         graph_rows=rows,
         rows_per_part=512,
         document_rows=256,
+        schema=parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"}),
         timestamp_us=1_700_000_000_000_000,
         parts=tuple(PartRecord(part_name(kind, number), bytes([kind]) * 32, 1000, "zstd") for kind, number in kinds),
     )

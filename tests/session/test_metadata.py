@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saving import content, session_on
+from saving import content, rows, session_on
 
 from fabstir_vectordb import InvalidInputError, VectorDBSession
 from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
@@ -101,3 +101,40 @@ async def test_a_merge_that_passes_the_limit_is_refused() -> None:
         assert await content(session) == before
         await session.update_metadata("a", {"first": "y"}, merge=True)
         assert [metadata for _, _, metadata in await content(session)] == [{"first": "y"}]
+
+
+# ---- schemas
+
+
+async def test_a_schema_holds_for_adds_and_updates_and_is_saved() -> None:
+    uri = f"memory:{uuid.uuid4()}"
+    async with await session_on(uri) as session:
+        await session.set_schema({"title": {"type": "string", "required": True}, "year": "Number"})
+        await session.add_batch(["a"], rows(1), [{"title": "one"}])
+        for metadata in (None, [{"year": 3}], [{"title": "two", "year": "x"}]):
+            with pytest.raises(InvalidInputError) as caught:
+                await session.add_batch(["b"], rows(1), metadata)
+            assert (caught.value.details["row"], caught.value.details["id"]) == (0, "b")
+        with pytest.raises(InvalidInputError, match="year"):
+            await session.update_metadata("a", {"year": "x"}, merge=True)
+        with pytest.raises(InvalidInputError, match="title"):
+            await session.update_metadata("a", None)
+        await session.update_metadata("a", {"year": 7}, merge=True)
+        assert await content(session) == [("a", rows(1)[0].tobytes(), {"title": "one", "year": 7})]
+        cid = await session.save_to_s5()
+        await session.set_schema({"year": "Number", "title": {"required": True, "type": "String"}})
+        assert not (await session.get_stats()).dirty
+        await session.set_schema(None)
+        assert (await session.get_stats()).dirty
+        await session.add_batch(["c"], rows(1))
+        with pytest.raises(InvalidInputError, match="the row 'c' breaks the schema") as caught:
+            await session.set_schema({"title": {"type": "string", "required": True}})
+        assert caught.value.details["id"] == "c"
+        await session.add_batch(["d"], rows(1))
+        assert await session.save_to_s5() != cid
+    async with await session_on(uri) as session:
+        await session.load_user_vectors(cid)
+        with pytest.raises(InvalidInputError, match="needs a string at title"):
+            await session.add_batch(["b"], rows(1))
+        await session.load_user_vectors()
+        await session.add_batch(["b"], rows(1))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, StorageError
+from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
 from fabstir_vectordb.persist.manifest import (
     DOCUMENTS,
@@ -41,6 +42,7 @@ def example(**changes: Any) -> Manifest:
         "rows_per_part": 8192,
         "document_rows": 8192,
         "timestamp_us": 1_700_000_000_000_000,
+        "schema": parse_schema({"title": {"type": "string", "required": True}, "pages": "Array<Number>"}),
         "parts": (
             PartRecord("vectors.high.0000", bytes(range(32)), 6_291_488, "zstd"),
             PartRecord("vectors.high.0001", bytes(range(1, 33)), 1_388_576, "raw"),
@@ -104,6 +106,10 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(rows_per_part=0), "rows_per_part is not"),
         (lambda top: top.update(document_rows=0), "document_rows is not"),
         (lambda top: top.update(timestamp=2**63), "timestamp is not"),
+        (lambda top: top.update(schema=[]), "wants a dict of fields"),
+        (lambda top: top.update(schema={"a": {"type": "date", "required": False}}), "has the type 'date'"),
+        (lambda top: top.update(schema={"a": "String"}), "schema is not spelled out"),
+        (lambda top: top.update(schema={"a": {"type": "string"}}), "schema is not spelled out"),
         (lambda top: top.update(config=[]), "config is not a map"),
         (lambda top: top["config"].update(metric="manhattan"), "config.metric"),
         (lambda top: top["config"].update(metric=["cosine"]), "config.metric"),
