@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import repeat
 from operator import itemgetter
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from fabstir_vectordb._native.handle import (
     K_MAX,
     NO_SLOT,
     PLAN_FLAT,
+    PLAN_GRAPH,
+    PLAN_HYBRID,
+    PLAN_LISTS,
     Control,
     NativeBusy,
     NativeCancelled,
@@ -95,8 +98,8 @@ _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 _TABLE_BYTES_PER_ROW: Final = 14
 #: Pairs of k and recall target that are remembered: a program uses a few.
 _EFFORTS_MAX: Final = 1_000
-_PLANS: Final[dict[bool, Plan]] = {True: "flat", False: "graph"}
-_FILTERED_PLANS: Final[dict[bool, Plan]] = {True: "filtered exact", False: "graph"}
+_PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
+_FILTERED_PLANS: Final[dict[int, Plan]] = {**_PLANS, PLAN_FLAT: "filtered exact"}
 #: Filters whose rows are remembered until the next change; a bitmap takes an eighth of a byte a row.
 _MATCHES_MAX: Final = 64
 _T = TypeVar("_T")
@@ -107,13 +110,26 @@ class IndexClosed(Exception):
 
 
 class Cursor:
-    """Where a scan stands; a vacuum moves it along with the rows."""
+    """Where a scan stands; a vacuum moves it along with the rows.
 
-    __slots__ = ("__weakref__", "end", "next")
+    Attributes:
+        next, end: the slots that are still to come.
+        slots: slots in the order of the scan, of which `next` and `end` are then places; None while no vacuum has come
+            between.
+    """
+
+    __slots__ = ("__weakref__", "end", "next", "slots")
 
     def __init__(self, end: int) -> None:
         self.next = 0
         self.end = end
+        self.slots: npt.NDArray[np.uint32] | None = None
+
+    def renumber(self, slot_map: npt.NDArray[np.uint32]) -> None:
+        """Follows a vacuum, whose map holds NO_SLOT for rows that went."""
+        to_come = slot_map[self.next : self.end] if self.slots is None else slot_map[self.slots[self.next : self.end]]
+        self.slots = to_come[to_come != NO_SLOT]
+        self.next, self.end = 0, len(self.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,7 +539,7 @@ class Index:
         self.changes = 0
         """Counts changes; a session is dirty while it differs from the count at the last save or load."""
         self.budget_bytes = settings.budget_bytes
-        self.plans_used: dict[str, int] = {"flat": 0, "graph": 0, "filtered exact": 0}
+        self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.counts = _NO_STATS
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
         native lock could make it wait for a whole change."""
@@ -886,10 +902,10 @@ class Index:
         with self._changing():
             before = self.counts
             removed = before.rows - before.live
-            if self.native is None or not removed:
-                return VacuumStats(0, 0)
-            # The rows that stay keep their order, so the new arena can be made before the native core changes.
-            kept = self.native.live_slots(0, before.live)
+            if self.native is None or not (removed or before.moved):
+                return VacuumStats(0, 0, 0)
+            # Their order is known, so the new arena can be made before the native core changes.
+            kept = self.native.vacuum_order()
             arena = self._arena.compacted(kept)
             slot_map = self.native.vacuum(control)
             self._arena = arena
@@ -898,9 +914,10 @@ class Index:
             except MemoryError:
                 self._forget_columns()
             for cursor in self._cursors:
-                cursor.next, cursor.end = (int((slot_map[:at] != NO_SLOT).sum()) for at in (cursor.next, cursor.end))
+                cursor.renumber(slot_map)
             self.changes += 1
-        return VacuumStats(removed if before.graph_rows else 0, removed)
+        from_lists = before.historical_deleted
+        return VacuumStats(removed - from_lists if before.graph_rows else 0, from_lists, removed)
 
     # ---- what a recall takes
     #
@@ -1152,7 +1169,7 @@ class Index:
             _check_query_dim(len(query), native.dim)
         with_slots = include_vectors or not self._arena.is_empty
         slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots)
-        return self._results(native, slots, distances, ids, _PLANS[plan == PLAN_FLAT], threshold, include_vectors)
+        return self._results(native, slots, distances, ids, _PLANS[plan], threshold, include_vectors)
 
     def search_batch(
         self,
@@ -1219,7 +1236,7 @@ class Index:
     ) -> list[SearchResults]:
         native, plans = self.native, _PLANS if allow is None else _FILTERED_PLANS
         if native is None or not len(queries):
-            return [SearchResults([], 0, plans[True]) for _ in queries]
+            return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
         _check_query_dim(queries.shape[1], native.dim)
         hits = native.search(
             queries, k, ef_search=ef_search, exact=exact, nowait=nowait, allow=allow, control=control
@@ -1228,7 +1245,7 @@ class Index:
         for row, ids in enumerate(hits.ids):
             n = len(ids)
             slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
-            plan = plans[int(hits.plans[row]) == PLAN_FLAT]
+            plan = plans[int(hits.plans[row])]
             out.append(self._results(native, slots, distances, ids, plan, threshold, include_vectors))
         return out
 
@@ -1300,17 +1317,29 @@ class Index:
             with self._write:
                 if self.native is None or cursor.next >= cursor.end:
                     return []
-                if where is None:
-                    slots = self.native.live_slots(cursor.next, most)
-                else:
-                    slots = self._match(where).slots()
-                    slots = slots[np.searchsorted(slots, cursor.next) :][:most]
-                slots = slots[slots < cursor.end]
-                if len(slots):
-                    cursor.next = int(slots[-1]) + 1
+                slots = self._page_of_slots(self.native, cursor, most, where)
                 return self._rows(self.native, slots, self.native.get_ids(slots))
 
         return self._within(page)
+
+    def _page_of_slots(
+        self, native: NativeIndex, cursor: Cursor, most: int, where: Filter | None
+    ) -> npt.NDArray[np.uint32]:
+        """The slots of a page; moves the cursor past them."""
+        if cursor.slots is not None:
+            taken = native.live_slots(0, self.counts.live) if where is None else self._match(where).slots()
+            places = np.flatnonzero(np.isin(cursor.slots[cursor.next : cursor.end], taken))[:most] + cursor.next
+            cursor.next = int(places[-1]) + 1 if len(places) else cursor.end
+            return cursor.slots[places]
+        if where is None:
+            slots = native.live_slots(cursor.next, most)
+        else:
+            slots = self._match(where).slots()
+            slots = slots[np.searchsorted(slots, cursor.next) :][:most]
+        slots = slots[slots < cursor.end]
+        if len(slots):
+            cursor.next = int(slots[-1]) + 1
+        return slots
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         vectors, times = native.get_vectors(slots), native.get_timestamps(slots)

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float32]
-Plan = Literal["flat", "graph", "filtered exact"]
+Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,10 @@ class FacetCount:
 
 @dataclass(frozen=True, slots=True)
 class VacuumStats:
-    """Rows a vacuum removed for good."""
+    """Rows a vacuum removed for good: from the graph, from the lists, and in all, flat ones included."""
 
     hnsw_removed: int
+    ivf_removed: int
     total_removed: int
 
 
@@ -153,8 +154,9 @@ class SearchResults(Sequence[SearchResult]):
     Attributes:
         below_threshold: how many of the k nearest the threshold removed.
         plan: ``flat`` where no row can be nearer than those returned, ``graph`` where the graph was walked on codes and
-            the best candidates were scored exactly, ``filtered exact`` where each row that the filter takes was looked
-            at.
+            the best candidates were scored exactly, ``lists`` where lists of historical rows were scanned on codes
+            instead (and recent rows, while they are few), ``hybrid`` where both was done, ``filtered exact`` where each
+            row that the filter takes was looked at.
     """
 
     __slots__ = ("_hits", "below_threshold", "plan")

@@ -36,6 +36,9 @@ __all__ = [
     "M_MIN",
     "NO_SLOT",
     "PLAN_FLAT",
+    "PLAN_GRAPH",
+    "PLAN_HYBRID",
+    "PLAN_LISTS",
     "ROWS_MAX",
     "THREADS_MAX",
     "Control",
@@ -43,6 +46,8 @@ __all__ = [
     "NativeCancelled",
     "NativeIndex",
     "NativeStats",
+    "NativeTooFew",
+    "NativeUntrained",
     "PartInfo",
     "SearchHits",
     "estimate_bytes",
@@ -67,6 +72,9 @@ ROWS_MAX = int(lib.FVDB_ROWS_MAX)
 THREADS_MAX = int(lib.FVDB_THREADS_MAX)
 NO_SLOT = int(lib.FVDB_NO_SLOT)
 PLAN_FLAT = int(lib.FVDB_PLAN_FLAT)
+PLAN_GRAPH = int(lib.FVDB_PLAN_GRAPH)
+PLAN_LISTS = int(lib.FVDB_PLAN_LISTS)
+PLAN_HYBRID = int(lib.FVDB_PLAN_HYBRID)
 
 _NOWAIT, _EXACT = int(lib.FVDB_SEARCH_NOWAIT), int(lib.FVDB_SEARCH_EXACT)
 
@@ -93,6 +101,14 @@ class NativeCancelled(Exception):
     """The call was cancelled through its control word; nothing changed."""
 
 
+class NativeTooFew(Exception):
+    """There are too few rows to train lists on; nothing changed."""
+
+
+class NativeUntrained(Exception):
+    """There are no lists that rows could move to; nothing changed."""
+
+
 _ERRORS: dict[int, type[VectorDBError]] = {
     lib.FVDB_ERR_ARGUMENT: InvalidInputError,
     lib.FVDB_ERR_NOT_FINITE: InvalidInputError,
@@ -113,9 +129,15 @@ class NativeStats(NamedTuple):
     rows: int
     live: int
     graph_rows: int
+    historical: int
+    historical_deleted: int
+    moved: int
+    lists: int
+    training_due: int
     bytes_vectors: int
     bytes_codes: int
     bytes_graph: int
+    bytes_lists: int
     bytes_ids: int
     bytes_timestamps: int
     bytes_scratch: int
@@ -138,7 +160,7 @@ class SearchHits(NamedTuple):
         slots: (n, k) uint32; entries past a query's count are NO_SLOT.
         distances: (n, k) float64, ascending; +inf past a count.
         counts: n uint32.
-        plans: n uint32, PLAN_FLAT or the graph's.
+        plans: n uint32, PLAN_*.
         ids: for each query, the ids of its results; empty where they were left out.
     """
 
@@ -258,6 +280,10 @@ def _raise(status: int, diag: Any) -> NoReturn:
         raise NativeCancelled
     if status == lib.FVDB_ERR_BUSY:
         raise NativeBusy
+    if status == lib.FVDB_ERR_TOO_FEW:
+        raise NativeTooFew
+    if status == lib.FVDB_ERR_UNTRAINED:
+        raise NativeUntrained
     message = _text(diag.message) or _text(lib.fvdb_status_text(status))
     details: dict[str, Any] = {
         "status": int(status),
@@ -296,11 +322,23 @@ def estimate_bytes(
     ef_construction: int,
     rows: int,
     id_bytes: int,
+    graph_rows: int | None = None,
+    historical: int = 0,
     threads: int = 1,
 ) -> int:
-    """Resident bytes an index of these settings will need for `rows` rows whose ids take `id_bytes` bytes."""
+    """Resident bytes an index of these settings will need.
+
+    Args:
+        dim, metric, memory, M, ef_construction, threads: as `NativeIndex`.
+        rows: rows, whose ids take `id_bytes` bytes.
+        id_bytes: UTF-8 bytes.
+        graph_rows: rows in the graph; None for all of them.
+        historical: rows on lists.
+    """
     config = _config(dim, metric, memory, M, ef_construction, threads)
-    return int(lib.fvdb_estimate_bytes(config, rows, id_bytes))
+    return int(
+        lib.fvdb_estimate_bytes(config, rows, rows if graph_rows is None else graph_rows, historical, id_bytes)
+    )
 
 
 class _Answer:
@@ -380,6 +418,7 @@ class NativeIndex:
         rows: int,
         graph_rows: int,
         rows_per_part: int,
+        lists: int = 0,
         hash_seed: int = 0,
     ) -> NativeIndex:
         """An index that takes `load_part` for each of its parts and then `load_end`, and nothing else before.
@@ -390,7 +429,7 @@ class NativeIndex:
         """
         out, diag = ffi.new("fvdb_index **"), ffi.new("fvdb_diag *")
         config = _config(dim, metric, memory, M, ef_construction, threads, hash_seed)
-        status = lib.fvdb_load_begin(config, rows, graph_rows, rows_per_part, out, diag)
+        status = lib.fvdb_load_begin(config, rows, graph_rows, lists, rows_per_part, out, diag)
         if status:
             _raise(status, diag)
         self = cls.__new__(cls)
@@ -489,6 +528,7 @@ class NativeIndex:
         exact: bool = False,
         nowait: bool = False,
         with_slots: bool = True,
+        nprobe: int = 0,
     ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
@@ -499,6 +539,7 @@ class NativeIndex:
             exact: score every row exactly.
             nowait: raise NativeBusy instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
+            nprobe: lists to look at; 0 lets the library choose.
 
         Returns:
             Slots, distances and ids of the results, nearest first, and the plan.
@@ -515,7 +556,8 @@ class NativeIndex:
         except IndexError:
             answer = _Answer(_SPARE_K)
         c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
-        while status := lib.fvdb_search_one(self._index, ffi.from_buffer(_FLOATS, query), k, ef_search, flags, c):
+        vector = ffi.from_buffer(_FLOATS, query)
+        while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):
             if status != lib.FVDB_ERR_BUFFER:
                 _raise(status, c.diag)
             answer.reserve(int(c.diag.expected))
@@ -544,6 +586,7 @@ class NativeIndex:
         allow: UInt64Array | None = None,
         with_ids: bool = True,
         control: Control | None = None,
+        nprobe: int = 0,
     ) -> SearchHits:
         """The k nearest rows of each query, in one native call.
 
@@ -556,6 +599,7 @@ class NativeIndex:
             allow: bitmap of slots that may be returned (bit s % 64 of word s // 64), None for all.
             with_ids: False leaves the ids out, for callers that need none.
             control: cancellation.
+            nprobe: lists to look at; 0 lets the library choose.
 
         Raises:
             InvalidInputError: a parameter is out of range, or a query is not finite or zero (details ``row``).
@@ -572,7 +616,7 @@ class NativeIndex:
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         offsets = np.zeros(n * k + 1 if with_ids else 0, dtype=np.uint64)
-        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait])
+        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait, nprobe])
         diag = ffi.new("fvdb_diag *")
         room = n * k * _ID_ROOM_PER_HIT if with_ids else 0
         while True:
@@ -686,6 +730,50 @@ class NativeIndex:
         lib.fvdb_live_slots(self._index, first, _pointer("uint32_t[]", out), capacity, count)
         return out[: count[0]]
 
+    # ---- recent and historical
+
+    def train(self, cutoff_us: int, control: Control | None = None) -> None:
+        """Trains lists for the historical rows and the recent ones older than `cutoff_us`.
+
+        Raises:
+            NativeTooFew: these rows are not worth lists.
+            IndexStateError: memory or threads could not be had.
+            NativeCancelled: `control` asked for it.
+        """
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_train(self._index, cutoff_us, control.pointer if control else ffi.NULL, diag)
+        if status:
+            _raise(status, diag)
+
+    def migrate(self, cutoff_us: int, step: int, first: int = 0) -> tuple[int, int]:
+        """Moves at most `step` recent rows older than `cutoff_us` to their lists, beginning at slot `first`.
+
+        Returns:
+            How many were moved, and the slot to go on from, NO_SLOT when there are no more.
+
+        Raises:
+            NativeUntrained: there are no lists.
+            IndexStateError: memory or threads could not be had.
+        """
+        after, moved, diag = ffi.new("uint32_t *", first), ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_migrate(self._index, cutoff_us, step, after, moved, diag)
+        if status:
+            _raise(status, diag)
+        return int(moved[0]), int(after[0])
+
+    def historical(self) -> UInt64Array:
+        """Bitmap of the live rows on lists, as `search` takes one."""
+        out = np.empty((self.stats().rows + 63) // 64, dtype=np.uint64)
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_historical(self._index, _pointer("uint64_t[]", out), len(out), diag)
+        if status:
+            _raise(status, diag)
+        return out
+
+    def probes(self, k: int, recall: float) -> int:
+        """Lists that hold this share of the k nearest historical rows, as measured at training; 0 without lists."""
+        return int(lib.fvdb_probes(self._index, k, recall))
+
     # ---- delete, vacuum, statistics
 
     def delete(self, id_bytes: bytes, id_offsets: UInt64Array, missing_ok: bool) -> UInt32Array:
@@ -712,8 +800,17 @@ class NativeIndex:
             _raise(status, diag)
         return slots
 
+    def vacuum_order(self) -> UInt32Array:
+        """The live slots in the order that a vacuum would give them now."""
+        out = np.empty(self.stats().live, dtype=np.uint32)
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_vacuum_order(self._index, _pointer("uint32_t[]", out), len(out), diag)
+        if status:
+            _raise(status, diag)
+        return out
+
     def vacuum(self, control: Control | None = None) -> UInt32Array:
-        """Removes tombstones and renumbers: all or nothing.
+        """Removes tombstones, takes historical rows out of the graph and renumbers: all or nothing.
 
         Returns:
             Old slot -> new slot, NO_SLOT for removed rows.

@@ -265,10 +265,11 @@ class MetadataArena:
 
     def compacted(self, kept: npt.NDArray[np.integer[Any]]) -> MetadataArena:
         """A new arena with some slots, renumbered from 0 in their order, and without bytes that no slot uses."""
-        kept = kept[kept < len(self._sizes)]
         new = MetadataArena()
-        sizes = self._sizes[kept]
-        new._data = bytearray().join(self._runs(kept))
+        known = kept < len(self._sizes)
+        sizes = np.full(len(kept), _ABSENT, dtype=np.int32)
+        sizes[known] = self._sizes[kept[known]]
+        new._data = bytearray().join(self._runs(kept[known]))
         new._used = len(new._data)
         new.is_empty = not new._used
         # Slots at the end that have none need no entry.

@@ -527,18 +527,23 @@ def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
         hash_seed=settings.hash_seed,
         rows=manifest.rows,
         graph_rows=manifest.graph_rows,
+        lists=manifest.lists,
         rows_per_part=manifest.rows_per_part,
     )
 
 
 def _finish(native: NativeIndex, manifest: Manifest) -> None:
     native.load_end()
-    live = native.stats().live
-    if live != manifest.live:
-        raise IntegrityError(
-            f"the version has {live} live rows, its manifest says {manifest.live}",
-            details={"expected": manifest.live, "actual": live},
-        )
+    stats = native.stats()
+    for what, actual, expected in (
+        ("live", stats.live, manifest.live),
+        ("historical", stats.historical, manifest.historical),
+    ):
+        if actual != expected:
+            raise IntegrityError(
+                f"the version has {actual} {what} rows, its manifest says {expected}",
+                details={"expected": expected, "actual": actual},
+            )
 
 
 def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
@@ -561,6 +566,9 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
             ef_construction=manifest.ef_construction,
             threads=settings.threads,
             rows=manifest.rows,
+            graph_rows=manifest.graph_rows,
+            # Tombstones may be on lists, too.
+            historical=manifest.historical and manifest.historical + manifest.rows - manifest.live,
             # An ids part holds 2 bytes more for each id; the excess is on the safe side.
             id_bytes=sum(size for kind, size in sizes if kind == _IDS),
         )

@@ -60,6 +60,7 @@ CODECS = ("raw", "zstd")
 
 _ROWS_MAX = 2**31 - 1
 _DIM_MAX = 4096
+_LISTS_MAX = 200_000
 _METRICS = ("cosine", "l2", "dot")
 
 # FVDB_PART_* of the native header, and the name each kind has among the root's files.
@@ -71,6 +72,8 @@ _NATIVE_NAMES: Mapping[int, str] = {
     5: "tombstones",
     6: "recent.graph",
     7: "recent.head",
+    8: "historical.list",
+    9: "historical.head",
 }
 _NATIVE_KINDS = {name: kind for kind, name in _NATIVE_NAMES.items()}
 DOCUMENTS = 0
@@ -108,7 +111,9 @@ class Manifest:
         chunk_size: rows a part that the user fixed, or None.
         rows: slots, tombstones included.
         live: rows that searches can return.
-        graph_rows: rows in the HNSW graph; 0 or `rows`.
+        graph_rows: rows in the HNSW graph; 0, or the last of `rows`.
+        historical: live rows on lists.
+        lists: number of lists.
         rows_per_part: rows that a native part covers.
         document_rows: rows that a metadata page covers.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
@@ -124,6 +129,8 @@ class Manifest:
     rows: int
     live: int
     graph_rows: int
+    historical: int
+    lists: int
     rows_per_part: int
     document_rows: int
     timestamp_us: int
@@ -200,12 +207,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 "ef_construction": manifest.ef_construction,
                 "chunk_size": manifest.chunk_size,
             },
-            "recent_count": manifest.live,
-            "historical_count": 0,
+            "recent_count": manifest.live - manifest.historical,
+            "historical_count": manifest.historical,
             "total_vectors": manifest.live,
             "timestamp": manifest.timestamp_us,
             "rows": manifest.rows,
             "graph_rows": manifest.graph_rows,
+            "lists": manifest.lists,
             "rows_per_part": manifest.rows_per_part,
             "document_rows": manifest.document_rows,
             "schema": None if manifest.schema is None else manifest.schema.document(),
@@ -250,10 +258,12 @@ def decode_manifest(raw: bytes) -> Manifest:
     live = _integer(top, "total_vectors", 0, _ROWS_MAX)
     rows = _integer(top, "rows", live, _ROWS_MAX)
     graph_rows = _integer(top, "graph_rows", 0, rows)
-    if graph_rows not in (0, rows):
-        raise _broken(f"graph_rows is {graph_rows}, neither 0 nor the {rows} rows")
-    if _integer(top, "historical_count", 0, 0) + _integer(top, "recent_count", 0, _ROWS_MAX) != live:
+    historical = _integer(top, "historical_count", 0, live)
+    lists = _integer(top, "lists", 0, _LISTS_MAX)
+    if historical + _integer(top, "recent_count", 0, _ROWS_MAX) != live:
         raise _broken("recent_count and historical_count do not add up to total_vectors")
+    if not lists and (historical or graph_rows not in (0, rows)):
+        raise _broken("rows are on neither side: there are no lists")
     dim = _integer(config, "dim", 0, _DIM_MAX)
     if dim == 0 and rows:
         raise _broken("it has rows but no dimension")
@@ -266,6 +276,8 @@ def decode_manifest(raw: bytes) -> Manifest:
         rows=rows,
         live=live,
         graph_rows=graph_rows,
+        historical=historical,
+        lists=lists,
         rows_per_part=_integer(top, "rows_per_part", 1, _ROWS_MAX),
         document_rows=_integer(top, "document_rows", 1, _ROWS_MAX),
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
@@ -284,6 +296,7 @@ _TOP_KEYS = frozenset(
         "timestamp",
         "rows",
         "graph_rows",
+        "lists",
         "rows_per_part",
         "document_rows",
         "schema",

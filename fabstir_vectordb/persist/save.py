@@ -184,6 +184,8 @@ class _Plan:
     rows: int
     live: int
     graph_rows: int
+    historical: int
+    lists: int
     rows_per_part: int
     document_rows: int
     native_bytes: int
@@ -242,6 +244,8 @@ async def _store_parts_and_root(
         rows=plan.rows,
         live=plan.live,
         graph_rows=plan.graph_rows,
+        historical=plan.historical,
+        lists=plan.lists,
         rows_per_part=plan.rows_per_part,
         document_rows=plan.document_rows,
         timestamp_us=index.last_change_us,
@@ -306,11 +310,13 @@ def _plan(index: IndexSnapshot) -> _Plan:
 
 def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
     jobs: list[_Job] = []
-    rows = live = graph_rows = native_bytes = 0
+    rows = live = graph_rows = historical = lists = native_bytes = 0
     native = index.native
     if native is not None:
         stats = native.stats()
         rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
+        # An index without rows has no parts that could hold lists.
+        historical, lists = stats.historical, stats.lists if rows else 0
         native_bytes = stats.bytes_total
         for info in native.parts(rows_per_part):
             kind, number, size = info.kind, info.number, info.size
@@ -330,7 +336,7 @@ def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
             return page
 
         jobs.append(_Job(DOCUMENTS, part_name(DOCUMENTS, number), len(page), read))
-    return _Plan(jobs, rows, live, graph_rows, rows_per_part, document_rows, native_bytes)
+    return _Plan(jobs, rows, live, graph_rows, historical, lists, rows_per_part, document_rows, native_bytes)
 
 
 def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:

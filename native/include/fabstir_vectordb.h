@@ -1,8 +1,9 @@
 /* fabstir_vectordb: the whole C ABI of the native core.
  *
  * One fvdb_index holds the rows of one vector index: exact float32 vectors, ids, timestamps, small codes, an HNSW
- * graph and one reader/writer lock.  Calls are coarse: arrays in, arrays out.  The library keeps no global state, reads
- * no clock, calls nothing back and starts threads only for the length of a call.
+ * graph for recent rows, inverted lists for historical ones and one reader/writer lock.  Calls are coarse: arrays in,
+ * arrays out.  The library keeps no global state, reads no clock, calls nothing back and starts threads only for the
+ * length of a call.
  *
  * Every call that can fail returns an fvdb_status; where a `diag` is taken it may be NULL, and is filled only on error.
  * "[reader]" calls may run side by side; "[writer]" calls run alone.  A slot is a dense 0-based row number; slots keep
@@ -57,7 +58,9 @@ typedef enum fvdb_status {
     FVDB_ERR_FORMAT = 10,        /* untrusted bytes break a rule of the format; diag.message names it */
     FVDB_ERR_BUSY = 11,          /* only with params.nowait: a writer holds the lock */
     FVDB_ERR_TOO_MANY = 12,      /* the row limit or the id arena's 4 GiB would be passed; nothing changed */
-    FVDB_ERR_THREAD = 13         /* a thread or lock could not be created; nothing changed */
+    FVDB_ERR_THREAD = 13,        /* a thread or lock could not be created; nothing changed */
+    FVDB_ERR_TOO_FEW = 14,       /* diag.actual rows are not worth lists, diag.expected are; nothing changed */
+    FVDB_ERR_UNTRAINED = 15      /* there are no lists yet: fvdb_train */
 } fvdb_status;
 
 /* Where and why a call failed.  `file` and `message` point to static text. */
@@ -126,9 +129,11 @@ fvdb_status fvdb_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *
 /* Frees an index at once.  No other call may be running on it.  NULL is allowed. */
 void fvdb_free(fvdb_index *index);
 
-/* Bytes an index of this configuration needs for `rows` rows whose ids take `id_bytes` bytes in all: what
- * fvdb_stats.bytes_total will be, within a few per cent.  For checking a budget before anything changes. */
-uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t id_bytes);
+/* Bytes an index of this configuration needs for `rows` rows whose ids take `id_bytes` bytes in all, `historical` of them
+ * on lists, `graph_rows` in the graph: what fvdb_stats.bytes_total will be, within a few per cent.  For checking a budget
+ * before anything changes. */
+uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
+                             uint64_t id_bytes);
 
 /* ---- Add ------------------------------------------------------------------------------------------------------- */
 
@@ -144,7 +149,7 @@ typedef struct fvdb_rows {
     const int64_t *timestamps;   /* n, microseconds since 1970-01-01T00:00:00Z */
 } fvdb_rows;
 
-/* Adds rows and links them into the graph: all or nothing.                                               [writer]
+/* Adds recent rows and links them into the graph: all or nothing.                                        [writer]
  * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
  * out (SKIP).  The same id twice in one call is always FVDB_ERR_DUPLICATE_ID.
  * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when skipped.  out_replaced: n entries, the slot that the row
@@ -158,6 +163,8 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
 
 #define FVDB_PLAN_FLAT 0         /* exact: no allowed row can be nearer than those returned */
 #define FVDB_PLAN_GRAPH 1        /* the graph was walked on codes, the best candidates were scored exactly */
+#define FVDB_PLAN_LISTS 2        /* the same for the rows of the nearest lists, and for recent rows while they are few */
+#define FVDB_PLAN_HYBRID 3       /* the graph was walked, and the nearest lists were scanned */
 
 #define FVDB_EF_DEFAULT 0        /* params.ef_search: let the library choose */
 
@@ -166,6 +173,8 @@ typedef struct fvdb_search_params {
     uint32_t ef_search;          /* FVDB_EF_DEFAULT or 1 .. FVDB_EF_MAX; raised to k where smaller */
     uint32_t exact;              /* 1: score every allowed row exactly */
     uint32_t nowait;             /* 1: FVDB_ERR_BUSY instead of waiting for a writer */
+    uint32_t nprobe;             /* lists to look at, no more than there are; 0: as many as had recall 0.99 at training,
+                                    more where few rows are allowed */
 } fvdb_search_params;
 
 /* Finds the k live rows nearest to each query, nearest first, ties by id bytes.                           [reader]
@@ -199,12 +208,13 @@ typedef struct fvdb_answer {
 #define FVDB_SEARCH_NOWAIT 1     /* as params.nowait */
 #define FVDB_SEARCH_EXACT 2      /* as params.exact */
 
-/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0.  For bindings, to whom
- * converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than that.  [reader]
+/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0; the rest as in its params.  For
+ * bindings, to whom converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than
+ * that.                                                                                                  [reader]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t flags,
-                            fvdb_answer *answer);
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,
+                            uint32_t flags, fvdb_answer *answer);
 
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */
 
@@ -230,6 +240,33 @@ fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, u
 fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slots, uint32_t capacity,
                             uint32_t *out_count);
 
+/* ---- Recent and historical ------------------------------------------------------------------------------------- */
+
+/* A row is recent when it is added, and found through the graph.  Migrating makes it historical: it is on one list then,
+ * with the rows around one centroid.  Both sides are searched as one. */
+
+/* Trains lists for the historical rows and the live recent ones older than cutoff_us, and puts the historical rows on them.
+ * Computes beside searches ([reader]) and installs in a moment ([writer]); a writer that waits meanwhile makes searches
+ * wait, too.  The same lists for any number of threads and any memory setting.  control may be NULL.
+ * Returns FVDB_OK, FVDB_ERR_TOO_FEW, _MEMORY, _CANCELLED or _THREAD; on error the index is as before. */
+fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *control, fvdb_diag *diag);
+
+/* Moves live recent rows older than cutoff_us to their lists, at most max_rows (>= 1) of them, beginning at slot *next (0 at
+ * first): a step that holds up searches for a fraction of a millisecond for 1,000 rows.  Lists are chosen under the reader
+ * lock, rows moved under the writer lock.
+ * *next: where the next step goes on, FVDB_NO_SLOT when there are no more.  *out_moved: rows moved.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _UNTRAINED, _MEMORY or _THREAD; on error nothing changed. */
+fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows, uint32_t *next, uint32_t *out_moved,
+                         fvdb_diag *diag);
+
+/* One bit per slot, as in `allow`: rows that are live and historical.  words: room, >= rows / 64 rounded up.  [reader]
+ * Returns FVDB_OK or FVDB_ERR_BUFFER. */
+fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag);
+
+/* Lists that are looked at for k rows at this recall (0 .. 1) by what was measured at training; 0 without lists.  [reader]
+ * All of them for recalls above 0.999. */
+uint32_t fvdb_probes(fvdb_index *index, uint32_t k, double recall);
+
 /* ---- Delete and vacuum ----------------------------------------------------------------------------------------- */
 
 /* Makes the rows of ids tombstones: all or nothing.                                                       [writer]
@@ -238,7 +275,13 @@ fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slo
 fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                         uint32_t missing_ok, uint32_t *out_slots, fvdb_diag *diag);
 
-/* Removes tombstones, repairs the graph and renumbers the rows in their old order: all or nothing.        [writer]
+/* The live slots in the order that fvdb_vacuum would give them now.  capacity: room, >= fvdb_stats.live entries.  [reader]
+ * Returns FVDB_OK, FVDB_ERR_BUFFER or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_diag *diag);
+
+/* Removes tombstones, and historical rows from the graph, and renumbers the rows: historical ones first, list by list,
+ * then recent ones, both otherwise in their old order.  The graph is repaired, made anew, or given up where fewer than
+ * 1,024 rows are left in it.  All or nothing.                                                             [writer]
  * out_map: map_capacity >= fvdb_stats.rows entries, old slot -> new slot, FVDB_NO_SLOT for removed rows.
  * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
@@ -249,10 +292,17 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
 typedef struct fvdb_stats {
     uint64_t rows;               /* slots in use, tombstones included */
     uint64_t live;               /* rows that searches can return */
-    uint64_t graph_rows;         /* rows in the HNSW graph; 0 while the index is scanned flat */
+    uint64_t graph_rows;         /* rows in the HNSW graph, tombstones and moved rows included; 0 while there is none */
+    uint64_t historical;         /* live rows on lists */
+    uint64_t historical_deleted; /* tombstones on lists */
+    uint64_t moved;              /* rows on lists that the graph still has: a vacuum takes them out */
+    uint64_t lists;              /* 0: never trained */
+    uint64_t training_due;       /* 1: four times as many rows are on lists as at training, or those that came since lie
+                                    1.25 times as far (squared) from their centroids */
     uint64_t bytes_vectors;      /* resident bytes of the two planes */
     uint64_t bytes_codes;
     uint64_t bytes_graph;
+    uint64_t bytes_lists;
     uint64_t bytes_ids;
     uint64_t bytes_timestamps;
     uint64_t bytes_scratch;      /* pooled search memory, bitmaps, the index itself */
@@ -272,8 +322,10 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
 #define FVDB_PART_TOMBSTONES 5   /* always one part over all rows */
-#define FVDB_PART_GRAPH 6        /* present only once there is a graph */
-#define FVDB_PART_GRAPH_HEAD 7   /* always one part: entry point, code parameters; present only with a graph */
+#define FVDB_PART_GRAPH 6        /* present only once there is a graph; those with rows of it */
+#define FVDB_PART_GRAPH_HEAD 7   /* one part: entry point, code parameters; from 1,024 rows on */
+#define FVDB_PART_LISTS 8        /* one part: which row is on which list; present only with lists */
+#define FVDB_PART_LISTS_HEAD 9   /* one part: centroids and what was measured of them; present only with lists */
 
 typedef struct fvdb_part {
     uint32_t kind;               /* FVDB_PART_* */
@@ -294,9 +346,9 @@ fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t 
 /* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end and fvdb_free accept;
  * parts come in any order, also from several threads; fvdb_load_end checks that all came and fit together.  All three
  * are safe on untrusted bytes: any input gives FVDB_OK with a consistent index or an error.
- * rows, graph_rows (0 or rows) and rows_per_part come from the authenticated manifest. */
-fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
-                            fvdb_index **out, fvdb_diag *diag);
+ * rows, graph_rows (at most rows), lists (0: none) and rows_per_part come from the authenticated manifest. */
+fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
+                            uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag);
 
 /* Reads one part.  Returns FVDB_OK, FVDB_ERR_FORMAT (also: given twice), FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);

@@ -40,6 +40,8 @@ const char *fvdb_status_text(uint32_t status) {
     case FVDB_ERR_BUSY: return "busy";
     case FVDB_ERR_TOO_MANY: return "too many rows or id bytes";
     case FVDB_ERR_THREAD: return "a thread or lock could not be created";
+    case FVDB_ERR_TOO_FEW: return "too few rows";
+    case FVDB_ERR_UNTRAINED: return "there are no lists yet";
     }
     return "unknown status";
 }
@@ -69,8 +71,9 @@ fvdb_status fvdb_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *
 
 void fvdb_free(fvdb_index *index) { index_free(index); }
 
-uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t id_bytes) {
-    return check_config(config, NULL) == FVDB_OK ? index_estimate(config, rows, id_bytes) : 0;
+uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
+                             uint64_t id_bytes) {
+    return check_config(config, NULL) == FVDB_OK ? index_estimate(config, rows, graph_rows, historical, id_bytes) : 0;
 }
 
 /* ---- add, search, delete, vacuum ---- */
@@ -80,7 +83,7 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
     TRY(check_range(on_conflict, FVDB_ON_CONFLICT_ERROR, FVDB_ON_CONFLICT_SKIP, "unknown on_conflict", diag));
     if (rows->n > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_TOO_MANY, "too many rows", 0, FVDB_ROWS_MAX, rows->n);
     rwlock_write(index->lock);
-    fvdb_status status = index_add(index, rows, on_conflict, index->graph.n, out_slots, out_replaced, control, diag);
+    fvdb_status status = index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
     rwlock_write_done(index->lock);
     return status;
 }
@@ -124,9 +127,9 @@ static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
     return FAIL_AT(&out->diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
 }
 
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t flags,
-                            fvdb_answer *answer) {
-    fvdb_search_params params = {.k = k, .ef_search = ef_search, .exact = flags & FVDB_SEARCH_EXACT,
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,
+                            uint32_t flags, fvdb_answer *answer) {
+    fvdb_search_params params = {.k = k, .ef_search = ef_search, .nprobe = nprobe, .exact = flags & FVDB_SEARCH_EXACT,
                                  .nowait = flags & FVDB_SEARCH_NOWAIT};
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
     TRY(search_begin(index, &params, &answer->diag));
@@ -144,6 +147,22 @@ fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64
     return status;
 }
 
+fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    const uint32_t live = index->store.live_count;
+    uint32_t *order = mem_alloc_array(index->store.n, sizeof *order);
+    fvdb_status status = !order            ? FAIL(diag, FVDB_ERR_MEMORY, "allocation failed")
+                         : capacity < live ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, live, capacity)
+                                           : FVDB_OK;
+    if (status == FVDB_OK) {
+        index_order(index, order);
+        if (live) memcpy(out_slots, order, live * sizeof *order);
+    }
+    mem_free(order);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
                         fvdb_diag *diag) {
     rwlock_write(index->lock);
@@ -153,6 +172,60 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
                              : index_vacuum(index, out_map, control, diag);
     rwlock_write_done(index->lock);
     return status;
+}
+
+/* ---- train, migrate ---- */
+
+fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *control, fvdb_diag *diag) {
+    for (bool installed = false; !installed;) {
+        training t;
+        rwlock_read(index->lock);
+        fvdb_status status = index_train(index, cutoff_us, &t, control, diag);
+        rwlock_read_done(index->lock);
+        if (status != FVDB_OK) return status;
+        rwlock_write(index->lock);
+        installed = index_install_lists(index, &t);
+        rwlock_write_done(index->lock);
+    }
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows, uint32_t *next, uint32_t *out_moved,
+                         fvdb_diag *diag) {
+    TRY(check_range(max_rows, 1, FVDB_ROWS_MAX, "max_rows is out of range", diag));
+    for (bool stale = true; stale;) {
+        migration m;
+        rwlock_read(index->lock);
+        fvdb_status status = index_pick(index, cutoff_us, *next, max_rows, &m, diag);
+        rwlock_read_done(index->lock);
+        if (status != FVDB_OK) return status;
+        rwlock_write(index->lock);
+        status = index_move(index, &m, out_moved, &stale, diag);
+        rwlock_write_done(index->lock);
+        if (status == FVDB_OK && !stale) *next = m.next;
+        migration_free(&m);
+        if (status != FVDB_OK) return status;
+    }
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    const uint64_t needed = (index->store.n + 63u) / 64;
+    for (uint64_t w = 0; w < needed && needed <= words; w++)
+        out_words[w] = w < ivf_words(&index->lists) ? ivf_rows(&index->lists)[w] & store_live(&index->store)[w] : 0;
+    rwlock_read_done(index->lock);
+    return needed <= words ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "the bitmap is too small", 0, needed, words);
+}
+
+uint32_t fvdb_probes(fvdb_index *index, uint32_t k, double recall) {
+    rwlock_read(index->lock);
+    const ivf_centroids *c = &index->lists.centroids;
+    /* Up to the next thousandth: the table's own recalls find themselves, whatever 0.99 is in binary. */
+    uint32_t thousandths = recall > 0 ? recall < 1 ? (uint32_t)(recall * 1000 + 0.999) : 1000 : 0;
+    uint32_t probes = c->nlist ? ivf_probes(c, k, thousandths) : 0;
+    rwlock_read_done(index->lock);
+    return probes;
 }
 
 /* ---- rows ---- */
@@ -249,12 +322,12 @@ fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t 
     return status;
 }
 
-fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
-                            fvdb_index **out, fvdb_diag *diag) {
+fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
+                            uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag) {
     TRY(check_config(config, diag));
     TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
     if (rows > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many rows", 0, FVDB_ROWS_MAX, rows);
-    return format_load_begin(config, rows, graph_rows, rows_per_part, out, diag);
+    return format_load_begin(config, rows, graph_rows, lists, rows_per_part, out, diag);
 }
 
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {

@@ -55,6 +55,8 @@ def _manifest(rows: int) -> Manifest:
         rows=rows,
         live=rows - 7,
         graph_rows=rows,
+        historical=0,
+        lists=0,
         rows_per_part=512,
         document_rows=256,
         schema=parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"}),

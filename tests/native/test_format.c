@@ -9,7 +9,7 @@ typedef struct saved {
     uint32_t n;
     uint8_t *bytes[PARTS_MAX];
     uint64_t size[PARTS_MAX];
-    uint32_t rows, graph_rows;
+    uint32_t rows, graph_rows, lists;
     fvdb_config config;
 } saved;
 
@@ -19,6 +19,7 @@ static void save(fvdb_index *index, saved *out) {
     fvdb_get_stats(index, &stats);
     out->rows = (uint32_t)stats.rows;
     out->graph_rows = (uint32_t)stats.graph_rows;
+    out->lists = (uint32_t)stats.lists;
     CHECK(fvdb_parts(index, PER_PART, parts, PARTS_MAX, &out->n, NULL) == FVDB_OK);
     for (uint32_t i = 0; i < out->n; i++) {
         out->bytes[i] = malloc(parts[i].size);
@@ -34,7 +35,7 @@ static void free_saved(saved *s) {
 /* Loads with part `at` replaced; NULL when it was refused. */
 static fvdb_index *load(const saved *s, uint32_t at, const uint8_t *bytes, uint64_t size, fvdb_status *status) {
     fvdb_index *index = NULL;
-    *status = fvdb_load_begin(&s->config, s->rows, s->graph_rows, PER_PART, &index, NULL);
+    *status = fvdb_load_begin(&s->config, s->rows, s->graph_rows, s->lists, PER_PART, &index, NULL);
     if (*status != FVDB_OK) return NULL;
     for (uint32_t i = 0; i < s->n && *status == FVDB_OK; i++)
         *status = i == at ? fvdb_load_part(index, bytes, size, NULL) : fvdb_load_part(index, s->bytes[i], s->size[i], NULL);
@@ -99,7 +100,7 @@ static void test_missing_and_doubled_parts_are_refused(void) {
     saved s = make(FVDB_MEMORY_DEFAULT, ROWS);
     for (uint32_t skip = 0; skip < s.n; skip++) {
         fvdb_index *index;
-        CHECK(fvdb_load_begin(&s.config, s.rows, s.graph_rows, PER_PART, &index, NULL) == FVDB_OK);
+        CHECK(fvdb_load_begin(&s.config, s.rows, s.graph_rows, s.lists, PER_PART, &index, NULL) == FVDB_OK);
         for (uint32_t i = 0; i < s.n; i++)
             if (i != skip) CHECK(fvdb_load_part(index, s.bytes[i], s.size[i], NULL) == FVDB_OK);
         CHECK(fvdb_load_part(index, s.bytes[(skip + 1) % s.n], s.size[(skip + 1) % s.n], NULL) == FVDB_ERR_FORMAT);

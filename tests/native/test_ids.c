@@ -25,17 +25,30 @@ static void test_ids_against_a_list(void) {
             linked[gone] = false;
         }
     }
-    uint32_t map[N], kept = 0;
+    uint32_t map[N], order[N], kept = 0;
+    uint64_t live[N / 64 + 1] = {0};
+    region bytes, offsets;
     for (uint32_t round = 0; round < 2; round++) {
         for (uint32_t i = 0; i < N; i++) {
             size_t size = id_of(i, id);
             uint32_t want = round ? map[i] : linked[i] ? i : FVDB_NO_SLOT;
             CHECK(id_map_find(&m, (const uint8_t *)id, size) == want);
-            if (round == 0) map[i] = linked[i] ? kept++ : FVDB_NO_SLOT;
+            if (round == 0) map[i] = FVDB_NO_SLOT;
         }
-        if (round == 0) id_map_compact(&m, map);
+        if (round) break;
+        for (uint32_t i = N; i-- > 0;) {                 /* the last one first */
+            if (!linked[i]) continue;
+            map[i] = kept;
+            bit_set(live, kept);
+            order[kept++] = i;
+        }
         CHECK(m.linked == kept);
+        CHECK(id_map_arranged(&m, order, kept, &bytes, &offsets, NULL) == FVDB_OK);
+        id_map_exchange(&m, &bytes, &offsets, kept, live);
     }
+    CHECK(m.linked == kept);
+    region_free(&bytes);
+    region_free(&offsets);
     CHECK(m.n == kept);
     id_map_free(&m);
 }
@@ -100,10 +113,10 @@ static void test_timestamps_against_a_list(void) {
     }
     for (uint32_t i = 0; i < N; i++) CHECK(timestamps_get(&t, i) == time_of(i));
     uint32_t n = 0;
-    for (uint32_t i = 0; i < N; i++) map[i] = i % 5 == 0 ? FVDB_NO_SLOT : n++;
-    CHECK(timestamps_compacted(&t, map, &kept, NULL) == FVDB_OK && kept.n == n);
     for (uint32_t i = 0; i < N; i++)
-        if (map[i] != FVDB_NO_SLOT) CHECK(timestamps_get(&kept, map[i]) == time_of(i));
+        if (i % 5) map[n++] = N - 1 - i;
+    CHECK(timestamps_arranged(&t, map, n, &kept, NULL) == FVDB_OK && kept.n == n);
+    for (uint32_t i = 0; i < n; i++) CHECK(timestamps_get(&kept, i) == time_of(map[i]));
     CHECK(timestamps_resident(&t) < N * sizeof(int64_t));
     free(map);
     timestamps_free(&t);

@@ -324,12 +324,12 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = 3};
         CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
                           &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_ERR_BUFFER);
         CHECK(a.diag.expected == want_offsets[K] + K);
         a.id_capacity = a.diag.expected - 1;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_ERR_BUFFER);
         a.id_capacity++;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, flags, &a) == FVDB_OK);
+        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_OK);
         CHECK(!params.exact || a.plan == FVDB_PLAN_FLAT);
         CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity);
         CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
@@ -340,11 +340,11 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         CHECK(q > 0 || (slots[0] == 7 && ids[1] == 0));
     }
     fvdb_answer refused = {0};
-    CHECK(fvdb_search_one(index, queries, 0, 0, 0, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
-    CHECK(fvdb_search_one(index, queries, 1, FVDB_EF_MAX + 1, 0, &refused) == FVDB_ERR_ARGUMENT);
+    CHECK(fvdb_search_one(index, queries, 0, 0, 0, 0, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
+    CHECK(fvdb_search_one(index, queries, 1, FVDB_EF_MAX + 1, 0, 0, &refused) == FVDB_ERR_ARGUMENT);
     fvdb_index *empty = create(DIM, FVDB_METRIC_L2, FVDB_MEMORY_COMPACT, 1);
     fvdb_answer none = {.slots = slots, .distances = distances, .count = 9, .id_size = 9};
-    CHECK(fvdb_search_one(empty, queries, K, 0, 0, &none) == FVDB_OK && none.count == 0 && none.id_size == 0);
+    CHECK(fvdb_search_one(empty, queries, K, 0, 0, 0, &none) == FVDB_OK && none.count == 0 && none.id_size == 0);
     fvdb_free(empty);
     fvdb_free(index);
     free_rows(&t);

@@ -39,6 +39,8 @@ def example(**changes: Any) -> Manifest:
         "rows": 10_000,
         "live": 9_900,
         "graph_rows": 10_000,
+        "historical": 0,
+        "lists": 0,
         "rows_per_part": 8192,
         "document_rows": 8192,
         "timestamp_us": 1_700_000_000_000_000,
@@ -65,6 +67,7 @@ def test_every_field_comes_back() -> None:
         example(chunk_size=1000, metric="dot"),
         example(rows=0, live=0, graph_rows=0, dim=0, parts=()),
         example(graph_rows=0, timestamp_us=-1),
+        example(graph_rows=4_000, historical=5_000, lists=90),
     ):
         assert decode_manifest(encode_manifest(manifest)) == manifest
 
@@ -100,8 +103,12 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(rows=1.0), "rows is not an integer"),
         (lambda top: top.update(rows=9_899), "rows is not an integer in 9900"),
         (lambda top: top.update(rows=2**31), "rows is not an integer"),
-        (lambda top: top.update(graph_rows=5), "graph_rows is 5"),
-        (lambda top: top.update(historical_count=1), "historical_count is not"),
+        (lambda top: top.update(graph_rows=5), "on neither side"),
+        (lambda top: top.update(graph_rows=10_001), "graph_rows is not"),
+        (lambda top: top.update(historical_count=1), "do not add up"),
+        (lambda top: top.update(historical_count=1, recent_count=9_899), "on neither side"),
+        (lambda top: top.update(historical_count=9_901), "historical_count is not"),
+        (lambda top: top.update(lists=200_001), "lists is not"),
         (lambda top: top.update(recent_count=1), "do not add up"),
         (lambda top: top.update(rows_per_part=0), "rows_per_part is not"),
         (lambda top: top.update(document_rows=0), "document_rows is not"),

@@ -18,8 +18,8 @@ typedef struct blob {
 
 struct loading {
     mutex lock;
-    uint32_t rows, graph_rows, rows_per_part;
-    uint32_t counts[PART_KINDS]; /* parts expected of a kind */
+    uint32_t rows, graph_rows, lists, rows_per_part;
+    part_numbers numbers[PART_KINDS];    /* parts expected of a kind */
     blob *parts[PART_KINDS];     /* vectors: only `came` is used */
 };
 
@@ -37,7 +37,7 @@ static bool is_vectors(uint32_t kind) { return kind == FVDB_PART_VECTORS_HIGH ||
 
 static void free_loading(struct loading *l) {
     for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
-        for (uint32_t i = 0; l->parts[kind] && i < l->counts[kind]; i++) mem_free(l->parts[kind][i].bytes);
+        for (uint32_t i = 0; l->parts[kind] && i < l->numbers[kind].end; i++) mem_free(l->parts[kind][i].bytes);
         mem_free(l->parts[kind]);
     }
     mutex_destroy(&l->lock);
@@ -49,7 +49,7 @@ void format_load_abandon(fvdb_index *index) {
     index->loading = NULL;
 }
 
-static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t rows_per_part) {
+static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t lists, uint32_t rows_per_part) {
     struct loading *l = mem_alloc_array(1, sizeof *l);
     if (!l) return NULL;
     if (!mutex_init(&l->lock)) {
@@ -58,13 +58,11 @@ static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t 
     }
     l->rows = rows;
     l->graph_rows = graph_rows;
+    l->lists = lists;
     l->rows_per_part = rows_per_part;
     for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
-        bool graph = kind == FVDB_PART_GRAPH || kind == FVDB_PART_GRAPH_HEAD;
-        l->counts[kind] = rows == 0 || (graph && !graph_rows) ? 0
-                          : format_is_whole(kind)             ? 1
-                                                              : format_part_count(rows, rows_per_part);
-        l->parts[kind] = mem_alloc_array(l->counts[kind], sizeof(blob));
+        l->numbers[kind] = format_numbers(kind, rows, rows - graph_rows, lists, rows_per_part);
+        l->parts[kind] = mem_alloc_array(l->numbers[kind].end, sizeof(blob));
         if (l->parts[kind]) continue;
         free_loading(l);
         return NULL;
@@ -72,15 +70,16 @@ static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t 
     return l;
 }
 
-fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint32_t rows_per_part,
-                              fvdb_index **out, fvdb_diag *diag) {
-    if (graph_rows != 0 && graph_rows != rows)
-        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is neither 0 nor rows", 0, rows, graph_rows);
+fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
+                              uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag) {
+    if (graph_rows > rows || (graph_rows && graph_rows < INDEX_GRAPH_ROWS_MIN))
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, rows, graph_rows);
+    if (lists > IVF_LISTS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, IVF_LISTS_MAX, lists);
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
     store *s = &index->store;
     size_t plane;
-    index->loading = new_loading((uint32_t)rows, (uint32_t)graph_rows, rows_per_part);
+    index->loading = new_loading((uint32_t)rows, (uint32_t)graph_rows, (uint32_t)lists, rows_per_part);
     if (!index->loading || !mul_size((size_t)rows, s->dim16 * sizeof(uint16_t), &plane) ||
         !region_resize(&s->high, plane) || !region_resize(&s->low, plane)) {
         index_free(index);
@@ -110,7 +109,8 @@ static fvdb_status read_header(const fvdb_index *index, reader *r, header *h, fv
     uint64_t payload = read_u64(r);
     REQUIRE(r->ok, "the part is shorter than its header");
     REQUIRE(h->kind >= 1 && h->kind < PART_KINDS, "the part is of an unknown kind");
-    REQUIRE(h->number < l->counts[h->kind], "the part's number is past the last");
+    REQUIRE(h->number >= l->numbers[h->kind].first && h->number < l->numbers[h->kind].end,
+            "the part's number is none of its kind");
     REQUIRE(dim == index->store.dim, "the part has another dimension");
     bool whole = format_is_whole(h->kind);
     h->first = whole ? 0 : h->number * l->rows_per_part;
@@ -171,9 +171,9 @@ static fvdb_status read_ids(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     id_map *ids = &index->store.ids;
     uint64_t bytes = 0;
-    for (uint32_t number = 0; number < l->counts[FVDB_PART_IDS]; number++) bytes += l->parts[FVDB_PART_IDS][number].size;
+    for (uint32_t i = 0; i < l->numbers[FVDB_PART_IDS].end; i++) bytes += l->parts[FVDB_PART_IDS][i].size;
     TRY(id_map_reserve(ids, l->rows, bytes, diag));
-    for (uint32_t number = 0; number < l->counts[FVDB_PART_IDS]; number++) {
+    for (uint32_t number = 0; number < l->numbers[FVDB_PART_IDS].end; number++) {
         reader r = payload_of(l, FVDB_PART_IDS, number);
         uint32_t n = rows_of(l, number);
         const uint8_t *sizes = read_bytes(&r, (size_t)n * sizeof(uint16_t));
@@ -191,7 +191,7 @@ static fvdb_status read_ids(fvdb_index *index, fvdb_diag *diag) {
 
 static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
-    for (uint32_t number = 0; number < l->counts[FVDB_PART_TIMESTAMPS]; number++) {
+    for (uint32_t number = 0; number < l->numbers[FVDB_PART_TIMESTAMPS].end; number++) {
         reader r = payload_of(l, FVDB_PART_TIMESTAMPS, number);
         uint32_t n = rows_of(l, number);
         int64_t low = (int64_t)read_u64(&r);
@@ -279,7 +279,7 @@ static fvdb_status check_planes(fvdb_index *index, crew *c, fvdb_diag *diag) {
                : BAD_ROW("a vector is not finite, zero under cosine, or not split into nearest halves", job.bad_row);
 }
 
-/* ---- end: graph ---- */
+/* ---- end: code parameters ---- */
 
 static fvdb_status read_floats(reader *r, float *out, uint32_t n, fvdb_diag *diag) {
     for (uint32_t i = 0; i < n; i++) {
@@ -289,6 +289,106 @@ static fvdb_status read_floats(reader *r, float *out, uint32_t n, fvdb_diag *dia
     }
     return FVDB_OK;
 }
+
+static fvdb_status read_book(reader *r, codebook *book, uint32_t dim, fvdb_diag *diag) {
+    TRY(read_floats(r, book->lo, dim, diag));
+    TRY(read_floats(r, book->step, dim, diag));
+    for (uint32_t d = 0; d < dim; d++)
+        REQUIRE(book->step[d] == 0.0f || book->step[d] >= CODE_STEP_MIN, "a code step is negative or too small");
+    return FVDB_OK;
+}
+
+/* ---- end: lists ---- */
+
+static fvdb_status read_error(reader *r, double *out, fvdb_diag *diag) {
+    uint64_t bits = read_u64(r);
+    memcpy(out, &bits, sizeof bits);
+    REQUIRE(r->ok && isfinite(*out) && *out >= 0 && !signbit(*out), "an error of the lists is cut off or no length");
+    return FVDB_OK;
+}
+
+/* Codes have one form: dimensions that are not there are zero. */
+static bool codes_are_padded(const uint8_t *codes, const store *s, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++, codes += s->code_bytes) {
+        for (uint32_t d = s->dim; d < s->dim64; d++) {
+            uint8_t pair = codes[d / CODE_DIMS * CODE_BLOCK_BYTES + d % CODE_BLOCK_BYTES];
+            if (d % CODE_DIMS < CODE_BLOCK_BYTES ? pair & 15 : pair >> 4) return false;
+        }
+    }
+    return true;
+}
+
+static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    const store *s = &index->store;
+    ivf *lists = &index->lists;
+    ivf_centroids *c = &lists->centroids;
+    reader r = payload_of(l, FVDB_PART_LISTS_HEAD, 0);
+    const size_t size = LISTS_HEAD_BYTES + (size_t)s->dim * 2 * sizeof(float) + (size_t)l->lists * s->code_bytes;
+    REQUIRE(r.left == size && read_u32(&r) == l->lists, "the lists' head has another size");
+    if (ivf_centroids_alloc(c, s, l->lists) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    c->trained_rows = read_u32(&r);
+    index->graph.first = read_u32(&r);
+    REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN && read_u32(&r) == 0, "the lists were trained on too few rows");
+    lists->since_rows = read_u64(&r);
+    TRY(read_error(&r, &c->trained_error, diag));
+    TRY(read_error(&r, &lists->since_error, diag));
+    for (uint32_t k = 0; k < IVF_KS; k++) {
+        for (uint32_t i = 0; i < IVF_RECALLS; i++) {
+            c->probes[k][i] = read_u32(&r);
+            REQUIRE(c->probes[k][i] >= 1 && c->probes[k][i] <= l->lists, "a number of lists to look at is out of range");
+        }
+    }
+    TRY(read_book(&r, &c->book, s->dim, diag));
+    memcpy(c->codes.base, read_bytes(&r, c->codes.used), c->codes.used);
+    REQUIRE(codes_are_padded(c->codes.base, s, l->lists), "the code of a centroid has other dimensions");
+    ivf_centroids_derive(c, s);
+    return FVDB_OK;
+}
+
+/* `settled` rows come first, all of them historical; the graph has the others, unless they are few. */
+static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    uint32_t settled = index->graph.first;
+    REQUIRE(settled <= l->rows, "more rows are in front than there are");
+    uint32_t recent = l->rows - settled;
+    REQUIRE(l->graph_rows == (recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
+    for (uint32_t slot = 0; slot < settled; slot++)
+        if (!ivf_has(&index->lists, slot)) return BAD_ROW("a row is on neither side", slot);
+    return FVDB_OK;
+}
+
+static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, uint32_t *numbers, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    uint32_t width = format_link_width(l->lists + 1), n = 0;
+    reader r = payload_of(l, FVDB_PART_LISTS, 0);
+    REQUIRE(r.left == (size_t)width * l->rows, "the lists have another size");
+    const uint8_t *planes = read_bytes(&r, r.left);
+    for (uint32_t slot = 0; slot < l->rows; slot++) {
+        uint32_t number = 0;
+        for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->rows + slot] << (8 * b);
+        if (number > l->lists) return BAD_ROW("a row is on a list that is none", slot);
+        if (number == 0) continue;
+        slots[n] = slot;
+        numbers[n++] = number - 1;
+    }
+    return ivf_fill(&index->lists, slots, numbers, n, l->rows, store_live(&index->store), diag);
+}
+
+static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    if (l->numbers[FVDB_PART_LISTS].end) {
+        TRY(read_lists_head(index, diag));
+        uint32_t *slots = mem_alloc_array(2 * (size_t)l->rows, sizeof *slots);
+        if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        fvdb_status status = fill_lists(index, slots, slots + l->rows, diag);
+        mem_free(slots);
+        if (status != FVDB_OK) return status;
+    }
+    return check_sides(index, diag);
+}
+
+/* ---- end: graph ---- */
 
 static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
     hnsw *g = &index->graph;
@@ -302,10 +402,7 @@ static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
     REQUIRE(upper_n == g->upper_n, "the graph has another number of upper rows");
     REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
     if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    TRY(read_floats(&r, s->book.lo, s->dim, diag));
-    TRY(read_floats(&r, s->book.step, s->dim, diag));
-    for (uint32_t d = 0; d < s->dim; d++)
-        REQUIRE(s->book.step[d] == 0.0f || s->book.step[d] >= CODE_STEP_MIN, "a code step is negative or too small");
+    TRY(read_book(&r, &s->book, s->dim, diag));
     REQUIRE(r.ok && r.left == 0, "the graph's head has another size");
     codebook_derive(&s->book, s->dim64);
     s->book.trained_rows = trained_rows;
@@ -320,10 +417,11 @@ static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-/* In range, not to itself, none twice. */
-static fvdb_status check_links(const uint32_t *links, uint32_t n, uint32_t node, uint32_t nodes, fvdb_diag *diag) {
+/* Nodes from `first` to below `end`, not to itself, none twice. */
+static fvdb_status check_links(const uint32_t *links, uint32_t n, uint32_t node, uint32_t first, uint32_t end,
+                               fvdb_diag *diag) {
     for (uint32_t i = 0; i < n; i++) {
-        REQUIRE(links[i] < nodes && links[i] != node, "a link is out of range");
+        REQUIRE(links[i] >= first && links[i] < end && links[i] != node, "a link is out of range");
         for (uint32_t j = 0; j < i; j++) REQUIRE(links[j] != links[i], "a link stands twice");
     }
     return FVDB_OK;
@@ -337,10 +435,11 @@ static fvdb_status read_links0(fvdb_index *index, uint32_t number, reader *r, fv
     const uint8_t *counts = read_bytes(r, n);
     REQUIRE(counts, "the graph is cut off");
     for (uint32_t i = 0; i < n; i++) {
-        REQUIRE(counts[i] <= g->M0, "a row has too many links");
+        REQUIRE(counts[i] <= (first + i < g->first ? 0 : g->M0), "a row has too many links");
         for (uint32_t j = 0; j < counts[i]; j++) links[j] = (uint32_t)read_le(r, width);
         REQUIRE(r->ok, "the graph is cut off");
-        TRY(check_links(links, counts[i], first + i, l->rows, diag));
+        if (first + i < g->first) continue;
+        TRY(check_links(links, counts[i], first + i, g->first, l->rows, diag));
         hnsw_set_links0(g, first + i, links, counts[i]);
     }
     return FVDB_OK;
@@ -355,7 +454,7 @@ static fvdb_status read_upper(fvdb_index *index, uint32_t number, reader *r, fvd
     for (uint32_t i = 0; i < upper; i++) {
         uint32_t row = read_u32(r), level = read_u8(r);
         REQUIRE(r->ok, "the graph is cut off");
-        REQUIRE(row < n && (int64_t)row > last, "upper rows are out of order");
+        REQUIRE(row < n && (int64_t)row > last && first + row >= g->first, "upper rows are out of order");
         REQUIRE(level >= 1 && level <= HNSW_LEVEL_MAX, "a level is out of range");
         last = row;
         TRY(hnsw_append_upper(g, first + row, level, diag));
@@ -379,7 +478,7 @@ static fvdb_status check_upper(const hnsw *g, fvdb_diag *diag) {
     for (uint32_t u = 0; u < g->upper_n; u++) {
         for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++) {
             uint32_t n = hnsw_links(g, level, u, links);
-            TRY(check_links(links, n, u, g->upper_n, diag));
+            TRY(check_links(links, n, u, 0, g->upper_n, diag));
             for (uint32_t i = 0; i < n; i++)
                 REQUIRE(hnsw_upper_level(g, links[i]) >= level, "a link leads to a row below its level");
         }
@@ -390,16 +489,15 @@ static fvdb_status check_upper(const hnsw *g, fvdb_diag *diag) {
 static fvdb_status read_graph(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     hnsw *g = &index->graph;
-    if (l->graph_rows == 0) return FVDB_OK;
-    TRY(hnsw_reserve(g, l->rows, diag));
-    for (uint32_t number = 0; number < l->counts[FVDB_PART_GRAPH]; number++) {
+    if (l->graph_rows) TRY(hnsw_reserve(g, l->rows, diag));
+    for (uint32_t number = l->numbers[FVDB_PART_GRAPH].first; number < l->numbers[FVDB_PART_GRAPH].end; number++) {
         reader r = payload_of(l, FVDB_PART_GRAPH, number);
         TRY(read_links0(index, number, &r, diag));
         TRY(read_upper(index, number, &r, diag));
     }
     TRY(check_upper(g, diag));
-    TRY(read_graph_head(index, diag));
-    g->n = l->rows;
+    if (l->rows >= INDEX_GRAPH_ROWS_MIN) TRY(read_graph_head(index, diag));
+    g->n = l->graph_rows ? l->rows : g->first;
     return FVDB_OK;
 }
 
@@ -407,7 +505,7 @@ static fvdb_status read_graph(fvdb_index *index, fvdb_diag *diag) {
 
 static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
     for (uint32_t kind = 1; kind < PART_KINDS; kind++)
-        for (uint32_t i = 0; i < l->counts[kind]; i++)
+        for (uint32_t i = l->numbers[kind].first; i < l->numbers[kind].end; i++)
             if (!l->parts[kind][i].came) return FAIL_AT(diag, FVDB_ERR_FORMAT, "a part is missing", i, kind, 0);
     return FVDB_OK;
 }
@@ -420,6 +518,7 @@ static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, f
     index->store.n = index->loading->rows;
     TRY(check_planes(index, c, diag));
     if (control_cancelled(control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+    TRY(read_lists(index, diag));
     TRY(read_graph(index, diag));
     return store_finish_load(&index->store, c, diag);
 }

@@ -38,10 +38,15 @@ static uint32_t timestamps_width(const timestamps *t, span s, int64_t *low) {
     return width;
 }
 
+/* Of a row of the graph; one before it has none. */
+static uint32_t links_at(const hnsw *g, uint32_t slot, uint32_t *links) {
+    return slot < g->first ? 0 : hnsw_links(g, 0, slot, links);
+}
+
 static uint64_t graph_bytes(const hnsw *g, span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX];
     uint64_t total = 0, bytes = s.n + sizeof(uint32_t);
-    for (uint32_t i = 0; i < s.n; i++) total += hnsw_links(g, 0, s.first + i, links);
+    for (uint32_t i = 0; i < s.n; i++) total += links_at(g, s.first + i, links);
     for (uint32_t u = upper_from(g, s.first); u < g->upper_n && hnsw_upper_slot(g, u) < s.first + s.n; u++) {
         bytes += 5;
         for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++)
@@ -61,7 +66,11 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, span s) {
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
     case FVDB_PART_TOMBSTONES: return (s.n + 7u) / 8;
     case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
-    default: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
+    case FVDB_PART_GRAPH_HEAD: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
+    case FVDB_PART_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
+    default:
+        return LISTS_HEAD_BYTES + (uint64_t)st->dim * 2 * sizeof(float) +
+               (uint64_t)index->lists.centroids.nlist * st->code_bytes;
     }
 }
 
@@ -108,7 +117,7 @@ static void write_graph(writer *w, const hnsw *g, span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX], width = format_link_width(rows);
     uint8_t *counts = write_space(w, s.n);
     for (uint32_t i = 0; i < s.n; i++) {
-        uint32_t n = hnsw_links(g, 0, s.first + i, links);
+        uint32_t n = links_at(g, s.first + i, links);
         counts[i] = (uint8_t)n;
         for (uint32_t j = 0; j < n; j++) write_le(w, links[j], width);
     }
@@ -143,6 +152,38 @@ static void write_graph_head(writer *w, const fvdb_index *index) {
     write_floats(w, st->book.step, st->dim);
 }
 
+static void write_lists(writer *w, const fvdb_index *index) {
+    const ivf *lists = &index->lists;
+    uint32_t n = index->store.n, width = format_link_width(lists->centroids.nlist + 1);
+    uint8_t *planes = write_space(w, (size_t)n * width);
+    memset(planes, 0, (size_t)n * width);
+    for (uint32_t list = 0; list < lists->centroids.nlist; list++)
+        for (uint32_t i = 0; i < lists->lists[list].n; i++)
+            for (uint32_t b = 0; b < width; b++)
+                planes[(size_t)b * n + lists->lists[list].slots[i]] = (uint8_t)((list + 1) >> (8 * b));
+}
+
+static void write_double(writer *w, double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    write_le(w, bits, sizeof bits);
+}
+
+static void write_lists_head(writer *w, const fvdb_index *index) {
+    const ivf *lists = &index->lists;
+    const ivf_centroids *c = &lists->centroids;
+    const uint32_t fields[] = {c->nlist, c->trained_rows, index->graph.first, 0};
+    for (uint32_t i = 0; i < 4; i++) write_le(w, fields[i], sizeof(uint32_t));
+    write_le(w, lists->since_rows, 8);
+    write_double(w, c->trained_error);
+    write_double(w, lists->since_error);
+    for (uint32_t k = 0; k < IVF_KS; k++)
+        for (uint32_t i = 0; i < IVF_RECALLS; i++) write_le(w, c->probes[k][i], sizeof(uint32_t));
+    write_floats(w, c->book.lo, index->store.dim);
+    write_floats(w, c->book.step, index->store.dim);
+    write_bytes(w, c->codes.base, (size_t)c->nlist * index->store.code_bytes);
+}
+
 static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, span s) {
     const store *st = &index->store;
     switch (kind) {
@@ -152,26 +193,27 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, spa
     case FVDB_PART_TIMESTAMPS: write_timestamps(w, &st->times, s); return;
     case FVDB_PART_TOMBSTONES: write_tombstones(w, st); return;
     case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
-    default: write_graph_head(w, index); return;
+    case FVDB_PART_GRAPH_HEAD: write_graph_head(w, index); return;
+    case FVDB_PART_LISTS: write_lists(w, index); return;
+    default: write_lists_head(w, index); return;
     }
 }
 
 /* ---- entry points ---- */
 
-/* How many parts of a kind the index has now. */
-static uint32_t parts_of(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind) {
-    uint32_t rows = index->store.n;
-    if (rows == 0 || kind < FVDB_PART_VECTORS_HIGH || kind > FVDB_PART_GRAPH_HEAD) return 0;
-    if ((kind == FVDB_PART_GRAPH || kind == FVDB_PART_GRAPH_HEAD) && index->graph.n == 0) return 0;
-    return format_is_whole(kind) ? 1 : format_part_count(rows, rows_per_part);
+/* The parts of a kind that the index has now. */
+static part_numbers numbers_of(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind) {
+    if (kind < FVDB_PART_VECTORS_HIGH || kind >= PART_KINDS) return (part_numbers){0, 0};
+    uint32_t rows = index->store.n, settled = hnsw_rows(&index->graph) ? index->graph.first : rows;
+    return format_numbers(kind, rows, settled, index->lists.centroids.nlist, rows_per_part);
 }
 
 fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
                          uint32_t *out_count, fvdb_diag *diag) {
     uint32_t n = 0;
     for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
-        uint32_t parts = parts_of(index, rows_per_part, kind);
-        for (uint32_t number = 0; number < parts; number++, n++) {
+        const part_numbers numbers = numbers_of(index, rows_per_part, kind);
+        for (uint32_t number = numbers.first; number < numbers.end; number++, n++) {
             if (n >= capacity) continue;
             span s = part_span(index, rows_per_part, kind, number);
             out[n] = (fvdb_part){kind, number, PART_HEADER_BYTES + payload_bytes(index, kind, s)};
@@ -183,8 +225,9 @@ fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *o
 
 fvdb_status format_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
                               uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
-    if (number >= parts_of(index, rows_per_part, kind))
-        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "there is no such part", 0, parts_of(index, rows_per_part, kind), number);
+    const part_numbers numbers = numbers_of(index, rows_per_part, kind);
+    if (number < numbers.first || number >= numbers.end)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "there is no such part", 0, numbers.end, number);
     span s = part_span(index, rows_per_part, kind, number);
     uint64_t payload = payload_bytes(index, kind, s);
     *out_size = PART_HEADER_BYTES + payload;

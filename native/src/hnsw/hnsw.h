@@ -5,7 +5,8 @@
  * ends them.  Under memory="compact" cells are packed, two in link_bits / 4 bytes.
  * Rows on upper levels are numbered densely, in slot order, by an upper number u; links on levels >= 1 are upper
  * numbers, so a descent never looks a slot up.  Row u has level(u) blocks of M cells.
- * A "node" is a slot on level 0 and an upper number above. */
+ * A "node" is a slot on level 0 and an upper number above.
+ * Rows before `first` are in no graph, and take no memory here: other rows of the store, which a vacuum put in front. */
 #ifndef FVDB_HNSW_H
 #define FVDB_HNSW_H
 
@@ -16,12 +17,12 @@
 
 typedef struct hnsw {
     uint32_t M, M0, ef_construction;
-    uint32_t n;                  /* rows linked: slots 0 .. n-1 */
-    uint32_t entry;              /* upper number of the entry point; FVDB_NO_SLOT: no row is on an upper level, slot 0 is */
+    uint32_t first, n;           /* rows linked: slots first .. n-1; none where they are equal */
+    uint32_t entry;              /* upper number of the entry point; FVDB_NO_SLOT: no row is on an upper level, `first` is */
     uint32_t max_level;
     uint32_t link_bits;          /* 32, or 16 .. 32 in steps of 4 when packed */
     bool packed;
-    region links0;               /* n x row_bytes0 */
+    region links0;               /* (n - first) x row_bytes0 */
     uint32_t upper_n;
     region upper_slot;           /* upper_n uint32, ascending */
     region upper_level;          /* upper_n uint8, 1 .. HNSW_LEVEL_MAX */
@@ -34,6 +35,7 @@ typedef struct hnsw {
 
 void hnsw_init(hnsw *g, const fvdb_config *config);
 void hnsw_free(hnsw *g);
+static inline uint32_t hnsw_rows(const hnsw *g) { return g->n - g->first; }
 /* Room for links of rows up to n; new rows have none.  Widens packed links when slots need more bits. */
 fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag);
 /* Level of a row, drawn from its slot: geometric with ratio 1/M, as the paper's floor(-ln(u) / ln(M)). */
@@ -65,7 +67,7 @@ void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out);
 static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t node, uint32_t *room, uint32_t *n) {
     *n = level ? g->M : g->M0;
     if (level) return hnsw_upper_links(g, node, level);
-    if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)node * g->M0;
+    if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)(node - g->first) * g->M0;
     hnsw_unpack0(g, node, room);
     return room;
 }
@@ -73,7 +75,7 @@ static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t
 static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
     if (level) return;           /* small enough to be near */
     size_t bytes = (size_t)g->M0 * g->link_bits / 8;
-    fetch_bytes(g->links0.base + node * bytes, bytes);
+    fetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
 }
 /* Links of a node into out (M0 entries of room); returns how many. */
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);
@@ -104,6 +106,8 @@ typedef struct walk {
     uint32_t pool_size, pool_n;
     hit *hits;                   /* room for what one query returns */
     uint32_t hits_size;
+    void *room;                  /* for what is done beside the walk */
+    size_t room_size;
     size_t bytes;                /* all memory of this walk */
 } walk;
 
@@ -113,6 +117,8 @@ void walk_free(walk *w);
 fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size);
 /* Room for the hits of a query. */
 fvdb_status walk_reserve_hits(walk *w, uint32_t hits);
+/* w->room of so many bytes. */
+fvdb_status walk_reserve_room(walk *w, size_t bytes);
 
 /* Starts a new set of marked nodes; walk_mark is false for a node marked already. */
 void walk_begin_marks(walk *w);
@@ -122,11 +128,14 @@ bool walk_mark(walk *w, uint32_t node);
 typedef struct row_filter {
     const uint64_t *live, *allow;        /* either may be NULL */
     uint64_t allow_words;
+    const uint64_t *moved;               /* rows that are elsewhere now; may be NULL */
+    uint64_t moved_words;
     uint32_t pool_most;                  /* candidates of a walk, those that only guide it included */
 } row_filter;
 static inline bool row_allowed(const row_filter *f, uint32_t slot) {
     return (!f->live || bit_get(f->live, slot)) &&
-           (!f->allow || (slot / 64 < f->allow_words && bit_get(f->allow, slot)));
+           (!f->allow || (slot / 64 < f->allow_words && bit_get(f->allow, slot))) &&
+           !(f->moved && slot / 64 < f->moved_words && bit_get(f->moved, slot));
 }
 
 /* Nearest node to w->query on the levels above `level`: the greedy descent of Alg. 5.  An upper number, or a slot when

@@ -23,7 +23,7 @@ void hnsw_free(hnsw *g) {
     region_free(&g->upper_level);
     region_free(&g->upper_start);
     region_free(&g->upper_links);
-    g->n = g->upper_n = g->upper_blocks = g->max_level = 0;
+    g->first = g->n = g->upper_n = g->upper_blocks = g->max_level = 0;
     g->entry = FVDB_NO_SLOT;
 }
 
@@ -44,7 +44,7 @@ uint32_t hnsw_link_bits(uint32_t n) {
 size_t hnsw_row_bytes0(uint32_t M0, uint32_t link_bits) { return (size_t)M0 * link_bits / 8; }
 
 static uint8_t *row0(const hnsw *g, uint32_t slot) {
-    return g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, g->link_bits);
+    return g->links0.base + (size_t)(slot - g->first) * hnsw_row_bytes0(g->M0, g->link_bits);
 }
 
 /* Bits of a pair of cells; the two loads meet or overlap, and none reaches past the pair. */
@@ -80,22 +80,23 @@ static void pack(uint8_t *row, uint32_t bits, uint32_t M0, const uint32_t *links
 /* Last row first: a wider row starts at or after the narrow one, so no row is overwritten before it was read. */
 static void widen(hnsw *g, uint32_t rows, uint32_t bits) {
     uint32_t links[HNSW_M0_MAX];
-    for (uint32_t slot = rows; slot-- > 0;) {
-        unpack(row0(g, slot), g->link_bits, g->M0, links);
+    for (uint32_t row = rows; row-- > 0;) {
+        unpack(row0(g, g->first + row), g->link_bits, g->M0, links);
         uint32_t n = count_links(links, g->M0);
-        pack(g->links0.base + (size_t)slot * hnsw_row_bytes0(g->M0, bits), bits, g->M0, links, n);
+        pack(g->links0.base + (size_t)row * hnsw_row_bytes0(g->M0, bits), bits, g->M0, links, n);
     }
     g->link_bits = bits;
 }
 
 fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag) {
-    uint32_t bits = g->packed ? max_u32(g->link_bits, hnsw_link_bits(n)) : 32;
+    uint32_t bits = g->packed ? max_u32(g->link_bits, hnsw_link_bits(n)) : 32, rows = n - g->first;
     size_t old_rows = g->links0.used / hnsw_row_bytes0(g->M0, g->link_bits);
-    if (n <= old_rows && bits == g->link_bits) return FVDB_OK;
-    if (!region_resize(&g->links0, max_u32(n, (uint32_t)old_rows) * hnsw_row_bytes0(g->M0, bits)))
+    if (rows <= old_rows && bits == g->link_bits) return FVDB_OK;
+    if (!region_resize(&g->links0, max_u32(rows, (uint32_t)old_rows) * hnsw_row_bytes0(g->M0, bits)))
         return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     if (bits != g->link_bits) widen(g, (uint32_t)old_rows, bits);
-    if (n > old_rows) memset(row0(g, (uint32_t)old_rows), 0xff, (n - old_rows) * hnsw_row_bytes0(g->M0, bits));
+    if (rows > old_rows)
+        memset(row0(g, g->first + (uint32_t)old_rows), 0xff, (rows - old_rows) * hnsw_row_bytes0(g->M0, bits));
     return FVDB_OK;
 }
 
@@ -154,7 +155,7 @@ void hnsw_truncate(hnsw *g, uint32_t n, uint32_t upper_n) {
     g->n = n;
     g->upper_n = upper_n;
     /* Shrinking a region cannot fail. */
-    region_resize(&g->links0, n * hnsw_row_bytes0(g->M0, g->link_bits));
+    region_resize(&g->links0, (n - g->first) * hnsw_row_bytes0(g->M0, g->link_bits));
     region_resize(&g->upper_slot, (size_t)upper_n * sizeof(uint32_t));
     region_resize(&g->upper_level, upper_n);
     region_resize(&g->upper_start, (size_t)upper_n * sizeof(uint32_t));

@@ -195,7 +195,7 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
     scorer_set_vector(&w->query, x);
     for (uint32_t level = top + 1; level-- > 0;) {
         w->pool_n = 0;
-        if (b->first > 0 && level <= g->max_level) {
+        if (b->first > g->first && level <= g->max_level) {
             if (entry == FVDB_NO_SLOT) entry = hnsw_descend(w, level);
             else if (level == 0) entry = hnsw_upper_slot(g, entry);
             hnsw_walk_level(w, level, entry, g->ef_construction, NULL);
@@ -420,7 +420,8 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag) {
     /* As many as their edges can be counted. */
-    uint32_t rows = min_u32(min_u32(max_u32(REFINE_BATCH_MIN, g->n / REFINE_BATCHES_MAX), g->n), UINT32_MAX / g->M0);
+    const uint32_t linked = hnsw_rows(g);
+    uint32_t rows = min_u32(min_u32(max_u32(REFINE_BATCH_MIN, linked / REFINE_BATCHES_MAX), linked), UINT32_MAX / g->M0);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
                   .stretch = stretch};
@@ -428,12 +429,12 @@ fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_und
                 reserve_edges(&r.b, (size_t)rows * g->M0);
     fvdb_status status = room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
                               : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    for (uint32_t first = 0; first < g->n && status == FVDB_OK; first = r.b.end) {
+    for (uint32_t first = g->first; first < g->n && status == FVDB_OK; first = r.b.end) {
         r.b.first = first;
         r.b.end = first + min_u32(rows, g->n - first);
         status = refine_batch(&r, c, undo, diag);
     }
-    if (status == FVDB_OK) stretch_report(stretch, g->n);
+    if (status == FVDB_OK) stretch_report(stretch, linked);
     region_free(&r.links);
     free_edges(&r.b);
     return status;

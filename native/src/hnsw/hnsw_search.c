@@ -32,10 +32,12 @@ void walk_free(walk *w) {
     mem_free(w->visited);
     mem_free(w->pool);
     mem_free(w->hits);
+    mem_free(w->room);
 }
 
 static void count_bytes(walk *w) {
-    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits;
+    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits +
+               w->room_size;
 }
 
 fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
@@ -64,6 +66,16 @@ fvdb_status walk_reserve_hits(walk *w, uint32_t hits) {
     if (!room) return FVDB_ERR_MEMORY;
     w->hits = room;
     w->hits_size = hits;
+    count_bytes(w);
+    return FVDB_OK;
+}
+
+fvdb_status walk_reserve_room(walk *w, size_t bytes) {
+    if (bytes <= w->room_size) return FVDB_OK;
+    void *room = mem_realloc(w->room, bytes);
+    if (!room) return FVDB_ERR_MEMORY;
+    w->room = room;
+    w->room_size = bytes;
     count_bytes(w);
     return FVDB_OK;
 }
@@ -128,7 +140,7 @@ static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, ui
 
 uint32_t hnsw_descend(walk *w, uint32_t level) {
     const hnsw *g = w->g;
-    if (g->entry == FVDB_NO_SLOT) return 0;
+    if (g->entry == FVDB_NO_SLOT) return g->first;
     uint32_t node = g->entry;
     float nearest, distances[HNSW_M0_MAX];
     score_nodes(w, 1, &node, 1, &nearest);

@@ -21,6 +21,7 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
     index->idle = idle;
     store_init(&index->store, kernels, config);
     hnsw_init(&index->graph, config);
+    ivf_init(&index->lists);
     *out = index;
     return FVDB_OK;
 }
@@ -36,6 +37,7 @@ void index_free(fvdb_index *index) {
     for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
     mem_free(index->idle);
     hnsw_free(&index->graph);
+    ivf_free(&index->lists);
     store_free(&index->store);
     mutex_destroy(&index->walks_lock);
     rwlock_free(index->lock);
@@ -95,9 +97,18 @@ void workers_stop(fvdb_index *index, workers *w) {
 
 /* ---- statistics ---- */
 
+uint32_t index_moved(const fvdb_index *index) { return index->lists.n - index->graph.first; }
+
 void index_stats(fvdb_index *index, fvdb_stats *out) {
     const store *s = &index->store;
-    *out = (fvdb_stats){.rows = s->n, .live = s->live_count, .graph_rows = index->graph.n};
+    const ivf *lists = &index->lists;
+    *out = (fvdb_stats){.rows = s->n, .live = s->live_count, .graph_rows = hnsw_rows(&index->graph)};
+    out->historical = lists->live;
+    out->historical_deleted = lists->n - lists->live;
+    out->moved = index_moved(index);
+    out->lists = lists->centroids.nlist;
+    out->training_due = ivf_training_is_due(lists);
+    out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
     out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
                        (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0);
@@ -107,31 +118,42 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     mutex_lock(&index->walks_lock);
     out->bytes_scratch = sizeof *index + region_resident(&s->live) + index->idle_bytes;
     mutex_unlock(&index->walks_lock);
-    out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_ids +
+    out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_lists + out->bytes_ids +
                        out->bytes_timestamps + out->bytes_scratch;
     out->id_bytes = s->ids.n ? ((const uint32_t *)s->ids.offsets.base)[s->ids.n] : 0;
 }
 
-/* Mirrors the sizes that store_reserve and hnsw_reserve ask for. */
-uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t id_bytes) {
+/* Mirrors the sizes that store_reserve, hnsw_reserve and ivf_fill ask for. */
+uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
+                        uint64_t id_bytes) {
     uint64_t dim16 = round_up(config->dim, PLANE_LANES), code = round_up(config->dim, CODE_DIMS) / 2;
-    uint64_t M = config->M, row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
+    uint64_t M = config->M, row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1, link;
     uint32_t most = rows < FVDB_ROWS_MAX ? (uint32_t)rows : FVDB_ROWS_MAX;
     if (config->memory == FVDB_MEMORY_DEFAULT) {
-        row += code + 2 * M * sizeof(uint32_t) + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
+        row += code + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
+        link = 2 * M * sizeof(uint32_t);
     } else {
-        row += hnsw_row_bytes0((uint32_t)(2 * M), hnsw_link_bits(most)) +
-               (config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0);
+        row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
+        link = hnsw_row_bytes0((uint32_t)(2 * M), hnsw_link_bits(most));
     }
-    uint64_t upper_rows = rows / M + 1, table = 64;
+    uint64_t upper_rows = graph_rows / M + 1, table = 64;
     while (table * 7 / 8 < rows) table *= 2;
-    uint64_t upper = upper_rows * (sizeof(uint32_t) * 2 + 1) + (upper_rows + upper_rows / (M - 1) + 1) * M * sizeof(uint32_t);
+    uint64_t upper = upper_rows * (sizeof(uint32_t) * 2 + 1) +
+                     (upper_rows + upper_rows / (M - 1) + 1) * M * sizeof(uint32_t);
+    uint32_t listed = historical < FVDB_ROWS_MAX ? (uint32_t)historical : FVDB_ROWS_MAX;
+    uint64_t lists = historical ? ivf_nlist(listed) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
-    return rows * row + upper + rows * sizeof(uint32_t) + id_bytes + table * sizeof(uint32_t) +
+    return rows * row + graph_rows * link + upper + lists + historical * sizeof(uint32_t) + rows * sizeof(uint32_t) +
+           id_bytes + table * sizeof(uint32_t) +
            (uint64_t)(config->threads < IDLE_WALKS_MAX ? config->threads : IDLE_WALKS_MAX) * (rows * 9 / 8);
 }
 
 /* ---- delete ---- */
+
+void index_bury(fvdb_index *index, uint32_t slot) {
+    index->lists.live -= ivf_has(&index->lists, slot);
+    store_make_tombstone(&index->store, slot);
+}
 
 fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                          bool missing_ok, uint32_t *out_slots, fvdb_diag *diag) {
@@ -143,7 +165,7 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
     }
     for (uint32_t i = 0; i < n; i++) {
         if (out_slots[i] == FVDB_NO_SLOT) continue;
-        if (bit_get(store_live(s), out_slots[i])) store_make_tombstone(s, out_slots[i]);
+        if (bit_get(store_live(s), out_slots[i])) index_bury(index, out_slots[i]);
         else out_slots[i] = FVDB_NO_SLOT;        /* the same id stood earlier in this call */
     }
     return FVDB_OK;

@@ -1,10 +1,15 @@
-/* Contract of index/: one index = store + graph + lock.  It routes searches, makes changes atomic and owns memory.
+/* Contract of index/: one index = store + graph + lists + lock.  It routes searches, makes changes atomic and owns memory.
+ *
+ * A row is on one side: `recent`, in the graph or scanned while they are few, or `historical`, on a list.  A row that moved
+ * to a list stays in the graph until the next vacuum, where it guides walks as a tombstone does.
+ * Rows before graph.first were put there by a vacuum: they are all historical, list by list.
  *
  * Functions here expect arguments checked and the lock taken by api.c: [reader] or [writer] as the public header says. */
 #ifndef FVDB_INDEX_H
 #define FVDB_INDEX_H
 
 #include "../hnsw/hnsw.h"
+#include "../ivf/ivf.h"
 #include "../store/store.h"
 
 struct loading;
@@ -13,7 +18,9 @@ struct fvdb_index {
     fvdb_config config;
     rwlock *lock;
     store store;
-    hnsw graph;                  /* n = 0: searches scan flat; otherwise all rows are linked */
+    hnsw graph;                  /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
+    ivf lists;
+    uint64_t arrangement;        /* changes whenever a row gets another slot or list */
     mutex walks_lock;
     walk **idle;                 /* search memory not in use, at most n_idle of them kept */
     uint32_t n_idle;
@@ -30,12 +37,17 @@ struct fvdb_index {
 fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
 void index_free(fvdb_index *index);
 void index_stats(fvdb_index *index, fvdb_stats *out);
-uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t id_bytes);
+uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
+                        uint64_t id_bytes);
 fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                          bool missing_ok, uint32_t *out_slots, fvdb_diag *diag);
 /* Search memory for one thread: from the idle ones, or new. */
 walk *index_take_walk(fvdb_index *index);
 void index_give_walk(fvdb_index *index, walk *w);
+/* Makes a live row a tombstone, on its side. */
+void index_bury(fvdb_index *index, uint32_t slot);
+/* Rows of lists that the graph still has. */
+uint32_t index_moved(const fvdb_index *index);
 /* A crew and walks for its members, `each` of them: member m has those from m x each on.  Threads are no more than
  * config.threads and `most`. */
 typedef struct workers {
@@ -48,10 +60,11 @@ void workers_stop(fvdb_index *index, workers *w);
 
 /* ---- index_add.c, index_search.c, index_vacuum.c ---- */
 
-/* rows_before: rows in the graph before the change that this call is the end of; INDEX_MORE_FOLLOWS: it is not the end. */
-#define INDEX_MORE_FOLLOWS UINT32_MAX
-fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t rows_before,
-                      uint32_t *out_slots, uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
+/* Fewer recent rows are scanned, without a graph. */
+#define INDEX_GRAPH_ROWS_MIN CODES_FIRST_ROWS
+
+fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
+                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
 
 typedef struct search_outputs {
     uint32_t *slots;
@@ -64,6 +77,31 @@ typedef struct search_outputs {
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries,
                          const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
                          const search_outputs *out, fvdb_control *control, fvdb_diag *diag);
+/* Slots in the order of a vacuum into `order`, which has room for all rows: historical ones, whose number it returns, recent
+ * ones, tombstones. */
+uint32_t index_order(const fvdb_index *index, uint32_t *order);
 fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *control, fvdb_diag *diag);
+
+/* ---- index_migrate.c: what takes long is done under the reader lock, what changes rows takes a moment ---- */
+
+/* Lists to be.  [reader] makes one; [writer] installs it, and is false where rows got other slots or lists in between. */
+typedef struct training {
+    ivf lists;
+    uint64_t arrangement;
+} training;
+fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag);
+bool index_install_lists(fvdb_index *index, training *t);
+
+/* Rows to be moved, and their lists. */
+typedef struct migration {
+    uint32_t *slots, *lists;
+    float *errors;
+    uint32_t n, next;
+    uint64_t arrangement;
+} migration;
+fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out, fvdb_diag *diag);
+/* *stale: rows got other slots or lists in between, and nothing was done. */
+fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_moved, bool *stale, fvdb_diag *diag);
+void migration_free(migration *m);
 
 #endif

@@ -107,17 +107,16 @@ typedef struct add_undo {
 /* Codes are trained as soon as the store holds the rows for it, and rows are linked in between: what an index becomes
  * depends on its rows and their order alone, not on where one call ended and the next began.  But for the second pass: it
  * follows a change that at least doubles the rows, so that it never costs more than the change. */
-static fvdb_status link_rows(fvdb_index *index, uint32_t rows_before, workers *w, add_undo *undo, fvdb_control *control,
-                             fvdb_diag *diag) {
+static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     hnsw *g = &index->graph;
-    uint32_t start = g->n, total = s->n - start;
-    bool refines = s->n / 2 >= rows_before && s->n >= CODES_FIRST_ROWS;
+    const uint32_t start = g->n, total = s->n - start, recent = s->n - g->first;
+    bool refines = recent / 2 >= hnsw_rows(g) && recent >= INDEX_GRAPH_ROWS_MIN;
     int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {
         uint64_t due = codes_next_training(s->book.trained_rows);
         uint32_t end = s->n < due ? s->n : (uint32_t)due;
-        if (s->book.trained_rows && g->n < end) {
+        if (s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
             stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total, end - g->n};
             TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
         }
@@ -131,7 +130,7 @@ static fvdb_status link_rows(fvdb_index *index, uint32_t rows_before, workers *w
         TRY(store_reserve(s, s->n, 0, diag));
         codes_encode(s, 0, s->n, w->crew);
     }
-    stretch refining = {control, linked, total, total, g->n};
+    stretch refining = {control, linked, total, total, hnsw_rows(g)};
     return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
@@ -148,20 +147,20 @@ static void take_back(fvdb_index *index, add_undo *undo, crew *c) {
 
 /* ---- 4. commit: cannot fail ---- */
 
-static void commit(store *s, uint32_t first, const plan *p, uint32_t n, uint32_t *out_slots) {
+static void commit(fvdb_index *index, uint32_t first, const plan *p, uint32_t n, uint32_t *out_slots) {
     for (uint32_t i = 0; i < n; i++) out_slots[i] = FVDB_NO_SLOT;
     for (uint32_t i = 0; i < p->n; i++) {
         uint32_t row = p->picked[i];
         out_slots[row] = first + i;
-        if (p->replaced[row] != FVDB_NO_SLOT) store_make_tombstone(s, p->replaced[row]);
-        store_make_live(s, first + i);
+        if (p->replaced[row] != FVDB_NO_SLOT) index_bury(index, p->replaced[row]);
+        store_make_live(&index->store, first + i);
     }
     /* A row left out replaced nothing. */
     for (uint32_t i = 0; i < n; i++)
         if (out_slots[i] == FVDB_NO_SLOT) p->replaced[i] = FVDB_NO_SLOT;
 }
 
-static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, uint32_t rows_before, workers *w,
+static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
                                    fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
@@ -170,7 +169,7 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     fvdb_status status = store_append(s, rows, p->picked, p->n, w->crew, diag);
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->crew);
-        status = link_rows(index, rows_before, w, &undo, control, diag);
+        status = link_rows(index, w, &undo, control, diag);
         if (status != FVDB_OK) take_back(index, &undo, w->crew);
         else if (undo.retrained) codebook_free(&undo.book);
     }
@@ -178,8 +177,8 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     return status;
 }
 
-fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t rows_before,
-                      uint32_t *out_slots, uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
+fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
+                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     plan p = {.picked = mem_alloc_array(rows->n, sizeof(uint32_t)), .replaced = out_replaced};
     if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
@@ -192,9 +191,9 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
         if (status == FVDB_OK) status = check_duplicates(rows, diag);
         if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, &p, diag);
         if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
-        if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, rows_before, &w, control, diag);
+        if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, &w, control, diag);
         if (status == FVDB_OK) {
-            commit(s, first, &p, rows->n, out_slots);
+            commit(index, first, &p, rows->n, out_slots);
             control_progress(control, rows->n, rows->n);
         }
         workers_stop(index, &w);

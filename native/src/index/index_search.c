@@ -1,8 +1,11 @@
-/* Routing a search: an exact scan, or a walk on codes with the best candidates scored exactly.
+/* Routing a search: an exact scan, or a walk of the graph and a look at some lists, both on codes, with the best candidates
+ * of the two scored exactly.
  *
  * A scan is exact and, for few rows, faster.  Rows that may not be returned make a walk longer: with a share p of rows
  * allowed it looks at about 1/p times as many, so below some share the scan of just the allowed rows wins again.  A
- * walk that still finds fewer than it should is followed by a scan: a search never returns fewer rows than there are. */
+ * walk that still finds fewer than it should is followed by a scan: a search never returns fewer rows than there are.
+ * Lists are looked at in greater number for the same reason; recent rows that are too few to walk for are scanned by code.
+ * Each way costs about as much as the next where one takes over from the other: no number of rows makes a search slow. */
 #include "index.h"
 
 #include <math.h>
@@ -19,6 +22,8 @@
  * 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
 #define RESIDUAL_SPREADS 4.0
 #define RESIDUALS_MIN 8u
+/* Recall, in 1/1000, of the number of lists that is the default: what a walk of EF_DEFAULT_MIN candidates has. */
+#define LISTS_RECALL_DEFAULT 990u
 
 typedef struct search_job {
     fvdb_index *index;
@@ -26,11 +31,14 @@ typedef struct search_job {
     uint32_t n_queries;
     const fvdb_search_params *params;
     row_filter filter;
-    bool filtered;               /* some rows may not be returned */
+    bool filtered;               /* a walk meets rows that may not be returned */
     uint32_t allowed;            /* rows that may */
+    uint32_t historical, recent; /* of them, on each side */
     uint32_t k;                  /* min(k, allowed) */
     uint32_t ef;
+    uint32_t nprobe;             /* lists to look at */
     bool flat;
+    bool by_walk;                /* recent rows are found by a walk, not by a scan of their codes */
     uint32_t together;           /* queries that a worker takes at a time, each in a walk of its own */
     const search_outputs *out;
     walk **walks;
@@ -38,34 +46,77 @@ typedef struct search_job {
     bool cancelled;
 } search_job;
 
-static uint32_t count_allowed(const store *s, const uint64_t *allow, uint64_t allow_words) {
-    if (!allow) return s->live_count;
-    const uint64_t *live = store_live(s);
-    uint64_t words = (s->n + 63u) / 64, n = 0;
-    for (uint64_t w = 0; w < words && w < allow_words; w++) n += (uint64_t)__builtin_popcountll(live[w] & allow[w]);
+static uint32_t count_rows(const uint64_t *a, const uint64_t *b, const uint64_t *c, uint64_t words) {
+    uint64_t n = 0;
+    for (uint64_t w = 0; w < words; w++) n += (uint64_t)__builtin_popcountll(a[w] & b[w] & (c ? c[w] : UINT64_MAX));
     return (uint32_t)n;
+}
+
+static void count_allowed(search_job *job) {
+    const store *s = &job->index->store;
+    const ivf *lists = &job->index->lists;
+    const uint64_t *allow = job->filter.allow;
+    uint64_t words = (s->n + 63u) / 64;
+    if (job->filter.allow_words < words) words = job->filter.allow_words;
+    job->allowed = allow ? count_rows(store_live(s), allow, NULL, words) : s->live_count;
+    if (lists->live) {
+        if (ivf_words(lists) < words) words = ivf_words(lists);
+        job->historical = allow ? count_rows(store_live(s), allow, ivf_rows(lists), words) : lists->live;
+    }
+    job->recent = job->allowed - job->historical;
 }
 
 static uint32_t rescored(uint32_t k) { return k + max_u32(k, RESCORE_EXTRA_MIN); }
 
 /* ---- plan ---- */
 
-static bool scans(const search_job *job) {
-    const fvdb_index *index = job->index;
-    if (job->params->exact || index->graph.n == 0 || job->k == 0) return true;
-    uint64_t walk_rows = (uint64_t)job->ef * WALK_ROWS_PER_EF * index->store.n / job->allowed;
-    return job->allowed < walk_rows * (store_has_codes(&index->store) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT);
+/* Rows that are scanned while a walk scores one. */
+static uint32_t scanned_per_walked(const store *s) {
+    return store_has_codes(s) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
+}
+
+/* What a walk for the recent rows costs, in scanned rows; as it is for no rows or no graph, more than a scan. */
+static uint64_t cost_of_walk(const search_job *job) {
+    const hnsw *g = &job->index->graph;
+    if (job->recent == 0 || hnsw_rows(g) == 0) return UINT64_MAX;
+    return (uint64_t)job->ef * WALK_ROWS_PER_EF * hnsw_rows(g) / job->recent * scanned_per_walked(&job->index->store);
+}
+
+/* Lists to look at.  With a share p of their rows allowed the nearest ones are on 1 / p times as many. */
+static uint32_t lists_to_probe(const search_job *job) {
+    const ivf *lists = &job->index->lists;
+    const ivf_centroids *c = &lists->centroids;
+    if (job->historical == 0) return 0;
+    uint32_t asked = job->params->nprobe;
+    if (asked) return min_u32(asked, c->nlist);
+    uint64_t nprobe = (uint64_t)ivf_probes(c, job->k, LISTS_RECALL_DEFAULT) * lists->live / job->historical;
+    return nprobe < c->nlist ? (uint32_t)nprobe : c->nlist;
+}
+
+/* Rows and centroids that the lists cost. */
+static uint64_t cost_of_lists(const search_job *job) {
+    const ivf *lists = &job->index->lists;
+    if (job->nprobe == 0) return 0;
+    return lists->centroids.nlist + (uint64_t)job->nprobe * job->historical / lists->centroids.nlist;
+}
+
+static void plan_sides(search_job *job) {
+    uint64_t walk = cost_of_walk(job);
+    job->nprobe = lists_to_probe(job);
+    job->by_walk = walk <= job->recent;
+    uint64_t recent = job->by_walk ? walk : job->recent;
+    job->flat = job->params->exact || job->k == 0 || (!job->by_walk && !job->nprobe) ||
+                job->allowed < recent + cost_of_lists(job);
 }
 
 static void plan_search(search_job *job) {
     const store *s = &job->index->store;
-    job->allowed = count_allowed(s, job->filter.allow, job->filter.allow_words);
-    job->filtered = job->allowed < s->n;
+    count_allowed(job);
     job->k = min_u32(job->params->k, job->allowed);
     uint32_t ef = job->params->ef_search;
     if (ef == FVDB_EF_DEFAULT) ef = max_u32(EF_DEFAULT_MIN, job->k + job->k / 2);
     job->ef = min_u32(max_u32(ef, job->k), s->n);
-    job->flat = scans(job);
+    plan_sides(job);
     job->together = 1;
     if (job->flat) {
         uint32_t per_thread = job->n_queries / job->index->config.threads;
@@ -73,8 +124,14 @@ static void plan_search(search_job *job) {
         return;
     }
     /* Rows that only guide take room in the pool too; twice their share is ample, and past it a scan takes over. */
-    uint64_t pool = job->filtered ? 2 * ((uint64_t)job->ef * s->n / job->allowed) + 64 : job->ef;
-    job->filter.pool_most = (uint32_t)(pool < s->n ? pool : s->n);
+    const uint32_t linked = hnsw_rows(&job->index->graph);
+    job->filtered = job->recent < linked;
+    uint64_t pool = job->by_walk && job->filtered ? 2 * ((uint64_t)job->ef * linked / job->recent) + 64 : job->ef;
+    job->filter.pool_most = (uint32_t)(pool < linked ? pool : linked);
+    if (index_moved(job->index)) {
+        job->filter.moved = ivf_rows(&job->index->lists);
+        job->filter.moved_words = ivf_words(&job->index->lists);
+    }
 }
 
 /* ---- one query ---- */
@@ -107,13 +164,11 @@ static void keep_allowed(const search_job *job, walk *w) {
     w->pool_n = kept;
 }
 
-/* Walks, then scores the nearest candidates exactly, until those left are surely farther than the k best; returns how
- * many were found. */
-static uint32_t graph_search(const search_job *job, walk *w) {
+/* Scores the nearest candidates of the pool exactly, until those left are surely farther than the k best; returns how many
+ * were found. */
+static uint32_t rescore(const search_job *job, walk *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, job->filtered ? &job->filter : NULL);
-    if (job->filtered) keep_allowed(job, w);
     uint32_t most = min_u32(w->pool_n, rescored(k)), fetched = 0;
     for (uint32_t i = 0; i < most; i++) {
         for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) {
@@ -121,7 +176,8 @@ static uint32_t graph_search(const search_job *job, walk *w) {
             id_map_fetch_offset(&w->s->ids, w->pool[fetched].node);
         }
         candidate c = w->pool[i];
-        if (i >= max_u32(k, RESIDUALS_MIN) && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
+        bool enough = i >= max_u32(k, RESIDUALS_MIN);
+        if (enough && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
         hit h = {scorer_exact(&w->query, c.node), c.node};
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);
@@ -129,6 +185,50 @@ static uint32_t graph_search(const search_job *job, walk *w) {
     for (uint32_t i = 0; i < found; i++) id_map_fetch(&w->s->ids, w->hits[i].slot);
     hits_sort(w->s, w->hits, found);
     return found;
+}
+
+static void walk_graph(const search_job *job, walk *w) {
+    hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, job->filtered ? &job->filter : NULL);
+    if (job->filtered) keep_allowed(job, w);
+}
+
+/* Scores the recent rows by code. */
+static void scan_recent(const search_job *job, nearest *near) {
+    const store *s = &job->index->store;
+    const ivf *lists = &job->index->lists;
+    uint32_t slots[64], first = job->index->graph.first;
+    for (uint64_t w = first / 64; w < (s->n + 63u) / 64; w++) {
+        uint64_t bits = store_live(s)[w];
+        uint32_t n = 0;
+        if (w < ivf_words(lists)) bits &= ~ivf_rows(lists)[w];
+        for (; bits; bits &= bits - 1) slots[n++] = (uint32_t)(w * 64) + (uint32_t)__builtin_ctzll(bits);
+        nearest_scan(near, slots, n);
+    }
+}
+
+/* Room for the keys of nearest rows, then for those of lists. */
+static size_t scan_room(const search_job *job) {
+    return ((size_t)nearest_room(rescored(job->k)) + job->index->lists.centroids.nlist) * sizeof(uint64_t);
+}
+
+/* Adds the nearest of the rows that are scanned by code to the pool. */
+static void scan_sides(const search_job *job, walk *w) {
+    const fvdb_index *index = job->index;
+    nearest near = {.query = &w->query, .live = job->filter.live, .allow = job->filter.allow,
+                    .allow_words = job->filter.allow_words, .keys = w->room, .most = rescored(job->k), .cut = INFINITY};
+    if (job->nprobe) ivf_scan(&index->lists, &near, job->nprobe, near.keys + nearest_room(near.most));
+    if (!job->by_walk && job->recent) scan_recent(job, &near);
+    nearest_finish(&near);
+    w->pool_n = min_u32(w->pool_n, near.most);
+    for (uint32_t i = 0; i < near.n; i++)
+        walk_offer(w, near_distance(near.keys[i]), (uint32_t)near.keys[i], near.most);
+}
+
+static uint32_t search_sides(const search_job *job, walk *w) {
+    w->pool_n = 0;
+    if (job->by_walk) walk_graph(job, w);
+    if (job->nprobe || !job->by_walk) scan_sides(job, w);
+    return rescore(job, w);
 }
 
 static void scan_queries(const search_job *job, walk *const *walks, uint32_t n, uint32_t *found) {
@@ -149,16 +249,22 @@ static void write_answer(const search_job *job, uint32_t query, const hit *hits,
     job->out->plans[query] = plan;
 }
 
+static uint32_t plan_of(const search_job *job) {
+    if (job->flat) return FVDB_PLAN_FLAT;
+    if (!job->nprobe) return FVDB_PLAN_GRAPH;
+    return job->by_walk ? FVDB_PLAN_HYBRID : FVDB_PLAN_LISTS;
+}
+
 static void search_queries(void *context, uint32_t worker, uint32_t item) {
     search_job *job = context;
     walk *const *walks = job->walks + worker * job->together;
     uint32_t first = item * job->together, n = min_u32(job->together, job->n_queries - first);
-    uint32_t found[SCAN_QUERIES_MAX] = {0}, plan = job->flat ? FVDB_PLAN_FLAT : FVDB_PLAN_GRAPH;
+    uint32_t found[SCAN_QUERIES_MAX] = {0}, plan = plan_of(job);
     if (control_cancelled(job->control)) return;
     if (job->k) {
         for (uint32_t i = 0; i < n; i++)
             scorer_set_vector(&walks[i]->query, job->queries + (size_t)(first + i) * job->index->store.dim);
-        if (!job->flat) found[0] = graph_search(job, walks[0]);
+        if (!job->flat) found[0] = search_sides(job, walks[0]);
         if (found[0] < job->k) {
             plan = FVDB_PLAN_FLAT;
             scan_queries(job, walks, n, found);
@@ -196,13 +302,17 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
     return FVDB_OK;
 }
 
+/* Memory of one query. */
+static fvdb_status reserve(const search_job *job, walk *w) {
+    TRY(walk_reserve_hits(w, job->k));
+    if (job->flat) return FVDB_OK;
+    TRY(walk_reserve(w, job->by_walk ? job->index->store.n : 0, max_u32(job->filter.pool_most, rescored(job->k)) + 1));
+    return job->nprobe || !job->by_walk ? walk_reserve_room(w, scan_room(job)) : FVDB_OK;
+}
+
 static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
-    for (uint32_t i = 0; i < w->n; i++) {
-        walk *one = w->walks[i];
-        if (walk_reserve_hits(one, job->k) != FVDB_OK ||
-            (!job->flat && walk_reserve(one, job->index->store.n, job->filter.pool_most + 1) != FVDB_OK))
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    }
+    for (uint32_t i = 0; i < w->n; i++)
+        if (reserve(job, w->walks[i]) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     job->walks = w->walks;
     crew_run(w->crew, search_queries, job, (job->n_queries + job->together - 1) / job->together);
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
@@ -215,7 +325,8 @@ fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_que
     TRY(check_queries(s, queries, n_queries, diag));
     search_job job = {.index = index, .queries = queries, .n_queries = n_queries, .params = params, .out = out,
                       .control = control,
-                      .filter = {.live = s->live_count < s->n ? store_live(s) : NULL, .allow = allow, .allow_words = allow_words}};
+                      .filter = {.live = s->live_count < s->n ? store_live(s) : NULL, .allow = allow,
+                                 .allow_words = allow_words}};
     plan_search(&job);
     workers w;
     TRY(workers_start(index, n_queries, job.together, &w, diag));

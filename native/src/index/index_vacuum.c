@@ -1,98 +1,212 @@
-/* Vacuum: tombstones leave for good.
+/* Vacuum: tombstones leave for good, and rows that moved to lists leave the graph.
  *
- * Few of them: the graph is repaired around them (hnsw_repair.c) and rows move down in place.  Many: what is left of the
- * graph would be mostly patches, so the rows that stay are added to a new index, which then takes the old one's place;
- * recall is that of a fresh build because it is one.
- * Either way all that can fail happens beside the index, and the commit cannot. */
+ * Historical rows come first, list by list, then recent ones in their old order: a list is one stretch of memory and of
+ * saved parts, and the graph begins behind them.
+ * The graph, where few of its rows go, is repaired around them (hnsw_repair.c) beside the index.  Many: what is left would
+ * be mostly patches, so the rows that stay are coded and linked anew in their new places; should that fail, they go back.
+ * Either way all that can fail comes before the commit, which cannot. */
 #include "index.h"
 
-/* Rebuild when more than 1 row in 3 is a tombstone: from there on a repair touches every row anyway. */
+/* A new graph when more than 1 row in 3 goes: from there on a repair touches every row anyway. */
 #define REBUILD_SHARE 3u
-#define REBUILD_BATCH 8192u
 
-static fvdb_status repair(fvdb_index *index, const uint32_t *map, uint32_t n, fvdb_control *control, fvdb_diag *diag) {
-    store *s = &index->store;
-    hnsw graph = {0};
-    timestamps times;
-    workers w;
-    hnsw_init(&graph, &index->config);
-    TRY(timestamps_compacted(&s->times, map, &times, diag));
-    fvdb_status status = FVDB_OK;
-    if (index->graph.n) {
-        status = workers_start(index, FVDB_THREADS_MAX, 1, &w, diag);
-        if (status == FVDB_OK) {
-            status = hnsw_without(&index->graph, s, map, n, w.walks, w.crew, control, &graph, diag);
-            workers_stop(index, &w);
+typedef struct vacuum {
+    fvdb_index *index;
+    workers *workers;
+    fvdb_control *control;
+    arrangement rows;            /* kept rows: historical ones, then recent ones */
+    uint32_t historical;         /* of the kept rows */
+    ivf lists;                   /* as they will be, but for the centroids */
+    /* The new ones, and the old ones once these are in place. */
+    hnsw graph;
+    codebook book;
+} vacuum;
+
+static uint32_t recent_rows(const vacuum *v) { return v->rows.kept - v->historical; }
+
+/* ---- 1. the new order ---- */
+
+uint32_t index_order(const fvdb_index *index, uint32_t *order) {
+    const store *s = &index->store;
+    const ivf *lists = &index->lists;
+    uint32_t n = 0, gone = s->n;
+    for (uint32_t list = 0; list < lists->centroids.nlist; list++)
+        for (uint32_t i = 0; i < lists->lists[list].n; i++)
+            if (bit_get(store_live(s), lists->lists[list].slots[i])) order[n++] = lists->lists[list].slots[i];
+    const uint32_t historical = n;
+    for (uint32_t slot = 0; slot < s->n; slot++) {
+        if (!bit_get(store_live(s), slot)) order[--gone] = slot;
+        else if (!ivf_has(lists, slot)) order[n++] = slot;
+    }
+    return historical;
+}
+
+static bool is_in_order(const vacuum *v) {
+    for (uint32_t slot = 0; slot < v->rows.n; slot++)
+        if (v->rows.order[slot] != slot) return false;
+    return v->rows.kept == v->rows.n && v->historical == v->index->graph.first;
+}
+
+/* ---- 2. lists ---- */
+
+/* Slots 0 .. historical - 1, in the order of their lists. */
+static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
+    const fvdb_index *index = v->index;
+    const store *s = &index->store;
+    if (index->lists.centroids.nlist == 0) return FVDB_OK;
+    uint32_t n = v->historical, at = 0;
+    uint32_t *slots = mem_alloc_array(n, sizeof *slots), *lists = mem_alloc_array(n, sizeof *lists);
+    uint64_t *live = mem_alloc_array(n / 64 + 1, sizeof *live);
+    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (status == FVDB_OK) {
+        for (uint32_t list = 0; list < index->lists.centroids.nlist; list++)
+            for (uint32_t i = 0; i < index->lists.lists[list].n; i++)
+                if (bit_get(store_live(s), index->lists.lists[list].slots[i])) lists[at++] = list;
+        for (uint32_t slot = 0; slot < n; slot++) {
+            slots[slot] = slot;
+            bit_set(live, slot);
         }
+        v->lists.centroids.nlist = index->lists.centroids.nlist;
+        status = ivf_fill(&v->lists, slots, lists, n, n, live, diag);
     }
-    if (status != FVDB_OK) {
-        timestamps_free(&times);
-        return status;
+    mem_free(slots);
+    mem_free(lists);
+    mem_free(live);
+    return status;
+}
+
+static void install_lists(vacuum *v) {
+    ivf *lists = &v->index->lists;
+    if (v->rows.kept == 0) {             /* an empty index begins anew */
+        ivf_free(lists);
+        return;
     }
-    hnsw_free(&index->graph);
-    index->graph = graph;
-    store_compact(s, map, n, &times);
+    v->lists.centroids = lists->centroids;
+    v->lists.since_rows = lists->since_rows;
+    v->lists.since_error = lists->since_error;
+    lists->centroids = (ivf_centroids){.nlist = lists->centroids.nlist};
+    ivf_free(lists);
+    *lists = v->lists;
+    v->lists = (ivf){0};
+}
+
+/* ---- 3. the graph ---- */
+
+static void exchange_graphs(vacuum *v) {
+    hnsw swap = v->index->graph;
+    v->index->graph = v->graph;
+    v->graph = swap;
+}
+
+static void exchange_books(vacuum *v) {
+    codebook swap = v->index->store.book;
+    v->index->store.book = v->book;
+    v->book = swap;
+}
+
+static bool repairs(const vacuum *v) {
+    uint32_t linked = hnsw_rows(&v->index->graph), recent = recent_rows(v);
+    return linked && recent >= INDEX_GRAPH_ROWS_MIN && linked - recent <= linked / REBUILD_SHARE;
+}
+
+/* A graph of the recent rows, beside the old one and under their new slots. */
+static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
+    fvdb_index *index = v->index;
+    uint32_t n = index->store.n, *map = mem_alloc_array(n, sizeof *map);
+    if (!map) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    for (uint32_t slot = 0; slot < n; slot++) {
+        uint32_t to = v->rows.map[slot];
+        map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;
+    }
+    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks, v->workers->crew,
+                                      v->control, &v->graph, diag);
+    mem_free(map);
+    return status;
+}
+
+/* Codes for the rows as they stand now, trained as a build of them would have been last; none for few rows. */
+static fvdb_status code_anew(vacuum *v, fvdb_diag *diag) {
+    store *s = &v->index->store;
+    uint64_t rows = CODES_FIRST_ROWS;
+    while (rows * 8 <= s->n) rows *= 8;
+    if (s->n >= CODES_FIRST_ROWS) TRY(codes_train(s, (uint32_t)rows, &v->book, v->workers->crew, diag));
+    exchange_books(v);
+    codes_encode(s, 0, s->n, v->workers->crew);
     return FVDB_OK;
 }
 
-/* Adds the live rows of `from` to `to`, in slot order. */
-static fvdb_status copy_rows(fvdb_index *from, fvdb_index *to, fvdb_control *control, fvdb_diag *diag) {
-    const store *s = &from->store;
-    uint32_t room = min_u32(REBUILD_BATCH, s->live_count), *slots = mem_alloc_array(2 * (size_t)room, sizeof *slots);
-    float *vectors = mem_alloc_array((size_t)room * s->dim, sizeof *vectors);
-    uint64_t *offsets = mem_alloc_array((size_t)room + 1, sizeof *offsets);
-    int64_t *us = mem_alloc_array(room, sizeof *us);
-    region ids = {0};
-    fvdb_status status = slots && vectors && offsets && us ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    for (uint32_t slot = 0; slot < s->n && status == FVDB_OK;) {
-        uint32_t n = 0;
-        size_t id_bytes = 0;
-        for (; slot < s->n && n < room && status == FVDB_OK; slot++) {
-            if (!bit_get(store_live(s), slot)) continue;
-            size_t size;
-            const uint8_t *id = id_map_get(&s->ids, slot, &size);
-            if (!region_resize(&ids, id_bytes + size)) status = FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-            else memcpy(ids.base + id_bytes, id, size);
-            store_get(s, slot, vectors + (size_t)n * s->dim);
-            us[n] = timestamps_get(&s->times, slot);
-            offsets[n++] = id_bytes;
-            id_bytes += size;
-        }
-        offsets[n] = id_bytes;
-        fvdb_rows rows = {n, vectors, ids.base, offsets, us};
-        if (status == FVDB_OK && n)
-            status = index_add(to, &rows, FVDB_ON_CONFLICT_ERROR, to->store.n + n < s->live_count ? INDEX_MORE_FOLLOWS : 0,
-                               slots, slots + room, control, diag);
-    }
-    mem_free(slots);
-    mem_free(vectors);
-    mem_free(offsets);
-    mem_free(us);
-    region_free(&ids);
+static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
+    store *s = &v->index->store;
+    hnsw *g = &v->index->graph;
+    const workers *w = v->workers;
+    const uint32_t rows = recent_rows(v);
+    if (rows < INDEX_GRAPH_ROWS_MIN) return FVDB_OK;
+    stretch linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
+    hnsw_undo undo;                      /* of nothing: a graph that fails is thrown away */
+    TRY(hnsw_undo_begin(&undo, g, diag));
+    fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->crew, &undo, &linking, diag);
+    if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->crew, &undo, &refining, diag);
+    hnsw_undo_free(&undo);
     return status;
 }
 
-static fvdb_status rebuild(fvdb_index *index, fvdb_control *control, fvdb_diag *diag) {
-    fvdb_index *fresh;
-    TRY(index_create(&index->config, &fresh, diag));
-    fvdb_status status = index->store.live_count ? copy_rows(index, fresh, control, diag) : FVDB_OK;
+/* Everything in its new place; on failure it is back in the old one. */
+static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
+    store *s = &v->index->store;
+    store_arrange(s, &v->rows);
+    fvdb_status status = code_anew(v, diag);
     if (status == FVDB_OK) {
-        /* Walks stay where they are: they point at index->store and index->graph, whose content changes under them. */
-        store s = index->store;
-        hnsw g = index->graph;
-        index->store = fresh->store;
-        index->graph = fresh->graph;
-        fresh->store = s;
-        fresh->graph = g;
+        exchange_graphs(v);              /* walks look at the index's own */
+        status = link_anew(v, diag);
+        if (status == FVDB_OK) return FVDB_OK;
+        exchange_graphs(v);
+        exchange_books(v);
     }
-    index_free(fresh);
+    store_arrange_back(s, &v->rows);
+    codes_encode(s, 0, s->n, v->workers->crew);
     return status;
+}
+
+/* ---- all of it ---- */
+
+static fvdb_status run(vacuum *v, fvdb_diag *diag) {
+    fvdb_index *index = v->index;
+    TRY(arrangement_prepare(&v->rows, &index->store, diag));
+    TRY(prepare_lists(v, diag));
+    v->graph.first = v->graph.n = v->historical;
+    if (repairs(v)) {
+        TRY(repair(v, diag));
+        store_arrange(&index->store, &v->rows);
+        exchange_graphs(v);
+    } else {
+        TRY(rebuild(v, diag));
+    }
+    if (index->lists.centroids.nlist) install_lists(v);
+    store_arranged(&index->store);
+    index->arrangement++;
+    return FVDB_OK;
 }
 
 fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *control, fvdb_diag *diag) {
-    const store *s = &index->store;
-    uint32_t n = 0, removed = s->n - s->live_count;
-    for (uint32_t slot = 0; slot < s->n; slot++) out_map[slot] = bit_get(store_live(s), slot) ? n++ : FVDB_NO_SLOT;
-    if (removed == 0) return FVDB_OK;
-    return removed > s->n / REBUILD_SHARE ? rebuild(index, control, diag) : repair(index, out_map, n, control, diag);
+    workers w;
+    vacuum v = {.index = index, .workers = &w, .control = control};
+    uint32_t n = index->store.n;
+    TRY(arrangement_alloc(&v.rows, n, diag));
+    v.historical = index_order(index, v.rows.order);
+    v.rows.kept = index->store.live_count;
+    for (uint32_t slot = 0; slot < n; slot++) out_map[v.rows.order[slot]] = slot < v.rows.kept ? slot : FVDB_NO_SLOT;
+    fvdb_status status = FVDB_OK;
+    if (!is_in_order(&v)) {
+        status = workers_start(index, FVDB_THREADS_MAX, 1, &w, diag);
+        if (status == FVDB_OK) {
+            hnsw_init(&v.graph, &index->config);
+            status = run(&v, diag);
+            hnsw_free(&v.graph);         /* the old one, or what became of a new one */
+            codebook_free(&v.book);
+            ivf_free(&v.lists);
+            workers_stop(index, &w);
+        }
+    }
+    arrangement_free(&v.rows);
+    return status;
 }

@@ -19,6 +19,10 @@
 
 /* ---- codebook ---- */
 
+float to_finite_float(double x) {
+    return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x;
+}
+
 fvdb_status codebook_alloc(codebook *b, uint32_t dim64) {
     *b = (codebook){0};
     b->lo = mem_alloc_array((size_t)dim64 * 3, sizeof(float));
@@ -33,12 +37,17 @@ void codebook_free(codebook *b) {
     *b = (codebook){0};
 }
 
+void codebook_span(codebook *b, uint32_t d, double mean, double variance) {
+    double sigma = variance > 0 ? sqrt(variance) : 0, step = 2 * CODE_SPAN_SIGMA * sigma / (CODE_LEVELS - 1);
+    b->lo[d] = to_finite_float(mean - CODE_SPAN_SIGMA * sigma);
+    b->step[d] = step < (double)CODE_STEP_MIN ? 0.0f : to_finite_float(step);
+}
+
 void codebook_derive(codebook *b, uint32_t dim64) {
     for (uint32_t d = 0; d < dim64; d++) b->inv_step[d] = b->step[d] > 0.0f ? 1.0f / b->step[d] : 0.0f;
 }
 
-/* The row as the codes see it: exact values, normalised under cosine.  Padding up to dim64 stays as it is (zero). */
-static void coded_row(const store *s, uint32_t slot, float *x) {
+void coded_row(const store *s, uint32_t slot, float *x) {
     store_get(s, slot, x);
     if (s->metric != FVDB_METRIC_COSINE) return;
     static const double zeros[FVDB_DIM_MAX];
@@ -70,10 +79,6 @@ static void train_block(void *context, uint32_t worker, uint32_t block) {
     }
 }
 
-static float to_finite_float(double x) {
-    return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x;
-}
-
 fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag) {
     uint32_t blocks = (n + TRAIN_ROWS_PER_BLOCK - 1) / TRAIN_ROWS_PER_BLOCK;
     train_job job = {s, n, mem_alloc_array((size_t)blocks * 2 * s->dim, sizeof(double)),
@@ -92,10 +97,7 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
             square += job.sums[(size_t)b * 2 * s->dim + s->dim + d];
         }
         double mean = sum / n, variance = square / n - mean * mean;
-        double sigma = variance > 0 ? sqrt(variance) : 0;
-        double step = 2 * CODE_SPAN_SIGMA * sigma / (CODE_LEVELS - 1);
-        out->lo[d] = to_finite_float(mean - CODE_SPAN_SIGMA * sigma);
-        out->step[d] = step < (double)CODE_STEP_MIN ? 0.0f : to_finite_float(step);
+        codebook_span(out, d, mean, variance);
     }
     codebook_derive(out, s->dim64);
     out->trained_rows = n;

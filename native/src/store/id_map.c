@@ -146,21 +146,44 @@ void id_map_truncate(id_map *m, uint32_t n) {
     region_resize(&m->offsets, n ? ((size_t)n + 1) * sizeof(uint32_t) : 0);
 }
 
-void id_map_compact(id_map *m, const uint32_t *map) {
-    uint32_t *offsets = offsets_of(m), at = 0, kept = 0;
-    for (uint32_t slot = 0; slot < m->n; slot++) {
-        if (map[slot] == FVDB_NO_SLOT) continue;
-        uint32_t from = offsets[slot], size = offsets[slot + 1] - from;
-        memmove(m->bytes.base + at, m->bytes.base + from, size);
-        offsets[kept++] = at;
-        at += size;
+fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                            fvdb_diag *diag) {
+    size_t total = 0, size;
+    for (uint32_t i = 0; i < n; i++) {
+        id_map_get(m, order[i], &size);
+        total += size;
     }
-    if (m->n) offsets[kept] = at;
-    id_map_truncate(m, kept);
+    *bytes = *offsets = (region){0};
+    if (!region_resize(bytes, total) || !region_resize(offsets, n ? ((size_t)n + 1) * sizeof(uint32_t) : 0)) {
+        region_free(bytes);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    uint32_t *starts = (uint32_t *)offsets->base;
+    size_t at = 0;
+    for (uint32_t i = 0; i < n; i++, at += size) {
+        const uint8_t *id = id_map_get(m, order[i], &size);
+        memcpy(bytes->base + at, id, size);
+        starts[i] = (uint32_t)at;
+    }
+    if (n) starts[n] = (uint32_t)at;
+    return FVDB_OK;
+}
+
+static void exchange_regions(region *a, region *b) {
+    region swap = *a;
+    *a = *b;
+    *b = swap;
+}
+
+void id_map_exchange(id_map *m, region *bytes, region *offsets, uint32_t n, const uint64_t *live) {
+    exchange_regions(&m->bytes, bytes);
+    exchange_regions(&m->offsets, offsets);
+    m->n = n;
     /* Every slot has a new number: the table is filled anew, at its old size, which is large enough. */
     if (m->table) memset(m->table, 0xff, (size_t)m->table_size * sizeof *m->table);
     m->linked = 0;
-    for (uint32_t slot = 0; slot < kept; slot++) insert(m, slot);
+    for (uint32_t slot = 0; slot < n; slot++)
+        if (bit_get(live, slot)) insert(m, slot);
 }
 
 size_t id_map_resident(const id_map *m) {

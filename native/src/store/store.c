@@ -156,28 +156,86 @@ void store_truncate(store *s, uint32_t n) {
     resize_rows(s, n);
 }
 
-static void move_row(region *r, size_t bytes, uint32_t from, uint32_t to) {
-    if (r->used) memmove(r->base + (size_t)to * bytes, r->base + (size_t)from * bytes, bytes);
+/* ---- a new order ---- */
+
+fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag) {
+    *a = (arrangement){.n = n};
+    a->order = mem_alloc_array(n, sizeof *a->order);
+    a->map = mem_alloc_array(n, sizeof *a->map);
+    a->marks = mem_alloc_array(n / 64 + 1, sizeof *a->marks);
+    if (a->order && a->map && a->marks) return FVDB_OK;
+    arrangement_free(a);
+    return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
 }
 
-void store_compact(store *s, const uint32_t *map, uint32_t n, timestamps *times) {
-    for (uint32_t from = 0; from < s->n; from++) {
-        uint32_t to = map[from];
-        if (to == FVDB_NO_SLOT || to == from) continue;
-        move_row(&s->high, s->dim16 * sizeof(uint16_t), from, to);
-        move_row(&s->low, s->dim16 * sizeof(uint16_t), from, to);
-        move_row(&s->inv_norm, sizeof(float), from, to);
-        move_row(&s->codes, s->code_bytes, from, to);
-        move_row(&s->code_norm2, sizeof(float), from, to);
-    }
-    id_map_compact(&s->ids, map);
-    timestamps_free(&s->times);
-    s->times = *times;
-    s->n = s->live_count = n;
-    memset(s->live.base, 0, s->live.used);
-    for (uint32_t slot = 0; slot < n; slot++) bit_set(store_live(s), slot);
-    resize_rows(s, n);
+void arrangement_free(arrangement *a) {
+    mem_free(a->order);
+    mem_free(a->map);
+    mem_free(a->marks);
+    region_free(&a->id_bytes);
+    region_free(&a->id_offsets);
+    timestamps_free(&a->times);
+    *a = (arrangement){0};
 }
+
+fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag) {
+    for (uint32_t slot = 0; slot < a->n; slot++) a->map[a->order[slot]] = slot;
+    TRY(timestamps_arranged(&s->times, a->order, a->kept, &a->times, diag));
+    return id_map_arranged(&s->ids, a->order, a->kept, &a->id_bytes, &a->id_offsets, diag);
+}
+
+/* Row i becomes what was row from[i], a cycle at a time. */
+static void permute(region *r, size_t bytes, const uint32_t *from, uint32_t n, uint64_t *marks) {
+    uint8_t held[FVDB_DIM_MAX * sizeof(uint16_t)];
+    if (r->used == 0) return;
+    memset(marks, 0, (n / 64 + 1) * sizeof *marks);
+    for (uint32_t start = 0; start < n; start++) {
+        if (from[start] == start || bit_get(marks, start)) continue;
+        uint32_t at = start;
+        memcpy(held, r->base + start * bytes, bytes);
+        for (; from[at] != start; at = from[at]) {
+            bit_set(marks, at);
+            memcpy(r->base + at * bytes, r->base + from[at] * bytes, bytes);
+        }
+        bit_set(marks, at);
+        memcpy(r->base + at * bytes, held, bytes);
+    }
+}
+
+static void permute_all(store *s, const uint32_t *from, uint32_t n, uint64_t *marks) {
+    permute(&s->high, s->dim16 * sizeof(uint16_t), from, n, marks);
+    permute(&s->low, s->dim16 * sizeof(uint16_t), from, n, marks);
+    permute(&s->inv_norm, sizeof(float), from, n, marks);
+    permute(&s->codes, s->code_bytes, from, n, marks);
+    permute(&s->code_norm2, sizeof(float), from, n, marks);
+}
+
+static void exchange_times(store *s, arrangement *a) {
+    timestamps swap = s->times;
+    s->times = a->times;
+    a->times = swap;
+}
+
+void store_arrange(store *s, arrangement *a) {
+    permute_all(s, a->order, a->n, a->marks);
+    exchange_times(s, a);
+    memset(s->live.base, 0, s->live.used);
+    for (uint32_t slot = 0; slot < a->kept; slot++) bit_set(store_live(s), slot);
+    id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->kept, store_live(s));
+    s->n = a->kept;
+}
+
+void store_arrange_back(store *s, arrangement *a) {
+    permute_all(s, a->map, a->n, a->marks);
+    exchange_times(s, a);
+    memset(s->live.base, 0, s->live.used);
+    for (uint32_t slot = 0; slot < a->n; slot++)
+        if (a->map[slot] < a->kept) bit_set(store_live(s), slot);
+    id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->n, store_live(s));
+    s->n = a->n;
+}
+
+void store_arranged(store *s) { resize_rows(s, s->n); }
 
 fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
     if (!resize_rows(s, s->n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");

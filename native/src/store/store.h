@@ -38,8 +38,11 @@ void id_map_link(id_map *m, uint32_t slot);
 void id_map_unlink(id_map *m, uint32_t slot);
 /* Drops slots >= n (rollback); they must be unlinked already. */
 void id_map_truncate(id_map *m, uint32_t n);
-/* Keeps only slots with map[slot] != FVDB_NO_SLOT, renumbered (ascending); cannot fail. */
-void id_map_compact(id_map *m, const uint32_t *map);
+/* The ids of slots order[0] .. order[n - 1], one after the other, as a second arena. */
+fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                            fvdb_diag *diag);
+/* Exchanges arenas; only the ids of slots in `live` are linked afterwards.  Cannot fail. */
+void id_map_exchange(id_map *m, region *bytes, region *offsets, uint32_t n, const uint64_t *live);
 const uint8_t *id_map_get(const id_map *m, uint32_t slot, size_t *size);
 /* Brings near where a slot's id begins; and then, in a call of its own, the id. */
 static inline void id_map_fetch_offset(const id_map *m, uint32_t slot) {
@@ -72,8 +75,8 @@ fvdb_status timestamps_append(timestamps *t, const int64_t *us, uint32_t n, fvdb
 int64_t timestamps_get(const timestamps *t, uint32_t slot);
 /* Rollback of the newest rows; cannot fail. */
 void timestamps_truncate(timestamps *t, uint32_t n);
-/* A copy holding only the rows kept by map; all or nothing. */
-fvdb_status timestamps_compacted(const timestamps *t, const uint32_t *map, timestamps *out, fvdb_diag *diag);
+/* A copy of rows order[0] .. order[n - 1]; all or nothing. */
+fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out, fvdb_diag *diag);
 size_t timestamps_resident(const timestamps *t);
 
 /* ---- store.c: rows ---- */
@@ -130,9 +133,25 @@ void store_make_live(store *s, uint32_t slot);
 void store_make_tombstone(store *s, uint32_t slot);
 /* Drops rows >= n, none of them live. */
 void store_truncate(store *s, uint32_t n);
-/* Keeps the rows with map[slot] != FVDB_NO_SLOT, moved down to map[slot]; all of them are live.  `times` replaces the
- * timestamps.  Cannot fail. */
-void store_compact(store *s, const uint32_t *map, uint32_t n, timestamps *times);
+/* All rows in a new order, those that go behind the `kept` that stay.  Both arrays are permutations of the n rows. */
+typedef struct arrangement {
+    uint32_t *order, *map;       /* new slot -> old slot, old slot -> new slot */
+    uint32_t n, kept;
+    uint64_t *marks;             /* scratch: n bits */
+    region id_bytes, id_offsets; /* what the store does not use at the time: first the new ones, then the old */
+    timestamps times;
+} arrangement;
+/* Room for an arrangement of n rows, whose caller fills order and `kept`. */
+fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag);
+void arrangement_free(arrangement *a);
+/* From the order: the map, and all that can fail. */
+fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag);
+/* Brings the rows into the new order, in place.  Those that stay are the live ones.  Cannot fail. */
+void store_arrange(store *s, arrangement *a);
+/* Takes store_arrange back. */
+void store_arrange_back(store *s, arrangement *a);
+/* Gives back the memory of the rows that went; from here there is no way back. */
+void store_arranged(store *s);
 /* After a load filled the planes, ids, times and bitmap of all n rows and the codebook: derives the rest. */
 fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag);
 /* The exact float32 row. */
@@ -156,6 +175,12 @@ static inline uint64_t codes_next_training(uint32_t n) {
 }
 
 fvdb_status codebook_alloc(codebook *b, uint32_t dim64);
+/* Levels that span the values of dimension d. */
+void codebook_span(codebook *b, uint32_t d, double mean, double variance);
+/* The row as the codes see it: exact values, normalised under cosine.  Padding of x up to dim64 stays as it is. */
+void coded_row(const store *s, uint32_t slot, float *x);
+/* The nearest float32 that is finite. */
+float to_finite_float(double x);
 void codebook_free(codebook *b);
 /* 1 / step, or 0 where step is 0: never infinite, since a step is 0 or at least CODE_STEP_MIN. */
 #define CODE_STEP_MIN 1e-30f

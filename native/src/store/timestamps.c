@@ -93,19 +93,16 @@ void timestamps_truncate(timestamps *t, uint32_t n) {
     t->n = n;
 }
 
-fvdb_status timestamps_compacted(const timestamps *t, const uint32_t *map, timestamps *out, fvdb_diag *diag) {
+fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out, fvdb_diag *diag) {
     int64_t chunk[BLOCK_ROWS];
-    uint32_t n = 0;
     timestamps_init(out);
-    for (uint32_t slot = 0; slot < t->n; slot++) {
-        if (map[slot] != FVDB_NO_SLOT) chunk[n++] = timestamps_get(t, slot);
-        if (n < BLOCK_ROWS && slot + 1 < t->n) continue;
-        fvdb_status status = timestamps_append(out, chunk, n, diag);
-        if (status != FVDB_OK) {
-            timestamps_free(out);
-            return status;
-        }
-        n = 0;
+    for (uint32_t at = 0; at < n; at += BLOCK_ROWS) {
+        uint32_t rows = min_u32(BLOCK_ROWS, n - at);
+        for (uint32_t i = 0; i < rows; i++) chunk[i] = timestamps_get(t, order[at + i]);
+        fvdb_status status = timestamps_append(out, chunk, rows, diag);
+        if (status == FVDB_OK) continue;
+        timestamps_free(out);
+        return status;
     }
     return FVDB_OK;
 }

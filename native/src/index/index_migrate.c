@@ -1,0 +1,232 @@
+/* Rows grow old: lists are trained for them, and they move from the recent to the historical side, some at a time.
+ *
+ * Training and choosing lists read the index beside searches; installing and moving, under the writer lock, take a moment.
+ * In between rows may come and go, but none may change its slot or list: `arrangement` tells, and the caller begins
+ * again. */
+#include "index.h"
+
+/* Rows that are asked for at a training, and how many of their nearest are looked for. */
+#define MEASURED_QUERIES 160u
+#define MEASURED_K 100u
+/* Eighths of a training's time by its end: the iterations, then the measuring. */
+#define ITERATIONS_SHARE 5
+#define MEASURING_SHARE 6
+
+/* ---- which rows ---- */
+
+static bool is_old(const fvdb_index *index, uint32_t slot, int64_t cutoff_us) {
+    return bit_get(store_live(&index->store), slot) && !ivf_has(&index->lists, slot) &&
+           timestamps_get(&index->store.times, slot) < cutoff_us;
+}
+
+/* ---- how many lists to look at ---- */
+
+typedef struct measuring {
+    const store *s;
+    const ivf_centroids *c;
+    const uint32_t *slots;       /* rows the lists are for */
+    uint32_t n, queries, k;
+    const uint64_t *members;     /* the same as a bitmap */
+    uint64_t words;
+    walk *const *walks;          /* SCAN_QUERIES_MAX a worker */
+    const fvdb_control *control;
+    uint32_t *ranks;             /* queries x k: the place of a neighbour's list among the nearest lists */
+} measuring;
+
+static uint32_t query_slot(const measuring *m, uint32_t query) { return m->slots[(uint64_t)m->n * query / m->queries]; }
+
+/* The place of each hit's list, the query's own row left out. */
+static void rank_hits(const measuring *m, uint32_t query, const hit *hits, uint32_t found, uint64_t *keys) {
+    const ivf_centroids *c = m->c;
+    const store *s = m->s;
+    float x[FVDB_DIM_MAX] = {0}, distance;
+    ivf_view view;
+    uint32_t n = 0, *ranks = m->ranks + (size_t)query * m->k;
+    coded_row(s, query_slot(m, query), x);
+    ivf_list_keys(c, s, x, keys);
+    for (uint32_t i = 0; i < found && n < m->k; i++) {
+        if (hits[i].slot == query_slot(m, query)) continue;
+        coded_row(s, hits[i].slot, x);
+        ivf_look(&view, c, s, x);
+        const uint64_t key = keys[ivf_nearest(&view, &distance)];
+        uint32_t rank = 0;
+        for (uint32_t other = 0; other < c->nlist; other++) rank += keys[other] < key;
+        ranks[n++] = rank;
+    }
+    while (n < m->k) ranks[n++] = FVDB_NO_SLOT;
+}
+
+static void measure_item(void *context, uint32_t worker, uint32_t item) {
+    const measuring *m = context;
+    walk *const *walks = m->walks + worker * SCAN_QUERIES_MAX;
+    scan scans[SCAN_QUERIES_MAX];
+    uint32_t first = item * SCAN_QUERIES_MAX, n = min_u32(SCAN_QUERIES_MAX, m->queries - first);
+    float x[FVDB_DIM_MAX];
+    for (uint32_t i = 0; i < n; i++) {
+        store_get(m->s, query_slot(m, first + i), x);
+        scorer_set_vector(&walks[i]->query, x);
+        scans[i] = (scan){.query = &walks[i]->query, .hits = walks[i]->hits};
+    }
+    flat_search(scans, n, m->k + 1, m->members, m->words, m->control);
+    if (control_cancelled(m->control)) return;
+    for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, walks[i]->room);
+}
+
+/* The least number of lists on which so many of the k nearest are, for each recall. */
+static void fill_probes(const measuring *m, ivf_centroids *c, uint32_t *counts) {
+    for (uint32_t which = 0; which < IVF_KS; which++) {
+        uint64_t total = 0, sum = 0;
+        uint32_t probes = 0, k = min_u32(ivf_ks[which], m->k);
+        memset(counts, 0, c->nlist * sizeof *counts);
+        for (uint32_t query = 0; query < m->queries; query++) {
+            for (uint32_t i = 0; i < k; i++) {
+                uint32_t rank = m->ranks[(size_t)query * m->k + i];
+                if (rank == FVDB_NO_SLOT) continue;
+                counts[rank]++;
+                total++;
+            }
+        }
+        for (uint32_t i = 0; i < IVF_RECALLS; i++) {
+            while (sum * 1000 < total * ivf_recalls[i]) sum += counts[probes++];
+            c->probes[which][i] = max_u32(probes, 1);
+        }
+    }
+}
+
+static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvdb_diag *diag) {
+    uint64_t *members = mem_alloc_array(m->words, sizeof *members);
+    uint32_t *counts = mem_alloc_array(c->nlist, sizeof *counts);
+    m->ranks = mem_alloc_array((size_t)m->queries * m->k, sizeof *m->ranks);
+    bool room = members && counts && m->ranks;
+    for (uint32_t i = 0; i < w->n && room; i++)
+        room = walk_reserve_hits(w->walks[i], m->k + 1) == FVDB_OK &&
+               walk_reserve_room(w->walks[i], c->nlist * sizeof(uint64_t)) == FVDB_OK;
+    if (room) {
+        for (uint32_t i = 0; i < m->n; i++) bit_set(members, m->slots[i]);
+        m->members = members;
+        crew_run(w->crew, measure_item, m, (m->queries + SCAN_QUERIES_MAX - 1) / SCAN_QUERIES_MAX);
+        if (!control_cancelled(m->control)) fill_probes(m, c, counts);
+    }
+    mem_free(members);
+    mem_free(counts);
+    mem_free(m->ranks);
+    if (!room) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return control_cancelled(m->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
+}
+
+/* ---- train ---- */
+
+/* Historical rows get their new lists at once; those that will move get theirs when they do. */
+static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, crew *c, fvdb_diag *diag) {
+    const store *s = &index->store;
+    uint32_t n = 0, *numbers = mem_alloc_array(index->lists.n, sizeof *numbers);
+    if (!numbers) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    for (uint32_t slot = 0; slot < s->n; slot++)
+        if (ivf_has(&index->lists, slot)) slots[n++] = slot;
+    ivf_assign(&lists->centroids, s, slots, n, c, numbers, NULL);
+    fvdb_status status = ivf_fill(lists, slots, numbers, n, s->n, store_live(s), diag);
+    mem_free(numbers);
+    return status;
+}
+
+static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *out, const workers *w,
+                         fvdb_control *control, fvdb_diag *diag) {
+    const store *s = &index->store;
+    stretch iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
+    TRY(ivf_train(s, slots, n, w->crew, &iterations, &out->centroids, diag));
+    measuring m = {.s = s, .c = &out->centroids, .slots = slots, .n = n, .queries = min_u32(n, MEASURED_QUERIES),
+                   .k = min_u32(n - 1, MEASURED_K), .words = (s->n + 63u) / 64, .walks = w->walks, .control = control};
+    TRY(measure(&m, &out->centroids, w, diag));
+    control_progress(control, (int64_t)n * MEASURING_SHARE / 8, n);
+    TRY(assign_all(index, out, slots, w->crew, diag));
+    control_progress(control, n, n);
+    return FVDB_OK;
+}
+
+fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag) {
+    const store *s = &index->store;
+    uint32_t n = 0, *slots = mem_alloc_array(s->n, sizeof *slots);
+    if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    *out = (training){.arrangement = index->arrangement};
+    for (uint32_t slot = 0; slot < s->n; slot++)
+        if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
+            slots[n++] = slot;
+    workers w;
+    fvdb_status status = n < IVF_TRAIN_ROWS_MIN
+                             ? FAIL_AT(diag, FVDB_ERR_TOO_FEW, "too few rows to train lists on", 0, IVF_TRAIN_ROWS_MIN, n)
+                             : workers_start(index, FVDB_THREADS_MAX, SCAN_QUERIES_MAX, &w, diag);
+    if (status == FVDB_OK) {
+        status = train(index, slots, n, &out->lists, &w, control, diag);
+        workers_stop(index, &w);
+        if (status != FVDB_OK) ivf_free(&out->lists);
+    }
+    mem_free(slots);
+    return status;
+}
+
+bool index_install_lists(fvdb_index *index, training *t) {
+    const store *s = &index->store;
+    bool fresh = t->arrangement == index->arrangement;
+    if (fresh) {
+        ivf old = index->lists;
+        index->lists = t->lists;
+        t->lists = old;
+        index->arrangement++;
+        /* Rows may have been deleted since. */
+        index->lists.live = 0;
+        for (uint64_t w = 0; w < ivf_words(&index->lists); w++)
+            index->lists.live += (uint32_t)__builtin_popcountll(ivf_rows(&index->lists)[w] & store_live(s)[w]);
+    }
+    ivf_free(&t->lists);
+    return fresh;
+}
+
+/* ---- migrate ---- */
+
+void migration_free(migration *m) {
+    mem_free(m->slots);
+    mem_free(m->lists);
+    mem_free(m->errors);
+    *m = (migration){0};
+}
+
+fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out,
+                       fvdb_diag *diag) {
+    const store *s = &index->store;
+    *out = (migration){.arrangement = index->arrangement};
+    if (index->lists.centroids.nlist == 0) return FAIL(diag, FVDB_ERR_UNTRAINED, "there are no lists to move rows to");
+    if (most > s->n) most = s->n;
+    out->slots = mem_alloc_array(most, sizeof *out->slots);
+    out->lists = mem_alloc_array(most, sizeof *out->lists);
+    out->errors = mem_alloc_array(most, sizeof *out->errors);
+    if (!out->slots || !out->lists || !out->errors) {
+        migration_free(out);
+        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    }
+    for (out->next = max_u32(first, index->graph.first); out->next < s->n && out->n < most; out->next++)
+        if (is_old(index, out->next, cutoff_us)) out->slots[out->n++] = out->next;
+    if (out->next == s->n) out->next = FVDB_NO_SLOT;
+    workers w;
+    fvdb_status status = workers_start(index, out->n / 128, 0, &w, diag);
+    if (status != FVDB_OK) {
+        migration_free(out);
+        return status;
+    }
+    ivf_assign(&index->lists.centroids, s, out->slots, out->n, w.crew, out->lists, out->errors);
+    workers_stop(index, &w);
+    return FVDB_OK;
+}
+
+fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_moved, bool *stale, fvdb_diag *diag) {
+    *out_moved = 0;
+    *stale = m->arrangement != index->arrangement;
+    if (*stale || m->n == 0) return FVDB_OK;
+    TRY(ivf_reserve(&index->lists, m->lists, m->n, index->store.n, diag));
+    for (uint32_t i = 0; i < m->n; i++) {
+        if (!bit_get(store_live(&index->store), m->slots[i])) continue;
+        ivf_put(&index->lists, m->slots[i], m->lists[i], m->errors[i]);
+        ++*out_moved;
+    }
+    index->arrangement++;
+    return FVDB_OK;
+}

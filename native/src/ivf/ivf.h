@@ -1,0 +1,142 @@
+/* Contract of ivf/: inverted lists over rows of a store (Sivic & Zisserman 2003; Jégou, Douze & Schmid 2011, "Product
+ * Quantization for Nearest Neighbor Search", section 4).  Depends on store/.
+ *
+ * A row of the lists is on the one whose centroid is nearest to it by Euclidean distance, normalised under cosine.  What is
+ * kept of a centroid is 4-bit codes with a codebook of their own: rows and queries are compared with those alone, so that
+ * what was trained, what is searched and what is saved is one thing, the same for any kernel and memory setting.
+ * A list is slots, ascending; after a vacuum they are consecutive, and so are their codes in memory.  Tombstones stay on
+ * their list until then. */
+#ifndef FVDB_IVF_H
+#define FVDB_IVF_H
+
+#include "../store/store.h"
+
+/* Recalls, in 1/1000, for which the number of lists to look at is measured, for these k. */
+#define IVF_RECALLS 8u
+#define IVF_KS 2u
+extern const uint32_t ivf_recalls[IVF_RECALLS];
+extern const uint32_t ivf_ks[IVF_KS];
+
+typedef struct ivf_centroids {
+    uint32_t nlist;              /* 0: never trained */
+    uint32_t trained_rows;       /* rows that were to be on the lists at that time */
+    double trained_error;        /* their mean squared distance from the centroids */
+    codebook book;
+    region codes;                /* nlist x code_bytes */
+    region norm2;                /* nlist float32, squared norms of the decoded centroids */
+    uint32_t probes[IVF_KS][IVF_RECALLS];        /* lists to look at */
+} ivf_centroids;
+
+typedef struct ivf_list {
+    uint32_t *slots;
+    uint32_t n, room;
+} ivf_list;
+
+typedef struct ivf {
+    ivf_centroids centroids;
+    ivf_list *lists;             /* nlist of them */
+    region rows;                 /* bitmap of the slots on lists, whole words */
+    uint32_t n, live;            /* rows on lists; those that are no tombstones */
+    uint64_t since_rows;         /* rows that came since the training, and the sum of their squared distances */
+    double since_error;
+} ivf;
+
+void ivf_init(ivf *v);
+void ivf_free(ivf *v);
+void ivf_centroids_free(ivf_centroids *c);
+size_t ivf_resident(const ivf *v, uint32_t dim64);
+static inline const uint64_t *ivf_rows(const ivf *v) { return (const uint64_t *)v->rows.base; }
+static inline uint64_t ivf_words(const ivf *v) { return v->rows.used / sizeof(uint64_t); }
+static inline bool ivf_has(const ivf *v, uint32_t slot) { return slot / 64 < ivf_words(v) && bit_get(ivf_rows(v), slot); }
+
+/* ---- ivf_train.c: k-means ---- */
+
+/* Fewer rows than this are not worth lists. */
+#define IVF_TRAIN_ROWS_MIN 64u
+#define IVF_LISTS_MAX 200000u    /* more than ivf_nlist gives */
+/* Lists for so many rows: 4 x the root, and no fewer than 16 rows a list. */
+uint32_t ivf_nlist(uint32_t rows);
+/* Centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes.  The same bits for any
+ * number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, crew *c, const stretch *stretch,
+                      ivf_centroids *out, fvdb_diag *diag);
+
+/* Room for the centroids of nlist lists. */
+fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist);
+/* The norms, from codes and codebook. */
+void ivf_centroids_derive(ivf_centroids *c, const store *s);
+
+/* A query or row as the centroids see it. */
+typedef struct ivf_view {
+    const ivf_centroids *centroids;
+    const store *s;
+    bool by_product;             /* order by inner product */
+    float base, scale;
+    int8_t q_lo[FVDB_DIM_MAX / 2], q_hi[FVDB_DIM_MAX / 2];
+} ivf_view;
+/* x: dim64 float32, zero-padded, normalised under cosine. */
+void ivf_look(ivf_view *v, const ivf_centroids *c, const store *s, const float *x);
+#define IVF_CHUNK 64u
+/* How far centroids first .. first + n - 1 are, n <= IVF_CHUNK: |c|^2 - 2 x.c, or -x.c by product. */
+void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out);
+/* The nearest centroid, the lowest of equals. */
+uint32_t ivf_nearest(const ivf_view *v, float *distance);
+
+/* ---- ivf_lists.c: assign, append, remove ---- */
+
+/* The list of each row, and its squared distance from the centroid (may be NULL). */
+void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
+                float *errors);
+/* Lists holding `slots` (n of them, ascending), out of rows rows; `live` tells tombstones.  v->centroids stays as it is. */
+fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows, const uint64_t *live,
+                     fvdb_diag *diag);
+/* Room for n more rows on the given lists, out of `rows` rows. */
+fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows, fvdb_diag *diag);
+/* Puts a live row on a list; room was reserved. */
+void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error);
+/* Whether the rows that came since the training are more than thrice those of then, or lie farther from their centroids. */
+bool ivf_training_is_due(const ivf *v);
+
+/* ---- ivf_search.c: nearest lists, scan ---- */
+
+/* Distance and number in one key: keys order as pairs do. */
+static inline uint64_t near_key(float distance, uint32_t number) {
+    uint32_t bits;
+    memcpy(&bits, &distance, sizeof bits);
+    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (uint64_t)bits << 32 | number;
+}
+static inline float near_distance(uint64_t key) {
+    uint32_t bits = (uint32_t)(key >> 32);
+    bits = bits >> 31 ? bits & 0x7fffffffu : ~bits;
+    float distance;
+    memcpy(&distance, &bits, sizeof distance);
+    return distance;
+}
+/* Brings the m least to the front, in no order. */
+void keys_select(uint64_t *keys, uint32_t n, uint32_t m);
+void keys_sort(uint64_t *keys, uint32_t n);
+
+/* The rows nearest to a query by walk distance that a scan has met. */
+typedef struct nearest {
+    const scorer *query;
+    const uint64_t *live, *allow;        /* rows that may be returned; either may be NULL */
+    uint64_t allow_words;
+    uint64_t *keys;              /* room for nearest_room(most) */
+    uint32_t n, most;
+    float cut;                   /* no farther row is among the nearest */
+} nearest;
+static inline uint32_t nearest_room(uint32_t most) { return 2 * most + 4 * IVF_CHUNK; }
+/* Scores rows and keeps those that may be returned and are near enough. */
+void nearest_scan(nearest *near, const uint32_t *slots, uint32_t n);
+/* Leaves the `most` nearest, in order. */
+void nearest_finish(nearest *near);
+
+/* Lists to look at for k rows at a recall in 1/1000. */
+uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall);
+/* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
+void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
+/* Scans the nprobe lists nearest to near->query; `keys` has room for nlist. */
+void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys);
+
+#endif

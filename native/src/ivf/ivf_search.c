@@ -1,0 +1,143 @@
+/* Searching lists: the nearest centroids, then a scan of their rows by code.
+ *
+ * A scan of consecutive codes runs at the speed of memory without being told where to read; rows that came since the last
+ * vacuum are anywhere, and are fetched ahead.  What a scan keeps is a buffer of keys, cut down to the nearest whenever it is
+ * full: a row costs one comparison more than its distance. */
+#include "ivf.h"
+
+#include <float.h>
+#include <math.h>
+
+/* ---- keys ---- */
+
+/* Hoare's quickselect. */
+void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
+    uint32_t from = 0, to = n;
+    while (m > from && m < to && to - from > 1) {
+        uint64_t pivot = keys[from + (to - from - 1) / 2];      /* never the last, or nothing may move */
+        uint32_t low = from, high = to - 1;
+        for (;;) {
+            while (keys[low] < pivot) low++;
+            while (keys[high] > pivot) high--;
+            if (low >= high) break;
+            uint64_t swap = keys[low];
+            keys[low++] = keys[high];
+            keys[high--] = swap;
+        }
+        if (m <= high + 1) to = high + 1;
+        else from = high + 1;
+    }
+}
+
+static void sift_down(uint64_t *keys, uint32_t n, uint32_t at) {
+    uint64_t key = keys[at];
+    for (uint32_t child; (child = 2 * at + 1) < n; at = child) {
+        child += child + 1 < n && keys[child + 1] > keys[child];
+        if (keys[child] <= key) break;
+        keys[at] = keys[child];
+    }
+    keys[at] = key;
+}
+
+void keys_sort(uint64_t *keys, uint32_t n) {
+    for (uint32_t i = n / 2; i-- > 0;) sift_down(keys, n, i);
+    for (uint32_t end = n; end > 1; end--) {
+        uint64_t largest = keys[0];
+        keys[0] = keys[end - 1];
+        keys[end - 1] = largest;
+        sift_down(keys, end - 1, 0);
+    }
+}
+
+/* ---- the nearest rows ---- */
+
+static void keep_nearest(nearest *near) {
+    keys_select(near->keys, near->n, near->most);
+    near->n = near->most;
+    uint64_t farthest = 0;
+    for (uint32_t i = 0; i < near->n; i++) farthest = near->keys[i] > farthest ? near->keys[i] : farthest;
+    near->cut = near_distance(farthest);
+}
+
+static bool returns(const nearest *near, uint32_t slot) {
+    return (!near->live || bit_get(near->live, slot)) &&
+           (!near->allow || (slot / 64 < near->allow_words && bit_get(near->allow, slot)));
+}
+
+static void scan_chunk(nearest *near, const uint32_t *slots, uint32_t n) {
+    float distances[IVF_CHUNK];
+    scorer_fetched(near->query, slots, n, distances);
+    if (near->n > nearest_room(near->most) - IVF_CHUNK) keep_nearest(near);
+    for (uint32_t i = 0; i < n; i++)
+        if (distances[i] <= near->cut && returns(near, slots[i])) near->keys[near->n++] = near_key(distances[i], slots[i]);
+}
+
+/* The rows of a chunk that may be returned, before their distances are known: where most may not, that saves more. */
+static uint32_t allowed_of(const nearest *near, const uint32_t *slots, uint32_t n, uint32_t *out) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        out[kept] = slots[i];
+        kept += returns(near, slots[i]);
+    }
+    return kept;
+}
+
+void nearest_scan(nearest *near, const uint32_t *slots, uint32_t n) {
+    uint32_t allowed[IVF_CHUNK];
+    for (uint32_t at = 0; at < n; at += IVF_CHUNK) {
+        const uint32_t *rows = slots + at;
+        uint32_t m = min_u32(IVF_CHUNK, n - at);
+        if (near->allow) {
+            m = allowed_of(near, rows, m, allowed);
+            rows = allowed;
+        }
+        if (m == 0) continue;
+        if (rows[m - 1] - rows[0] != m - 1)
+            for (uint32_t i = 0; i < m; i++) scorer_fetch(near->query, rows[i]);
+        scan_chunk(near, rows, m);
+    }
+}
+
+void nearest_finish(nearest *near) {
+    if (near->n > near->most) keep_nearest(near);
+    keys_sort(near->keys, near->n);
+}
+
+/* ---- lists ---- */
+
+static uint32_t probes_at(const ivf_centroids *c, const uint32_t *probes, uint32_t recall) {
+    for (uint32_t i = 0; i < IVF_RECALLS; i++)
+        if (ivf_recalls[i] >= recall) return probes[i];
+    return c->nlist;
+}
+
+/* Between the k that were measured on a line, beyond the last in proportion. */
+uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall) {
+    uint64_t few = probes_at(c, c->probes[0], recall), many = probes_at(c, c->probes[1], recall), probes = few;
+    if (many < few) many = few;
+    if (k > ivf_ks[1]) probes = many * k / ivf_ks[1];
+    else if (k > ivf_ks[0]) probes = few + (many - few) * (k - ivf_ks[0]) / (ivf_ks[1] - ivf_ks[0]);
+    return probes < c->nlist ? (uint32_t)probes : c->nlist;
+}
+
+void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys) {
+    ivf_view view;
+    float distances[IVF_CHUNK];
+    ivf_look(&view, c, s, x);
+    view.by_product = s->metric == FVDB_METRIC_DOT;
+    for (uint32_t first = 0; first < c->nlist; first += IVF_CHUNK) {
+        uint32_t n = min_u32(IVF_CHUNK, c->nlist - first);
+        ivf_distances(&view, first, n, distances);
+        for (uint32_t i = 0; i < n; i++) keys[first + i] = near_key(distances[i], first + i);
+    }
+}
+
+void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys) {
+    ivf_list_keys(&v->centroids, near->query->s, near->query->x, keys);
+    keys_select(keys, v->centroids.nlist, nprobe);
+    keys_sort(keys, nprobe);             /* the nearest first: they hold what cuts off the rest */
+    for (uint32_t i = 0; i < nprobe; i++) {
+        const ivf_list *list = &v->lists[(uint32_t)keys[i]];
+        nearest_scan(near, list->slots, list->n);
+    }
+}

@@ -1,0 +1,445 @@
+/* Lists and the two sides: training, moving, searching, vacuuming, saving. */
+#include "check.h"
+#include "data.h"
+#include "format/format.h"
+#include "index/index.h"
+
+enum { DIM = 24, K = 10, PER_PART = 1000 };
+#define SECOND INT64_C(1000000)
+#define THEN (1700000000 * SECOND)
+
+typedef struct index_setting {
+    uint32_t metric, memory, threads;
+} index_setting;
+
+static fvdb_index *new_index(index_setting s) {
+    fvdb_config config = {DIM, s.metric, s.memory, 8, 60, s.threads, 1};
+    fvdb_index *index = NULL;
+    CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
+    return index;
+}
+
+/* Rows a second apart, from THEN on. */
+static void add(fvdb_index *index, uint32_t n, uint32_t first, uint64_t seed) {
+    test_rows t = make_rows(n, DIM, "row", first, seed);
+    for (uint32_t i = 0; i < n; i++) t.times[i] = THEN + (first + i) * SECOND;
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+    free_rows(&t);
+}
+
+static fvdb_status move_all(fvdb_index *index, int64_t cutoff, uint32_t step, uint32_t *moved) {
+    uint32_t next = 0, n;
+    *moved = 0;
+    while (next != FVDB_NO_SLOT) {
+        fvdb_status status = fvdb_migrate(index, cutoff, step, &next, &n, NULL);
+        if (status != FVDB_OK) return status;
+        CHECK(n <= step);
+        *moved += n;
+    }
+    return FVDB_OK;
+}
+
+static void vacuum(fvdb_index *index) {
+    uint32_t rows = index->store.n, *map = malloc((rows + 1) * sizeof *map);
+    uint8_t **ids = malloc((rows + 1) * sizeof *ids);
+    for (uint32_t i = 0; i < rows; i++) {
+        size_t size;
+        const uint8_t *id = id_map_get(&index->store.ids, i, &size);
+        ids[i] = calloc(size + 1, 1);
+        memcpy(ids[i], id, size);
+    }
+    CHECK(fvdb_vacuum(index, map, rows, NULL, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < rows; i++) {
+        size_t size;
+        if (map[i] != FVDB_NO_SLOT) {
+            const uint8_t *id = id_map_get(&index->store.ids, map[i], &size);
+            CHECK(size == strlen((char *)ids[i]) && memcmp(id, ids[i], size) == 0);
+        }
+        free(ids[i]);
+    }
+    free(ids);
+    free(map);
+}
+
+static void delete_rows(fvdb_index *index, uint32_t first, uint32_t end, uint32_t step) {
+    uint32_t slot;
+    char id[32];
+    for (uint32_t i = first; i < end; i += step) {
+        uint64_t offsets[2] = {0, (uint64_t)sprintf(id, "row%u", i)};
+        CHECK(fvdb_delete(index, (uint8_t *)id, offsets, 1, 0, &slot, NULL) == FVDB_OK);
+    }
+}
+
+/* Every live row on one side; lists ascending; what is in front is historical, list by list. */
+static void check_sides(const fvdb_index *index) {
+    const ivf *lists = &index->lists;
+    const store *s = &index->store;
+    uint8_t *on = calloc(s->n + 1, 1);
+    uint32_t n = 0, live = 0;
+    for (uint32_t list = 0; list < lists->centroids.nlist; list++) {
+        for (uint32_t i = 0; i < lists->lists[list].n; i++, n++) {
+            uint32_t slot = lists->lists[list].slots[i];
+            CHECK(slot < s->n && !on[slot] && (i == 0 || slot > lists->lists[list].slots[i - 1]));
+            on[slot] = 1;
+            live += bit_get(store_live(s), slot);
+        }
+    }
+    CHECK(n == lists->n && live == lists->live);
+    for (uint32_t slot = 0; slot < s->n; slot++) CHECK(on[slot] == ivf_has(lists, slot));
+    for (uint32_t slot = 0; slot < index->graph.first; slot++) CHECK(on[slot]);
+    uint32_t recent = s->n - index->graph.first;
+    CHECK(hnsw_rows(&index->graph) == (recent >= 1024 ? recent : 0));
+    free(on);
+}
+
+static fvdb_status search(fvdb_index *index, const float *queries, uint32_t n, fvdb_search_params params,
+                          const uint64_t *allow, uint64_t words, uint32_t *slots, double *distances, uint32_t *counts,
+                          uint32_t *plans) {
+    return fvdb_search(index, queries, n, &params, allow, words, slots, distances, counts, plans, NULL, 0, NULL, NULL, NULL);
+}
+
+/* Recall of K against exact search; every answer whole: sorted, no row twice, none that is deleted. */
+static double recall(fvdb_index *index, uint32_t nprobe, const uint64_t *allow, uint64_t words, uint32_t *plan) {
+    enum { N = 60 };
+    float *queries = make_vectors(N, DIM, 20, 777);
+    uint32_t slots[N * K], truth[N * K], counts[N], plans[N], found = 0, wanted = 0;
+    double distances[N * K], exact[N * K];
+    fvdb_search_params params = {.k = K, .nprobe = nprobe}, all = {.k = K, .exact = 1};
+    CHECK(search(index, queries, N, params, allow, words, slots, distances, counts, plans) == FVDB_OK);
+    *plan = plans[0];
+    uint32_t flat[N];
+    CHECK(search(index, queries, N, all, allow, words, truth, exact, flat, plans) == FVDB_OK);
+    for (uint32_t q = 0; q < N; q++) {
+        CHECK(counts[q] == flat[q]);
+        for (uint32_t i = 0; i < counts[q]; i++) {
+            uint32_t slot = slots[q * K + i];
+            CHECK(slot < index->store.n && bit_get(store_live(&index->store), slot));
+            CHECK(!allow || bit_get(allow, slot));
+            CHECK(i == 0 || distances[q * K + i] >= distances[q * K + i - 1]);
+            for (uint32_t j = 0; j < i; j++) CHECK(slots[q * K + j] != slot);
+            for (uint32_t j = 0; j < flat[q]; j++) found += truth[q * K + j] == slot;
+        }
+        wanted += flat[q];
+    }
+    free(queries);
+    return wanted ? (double)found / wanted : 1;
+}
+
+static void test_keys_select_and_sort(void) {
+    uint64_t keys[300], sorted[300];
+    for (uint32_t round = 0; round < 200; round++) {
+        uint32_t n = 1 + round % 300, m = (uint32_t)(mix64(round) % (n + 1));
+        uint64_t range = round % 7 + 1 + (round & 1 ? 0 : 1000000);
+        for (uint32_t i = 0; i < n; i++) keys[i] = sorted[i] = mix64(round * 1000 + i) % range;
+        keys_sort(sorted, n);
+        for (uint32_t i = 1; i < n; i++) CHECK(sorted[i - 1] <= sorted[i]);
+        keys_select(keys, n, m);
+        keys_sort(keys, m);
+        for (uint32_t i = 0; i < m; i++) CHECK(keys[i] == sorted[i]);
+    }
+    CHECK(near_key(-1.5f, 3) < near_key(-1.5f, 4) && near_key(-1.5f, 9) < near_key(-1.0f, 0));
+    CHECK(near_key(-1.0f, 9) < near_key(0.0f, 0) && near_key(0.5f, 0) < near_key(2.0f, 0));
+    CHECK(near_distance(near_key(-1.25f, 7)) == -1.25f && near_distance(near_key(3.5f, 7)) == 3.5f);
+}
+
+static void test_too_few_rows_are_not_trained_on(void) {
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+    fvdb_diag diag;
+    uint32_t moved;
+    add(index, 100, 0, 1);
+    CHECK(move_all(index, THEN + 1000 * SECOND, 10, &moved) == FVDB_ERR_UNTRAINED && moved == 0);
+    CHECK(fvdb_train(index, THEN + 63 * SECOND, NULL, &diag) == FVDB_ERR_TOO_FEW);
+    CHECK(diag.actual == 63 && diag.expected == 64);
+    CHECK(fvdb_train(index, THEN + 64 * SECOND, NULL, &diag) == FVDB_OK);
+    CHECK(move_all(index, THEN + 64 * SECOND, 10, &moved) == FVDB_OK && moved == 64);
+    CHECK(index->lists.live == 64 && index->graph.n == 0);
+    check_sides(index);
+    vacuum(index);
+    check_sides(index);
+    CHECK(index->graph.first == 64 && index->lists.live == 64);
+    fvdb_free(index);
+}
+
+static void test_an_index_grows_old(void) {
+    enum { N = 9000 };
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        for (uint32_t memory = 0; memory < 2; memory++) {
+            fvdb_index *index = new_index((index_setting){metric, memory, 2});
+            double least = metric == FVDB_METRIC_DOT ? 0.85 : 0.93;
+            uint32_t plan, moved;
+            add(index, N, 0, 5);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_GRAPH);
+            CHECK(fvdb_train(index, THEN + N / 2 * SECOND, NULL, NULL) == FVDB_OK);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_GRAPH);
+            CHECK(move_all(index, THEN + N / 2 * SECOND, 700, &moved) == FVDB_OK && moved == N / 2);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
+            vacuum(index);
+            check_sides(index);
+            CHECK(index->graph.first == N / 2 && hnsw_rows(&index->graph) == N - N / 2);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
+            add(index, 500, N, 6);
+            delete_rows(index, 0, N, 3);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
+            vacuum(index);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
+            CHECK(move_all(index, INT64_MAX, 1 << 20, &moved) == FVDB_OK && index->lists.live == index->store.live_count);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_LISTS);
+            vacuum(index);
+            check_sides(index);
+            CHECK(hnsw_rows(&index->graph) == 0 && hnsw_resident(&index->graph) == 0);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_LISTS);
+            CHECK(recall(index, 100000, NULL, 0, &plan) >= 0.97);
+            add(index, 1500, N + 500, 7);                /* a graph again, behind the lists */
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan >= FVDB_PLAN_LISTS);
+            CHECK(fvdb_train(index, INT64_MIN, NULL, NULL) == FVDB_OK);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least);
+            vacuum(index);
+            check_sides(index);
+            CHECK(recall(index, 0, NULL, 0, &plan) >= least);
+            fvdb_free(index);
+        }
+    }
+}
+
+static void test_filters_keep_their_promise(void) {
+    enum { N = 6000 };
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved, plan;
+    add(index, N, 0, 3);
+    CHECK(fvdb_train(index, THEN + 4000 * SECOND, NULL, NULL) == FVDB_OK);
+    CHECK(move_all(index, THEN + 4000 * SECOND, 1000, &moved) == FVDB_OK);
+    for (uint32_t round = 0; round < 2; round++) {
+        for (uint32_t share = 2; share <= 2000; share *= 3) {
+            uint64_t allow[N / 64 + 1] = {0};
+            for (uint32_t slot = 0; slot < N; slot++)
+                if (mix64(slot * 7 + share) % share == 0) bit_set(allow, slot);
+            CHECK(recall(index, 0, allow, N / 64 + 1, &plan) >= 0.95);
+        }
+        uint64_t old[N / 64 + 1];                        /* one side alone */
+        CHECK(fvdb_historical(index, old, N / 64 + 1, NULL) == FVDB_OK);
+        CHECK(recall(index, 0, old, N / 64 + 1, &plan) >= 0.95);
+        for (uint32_t w = 0; w < N / 64 + 1; w++) old[w] = ~old[w];
+        CHECK(recall(index, 0, old, N / 64 + 1, &plan) >= 0.95);
+        vacuum(index);
+    }
+    fvdb_free(index);
+}
+
+static void test_equal_rows_and_empty_lists(void) {
+    enum { N = 3000 };
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 2});
+        test_rows t = make_rows(N, DIM, "row", 0, 9);
+        for (uint32_t i = 0; i < N; i++) {
+            memcpy(t.vectors + (size_t)i * DIM, t.vectors + (size_t)(i % 3) * DIM, DIM * sizeof(float));
+            t.times[i] = THEN;
+        }
+        CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+        uint32_t moved, slots[20], count, plan;
+        double distances[20];
+        CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+        CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
+        check_sides(index);
+        fvdb_search_params params = {.k = 20};
+        CHECK(search(index, t.vectors, 1, params, NULL, 0, slots, distances, &count, &plan) == FVDB_OK);
+        CHECK(count == 20 && (metric == FVDB_METRIC_DOT || distances[19] < 1e-9));
+        free_rows(&t);
+        fvdb_free(index);
+    }
+}
+
+static void test_huge_values_do_no_harm(void) {
+    enum { N = 2000 };
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 1});
+    test_rows t = make_rows(N, DIM, "row", 0, 9);
+    for (uint32_t i = 0; i < N * DIM; i++) t.vectors[i] *= i % 3 ? 3e37f : 1e-38f;
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+    uint32_t moved, slots[20], count, plan;
+    double distances[20];
+    CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+    CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
+    check_sides(index);
+    fvdb_search_params params = {.k = 20};
+    CHECK(search(index, t.vectors, 1, params, NULL, 0, slots, distances, &count, &plan) == FVDB_OK);
+    CHECK(count == 20);
+    vacuum(index);
+    check_sides(index);
+    free_rows(&t);
+    fvdb_free(index);
+}
+
+/* ---- the same for any number of threads; saved and loaded ---- */
+
+typedef struct bytes {
+    fvdb_part parts[64];
+    uint8_t *raw[64];
+    uint32_t n;
+} bytes;
+
+static bytes save(fvdb_index *index) {
+    bytes b;
+    CHECK(fvdb_parts(index, PER_PART, b.parts, 64, &b.n, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < b.n; i++) {
+        uint64_t size;
+        b.raw[i] = malloc(b.parts[i].size);
+        CHECK(fvdb_part_write(index, PER_PART, b.parts[i].kind, b.parts[i].number, b.raw[i], b.parts[i].size, &size, NULL) ==
+              FVDB_OK);
+        CHECK(size == b.parts[i].size);
+    }
+    return b;
+}
+
+static bool same(const bytes *a, const bytes *b) {
+    if (a->n != b->n) return false;
+    for (uint32_t i = 0; i < a->n; i++)
+        if (a->parts[i].size != b->parts[i].size || memcmp(a->raw[i], b->raw[i], a->parts[i].size) != 0) return false;
+    return true;
+}
+
+static void free_bytes(bytes *b) {
+    for (uint32_t i = 0; i < b->n; i++) free(b->raw[i]);
+}
+
+static fvdb_index *load(fvdb_index *index, const bytes *b) {
+    fvdb_stats stats;
+    fvdb_index *loaded = NULL;
+    fvdb_get_stats(index, &stats);
+    CHECK(fvdb_load_begin(&index->config, stats.rows, stats.graph_rows, stats.lists, PER_PART, &loaded, NULL) == FVDB_OK);
+    for (uint32_t i = b->n; i-- > 0;) CHECK(fvdb_load_part(loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
+    CHECK(fvdb_load_end(loaded, NULL, NULL) == FVDB_OK);
+    return loaded;
+}
+
+/* All that can be done to an index, with its saved bytes after each step. */
+static uint32_t life(index_setting s, bytes *out) {
+    fvdb_index *index = new_index(s);
+    uint32_t moved, n = 0;
+    add(index, 5000, 0, 5);
+    CHECK(fvdb_train(index, THEN + 3000 * SECOND, NULL, NULL) == FVDB_OK);
+    CHECK(move_all(index, THEN + 3000 * SECOND, 800, &moved) == FVDB_OK);
+    delete_rows(index, 0, 5000, 7);
+    out[n++] = save(index);
+    vacuum(index);
+    out[n++] = save(index);
+    add(index, 400, 5000, 6);
+    CHECK(move_all(index, THEN + 4500 * SECOND, 333, &moved) == FVDB_OK);
+    out[n++] = save(index);
+    vacuum(index);
+    out[n++] = save(index);
+    CHECK(move_all(index, INT64_MAX, 333, &moved) == FVDB_OK);
+    CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+    out[n++] = save(index);
+    fvdb_index *loaded = load(index, &out[n - 1]);
+    check_sides(loaded);
+    vacuum(index);
+    vacuum(loaded);
+    out[n++] = save(index);
+    out[n] = save(loaded);
+    CHECK(same(&out[n - 1], &out[n]));
+    free_bytes(&out[n]);
+    fvdb_free(loaded);
+    fvdb_free(index);
+    return n;
+}
+
+static void test_threads_and_loads_change_nothing(void) {
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        for (uint32_t memory = 0; memory < 2; memory++) {
+            bytes one[8], three[8];
+            uint32_t n = life((index_setting){metric, memory, 1}, one);
+            CHECK(life((index_setting){metric, memory, 3}, three) == n);
+            for (uint32_t i = 0; i < n; i++) {
+                CHECK(same(&one[i], &three[i]));
+                free_bytes(&one[i]);
+                free_bytes(&three[i]);
+            }
+        }
+    }
+}
+
+static void test_a_change_without_memory_leaves_everything(void) {
+    for (uint32_t all = 0; all < 2; all++) {             /* a graph that is repaired, and none any more */
+        fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+        uint32_t moved, next = 0, *map = malloc(3000 * sizeof *map);
+        add(index, 3000, 0, 5);
+        delete_rows(index, 0, 3000, 20);
+        bytes before = save(index);
+        for (int64_t nth = 1;; nth++) {
+            mem_fail_after(nth);
+            fvdb_status status = fvdb_train(index, THEN + 1000 * SECOND, NULL, NULL);
+            mem_fail_after(0);
+            bytes after = save(index);
+            CHECK(status == FVDB_OK || (status == FVDB_ERR_MEMORY && same(&before, &after)));
+            free_bytes(&after);
+            if (status == FVDB_OK) break;
+        }
+        free_bytes(&before);
+        before = save(index);
+        for (int64_t nth = 1; nth < 12; nth++) {
+            mem_fail_after(nth);
+            next = 0;
+            fvdb_status status = fvdb_migrate(index, THEN + 900 * SECOND, 4000, &next, &moved, NULL);
+            mem_fail_after(0);
+            bytes after = save(index);
+            CHECK(status == FVDB_OK || (status == FVDB_ERR_MEMORY && same(&before, &after) && next == 0));
+            free_bytes(&after);
+            if (status == FVDB_OK) break;
+        }
+        if (all) CHECK(move_all(index, THEN + 2500 * SECOND, 4000, &moved) == FVDB_OK);
+        free_bytes(&before);
+        before = save(index);
+        for (int64_t nth = 1;; nth += nth < 60 ? 1 : 37) {
+            mem_fail_after(nth);
+            fvdb_status status = fvdb_vacuum(index, map, 3000, NULL, NULL);
+            mem_fail_after(0);
+            bytes after = save(index);
+            CHECK(status == FVDB_OK || (status == FVDB_ERR_MEMORY && same(&before, &after)));
+            if (status != FVDB_OK) check_sides(index);
+            free_bytes(&after);
+            if (status == FVDB_OK) break;
+        }
+        check_sides(index);
+        free_bytes(&before);
+        free(map);
+        fvdb_free(index);
+    }
+}
+
+static void test_a_cancelled_change_leaves_everything(void) {
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved, *map = malloc(4000 * sizeof *map);
+    fvdb_control control = {.cancel = 1};
+    add(index, 4000, 0, 5);
+    CHECK(fvdb_train(index, INT64_MAX, &control, NULL) == FVDB_ERR_CANCELLED && index->lists.centroids.nlist == 0);
+    CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+    CHECK(move_all(index, THEN + 2000 * SECOND, 4000, &moved) == FVDB_OK);
+    delete_rows(index, 0, 4000, 9);
+    bytes before = save(index);
+    CHECK(fvdb_vacuum(index, map, 4000, &control, NULL) == FVDB_ERR_CANCELLED);
+    bytes after = save(index);
+    CHECK(same(&before, &after));
+    check_sides(index);
+    free_bytes(&before);
+    free_bytes(&after);
+    free(map);
+    fvdb_free(index);
+}
+
+int main(void) {
+    RUN(test_keys_select_and_sort);
+    RUN(test_too_few_rows_are_not_trained_on);
+    RUN(test_an_index_grows_old);
+    RUN(test_filters_keep_their_promise);
+    RUN(test_equal_rows_and_empty_lists);
+    RUN(test_huge_values_do_no_harm);
+    RUN(test_threads_and_loads_change_nothing);
+    RUN(test_a_change_without_memory_leaves_everything);
+    RUN(test_a_cancelled_change_leaves_everything);
+    return check_done();
+}
