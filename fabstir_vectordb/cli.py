@@ -424,6 +424,23 @@ def stats(settings: _Settings, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option("--token", envvar="FABSTIR_PORTAL_TOKEN", help="What writers and readers must send; without it nothing.")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@_reporting
+def portal(host: str, port: int, token: str | None, directory: Path) -> None:
+    """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`)."""
+    try:
+        import uvicorn
+
+        from fabstir_vectordb.portal.app import create_app
+    except ImportError as error:
+        raise InvalidConfigError(f"{error.name} is missing: install fabstir_vectordb[portal]") from None
+    uvicorn.run(create_app(directory.absolute(), token), host=host, port=port, log_level="warning")
+
+
+@cli.command()
 @click.pass_obj
 @_reporting
 def doctor(settings: _Settings) -> None:

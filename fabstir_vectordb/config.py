@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
@@ -22,6 +22,8 @@ _INDEX_NAME = re.compile(r"[a-z0-9._-]{1,64}")
 
 #: Rows of one part at most; a part is one blob and must stay far below 2 GiB.
 CHUNK_SIZE_MAX: Final = 1 << 24
+TIMEOUT_S_MAX: Final = 3_600
+RETRIES_MAX: Final = 20
 _MB: Final = 1_000_000
 
 
@@ -79,7 +81,8 @@ class VectorDBConfig:
     """What a session needs to know.
 
     Args:
-        s5_portal: where versions live: ``file:///absolute/path``, ``memory:`` or ``memory:name``.
+        s5_portal: where versions live: ``http(s)://host[:port]`` of an S5 node or a Fabstir gateway,
+            ``file:///absolute/path``, ``memory:`` or ``memory:name``.
         user_seed_phrase: 15 words of S5, or any other secret (docs/storage.md tells the difference).
         session_id: labels logs and errors; it enters no key, path or stored byte.
         index_name: selects keys and pointer, 1 to 64 of ``[a-z0-9._-]``.
@@ -94,6 +97,9 @@ class VectorDBConfig:
             `ef_search` nor `exact`; above 0, at most 1, None for the library's own number of candidates.
         default_threshold: least score of a hit where a search names none; UNSET: 0.7 for cosine (cos >= 0.4),
             none for the others; None never drops anything.
+        timeout_s: seconds that a portal may take to connect, or pause within a transfer.
+        max_retries: repetitions of a request that failed on its way.
+        portal_token: a portal's access token; never in a repr, log or error, never sent to another host.
         clock: seconds since 1970 as a float, in place of the system's.
         threads: most threads of a native call; None for one per core. Never changes a result.
         chunk_size: rows a part, where it must be fixed; None lets the size decide.
@@ -115,6 +121,9 @@ class VectorDBConfig:
     ef_construction: int = 200
     recall_target: float | None = None
     default_threshold: float | Unset | None = UNSET
+    timeout_s: float = 30.0
+    max_retries: int = 3
+    portal_token: str | None = field(default=None, repr=False)
     clock: Callable[[], float] | None = None
     threads: int | None = None
     chunk_size: int | None = None
@@ -122,7 +131,7 @@ class VectorDBConfig:
     def __new__(cls, **settings: Any) -> VectorDBConfig:
         # Before the generated __init__, whose complaint about a missing argument is a TypeError without a code.
         _require(settings)
-        known = {field.name for field in fields(cls)}
+        known = {setting.name for setting in fields(cls)}
         for name in settings:
             if name not in known:
                 raise _invalid(name, f"{name} is not a setting")
@@ -140,6 +149,7 @@ class VectorDBConfig:
             ("chunk_size", 1, CHUNK_SIZE_MAX),
         ):
             _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
+        self._check_http()
         for name in ("debug", "encrypt_at_rest"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, f"{name} must be True or False")
@@ -159,6 +169,15 @@ class VectorDBConfig:
             raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if self.memory not in MEMORIES:
             raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
+
+    def _check_http(self) -> None:
+        seconds, retries, token = self.timeout_s, self.max_retries, self.portal_token
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= TIMEOUT_S_MAX:
+            raise _invalid("timeout_s", f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {seconds!r}")
+        if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
+            raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {retries!r}")
+        if token is not None and (not isinstance(token, str) or not token.isascii() or not token.isprintable()):
+            raise _invalid("portal_token", "portal_token must be printable ASCII text")
 
     @property
     def secret(self) -> SeedPhrase:

@@ -125,7 +125,9 @@ class VectorDBSession:
     def __init__(self, config: VectorDBConfig) -> None:
         self._destroyed = True           # until it is whole: a refused session owes nobody a destroy()
         self._config = config
-        self._store: Store = open_store(config.s5_portal)
+        self._store: Store = open_store(
+            config.s5_portal, timeout_s=config.timeout_s, max_retries=config.max_retries, token=config.portal_token
+        )
         self._check_phrase(config.secret)
         self._secret: SeedPhrase | None = config.secret
         self._identity: Identity | None = None

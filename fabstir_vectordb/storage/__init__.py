@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from fabstir_vectordb.errors import InvalidConfigError
@@ -13,35 +14,54 @@ from fabstir_vectordb.storage.memory import MemoryStore
 
 __all__ = ["LocalDirStore", "MemoryStore", "Store", "open_store"]
 
-_SCHEMES = "file:///absolute/path, memory: or memory:name"
+_SCHEMES = "http(s)://host[:port], file:///absolute/path, memory: or memory:name"
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, **http: Any) -> Store:
     """Return the store a URI names; nothing is touched until it is used.
 
     Args:
-        uri: ``file:///absolute/path`` (special characters percent-encoded, as ``Path.as_uri()`` does),
-        ``memory:``
-            or ``memory:name``; memory stores of the same name share their content within this process.
+        uri: ``http(s)://host[:port][/path]`` of an S5 node or a Fabstir gateway, which the first call finds out unless
+            ``portal+`` or ``gateway+`` stands in front; ``file:///absolute/path`` (special characters percent-encoded,
+            as ``Path.as_uri()`` does); ``memory:`` or ``memory:name``: memory stores of the same name share their
+            content within this process.
+        http: settings of `HttpSettings` for the first kind.
 
     Returns:
         The store; close it with ``aclose``.
 
     Raises:
-        InvalidConfigError: the URI names no store that works today.
+        InvalidConfigError: the URI names no store.
     """
     if not isinstance(uri, str) or not uri:
         raise InvalidConfigError(f"s5_portal is required: {_SCHEMES}")
     scheme, separator, rest = uri.partition(":")
-    match scheme.lower() if separator else "":
+    scheme = scheme.lower() if separator else ""
+    kind, plus, transport = scheme.rpartition("+")
+    match scheme:
         case "file":
             return LocalDirStore(_local_path(uri))
         case "memory":
             return MemoryStore(rest.removeprefix("//"))
-        case "http" | "https":
-            # The address may carry a token in its user part or query: it is not repeated.
-            raise InvalidConfigError(f"s5_portal cannot be an {scheme}: address yet: use {_SCHEMES}")
+    if transport in ("http", "https") and kind in ("", "portal", "gateway"):
+        return _on_http(kind, uri[len(kind) + len(plus) :], http)
     raise InvalidConfigError(f"s5_portal has an unknown scheme: use {_SCHEMES}")
+
+
+def _on_http(kind: str, uri: str, settings: dict[str, Any]) -> Store:
+    # Loads httpx, which takes longer than everything else: not for those who need it not.
+    from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
+    from fabstir_vectordb.storage.http import HttpClient, HttpSettings, base_url_of
+    from fabstir_vectordb.storage.probed import ProbedStore
+    from fabstir_vectordb.storage.s5_portal import S5PortalStore
+
+    client = HttpClient(base_url_of(uri), HttpSettings(**settings))
+    match kind:
+        case "portal":
+            return S5PortalStore(client)
+        case "gateway":
+            return FabstirGatewayStore(client)
+    return ProbedStore(client)
 
 
 def _local_path(uri: str) -> Path:

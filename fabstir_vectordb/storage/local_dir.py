@@ -134,7 +134,7 @@ class LocalDirStore:
 
     def _put(self, data: bytes | bytearray | memoryview) -> BlobId:
         blob = BlobId.of(data)
-        path = self._blob_path(blob.hash)
+        path = self.blob_path(blob.hash)
         with _reporting(f"write {path}"):
             if not _holds(path, data, blob.size):
                 self._write(path, data)
@@ -143,7 +143,7 @@ class LocalDirStore:
         return blob
 
     def _get(self, hash: bytes, size: int | None) -> bytes:
-        path = self._blob_path(hash)
+        path = self.blob_path(hash)
         with _reporting(f"read {path}"):
             try:
                 with path.open("rb") as file:
@@ -157,7 +157,7 @@ class LocalDirStore:
         return check_blob(data, hash, size)
 
     def _has(self, hash: bytes) -> bool:
-        path = self._blob_path(hash)
+        path = self.blob_path(hash)
         with _reporting(f"look up {path}"):
             try:
                 path.stat()
@@ -166,7 +166,7 @@ class LocalDirStore:
         return True
 
     def _delete(self, hash: bytes) -> bool:
-        path = self._blob_path(hash)
+        path = self.blob_path(hash)
         with _reporting(f"delete {path}"):
             try:
                 path.unlink()
@@ -227,7 +227,8 @@ class LocalDirStore:
                 if _LEFTOVER_NAME.fullmatch(entry.name) and entry.stat().st_mtime < oldest:
                     os.unlink(entry.path)
 
-    def _blob_path(self, hash: bytes) -> Path:
+    def blob_path(self, hash: bytes) -> Path:
+        """Where the blob with this hash lies, if it does."""
         name = base64.urlsafe_b64encode(hash).decode().rstrip("=")
         return self._blobs / name[:2] / name
 

@@ -67,7 +67,7 @@ GOOD: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "ses
         ({"user_seed_phrase": 5}, "user_seed_phrase must be a string"),
         ({"nonsense": 1}, "nonsense is not a setting"),
         ({"s5_portal": "ftp://x"}, "unknown scheme"),
-        ({"s5_portal": "https://x"}, "cannot be an https: address yet"),
+        ({"s5_portal": "https://x?y=1"}, "and nothing else"),
         ({"user_seed_phrase": "abandon " * 15}, "checksum"),
     ],
 )

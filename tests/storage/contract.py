@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -234,22 +235,24 @@ class StoreContract:
     async def test_stores_of_one_address_share_their_content(self, store: Store, address: str) -> None:
         blob = await store.put(b"shared")
         await store.set_pointer(entry(1))
-        other = open_store(address)
-        assert other.uri == store.uri
-        assert await other.get(blob.hash) == b"shared"
-        assert await other.get_pointer(PUBLIC_KEY) == entry(1)
-        with pytest.raises(ConflictError):
-            await other.set_pointer(entry(1, b"other"))
+        async with aclosing(open_store(address)) as other:
+            assert other.uri == store.uri
+            assert await other.get(blob.hash) == b"shared"
+            assert await other.get_pointer(PUBLIC_KEY) == entry(1)
+            with pytest.raises(ConflictError):
+                await other.set_pointer(entry(1, b"other"))
 
     async def test_uri_opens_the_same_store(self, store: Store) -> None:
         blob = await store.put(b"shared")
-        assert await open_store(store.uri).get(blob.hash) == b"shared"
+        async with aclosing(open_store(store.uri)) as other:
+            assert await other.get(blob.hash) == b"shared"
 
     async def test_closing_twice_is_no_error_and_keeps_the_content(self, store: Store, address: str) -> None:
         blob = await store.put(b"kept")
         await store.aclose()
         await store.aclose()
-        assert await open_store(address).get(blob.hash) == b"kept"
+        async with aclosing(open_store(address)) as other:
+            assert await other.get(blob.hash) == b"kept"
 
     async def test_cancelled_put_leaves_a_whole_blob_or_none(self, store: Store) -> None:
         blob = BlobId.of(LARGE)
@@ -272,8 +275,11 @@ def check_one_store_serves_several_event_loops(store: Store) -> None:
     """Use one store object from loops of both kinds, one after the other; the sync twin runs a loop of its own."""
 
     async def use(data: bytes) -> bytes:
-        blob = await store.put(data)
-        return await store.get(blob.hash)
+        try:
+            blob = await store.put(data)
+            return await store.get(blob.hash)
+        finally:
+            await store.aclose()
 
     for backend in ("asyncio", "trio", "asyncio"):
         for data in (b"small", LARGE):

@@ -389,10 +389,3 @@ def test_file_address_names_a_path(uri: str, path: str) -> None:
 def test_address_of_no_store_is_refused_with_the_ones_that_work(uri: Any) -> None:
     with pytest.raises(InvalidConfigError, match=r"file:///absolute/path|percent|%3F"):
         open_store(uri)
-
-
-def test_network_address_is_refused_without_repeating_its_token() -> None:
-    for uri in ("http://localhost:5522", "https://user:hunter2@portal/?auth_token=hunter2"):
-        with pytest.raises(InvalidConfigError, match="memory:") as caught:
-            open_store(uri)
-        assert "hunter2" not in str(caught.value)

@@ -1,0 +1,85 @@
+"""A store behind an address that may be an S5 node or a Fabstir gateway: asked once, at the first call."""
+
+from __future__ import annotations
+
+import anyio
+
+from fabstir_vectordb.errors import S5Error
+from fabstir_vectordb.s5.cid import BlobId
+from fabstir_vectordb.s5.registry import RegistryEntry
+from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
+from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.s5_portal import S5PortalStore
+
+__all__ = ["ProbedStore"]
+
+
+class ProbedStore:
+    """Passes each call on to the store that the address turns out to be.
+
+    Args:
+        http: the address and how to talk to it.
+    """
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+        self._found: Store | None = None
+        self._probing = anyio.Lock()
+
+    @property
+    def uri(self) -> str:
+        """The address."""
+        return self._http.base_url
+
+    async def _store(self) -> Store:
+        if self._found is None:
+            async with self._probing:
+                self._found = self._found or await self._probe()
+        return self._found
+
+    async def _probe(self) -> Store:
+        """An S5 node tells its version; a gateway tells its health, which no node does."""
+        version = await self._http.request("GET", "/s5/version")
+        document = version.json() if version.ok else None
+        if isinstance(document, dict) and "node" in document:
+            return S5PortalStore(self._http)
+        for path in ("/health", "/s5/health"):
+            health = await self._http.request("GET", path)
+            document = health.json() if health.ok else None
+            if isinstance(document, dict) and "status" in document:
+                return FabstirGatewayStore(self._http)
+        raise S5Error(
+            f"{self.uri} answers neither as an S5 node (/s5/version) nor as a gateway (/health): "
+            "say which it is with portal+http:// or gateway+http://",
+            details={"status": version.status},
+            retryable=False,
+        )
+
+    async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
+        """Store a blob."""
+        return await (await self._store()).put(data)
+
+    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+        """Return a blob after checking its hash."""
+        return await (await self._store()).get(hash, size)
+
+    async def has(self, hash: bytes) -> bool:
+        """Return whether there is such a blob."""
+        return await (await self._store()).has(hash)
+
+    async def delete(self, hash: bytes) -> bool:
+        """Delete a blob as far as the store can."""
+        return await (await self._store()).delete(hash)
+
+    async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
+        """Return the current entry of a pointer, or ``None``."""
+        return await (await self._store()).get_pointer(public_key)
+
+    async def set_pointer(self, entry: RegistryEntry) -> None:
+        """Move a pointer."""
+        await (await self._store()).set_pointer(entry)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()

@@ -1,0 +1,220 @@
+"""A store on an S5 node over HTTP.
+
+The node is not trusted: what it gives is hashed, pointers are checked against their key, and an address that it
+redirects to gets no token. Nodes differ in which CIDs they know a blob by, so a blob is asked for by each form in turn,
+and the one that worked is asked first from then on.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import anyio.to_thread
+
+from fabstir_vectordb.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    S5Error,
+    StorageError,
+    VectorDBError,
+)
+from fabstir_vectordb.s5.cid import BlobId, multibase_encode
+from fabstir_vectordb.s5.registry import RegistryEntry
+from fabstir_vectordb.storage.base import (
+    BLOB_BYTES_MAX,
+    check_blob,
+    check_blob_size,
+    check_hash,
+    check_new_entry,
+    check_public_key,
+    damaged_blob,
+    missing_blob,
+    parse_pointer,
+)
+from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+
+__all__ = ["S5PortalStore"]
+
+_ENTRY_JSON_MAX: Final = 4_096
+_REFUSED: Final = (401, 403)
+
+
+def _old(blob: BlobId) -> str:
+    return multibase_encode(blob.to_old_bytes(), "base58btc")
+
+
+def _new(blob: BlobId) -> str:
+    return blob.to_text("base58btc")
+
+
+def _unsized(blob: BlobId) -> str:
+    """As S5.js asks: ``5b 82 1f H 00``, whatever the size."""
+    return multibase_encode(b"\x5b\x82\x1f" + blob.hash + b"\0", "base58btc")
+
+
+#: Where a blob may be found (S5 reference, robust download order).
+_ROUTES: Final[tuple[Callable[[BlobId], str], ...]] = (
+    lambda blob: f"/s5/blob/{_old(blob)}",
+    lambda blob: f"/s5/blob/{_new(blob)}",
+    lambda blob: f"/s5/blob/{_unsized(blob)}",
+    lambda blob: f"/s5/download/{_old(blob)}",
+    lambda blob: f"/{_old(blob)}",
+)
+
+
+class S5PortalStore:
+    """Blobs and pointers on an S5 node; see ``base.Store`` for the methods.
+
+    Args:
+        http: its address and how to talk to it.
+    """
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+        self._route = 0
+
+    @property
+    def uri(self) -> str:
+        """The node's address."""
+        return self._http.base_url
+
+    async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
+        """Store a blob; the node's answer must name it as we do."""
+        check_blob_size(memoryview(data).nbytes)
+        content, blob = await anyio.to_thread.run_sync(_copied, data)
+        answer = await self._http.request("POST", "/s5/upload", file=content)
+        if not answer.ok:
+            raise _failed("store a blob", answer)
+        document = answer.json()
+        try:
+            stored = BlobId.parse(document["cid"])
+        except (TypeError, KeyError, InvalidInputError):
+            raise S5Error("The portal took a blob and did not say its CID", details={"status": answer.status}) from None
+        if stored.hash != blob.hash:
+            raise damaged_blob(blob.hash, blob.size, expected=blob.hash.hex(), actual=stored.hash.hex())
+        return blob
+
+    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+        """Return a blob after checking its hash."""
+        check_hash(hash)
+        blob = BlobId(hash, size or 0)
+        damage: IntegrityError | None = None
+        refused: Answer | None = None
+        is_missing = False
+        for route in self._routes():
+            try:
+                answer = await self._http.request(
+                    "GET", _ROUTES[route](blob), body_most=_most(size), redirects=True
+                )
+                if answer.ok:
+                    data = await anyio.to_thread.run_sync(partial(check_blob, answer.body, hash, size))
+                    self._route = route
+                    return data
+            except IntegrityError as error:
+                damage = error           # another route may lead to a good copy
+                continue
+            is_missing = is_missing or answer.status == 404
+            refused = answer if refused is None or answer.status in _REFUSED else refused
+        if damage is not None:
+            raise damage
+        if is_missing or refused is None:
+            raise missing_blob(hash, size)
+        raise _failed("read a blob", refused)
+
+    def _routes(self) -> list[int]:
+        return sorted(range(len(_ROUTES)), key=lambda route: (route != self._route, route))
+
+    async def has(self, hash: bytes) -> bool:
+        """Return whether the node knows a place of the blob; it is not read."""
+        check_hash(hash)
+        multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
+        answer = await self._http.request("GET", f"/s5/debug/storage_locations/{multihash}")
+        document = answer.json() if answer.ok else None
+        if isinstance(document, dict) and isinstance(document.get("locations"), list):
+            return bool(document["locations"])
+        if answer.status != 404:
+            raise _failed("look for a blob", answer)
+        return False
+
+    async def delete(self, hash: bytes) -> bool:
+        """Ask the node to forget a blob, which few allow; return whether it did."""
+        check_hash(hash)
+        if not await self.has(hash):
+            return False
+        return (await self._http.request("DELETE", f"/s5/delete/{_old(BlobId(hash, 0))}")).ok
+
+    async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
+        """Return the current entry of a pointer, or ``None``."""
+        check_public_key(public_key)
+        pk = base64.urlsafe_b64encode(public_key).decode().rstrip("=")
+        answer = await self._http.request("GET", "/s5/registry", params={"pk": pk}, body_most=_ENTRY_JSON_MAX)
+        if answer.status == 404:
+            return None
+        if not answer.ok:
+            raise _failed("read a pointer", answer)
+        where = f"{public_key.hex()} of {self.uri}"
+        try:
+            raw = RegistryEntry.from_portal_json(answer.json()).serialize()
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"The stored pointer {where} is damaged: {error.message}",
+                details={"public_key": public_key.hex(), "where": where},
+            ) from None
+        return parse_pointer(raw, public_key, where)
+
+    async def set_pointer(self, entry: RegistryEntry) -> None:
+        """Move a pointer; after any failure it is read back: our own entry there is success."""
+        check_new_entry(entry)
+        failure: VectorDBError
+        try:
+            answer = await self._http.request("POST", "/s5/registry", document=entry.to_portal_json())
+            if answer.ok:
+                return
+            failure = _failed("move a pointer", answer)
+        except VectorDBError as error:
+            failure = error
+        try:
+            stored = await self.get_pointer(entry.public_key)
+        except VectorDBError:
+            raise failure from None
+        if stored == entry:
+            return
+        if stored is not None and stored.revision >= entry.revision:
+            raise ConflictError(
+                f"Revision number too low: the pointer is at {stored.revision}, got {entry.revision}",
+                details={
+                    "public_key": entry.public_key.hex(),
+                    "stored_revision": stored.revision,
+                    "revision": entry.revision,
+                },
+            )
+        raise failure
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def _copied(data: bytes | bytearray | memoryview) -> tuple[bytes, BlobId]:
+    content = bytes(data)
+    return content, BlobId.of(content)
+
+
+def _most(size: int | None) -> int:
+    """Bytes to read of a blob: one too many shows that it is another one."""
+    return BLOB_BYTES_MAX if size is None else size + 1
+
+
+def _failed(doing: str, answer: Answer) -> VectorDBError:
+    details: dict[str, Any] = {"status": answer.status}
+    if answer.status in _REFUSED:
+        return S5Error(
+            f"Could not {doing}: the portal wants another token (portal_token): {reason_of(answer)}",
+            details=details,
+            retryable=False,
+        )
+    return StorageError(f"Could not {doing}: the portal answered {answer.status}: {reason_of(answer)}", details=details)

@@ -1,0 +1,38 @@
+"""The package's portal on loopback, and a transport that does to requests what networks do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from fabstir_vectordb.portal.app import create_app
+
+
+@contextmanager
+def serving(root: Path, token: str | None = None) -> Iterator[str]:
+    """The portal over a directory; gives its address."""
+    with running(create_app(root, token)) as address:
+        yield address
+
+
+@contextmanager
+def running(app: Callable[..., object]) -> Iterator[str]:
+    """An ASGI application on loopback, in a thread of its own; gives its address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        threading.Event().wait(0.005)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
