@@ -163,7 +163,7 @@ async def load_version(
     native = await workers.run(_begin, manifest, settings)
     try:
         pages: dict[int, bytes] = {}
-        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts))
+        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
             async def fetch() -> None:
@@ -251,7 +251,7 @@ async def verify_version(
     bad: dict[str, dict[str, object]] = {}
     total_bytes = opened.bytes_read
     try:
-        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts))
+        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
         def check(part: StoredPart, blob: bytes) -> None:
             pages: dict[int, bytes] = {}

@@ -2,7 +2,8 @@
 
 Until the pointer moves, nobody can see the new version; from then on everybody who has the phrase does.  A
 crash, a cancellation or a dead store at any point therefore leaves the previous version or the new one, never
-a mixture, and what a save leaves behind without a pointer are only blobs that nothing names.
+a mixture, and what a save leaves behind without a pointer are only blobs that nothing names.  The session remembers
+them, so that saving once more stores only what is missing.
 
 Everything that enters a version is a function of the index's content and of the user's keys: no wall clock,
 no random number, no thread count, no session.  Equal content has an equal CID, and a part that did not change
@@ -151,6 +152,7 @@ async def save_version(
         else:
             lineage.base = version
             lineage.attempted.clear()
+            lineage.unfinished.clear()
             if committed is not None:
                 committed(version)
     if refused_entry is not None:
@@ -205,8 +207,9 @@ async def _store_parts_and_root(
     """Stores everything below the pointer; also counts parts stored, parts reused and bytes stored."""
     root_key = keys.encryption_key if settings.encrypt_at_rest else None
     plan = await workers.run(_plan, index)
-    meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs))
-    reusable = _reusable_parts(lineage.base, settings)
+    meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs), plan.rows)
+    # What a failed save has stored already was stored under these very keys.
+    reusable = {**_reusable_parts(lineage.base, settings), **lineage.unfinished}
     stored: list[StoredPart | None] = [None] * len(plan.jobs)
     parts_stored = bytes_stored = 0
 
@@ -222,7 +225,8 @@ async def _store_parts_and_root(
         codec, entry, blob = await workers.run(_encode, job, raw, root_key)
         del raw
         blob_id = await store.put(blob)
-        stored[position] = StoredPart(PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash))
+        part = StoredPart(PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash))
+        stored[position] = lineage.unfinished[job.name, digest] = part
         parts_stored += 1
         bytes_stored += len(blob)
         meter.advance(job.size)

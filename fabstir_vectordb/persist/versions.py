@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -145,6 +145,9 @@ class Progress:
         stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
         parts_done, parts_total: parts finished, and in all.
         bytes_done, bytes_total: the same in bytes before compression.
+        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
+            done are worth.
+        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
     """
 
     stage: str
@@ -152,6 +155,9 @@ class Progress:
     parts_total: int
     bytes_done: int
     bytes_total: int
+    rows_done: int
+    rows_total: int
+    eta_s: float | None
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -160,23 +166,30 @@ ProgressCallback = Callable[[Progress], None]
 class Meter:
     """Counts finished parts and tells the caller; used on the event loop's thread only."""
 
-    def __init__(self, callback: ProgressCallback | None, parts_total: int, bytes_total: int) -> None:
+    def __init__(
+        self, callback: ProgressCallback | None, parts_total: int, bytes_total: int, rows_total: int
+    ) -> None:
         self._callback = callback
-        self._state = Progress("parts", 0, parts_total, 0, bytes_total)
-        self.stage("parts")
+        self._started = time.monotonic()
+        self._state = Progress("parts", 0, parts_total, 0, bytes_total, 0, rows_total, None)
+        self._tell()
 
     def advance(self, size: int) -> None:
         """One more part of `size` bytes is done."""
         state = self._state
-        self._state = Progress(
-            state.stage, state.parts_done + 1, state.parts_total, state.bytes_done + size, state.bytes_total
+        done, total = state.bytes_done + size, state.bytes_total
+        self._state = replace(
+            state,
+            parts_done=state.parts_done + 1,
+            bytes_done=done,
+            rows_done=state.rows_total * done // total if total else 0,
+            eta_s=(time.monotonic() - self._started) * (total - done) / done if done else None,
         )
         self._tell()
 
     def stage(self, name: str) -> None:
         """Another stage begins."""
-        state = self._state
-        self._state = Progress(name, state.parts_done, state.parts_total, state.bytes_done, state.bytes_total)
+        self._state = replace(self._state, stage=name)
         self._tell()
 
     def _tell(self) -> None:
@@ -250,6 +263,8 @@ class Lineage:
         attempted: roots this session tried to make the head without learning the outcome, for example because
             the connection broke.  Meeting one of them as the head is our own success, not somebody else's
             version.
+        unfinished: parts that this session stored for versions that did not become its base, by name and BLAKE3 as
+            in `Version.parts`: the next save names them instead of storing them again.
         history: history entries that this session has read or made; what a damaged record is repaired from.
         unrecorded: entries that are not in the stored history yet.
     """
@@ -258,6 +273,7 @@ class Lineage:
         self.base: Version | None = None
         self.seen: dict[bytes, int] = {}
         self.attempted: dict[bytes, Version] = {}
+        self.unfinished: dict[tuple[str, bytes], StoredPart] = {}
         self.history: dict[tuple[bytes, int, bool], HistoryEntry] = {}
         self.unrecorded: list[HistoryEntry] = []
 

@@ -165,6 +165,7 @@ class Faulty:
         self.before_pointer: list[Exception] = []
         self.after_pointer: list[Exception] = []
         self.on_put: list[Exception] = []
+        self.stored: list[bytes] = []
         self.deaf = False
 
     def __getattr__(self, name: str) -> Any:
@@ -173,7 +174,9 @@ class Faulty:
     async def put(self, data: Any) -> Any:
         if self.on_put:
             raise self.on_put.pop()
-        return await self._below.put(data)
+        blob = await self._below.put(data)
+        self.stored.append(blob.hash)
+        return blob
 
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         if self.deaf:
@@ -215,6 +218,45 @@ async def test_a_failed_part_leaves_the_previous_version_and_a_dirty_session(uri
             assert await other.save_to_s5() == old
         await session.save_to_s5()
         assert not (await session.get_stats()).dirty
+
+
+async def test_a_save_that_failed_half_way_stores_only_what_is_missing(
+    uri: str, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await session_on(uri, chunk_size=8) as session:
+        await add_rows(session, 64)
+        put, left = faulty.put, 11
+
+        async def put_until_full(data: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise StorageError("disk full")
+            return await put(data)
+
+        monkeypatch.setattr(faulty, "put", put_until_full)
+        with pytest.raises(StorageError):
+            await session.save_to_s5()
+        assert len(faulty.stored) == 11
+        left = 1_000
+        cid = await session.save_to_s5()
+        assert len(faulty.stored) == len(set(faulty.stored)) > 30
+    async with await session_on(uri) as other:
+        await other.load_user_vectors(cid)
+        assert len(await content(other)) == 64
+
+
+async def test_a_refused_version_is_not_stored_again_to_replace_the_head(uri: str, faulty: Faulty) -> None:
+    async with await session_on(uri) as first, await session_on(uri) as second:
+        await add_rows(first, 3)
+        await first.save_to_s5()
+        await add_rows(second, 5)
+        with pytest.raises(ConflictError) as caught:
+            await second.save_to_s5()
+        before = len(faulty.stored)
+        assert await second.save_to_s5(on_conflict="overwrite") == caught.value.details["cid"]
+        # Manifest, root, history and, at most, catalogue.
+        assert len(faulty.stored) - before <= 4
 
 
 async def test_a_pointer_that_failed_stays_and_the_next_save_moves_it(uri: str, faulty: Faulty) -> None:

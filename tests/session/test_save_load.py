@@ -410,7 +410,12 @@ async def test_progress_reaches_the_end(uri: str) -> None:
         last = seen[-1]
         assert last.parts_done == last.parts_total > 4
         assert last.bytes_done == last.bytes_total > 64 * 64
-        assert [event.parts_done for event in seen] == sorted(event.parts_done for event in seen)
+        assert last.rows_done == last.rows_total == 64
+        assert (seen[0].eta_s, last.eta_s) == (None, 0.0)
+        assert all(event.eta_s >= 0.0 for event in seen[1:])
+        for field in ("parts_done", "bytes_done", "rows_done"):
+            values = [getattr(event, field) for event in seen]
+            assert values == sorted(values)
     seen.clear()
     async with await session_on(uri) as session:
         await session.load_user_vectors(progress=seen.append)
