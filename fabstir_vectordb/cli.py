@@ -387,6 +387,16 @@ def history(settings: _Settings, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("cid")
+@click.pass_obj
+@_reporting
+def share(settings: _Settings, cid: str) -> None:
+    """Print a CID that opens the version CID without the phrase, and nothing else. It is a secret."""
+    with _open(settings) as session:
+        click.echo(session.share(cid))
+
+
+@cli.command()
 @click.pass_obj
 @_reporting
 def indexes(settings: _Settings) -> None:

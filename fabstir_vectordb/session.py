@@ -46,7 +46,9 @@ from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
+from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
+from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
@@ -561,7 +563,8 @@ class VectorDBSession:
         """Replaces the content by a saved version: all or nothing.
 
         Args:
-            cid: the version, in any text form of its CID; None for the newest one.
+            cid: the version, in any text form of its CID, or a share CID; None for the newest one. What was opened by
+                a share CID is saved as the user's own index.
             options, **fields: see LoadOptions.
 
         Raises:
@@ -659,6 +662,34 @@ class VectorDBSession:
             )
             for entry in entries
         ]
+
+    async def share(self, cid: str) -> str:
+        """Makes a CID that opens one version without the phrase, and nothing else.
+
+        Whoever has it can read that version for good: treat it as a secret. Nothing but the version's list of parts is
+        stored again.
+
+        Args:
+            cid: the version.
+
+        Returns:
+            The share CID, ``uXV6m…``: `load_user_vectors` opens it under any phrase, and S5.js as an encrypted
+            directory. It is the same each time.
+
+        Raises:
+            InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one stored in clear.
+            NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
+        if not isinstance(cid, str):
+            raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
+
+        async def share() -> ShareCid:
+            return await share_version(
+                self._store, await self._keys(), self._lineage, self._persist_settings(), cid
+            )
+
+        return (await self._alone(share)).reveal()
 
     async def list_indexes(self) -> list[str]:
         """The names of the user's saved indexes, sorted.

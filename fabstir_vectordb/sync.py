@@ -256,6 +256,10 @@ class VectorDBSession:
         """The versions of this index, newest first."""
         return self._call(self._async.history)
 
+    def share(self, cid: str) -> str:
+        """Makes a CID that opens one version without the phrase, and nothing else."""
+        return self._call(self._async.share, cid)
+
     def list_indexes(self) -> list[str]:
         """The names of the user's saved indexes."""
         return self._call(self._async.list_indexes)

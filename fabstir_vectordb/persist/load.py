@@ -48,7 +48,7 @@ from fabstir_vectordb.persist.versions import (
     run_bounded,
     transfers_for,
 )
-from fabstir_vectordb.s5.cid import BlobId, blake3_hash
+from fabstir_vectordb.s5.cid import BlobId, ShareCid, blake3_hash, parse_cid
 from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypted_size, is_mutable
 from fabstir_vectordb.s5.compress import decompress
 from fabstir_vectordb.s5.dirv1 import FileEncryption, FileEntry, decode_directory, is_directory
@@ -56,7 +56,15 @@ from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.registry import pointer_hash
 from fabstir_vectordb.storage.base import Store
 
-__all__ = ["LoadedVersion", "VerifiedVersion", "load_version", "verify_version"]
+__all__ = [
+    "LoadedVersion",
+    "UnlockedRoot",
+    "VerifiedVersion",
+    "load_version",
+    "read_directory",
+    "unlock_root",
+    "verify_version",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -338,12 +346,21 @@ async def _open_version(
         root_hash = pointer_hash(head.data)
         root_blob = await store.get(root_hash)
         root_id = BlobId(root_hash, len(root_blob))
+        files, own = await _open_root(
+            store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
+        )
     else:
-        asked = BlobId.parse(cid)
-        root_blob = await store.get(asked.hash, asked.known_size)
+        asked = parse_cid(cid)
+        root_blob = await store.get(asked.hash, asked.known_size if isinstance(asked, BlobId) else None)
         root_id = BlobId(asked.hash, len(root_blob))
+        if isinstance(asked, ShareCid):
+            # Somebody else's key: what a later save reuses must lie under our own.
+            files, own = await workers.run(_open_shared, asked, root_blob), False
+        else:
+            files, own = await _open_root(
+                store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
+            )
 
-    files, own = await _open_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob)
     manifest_entry = files.get(MANIFEST_NAME)
     if manifest_entry is None or manifest_entry.size > MANIFEST_BYTES_MAX:
         raise IntegrityError(
@@ -377,6 +394,48 @@ async def _open_root(
     blob: bytes,
 ) -> tuple[dict[str, FileEntry], bool]:
     """The root's files, and whether it lies under this index's own key."""
+    root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)
+    return await workers.run(read_directory, root.plain), root.index_name in (None, settings.index_name)
+
+
+@dataclass(frozen=True, slots=True)
+class UnlockedRoot:
+    """A root's plaintext.
+
+    Attributes:
+        plain: the directory.
+        index_name: the user's index whose key opened it, or None where it is stored in clear.
+    """
+
+    plain: bytes = field(repr=False)
+    index_name: str | None
+
+
+async def unlock_root(
+    store: Store,
+    identity: Identity,
+    lineage: Lineage,
+    settings: PersistSettings,
+    *,
+    workers: Workers,
+    root_id: BlobId,
+    blob: bytes,
+) -> UnlockedRoot:
+    """Opens a root with the key of this index, or of another of the user's.
+
+    Args:
+        store, identity, lineage, settings: as in `load_version`.
+        workers: for the cipher.
+        root_id: names the root in errors.
+        blob: the root as it is stored, its hash checked.
+
+    Returns:
+        Its plaintext, and which key fitted.
+
+    Raises:
+        InvalidInputError: the blob is no root.
+        DecryptionError: none of the user's keys opens it, or it is in clear while encryption is on.
+    """
     details = {"cid": str(root_id), "index_name": settings.index_name}
     if is_directory(blob):
         if settings.encrypt_at_rest:
@@ -385,22 +444,22 @@ async def _open_root(
                 "encrypt_at_rest=False if that is what you want",
                 details=details,
             )
-        return await workers.run(_read_directory, blob), True
+        return UnlockedRoot(blob, None)
     if not is_mutable(blob):
         raise InvalidInputError(f"{root_id} is a blob, but not the root of an index", details=details)
 
-    plain = await workers.run(_try_key, identity, settings.index_name, blob)
+    plain = await workers.run(_try_index, identity, settings.index_name, blob)
     if plain is not None:
-        return await workers.run(_read_directory, plain), True
+        return UnlockedRoot(plain, settings.index_name)
     try:
         names = await read_catalogue(store, identity, lineage)
     except VectorDBError as error:
         logger.warning("the keys of the user's other indexes could not be tried: %s", error)
         names = []
     for name in names:
-        plain = await workers.run(_try_key, identity, name, blob)
+        plain = await workers.run(_try_index, identity, name, blob)
         if plain is not None:
-            return await workers.run(_read_directory, plain), False
+            return UnlockedRoot(plain, name)
     raise DecryptionError(
         f"{root_id} cannot be opened with this phrase, neither as index {settings.index_name!r} nor as "
         "another of its indexes",
@@ -408,9 +467,20 @@ async def _open_root(
     )
 
 
-def _try_key(identity: Identity, index_name: str, blob: bytes) -> bytes | None:
+def _open_shared(share: ShareCid, blob: bytes) -> dict[str, FileEntry]:
+    plain = _try_key(share.key, blob)
+    if plain is None:
+        raise DecryptionError("the key in this share CID does not open the version it names")
+    return read_directory(plain)
+
+
+def _try_index(identity: Identity, index_name: str, blob: bytes) -> bytes | None:
+    return _try_key(identity.path_keys(index_path(index_name)).encryption_key, blob)
+
+
+def _try_key(key: bytes, blob: bytes) -> bytes | None:
     try:
-        return decrypt_mutable(identity.path_keys(index_path(index_name)).encryption_key, blob)
+        return decrypt_mutable(key, blob)
     except DecryptionError:
         return None
     except IntegrityError as error:
@@ -418,7 +488,12 @@ def _try_key(identity: Identity, index_name: str, blob: bytes) -> bytes | None:
         raise InvalidInputError(f"the blob is not the root of an index: {error.message}") from error
 
 
-def _read_directory(plain: bytes) -> dict[str, FileEntry]:
+def read_directory(plain: bytes) -> dict[str, FileEntry]:
+    """The files of a root.
+
+    Raises:
+        IntegrityError: the bytes are no directory, or not one of ours.
+    """
     directory = decode_directory(plain)
     if directory.dirs or directory.header:
         raise IntegrityError("the root of a version has neither sub-directories nor a header")

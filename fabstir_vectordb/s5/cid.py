@@ -34,6 +34,7 @@ __all__ = [
     "blake3_hash",
     "multibase_decode",
     "multibase_encode",
+    "parse_cid",
 ]
 
 Base: TypeAlias = Literal["base16", "base32", "base58btc", "base64url"]
@@ -246,6 +247,20 @@ class ShareCid:
     def to_bytes(self) -> bytes:
         """Return ``5d 5e a6 KEY 1f H``, which S5.js opens as an encrypted directory."""
         return _SHARE_MAGIC + self.key + bytes([_HASH_BLAKE3_OLD]) + self.hash
+
+    def reveal(self) -> str:
+        """Return the text form, ``uXV6m…``, which holds the key; there is no ``str`` so that no log shows it."""
+        return multibase_encode(self.to_bytes())
+
+
+def parse_cid(text: str) -> BlobId | ShareCid:
+    """Read the CID of a version: a blob identifier or old raw CID, or a share CID.
+
+    Raises:
+        InvalidInputError: the text is neither; the message shows none of it.
+    """
+    raw = multibase_decode(text)
+    return ShareCid.from_bytes(raw) if raw[:3] == _SHARE_MAGIC else BlobId.from_bytes(raw)
 
 
 def multibase_encode(raw: bytes, base: Base = "base64url") -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "part_key",
     "portal_challenge_response",
     "root_nonce",
+    "share_key",
 ]
 
 KEY_BYTES: Final = 32
@@ -93,6 +94,19 @@ def root_nonce(root_key: bytes, plaintext: bytes | bytearray | memoryview) -> by
     Equal content has an equal CID; different content repeats a nonce with probability 2^-96 a pair.
     """
     return keyed_hash(root_key, plaintext)[:NONCE_BYTES]
+
+
+def share_key(root_key: bytes, root_hash: bytes) -> bytes:
+    """Return the key under which one version's root is encrypted anew for others to read.
+
+    Args:
+        root_key: encryption key of the index, 32 bytes; it cannot be found from what is returned.
+        root_hash: BLAKE3 of the root as the index's owner stored it, 32 bytes.
+
+    Returns:
+        32 bytes, the same for the same version.
+    """
+    return keyed_hash(root_key, b"share" + root_hash)
 
 
 def ed25519_public_key(seed: bytes) -> bytes:

@@ -188,6 +188,16 @@ def test_history_verify_and_stats(run: Run, rows: Path) -> None:
     assert (stats["vector_count"], stats["deleted_count"], stats["last_cid"]) == (4, 4, second)
 
 
+def test_a_shared_version_opens_under_another_phrase(
+    run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cid = run("import", rows).out.split()[-1]
+    share = run("share", cid).out.strip()
+    monkeypatch.setenv("FABSTIR_SEED_PHRASE", "somebody else")
+    assert run("export", tmp_path / "copy.jsonl", "--cid", share).out.startswith("exported 4 rows")
+    trouble(run("share", cid), "DECRYPTION_ERROR")
+
+
 def test_new_phrase_and_doctor(run: Run) -> None:
     assert parse_phrase(run("new-phrase").out.strip())
     shown = run("doctor")
