@@ -387,6 +387,19 @@ def history(settings: _Settings, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest versions stay.")
+@click.option("--delete", is_flag=True, help="Do it; without it only say what would go.")
+@click.pass_obj
+@_reporting
+def prune(settings: _Settings, keep: int, delete: bool) -> None:
+    """Forget all but the newest versions, and delete what only the others need."""
+    with _open(settings) as session:
+        report = session.prune_history(keep, dry_run=not delete)
+    done = f"deleted {report.blobs_deleted} of" if delete else "would delete"
+    click.echo(f"{len(report.versions)} versions: {done} {report.blobs} objects, {report.bytes:,} bytes")
+
+
+@cli.command()
 @click.argument("cid")
 @click.pass_obj
 @_reporting

@@ -44,6 +44,7 @@ from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.filter_parse import Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
+from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
 from fabstir_vectordb.persist.share import share_version
@@ -57,6 +58,7 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     LoadOptions,
+    PruneReport,
     Row,
     SearchOptions,
     SearchResults,
@@ -650,18 +652,42 @@ class VectorDBSession:
         async def read() -> list[HistoryEntry]:
             return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
 
-        entries = await self._alone(read)
-        return [
-            VersionInfo(
-                cid=str(entry.cid),
-                saved_at=entry.saved_us / 1e6,
-                revision=entry.revision,
-                vector_count=entry.vector_count,
-                deleted_count=entry.deleted_count,
-                refused=entry.refused,
+        return _as_infos(await self._alone(read))
+
+    async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
+        """Forgets all but the newest versions, and deletes what only the others name.
+
+        No other session may be saving this index meanwhile. Shares of versions that go are broken, too.
+
+        Args:
+            keep: how many versions stay, at least 1.
+            dry_run: only say what would go; False does it. What a store cannot or will not delete stays there.
+
+        Returns:
+            The versions that go, or would, and what they take.
+
+        Raises:
+            InvalidInputError: `keep` is no integer of at least 1.
+            IntegrityError, NotFoundError: the history or a version that stays is damaged; nothing was deleted.
+            StorageError, S5Error: the store failed; pruning again finishes what was begun.
+            SessionError: the session is destroyed.
+        """
+        if isinstance(keep, bool) or not isinstance(keep, int):
+            raise InvalidInputError(f"keep must be an integer, got {keep!r}")
+
+        async def prune() -> PrunedHistory:
+            settings = self._persist_settings()
+            return await prune_history(
+                self._store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run
             )
-            for entry in entries
-        ]
+
+        pruned = await self._alone(prune)
+        return PruneReport(
+            versions=_as_infos(pruned.versions),
+            blobs=pruned.blobs,
+            bytes=pruned.bytes,
+            blobs_deleted=pruned.blobs_deleted,
+        )
 
     async def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else.
@@ -1014,6 +1040,20 @@ class VectorDBSession:
         if failure and isinstance(failure[0], NativeCancelled):
             await anyio.lowlevel.checkpoint_if_cancelled()
         return _result(outcome, failure)
+
+
+def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
+    return [
+        VersionInfo(
+            cid=str(entry.cid),
+            saved_at=entry.saved_us / 1e6,
+            revision=entry.revision,
+            vector_count=entry.vector_count,
+            deleted_count=entry.deleted_count,
+            refused=entry.refused,
+        )
+        for entry in entries
+    ]
 
 
 def _result(outcome: list[_T], failure: list[Exception]) -> _T:

@@ -33,6 +33,7 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     LoadOptions,
+    PruneReport,
     Row,
     SearchOptions,
     SearchResults,
@@ -255,6 +256,10 @@ class VectorDBSession:
     def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first."""
         return self._call(self._async.history)
+
+    def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
+        """Forgets all but the newest versions, and deletes what only the others name."""
+        return self._call(self._async.prune_history, keep, dry_run)
 
     def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else."""

@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "Progress",
     "ProgressCallback",
+    "PruneReport",
     "Row",
     "SearchOptions",
     "SearchResult",
@@ -246,6 +247,23 @@ class VersionInfo:
     vector_count: int | None
     deleted_count: int | None
     refused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneReport:
+    """What `prune_history` takes away, or would.
+
+    Attributes:
+        versions: versions that go, newest first.
+        blobs: stored objects that only those versions name.
+        bytes: their size as stored.
+        blobs_deleted: how many of them the store says it has deleted; 0 in a dry run.
+    """
+
+    versions: list[VersionInfo]
+    blobs: int
+    bytes: int
+    blobs_deleted: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

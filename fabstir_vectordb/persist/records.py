@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio.to_thread
 
@@ -44,6 +44,7 @@ from fabstir_vectordb.storage.base import Store
 __all__ = [
     "HISTORY_ENTRIES_MAX",
     "RECORD_BYTES_MAX",
+    "cut_history",
     "read_catalogue",
     "read_history",
     "record_version",
@@ -81,9 +82,8 @@ async def read_history(store: Store, identity: Identity, index_name: str, lineag
         NotFoundError: the pointer names a record that the store does not have.
         VectorDBError: the store failed.
     """
-    record = _history_record(identity, index_name)
-    stored, _ = await _read(store, record, lineage)
-    return _newest_first([*(stored or ()), *lineage.unrecorded])
+    stored, _ = await _read(store, _history_record(identity, index_name), lineage)
+    return (stored or _NO_HISTORY).merged(lineage.unrecorded).entries
 
 
 async def read_catalogue(store: Store, identity: Identity, lineage: Lineage) -> list[str]:
@@ -130,11 +130,11 @@ async def record_version(
     lineage.unrecorded.extend(entry for entry in entries if entry.key not in known)
     pending = list(lineage.unrecorded)
 
-    def merge_history(stored: list[HistoryEntry] | None) -> list[HistoryEntry]:
+    def merge_history(stored: _History | None) -> _History:
         # A readable record is the truth, also about what was removed from it.  Only a lost one is rebuilt
         # from memory.
-        before = list(lineage.history.values()) if stored is None else stored
-        return _newest_first([*before, *pending])
+        before = _History(list(lineage.history.values()), lineage.history_cut) if stored is None else stored
+        return before.merged(pending)
 
     def merge_catalogue(stored: list[str] | None) -> list[str]:
         return sorted({*(stored or ()), settings.index_name})
@@ -160,6 +160,30 @@ async def record_version(
     await run_bounded([lambda: quietly("history", history), lambda: quietly("catalogue", catalogue)], 2)
 
 
+async def cut_history(
+    store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage, cut: int
+) -> None:
+    """Removes the versions below a revision from the history, for good.
+
+    Args:
+        store: where the record lives.
+        identity: the user's keys.
+        settings: index name.
+        lineage: the session's memory.
+        cut: the lowest revision that stays.
+
+    Raises:
+        StorageError: other writers were faster each time, or a newer release wrote the record.
+        VectorDBError: the record is damaged, or the store failed.
+    """
+
+    def merge(stored: _History | None) -> _History:
+        before = stored or _NO_HISTORY
+        return before._replace(cut=max(before.cut, cut)).merged(())
+
+    await _update(store, _history_record(identity, settings.index_name), lineage, merge, repair_damage=False)
+
+
 # ---- One record --------------------------------------------------------------------------------------------
 
 
@@ -176,8 +200,9 @@ class _Record:
 
 
 def _history_record(identity: Identity, index_name: str) -> _Record:
-    def remember(lineage: Lineage, entries: list[HistoryEntry]) -> None:
-        lineage.history = {entry.key: entry for entry in entries}
+    def remember(lineage: Lineage, history: _History) -> None:
+        lineage.history = {entry.key: entry for entry in history.entries}
+        lineage.history_cut = history.cut
 
     return _Record(
         f"the history of index {index_name!r}",
@@ -271,6 +296,24 @@ def _seal(record: _Record, value: Any) -> bytes:
 # ---- History -----------------------------------------------------------------------------------------------
 
 
+class _History(NamedTuple):
+    """What the record holds: entries, and the revision below which they were pruned.
+
+    Without that revision a writer who still remembers pruned entries would bring them back.
+    """
+
+    entries: list[HistoryEntry]
+    cut: int
+
+    def merged(self, more: Iterable[HistoryEntry]) -> _History:
+        return _History(
+            _newest_first(entry for entry in (*self.entries, *more) if entry.revision >= self.cut), self.cut
+        )
+
+
+_NO_HISTORY = _History([], 0)
+
+
 def _newest_first(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     unique: dict[tuple[bytes, int, bool], HistoryEntry] = {}
     for entry in entries:
@@ -292,10 +335,11 @@ def _newest_first(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     return order[:HISTORY_ENTRIES_MAX]
 
 
-def _encode_history(entries: list[HistoryEntry]) -> bytes:
+def _encode_history(history: _History) -> bytes:
     return cbor.encode(
         {
             "version": _RECORD_VERSION,
+            "cut": history.cut,
             "entries": [
                 {
                     "cid": entry.cid.to_bytes(),
@@ -305,14 +349,15 @@ def _encode_history(entries: list[HistoryEntry]) -> bytes:
                     "deleted_count": entry.deleted_count,
                     "refused": entry.refused,
                 }
-                for entry in entries
+                for entry in history.entries
             ],
         }
     )
 
 
-def _decode_history(raw: bytes) -> list[HistoryEntry]:
-    rows = _list_of(raw, "entries", HISTORY_ENTRIES_MAX)
+def _decode_history(raw: bytes) -> _History:
+    top = _top_of(raw)
+    rows = _list_of(top, "entries", HISTORY_ENTRIES_MAX)
     entries = []
     for row in rows:
         if not isinstance(row, dict):
@@ -334,7 +379,7 @@ def _decode_history(raw: bytes) -> list[HistoryEntry]:
                 refused=refused,
             )
         )
-    return entries
+    return _History(entries, _integer(top, "cut", 0, 2**31) if "cut" in top else 0)
 
 
 def _count(row: dict[Any, Any], key: str) -> int | None:
@@ -344,7 +389,7 @@ def _count(row: dict[Any, Any], key: str) -> int | None:
 def _integer(row: dict[Any, Any], key: str, least: int, most: int) -> int:
     value = row.get(key)
     if type(value) is not int or not least <= value <= most:
-        raise IntegrityError(f"{key} of an entry is not an integer in {least}..{most}")
+        raise IntegrityError(f"{key} is not an integer in {least}..{most}")
     return value
 
 
@@ -356,19 +401,23 @@ def _encode_catalogue(names: list[str]) -> bytes:
 
 
 def _decode_catalogue(raw: bytes) -> list[str]:
-    names = _list_of(raw, "names", RECORD_BYTES_MAX)
+    names = _list_of(_top_of(raw), "names", RECORD_BYTES_MAX)
     if not all(isinstance(name, str) and 0 < len(name) <= _INDEX_NAME_CHARS_MAX for name in names):
         raise IntegrityError("a name is not a text of 1 to 64 characters")
     return sorted(set(names))
 
 
-def _list_of(raw: bytes, key: str, most: int) -> list[Any]:
+def _top_of(raw: bytes) -> dict[Any, Any]:
     top = cbor.decode(raw, max_bytes=RECORD_BYTES_MAX, what="record")
     if not isinstance(top, dict) or type(top.get("version")) is not int:
         raise IntegrityError("it is not a map with a version")
     if top["version"] > _RECORD_VERSION:
         # StorageError is not taken for damage: an older release must not replace what a newer one wrote.
         raise StorageError(f"a newer release wrote it, in format {top['version']}; upgrade fabstir-vectordb")
+    return top
+
+
+def _list_of(top: dict[Any, Any], key: str, most: int) -> list[Any]:
     rows = top.get(key)
     if not isinstance(rows, list) or len(rows) > most:
         raise IntegrityError(f"{key} is not a list of at most {most}")

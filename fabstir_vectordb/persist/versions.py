@@ -266,6 +266,7 @@ class Lineage:
         unfinished: parts that this session stored for versions that did not become its base, by name and BLAKE3 as
             in `Version.parts`: the next save names them instead of storing them again.
         history: history entries that this session has read or made; what a damaged record is repaired from.
+        history_cut: the revision below which that history was pruned.
         unrecorded: entries that are not in the stored history yet.
     """
 
@@ -275,6 +276,7 @@ class Lineage:
         self.attempted: dict[bytes, Version] = {}
         self.unfinished: dict[tuple[str, bytes], StoredPart] = {}
         self.history: dict[tuple[bytes, int, bool], HistoryEntry] = {}
+        self.history_cut = 0
         self.unrecorded: list[HistoryEntry] = []
 
     def __repr__(self) -> str:

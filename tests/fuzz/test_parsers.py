@@ -22,7 +22,13 @@ from fabstir_vectordb.persist.manifest import (
     part_name,
     split_name,
 )
-from fabstir_vectordb.persist.records import _decode_catalogue, _decode_history, _encode_catalogue, _encode_history
+from fabstir_vectordb.persist.records import (
+    _decode_catalogue,
+    _decode_history,
+    _encode_catalogue,
+    _encode_history,
+    _History,
+)
 from fabstir_vectordb.persist.versions import HistoryEntry
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId, EncryptedBlobCid, ShareCid, multibase_decode
@@ -75,19 +81,18 @@ def _root() -> bytes:
 
 
 def _history() -> bytes:
-    return _encode_history(
-        [
-            HistoryEntry(
-                cid=BlobId.of(bytes([revision])),
-                saved_us=revision,
-                revision=revision,
-                vector_count=None if revision == 2 else revision,
-                deleted_count=0,
-                refused=revision == 3,
-            )
-            for revision in (4, 3, 2, 1)
-        ]
-    )
+    entries = [
+        HistoryEntry(
+            cid=BlobId.of(bytes([revision])),
+            saved_us=revision,
+            revision=revision,
+            vector_count=None if revision == 2 else revision,
+            deleted_count=0,
+            refused=revision == 3,
+        )
+        for revision in (4, 3, 2, 1)
+    ]
+    return _encode_history(_History(entries, 1))
 
 
 def _page() -> bytes:
@@ -112,7 +117,7 @@ TARGETS: dict[str, Target] = {
     ),
     "directory": Target(decode_directory, [_root(), encode_directory({})]),
     "metadata page": Target(lambda raw: parse_page(0, 20, raw, 20), [_page()], lambda rows: len(rows) == 20),
-    "history": Target(_decode_history, [_history(), _encode_history([])]),
+    "history": Target(_decode_history, [_history(), _encode_history(_History([], 0))]),
     "catalogue": Target(_decode_catalogue, [_encode_catalogue(["default", "other"]), _encode_catalogue([])]),
     "pointer": Target(
         lambda raw: _checked(RegistryEntry.parse(raw)),

@@ -240,6 +240,8 @@ async def test_a_guess_never_replaces_what_the_saver_knew() -> None:
         {"version": 0, "entries": [{"cid": "u", "refused": False}]},
         {"version": 0, "entries": [{"cid": BlobId.of(b"").to_bytes(), "refused": 1}]},
         {"version": 0, "entries": [{"cid": BlobId.of(b"").to_bytes(), "refused": True, "saved": "now"}]},
+        {"version": 0, "entries": [], "cut": -1},
+        {"version": 0, "entries": [], "cut": "1"},
         {"version": 0, "entries": [{}] * (HISTORY_ENTRIES_MAX + 1)},
     ],
 )

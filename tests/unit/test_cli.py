@@ -198,6 +198,17 @@ def test_a_shared_version_opens_under_another_phrase(
     trouble(run("share", cid), "DECRYPTION_ERROR")
 
 
+def test_old_versions_are_pruned_when_told_twice(run: Run, rows: Path) -> None:
+    for _ in range(3):
+        run("import", rows, "--on-conflict", "replace")
+    assert re.fullmatch(r"2 versions: would delete \d+ objects, [\d,]+ bytes\n", run("prune", "--keep", "1").out)
+    assert len(run("history").out.splitlines()) == 3
+    done = run("prune", "--keep", "1", "--delete").out
+    assert re.fullmatch(r"2 versions: deleted (\d+) of \1 objects, [\d,]+ bytes\n", done)
+    assert len(run("history").out.splitlines()) == 1
+    assert run("verify").code == 0
+
+
 def test_new_phrase_and_doctor(run: Run) -> None:
     assert parse_phrase(run("new-phrase").out.strip())
     shown = run("doctor")
