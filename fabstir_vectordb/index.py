@@ -57,7 +57,7 @@ from fabstir_vectordb.errors import (
 )
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
 from fabstir_vectordb.metadata.columns import Column, Columns
-from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
+from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.types import (
@@ -96,6 +96,8 @@ _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 #: Offset and size of a row's metadata, with the arena's room for growth.
 _TABLE_BYTES_PER_ROW: Final = 14
+#: Slot and distance of a row that is streamed, twice while they are brought in order, and that order.
+_STREAM_BYTES_PER_ROW: Final = 32
 #: Pairs of k and recall target that are remembered: a program uses a few.
 _EFFORTS_MAX: Final = 1_000
 _PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
@@ -1340,6 +1342,91 @@ class Index:
         if len(slots):
             cursor.next = int(slots[-1]) + 1
         return slots
+
+    # ---- all hits, nearest first
+
+    def stream(self, query: npt.NDArray[np.float32], where: Filter, control: Control | None = None) -> Cursor:
+        """The start of a stream over the rows that a filter takes now, in the order of their distances.
+
+        Raises:
+            InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
+            MemoryBudgetExceededError: that order, or the columns that the filter compares, would not fit.
+            NativeCancelled: `control` asked for it.
+        """
+
+        def start() -> Cursor:
+            # Under the lock: a vacuum before the cursor is known would leave it in another numbering.
+            with self._write:
+                cursor = Cursor(0)
+                if self.native is not None:
+                    _check_query_dim(len(query), self.native.dim)
+                    self._check_fits(
+                        "a stream", self.counts.bytes_total + _STREAM_BYTES_PER_ROW * self.counts.live
+                    )
+                    cursor.slots = self._nearest_first(self.native, query, self._match(where).slots(), control)
+                    cursor.end = len(cursor.slots)
+                self._cursors.add(cursor)
+                return cursor
+
+        return self._within(start)
+
+    def _nearest_first(
+        self,
+        native: NativeIndex,
+        query: npt.NDArray[np.float32],
+        slots: npt.NDArray[np.uint32],
+        control: Control | None,
+    ) -> npt.NDArray[np.uint32]:
+        """Live slots in the order of their distances, ties by id; under `_write`."""
+        found, distances = np.empty_like(slots), np.empty(len(slots))
+        # As many at a time as a search may return: each row is scored once, however many there are.
+        for first in range(0, max(len(slots), 1), K_MAX):
+            some = slots[first : first + K_MAX]
+            hits = native.search(
+                query[np.newaxis],
+                max(len(some), 1),
+                exact=True,
+                allow=bitmap_of(some, self.counts.rows),
+                with_ids=False,
+                control=control,
+            )
+            found[first : first + K_MAX] = hits.slots[0, : len(some)]
+            distances[first : first + K_MAX] = hits.distances[0, : len(some)]
+        order = np.argsort(distances)
+        found, distances = found[order], distances[order]
+        equal = np.flatnonzero(distances[1:] == distances[:-1])
+        if len(equal):
+            tied = np.union1d(equal, equal + 1)
+            ids = native.get_ids(found[tied])
+            by_id = sorted(range(len(tied)), key=lambda place: (distances[tied[place]], ids[place]))
+            found[tied] = found[tied[by_id]]
+        return found
+
+    def stream_page(
+        self,
+        cursor: Cursor,
+        query: npt.NDArray[np.float32],
+        most: int,
+        threshold: float | Unset | None,
+        include_vectors: bool,
+    ) -> list[SearchResult]:
+        """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
+
+        def page() -> list[SearchResult]:
+            with self._write:              # as `scan`
+                native, hits = self.native, SearchResults([], 0, "flat")
+                while native is not None and cursor.slots is not None and cursor.next < cursor.end and not hits:
+                    slots = cursor.slots[cursor.next : cursor.next + most]
+                    allow = bitmap_of(slots, self.counts.rows)
+                    found = native.search(query[np.newaxis], len(slots), exact=True, allow=allow)
+                    n = int(found.counts[0])
+                    nearest = found.slots[0, :n].tolist(), found.distances[0, :n].tolist(), found.ids[0]
+                    hits = self._results(native, *nearest, "flat", threshold, include_vectors)
+                    # Scores only fall.
+                    cursor.next = cursor.end if hits.below_threshold else cursor.next + len(slots)
+                return list(hits)
+
+        return self._within(page)
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         vectors, times = native.get_vectors(slots), native.get_timestamps(slots)

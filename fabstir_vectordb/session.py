@@ -41,7 +41,7 @@ from fabstir_vectordb.index import (
     prepare_query,
 )
 from fabstir_vectordb.metadata.arena import parse_page
-from fabstir_vectordb.metadata.filter_parse import Filter, check_field, parse_filter
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
@@ -61,6 +61,7 @@ from fabstir_vectordb.types import (
     PruneReport,
     Row,
     SearchOptions,
+    SearchResult,
     SearchResults,
     SessionStats,
     VacuumStats,
@@ -437,6 +438,36 @@ class VectorDBSession:
         await self._no_change()
         return await self._stoppable(lambda control: self.read_here(partial(search, control=control)))
 
+    async def search_stream(
+        self,
+        query: Any,
+        *,
+        threshold: float | Unset | None = UNSET,
+        include_vectors: bool = False,
+        filter: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[SearchResult, None]:
+        """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are.
+
+        Every row is scored exactly at the start, before the first hit comes. Rows that are deleted or replaced before
+        the stream reaches them do not come, nor do rows added meanwhile; a vacuum makes no difference. Whoever leaves a
+        stream before its end on trio uses `contextlib.aclosing`, as for any generator there.
+
+        Args:
+            query: dim numbers.
+            threshold, include_vectors, filter: as in SearchOptions.
+
+        Raises:
+            InvalidInputError: the query or an option is refused.
+            MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
+            SessionError: the session is destroyed, or a load replaced what was being read.
+        """
+        start = self.start_of_stream(query, threshold, include_vectors, filter)
+        await self._no_change()
+        index, next_hits = await self._stoppable(lambda control: self.read_here(partial(start, control=control)))
+        while hits := await self._read(partial(next_page, index, next_hits)):
+            for hit in hits:
+                yield hit
+
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live.
 
@@ -475,7 +506,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed.
         """
-        path, where = check_field(field), parse_filter({} if filter is None else filter)
+        path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
         return await self._read(lambda index: index.facets(path, where))
 
     async def scan(
@@ -499,7 +530,7 @@ class VectorDBSession:
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
         index, next_rows = await self._read(partial(start_of_scan, filter, order))
-        while rows := await self._read(partial(page_of_scan, index, next_rows)):
+        while rows := await self._read(partial(next_page, index, next_rows)):
             for row in rows:
                 yield row
 
@@ -817,6 +848,20 @@ class VectorDBSession:
         self.check_alive()
         return self.read_here(self._search_batch(queries, k, options, fields))
 
+    def start_of_stream(
+        self, query: Any, threshold: float | Unset | None, include_vectors: bool, filter: Mapping[str, Any] | None
+    ) -> Callable[..., tuple[Index, Callable[[], list[SearchResult]]]]:
+        """What starts a stream over an index: it gives that index, and what gives its next hits, none at the end."""
+        self.check_alive()
+        vector, least = prepare_query(query), self._threshold(threshold)
+        where = EVERYTHING if filter is None else parse_filter(filter)
+
+        def start(index: Index, control: Control | None = None) -> tuple[Index, Callable[[], list[SearchResult]]]:
+            cursor = index.stream(vector, where, control)
+            return index, lambda: index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
+
+        return start
+
     def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
         """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
         threshold, include_vectors, ef_search, exact, recall_target, filter = _search_options(options, given)
@@ -1076,7 +1121,7 @@ def start_of_scan(
         cursor = index.cursor()
         return index, lambda: index.scan(cursor, SCAN_PAGE_ROWS, where)
     path = check_field(order.removeprefix("-") if isinstance(order, str) else order)
-    ids = iter(index.ids_where(where or parse_filter({}), path, order.startswith("-")))
+    ids = iter(index.ids_where(where or EVERYTHING, path, order.startswith("-")))
 
     def next_rows() -> list[Row]:
         while page := list(islice(ids, SCAN_PAGE_ROWS)):
@@ -1087,15 +1132,15 @@ def start_of_scan(
     return index, next_rows
 
 
-def page_of_scan(scanned: Index, next_rows: Callable[[], list[Row]], index: Index) -> list[Row]:
-    """The next rows of a scan.
+def next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[_T]:
+    """The next page of a scan or stream.
 
     Raises:
-        SessionError: a load replaced the index that is scanned.
+        SessionError: a load replaced the index that it began with.
     """
-    if index is not scanned:
-        raise SessionError("a load replaced the rows that were being scanned: scan again")
-    return next_rows()
+    if index is not begun:
+        raise SessionError("a load replaced the rows that were being read: begin again")
+    return page()
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------

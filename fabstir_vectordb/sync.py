@@ -17,15 +17,15 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from fabstir_vectordb.config import VectorDBConfig
+from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
 from fabstir_vectordb.errors import SessionError
-from fabstir_vectordb.metadata.filter_parse import check_field, parse_filter
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.persist.versions import ProgressCallback
 from fabstir_vectordb.session import (
     VectorDBSession as AsyncSession,
     as_ids,
     make_config,
-    page_of_scan,
+    next_page,
     start_of_scan,
 )
 from fabstir_vectordb.types import (
@@ -36,6 +36,7 @@ from fabstir_vectordb.types import (
     PruneReport,
     Row,
     SearchOptions,
+    SearchResult,
     SearchResults,
     SessionStats,
     VacuumStats,
@@ -208,6 +209,20 @@ class VectorDBSession:
         """Finds the k rows nearest to each of many queries, on all threads."""
         return self._async.search_batch_here(queries, k, options, fields)
 
+    def search_stream(
+        self,
+        query: Any,
+        *,
+        threshold: float | Unset | None = UNSET,
+        include_vectors: bool = False,
+        filter: Mapping[str, Any] | None = None,
+    ) -> Iterator[SearchResult]:
+        """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are."""
+        start = self._async.start_of_stream(query, threshold, include_vectors, filter)
+        index, next_hits = self._async.read_here(start)
+        while hits := self._async.read_here(partial(next_page, index, next_hits)):
+            yield from hits
+
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
         wanted = as_ids(ids)
@@ -222,13 +237,13 @@ class VectorDBSession:
 
     def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it."""
-        path, where = check_field(field), parse_filter({} if filter is None else filter)
+        path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
         return self._async.read_here(lambda index: index.facets(path, where))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
         index, next_rows = self._async.read_here(partial(start_of_scan, filter, order))
-        while rows := self._async.read_here(partial(page_of_scan, index, next_rows)):
+        while rows := self._async.read_here(partial(next_page, index, next_rows)):
             yield from rows
 
     def get_stats(self) -> SessionStats:

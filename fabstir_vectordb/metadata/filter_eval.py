@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fabstir_vectordb.metadata.columns import Column, Mask
 from fabstir_vectordb.metadata.filter_parse import AllOf, AnyOf, Compare, Node, Not
 
-__all__ = ["bitmap", "evaluate", "slots_of"]
+__all__ = ["bitmap", "bitmap_of", "evaluate", "slots_of"]
 
 
 def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Mask:
@@ -39,6 +39,13 @@ def bitmap(mask: Mask) -> npt.NDArray[np.uint64]:
     bits = np.packbits(mask, bitorder="little")
     packed[: len(bits)] = bits
     return packed.view("<u8").astype(np.uint64, copy=False)
+
+
+def bitmap_of(slots: npt.NDArray[np.uint32], rows: int) -> npt.NDArray[np.uint64]:
+    """The bitmap of some of `rows` slots."""
+    mask = np.zeros(rows, dtype=np.bool_)
+    mask[slots] = True
+    return bitmap(mask)
 
 
 def slots_of(allow: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.uint32]:

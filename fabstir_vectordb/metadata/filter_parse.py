@@ -18,6 +18,7 @@ import numpy as np
 from fabstir_vectordb.errors import InvalidInputError
 
 __all__ = [
+    "EVERYTHING",
     "FILTER_CLAUSES_MAX",
     "FILTER_DEPTH_MAX",
     "AllOf",
@@ -128,6 +129,10 @@ def parse_filter(filter: object) -> Filter:
     parser = _Parser()
     node = parser.filter(filter, "", 0)
     return Filter(node, repr(node), tuple(sorted(parser.paths)))
+
+
+#: The filter that takes every row.
+EVERYTHING: Final = Filter(AllOf(()), repr(AllOf(())), ())
 
 
 class _Parser:
