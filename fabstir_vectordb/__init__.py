@@ -19,6 +19,7 @@ from fabstir_vectordb.errors import (
     StorageError,
     VectorDBError,
 )
+from fabstir_vectordb.maintenance import Maintainer
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
 from fabstir_vectordb.types import (
@@ -26,7 +27,10 @@ from fabstir_vectordb.types import (
     CalibrationPoint,
     DeleteResult,
     FacetCount,
+    IndexSide,
     LoadOptions,
+    OptimizeProgress,
+    OptimizeResult,
     Progress,
     PruneReport,
     Row,
@@ -48,15 +52,19 @@ __all__ = [
     "DecryptionError",
     "DeleteResult",
     "FacetCount",
+    "IndexSide",
     "IndexStateError",
     "IntegrityError",
     "InternalError",
     "InvalidConfigError",
     "InvalidInputError",
     "LoadOptions",
+    "Maintainer",
     "MemoryBudgetExceededError",
     "NotFoundError",
     "OperationTimeoutError",
+    "OptimizeProgress",
+    "OptimizeResult",
     "Progress",
     "PruneReport",
     "Row",

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
 from fabstir_vectordb.types import CalibrationPoint
 
-__all__ = ["Calibration", "Curve", "calibrate"]
+__all__ = ["Calibration", "Curve", "calibrate", "missed_by_code"]
 
 #: The k that are measured. A smaller one takes what the first takes: the nearest row is found more easily than the ten
 #: nearest on average. Between them ef is interpolated, beyond the last it grows in proportion to k.
@@ -50,6 +50,7 @@ _SEED: Final = 20_261_123
 
 Float32Array = npt.NDArray[np.float32]
 UInt32Array = npt.NDArray[np.uint32]
+UInt64Array = npt.NDArray[np.uint64]
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -134,15 +135,22 @@ class _Asked:
         queries: (n, dim).
         own: the slot of each query's row, which is no answer to it; None for strangers.
         truth: (n, k most) distances, ascending.
+        allow: bitmap of the rows that are looked for; None for all.
     """
 
     queries: Float32Array
     own: UInt32Array | None
     truth: Float64Array
+    allow: UInt64Array | None
 
-    def missed(self, native: NativeIndex, k: int, ef: int, control: Control | None) -> float | None:
+    def missed(
+        self, native: NativeIndex, k: int, ef: int, control: Control | None, nprobe: int = 0
+    ) -> float | None:
         """An upper bound of the share of the k nearest that a walk misses; None where searches scan."""
-        hits = native.search(self.queries, k + (self.own is not None), ef_search=ef, with_ids=False, control=control)
+        asked = k + (self.own is not None)
+        hits = native.search(
+            self.queries, asked, ef_search=ef, nprobe=nprobe, allow=self.allow, with_ids=False, control=control
+        )
         if not hits.plans.any():
             return None
         # By distance: of rows that are equally far any will do.
@@ -153,14 +161,21 @@ class _Asked:
         return float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k))
 
 
-def calibrate(native: NativeIndex, metric: str, live: int, control: Control | None = None) -> Calibration:
+def calibrate(
+    native: NativeIndex,
+    metric: str,
+    live: int,
+    control: Control | None = None,
+    allow: UInt64Array | None = None,
+) -> Calibration:
     """Measures an index that has a graph; the same for equal indexes.
 
     Args:
         native: the index; nobody changes it meanwhile.
         metric: its metric.
-        live: its live rows.
+        live: its live rows, or those of them that `allow` has.
         control: cancellation.
+        allow: bitmap of the rows of the graph, where others are on lists.
 
     Raises:
         NativeCancelled: `control` asked for it.
@@ -171,16 +186,51 @@ def calibrate(native: NativeIndex, metric: str, live: int, control: Control | No
         return Calibration(live, ())
     rng = np.random.default_rng(_SEED)
     n = min(max(_SAMPLE_LEAST, round(_SAMPLE_SCALE * math.sqrt(live))), _SAMPLE_MOST)
-    slots = native.live_slots(0, live)[rng.choice(live, n, replace=False)]
+    slots = native.live_slots(0, native.stats().live)
+    if allow is not None:
+        slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
+    slots = slots[rng.choice(live, n, replace=False)]
+
+    def exact(queries: Float32Array, k: int) -> SearchHits:
+        return native.search(queries, k, exact=True, allow=allow, with_ids=False, control=control)
+
     rows = native.get_vectors(slots)
-    near, distances = _others(native.search(rows, most + 1, exact=True, with_ids=False, control=control), slots, most)
+    near, distances = _others(exact(rows, most + 1), slots, most)
     strangers = _strangers(native, metric, rows, near, rng)
     asked = (
-        _Asked(rows, slots, distances),
-        _Asked(strangers, None, native.search(strangers, most, exact=True, with_ids=False, control=control).distances),
+        _Asked(rows, slots, distances, allow),
+        _Asked(strangers, None, exact(strangers, most).distances, allow),
     )
     curves = (_curve(native, k, live / _ROWS_PER_EF, asked, control) for k in KS)
     return Calibration(live, tuple(curve for curve in curves if curve.efs))
+
+
+def missed_by_code(native: NativeIndex, allow: UInt64Array, control: Control | None = None) -> float:
+    """An upper bound of the share of the nearest rows on lists that their codes lose, however many lists are looked at.
+
+    Half of the lists hold all of the nearest; what a search of those misses, the codes put too far away. Rows are asked
+    for, left out themselves.
+
+    Args:
+        native: the index; nobody changes it meanwhile.
+        allow: bitmap of the rows on lists.
+        control: cancellation.
+
+    Raises:
+        NativeCancelled, IndexStateError: as `calibrate`.
+    """
+    k = KS[0]
+    stats = native.stats()
+    slots = native.live_slots(0, stats.live)
+    slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
+    if len(slots) <= k:
+        return 0.0
+    n = min(len(slots), _SAMPLE_MOST)
+    slots = slots[np.random.default_rng(_SEED).choice(len(slots), n, replace=False)]
+    rows = native.get_vectors(slots)
+    truth = native.search(rows, k + 1, exact=True, allow=allow, with_ids=False, control=control)
+    asked = _Asked(rows, slots, _others(truth, slots, k)[1], allow)
+    return asked.missed(native, k, 0, control, nprobe=max(1, stats.lists // 2)) or 0.0
 
 
 def _others(hits: SearchHits, own: UInt32Array | None, most: int) -> tuple[UInt32Array, Float64Array]:

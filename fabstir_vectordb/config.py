@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class VectorDBConfig:
         memory: ``default`` (fastest) or ``compact`` (smallest).
         M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
         ef_construction: candidates while linking; more is slower to build and finds more.
+        recent_window_s: seconds after which `optimize` moves a row from the recent to the historical side.
         recall_target: expected share of the k nearest rows that a search finds which says neither `recall_target` nor
             `ef_search` nor `exact`; above 0, at most 1, None for the library's own number of candidates.
         default_threshold: least score of a hit where a search names none; UNSET: 0.7 for cosine (cos >= 0.4),
@@ -119,6 +121,7 @@ class VectorDBConfig:
     memory: Memory = "default"
     M: int = 16
     ef_construction: int = 200
+    recent_window_s: float = 604_800.0
     recall_target: float | None = None
     default_threshold: float | Unset | None = UNSET
     timeout_s: float = 30.0
@@ -156,6 +159,9 @@ class VectorDBConfig:
         if not isinstance(self.default_threshold, Unset):
             check_threshold("default_threshold", self.default_threshold, InvalidConfigError)
         check_recall_target(self.recall_target, InvalidConfigError)
+        window = self.recent_window_s
+        if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:
+            raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {window!r}")
         if self.clock is not None and not callable(self.clock):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
 

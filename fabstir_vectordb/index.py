@@ -32,6 +32,7 @@ from fabstir_vectordb._native.handle import (
     EF_MAX,
     ID_BYTES_MAX,
     K_MAX,
+    LISTS_MAX,
     NO_SLOT,
     PLAN_FLAT,
     PLAN_GRAPH,
@@ -42,11 +43,12 @@ from fabstir_vectordb._native.handle import (
     NativeCancelled,
     NativeIndex,
     NativeStats,
+    NativeTooFew,
     PartInfo,
     estimate_bytes,
     pack_ids,
 )
-from fabstir_vectordb.calibration import Calibration, calibrate
+from fabstir_vectordb.calibration import Calibration, calibrate, missed_by_code
 from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -65,6 +67,7 @@ from fabstir_vectordb.types import (
     CalibrationPoint,
     DeleteResult,
     FacetCount,
+    IndexSide,
     Plan,
     Row,
     SearchResult,
@@ -82,6 +85,7 @@ __all__ = [
     "check_ef",
     "check_exact",
     "check_k",
+    "check_nprobe",
     "prepare_batch",
     "prepare_queries",
     "prepare_query",
@@ -100,11 +104,18 @@ _TABLE_BYTES_PER_ROW: Final = 14
 _STREAM_BYTES_PER_ROW: Final = 32
 #: Pairs of k and recall target that are remembered: a program uses a few.
 _EFFORTS_MAX: Final = 1_000
+#: The last recall of the table of lists.
+_LISTS_RECALL_MOST: Final = 0.999
+#: Bytes of a list, and of its share of the sample, while lists are trained: what ivf_train.c asks for.
+_TRAINING_FLOATS_PER_LIST: Final = 8
+_TRAINING_BYTES_PER_LIST: Final = 1_000
 _PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 _FILTERED_PLANS: Final[dict[int, Plan]] = {**_PLANS, PLAN_FLAT: "filtered exact"}
 #: Filters whose rows are remembered until the next change; a bitmap takes an eighth of a byte a row.
 _MATCHES_MAX: Final = 64
 _T = TypeVar("_T")
+#: ef_search, exact and nprobe.
+Effort = tuple[int, bool, int]
 
 
 class IndexClosed(Exception):
@@ -468,6 +479,24 @@ def check_ef(ef_search: object) -> int:
     return ef_search
 
 
+def check_nprobe(nprobe: object) -> int:
+    """nprobe as the core wants it: 0 for None.
+
+    Raises:
+        InvalidInputError: it is no integer from 1 to LISTS_MAX.
+    """
+    if nprobe is None:
+        return 0
+    if isinstance(nprobe, np.integer):
+        nprobe = int(nprobe)
+    if isinstance(nprobe, bool) or not isinstance(nprobe, int) or not 1 <= nprobe <= LISTS_MAX:
+        raise InvalidInputError(
+            f"nprobe must be None or an integer between 1 and {LISTS_MAX}, got {nprobe!r}",
+            details={"nprobe": nprobe, "limit": LISTS_MAX},
+        )
+    return nprobe
+
+
 def check_exact(exact: object, ef_search: int) -> bool:
     """Whether a search is to score every row; `ef_search` as `check_ef` gives it.
 
@@ -551,9 +580,11 @@ class Index:
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self.calibration: Calibration | None = None
         """What was measured of the rows; in no version, and no change."""
-        self._efforts: dict[tuple[int, float], tuple[int, bool]] = {}
+        self._efforts: dict[tuple[int, float], Effort] = {}
         # Live rows when it was measured last, or loaded, and the rows that came since.
         self._rows_then = self._rows_since = 0
+        # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
+        self._missed_by_code: float | None = None
         self._scores = SCORES[settings.metric]
         self._generation = 0
         self._write = threading.Lock()
@@ -764,12 +795,19 @@ class Index:
             ef_construction=self.settings.ef_construction,
             threads=self.settings.threads,
             rows=counts.rows + n,
+            graph_rows=counts.rows + n - self._settled,
+            historical=counts.historical + counts.historical_deleted,
             id_bytes=counts.id_bytes + len(batch.id_bytes),
         )
         metadata_bytes = batch.metadata_bytes
         if metadata_bytes:
             metadata_bytes += _TABLE_BYTES_PER_ROW * (counts.rows + n)
         self._check_fits(f"adding {n} rows", index_bytes + metadata_bytes + batch.nbytes)
+
+    @property
+    def _settled(self) -> int:
+        """Rows on lists that the graph, if there is one, does not have any more."""
+        return self.counts.historical + self.counts.historical_deleted - self.counts.moved
 
     def _check_fits(self, what: str, beside_metadata: int) -> None:
         """Refuses what would take more than the budget.
@@ -921,6 +959,106 @@ class Index:
         from_lists = before.historical_deleted
         return VacuumStats(removed - from_lists if before.graph_rows else 0, from_lists, removed)
 
+    # ---- recent and historical
+    #
+    # Beside reads, as slots stay what they are: with the lock of changes, but under an even generation.
+
+    def train(self, cutoff_us: int, control: Control | None = None) -> bool:
+        """Trains lists for what is historical or older than the cutoff, where that is due; whether it did.
+
+        Raises:
+            MemoryBudgetExceededError: it would not fit.
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
+
+        def train() -> bool:
+            with self._write:
+                counts, native = self.counts, self.native
+                if native is None or (counts.lists and not counts.training_due):
+                    return False
+                lists = 4 * math.isqrt(counts.live) + 1
+                scratch = lists * (_TRAINING_FLOATS_PER_LIST * 4 * native.dim + _TRAINING_BYTES_PER_LIST)
+                self._check_fits("training lists", counts.bytes_total + scratch)
+                try:
+                    native.train(cutoff_us, control)
+                except NativeTooFew:
+                    return False
+                self._sides_changed()
+                self._missed_by_code = None
+                return True
+
+        return self._within(train)
+
+    def migrate(self, cutoff_us: int, step: int, first: int = 0) -> tuple[int, int | None]:
+        """Moves at most `step` recent rows older than the cutoff to lists.
+
+        Args:
+            cutoff_us: microseconds since 1970.
+            step: bounds the call.
+            first: the slot to begin at.
+
+        Returns:
+            How many were moved, and where to go on, None at the end or where no lists were ever trained.
+
+        Raises:
+            IndexStateError: the native core had no memory or threads.
+        """
+
+        def move() -> tuple[int, int | None]:
+            with self._write:
+                if self.native is None or not self.counts.lists:
+                    return 0, None
+                moved, after = self.native.migrate(cutoff_us, step, first)
+                if moved:
+                    self._sides_changed()
+                return moved, None if after == NO_SLOT else after
+
+        return self._within(move)
+
+    def _sides_changed(self) -> None:
+        self.counts = self._native_stats()
+        self._efforts = {}
+        self.changes += 1
+
+    def side(self, historical: bool) -> IndexSide:
+        """The rows of one side."""
+
+        def read() -> IndexSide:
+            with self._write:
+                counts, native = self.counts, self.native
+                if native is None:
+                    return IndexSide("ivf" if historical else "flat", 0, 0, 0, ())
+                slots = native.live_slots(0, counts.live)
+                words = native.historical()
+                on_lists = (words[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0
+                slots = slots[on_lists if historical else ~on_lists]
+                ids = tuple(native.get_ids(slots))
+            deleted = counts.historical_deleted
+            if historical:
+                return IndexSide("ivf", len(ids), deleted, counts.lists, ids)
+            kind: Literal["flat", "hnsw"] = "hnsw" if counts.graph_rows else "flat"
+            return IndexSide(kind, len(ids), counts.rows - counts.live - deleted, 0, ids)
+
+        return self._within(read)
+
+    def timestamps(self, ids: Sequence[str] | None) -> dict[str, float]:
+        """Seconds since 1970 of the live rows among ids, or of all."""
+
+        def read() -> dict[str, float]:
+            native = self.native
+            if native is None:
+                return {}
+            if ids is None:
+                slots = native.live_slots(0, self.counts.live)
+            else:
+                slots = native.find(*pack_ids(ids))
+                slots = slots[slots != NO_SLOT]
+            times = native.get_timestamps(slots).tolist()
+            return {id: us / 1e6 for id, us in zip(native.get_ids(slots), times, strict=True)}
+
+        return self._consistent(read)
+
     # ---- what a recall takes
     #
     # Measured behind a change, with the lock of changes but under an even generation: reads go on beside it.
@@ -941,41 +1079,69 @@ class Index:
     def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
         def measure() -> None:
             with self._write:
-                if self.native is None or not self.counts.graph_rows or (only_missing and self.calibration is not None):
+                counts = self.counts
+                if self.native is None or not counts.graph_rows or (only_missing and self.calibration is not None):
                     return
-                live = self.counts.live
-                self.calibration = calibrate(self.native, self.metric, live, control)
-                self._rows_then, self._rows_since = live, 0
+                # Only recent rows: how many lists it takes was measured when they were trained.
+                recent = ~self.native.historical() if counts.historical else None
+                self.calibration = calibrate(self.native, self.metric, _recent(counts), control, recent)
+                self._rows_then, self._rows_since = counts.live, 0
                 self._efforts = {}             # after the calibration, from which new ones come
 
         self._within(measure)
 
-    def known_effort(self, k: int, recall_target: float) -> tuple[int, bool] | None:
-        """ef_search and exact of a search with a recall target; None where that is still to be measured."""
-        efforts = self._efforts                # once: what is found out here must not outlive a change
-        found = efforts.get((k, recall_target))
-        if found is not None:
-            return found
-        calibration, counts = self.calibration, self.counts
-        if not counts.graph_rows:
-            effort = (0, False)                # every search is exact
-        elif calibration is None:
-            return None
-        else:
-            ef = calibration.ef_for(k, recall_target, counts.live)
-            effort = (0, True) if ef is None else (ef, False)
-        if len(efforts) < _EFFORTS_MAX:
-            efforts[k, recall_target] = effort
-        return effort
+    def known_effort(self, k: int, recall_target: float) -> Effort | None:
+        """ef_search, exact and nprobe of a search with a recall target; None where that is still to be found out."""
+        return self._efforts.get((k, recall_target)) or (None if self._is_measured else (0, False, 0))
 
-    def _effort(
-        self, k: int, recall_target: float, nowait: bool = False, control: Control | None = None
-    ) -> tuple[int, bool]:
+    @property
+    def _is_measured(self) -> bool:
+        """Whether there is anything to measure: else every search is exact."""
+        return self.counts.graph_rows > 0 or self.counts.lists > 0
+
+    def _effort(self, k: int, recall_target: float, nowait: bool = False, control: Control | None = None) -> Effort:
         while (effort := self.known_effort(k, recall_target)) is None:
             if nowait:
                 raise NativeBusy
-            self._calibrate(control, only_missing=True)
+            if self.counts.graph_rows and self.calibration is None:
+                self._calibrate(control, only_missing=True)
+            if self.counts.historical and self._missed_by_code is None:
+                self._measure_codes(control)
+            self._find_effort(k, recall_target)
         return effort
+
+    def _measure_codes(self, control: Control | None) -> None:
+        def measure() -> None:
+            with self._write:
+                if self.native is not None and self.counts.historical:
+                    self._missed_by_code = missed_by_code(self.native, self.native.historical(), control)
+
+        self._within(measure)
+
+    def _find_effort(self, k: int, recall_target: float) -> None:
+        """What each side takes; each row that is looked for is on one of them."""
+
+        def find() -> None:
+            efforts = self._efforts            # once: what is found out here must not outlive a change
+            calibration, counts, native = self.calibration, self.counts, self.native
+            ef: int | None = 0
+            exact, nprobe = False, 0
+            lost = self._missed_by_code
+            if native is None or (counts.graph_rows and calibration is None) or (counts.historical and lost is None):
+                return                         # a change came between
+            if counts.graph_rows and calibration is not None:
+                ef = calibration.ef_for(k, recall_target, _recent(counts))
+                exact = ef is None
+            if counts.historical and lost is not None:
+                # The table is of the lists alone: what the codes lose is not theirs to miss.
+                recall = recall_target + lost
+                nprobe = native.probes(k, min(recall, 1.0))
+                exact = exact or recall > _LISTS_RECALL_MOST
+            if len(efforts) >= _EFFORTS_MAX:
+                efforts.clear()
+            efforts[k, recall_target] = (0, True, 0) if exact else (ef or 0, False, nprobe)
+
+        self._within(find)
 
     # ---- what a filter takes
     #
@@ -1108,6 +1274,7 @@ class Index:
         include_vectors: bool = False,
         ef_search: int = 0,
         exact: bool = False,
+        nprobe: int = 0,
         recall_target: float | None = None,
         where: Filter | None = None,
         nowait: bool = False,
@@ -1115,17 +1282,18 @@ class Index:
     ) -> SearchResults:
         """The k nearest rows of one query, of those that a filter takes; an UNSET threshold is the metric's own.
 
-        A `recall_target` takes the place of `ef_search` and `exact`; `control` stops the measuring of what it takes.
+        A `recall_target` takes the place of `ef_search`, `exact` and `nprobe`; `control` stops the measuring of what it
+        takes.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
             NativeBusy: with `nowait`, a change is under way, or the target or the filter is still to be measured.
         """
         if recall_target is not None:
-            ef_search, exact = self._effort(k, recall_target, nowait, control)
+            ef_search, exact, nprobe = self._effort(k, recall_target, nowait, control)
         if where is not None:
             many = self._search_where(
-                query[np.newaxis], k, threshold, include_vectors, ef_search, exact, where, nowait=nowait
+                query[np.newaxis], k, threshold, include_vectors, ef_search, exact, nprobe, where, nowait=nowait
             )
             return many[0]
         # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
@@ -1134,7 +1302,7 @@ class Index:
             inside.append(True)
             generation, native = self._generation, self.native
             if not generation & 1 and native is not None and inside[0]:
-                results = self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nowait)
+                results = self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait)
                 if self._generation == generation:
                     self.plans_used[results.plan] += 1
                     return results
@@ -1150,7 +1318,7 @@ class Index:
             native = self.native
             if native is None:
                 return SearchResults([], 0, "flat")
-            return self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nowait)
+            return self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait)
 
         results = self._consistent(read, nowait)
         self.plans_used[results.plan] += 1
@@ -1165,12 +1333,13 @@ class Index:
         include_vectors: bool,
         ef_search: int,
         exact: bool,
+        nprobe: int,
         nowait: bool,
     ) -> SearchResults:
         if len(query) != native.dim:
             _check_query_dim(len(query), native.dim)
         with_slots = include_vectors or not self._arena.is_empty
-        slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots)
+        slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe)
         return self._results(native, slots, distances, ids, _PLANS[plan], threshold, include_vectors)
 
     def search_batch(
@@ -1181,6 +1350,7 @@ class Index:
         include_vectors: bool = False,
         ef_search: int = 0,
         exact: bool = False,
+        nprobe: int = 0,
         recall_target: float | None = None,
         where: Filter | None = None,
         control: Control | None = None,
@@ -1192,12 +1362,12 @@ class Index:
             MemoryBudgetExceededError: the columns that the filter compares would not fit.
         """
         if recall_target is not None:
-            ef_search, exact = self._effort(k, recall_target, control=control)
+            ef_search, exact, nprobe = self._effort(k, recall_target, control=control)
         if where is not None:
-            return self._search_where(queries, k, threshold, include_vectors, ef_search, exact, where, control)
+            return self._search_where(queries, k, threshold, include_vectors, ef_search, exact, nprobe, where, control)
         results = self._consistent(
             lambda: self._nearest_of_each(
-                queries, k, threshold, include_vectors, ef_search, exact, None, control=control
+                queries, k, threshold, include_vectors, ef_search, exact, nprobe, None, control=control
             )
         )
         self._note_plans(results)
@@ -1211,13 +1381,14 @@ class Index:
         include_vectors: bool,
         ef_search: int,
         exact: bool,
+        nprobe: int,
         where: Filter,
         control: Control | None = None,
         nowait: bool = False,
     ) -> list[SearchResults]:
         def read(matches: Matches) -> list[SearchResults]:
             return self._nearest_of_each(
-                queries, k, threshold, include_vectors, ef_search, exact, matches.allow, control, nowait
+                queries, k, threshold, include_vectors, ef_search, exact, nprobe, matches.allow, control, nowait
             )
 
         results = self._matching(where, read, nowait)
@@ -1232,6 +1403,7 @@ class Index:
         include_vectors: bool,
         ef_search: int,
         exact: bool,
+        nprobe: int,
         allow: npt.NDArray[np.uint64] | None,
         control: Control | None = None,
         nowait: bool = False,
@@ -1241,7 +1413,7 @@ class Index:
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
         _check_query_dim(queries.shape[1], native.dim)
         hits = native.search(
-            queries, k, ef_search=ef_search, exact=exact, nowait=nowait, allow=allow, control=control
+            queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, nowait=nowait, allow=allow, control=control
         )
         out = []
         for row, ids in enumerate(hits.ids):
@@ -1465,7 +1637,11 @@ class Index:
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
         """What some recalls take, as far as it is known and matters."""
         calibration, counts = self.calibration, self.counts
-        return () if calibration is None or not counts.graph_rows else calibration.points(counts.live)
+        return () if calibration is None or not counts.graph_rows else calibration.points(_recent(counts))
+
+
+def _recent(counts: NativeStats) -> int:
+    return counts.live - counts.historical
 
 
 def _one_id(id: str) -> tuple[bytes, npt.NDArray[np.uint64]]:

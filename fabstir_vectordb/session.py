@@ -36,10 +36,12 @@ from fabstir_vectordb.index import (
     check_ef,
     check_exact,
     check_k,
+    check_nprobe,
     prepare_batch,
     prepare_queries,
     prepare_query,
 )
+from fabstir_vectordb.maintenance import STEP_ROWS, cutoff_us
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
@@ -57,7 +59,10 @@ from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
+    IndexSide,
     LoadOptions,
+    OptimizeProgress,
+    OptimizeResult,
     PruneReport,
     Row,
     SearchOptions,
@@ -77,15 +82,17 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
-# ef_search, exact and recall_target.
-_Effort = tuple[int, bool, float | None]
+# ef_search, exact, nprobe and recall_target.
+_Effort = tuple[int, bool, int, float | None]
 # Query, k, threshold, include_vectors, the three of the effort, and the filter.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, float | None, Filter | None]
+_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, int, float | None, Filter | None]
 
 # A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
 # or a scan of this many float32 values is below a millisecond.
 _INLINE_EF_MAX: Final = 1_000
 _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
+# Lists are scanned by code: a few times faster.
+_INLINE_PROBED_VALUES_MAX: Final = 1 << 23
 SCAN_PAGE_ROWS: Final = 512
 # Searches on the caller's thread let other tasks run at least this often: each takes a fraction of a millisecond, a
 # thousand in a row would not.
@@ -381,6 +388,82 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         return await self._change(Index.vacuum)
+
+    async def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
+        """Brings the index into its best shape for what it holds now.
+
+        Rows older than the config's `recent_window_s` move from the recent side to lists, which are trained for them
+        where they were not or the rows have changed; then a vacuum removes deleted rows, takes those that moved out of
+        the graph, and puts the rows of a list side by side. Searches go on, but for the vacuum; other changes come
+        between the steps. Cancelling it leaves what is done.
+
+        Args:
+            progress: called on the event loop's thread before each step.
+
+        Returns:
+            What was done.
+
+        Raises:
+            MemoryBudgetExceededError: training would not fit; nothing moved.
+            IndexStateError: there was not enough memory; the index is as the last step left it.
+            SessionError: the session is destroyed.
+        """
+
+        def tell(stage: Literal["train", "migrate", "vacuum"], rows_done: int) -> None:
+            if progress is not None:
+                progress(OptimizeProgress(stage, rows_done, self.live_index().counts.rows))
+
+        self.check_alive()
+        tell("train", 0)
+        trained, migrated = await self.train_lists(), 0
+        first: int | None = 0
+        while first is not None:
+            tell("migrate", first)
+            moved, first = await self.migrate_step(first)
+            migrated += moved
+        trained = await self.train_lists() or trained
+        tell("vacuum", 0)
+        return OptimizeResult(trained, migrated, await self.vacuum())
+
+    async def train_lists(self) -> bool:
+        """Trains lists where that is due, beside searches; whether it did. A step of `optimize`."""
+        return await self._beside(lambda index, control: index.train(self._cutoff_us(), control))
+
+    async def migrate_step(self, first: int) -> tuple[int, int | None]:
+        """Moves some old rows from slot `first` on: how many, and where to go on. A step of `optimize`."""
+        return await self._beside(lambda index, _: index.migrate(self._cutoff_us(), STEP_ROWS, first))
+
+    def _cutoff_us(self) -> int:
+        return cutoff_us(self._now_us(), self._config.recent_window_s)
+
+    async def get_recent_index(self) -> IndexSide:
+        """The recent side: rows that are found through the graph, or scanned while they are few.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        return await self._read(lambda index: index.side(False))
+
+    async def get_historical_index(self) -> IndexSide:
+        """The historical side: rows on lists.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        return await self._read(lambda index: index.side(True))
+
+    async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
+        """When rows are from: seconds since 1970 by id.
+
+        Args:
+            ids: the rows; those that are not live are left out. None for all.
+
+        Raises:
+            InvalidInputError: `ids` is no sequence of strings.
+            SessionError: the session is destroyed.
+        """
+        wanted = None if ids is None else as_ids(ids)
+        return await self._read(lambda index: index.timestamps(wanted))
 
     # ---- rows out
 
@@ -864,22 +947,22 @@ class VectorDBSession:
 
     def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
         """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search, exact, recall_target, filter = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
         return (
             prepare_query(query),
             check_k(k),
             None if threshold is None else self._threshold(threshold),
             include_vectors,
-            *self._effort(ef_search, exact, recall_target),
+            *self._effort(ef_search, exact, nprobe, recall_target),
             None if filter is None else parse_filter(filter),
         )
 
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
-        threshold, include_vectors, ef_search, exact, recall_target, filter = _search_options(options, given)
+        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
         k, threshold = check_k(k), self._threshold(threshold)
-        effort = self._effort(ef_search, exact, recall_target)
+        effort = self._effort(ef_search, exact, nprobe, recall_target)
         where = None if filter is None else parse_filter(filter)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
@@ -895,30 +978,30 @@ class VectorDBSession:
         check_threshold("threshold", threshold, InvalidInputError)
         return threshold
 
-    def _effort(self, ef_search: Any, exact: Any, recall_target: Any) -> _Effort:
-        ef = check_ef(ef_search)
+    def _effort(self, ef_search: Any, exact: Any, nprobe: Any, recall_target: Any) -> _Effort:
+        ef, probes = check_ef(ef_search), check_nprobe(nprobe)
         if exact is False and recall_target is None:
-            return ef, False, None if ef else self._recall_target
-        exact = check_exact(exact, ef)
+            return ef, False, probes, None if ef or probes else self._recall_target
+        exact = check_exact(exact, ef or probes)
         target = check_recall_target(recall_target, InvalidInputError)
         if target is None:
-            return ef, exact, None if ef or exact else self._recall_target
-        if ef or exact:
+            return ef, exact, probes, None if ef or exact or probes else self._recall_target
+        if ef or exact or probes:
             raise InvalidInputError(
-                "recall_target stands in place of ef_search and exact: give one of the three",
-                details={"recall_target": target, "ef_search": ef_search, "exact": exact},
+                "recall_target stands in place of ef_search, nprobe and exact: give it or these",
+                details={"recall_target": target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
             )
-        return 0, False, target
+        return 0, False, 0, target
 
     @staticmethod
     def _is_short(index: Index, asked: _Asked) -> bool:
         counts = index.counts
-        _, k, _, _, ef, exact, recall_target, where = asked
+        _, k, _, _, ef, exact, nprobe, recall_target, where = asked
         if recall_target is not None:
             effort = index.known_effort(k, recall_target)
             if effort is None:
                 return False
-            ef, exact = effort
+            ef, exact, nprobe = effort
         if where is not None:
             # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
             count = index.count_known(where)
@@ -927,9 +1010,15 @@ class VectorDBSession:
             return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
                 counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
             )
-        if counts.graph_rows and not exact:
-            # Many tombstones make a walk long; then, too, a thread is the right place.
-            return max(k, ef) <= _INLINE_EF_MAX and 2 * counts.live > counts.rows
+        if (counts.graph_rows or counts.lists) and not exact:
+            # Many rows that a walk meets in vain make it long; then, too, a thread is the right place.
+            idle = counts.rows - counts.live + counts.moved
+            probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
+            return (
+                max(k, ef) <= _INLINE_EF_MAX
+                and 2 * idle < max(counts.graph_rows, 1) + counts.historical_deleted
+                and probed * (index.dim or 0) <= _INLINE_PROBED_VALUES_MAX
+            )
         return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
     def stats_here(self) -> SessionStats:
@@ -946,8 +1035,9 @@ class VectorDBSession:
         return SessionStats(
             vector_count=native.live,
             memory_usage_mb=sum(kinds.values()) / 1e6,
-            index_type="hnsw" if native.graph_rows else "flat",
-            hnsw_vector_count=native.live if native.graph_rows else 0,
+            index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
+            hnsw_vector_count=native.live - native.historical if native.graph_rows else 0,
+            ivf_vector_count=native.historical,
             deleted_count=native.rows - native.live,
             memory_bytes=kinds,
             plans=dict(index.plans_used),
@@ -1044,6 +1134,10 @@ class VectorDBSession:
             return result
 
         return await self._alone(change)
+
+    async def _beside(self, function: Callable[[Index, Control], _T]) -> _T:
+        """Runs a change that reads need not wait for in a thread, alone."""
+        return await self._alone(lambda: self._stoppable(partial(function, self._index)))
 
     async def _no_change(self) -> None:
         # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
@@ -1175,19 +1269,27 @@ def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]
     return kind(**given) if options is None else replace(options, **given)
 
 
-def _search_options(options: SearchOptions | None, given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """threshold, include_vectors, ef_search, exact, recall_target and filter, not yet checked."""
+def _search_options(
+    options: SearchOptions | None, given: Mapping[str, Any]
+) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+    """threshold, include_vectors, ef_search, exact, nprobe, recall_target and filter, not yet checked."""
     if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
         # Without a SearchOptions on the way, which takes half a microsecond to make.
         get = given.get
         threshold, include_vectors = get("threshold", UNSET), get("include_vectors", False)
-        effort = get("ef_search"), get("exact", False), get("recall_target")
+        effort = get("ef_search"), get("exact", False), get("nprobe"), get("recall_target")
         return threshold, include_vectors, *effort, get("filter")
     chosen = _merged_options(SearchOptions, options, given)
-    effort = chosen.ef_search, chosen.exact, chosen.recall_target
+    effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
     return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
 
 
+_INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {
+    (False, False): "flat",
+    (True, False): "hnsw",
+    (False, True): "ivf",
+    (True, True): "hybrid",
+}
 _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {
     kind: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
 }

@@ -32,7 +32,10 @@ from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
+    IndexSide,
     LoadOptions,
+    OptimizeProgress,
+    OptimizeResult,
     PruneReport,
     Row,
     SearchOptions,
@@ -196,6 +199,23 @@ class VectorDBSession:
     def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good."""
         return self._call(self._async.vacuum)
+
+    def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
+        """Moves old rows to lists and vacuums; `progress` is called on another thread."""
+        return self._call(self._async.optimize, progress)
+
+    def get_recent_index(self) -> IndexSide:
+        """The recent side."""
+        return self._async.read_here(lambda index: index.side(False))
+
+    def get_historical_index(self) -> IndexSide:
+        """The historical side."""
+        return self._async.read_here(lambda index: index.side(True))
+
+    def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
+        """Seconds since 1970 by id."""
+        wanted = None if ids is None else as_ids(ids)
+        return self._async.read_here(lambda index: index.timestamps(wanted))
 
     # ---- reads
 

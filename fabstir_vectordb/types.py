@@ -19,7 +19,10 @@ __all__ = [
     "CalibrationPoint",
     "DeleteResult",
     "FacetCount",
+    "IndexSide",
     "LoadOptions",
+    "OptimizeProgress",
+    "OptimizeResult",
     "Plan",
     "Progress",
     "ProgressCallback",
@@ -184,6 +187,54 @@ class SearchResults(Sequence[SearchResult]):
         return f"SearchResults({self._hits!r}, below_threshold={self.below_threshold}, plan={self.plan!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class IndexSide:
+    """One side of the index: the recent rows, or the historical ones.
+
+    Attributes:
+        index_type: ``flat`` or ``hnsw`` for recent rows, ``ivf`` for historical ones.
+        vector_count: live rows.
+        deleted_count: tombstones.
+        list_count: lists; 0 for recent rows.
+        ids: of the live rows, in the order of their slots.
+    """
+
+    index_type: Literal["flat", "hnsw", "ivf"]
+    vector_count: int
+    deleted_count: int
+    list_count: int
+    ids: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeProgress:
+    """How far an `optimize` has come.
+
+    Attributes:
+        stage: ``train``, ``migrate`` or ``vacuum``.
+        rows_done, rows_total: rows looked at in this stage, and in all.
+    """
+
+    stage: Literal["train", "migrate", "vacuum"]
+    rows_done: int
+    rows_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeResult:
+    """What an `optimize` did.
+
+    Attributes:
+        trained: whether lists were trained, for the first time or anew.
+        migrated: rows that moved from the recent to the historical side.
+        vacuum: what the vacuum removed.
+    """
+
+    trained: bool
+    migrated: int
+    vacuum: VacuumStats
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """How to search.
@@ -197,6 +248,8 @@ class SearchOptions:
             0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
             no number of them is known to be: an average over queries like the rows, no promise for one of them. None
             takes the session's default.
+        nprobe: lists of historical rows to look at, together with `ef_search` or without; no more than there are. None
+            takes as many as held 99 % of the nearest rows when they were trained.
         filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
             there are k. None takes all rows.
     """
@@ -207,6 +260,7 @@ class SearchOptions:
     exact: bool = False
     recall_target: float | None = None
     filter: Mapping[str, Any] | None = None
+    nprobe: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,8 +360,10 @@ class SessionStats:
     Attributes:
         vector_count: live rows.
         memory_usage_mb: resident memory of the index and its metadata, in 10^6 bytes.
-        index_type: ``flat`` while every search scans, ``hnsw`` once there is a graph.
-        hnsw_vector_count: live rows in the graph.
+        index_type: ``flat`` while every search scans, ``hnsw`` once there is a graph, ``ivf`` where all rows that are
+            not scanned are on lists, ``hybrid`` with both.
+        hnsw_vector_count: live rows that are found through the graph.
+        ivf_vector_count: live rows on lists.
         deleted_count: tombstones that a vacuum would remove.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
@@ -319,8 +375,9 @@ class SessionStats:
 
     vector_count: int
     memory_usage_mb: float
-    index_type: Literal["flat", "hnsw"]
+    index_type: Literal["flat", "hnsw", "ivf", "hybrid"]
     hnsw_vector_count: int
+    ivf_vector_count: int
     deleted_count: int
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]

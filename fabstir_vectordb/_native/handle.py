@@ -32,6 +32,7 @@ __all__ = [
     "EF_MAX",
     "ID_BYTES_MAX",
     "K_MAX",
+    "LISTS_MAX",
     "M_MAX",
     "M_MIN",
     "NO_SLOT",
@@ -66,6 +67,7 @@ DIM_MAX = int(lib.FVDB_DIM_MAX)
 EF_MAX = int(lib.FVDB_EF_MAX)
 ID_BYTES_MAX = int(lib.FVDB_ID_BYTES_MAX)
 K_MAX = int(lib.FVDB_K_MAX)
+LISTS_MAX = int(lib.FVDB_LISTS_MAX)
 M_MIN = int(lib.FVDB_M_MIN)
 M_MAX = int(lib.FVDB_M_MAX)
 ROWS_MAX = int(lib.FVDB_ROWS_MAX)
@@ -133,6 +135,7 @@ class NativeStats(NamedTuple):
     historical_deleted: int
     moved: int
     lists: int
+    nprobe: int
     training_due: int
     bytes_vectors: int
     bytes_codes: int

@@ -34,6 +34,7 @@ extern "C" {
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
 #define FVDB_K_MAX 10000
+#define FVDB_LISTS_MAX 200000   /* the library never makes more */
 #define FVDB_EF_MAX 100000
 #define FVDB_M_MIN 4
 #define FVDB_M_MAX 64
@@ -297,6 +298,7 @@ typedef struct fvdb_stats {
     uint64_t historical_deleted; /* tombstones on lists */
     uint64_t moved;              /* rows on lists that the graph still has: a vacuum takes them out */
     uint64_t lists;              /* 0: never trained */
+    uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
     uint64_t training_due;       /* 1: four times as many rows are on lists as at training, or those that came since lie
                                     1.25 times as far (squared) from their centroids */
     uint64_t bytes_vectors;      /* resident bytes of the two planes */

@@ -145,7 +145,7 @@ static void test_keys_select_and_sort(void) {
 static void test_too_few_rows_are_not_trained_on(void) {
     fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
     fvdb_diag diag;
-    uint32_t moved;
+    uint32_t moved, plan;
     add(index, 100, 0, 1);
     CHECK(move_all(index, THEN + 1000 * SECOND, 10, &moved) == FVDB_ERR_UNTRAINED && moved == 0);
     CHECK(fvdb_train(index, THEN + 63 * SECOND, NULL, &diag) == FVDB_ERR_TOO_FEW);
@@ -157,6 +157,7 @@ static void test_too_few_rows_are_not_trained_on(void) {
     vacuum(index);
     check_sides(index);
     CHECK(index->graph.first == 64 && index->lists.live == 64);
+    CHECK(recall(index, 0, NULL, 0, &plan) == 1 && plan == FVDB_PLAN_FLAT);
     fvdb_free(index);
 }
 

@@ -74,7 +74,7 @@ fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t
                               uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag) {
     if (graph_rows > rows || (graph_rows && graph_rows < INDEX_GRAPH_ROWS_MIN))
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, rows, graph_rows);
-    if (lists > IVF_LISTS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, IVF_LISTS_MAX, lists);
+    if (lists > FVDB_LISTS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, lists);
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
     store *s = &index->store;

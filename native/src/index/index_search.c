@@ -22,8 +22,6 @@
  * 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
 #define RESIDUAL_SPREADS 4.0
 #define RESIDUALS_MIN 8u
-/* Recall, in 1/1000, of the number of lists that is the default: what a walk of EF_DEFAULT_MIN candidates has. */
-#define LISTS_RECALL_DEFAULT 990u
 
 typedef struct search_job {
     fvdb_index *index;
@@ -89,7 +87,7 @@ static uint32_t lists_to_probe(const search_job *job) {
     if (job->historical == 0) return 0;
     uint32_t asked = job->params->nprobe;
     if (asked) return min_u32(asked, c->nlist);
-    uint64_t nprobe = (uint64_t)ivf_probes(c, job->k, LISTS_RECALL_DEFAULT) * lists->live / job->historical;
+    uint64_t nprobe = (uint64_t)ivf_probes(c, job->k, IVF_RECALL_DEFAULT) * lists->live / job->historical;
     return nprobe < c->nlist ? (uint32_t)nprobe : c->nlist;
 }
 
@@ -105,7 +103,9 @@ static void plan_sides(search_job *job) {
     job->nprobe = lists_to_probe(job);
     job->by_walk = walk <= job->recent;
     uint64_t recent = job->by_walk ? walk : job->recent;
-    job->flat = job->params->exact || job->k == 0 || (!job->by_walk && !job->nprobe) ||
+    /* Too few rows for codes are too few for anything else. */
+    bool coded = job->index->store.book.trained_rows > 0;
+    job->flat = job->params->exact || job->k == 0 || !coded || (!job->by_walk && !job->nprobe) ||
                 job->allowed < recent + cost_of_lists(job);
 }
 

@@ -53,7 +53,6 @@ static inline bool ivf_has(const ivf *v, uint32_t slot) { return slot / 64 < ivf
 
 /* Fewer rows than this are not worth lists. */
 #define IVF_TRAIN_ROWS_MIN 64u
-#define IVF_LISTS_MAX 200000u    /* more than ivf_nlist gives */
 /* Lists for so many rows: 4 x the root, and no fewer than 16 rows a list. */
 uint32_t ivf_nlist(uint32_t rows);
 /* Centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes.  The same bits for any
@@ -132,6 +131,8 @@ void nearest_scan(nearest *near, const uint32_t *slots, uint32_t n);
 /* Leaves the `most` nearest, in order. */
 void nearest_finish(nearest *near);
 
+/* The recall of the default number of lists, in 1/1000: about what a walk of the default number of candidates has. */
+#define IVF_RECALL_DEFAULT 990u
 /* Lists to look at for k rows at a recall in 1/1000. */
 uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall);
 /* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
