@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from fabstir_vectordb.errors import ConflictError, IntegrityError, StorageError
+from fabstir_vectordb.errors import ConflictError, IntegrityError, StorageError, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -30,6 +30,7 @@ from fabstir_vectordb.storage.base import (
     parse_pointer,
 )
 from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+from fabstir_vectordb.storage.retry import second_look
 
 __all__ = ["FabstirGatewayStore"]
 
@@ -60,8 +61,8 @@ class FabstirGatewayStore:
 
     @property
     def uri(self) -> str:
-        """The gateway's address."""
-        return self._http.base_url
+        """The gateway's address, and that it is one."""
+        return f"gateway+{self._http.base_url}"
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
         """Store a blob."""
@@ -74,6 +75,9 @@ class FabstirGatewayStore:
     async def get(self, hash: bytes, size: int | None = None) -> bytes:
         """Return a blob after checking its hash."""
         check_hash(hash)
+        return await second_look(partial(self._get, hash, size))
+
+    async def _get(self, hash: bytes, size: int | None) -> bytes:
         answer = await self._http.request("GET", _blob_path(hash), body_most=_most(size))
         if answer.status == 404:
             raise missing_blob(hash, size)
@@ -100,7 +104,10 @@ class FabstirGatewayStore:
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         """Return the current entry of a pointer, or ``None``."""
         check_public_key(public_key)
-        where = f"{public_key.hex()} of {self.uri}"
+        return await second_look(partial(self._get_pointer, public_key))
+
+    async def _get_pointer(self, public_key: bytes) -> RegistryEntry | None:
+        where = f"{public_key.hex()} of {self._http.base_url}"
         try:
             answer = await self._http.request("GET", _pointer_path(public_key), body_most=ENTRY_BYTES_MAX)
         except IntegrityError as error:
@@ -115,21 +122,28 @@ class FabstirGatewayStore:
         return parse_pointer(answer.body, public_key, where)
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
-        """Move a pointer; best effort, as the gateway compares nothing."""
+        """Move a pointer, read it before and after; best effort, as the gateway compares nothing."""
         check_new_entry(entry)
+        failure: VectorDBError | None = None
         async with self._moving:
             check_pointer_advances(await self._stored(entry.public_key), entry)
-            await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")
+            try:
+                await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")
+            except VectorDBError as error:
+                failure = error          # it may have arrived all the same
             stored = await self._stored(entry.public_key)
-        if stored != entry:
-            raise ConflictError(
-                "Another writer moved the pointer at the same moment",
-                details={
-                    "public_key": entry.public_key.hex(),
-                    "stored_revision": None if stored is None else stored.revision,
-                    "revision": entry.revision,
-                },
-            )
+        if stored == entry:
+            return
+        if failure is not None and (stored is None or stored.revision < entry.revision):
+            raise failure
+        raise ConflictError(
+            "Another writer moved the pointer at the same moment",
+            details={
+                "public_key": entry.public_key.hex(),
+                "stored_revision": None if stored is None else stored.revision,
+                "revision": entry.revision,
+            },
+        )
 
     async def _stored(self, public_key: bytes) -> RegistryEntry | None:
         try:

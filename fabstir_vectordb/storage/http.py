@@ -1,19 +1,18 @@
 """HTTP for the stores that need it: time limits, a few requests at a time, repetition. Only this module knows httpx.
 
 A request is repeated when the connection fails, when nothing comes within the time limit, and on answers that say "not
-now" (429, 502, 503, 504 and the like), after a random pause that doubles, or the one that `Retry-After` asks for. All
-requests made here may be repeated: blobs are named by what they hold, and a pointer is read back.
+now"; `retry` says how. All requests made here may be repeated: blobs are named by what they hold, and a pointer is read
+back.
 """
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,25 +20,21 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import httpx
-import tenacity
 
-from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, OperationTimeoutError, S5Error, VectorDBError
+from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, OperationTimeoutError, S5Error
+from fabstir_vectordb.storage.retry import NotNowError, asked_pause, repeated
 
 __all__ = ["REDIRECTS_MAX", "Answer", "HttpClient", "HttpSettings", "base_url_of", "reason_of"]
 
-#: Connections at a time: a S5 node takes one to two seconds an upload, and eight keep a link busy.
-CONNECTIONS: Final = 8
+#: Requests at a time: a S5 node takes one to two seconds an upload, and eight keep a link busy.
+_REQUESTS: Final = 8
 #: Hops of one request.
 REDIRECTS_MAX: Final = 5
-#: A transfer gets the time limit, and beyond it a second for so many bytes.
+#: A transfer gets the time limit, and beyond it a second for so many bytes that have moved.
 _SLOWEST_BYTES_PER_S: Final = 64 * 1024
 #: Bytes of an answer that says why something failed.
 _REASON_BYTES_MAX: Final = 64 * 1024
-_PAUSE_S: Final = 0.1
-_PAUSE_MOST_S: Final = 8.0
-#: A server that asks for more patience than this gets none.
-_RETRY_AFTER_MOST_S: Final = 60.0
-_NOT_NOW: Final = frozenset([408, 425, 429, 502, 503, 504])
+_NOT_NOW: Final = frozenset([408, 425, 429, 500, 502, 503, 504])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +53,11 @@ class HttpSettings:
 
 
 class Answer(NamedTuple):
-    """What a server answered."""
+    """What a server answered; where it refused something, its words without our token."""
 
     status: int
     body: bytes
+    cookies: Mapping[str, str]
 
     @property
     def ok(self) -> bool:
@@ -86,6 +82,7 @@ class _Asked(NamedTuple):
     content: bytes
     redirects: bool
     body_most: int
+    final: Container[int]
 
 
 class _Body(httpx.AsyncByteStream):
@@ -111,13 +108,11 @@ class _Pieces:
         return self._pieces.pop()
 
 
-class _NotNow(Exception):
-    """An attempt failed in a way that a later one may not."""
+class _Line(NamedTuple):
+    """The connections of one event loop, and how many requests may use them."""
 
-    def __init__(self, error: VectorDBError, pause_s: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.pause_s = pause_s
+    client: httpx.AsyncClient
+    requests: anyio.CapacityLimiter
 
 
 def base_url_of(uri: str) -> str:
@@ -150,15 +145,15 @@ class HttpClient:
     def __init__(self, base_url: str, settings: HttpSettings) -> None:
         self.base_url = base_url
         self._settings = settings
+        self._host = urlsplit(base_url).netloc
         # Connections belong to an event loop, this object does not.
-        self._client: anyio.lowlevel.RunVar[httpx.AsyncClient] = anyio.lowlevel.RunVar("fabstir_vectordb.storage.http")
+        self._lines: dict[object, _Line] = {}
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop; requests after it open new ones."""
-        client = self._client.get(None)
-        if client is not None:
-            self._client.set(None)  # type: ignore[arg-type]
-            await client.aclose()
+        line = self._lines.pop(anyio.lowlevel.current_token(), None)
+        if line is not None:
+            await line.client.aclose()
 
     async def request(
         self,
@@ -172,6 +167,7 @@ class HttpClient:
         file: bytes | None = None,
         document: Any = None,
         redirects: bool = False,
+        final: Container[int] = (),
     ) -> Answer:
         """Sends a request until it is answered.
 
@@ -182,13 +178,15 @@ class HttpClient:
             file: a body as the file ``file`` of a multipart form.
             document: a body as JSON.
             redirects: follow them; the token does not go along to another host.
+            final: statuses that are an answer here, though elsewhere they say "not now".
 
         Returns:
             The answer, whatever its status, but for those that say "not now".
 
         Raises:
             OperationTimeoutError: there was no answer in time.
-            S5Error: there was none at all, or only "not now"; details has ``status`` where there was one.
+            S5Error: there was none at all, or only "not now"; details has ``status`` where there was one. Of both,
+                details has ``redirected_to`` where it is not this server that failed.
             IntegrityError: the answer is longer than it may be.
         """
         sent = dict(headers or {})
@@ -200,78 +198,102 @@ class HttpClient:
             sent["Content-Length"] = str(len(content))
         if self._settings.token is not None:
             sent["Authorization"] = f"Bearer {self._settings.token}"
-        asked = _Asked(method, path, params, sent, content or b"", redirects, body_most)
-        attempts = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(1 + self._settings.max_retries),
-            wait=_pause,
-            retry=tenacity.retry_if_exception_type(_NotNow),
-            sleep=anyio.sleep,
-            reraise=True,
-        )
-        try:
-            return await attempts(partial(self._once, asked))
-        except _NotNow as failed:
-            raise failed.error from None
+        asked = _Asked(method, path, params, sent, content or b"", redirects, body_most, final)
+        return await repeated(partial(self._once, asked), self._settings.max_retries)
 
     async def _once(self, asked: _Asked) -> Answer:
-        what = f"{asked.method} {asked.path} of {urlsplit(self.base_url).netloc}"
-        limit = self._settings.timeout_s + (len(asked.content) + asked.body_most) / _SLOWEST_BYTES_PER_S
-        client = await self._open()
-        try:
-            with anyio.fail_after(limit):
-                return await self._exchange(client, asked, what)
-        except (TimeoutError, httpx.TimeoutException):
-            raise _NotNow(
-                OperationTimeoutError(f"{what}: no answer in time", details={"timeout_s": self._settings.timeout_s})
-            ) from None
-        except httpx.TooManyRedirects:
-            raise S5Error(f"{what}: more than {REDIRECTS_MAX} redirects", retryable=False) from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _NotNow(S5Error(f"{what}: {type(error).__name__}: {error}")) from None
-        except httpx.InvalidURL:
-            raise S5Error(f"{what}: it redirects to what is no address", retryable=False) from None
+        what = f"{asked.method} {asked.path} of {self._host}"
+        line = await self._open()
+        # Whoever waits for a turn does not use up the time of the request.
+        async with line.requests:
+            limit_s = self._settings.timeout_s + len(asked.content) / _SLOWEST_BYTES_PER_S
+            try:
+                with anyio.fail_after(limit_s) as limit:
+                    return await self._exchange(line.client, asked, what, limit)
+            except TimeoutError:
+                raise NotNowError(self._late(what, None)) from None
+            except httpx.TimeoutException as error:
+                raise NotNowError(self._late(what, self._elsewhere(error))) from None
+            except httpx.TransportError as error:
+                elsewhere = self._elsewhere(error)
+                failed = S5Error(
+                    f"{what}{_redirected_to(elsewhere)}: {type(error).__name__}: {error}", details=_details(elsewhere)
+                )
+                if isinstance(error, httpx.UnsupportedProtocol):
+                    raise failed from None           # a redirect to what is no address stays one
+                raise NotNowError(failed) from None
+            except httpx.InvalidURL as error:
+                raise S5Error(f"{what}: {error}", retryable=False) from None
 
-    async def _exchange(self, client: httpx.AsyncClient, asked: _Asked, what: str) -> Answer:
+    def _late(self, what: str, elsewhere: str | None) -> OperationTimeoutError:
+        details = {"timeout_s": self._settings.timeout_s, **_details(elsewhere)}
+        return OperationTimeoutError(f"{what}{_redirected_to(elsewhere)}: no answer in time", details=details)
+
+    def _elsewhere(self, error: httpx.RequestError) -> str | None:
+        """The host that failed, where it is one that this server has redirected to."""
+        host = error.request.url.netloc.decode()
+        return None if host == self._host else host
+
+    async def _exchange(self, client: httpx.AsyncClient, asked: _Asked, what: str, limit: anyio.CancelScope) -> Answer:
         url = self.base_url + asked.path
         request = client.build_request(asked.method, url, params=asked.params, headers=asked.headers)
         request.stream = _Body(asked.content)
-        response = await client.send(request, stream=True, follow_redirects=asked.redirects)
-        try:
-            most = asked.body_most if response.is_success else _REASON_BYTES_MAX
-            body = await _read(response, most)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
-        if response.status_code in _NOT_NOW:
-            raise _NotNow(
-                S5Error(
-                    f"{what}: answered {response.status_code}: {_shown(body)}", details={"status": response.status_code}
-                ),
-                _asked_pause(response.headers.get("Retry-After")),
-            )
-        if response.is_success and len(body) > most:
-            raise IntegrityError(f"{what}: the answer has more than {most} bytes", details={"limit": most})
-        return Answer(response.status_code, body)
+        for _ in range(1 + REDIRECTS_MAX):
+            response = await client.send(request, stream=True)
+            try:
+                most = asked.body_most if response.is_success else _REASON_BYTES_MAX
+                body = await _read(response, most, limit)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+            if not asked.redirects or response.next_request is None:
+                return self._answer(response, body, most, asked, what)
+            # Followed here because httpx would read the redirect's own body, however long it is. The request it has
+            # made has no token in it where the host is another.
+            request = response.next_request
+        details = _details(request.url.netloc.decode())
+        raise S5Error(f"{what}: more than {REDIRECTS_MAX} redirects", details=details, retryable=False)
 
-    async def _open(self) -> httpx.AsyncClient:
-        client = self._client.get(None)
-        if client is None:
+    def _answer(self, response: httpx.Response, body: bytes, most: int, asked: _Asked, what: str) -> Answer:
+        status = response.status_code
+        if response.is_success:
+            if len(body) > most:
+                raise IntegrityError(f"{what}: the answer has more than {most} bytes", details={"limit": most})
+        elif self._settings.token:
+            # A server may repeat what it was sent, and its words end up in errors and logs.
+            body = body.replace(self._settings.token.encode(), b"[token]")
+        if status in _NOT_NOW and status not in asked.final:
+            error = S5Error(f"{what}: answered {status}: {_shown(body)}", details={"status": status})
+            raise NotNowError(error, asked_pause(response.headers.get("Retry-After")))
+        return Answer(status, body, dict(response.cookies))
+
+    async def _open(self) -> _Line:
+        here = anyio.lowlevel.current_token()
+        if here not in self._lines:
             # In a thread: it reads the system's certificates.
             client = await anyio.to_thread.run_sync(
                 partial(
                     httpx.AsyncClient,
-                    timeout=httpx.Timeout(self._settings.timeout_s),
-                    limits=httpx.Limits(max_connections=CONNECTIONS),
-                    max_redirects=REDIRECTS_MAX,
+                    timeout=httpx.Timeout(self._settings.timeout_s, pool=None),
+                    limits=httpx.Limits(max_connections=_REQUESTS),
                     headers={"User-Agent": "fabstir_vectordb", "Accept-Encoding": "identity"},
+                    # A portal sets its token as a cookie, too; what goes where is decided here alone.
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 )
             )
-            current = self._client.get(None)
-            if current is not None:      # another task was faster
+            if here in self._lines:      # another task was faster
                 await client.aclose()
-                return current
-            self._client.set(client)
-        return client
+            else:
+                self._lines[here] = _Line(client, anyio.CapacityLimiter(_REQUESTS))
+        return self._lines[here]
+
+
+def _redirected_to(elsewhere: str | None) -> str:
+    return "" if elsewhere is None else f", redirected to {elsewhere}"
+
+
+def _details(elsewhere: str | None) -> dict[str, Any]:
+    return {} if elsewhere is None else {"redirected_to": elsewhere}
 
 
 def _form(file: bytes) -> tuple[bytes, str]:
@@ -285,12 +307,13 @@ def _form(file: bytes) -> tuple[bytes, str]:
     return body, f"multipart/form-data; boundary={boundary}"
 
 
-async def _read(response: httpx.Response, most: int) -> bytes:
-    """The body, or its start, more than `most` bytes, where it is longer."""
+async def _read(response: httpx.Response, most: int, limit: anyio.CancelScope) -> bytes:
+    """The body, or its start, more than `most` bytes, where it is longer; every byte of it buys time."""
     body = bytearray()
     try:
         async for chunk in response.aiter_raw():
             body += chunk
+            limit.deadline += len(chunk) / _SLOWEST_BYTES_PER_S
             if len(body) > most:
                 # Whoever leaves this loop leaves generators unfinished, about which trio complains; a closed
                 # connection ends them.
@@ -299,32 +322,6 @@ async def _read(response: httpx.Response, most: int) -> bytes:
         if len(body) <= most:
             raise
     return bytes(body)
-
-
-_backoff: Final = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_PAUSE_MOST_S)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    failed = state.outcome.exception() if state.outcome is not None else None
-    asked = failed.pause_s if isinstance(failed, _NotNow) else None
-    return max(_backoff(state), asked or 0.0)
-
-
-def _asked_pause(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header: a number or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=datetime.UTC)
-        seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
-    return min(max(seconds, 0.0), _RETRY_AFTER_MOST_S) if seconds == seconds else None  # noqa: PLR0124
 
 
 def reason_of(answer: Answer) -> str:

@@ -1,0 +1,102 @@
+"""When a request is repeated, how often and after what pause.
+
+The pauses are random within a window that doubles ("full jitter"): clients that a server has turned away together do
+not come back together. A server that says how long to wait gets its way, within reason.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import anyio
+import tenacity
+
+from fabstir_vectordb.errors import IntegrityError, VectorDBError
+
+__all__ = ["NotNowError", "asked_pause", "repeated", "second_look"]
+
+_T = TypeVar("_T")
+
+_PAUSE_S: Final = 0.1
+_PAUSE_MOST_S: Final = 8.0
+#: A server that asks for more patience than this gets none.
+_RETRY_AFTER_MOST_S: Final = 60.0
+
+
+class NotNowError(Exception):
+    """An attempt failed in a way that a later one may not.
+
+    Attributes:
+        error: what the caller gets when there is no later one.
+        pause_s: how long the server wants to be left alone.
+    """
+
+    def __init__(self, error: VectorDBError, pause_s: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.pause_s = pause_s
+
+
+async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T:
+    """Runs an attempt again, after a pause, for as long as it raises NotNowError.
+
+    Args:
+        attempt: may be run any number of times.
+        max_retries: attempts after the first one.
+
+    Returns:
+        What the first successful attempt returned.
+
+    Raises:
+        VectorDBError: the error of the last attempt.
+    """
+    attempts = tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(1 + max_retries),
+        wait=_pause,
+        retry=tenacity.retry_if_exception_type(NotNowError),
+        sleep=anyio.sleep,
+        reraise=True,
+    )
+    try:
+        return await attempts(attempt)
+    except NotNowError as failed:
+        raise failed.error from None
+
+
+async def second_look(read: Callable[[], Awaitable[_T]]) -> _T:
+    """Reads once more what came damaged: the way may have done it, and the copy at its other end be whole.
+
+    Raises:
+        IntegrityError: it came damaged again.
+    """
+    try:
+        return await read()
+    except IntegrityError:
+        return await read()
+
+
+def asked_pause(retry_after: str | None) -> float:
+    """Seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3); 0 for none or nonsense."""
+    if retry_after is None:
+        return 0.0
+    if retry_after.isascii() and retry_after.isdecimal():
+        return min(float(retry_after), _RETRY_AFTER_MOST_S)
+    try:
+        date = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=datetime.UTC)
+    seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
+    return min(max(seconds, 0.0), _RETRY_AFTER_MOST_S)
+
+
+_backoff: Final = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_PAUSE_MOST_S)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    failed = None if state.outcome is None else state.outcome.exception()
+    return max(_backoff(state), failed.pause_s if isinstance(failed, NotNowError) else 0.0)
