@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
 from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
+from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Index,
@@ -485,6 +486,10 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         self.check_alive()
+        if _wants_mmr(options, fields):
+            diverse = self._search_diverse(query, k, options, fields)
+            await self._no_change()
+            return await self._stoppable(lambda control: self.read_here(partial(diverse, control=control)))
         asked = self._asked(query, k, options, fields)
         if self._is_short(self._index, asked):
             if time.monotonic() - self._last_pause > _PAUSE_S:
@@ -918,6 +923,8 @@ class VectorDBSession:
     ) -> SearchResults:
         """`search` on this thread; waits for a change that is under way."""
         self.check_alive()
+        if _wants_mmr(options, fields):
+            return self.read_here(self._search_diverse(query, k, options, fields))
         asked = self._asked(query, k, options, fields)
         try:
             return self._index.search(*asked)
@@ -957,9 +964,30 @@ class VectorDBSession:
             None if filter is None else parse_filter(filter),
         )
 
+    def _search_diverse(
+        self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
+    ) -> Callable[..., SearchResults]:
+        wide, k, mmr, include_vectors = _with_candidates(k, options, given)
+        asked = self._asked(query, candidates_for(k), wide, {})
+
+        def search(index: Index, control: Control | None = None) -> SearchResults:
+            candidates = index.search(*asked, control=control)
+            return most_diverse(candidates, k, mmr, index.metric, include_vectors)
+
+        return search
+
     def _search_batch(
         self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
     ) -> Callable[..., list[SearchResults]]:
+        if _wants_mmr(options, given):
+            wide, k, mmr, include_vectors = _with_candidates(k, options, given)
+            candidates = self._search_batch(queries, candidates_for(k), wide, {})
+
+            def diverse(index: Index, control: Control | None = None) -> list[SearchResults]:
+                each = candidates(index, control)
+                return [most_diverse(found, k, mmr, index.metric, include_vectors) for found in each]
+
+            return diverse
         threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
         k, threshold = check_k(k), self._threshold(threshold)
         effort = self._effort(ef_search, exact, nprobe, recall_target)
@@ -1282,6 +1310,21 @@ def _search_options(
     chosen = _merged_options(SearchOptions, options, given)
     effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
     return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
+
+
+def _wants_mmr(options: SearchOptions | None, given: Mapping[str, Any]) -> bool:
+    if options is None or "mmr" in given:
+        return given.get("mmr") is not None
+    return getattr(options, "mmr", None) is not None
+
+
+def _with_candidates(
+    k: int, options: SearchOptions | None, given: Mapping[str, Any]
+) -> tuple[SearchOptions, int, float, bool]:
+    """Options for the search that finds the candidates; k, λ and include_vectors of the search that was asked for."""
+    chosen, k = _merged_options(SearchOptions, options, given), check_k(k)
+    mmr = check_mmr(chosen.mmr, k)
+    return replace(chosen, include_vectors=True, mmr=None), k, mmr, chosen.include_vectors
 
 
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {

@@ -153,7 +153,7 @@ class SearchResult:
 
 
 class SearchResults(Sequence[SearchResult]):
-    """The hits of one query, nearest first.
+    """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
 
     Attributes:
         below_threshold: how many of the k nearest the threshold removed.
@@ -252,6 +252,10 @@ class SearchOptions:
             takes as many as held 99 % of the nearest rows when they were trained.
         filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
             there are k. None takes all rows.
+        mmr: choose hits that also differ from each other, by maximal marginal relevance (Carbonell & Goldstein 1998):
+            from 1, by nearness alone, to 0, by difference alone. They are chosen from the 4 k nearest rows, at least
+            k + 32, that pass the threshold, and come in the order in which they are chosen; k is at most 1,000. None
+            returns the nearest.
     """
 
     threshold: float | Unset | None = UNSET
@@ -261,6 +265,7 @@ class SearchOptions:
     recall_target: float | None = None
     filter: Mapping[str, Any] | None = None
     nprobe: int | None = None
+    mmr: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
