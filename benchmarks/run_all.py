@@ -22,6 +22,7 @@ SCRIPTS = (
     "compare_search",
     "compare_flat",
     "compare_session",
+    "bench_filter",
     "bench_save_load",
     "bench_memory",
     "bench_loop_lag",

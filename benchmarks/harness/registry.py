@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from harness import databases, ours, peers
+from harness import databases, filtered, ours, peers
 from harness.contract import Database, Engine
 
 _T = TypeVar("_T")
@@ -60,6 +60,17 @@ SCANS: dict[str, Entry[Engine]] = dict(
     )
 )
 
+#: Filtered searches; engines that need no metadata open the index of their namesake.
+FILTERED: dict[str, Entry[Engine]] = dict(
+    (
+        _engine("fabstir", filtered.Fabstir, *_US, "fabstir_vectordb", "fabstir-filtered"),
+        _engine("hnswlib", filtered.Hnswlib, "hnswlib", "hnswlib", "hnswlib"),
+        _engine("zvec-hnsw", filtered.Zvec, "zvec", "zvec", "zvec, HNSW, 8 bits", "zvec-filtered"),
+        _engine("faiss-hnsw", filtered.Faiss, "faiss", "faiss-cpu", "faiss, HNSW, 8 bits"),
+        _engine("faiss-flat", filtered.FaissFlat, "faiss", "faiss-cpu", "faiss IndexFlatIP"),
+    )
+)
+
 DATABASES: dict[str, Entry[Database]] = {
     "fabstir": Entry(ours.FabstirDatabase, *_US, "fabstir_vectordb", "fabstir"),
     "zvec": Entry(databases.ZvecDatabase, "zvec", "zvec", "zvec collection, float32", "zvec"),
@@ -67,6 +78,9 @@ DATABASES: dict[str, Entry[Database]] = {
     "chroma": Entry(databases.Chroma, "chromadb", "chromadb", "Chroma", "chroma"),
     "lance": Entry(databases.Lance, "lancedb", "lancedb", "LanceDB", "lance"),
 }
+
+#: By the names that jobs have for them.
+TABLES: dict[str, dict[str, Entry[Engine]]] = {"engines": ENGINES, "scans": SCANS, "filtered": FILTERED}
 
 TITLES = {name: entry.title for table in (DATABASES, SCANS, ENGINES) for name, entry in table.items()}
 

@@ -202,7 +202,7 @@ def saved_index(
     options: argparse.Namespace, folder: Path, table: str, engine: str, threads: int
 ) -> tuple[Path, str | None]:
     """The saved index of an engine, built where it is missing; and why that failed, if it did."""
-    entry = {"engines": registry.ENGINES, "scans": registry.SCANS}[table][engine]
+    entry = registry.TABLES[table][engine]
     path = index_path(options, folder, entry)
     if path.exists():
         return path, None

@@ -18,18 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from harness import datasets, measure, registry
+from harness import datasets, filtered, measure, registry
 from harness.contract import Engine
 
 #: Rows indexed before a build is measured: imports, threads and buffers are not the index.
 WARM_ROWS = 2_000
-TABLES = {"engines": registry.ENGINES, "scans": registry.SCANS}
 Result = dict[str, Any]
 
 
 def _engine(job: Result, scratch: Path) -> Engine:
     scratch.mkdir(parents=True)
-    return TABLES[job["table"]][job["engine"]].make(scratch)
+    engine = registry.TABLES[job["table"]][job["engine"]].make(scratch)
+    if isinstance(engine, filtered.Filtered):
+        engine.describe(filtered.metadata_of(Path(job["set"])))
+    return engine
 
 
 def build(job: Result, scratch: Path) -> Result:
@@ -101,6 +103,17 @@ def add_one(job: Result, scratch: Path) -> Result:
     return {"add_p50_us": float(np.percentile(micros, 50)), "add_p99_us": float(np.percentile(micros, 99))}
 
 
+def filter_rows(job: Result, scratch: Path) -> Result:
+    """Opens a saved index and sweeps its settings under each filter."""
+    folder = Path(job["set"])
+    base, queries = datasets.open_base(folder), datasets.open_queries(folder)[0][: job["queries"]]
+    engine, result = _loaded(job, scratch)
+    assert isinstance(engine, filtered.Filtered)
+    cases = filtered.cases(filtered.metadata_of(folder))
+    result["cases"] = {case.name: filtered.measured(engine, case, base, queries) for case in cases}
+    return result
+
+
 def database(job: Result, scratch: Path) -> Result:
     """Adds all rows with their metadata to a database and queries it."""
     folder = Path(job["set"])
@@ -136,6 +149,7 @@ JOBS: dict[str, Callable[[Result, Path], Result]] = {
     "search": search,
     "after_build": after_build,
     "add_one": add_one,
+    "filter": filter_rows,
     "database": database,
 }
 

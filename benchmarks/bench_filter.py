@@ -1,0 +1,72 @@
+"""Filtered search beside other libraries: filters that take 50 %, 10 %, 1 % and 0.1 % of the rows by their metadata.
+
+One query a call on one core; recall is against the exact nearest of the rows that a filter takes. Ours is given the
+filter with every search; what it takes to evaluate it for the first time, after a change, and when it is known, stands
+beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import curves, datasets, registry, rounds
+from harness.contract import K
+
+RECALL = 0.97
+QUERIES = 300
+BUILD_THREADS = 2
+EVALUATIONS = ("first_ms", "after_a_change_ms", "known_us")
+
+
+def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
+    """For each filter and engine the speed at the recall, and the ratio of ours to each other engine."""
+    summary: dict[str, Any] = {}
+    runs = {engine: {run["round"]: run["cases"] for run in results.of(engine)} for engine in engines}
+    names = [name for of in runs.values() for cases in of.values() for name in cases]
+    for name in dict.fromkeys(names):
+        table: dict[str, Any] = {}
+        speed: dict[str, dict[int, float | None]] = {}
+        for engine, of in runs.items():
+            best = {number: curves.fastest(cases[name]["points"], RECALL) for number, cases in of.items()}
+            speed[engine] = {number: point and point["qps"] for number, point in best.items()}
+            points = [point for cases in of.values() for point in cases[name]["points"]]
+            table[engine] = {
+                "qps": curves.stat(list(speed[engine].values())),
+                "best_recall": max((point["recall"] for point in points), default=None),
+                "settings": [point and point["setting"] for point in best.values()],
+            }
+            for evaluation in EVALUATIONS:
+                values = [cases[name].get(evaluation) for cases in of.values()]
+                if any(value is not None for value in values):
+                    table[engine][evaluation] = curves.stat(values)
+            if engine != ours and ours in speed:
+                table[engine]["ours_over_it"] = curves.ratio(speed[ours], speed[engine])
+        rows = {cases[name]["rows"] for of in runs.values() for cases in of.values()}
+        summary[name] = {"rows": max(rows), "engines": table}
+    return summary
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = datasets.parser(__doc__)
+    rounds.add_engines_argument(parser, registry.FILTERED)
+    options = parser.parse_args()
+    folder = datasets.prepare(options)
+    rows, dim = datasets.shape(folder)
+    engines, skipped = registry.present(registry.FILTERED, options.engines)
+    parameters = {"set": folder.name, "rows": rows, "dim": dim, "k": K, "recall": RECALL}
+    results = rounds.ResultFile(options, "bench_filter", parameters, skipped)
+    indexes = {}
+    for engine in engines:
+        indexes[engine], failure = rounds.saved_index(options, folder, "filtered", engine, BUILD_THREADS)
+        if failure:
+            skipped[engine] = f"its build failed: {failure}"
+    able = [engine for engine in engines if engine not in skipped]
+    for number, engine in rounds.in_turns(able, options.rounds):
+        job = rounds.job(options, "filter", folder, engine, 1, table="filtered", index=str(indexes[engine]))
+        results.run({"round": number, "engine": engine}, job | {"queries": QUERIES})
+    results.finish(summarise(results, able))
+
+
+if __name__ == "__main__":
+    main()
