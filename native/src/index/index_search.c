@@ -208,7 +208,7 @@ static void scan_recent(const search_job *job, nearest *near) {
 
 /* Room for the keys of nearest rows, then for those of lists. */
 static size_t scan_room(const search_job *job) {
-    return ((size_t)nearest_room(rescored(job->k)) + job->index->lists.centroids.nlist) * sizeof(uint64_t);
+    return ((size_t)nearest_room(rescored(job->k)) + 2 * (size_t)job->index->lists.centroids.nlist) * sizeof(uint64_t);
 }
 
 /* Adds the nearest of the rows that are scanned by code to the pool. */

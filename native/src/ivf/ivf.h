@@ -137,7 +137,7 @@ void nearest_finish(nearest *near);
 uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall);
 /* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
 void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
-/* Scans the nprobe lists nearest to near->query; `keys` has room for nlist. */
+/* Scans the nprobe lists nearest to near->query; `keys` has room for 2 x nlist. */
 void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys);
 
 #endif
