@@ -19,12 +19,34 @@ from fabstir_vectordb import VectorDBError
 from fabstir_vectordb._native.handle import NO_SLOT, NativeIndex, pack_ids
 
 DIM, M, ROWS, ROWS_PER_PART = 3, 4, 1030, 512  # the graph begins at 1,024 rows
-GRAPH, HEAD = 6, 7
+HYBRID_ROWS, SETTLED = 1800, 700
+GRAPH, HEAD, LISTS_HEAD = 6, 7, 9
 Parts = dict[tuple[int, int], bytes]
 
 
 @cache
+def hybrid_parts(metric: str) -> Parts:
+    """Settled rows, rows that moved since, recent ones, and tombstones on both sides."""
+    rng = np.random.default_rng(SEED)
+    index = NativeIndex(DIM, metric, "default", M, 30, 1)
+    ids = [f"é{row}" for row in range(HYBRID_ROWS)]
+    vectors = rng.standard_normal((HYBRID_ROWS, DIM)).astype(np.float32)
+    index.add(vectors, *pack_ids(ids), np.arange(HYBRID_ROWS, dtype=np.int64))
+    index.train(900)
+    index.migrate(700, HYBRID_ROWS)
+    index.vacuum()
+    index.migrate(900, HYBRID_ROWS)
+    index.delete(*pack_ids(ids[5:HYBRID_ROWS:9]), False)
+    parts = written(index)
+    assert index.stats().moved == 200
+    index.close()
+    return parts
+
+
+@cache
 def good_parts(rows: int, metric: str) -> Parts:
+    if rows == HYBRID_ROWS:
+        return hybrid_parts(metric)
     rng = np.random.default_rng(SEED)
     index = NativeIndex(DIM, metric, "default", M, 30, 1)
     ids = [f"é{row}" for row in range(rows)]
@@ -43,7 +65,8 @@ def written(index: NativeIndex) -> Parts:
 
 
 def load(parts: Parts, rows: int, metric: str, memory: str = "default") -> NativeIndex:
-    graph_rows = rows if any(kind == HEAD for kind, _ in parts) else 0
+    hybrid = any(kind == LISTS_HEAD for kind, _ in parts)
+    graph_rows = 0 if rows < 1024 else rows - SETTLED if hybrid else rows
     index = NativeIndex.load_begin(
         DIM,
         metric=metric,
@@ -54,6 +77,7 @@ def load(parts: Parts, rows: int, metric: str, memory: str = "default") -> Nativ
         rows=rows,
         graph_rows=graph_rows,
         rows_per_part=ROWS_PER_PART,
+        lists=56 if hybrid else 0,
     )
     try:
         for raw in parts.values():
@@ -85,17 +109,22 @@ def use(index: NativeIndex, parts: Parts, rows: int, metric: str) -> None:
         found = index.find(*pack_ids([ids[slot] for slot in live]))
         assert np.array_equal(found, live)
     queries = np.eye(DIM, dtype=np.float32)
-    for exact in (False, True):
-        hits = index.search(queries, 10, ef_search=50, exact=exact)
+    for exact, nprobe in ((False, 0), (False, 1), (True, 0)):
+        hits = index.search(queries, 10, ef_search=50, exact=exact, nprobe=nprobe)
         assert (hits.counts <= stats.live).all()
         assert not {int(slot) for slot in hits.slots.ravel()} - {NO_SLOT} - set(live.tolist())
         assert (np.diff(hits.distances[:, : hits.counts.min()], axis=1) >= 0).all()
     new = np.ones((3, DIM), np.float32)
     index.add(new, *pack_ids(["new 0", "new 1", "new 2"]), np.zeros(3, np.int64), "replace")
     index.delete(*pack_ids(["new 1", *[ids[slot] for slot in live[:20]]]), True)
-    index.vacuum()
+    if stats.lists:
+        index.migrate(2**62, 100)
+        assert index.historical().size == (index.stats().rows + 63) // 64
+    order = index.vacuum_order()
+    slot_map = index.vacuum()
+    assert np.array_equal(slot_map[order], np.arange(len(order)))
     assert (index.find(*pack_ids(["new 0", "new 1", "new 2"])) != NO_SLOT).tolist() == [True, False, True]
-    _, distances, _, _ = index.search_one(new[0], 1)
+    _, distances, _, _ = index.search_one(new[0], 1, exact=True)
     assert metric == "dot" or distances == pytest.approx([0], abs=1e-9)
 
 
@@ -125,7 +154,7 @@ def campaign(rows: int, metric: str, rounds: int, random_: random.Random) -> tup
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-@pytest.mark.parametrize("rows", [20, ROWS])
+@pytest.mark.parametrize("rows", [20, ROWS, HYBRID_ROWS])
 def test_damaged_parts(rows: int, metric: str) -> None:
     index = load(good_parts(rows, metric), rows, metric)
     use(index, good_parts(rows, metric), rows, metric)
@@ -138,7 +167,7 @@ def test_damaged_parts(rows: int, metric: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
-@pytest.mark.parametrize("rows", [1, 20, 513, ROWS])
+@pytest.mark.parametrize("rows", [1, 20, 513, ROWS, HYBRID_ROWS])
 def test_damaged_parts_for_long(rows: int, metric: str) -> None:
     campaign(rows, metric, 20_000, random.Random(f"{SEED} {rows} {metric} long"))
 
@@ -151,16 +180,17 @@ def _every_cut(parts: Parts) -> Iterator[tuple[tuple[int, int], bytes]]:
         yield key, raw + b"\0"
 
 
-def test_a_part_that_is_cut_off_is_refused() -> None:
-    good = good_parts(ROWS, "cosine")
+@pytest.mark.parametrize("rows", [ROWS, HYBRID_ROWS])
+def test_a_part_that_is_cut_off_is_refused(rows: int) -> None:
+    good = good_parts(rows, "cosine")
     for key, raw in _every_cut(good):
         with pytest.raises(VectorDBError):
-            load({**good, key: raw}, ROWS, "cosine")
+            load({**good, key: raw}, rows, "cosine")
         if len(raw) > 40:
             # Cut off, and saying so.
             shorter = raw[:32] + (len(raw) - 40).to_bytes(8, "little") + raw[40:]
             with pytest.raises(VectorDBError):
-                load({**good, key: shorter}, ROWS, "cosine")
+                load({**good, key: shorter}, rows, "cosine")
 
 
 def test_parts_of_another_index_never_crash() -> None:
