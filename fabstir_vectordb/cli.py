@@ -1,15 +1,17 @@
 """The command line: the session's verbs from a shell.
 
-The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt, never from an argument: every user of a machine can
-read arguments, and they stay in shell histories.
+The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt, a portal's token from FABSTIR_PORTAL_TOKEN, and
+neither from an argument: every user of a machine can read arguments, and they stay in shell histories.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -64,6 +66,11 @@ def _phrase(settings: _Settings) -> str:
     return given or click.prompt("Seed phrase", hide_input=True, err=True)
 
 
+def _portal_token() -> str | None:
+    # Like the phrase, from no argument.
+    return os.environ.get("FABSTIR_PORTAL_TOKEN", "").strip() or None
+
+
 def _open(settings: _Settings, **fields: Any) -> VectorDBSession:
     return VectorDBSession.create(
         s5_portal=settings.store,
@@ -72,6 +79,7 @@ def _open(settings: _Settings, **fields: Any) -> VectorDBSession:
         index_name=settings.index_name,
         memory_budget_mb=settings.memory_budget_mb,
         debug=settings.debug,
+        portal_token=_portal_token(),
         **fields,
     )
 
@@ -135,7 +143,7 @@ class _Bar:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(get_version(), prog_name="fabstir-vectordb")
-@click.option("--store", envvar="FABSTIR_STORE", default=_default_store, help="file:///path of the store.")
+@click.option("--store", envvar="FABSTIR_STORE", default=_default_store, help="Address of the store, as s5_portal.")
 @click.option("--index-name", default="default", show_default=True, help="Which of the user's indexes.")
 @click.option(
     "--phrase-file",
@@ -449,18 +457,28 @@ def stats(settings: _Settings, as_json: bool) -> None:
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
-@click.option("--token", envvar="FABSTIR_PORTAL_TOKEN", help="What writers and readers must send; without it nothing.")
+@click.option("--accounts", is_flag=True, help="Let in who has an account; to make one takes the token, if there is.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @_reporting
-def portal(host: str, port: int, token: str | None, directory: Path) -> None:
-    """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`)."""
+def portal(host: str, port: int, accounts: bool, directory: Path) -> None:
+    """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`).
+
+    Where FABSTIR_PORTAL_TOKEN is set, clients must send it.
+    """
     try:
         import uvicorn
 
         from fabstir_vectordb.portal.app import create_app
     except ImportError as error:
         raise InvalidConfigError(f"{error.name} is missing: install fabstir_vectordb[portal]") from None
-    uvicorn.run(create_app(directory.absolute(), token), host=host, port=port, log_level="warning")
+    app = create_app(directory.absolute(), _portal_token(), accounts=accounts)
+    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        click.echo(f"Serving {directory} at http://{shown}:{listener.getsockname()[1]}; Ctrl-C ends it.")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        # Ctrl-C is how it ends; by the time that it is raised here, the server has finished what it was doing.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
 @cli.command()
@@ -476,7 +494,7 @@ def doctor(settings: _Settings) -> None:
 
 
 async def _try_store(uri: str) -> None:
-    store = open_store(uri)
+    store = open_store(uri, token=_portal_token())
     try:
         probe = b"fabstir-vectordb doctor"
         blob = await store.put(probe)

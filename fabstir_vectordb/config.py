@@ -101,7 +101,8 @@ class VectorDBConfig:
             none for the others; None never drops anything.
         timeout_s: seconds that a portal may take to connect, or pause within a transfer.
         max_retries: repetitions of a request that failed on its way.
-        portal_token: a portal's access token; never in a repr, log or error, never sent to another host.
+        portal_token: a portal's access token, or its invitation to make an account; never in a repr, log or error,
+            never sent to another host.
         clock: seconds since 1970 as a float, in place of the system's.
         threads: most threads of a native call; None for one per core. Never changes a result.
         chunk_size: rows a part, where it must be fixed; None lets the size decide.

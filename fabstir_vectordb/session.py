@@ -139,7 +139,11 @@ class VectorDBSession:
         self._destroyed = True           # until it is whole: a refused session owes nobody a destroy()
         self._config = config
         self._store: Store = open_store(
-            config.s5_portal, timeout_s=config.timeout_s, max_retries=config.max_retries, token=config.portal_token
+            config.s5_portal,
+            timeout_s=config.timeout_s,
+            max_retries=config.max_retries,
+            token=config.portal_token,
+            account_seed=self._account_seed,
         )
         self._check_phrase(config.secret)
         self._secret: SeedPhrase | None = config.secret
@@ -1118,6 +1122,9 @@ class VectorDBSession:
                 raise self._gone()
             self._identity = Identity(await self._in_thread(secret_to_entropy, self._secret.reveal()))
         return self._identity
+
+    async def _account_seed(self, authority: str) -> bytes:
+        return (await self._keys()).own_account_seed(authority)
 
     async def _alone(self, operation: Callable[[], Awaitable[_T]]) -> _T:
         """Runs one change, save or load at a time, in a task of its own.

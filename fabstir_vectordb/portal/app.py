@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
+import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -22,6 +24,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
+from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, Accounts
+from fabstir_vectordb.portal.gateway import GatewayFiles
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import check_hash
@@ -33,8 +37,8 @@ __all__ = ["UPLOAD_BYTES_MAX", "create_app"]
 UPLOAD_BYTES_MAX: Final = 34_000_000
 #: Blobs up to this size ignore a Range, as on a node.
 _RANGES_FROM: Final = 262_144
-#: Bytes of a gateway's path: it becomes a file name, percent-encoded.
-_PATH_BYTES_MAX: Final = 240
+#: Life of a token's cookie: 30 days.
+_TOKEN_S: Final = 30 * 24 * 60 * 60
 _OCTETS: Final = "application/octet-stream"
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -45,25 +49,53 @@ class _TooLargeError(Exception):
 
 
 class _Portal:
-    def __init__(self, root: Path, token: str | None) -> None:
+    def __init__(self, root: Path, token: str | None, accounts: bool) -> None:
         self.store = LocalDirStore(root)
-        self._files = root / "gateway"
+        self._files = GatewayFiles(root / "gateway")
+        self._accounts = Accounts(root / "accounts") if accounts else None
         self._token = token
 
     # ---- who may
 
     def restricted(self, handler: _Handler) -> _Handler:
-        """A route that needs the token, where there is one."""
+        """A route that needs a token, where the portal wants one."""
 
         @wraps(handler)
         async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            given = given or request.cookies.get("s5-auth-token", "") or request.query_params.get("auth_token", "")
-            if self._token is not None and given != self._token:
-                return JSONResponse({"error": "Unauthorized"}, 401)
-            return await handler(request)
+            if self._is_open or self._is_known(_token_of(request)):
+                return await handler(request)
+            return JSONResponse({"error": "Unauthorized"}, 401)
 
         return guarded
+
+    @property
+    def _is_open(self) -> bool:
+        return self._token is None and self._accounts is None
+
+    def _is_known(self, token: str) -> bool:
+        return self._is_invited(token) or (self._accounts is not None and self._accounts.knows(token))
+
+    def _is_invited(self, token: str) -> bool:
+        return self._token is not None and secrets.compare_digest(token.encode(), self._token.encode())
+
+    async def account(self, request: Request) -> Response:
+        """Gives a challenge, or checks an answer to one; to register takes the portal's token, where it has one."""
+        if self._accounts is None:
+            return PlainTextResponse("this portal has no accounts", 404)
+        deed = REGISTER if request.url.path.endswith("/register") else LOGIN
+        if deed == REGISTER and self._token is not None and not self._is_invited(_token_of(request)):
+            return JSONResponse({"error": "Registration needs an invitation"}, 401)
+        if request.method == "GET":
+            key = _from_base64url(request.query_params.get("pubKey", ""))
+            challenge = await anyio.to_thread.run_sync(self._accounts.challenge, deed, key)
+            return JSONResponse({"challenge": _base64url(challenge)})
+        document = await _document(request)
+        key, response, signature = (_field(document, name) for name in ("pubKey", "response", "signature"))
+        authority = request.headers.get("host", "")
+        token = await anyio.to_thread.run_sync(self._accounts.prove, deed, key, response, signature, authority)
+        answer = JSONResponse({"authToken": token})
+        answer.set_cookie("s5-auth-token", token, max_age=_TOKEN_S, httponly=True, secure=True)
+        return answer
 
     # ---- S5
 
@@ -75,6 +107,8 @@ class _Portal:
 
     async def upload(self, request: Request) -> Response:
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            if "content-length" not in request.headers:
+                return PlainTextResponse("a form needs a Content-Length", 500)
             _check_length(request)
             async with request.form(max_files=1, max_part_size=UPLOAD_BYTES_MAX) as form:
                 part = form.get("file")
@@ -93,7 +127,7 @@ class _Portal:
         blob = BlobId.parse(request.path_params["cid"].partition(".")[0])
         if not await self.store.has(blob.hash):
             return PlainTextResponse("not found", 404)
-        return RedirectResponse(f"/s5/storage/{_base64url(blob.hash)}", 307)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/s5/storage/{_base64url(blob.hash)}", 307)
 
     async def storage(self, request: Request) -> Response:
         return Response(await self._read(_from_base64url(request.path_params["hash"])), media_type=_OCTETS)
@@ -131,11 +165,7 @@ class _Portal:
         return Response(status_code=404) if entry is None else JSONResponse(entry.to_portal_json())
 
     async def set_entry(self, request: Request) -> Response:
-        try:
-            document = await request.json()
-        except ValueError:
-            return PlainTextResponse("no JSON", 500)
-        await self.store.set_pointer(RegistryEntry.from_portal_json(document))
+        await self.store.set_pointer(RegistryEntry.from_portal_json(await _document(request)))
         return Response(status_code=204)
 
     async def delete(self, request: Request) -> Response:
@@ -147,66 +177,47 @@ class _Portal:
     # ---- a gateway's files (version A of the reference)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "mode": "real", "initialized": True, "port": request.url.port})
+        count = len(await anyio.to_thread.run_sync(self._files.listed, ""))
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        state = {"status": "ok", "mode": "mock", "initialized": True, "port": port, "portal": "none"}
+        return JSONResponse({**state, "storage_size": count})
 
     async def file(self, request: Request) -> Response:
-        path = unquote(request.scope["raw_path"].decode("ascii", "replace").partition("?")[0])
-        path = path.removeprefix("/s5/fs/")
-        if not path or request.method == "POST":
-            return JSONResponse({"error": "Path not found"}, 404)
+        # Taken from the undecoded path, in which a slash that belongs to a name is still told from one between names.
+        raw = request.scope["raw_path"].decode("ascii", "replace")
+        path = unquote(raw.partition("?")[0].partition("/s5/fs/")[2])
         if request.method == "GET" and path.endswith("/"):
-            return JSONResponse(await anyio.to_thread.run_sync(self._listed, path))
-        name = self._name(path)
-        match request.method:
-            case "PUT":
-                data = await _body(request)
-                await anyio.to_thread.run_sync(self._write, name, data)
-                return JSONResponse({"success": True})
-            case "DELETE":
-                try:
-                    await anyio.to_thread.run_sync(name.unlink)
-                except FileNotFoundError:
-                    return JSONResponse({"error": "Path not found"}, 404)
-                return JSONResponse({"success": True})
-        try:
-            data = await anyio.to_thread.run_sync(name.read_bytes)
-        except FileNotFoundError:
-            return JSONResponse({"error": "Path not found"}, 404)
-        return Response(data, media_type=_OCTETS)
-
-    def _name(self, path: str) -> Path:
-        # One file name for the whole path: no path leads anywhere else.
-        name = quote(path, safe="").replace(".", "%2E")
-        if not path or len(name) > _PATH_BYTES_MAX:
-            raise InvalidInputError(f"a path has 1 to {_PATH_BYTES_MAX} bytes, percent-encoded")
-        return self._files / name
-
-    def _listed(self, prefix: str) -> list[str]:
-        if not self._files.is_dir():
-            return []
-        paths = (unquote(entry.name) for entry in self._files.iterdir() if "." not in entry.name)
-        return sorted(path for path in paths if path.startswith(prefix))
-
-    def _write(self, name: Path, data: bytes) -> None:
-        self._files.mkdir(parents=True, exist_ok=True)
-        fresh = name.with_name(f"{name.name[:200]}.{id(data)}")
-        fresh.write_bytes(data)
-        fresh.replace(name)
+            return JSONResponse(await anyio.to_thread.run_sync(self._files.listed, path))
+        if not path or request.method == "POST":
+            return _no_path()
+        if request.method == "PUT":
+            blob = await self.store.put(await _body(request))
+            await anyio.to_thread.run_sync(self._files.set, path, blob)
+            return JSONResponse({"success": True})
+        if request.method == "DELETE":
+            is_gone = await anyio.to_thread.run_sync(self._files.remove, path)
+            return JSONResponse({"success": True}) if is_gone else _no_path()
+        found = await anyio.to_thread.run_sync(self._files.get, path)
+        return _no_path() if found is None else Response(await self._read(found.hash), media_type=_OCTETS)
 
 
-def create_app(root: Path, token: str | None = None) -> Starlette:
+def create_app(root: Path, token: str | None = None, *, accounts: bool = False) -> Starlette:
     """The portal as an ASGI application.
 
     Args:
-        root: a directory, laid out as ``file:`` stores are.
+        root: a directory, laid out as ``file:`` stores are, with ``gateway`` and ``accounts`` beside them.
         token: what uploads, downloads and registry writes need as ``Authorization: Bearer``; None for nothing.
+        accounts: those who have registered and logged in may do the same; to register takes the token, where there is
+            one.
     """
-    portal = _Portal(root, token)
+    portal = _Portal(root, token, accounts)
     restricted = portal.restricted
     routes = [
         ("/", portal.hello, ["GET"]),
         ("/health", portal.health, ["GET"]),
         ("/s5/version", portal.version, ["GET"]),
+        ("/s5/account/register", portal.account, ["GET", "POST"]),
+        ("/s5/account/login", portal.account, ["GET", "POST"]),
         ("/s5/upload", restricted(portal.upload), ["POST"]),
         ("/s5/blob/{cid}", portal.blob, ["GET"]),
         ("/s5/storage/{hash}", portal.storage, ["GET"]),
@@ -235,6 +246,29 @@ async def _answered(status: int, request: Request, error: Exception) -> Response
 
 async def _too_large(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"an upload has at most {UPLOAD_BYTES_MAX} bytes", 500)
+
+
+def _no_path() -> Response:
+    return JSONResponse({"error": "Path not found"}, 404)
+
+
+def _token_of(request: Request) -> str:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    return given or request.cookies.get("s5-auth-token", "") or request.query_params.get("auth_token", "")
+
+
+async def _document(request: Request) -> Any:
+    try:
+        return json.loads(await _body(request))
+    except (ValueError, RecursionError):
+        raise InvalidInputError("no JSON") from None
+
+
+def _field(document: Any, name: str) -> bytes:
+    text = document.get(name) if isinstance(document, dict) else None
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{name} is missing")
+    return _from_base64url(text)
 
 
 def _check_length(request: Request) -> None:

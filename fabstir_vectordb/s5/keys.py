@@ -275,6 +275,17 @@ class Identity:
         """Return the keys of the root of the identity's S5 file system."""
         return DirectoryKeys.of(derive_int(self.sub_seed(_FILE_SYSTEM), 1))
 
+    def own_account_seed(self, authority: str) -> bytes:
+        """Return the ed25519 seed of the account this package makes on a portal: the phrase alone leads to it.
+
+        Args:
+            authority: host, or host:port, as in the portal's URL.
+
+        Returns:
+            `portal_account_seed` of an account seed that comes from the hidden-DB path ``fabstir-vectordb/account``.
+        """
+        return self.portal_account_seed(derive_str(self.path_key("fabstir-vectordb/account"), authority))
+
     def portal_account_seed(self, account_seed: bytes) -> bytes:
         """Return the ed25519 seed of one portal account.
 

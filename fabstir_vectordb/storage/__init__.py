@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fabstir_vectordb.errors import InvalidConfigError
@@ -12,12 +12,15 @@ from fabstir_vectordb.storage.base import Store
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 from fabstir_vectordb.storage.memory import MemoryStore
 
+if TYPE_CHECKING:
+    from fabstir_vectordb.storage.s5_account import AccountSeed
+
 __all__ = ["LocalDirStore", "MemoryStore", "Store", "open_store"]
 
 _SCHEMES = "http(s)://host[:port], file:///absolute/path, memory: or memory:name"
 
 
-def open_store(uri: str, **http: Any) -> Store:
+def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any) -> Store:
     """Return the store a URI names; nothing is touched until it is used.
 
     Args:
@@ -25,6 +28,7 @@ def open_store(uri: str, **http: Any) -> Store:
             ``portal+`` or ``gateway+`` stands in front; ``file:///absolute/path`` (special characters percent-encoded,
             as ``Path.as_uri()`` does); ``memory:`` or ``memory:name``: memory stores of the same name share their
             content within this process.
+        account_seed: the user's account on an S5 node that wants one; None to do without.
         http: settings of `HttpSettings` for the first kind.
 
     Returns:
@@ -44,11 +48,11 @@ def open_store(uri: str, **http: Any) -> Store:
         case "memory":
             return MemoryStore(rest.removeprefix("//"))
     if transport in ("http", "https") and kind in ("", "portal", "gateway"):
-        return _on_http(kind, uri[len(kind) + len(plus) :], http)
+        return _on_http(kind, uri[len(kind) + len(plus) :], account_seed, http)
     raise InvalidConfigError(f"s5_portal has an unknown scheme: use {_SCHEMES}")
 
 
-def _on_http(kind: str, uri: str, settings: dict[str, Any]) -> Store:
+def _on_http(kind: str, uri: str, account_seed: AccountSeed | None, settings: dict[str, Any]) -> Store:
     # Loads httpx, which takes longer than everything else: not for those who need it not.
     from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
     from fabstir_vectordb.storage.http import HttpClient, HttpSettings, base_url_of
@@ -58,10 +62,10 @@ def _on_http(kind: str, uri: str, settings: dict[str, Any]) -> Store:
     client = HttpClient(base_url_of(uri), HttpSettings(**settings))
     match kind:
         case "portal":
-            return S5PortalStore(client)
+            return S5PortalStore(client, account_seed)
         case "gateway":
             return FabstirGatewayStore(client)
-    return ProbedStore(client)
+    return ProbedStore(client, account_seed)
 
 
 def _local_path(uri: str) -> Path:

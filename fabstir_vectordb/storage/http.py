@@ -140,10 +140,15 @@ class HttpClient:
     Args:
         base_url: as `base_url_of` gives it.
         settings: time limits and token.
+
+    Attributes:
+        base_url: the server's address.
+        token: what is sent to it from now on.
     """
 
     def __init__(self, base_url: str, settings: HttpSettings) -> None:
         self.base_url = base_url
+        self.token = settings.token
         self._settings = settings
         self._host = urlsplit(base_url).netloc
         # Connections belong to an event loop, this object does not.
@@ -196,8 +201,8 @@ class HttpClient:
             content, sent["Content-Type"] = json.dumps(document).encode(), "application/json"
         if content is not None:
             sent["Content-Length"] = str(len(content))
-        if self._settings.token is not None:
-            sent["Authorization"] = f"Bearer {self._settings.token}"
+        if self.token is not None:
+            sent["Authorization"] = f"Bearer {self.token}"
         asked = _Asked(method, path, params, sent, content or b"", redirects, body_most, final)
         return await repeated(partial(self._once, asked), self._settings.max_retries)
 
@@ -259,9 +264,9 @@ class HttpClient:
         if response.is_success:
             if len(body) > most:
                 raise IntegrityError(f"{what}: the answer has more than {most} bytes", details={"limit": most})
-        elif self._settings.token:
+        elif self.token:
             # A server may repeat what it was sent, and its words end up in errors and logs.
-            body = body.replace(self._settings.token.encode(), b"[token]")
+            body = body.replace(self.token.encode(), b"[token]")
         if status in _NOT_NOW and status not in asked.final:
             error = S5Error(f"{what}: answered {status}: {_shown(body)}", details={"status": status})
             raise NotNowError(error, asked_pause(response.headers.get("Retry-After")))

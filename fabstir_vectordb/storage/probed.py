@@ -10,6 +10,7 @@ from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import Store
 from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
 from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.s5_account import AccountSeed
 from fabstir_vectordb.storage.s5_portal import S5PortalStore
 
 __all__ = ["ProbedStore"]
@@ -20,10 +21,12 @@ class ProbedStore:
 
     Args:
         http: the address and how to talk to it.
+        account_seed: the user's account, for an S5 node that wants one; None to do without.
     """
 
-    def __init__(self, http: HttpClient) -> None:
+    def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
         self._http = http
+        self._account_seed = account_seed
         self._found: Store | None = None
         self._probing = anyio.Lock()
 
@@ -43,7 +46,7 @@ class ProbedStore:
         version = await self._http.request("GET", "/s5/version")
         document = version.json() if version.ok else None
         if isinstance(document, dict) and "node" in document:
-            return S5PortalStore(self._http)
+            return S5PortalStore(self._http, self._account_seed)
         for path in ("/health", "/s5/health"):
             health = await self._http.request("GET", path)
             document = health.json() if health.ok else None

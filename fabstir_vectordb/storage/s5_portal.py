@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 
 from fabstir_vectordb.errors import (
@@ -38,6 +39,7 @@ from fabstir_vectordb.storage.base import (
 )
 from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
 from fabstir_vectordb.storage.retry import second_look
+from fabstir_vectordb.storage.s5_account import AccountSeed, sign_in
 
 __all__ = ["S5PortalStore"]
 
@@ -73,10 +75,13 @@ class S5PortalStore:
 
     Args:
         http: its address and how to talk to it.
+        account_seed: the user's account, for a node that wants one; None to do without.
     """
 
-    def __init__(self, http: HttpClient) -> None:
+    def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
         self._http = http
+        self._account_seed = account_seed
+        self._signing_in = anyio.Lock()
         self._route = 0
 
     @property
@@ -88,7 +93,7 @@ class S5PortalStore:
         """Store a blob; the node's answer must name it as we do."""
         check_blob_size(memoryview(data).nbytes)
         content, blob = await anyio.to_thread.run_sync(_copied, data)
-        answer = await self._http.request("POST", "/s5/upload", file=content)
+        answer = await self._request("POST", "/s5/upload", file=content)
         if not answer.ok:
             raise _failed("store a blob", answer)
         document = answer.json()
@@ -109,7 +114,7 @@ class S5PortalStore:
         for route in self._routes():
             try:
                 # 500 is what a node says to a form of CID that it does not understand.
-                answer = await self._http.request(
+                answer = await self._request(
                     "GET", _ROUTES[route](blob), body_most=_most(size), redirects=True, final=(500,)
                 )
                 if answer.ok:
@@ -140,7 +145,7 @@ class S5PortalStore:
         """Return whether the node knows a place of the blob; it is not read."""
         check_hash(hash)
         multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
-        answer = await self._http.request("GET", f"/s5/debug/storage_locations/{multihash}")
+        answer = await self._request("GET", f"/s5/debug/storage_locations/{multihash}")
         document = answer.json() if answer.ok else None
         if isinstance(document, dict) and isinstance(document.get("locations"), list):
             return bool(document["locations"])
@@ -153,7 +158,7 @@ class S5PortalStore:
         check_hash(hash)
         if not await self.has(hash):
             return False
-        answer = await self._http.request("DELETE", f"/s5/delete/{_old(BlobId(hash, 0))}")
+        answer = await self._request("DELETE", f"/s5/delete/{_old(BlobId(hash, 0))}")
         if not answer.ok and answer.status not in (*_REFUSED, 404, 405):
             raise _failed("delete a blob", answer)
         return answer.ok
@@ -165,7 +170,7 @@ class S5PortalStore:
 
     async def _get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         pk = base64.urlsafe_b64encode(public_key).decode().rstrip("=")
-        answer = await self._http.request("GET", "/s5/registry", params={"pk": pk}, body_most=_ENTRY_JSON_MAX)
+        answer = await self._request("GET", "/s5/registry", params={"pk": pk}, body_most=_ENTRY_JSON_MAX)
         if answer.status == 404:
             return None
         if not answer.ok:
@@ -186,7 +191,7 @@ class S5PortalStore:
         failure: VectorDBError
         try:
             # 500 is what a node says to a revision that is too low.
-            answer = await self._http.request("POST", "/s5/registry", document=entry.to_portal_json(), final=(500,))
+            answer = await self._request("POST", "/s5/registry", document=entry.to_portal_json(), final=(500,))
             if answer.ok:
                 return
             failure = _failed("move a pointer", answer)
@@ -208,6 +213,17 @@ class S5PortalStore:
                 },
             )
         raise failure
+
+    async def _request(self, method: str, path: str, **settings: Any) -> Answer:
+        """As `HttpClient.request`; where the node wants to know who asks, tells it and asks again, once."""
+        token = self._http.token
+        answer = await self._http.request(method, path, **settings)
+        if answer.status != 401 or self._account_seed is None:
+            return answer
+        async with self._signing_in:
+            if self._http.token == token:    # else another task was here first
+                self._http.token = await sign_in(self._http, self._account_seed)
+        return await self._http.request(method, path, **settings)
 
     async def aclose(self) -> None:
         """Close the connections."""

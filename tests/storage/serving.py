@@ -13,9 +13,9 @@ from fabstir_vectordb.portal.app import create_app
 
 
 @contextmanager
-def serving(root: Path, token: str | None = None) -> Iterator[str]:
+def serving(root: Path, token: str | None = None, *, accounts: bool = False) -> Iterator[str]:
     """The portal over a directory; gives its address."""
-    with running(create_app(root, token)) as address:
+    with running(create_app(root, token, accounts=accounts)) as address:
         yield address
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import uuid
 from collections import Counter
@@ -98,15 +97,16 @@ class TestFabstirGatewayStore(StoreContract):
     def _root(self, root: Path) -> None:
         self.root = root
 
-    def _file(self, text: str) -> Path:
-        (found,) = (self.root / "gateway").glob(f"*{text}*")
-        return found
-
     def damage_blob(self, store: Any, blob: BlobId, data: bytes) -> None:
-        self._file(base64.urlsafe_b64encode(blob.hash).decode().rstrip("=")).write_bytes(data)
+        path = LocalDirStore(self.root).blob_path(blob.hash)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
     def damage_pointer(self, store: Any, public_key: bytes, data: bytes) -> None:
-        self._file(public_key.hex()).write_bytes(data)
+        (file,) = (self.root / "gateway").glob(f"*{public_key.hex()}*")
+        other = BlobId.of(data)
+        file.write_text(str(other))
+        self.damage_blob(store, other, data)
 
 
 def test_one_store_serves_several_event_loops(portal: str) -> None:
@@ -158,8 +158,6 @@ def test_the_gateway_answers_as_the_captured_one(portal: str) -> None:
 
     with httpx.Client(base_url=portal) as client:
         for one in VECTORS["gateway_capture"]:
-            if one["path"] == "/health":
-                continue
             body = one.get("request_body")
             answer = client.request(
                 one["method"], one["path"], content=None if body is None else body.encode(),
@@ -167,12 +165,16 @@ def test_the_gateway_answers_as_the_captured_one(portal: str) -> None:
             )
             assert answer.status_code == one["status"], one
             if isinstance(one["body"], (dict, list)):
-                assert answer.json() == one["body"], one
+                expected = one["body"]
+                if one["path"] == "/health":
+                    expected = {**expected, "port": int(portal.rpartition(":")[2])}
+                assert answer.json() == expected, one
+                assert one["content_type"].startswith(answer.headers["content-type"])
             elif one["body"] is not None and answer.is_success:
                 assert answer.text == one["body"], one
             if "content_length" in one:
                 assert int(answer.headers["content-length"]) == one["content_length"]
-        assert client.get("/health").json()["status"] == "ok"
+        assert client.get("/health").json()["storage_size"] == 2
 
 
 def test_the_gateway_store_asks_as_its_own_client_does(portal: str) -> None:
@@ -434,10 +436,12 @@ async def test_a_version_has_the_same_cid_and_blobs_as_in_a_directory(
         local, local_cid = await _filled(tmp_path.as_uri())
         async with local:
             assert cid == local_cid
-        if kind != "gateway+":
-            assert {file.name for file in (root / "blobs").rglob("*") if file.is_file()} == {
-                file.name for file in (tmp_path / "blobs").rglob("*") if file.is_file()
-            }
+        served, stored = (
+            {file.name for file in (place / "blobs").rglob("*") if file.is_file()} for place in (root, tmp_path)
+        )
+        # A gateway has no registry: its pointers of index, history and catalogue are files like the others.
+        assert stored <= served
+        assert len(served - stored) == (3 if kind == "gateway+" else 0)
         await session.load_user_vectors()
         assert (await session.search([1.0, 0.1], 1))[0].metadata == {"text": "one"}
         assert [version.cid for version in await session.history()] == [cid]

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,6 +208,29 @@ def test_old_versions_are_pruned_when_told_twice(run: Run, rows: Path) -> None:
     assert re.fullmatch(r"2 versions: deleted (\d+) of \1 objects, [\d,]+ bytes\n", done)
     assert len(run("history").out.splitlines()) == 1
     assert run("verify").code == 0
+
+
+def test_a_portal_serves_a_directory_until_it_is_interrupted(
+    run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in ("uvicorn", "starlette"):
+        pytest.importorskip(needed, reason="the extra 'portal' is not installed")
+    monkeypatch.setenv("FABSTIR_PORTAL_TOKEN", "sesame")
+    command = [sys.executable, "-m", "fabstir_vectordb", "portal", str(tmp_path / "served"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", served.stdout.readline())
+        try:
+            assert found
+            cid = run("--store", found[0], "import", rows).out.split()[-1]
+            assert run("--store", f"portal+{found[0]}", "verify", "--cid", cid).code == 0
+            assert "can be written and read" in run("--store", found[0], "doctor").out
+            monkeypatch.delenv("FABSTIR_PORTAL_TOKEN")
+            trouble(run("--store", found[0], "verify", "--cid", cid), "portal_token")
+        finally:
+            served.send_signal(signal.SIGINT)
+    assert served.returncode == 0
+    assert run("--store", (tmp_path / "served").as_uri(), "verify", "--cid", cid).code == 0
 
 
 def test_new_phrase_and_doctor(run: Run) -> None:

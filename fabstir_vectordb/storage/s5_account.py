@@ -1,0 +1,99 @@
+"""Signing in to an S5 node that wants an account.
+
+The account's key comes from the user's phrase and the node's address, so that the phrase alone is enough to be let in
+again from another machine. S5.js draws a random key for each portal and keeps it in the user's hidden DB, which lies on
+a portal: who has nothing but the phrase would have to be let in to find out how to get in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from fabstir_vectordb.errors import S5Error
+from fabstir_vectordb.s5.keys import ed25519_public_key, ed25519_sign, portal_challenge_response
+from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+
+__all__ = ["AccountSeed", "sign_in"]
+
+#: Gives the ed25519 seed of the user's account, 32 bytes, for a portal's authority (``host`` or ``host:port``).
+AccountSeed = Callable[[str], Awaitable[bytes]]
+
+_Deed = Literal["login", "register"]
+
+_TYPES: Final[dict[_Deed, int]] = {"register": 1, "login": 2}
+_CHALLENGE_BYTES: Final = 32
+_TOKEN_CHARS_MAX: Final = 4_096
+_LABEL: Final = "fabstir_vectordb"
+
+
+async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
+    """Logs in, or registers first where the node does not know the key yet.
+
+    Args:
+        http: the node; a token that it sends is the invitation which most nodes want from who registers.
+        account_seed: the user's key for it.
+
+    Returns:
+        An access token.
+
+    Raises:
+        S5Error: the node lets nobody in this way, or answers nonsense.
+        VectorDBError: it does not answer.
+    """
+    authority = urlsplit(http.base_url).netloc
+    seed = await account_seed(authority)
+    outcome = await _prove(http, "login", seed, authority)
+    if isinstance(outcome, Answer):
+        outcome = await _prove(http, "register", seed, authority)
+    if isinstance(outcome, Answer):
+        raise S5Error(
+            f"{authority} wants another token (portal_token), and an account was refused: {reason_of(outcome)}",
+            details={"status": outcome.status},
+            retryable=False,
+        )
+    return outcome
+
+
+async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> str | Answer:
+    """Answers the node's challenge: a token, or the answer that refused."""
+    path, public_key = f"/s5/account/{deed}", _to_base64url(ed25519_public_key(seed))
+    # What a node does not know it refuses with a 500, like everything else.
+    asked = await http.request("GET", path, params={"pubKey": public_key}, final=(500,))
+    if not asked.ok:
+        return asked
+    response = portal_challenge_response(_TYPES[deed], _challenge(asked), authority)
+    document = {
+        "pubKey": public_key,
+        "response": _to_base64url(response),
+        "signature": _to_base64url(ed25519_sign(seed, response)),
+        "label": _LABEL,
+    }
+    answer = await http.request("POST", path, document=document, final=(500,))
+    return _token(answer) if answer.ok else answer
+
+
+def _challenge(answer: Answer) -> bytes:
+    try:
+        challenge = base64.b64decode(answer.json()["challenge"] + "=", b"-_", validate=True)
+    except (TypeError, KeyError, ValueError, binascii.Error):
+        challenge = b""
+    if len(challenge) != _CHALLENGE_BYTES:
+        raise S5Error("The portal asked to sign in and gave no challenge of 32 bytes", retryable=False)
+    return challenge
+
+
+def _token(answer: Answer) -> str:
+    # Some portals send only the cookie.
+    document: Any = answer.json()
+    token = answer.cookies.get("s5-auth-token") or (document.get("authToken") if isinstance(document, dict) else None)
+    if not isinstance(token, str) or not 0 < len(token) <= _TOKEN_CHARS_MAX or not token.isascii():
+        raise S5Error("The portal let us in and gave no token", retryable=False)
+    return token
+
+
+def _to_base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
