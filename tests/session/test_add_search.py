@@ -132,7 +132,8 @@ async def test_an_exact_search_finds_every_one_of_the_nearest(metric: str, memor
                 assert [hit.id for hit in found] == [str(i) for i in np.argsort(want, kind="stable")[:10]]
         walked = await session.search(queries[0], 10, SearchOptions(exact=True), exact=False, ef_search=10)
         assert walked.plan == "graph"
-        assert (await session.get_stats()).plans == {"flat": 60, "graph": 1, "lists": 0, "hybrid": 0, "filtered exact": 0}
+        plans = (await session.get_stats()).plans
+        assert {plan: count for plan, count in plans.items() if count} == {"flat": 60, "graph": 1}
 
 
 async def test_results_are_a_sequence() -> None:
