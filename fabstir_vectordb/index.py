@@ -1292,10 +1292,10 @@ class Index:
         if recall_target is not None:
             ef_search, exact, nprobe = self._effort(k, recall_target, nowait, control)
         if where is not None:
-            many = self._search_where(
-                query[np.newaxis], k, threshold, include_vectors, ef_search, exact, nprobe, where, nowait=nowait
-            )
-            return many[0]
+            asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
+            results = self._matching(where, lambda matches: self._nearest(self.native, *asked, matches.allow), nowait)
+            self.plans_used[results.plan] += 1
+            return results
         # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
         inside = self._inside
         try:
@@ -1314,19 +1314,14 @@ class Index:
             if not inside[0] and len(inside) == 1:
                 self._empty.set()
 
-        def read() -> SearchResults:
-            native = self.native
-            if native is None:
-                return SearchResults([], 0, "flat")
-            return self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait)
-
-        results = self._consistent(read, nowait)
+        asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
+        results = self._consistent(lambda: self._nearest(self.native, *asked), nowait)
         self.plans_used[results.plan] += 1
         return results
 
     def _nearest(
         self,
-        native: NativeIndex,
+        native: NativeIndex | None,
         query: npt.NDArray[np.float32],
         k: int,
         threshold: float | Unset | None,
@@ -1335,12 +1330,16 @@ class Index:
         exact: bool,
         nprobe: int,
         nowait: bool,
+        allow: npt.NDArray[np.uint64] | None = None,
     ) -> SearchResults:
+        plans = _PLANS if allow is None else _FILTERED_PLANS
+        if native is None:
+            return SearchResults([], 0, plans[PLAN_FLAT])
         if len(query) != native.dim:
             _check_query_dim(len(query), native.dim)
         with_slots = include_vectors or not self._arena.is_empty
-        slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe)
-        return self._results(native, slots, distances, ids, _PLANS[plan], threshold, include_vectors)
+        slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
+        return self._results(native, slots, distances, ids, plans[plan], threshold, include_vectors)
 
     def search_batch(
         self,
@@ -1384,14 +1383,13 @@ class Index:
         nprobe: int,
         where: Filter,
         control: Control | None = None,
-        nowait: bool = False,
     ) -> list[SearchResults]:
         def read(matches: Matches) -> list[SearchResults]:
             return self._nearest_of_each(
-                queries, k, threshold, include_vectors, ef_search, exact, nprobe, matches.allow, control, nowait
+                queries, k, threshold, include_vectors, ef_search, exact, nprobe, matches.allow, control
             )
 
-        results = self._matching(where, read, nowait)
+        results = self._matching(where, read)
         self._note_plans(results)
         return results
 
@@ -1406,14 +1404,13 @@ class Index:
         nprobe: int,
         allow: npt.NDArray[np.uint64] | None,
         control: Control | None = None,
-        nowait: bool = False,
     ) -> list[SearchResults]:
         native, plans = self.native, _PLANS if allow is None else _FILTERED_PLANS
         if native is None or not len(queries):
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
         _check_query_dim(queries.shape[1], native.dim)
         hits = native.search(
-            queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, nowait=nowait, allow=allow, control=control
+            queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, allow=allow, control=control
         )
         out = []
         for row, ids in enumerate(hits.ids):

@@ -344,6 +344,13 @@ def estimate_bytes(
     )
 
 
+def _bitmap(allow: UInt64Array) -> Any:
+    """A bitmap as C takes it."""
+    _expect("allow", allow, np.uint64, (len(allow),))
+    # NULL would allow every slot: a bitmap of no words, which allows none, needs an address too.
+    return _pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
+
+
 class _Answer:
     """Memory that answers of up to k results come in: allocating it would cost as much as a small walk."""
 
@@ -532,6 +539,7 @@ class NativeIndex:
         nowait: bool = False,
         with_slots: bool = True,
         nprobe: int = 0,
+        allow: UInt64Array | None = None,
     ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
@@ -543,6 +551,7 @@ class NativeIndex:
             nowait: raise NativeBusy instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
             nprobe: lists to look at; 0 lets the library choose.
+            allow: as of `search`.
 
         Returns:
             Slots, distances and ids of the results, nearest first, and the plan.
@@ -559,6 +568,9 @@ class NativeIndex:
         except IndexError:
             answer = _Answer(_SPARE_K)
         c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
+        if allow is not None:
+            bitmap = _bitmap(allow)        # a name keeps it alive
+            c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
         while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):
             if status != lib.FVDB_ERR_BUFFER:
@@ -574,6 +586,8 @@ class NativeIndex:
         if len(ids) != n:
             ids = answer.ids_by_ends(n)
         plan = c.plan
+        if allow is not None:
+            c.allow, c.allow_words = ffi.NULL, 0
         if k <= _SPARE_K:
             _spare.append(answer)
         return slots, distances, ids, plan
@@ -611,11 +625,7 @@ class NativeIndex:
         """
         n = len(queries)
         _expect("queries", queries, np.float32, (n, self.dim))
-        bitmap = ffi.NULL
-        if allow is not None:
-            _expect("allow", allow, np.uint64, (len(allow),))
-            # NULL would allow every slot: a bitmap of no words, which allows none, needs an address too.
-            bitmap = _pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
+        bitmap = ffi.NULL if allow is None else _bitmap(allow)
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         offsets = np.zeros(n * k + 1 if with_ids else 0, dtype=np.uint64)

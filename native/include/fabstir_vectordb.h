@@ -200,6 +200,8 @@ typedef struct fvdb_answer {
     uint64_t *id_ends;           /* in: room for k entries */
     uint8_t *id_bytes;           /* in: room for id_capacity bytes */
     uint64_t id_capacity;
+    const uint64_t *allow;       /* in: as of fvdb_search; NULL allows all */
+    uint64_t allow_words;
     uint64_t id_size;            /* out: bytes of id_bytes in use */
     uint32_t count;              /* out: results */
     uint32_t plan;               /* out: FVDB_PLAN_* */
@@ -209,9 +211,9 @@ typedef struct fvdb_answer {
 #define FVDB_SEARCH_NOWAIT 1     /* as params.nowait */
 #define FVDB_SEARCH_EXACT 2      /* as params.exact */
 
-/* fvdb_search for one query (dim float32) over all live rows; flags: FVDB_SEARCH_*, or 0; the rest as in its params.  For
- * bindings, to whom converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than
- * that.                                                                                                  [reader]
+/* fvdb_search for one query (dim float32); flags: FVDB_SEARCH_*, or 0; the rest as in its params.  For bindings, to whom
+ * converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than that: so what few
+ * calls need stands in the answer.                                                                       [reader]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
 fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,

@@ -133,7 +133,8 @@ fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, u
                                  .nowait = flags & FVDB_SEARCH_NOWAIT};
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
     TRY(search_begin(index, &params, &answer->diag));
-    fvdb_status status = index_search(index, query, 1, &params, NULL, 0, &out, NULL, &answer->diag);
+    fvdb_status status =
+        index_search(index, query, 1, &params, answer->allow, answer->allow_words, &out, NULL, &answer->diag);
     if (status == FVDB_OK) status = answer_ids(&index->store.ids, answer);
     rwlock_read_done(index->lock);
     return status;

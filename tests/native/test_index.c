@@ -339,6 +339,14 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         }
         CHECK(q > 0 || (slots[0] == 7 && ids[1] == 0));
     }
+    const uint64_t odd = 0xAAAAAAAAAAAAAAAAu;
+    fvdb_search_params two = {.k = 2};
+    fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = sizeof ids,
+                     .allow = &odd, .allow_words = 1};
+    CHECK(fvdb_search(index, queries, 1, &two, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL, 0, NULL,
+                      NULL, NULL) == FVDB_OK);
+    CHECK(fvdb_search_one(index, queries, 2, 0, 0, 0, &a) == FVDB_OK && a.count == 2 && a.plan == want_plan);
+    CHECK(slots[0] == want_slots[0] && slots[1] == want_slots[1] && slots[0] % 2 == 1 && slots[0] < 64);
     fvdb_answer refused = {0};
     CHECK(fvdb_search_one(index, queries, 0, 0, 0, 0, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
     CHECK(fvdb_search_one(index, queries, 1, FVDB_EF_MAX + 1, 0, 0, &refused) == FVDB_ERR_ARGUMENT);

@@ -213,6 +213,23 @@ def test_one_query_finds_ids_of_all_kinds_at_every_k(k: int) -> None:
         assert index.search_one(query, k, with_slots=False)[1:3] == (distances, ids)
 
 
+@pytest.mark.parametrize("k", [2, 200])
+def test_one_query_looks_only_at_rows_that_are_allowed(index: NativeIndex, k: int) -> None:
+    fill(index, [str(row) for row in range(300)])
+    query = vectors(1, seed=4)
+    for bits in (np.array([5, 0, 1 << 40], np.uint64), np.full(5, 2**64 - 1, np.uint64), np.empty(0, np.uint64)):
+        hits = index.search(query, k, allow=bits)
+        slots, distances, ids, plan = index.search_one(query[0], k, allow=bits)
+        n = len(ids)
+        assert (list(slots), list(distances)) == (hits.slots[0, :n].tolist(), hits.distances[0, :n].tolist())
+        assert (ids, plan) == (hits.ids[0], int(hits.plans[0]))
+        # What one search was allowed is nothing to the next.
+        assert len(index.search_one(query[0], 300, allow=None)[2]) == 300
+        assert len(index.search_one(query[0], 2)[2]) == 2
+    with pytest.raises(InternalError, match="allow"):
+        index.search_one(query[0], k, allow=np.zeros(1, np.int64))
+
+
 def test_ids_with_zero_characters_are_told_apart(index: NativeIndex) -> None:
     names = ["\0", "a\0", "\0b", "a\0b\0", "\0é\0", "\0\0\0"]
     slots, _ = fill(index, names, vectors(6, seed=8))
