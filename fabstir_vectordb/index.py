@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import repeat
+from itertools import islice, repeat
 from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -111,8 +111,9 @@ _TRAINING_FLOATS_PER_LIST: Final = 8
 _TRAINING_BYTES_PER_LIST: Final = 1_000
 _PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 _FILTERED_PLANS: Final[dict[int, Plan]] = {**_PLANS, PLAN_FLAT: "filtered exact"}
-#: Filters whose rows are remembered until the next change; a bitmap takes an eighth of a byte a row.
-_MATCHES_MAX: Final = 64
+#: Bytes of bitmaps, and of the filters they belong to, that are remembered until the next change: those of 600 filters
+#: over 100,000 rows, of six over ten million.
+_MATCHES_BYTES_MAX: Final = 8_000_000
 _T = TypeVar("_T")
 #: ef_search, exact and nprobe.
 Effort = tuple[int, bool, int]
@@ -577,6 +578,7 @@ class Index:
         self._arena = MetadataArena()
         self._columns = Columns()
         self._matches: dict[str, Matches] = {}
+        self._matches_bytes = 0
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self.calibration: Calibration | None = None
         """What was measured of the rows; in no version, and no change."""
@@ -1161,10 +1163,21 @@ class Index:
             mask = mask & live
         found = Matches(self._generation, rows, bitmap(mask), int(np.count_nonzero(mask)))
         if not self._generation & 1:           # else a change is under way, and this its own question
-            if len(self._matches) >= _MATCHES_MAX:
-                self._matches.clear()
-            self._matches[where.key] = found
+            self._remember(where.key, found)
         return found
+
+    def _remember(self, key: str, found: Matches) -> None:
+        size = found.allow.nbytes + len(key)
+        # All that are remembered are of one generation: those of another are of no use.
+        stale = any(matches.generation != found.generation for matches in islice(self._matches.values(), 1))
+        if stale or self._matches_bytes + size > _MATCHES_BYTES_MAX:
+            self._forget_matches()
+        self._matches[key] = found
+        self._matches_bytes += size
+
+    def _forget_matches(self) -> None:
+        self._matches.clear()
+        self._matches_bytes = 0
 
     def _up_to_date(self, paths: Sequence[str]) -> dict[str, Column]:
         """Columns of all rows, within the budget; under `_write`."""
@@ -1258,11 +1271,11 @@ class Index:
     @property
     def column_bytes(self) -> int:
         """Bytes of columns and of what filters are known to take."""
-        return self._columns.nbytes + sum(matches.allow.nbytes for matches in tuple(self._matches.values()))
+        return self._columns.nbytes + self._matches_bytes
 
     def _forget_columns(self) -> None:
         self._columns.clear()
-        self._matches.clear()
+        self._forget_matches()
 
     # ---- reading
 

@@ -294,6 +294,32 @@ async def test_columns_are_counted_and_give_way() -> None:
         assert await session.count({"half": True}) == 2_000
 
 
+async def test_what_filters_take_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fabstir_vectordb.index._MATCHES_BYTES_MAX", 20_000)
+    evaluated: list[str] = []
+    real = Columns.get
+
+    def get(columns: Columns, paths: Any, *args: Any) -> Any:
+        evaluated.extend(paths)
+        return real(columns, paths, *args)
+
+    monkeypatch.setattr(Columns, "get", get)
+    async with await filled(count=4_000) as session:
+        await session.count({"n": 0})
+        fields = (await session.get_stats()).memory_bytes["columns"]
+        for n in range(200):
+            assert await session.count({"n": n}) == 1
+            assert (await session.get_stats()).memory_bytes["columns"] <= fields + 20_000
+        before = len(evaluated)
+        assert await session.count({"n": 199}) == 1
+        assert len(evaluated) == before
+        await session.count({"n": {"$in": list(range(100_000))}})    # its text alone is more than the bound
+        assert await session.count({"n": 199}) == 1
+        assert len(evaluated) == before + 2
+        await session.delete_vector("7")
+        assert await session.count({"n": 7}) == 0
+
+
 async def test_a_destroyed_session_filters_nothing() -> None:
     session = await filled(count=10)
     await session.count({"half": True})
