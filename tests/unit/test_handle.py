@@ -305,6 +305,37 @@ def test_memory_is_counted_by_kind(index: NativeIndex) -> None:
     assert 10**6 * DIM * 4 < estimate < 10**9
 
 
+def test_lists_are_trained_moved_to_and_searched() -> None:
+    index = make()
+    fill(index, NAMES)
+    with pytest.raises(handle.NativeUntrained):
+        index.migrate(0, 10)
+    with pytest.raises(handle.NativeTooFew):
+        index.train(-(2**62))
+    assert index.probes(10, 0.9) == 0
+    index.close()
+    index = handle.NativeIndex(DIM, "l2", "default", 8, 40, 1)
+    rows = vectors(3_000)
+    index.add(rows, *pack_ids([f"r{i}" for i in range(3_000)]), np.arange(3_000, dtype=np.int64))
+    index.train(2_500)
+    assert index.migrate(2_500, 1_000) == (1_000, 1_000)
+    assert index.migrate(2_500, 2_000, 1_000) == (1_500, NO_SLOT)
+    stats = index.stats()
+    assert (stats.historical, stats.moved, stats.lists, stats.graph_rows) == (2_500, 2_500, 156, 3_000)
+    words = index.historical()
+    assert sum(bin(int(word)).count("1") for word in words) == 2_500
+    assert 1 <= index.probes(10, 0.8) <= index.probes(10, 0.99) <= index.probes(10, 1.0) == stats.lists
+    order = index.vacuum_order()
+    assert sorted(order.tolist()) == list(range(3_000))
+    assert np.array_equal(index.vacuum()[order], np.arange(3_000))
+    stats = index.stats()
+    assert (stats.moved, stats.graph_rows, stats.bytes_graph) == (0, 0, 0)
+    hits = index.search(rows[:5], 3, nprobe=stats.lists // 3)
+    assert hits.plans.tolist() == [handle.PLAN_LISTS] * 5
+    assert [ids[0] for ids in hits.ids] == [f"r{i}" for i in range(5)]
+    index.close()
+
+
 def test_closing_twice_is_fine_and_calls_after_it_raise() -> None:
     index = make()
     fill(index, NAMES)
