@@ -18,7 +18,6 @@ from urllib.parse import unquote
 
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -35,6 +34,8 @@ __all__ = ["UPLOAD_BYTES_MAX", "create_app"]
 
 #: Most bytes of one upload, as a node's default (``http.api.maxMemoryUploadSizeMB``).
 UPLOAD_BYTES_MAX: Final = 34_000_000
+#: Bytes of a form around its file.
+_FORM_BYTES_MAX: Final = 4_096
 #: Blobs up to this size ignore a Range, as on a node.
 _RANGES_FROM: Final = 262_144
 #: Life of a token's cookie: 30 days.
@@ -106,17 +107,11 @@ class _Portal:
         return PlainTextResponse("fabstir_vectordb portal: an S5 node for development")
 
     async def upload(self, request: Request) -> Response:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            if "content-length" not in request.headers:
-                return PlainTextResponse("a form needs a Content-Length", 500)
-            _check_length(request)
-            async with request.form(max_files=1, max_part_size=UPLOAD_BYTES_MAX) as form:
-                part = form.get("file")
-                if not isinstance(part, UploadFile):
-                    return PlainTextResponse("there is no part named file", 500)
-                data = await part.read(UPLOAD_BYTES_MAX + 1)
-        else:
-            data = await _body(request)
+        kind = request.headers.get("content-type", "")
+        body = await _body(request)
+        data = _file_of(body, kind) if kind.startswith("multipart/form-data") else body
+        if data is None:
+            return PlainTextResponse("there is no part named file", 500)
         if len(data) > UPLOAD_BYTES_MAX:
             raise _TooLargeError
         blob = await self.store.put(data)
@@ -271,21 +266,26 @@ def _field(document: Any, name: str) -> bytes:
     return _from_base64url(text)
 
 
-def _check_length(request: Request) -> None:
-    length = request.headers.get("content-length", "")
-    # A form has a few hundred bytes around its file.
-    if length.isdecimal() and int(length) > UPLOAD_BYTES_MAX + 4_096:
-        raise _TooLargeError
-
-
 async def _body(request: Request) -> bytes:
-    _check_length(request)
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > UPLOAD_BYTES_MAX:
+        if len(data) > UPLOAD_BYTES_MAX + _FORM_BYTES_MAX:
             raise _TooLargeError
     return bytes(data)
+
+
+def _file_of(body: bytes, content_type: str) -> bytes | None:
+    """The part named ``file`` of a form (RFC 7578), or None; libraries spool it to a disk, and forget to close that."""
+    boundary = re.search(r'boundary="?([^";,]+)', content_type)
+    if boundary is None:
+        return None
+    # What stands before the first boundary and behind the last one is nothing.
+    for part in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode("latin-1"))[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        if re.search(rb'content-disposition:[^\r\n]*;\s*name="?file"?\s*(;|\r|$)', head, re.IGNORECASE):
+            return content
+    return None
 
 
 def _range(data: bytes, wanted: str) -> Response:

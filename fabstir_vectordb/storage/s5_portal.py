@@ -93,6 +93,10 @@ class S5PortalStore:
         """Store a blob; the node's answer must name it as we do."""
         check_blob_size(memoryview(data).nbytes)
         content, blob = await anyio.to_thread.run_sync(_copied, data)
+        await second_look(partial(self._upload, content, blob))
+        return blob
+
+    async def _upload(self, content: bytes, blob: BlobId) -> None:
         answer = await self._request("POST", "/s5/upload", file=content)
         if not answer.ok:
             raise _failed("store a blob", answer)
@@ -100,10 +104,9 @@ class S5PortalStore:
         try:
             stored = BlobId.parse(document["cid"])
         except (TypeError, KeyError, InvalidInputError):
-            raise S5Error("The portal took a blob and did not say its CID", details={"status": answer.status}) from None
+            raise IntegrityError("The portal took a blob and did not say its CID", details={"cid": str(blob)}) from None
         if stored.hash != blob.hash:
             raise damaged_blob(blob.hash, blob.size, expected=blob.hash.hex(), actual=stored.hash.hex())
-        return blob
 
     async def get(self, hash: bytes, size: int | None = None) -> bytes:
         """Return a blob after checking its hash."""
