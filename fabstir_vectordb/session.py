@@ -1043,13 +1043,14 @@ class VectorDBSession:
                 counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
             )
         if (counts.graph_rows or counts.lists) and not exact:
-            # Many rows that a walk meets in vain make it long; then, too, a thread is the right place.
-            idle = counts.rows - counts.live + counts.moved
+            # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
+            # long as well, a thread is the right place.
+            recent, dim = counts.live - counts.historical, index.dim or 0
             probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
             return (
                 max(k, ef) <= _INLINE_EF_MAX
-                and 2 * idle < max(counts.graph_rows, 1) + counts.historical_deleted
-                and probed * (index.dim or 0) <= _INLINE_PROBED_VALUES_MAX
+                and (2 * recent > counts.graph_rows or recent * dim <= _INLINE_PROBED_VALUES_MAX)
+                and probed * dim <= _INLINE_PROBED_VALUES_MAX
             )
         return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 

@@ -221,10 +221,9 @@ fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t wor
 
 uint32_t fvdb_probes(fvdb_index *index, uint32_t k, double recall) {
     rwlock_read(index->lock);
-    const ivf_centroids *c = &index->lists.centroids;
     /* Up to the next thousandth: the table's own recalls find themselves, whatever 0.99 is in binary. */
     uint32_t thousandths = recall > 0 ? recall < 1 ? (uint32_t)(recall * 1000 + 0.999) : 1000 : 0;
-    uint32_t probes = c->nlist ? ivf_probes(c, k, thousandths) : 0;
+    uint32_t probes = ivf_probes(&index->lists, k, thousandths);
     rwlock_read_done(index->lock);
     return probes;
 }

@@ -107,7 +107,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->historical_deleted = lists->n - lists->live;
     out->moved = index_moved(index);
     out->lists = lists->centroids.nlist;
-    out->nprobe = lists->centroids.nlist ? ivf_probes(&lists->centroids, ivf_ks[0], IVF_RECALL_DEFAULT) : 0;
+    out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);
     out->training_due = ivf_training_is_due(lists);
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);

@@ -87,7 +87,7 @@ static uint32_t lists_to_probe(const search_job *job) {
     if (job->historical == 0) return 0;
     uint32_t asked = job->params->nprobe;
     if (asked) return min_u32(asked, c->nlist);
-    uint64_t nprobe = (uint64_t)ivf_probes(c, job->k, IVF_RECALL_DEFAULT) * lists->live / job->historical;
+    uint64_t nprobe = (uint64_t)ivf_probes(lists, job->k, IVF_RECALL_DEFAULT) * lists->live / job->historical;
     return nprobe < c->nlist ? (uint32_t)nprobe : c->nlist;
 }
 

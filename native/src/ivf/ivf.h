@@ -133,8 +133,8 @@ void nearest_finish(nearest *near);
 
 /* The recall of the default number of lists, in 1/1000: about what a walk of the default number of candidates has. */
 #define IVF_RECALL_DEFAULT 990u
-/* Lists to look at for k rows at a recall in 1/1000. */
-uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall);
+/* Lists to look at for k rows at a recall in 1/1000; 0 without lists. */
+uint32_t ivf_probes(const ivf *v, uint32_t k, uint32_t recall);
 /* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
 void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
 /* Scans the nprobe lists nearest to near->query; `keys` has room for 2 x nlist. */

@@ -122,12 +122,16 @@ static uint32_t probes_at(const ivf_centroids *c, const uint32_t *probes, uint32
     return c->nlist;
 }
 
-/* Between the k that were measured on a line, beyond the last in proportion. */
-uint32_t ivf_probes(const ivf_centroids *c, uint32_t k, uint32_t recall) {
+/* Between the k that were measured on a line, beyond the last in proportion.  Where rows have gone since, those k that are
+ * left were more of all then. */
+uint32_t ivf_probes(const ivf *v, uint32_t k, uint32_t recall) {
+    const ivf_centroids *c = &v->centroids;
+    if (c->nlist == 0) return 0;
+    uint64_t then = (uint64_t)k * max_u32(c->trained_rows, v->live) / max_u32(v->live, 1);
     uint64_t few = probes_at(c, c->probes[0], recall), many = probes_at(c, c->probes[1], recall), probes = few;
     if (many < few) many = few;
-    if (k > ivf_ks[1]) probes = many * k / ivf_ks[1];
-    else if (k > ivf_ks[0]) probes = few + (many - few) * (k - ivf_ks[0]) / (ivf_ks[1] - ivf_ks[0]);
+    if (then > ivf_ks[1]) probes = many * then / ivf_ks[1];
+    else if (then > ivf_ks[0]) probes = few + (many - few) * (then - ivf_ks[0]) / (ivf_ks[1] - ivf_ks[0]);
     return probes < c->nlist ? (uint32_t)probes : c->nlist;
 }
 
