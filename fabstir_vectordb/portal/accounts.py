@@ -33,7 +33,7 @@ class Accounts:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._challenges: dict[tuple[int, bytes], bytes] = {}
+        self._challenges: dict[tuple[int, bytes, bytes], None] = {}
         self._tokens: dict[str, bytes] = {}
 
     def challenge(self, deed: int, public_key: bytes) -> bytes:
@@ -51,7 +51,7 @@ class Accounts:
         if deed == LOGIN and not self._file(public_key).exists():
             raise InvalidInputError("this key is not registered here")
         challenge = secrets.token_bytes(_CHALLENGE_BYTES)
-        _remember(self._challenges, (deed, public_key), challenge)
+        _remember(self._challenges, (deed, public_key, challenge), None)
         return challenge
 
     def prove(self, deed: int, public_key: bytes, response: bytes, signature: bytes, authority: str) -> str:
@@ -69,8 +69,10 @@ class Accounts:
         Raises:
             InvalidInputError: the answer is wrong, or there was no challenge.
         """
-        challenge = self._challenges.pop((deed, public_key), None)
-        if challenge is None or response != portal_challenge_response(deed, challenge, authority):
+        # Several sessions of one user may be at it: each has a challenge of its own.
+        challenge = response[1 : 1 + _CHALLENGE_BYTES]
+        is_asked = self._challenges.pop((deed, public_key, challenge), False) is None
+        if not is_asked or response != portal_challenge_response(deed, challenge, authority):
             raise InvalidInputError("this does not answer a challenge")
         try:
             nacl.bindings.crypto_sign_open(signature + response, public_key[1:])

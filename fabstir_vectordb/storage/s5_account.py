@@ -48,7 +48,11 @@ async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
     seed = await account_seed(authority)
     outcome = await _prove(http, "login", seed, authority)
     if isinstance(outcome, Answer):
-        outcome = await _prove(http, "register", seed, authority)
+        refused = outcome = await _prove(http, "register", seed, authority)
+        if isinstance(refused, Answer):
+            # Another session of this user may have registered in between; if not, that refusal is what counts.
+            outcome = await _prove(http, "login", seed, authority)
+            outcome = refused if isinstance(outcome, Answer) else outcome
     if isinstance(outcome, Answer):
         raise S5Error(
             f"{authority} wants another token (portal_token), and an account was refused: {reason_of(outcome)}",

@@ -107,6 +107,24 @@ async def test_many_requests_that_are_refused_sign_in_once() -> None:
     assert [path for _, path, *_ in recorder.asked].count("/s5/account/login") == 2
 
 
+async def test_whoever_is_late_to_register_logs_in() -> None:
+    asked: list[str] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request.url.path.rpartition("/")[2])
+        if asked[-1] == "upload":
+            return JSONResponse({"cid": BlobId.of(b"x").to_text("base58btc")}, 200 if len(asked) > 1 else 401)
+        if asked[-1] == "register":
+            return PlainTextResponse("this key is registered already", 500)
+        is_known = "register" in asked
+        return JSONResponse({"challenge": "B" * 43, "authToken": "S5A"}) if is_known else PlainTextResponse("who?", 500)
+
+    with running(Recorder(answer)) as address:
+        async with aclosing(open_store(f"portal+{address}", account_seed=account())) as store:
+            await store.put(b"x")
+    assert asked == ["upload", "login", "register", "login", "login", "upload"]
+
+
 async def test_registering_asks_as_s5js_does() -> None:
     ask, prove = VECTORS["http_capture"][:2]
 
@@ -178,15 +196,16 @@ async def test_what_the_portal_refuses(tmp_path: Path) -> None:
         signed(REGISTER, accounts.challenge(REGISTER, KEY), "elsewhere"),
         signed(REGISTER, accounts.challenge(REGISTER, KEY), seed=b"b" * 32),
     ):
-        accounts.challenge(REGISTER, KEY)
         with pytest.raises(ValueError, match=r"challenge|signature"):
             accounts.prove(REGISTER, KEY, response, signature, "here")
+    other = accounts.challenge(REGISTER, KEY)
     answer = signed(REGISTER, accounts.challenge(REGISTER, KEY))
     token = accounts.prove(REGISTER, KEY, *answer, "here")
     assert accounts.knows(token)
     assert not accounts.knows("")
     with pytest.raises(ValueError, match="challenge"):
         accounts.prove(REGISTER, KEY, *answer, "here")
+    assert accounts.prove(REGISTER, KEY, *signed(REGISTER, other), "here") != token
     again = Accounts(tmp_path / "accounts")
     assert not again.knows(token)
     assert again.knows(again.prove(LOGIN, KEY, *signed(LOGIN, again.challenge(LOGIN, KEY)), "here"))
