@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -275,22 +276,24 @@ class HttpClient:
     async def _open(self) -> _Line:
         here = anyio.lowlevel.current_token()
         if here not in self._lines:
-            # In a thread: it reads the system's certificates.
-            client = await anyio.to_thread.run_sync(
-                partial(
-                    httpx.AsyncClient,
+            certificates = await anyio.to_thread.run_sync(_certificates)
+            if here not in self._lines:      # else another task was faster
+                client = httpx.AsyncClient(
+                    verify=certificates,
                     timeout=httpx.Timeout(self._settings.timeout_s, pool=None),
                     limits=httpx.Limits(max_connections=_REQUESTS),
                     headers={"User-Agent": "fabstir_vectordb", "Accept-Encoding": "identity"},
                     # A portal sets its token as a cookie, too; what goes where is decided here alone.
                     cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 )
-            )
-            if here in self._lines:      # another task was faster
-                await client.aclose()
-            else:
                 self._lines[here] = _Line(client, anyio.CapacityLimiter(_REQUESTS))
         return self._lines[here]
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust: read once, as that takes some 40 ms, more than all else that a session needs to start."""
+    return httpx.create_ssl_context()
 
 
 def _redirected_to(elsewhere: str | None) -> str:

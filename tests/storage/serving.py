@@ -1,4 +1,4 @@
-"""The package's portal on loopback, and a transport that does to requests what networks do."""
+"""The package's portal on loopback, and applications that stand in for other people's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from fabstir_vectordb.portal.app import create_app
 
@@ -36,3 +41,20 @@ def running(app: Callable[..., object]) -> Iterator[str]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+class Recorder:
+    """An application that answers what it is told, and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[Request], Any]) -> None:
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def handle(request: Request) -> Response:
+            self.asked.append((request.method, request.url.path, dict(request.headers), await request.body()))
+            answer = self._answer(request)
+            return answer if isinstance(answer, Response) else await answer
+
+        methods = ["GET", "HEAD", "PUT", "POST", "DELETE"]
+        await Starlette(routes=[Route("/{path:path}", handle, methods=methods)])(scope, receive, send)

@@ -12,10 +12,9 @@ from typing import Any
 import anyio
 import nacl.bindings
 import pytest
-from serving import running, serving
+from serving import Recorder, running, serving
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from test_s5_portal import Recorder
 
 from fabstir_vectordb import S5Error, VectorDBSession
 from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, Accounts

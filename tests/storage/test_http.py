@@ -15,10 +15,9 @@ from threading import Event, Thread
 
 import anyio
 import pytest
-from serving import running
+from serving import Recorder, running
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from test_s5_portal import Recorder
 
 from fabstir_vectordb.errors import (
     IntegrityError,

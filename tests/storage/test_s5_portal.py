@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
 
 pytest.register_assert_rewrite("contract")
 
 from contract import PUBLIC_KEY, StoreContract, check_one_store_serves_several_event_loops, entry  # noqa: E402
-from serving import running, serving  # noqa: E402
+from serving import Recorder, running, serving  # noqa: E402
 
 from fabstir_vectordb import VectorDBSession  # noqa: E402
 from fabstir_vectordb.errors import (  # noqa: E402
@@ -114,23 +112,6 @@ def test_one_store_serves_several_event_loops(portal: str) -> None:
 
 
 # ---- what goes over the wire
-
-
-class Recorder:
-    """An application that answers what it is told, and remembers what it was asked."""
-
-    def __init__(self, answer: Callable[[Request], Any]) -> None:
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-        self._answer = answer
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def handle(request: Request) -> Response:
-            self.asked.append((request.method, request.url.path, dict(request.headers), await request.body()))
-            answer = self._answer(request)
-            return answer if isinstance(answer, Response) else await answer
-
-        methods = ["GET", "HEAD", "PUT", "POST", "DELETE"]
-        await Starlette(routes=[Route("/{path:path}", handle, methods=methods)])(scope, receive, send)
 
 
 @pytest.mark.anyio

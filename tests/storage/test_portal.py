@@ -1,0 +1,154 @@
+"""The package's portal, asked as other S5 clients ask: statuses, forms and oddities of the S5 reference."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.register_assert_rewrite("contract")
+
+from contract import PUBLIC_KEY, entry  # noqa: E402
+from serving import serving  # noqa: E402
+
+from fabstir_vectordb.portal import app  # noqa: E402
+from fabstir_vectordb.s5.cid import BlobId, multibase_encode  # noqa: E402
+
+SMALL, LARGE = b"hello", bytes(range(256)) * 1_100
+NOWHERE = BlobId.of(b"nowhere")
+PK = base64.urlsafe_b64encode(PUBLIC_KEY).decode().rstrip("=")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with (
+        serving(tmp_path_factory.mktemp("portal")) as address,
+        httpx.Client(base_url=address, follow_redirects=False) as client,
+    ):
+        yield client
+
+
+def old(blob: BlobId) -> str:
+    return multibase_encode(blob.to_old_bytes(), "base58btc")
+
+
+def upload(client: httpx.Client, data: bytes) -> BlobId:
+    answer = client.post("/s5/upload", files={"file": ("file", data, "application/octet-stream")})
+    assert (answer.status_code, answer.json()) == (200, {"cid": old(BlobId.of(data))})
+    return BlobId.of(data)
+
+
+@pytest.mark.parametrize("data", [b"", SMALL, LARGE, b"\r\n--boundary\r\n\r\n--\r\n"])
+def test_uploads_come_back_by_every_route_in_every_form(client: httpx.Client, data: bytes) -> None:
+    blob = upload(client, data)
+    assert client.post("/s5/upload", content=data).json() == {"cid": old(blob)}
+    unsized = multibase_encode(b"\x5b\x82\x1f" + blob.hash + b"\0", "base58btc")
+    for text in (old(blob), str(blob), blob.to_text("base32"), blob.to_text("base58btc"), unsized):
+        found = client.get(f"/s5/blob/{text}.bin")
+        assert found.status_code == 307
+        assert client.get(found.headers["location"]).content == data
+        for path in (f"/s5/download/{text}", f"/{text}", f"/{text}.txt"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.content) == (200, data)
+    multihash = base64.urlsafe_b64encode(b"\x1f" + blob.hash).decode().rstrip("=")
+    assert client.get(f"/s5/download/{old(blob)}").headers["etag"] == f'"{multihash}"'
+    (place,) = client.get(f"/s5/debug/storage_locations/{multihash}").json()["locations"]
+    assert httpx.get(place["parts"][0]).content == data
+
+
+def test_the_file_of_a_form_is_found_among_others(client: httpx.Client) -> None:
+    parts = {"note": (None, b"not this"), "file": ("name.txt", SMALL, "text/plain"), "more": ("file", b"nor this")}
+    assert client.post("/s5/upload", files=parts).json() == {"cid": old(BlobId.of(SMALL))}
+    assert client.post("/s5/upload", files={"other": ("file", SMALL)}).status_code == 500
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        assert client.post("/s5/upload", content=b"--x\r\n", headers={"content-type": kind}).status_code == 500
+
+
+def test_what_is_not_there(client: httpx.Client) -> None:
+    for path in (f"/s5/blob/{old(NOWHERE)}", f"/s5/download/{old(NOWHERE)}", f"/{old(NOWHERE)}", "/s5/unknown/route"):
+        assert client.get(path).status_code == 404
+    multihash = base64.urlsafe_b64encode(b"\x1f" + NOWHERE.hash).decode().rstrip("=")
+    assert client.get(f"/s5/debug/storage_locations/{multihash}").json() == {"locations": []}
+    assert client.get("/s5/download/nonsense").status_code == 500
+    assert client.delete(f"/s5/delete/{old(NOWHERE)}").status_code == 404
+
+
+def test_ranges_are_those_of_a_node(client: httpx.Client) -> None:
+    large, small = old(upload(client, LARGE)), old(upload(client, SMALL))
+    size = len(LARGE)
+
+    def asked(cid: str, wanted: str) -> httpx.Response:
+        return client.get(f"/{cid}", headers={"Range": wanted})
+
+    answer = asked(large, "bytes=10-19")
+    assert (answer.status_code, answer.content) == (206, LARGE[10:20])
+    assert answer.headers["content-range"] == f"bytes 10-19/{size}"
+    assert asked(large, f"bytes={size - 3}-").content == LARGE[-3:]
+    for bad in ("bytes=5", "bytes=-5", f"bytes={size}-", "lines=1-2", "bytes=0-1,4-5"):
+        assert asked(large, bad).status_code == 416
+    # Past the end, and for small blobs, all of it.
+    assert (asked(large, f"bytes=0-{size}").status_code, asked(small, "bytes=1-2").content) == (200, SMALL)
+    assert client.get(f"/s5/download/{large}", headers={"Range": "bytes=0-1"}).content == LARGE
+
+
+def test_an_upload_that_is_too_large_is_refused(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UPLOAD_BYTES_MAX", 100)
+    for sent in ({"content": bytes(101)}, {"content": bytes(5_000)}, {"files": {"file": ("file", bytes(101))}}):
+        assert client.post("/s5/upload", **sent).status_code == 500  # type: ignore[arg-type]
+    assert client.post("/s5/upload", content=bytes(100)).status_code == 200
+
+
+def test_the_registry_takes_higher_revisions_only(client: httpx.Client) -> None:
+    empty = client.get("/s5/registry", params={"pk": PK})
+    assert (empty.status_code, empty.content) == (404, b"")
+    assert client.post("/s5/registry", json=entry(3).to_portal_json()).status_code == 204
+    assert client.get("/s5/registry", params={"pk": PK}).json() == entry(3).to_portal_json()
+    forged = {**entry(5).to_portal_json(), "revision": 6}
+    for refused in (entry(3).to_portal_json(), entry(2).to_portal_json(), forged, {}, []):
+        assert client.post("/s5/registry", json=refused).status_code == 500
+    assert client.post("/s5/registry", content=b"{").status_code == 500
+    too_low = client.post("/s5/registry", json=entry(3).to_portal_json())
+    assert "Revision number too low" in too_low.text
+    assert client.get("/s5/registry", params={"pk": "AAAA"}).status_code == 500
+
+
+def test_who_it_is(client: httpx.Client) -> None:
+    assert list(client.get("/s5/version").json()) == ["node"]
+    assert client.get("/").status_code == 200
+    assert client.get("/s5/account/register", params={"pubKey": PK}).status_code == 404
+    # No page of another origin may use a portal on this machine.
+    answer = client.get("/s5/version", headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_token_is_taken_from_header_cookie_or_query(tmp_path: Path) -> None:
+    with serving(tmp_path, token="sesame") as address, httpx.Client(base_url=address) as client:
+        denied = client.post("/s5/upload", content=SMALL)
+        assert denied.status_code == 401
+        assert list(denied.json()) == ["error"]
+        for given in (
+            {"headers": {"Authorization": "Bearer sesame"}},
+            {"headers": {"Cookie": "s5-auth-token=sesame"}},
+            {"params": {"auth_token": "sesame"}},
+        ):
+            assert client.post("/s5/upload", content=SMALL, **given).status_code == 200  # type: ignore[arg-type]
+        # Reading by redirect and pointers are open to all; the rest is not.
+        assert client.get(f"/s5/blob/{old(BlobId.of(SMALL))}").status_code == 307
+        assert client.get("/s5/registry", params={"pk": PK}).status_code == 404
+        for path in (f"/s5/download/{old(BlobId.of(SMALL))}", f"/{old(BlobId.of(SMALL))}", "/s5/fs/home/x"):
+            assert client.get(path).status_code == 401
+
+
+def test_a_gateways_path_leads_nowhere_else(client: httpx.Client, tmp_path: Path) -> None:
+    with serving(tmp_path / "served") as address:
+        for path in ("home/%2e%2e/%2e%2e/x", "%2e%2e%2f%2e%2e%2fx", "%2fx", "home/a%2Fb", "home/%00", "home/%ff"):
+            assert httpx.put(f"{address}/s5/fs/{path}", content=b"x").status_code in (200, 404, 405)
+    assert [place.name for place in tmp_path.iterdir()] == ["served"]
+    assert {place.name for place in (tmp_path / "served").iterdir()} == {"blobs", "gateway", "tmp"}
+    assert client.put(f"/s5/fs/home/{'x' * 300}", content=b"x").status_code == 500
+    # What is put is a blob like others.
+    client.put("/s5/fs/home/blob", content=b"from the gateway")
+    assert client.get(f"/s5/download/{old(BlobId.of(b'from the gateway'))}").content == b"from the gateway"
