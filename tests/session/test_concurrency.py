@@ -260,7 +260,7 @@ async def test_a_scan_of_rows_that_a_load_replaced_says_so() -> None:
         async with aclosing(session.scan()) as scan:
             await anext(scan)
             await session.load_user_vectors()
-            with pytest.raises(SessionError, match="scan again"):
+            with pytest.raises(SessionError, match="begin again"):
                 async for _ in scan:
                     pass
 

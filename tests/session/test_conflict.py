@@ -197,10 +197,10 @@ class Faulty:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch, uri: str) -> Faulty:
     store = Faulty(open_store(uri))
-    monkeypatch.setattr(storage, "open_store", lambda _: store)
+    monkeypatch.setattr(storage, "open_store", lambda _, **__: store)
     import fabstir_vectordb.session as session_module
 
-    monkeypatch.setattr(session_module, "open_store", lambda _: store)
+    monkeypatch.setattr(session_module, "open_store", lambda _, **__: store)
     return store
 
 

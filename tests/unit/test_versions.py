@@ -63,6 +63,7 @@ class Texts:
     ef_construction: int = 200
     native: NativeIndex | None = None
     last_change_us: int = 7
+    schema: None = None
     asked: list[int] = field(default_factory=list)
 
     def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]:
