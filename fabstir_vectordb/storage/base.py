@@ -44,8 +44,9 @@ IO_THREADS: Final = 8
 class Store(Protocol):
     """Blobs by hash, pointers by public key; usable from asyncio and trio, and from several event loops.
 
-    Every call may raise StorageError where the medium fails. Cancellation: a call that has started ends
-    before its cancellation is delivered, so nothing is left half done.
+    Every call may raise StorageError where the medium fails, and over a network S5Error and
+    OperationTimeoutError. Cancellation: nothing is left half done. A store on this machine ends a call that has
+    started first; over a network a blob or pointer may then be there, whole, or not.
     """
 
     @property

@@ -80,33 +80,33 @@ class _Asked(NamedTuple):
     path: str
     params: Mapping[str, str] | None
     headers: Mapping[str, str]
-    content: bytes
+    content: list[bytes]
     redirects: bool
     body_most: int
     final: Container[int]
 
 
 class _Body(httpx.AsyncByteStream):
-    """A request's body in one piece, without a generator: one that a failed request leaves unfinished troubles trio."""
+    """A request's body, without a generator: one that a failed request leaves unfinished troubles trio."""
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
 
     def __aiter__(self) -> _Pieces:
-        return _Pieces([self._content] if self._content else [])
+        return _Pieces(self._pieces)
 
 
 class _Pieces:
     def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
+        self._pieces = iter(pieces)
 
     def __aiter__(self) -> _Pieces:
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._pieces:
-            raise StopAsyncIteration
-        return self._pieces.pop()
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 class _Line(NamedTuple):
@@ -124,8 +124,8 @@ def base_url_of(uri: str) -> str:
     """
     try:
         parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
+        host, _, _ = parts.hostname, parts.port, httpx.URL(uri)
+    except (ValueError, httpx.InvalidURL):
         raise InvalidConfigError("s5_portal is no valid http address", details={"field": "s5_portal"}) from None
     if not host or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise InvalidConfigError(
@@ -144,6 +144,7 @@ class HttpClient:
 
     Attributes:
         base_url: the server's address.
+        authority: its host, and its port where that is not the usual one.
         token: what is sent to it from now on.
     """
 
@@ -151,7 +152,7 @@ class HttpClient:
         self.base_url = base_url
         self.token = settings.token
         self._settings = settings
-        self._host = urlsplit(base_url).netloc
+        self.authority = httpx.URL(base_url).netloc.decode()
         # Connections belong to an event loop, this object does not.
         self._lines: dict[object, _Line] = {}
 
@@ -196,23 +197,24 @@ class HttpClient:
             IntegrityError: the answer is longer than it may be.
         """
         sent = dict(headers or {})
+        pieces = [] if content is None else [content]
         if file is not None:
-            content, sent["Content-Type"] = _form(file)
+            pieces, sent["Content-Type"] = _form(file)
         if document is not None:
-            content, sent["Content-Type"] = json.dumps(document).encode(), "application/json"
-        if content is not None:
-            sent["Content-Length"] = str(len(content))
+            pieces, sent["Content-Type"] = [json.dumps(document).encode()], "application/json"
+        if pieces:
+            sent["Content-Length"] = str(sum(map(len, pieces)))
         if self.token is not None:
             sent["Authorization"] = f"Bearer {self.token}"
-        asked = _Asked(method, path, params, sent, content or b"", redirects, body_most, final)
+        asked = _Asked(method, path, params, sent, pieces, redirects, body_most, final)
         return await repeated(partial(self._once, asked), self._settings.max_retries)
 
     async def _once(self, asked: _Asked) -> Answer:
-        what = f"{asked.method} {asked.path} of {self._host}"
+        what = f"{asked.method} {asked.path} of {self.authority}"
         line = await self._open()
         # Whoever waits for a turn does not use up the time of the request.
         async with line.requests:
-            limit_s = self._settings.timeout_s + len(asked.content) / _SLOWEST_BYTES_PER_S
+            limit_s = self._settings.timeout_s + sum(map(len, asked.content)) / _SLOWEST_BYTES_PER_S
             try:
                 with anyio.fail_after(limit_s) as limit:
                     return await self._exchange(line.client, asked, what, limit)
@@ -238,7 +240,7 @@ class HttpClient:
     def _elsewhere(self, error: httpx.RequestError) -> str | None:
         """The host that failed, where it is one that this server has redirected to."""
         host = error.request.url.netloc.decode()
-        return None if host == self._host else host
+        return None if host == self.authority else host
 
     async def _exchange(self, client: httpx.AsyncClient, asked: _Asked, what: str, limit: anyio.CancelScope) -> Answer:
         url = self.base_url + asked.path
@@ -304,15 +306,14 @@ def _details(elsewhere: str | None) -> dict[str, Any]:
     return {} if elsewhere is None else {"redirected_to": elsewhere}
 
 
-def _form(file: bytes) -> tuple[bytes, str]:
-    """A multipart form with one file, as S5.js sends it, and its content type (RFC 7578)."""
+def _form(file: bytes) -> tuple[list[bytes], str]:
+    """A multipart form with one file, as S5.js sends it, in pieces, and its content type (RFC 7578)."""
     boundary = secrets.token_hex(16)
     head = (
         f"--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"file\"\r\n"
         "Content-Type: application/octet-stream\r\n\r\n"
     )
-    body = b"".join((head.encode(), file, f"\r\n--{boundary}--\r\n".encode()))
-    return body, f"multipart/form-data; boundary={boundary}"
+    return [head.encode(), file, f"\r\n--{boundary}--\r\n".encode()], f"multipart/form-data; boundary={boundary}"
 
 
 async def _read(response: httpx.Response, most: int, limit: anyio.CancelScope) -> bytes:

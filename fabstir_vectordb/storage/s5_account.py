@@ -11,7 +11,6 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 from fabstir_vectordb.errors import S5Error
 from fabstir_vectordb.s5.keys import ed25519_public_key, ed25519_sign, portal_challenge_response
@@ -44,7 +43,7 @@ async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
         S5Error: the node lets nobody in this way, or answers nonsense.
         VectorDBError: it does not answer.
     """
-    authority = urlsplit(http.base_url).netloc
+    authority = http.authority
     seed = await account_seed(authority)
     outcome = await _prove(http, "login", seed, authority)
     if isinstance(outcome, Answer):

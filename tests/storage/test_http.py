@@ -31,6 +31,7 @@ from fabstir_vectordb.s5.cid import BlobId, blake3_hash
 from fabstir_vectordb.s5.keys import ed25519_public_key
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
 from fabstir_vectordb.storage import open_store
+from fabstir_vectordb.storage.http import HttpClient, HttpSettings, base_url_of
 from fabstir_vectordb.storage.retry import asked_pause
 
 HELLO = BlobId.of(b"hello")
@@ -151,6 +152,19 @@ async def test_a_redirect_to_a_dead_host_is_one_route_less() -> None:
             with pytest.raises(S5Error) as caught:
                 await store.get(HELLO.hash, 5)
     assert caught.value.details["redirected_to"] == elsewhere.removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    ("uri", "authority"),
+    [
+        ("http://LocalHost:80/a/", "localhost"),
+        ("https://h:443", "h"),
+        ("http://h:443", "h:443"),
+        ("http://[::1]:5", "[::1]:5"),
+    ],
+)
+def test_a_server_has_one_name(uri: str, authority: str) -> None:
+    assert HttpClient(base_url_of(uri), HttpSettings()).authority == authority
 
 
 @pytest.mark.anyio

@@ -208,7 +208,16 @@ async def test_an_address_is_asked_once_what_it_is(portal: str) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://", "http:///x", "https://user:secret@host", "http://host?auth_token=secret", "http://host:99999", "http://["],
+    [
+        "http://",
+        "http:///x",
+        "https://user:secret@host",
+        "http://host?auth_token=secret",
+        "http://host:99999",
+        "http://[",
+        "http://\n",
+        "http://a\x00b",
+    ],
 )
 def test_addresses_that_are_none_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(InvalidConfigError) as caught:
