@@ -290,7 +290,7 @@ async def test_bad_arrays_are_refused() -> None:
         ([1, 2], 1, {"threshold": "x"}, "between 0 and 1"),
         ([1, 2], 1, {"ef_search": 0}, "ef_search"),
         ([1, 2], 1, {"ef_search": 100_001}, "ef_search"),
-        ([1, 2], 1, {"nprobe": 3}, "nprobe is not one of"),
+        ([1, 2], 1, {"lists": 3}, "lists is not one of"),
         ([1, 2], 1, {"exact": True, "ef_search": 10}, "leave out exact or ef_search"),
         ([1, 2], 1, {"exact": 1}, "exact must be True or False, got 1"),
         ([1, 2], 1, {"exact": None}, "exact must be True or False, got None"),
