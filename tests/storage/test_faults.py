@@ -221,16 +221,21 @@ def _campaign(root: Path, kind: str, backend: str, seeds: range) -> Faulty:
         before = _handles()
         anyio.run(campaign, backend=backend)
         gc.collect()                         # a connection left open would be a warning, which fails the test
-        for _ in range(200):                 # the server's ends close a little later
-            if _handles() <= before:
-                break
-            threading.Event().wait(0.01)
-        assert _handles() <= before
+        assert _settled(before)
     return faulty
 
 
 def _handles() -> int:
     return len(os.listdir("/proc/self/fd")) if sys.platform.startswith("linux") else 0
+
+
+def _settled(before: int) -> bool:
+    """Whether no more handles are open than before; the server's ends of connections close a little later."""
+    for _ in range(500):
+        if _handles() <= before:
+            return True
+        threading.Event().wait(0.01)
+    return False
 
 
 @pytest.fixture(autouse=True)
@@ -243,6 +248,34 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_fault_loses_a_version(tmp_path: Path, kind: str, backend: str) -> None:
     faulty = _campaign(tmp_path, kind, backend, range(8))
     assert sum(faulty.happened.values()) > 20
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("kind", ["portal+", "gateway+"])
+def test_a_save_or_load_that_is_cancelled_leaves_session_and_store_whole(
+    tmp_path: Path, kind: str, backend: str
+) -> None:
+    async def cancel_often() -> None:
+        async with _session(kind + address, 30.0) as session:
+            await session.add_batch(["first"], [[1.0, 0.0]])
+            await session.save_to_s5()
+            for number in range(12):
+                await session.add_batch([f"{number}"], [[float(number), 1.0]])
+                before = await _content(session)
+                with anyio.move_on_after(0.01 * number):
+                    await session.save_to_s5()
+                if not (await session.get_stats()).dirty:
+                    with anyio.move_on_after(0.005 * number):
+                        await session.load_user_vectors()
+                assert await _content(session) == before
+            await session.save_to_s5()
+            await session.verify()
+
+    with running(create_app(tmp_path)) as address:
+        handles = _handles()
+        anyio.run(cancel_often, backend=backend)
+        gc.collect()
+        assert _settled(handles)
 
 
 @pytest.mark.long
