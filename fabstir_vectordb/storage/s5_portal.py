@@ -111,13 +111,24 @@ class S5PortalStore:
     async def get(self, hash: bytes, size: int | None = None) -> bytes:
         """Return a blob after checking its hash."""
         check_hash(hash)
+        token = self._http.token
+        try:
+            return await self._get(hash, size)
+        except S5Error as error:
+            if error.details.get("status") != 401 or self._account_seed is None:
+                raise
+        await self._sign_in(token)
+        return await self._get(hash, size)
+
+    async def _get(self, hash: bytes, size: int | None) -> bytes:
+        """As `get`, without signing in: the first routes are open to all, and most nodes need no others."""
         blob = BlobId(hash, size or 0)
         damage: IntegrityError | None = None
         failure: VectorDBError | None = None
         for route in self._routes():
             try:
                 # 500 is what a node says to a form of CID that it does not understand.
-                answer = await self._request(
+                answer = await self._http.request(
                     "GET", _ROUTES[route](blob), body_most=_most(size), redirects=True, final=(500,)
                 )
                 if answer.ok:
@@ -135,9 +146,11 @@ class S5PortalStore:
                     failure = _failed("read a blob", answer)
         if damage is not None:
             raise damage
-        # A blob is missing only where the node says so; some say 500 for it. Who takes a trouble of the moment for a
-        # loss may give up what is still there.
-        if failure is None or (failure.details.get("status") == 500 and not await self.has(hash)):
+        # A blob is missing only where the node says so; some say 500 for it, and 401 before they look. Who takes a
+        # trouble of the moment for a loss may give up what is still there.
+        if failure is None or (
+            failure.details.get("status") in (500, *_REFUSED) and await self._is_located(hash) is False
+        ):
             raise missing_blob(hash, size)
         raise failure
 
@@ -147,14 +160,18 @@ class S5PortalStore:
     async def has(self, hash: bytes) -> bool:
         """Return whether the node knows a place of the blob; it is not read."""
         check_hash(hash)
+        return await self._is_located(hash) is True
+
+    async def _is_located(self, hash: bytes) -> bool | None:
+        """Whether the node knows a place of the blob; None where it does not answer such questions."""
         multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
-        answer = await self._request("GET", f"/s5/debug/storage_locations/{multihash}")
+        answer = await self._http.request("GET", f"/s5/debug/storage_locations/{multihash}")
         document = answer.json() if answer.ok else None
         if isinstance(document, dict) and isinstance(document.get("locations"), list):
             return bool(document["locations"])
-        if answer.status != 404:
+        if answer.status not in (404, *_REFUSED):
             raise _failed("look for a blob", answer)
-        return False
+        return None
 
     async def delete(self, hash: bytes) -> bool:
         """Ask the node to forget a blob, which few allow; return whether it did."""
@@ -223,10 +240,15 @@ class S5PortalStore:
         answer = await self._http.request(method, path, **settings)
         if answer.status != 401 or self._account_seed is None:
             return answer
-        async with self._signing_in:
-            if self._http.token == token:    # else another task was here first
-                self._http.token = await sign_in(self._http, self._account_seed)
+        await self._sign_in(token)
         return await self._http.request(method, path, **settings)
+
+    async def _sign_in(self, refused: str | None) -> None:
+        """Gets another token than the one that was refused."""
+        assert self._account_seed is not None
+        async with self._signing_in:
+            if self._http.token == refused:      # else another task was here first
+                self._http.token = await sign_in(self._http, self._account_seed)
 
     async def aclose(self) -> None:
         """Close the connections."""

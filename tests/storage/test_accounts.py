@@ -16,7 +16,7 @@ from serving import Recorder, running, serving
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from fabstir_vectordb import S5Error, VectorDBSession
+from fabstir_vectordb import NotFoundError, S5Error, VectorDBSession
 from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, Accounts
 from fabstir_vectordb.s5.cid import BlobId, blake3_hash
 from fabstir_vectordb.s5.keys import Identity, ed25519_public_key, ed25519_sign, portal_challenge_response
@@ -60,6 +60,36 @@ async def test_a_session_signs_in_with_nothing_but_its_phrase(tmp_path: Path) ->
             assert await session.count() == 1
     # One account for each address that this portal was reached at.
     assert 1 <= len(list((tmp_path / "accounts").iterdir())) <= 3
+
+
+async def test_reading_makes_no_account(tmp_path: Path) -> None:
+    with serving(tmp_path, accounts=True) as address:
+        async with aclosing(open_store(address, account_seed=account())) as owner:
+            blob = await owner.put(b"x")
+        async with aclosing(open_store(address, account_seed=account(b"b" * 32))) as reader:
+            assert await reader.get(blob.hash, 1) == b"x"
+            assert await reader.has(blob.hash)
+            for absent in (BlobId.of(b"absent"), BlobId.of(b"gone")):
+                with pytest.raises(NotFoundError):
+                    await reader.get(absent.hash, absent.size)
+            assert await reader.get_pointer(KEY) is None
+        assert len(list((tmp_path / "accounts").iterdir())) == 1
+
+
+async def test_a_node_that_shows_blobs_to_members_only_is_signed_in_to() -> None:
+    def answer(request: Request) -> Response:
+        if "account" in request.url.path:
+            return JSONResponse({"challenge": "B" * 43, "authToken": "S5A"})
+        if "download" not in request.url.path:
+            return Response(status_code=404)
+        return Response(b"x") if "authorization" in request.headers else Response(status_code=401)
+
+    with running(Recorder(answer)) as address:
+        async with aclosing(open_store(f"portal+{address}", account_seed=account())) as store:
+            assert await store.get(BlobId.of(b"x").hash, 1) == b"x"
+        async with aclosing(open_store(f"portal+{address}")) as store:
+            with pytest.raises(S5Error, match="portal_token"):
+                await store.get(BlobId.of(b"x").hash, 1)
 
 
 async def test_to_register_takes_the_invitation(tmp_path: Path) -> None:
