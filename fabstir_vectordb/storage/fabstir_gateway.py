@@ -134,8 +134,12 @@ class FabstirGatewayStore:
             stored = await self._stored(entry.public_key)
         if stored == entry:
             return
-        if failure is not None and (stored is None or stored.revision < entry.revision):
-            raise failure
+        if stored is None or stored.revision < entry.revision:
+            raise failure or StorageError(
+                "The gateway took a pointer and does not give it back",
+                details={"public_key": entry.public_key.hex(), "revision": entry.revision},
+                retryable=True,
+            )
         raise ConflictError(
             "Another writer moved the pointer at the same moment",
             details={

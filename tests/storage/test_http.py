@@ -230,6 +230,11 @@ async def test_a_gateway_that_stores_nothing_is_an_error() -> None:
         async with aclosing(open_store(f"gateway+{address}", max_retries=0)) as store:
             with pytest.raises(StorageError, match="507"):
                 await store.set_pointer(ENTRY)
+    forgetful = Recorder(lambda request: JSONResponse({"success": True}, 200 if request.method == "PUT" else 404))
+    with running(forgetful) as address:
+        async with aclosing(open_store(f"gateway+{address}", max_retries=0)) as store:
+            with pytest.raises(StorageError, match="does not give it back"):
+                await store.set_pointer(ENTRY)
 
 
 @pytest.mark.anyio
