@@ -180,6 +180,7 @@ class _Record(NamedTuple):
     vector: list[float] | None
     metadata: Any
     timestamp: float | None
+    expires_at: float | None
 
 
 def _records(path: Path) -> Iterator[_Record]:
@@ -201,10 +202,10 @@ def _records(path: Path) -> Iterator[_Record]:
             vector = record.pop("vector", None)
             if vector is not None and not _is_vector(vector):
                 raise InvalidInputError(f'{path} line {number}: "vector" must be a list of numbers')
-            id, timestamp = record.pop("id"), record.pop("timestamp", None)
+            id, times = record.pop("id"), (record.pop("timestamp", None), record.pop("expires_at", None))
             # A file of `export` keeps metadata under its own key; other files have the fields beside the id.
             metadata = record["metadata"] if record.keys() == {"metadata"} else record or None
-            yield _Record(id, vector, metadata, timestamp)
+            yield _Record(id, vector, metadata, *times)
 
 
 def _is_vector(value: Any) -> bool:
@@ -282,11 +283,13 @@ def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: 
         with tqdm(desc="add", unit="row", leave=False, disable=None, file=sys.stderr) as added:
             for batch in _batches(rows, vectors):
                 times = [record.timestamp for record in batch.rows]
+                expiries = [record.expires_at for record in batch.rows]
                 done = session.add_batch(
                     [record.id for record in batch.rows],
                     batch.vectors,
                     [record.metadata for record in batch.rows],
                     times if any(time is not None for time in times) else None,
+                    expires_at=expiries if any(time is not None for time in expiries) else None,
                     on_conflict=on_conflict,
                 )
                 counts = (done.added, done.replaced, done.skipped)
@@ -316,6 +319,8 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
                     "timestamp": row.timestamp,
                     "metadata": row.metadata,
                 }
+                if row.expires_at is not None:
+                    record["expires_at"] = row.expires_at
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 count += 1
     click.echo(f"exported {count} rows to {target}")

@@ -53,15 +53,18 @@ from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
     IndexStateError,
+    IntegrityError,
     InvalidInputError,
     MemoryBudgetExceededError,
     NotFoundError,
 )
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
 from fabstir_vectordb.metadata.columns import Column, Columns
+from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, slots_of
-from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.persist.versions import now_us
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -100,6 +103,8 @@ _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 #: Offset and size of a row's metadata, with the arena's room for growth.
 _TABLE_BYTES_PER_ROW: Final = 14
+#: The time when a row expires, in a draft.
+_EXPIRY_BYTES_PER_ROW: Final = 8
 #: Slot and distance of a row that is streamed, twice while they are brought in order, and that order.
 _STREAM_BYTES_PER_ROW: Final = 32
 #: Pairs of k and recall target that are remembered: a program uses a few.
@@ -153,12 +158,14 @@ class Matches:
     Attributes:
         generation: of the index; they are its rows as long as it has this one.
         rows: slots of the index.
+        hidden: the expired rows that are not among them.
         allow: their bitmap.
         count: how many they are.
     """
 
     generation: int
     rows: int
+    hidden: Hidden
     allow: npt.NDArray[np.uint64]
     count: int
 
@@ -178,6 +185,7 @@ class IndexSettings:
     threads: int = 1
     chunk_size: int | None = None
     budget_bytes: int | None = None
+    now_us: Callable[[], int] = now_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,8 @@ class Batch:
     id_offsets: npt.NDArray[np.uint64]
     vectors: npt.NDArray[np.float32]
     timestamps: npt.NDArray[np.int64]
+    expires: Times | None
+    """When rows expire; None where none of them does."""
     metadata: Sequence[bytes | None] | None
     copied: bool
     """Whether `vectors` is a copy of what the caller gave."""
@@ -202,7 +212,7 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes that the batch holds beside what the caller gave."""
         vectors = self.vectors.nbytes if self.copied else 0
-        arrays = self.id_offsets.nbytes + self.timestamps.nbytes
+        arrays = self.id_offsets.nbytes + self.timestamps.nbytes + (0 if self.expires is None else self.expires.nbytes)
         return vectors + arrays + len(self.id_bytes) + self.metadata_bytes
 
 
@@ -217,6 +227,7 @@ def prepare_batch(
     now_us: Callable[[], int],
     dim: int | None,
     schema: Schema | None = None,
+    expires_at: Any = None,
 ) -> Batch:
     """Checks and converts the arguments of an add.
 
@@ -228,6 +239,7 @@ def prepare_batch(
         now_us: the clock, read at most once.
         dim: the index's dimension, None while it has none.
         schema: what metadata must look like, if anything.
+        expires_at: as `timestamps`, None for never.
 
     Raises:
         InvalidInputError: details has ``row`` where one row is at fault.
@@ -239,7 +251,7 @@ def prepare_batch(
     if not isinstance(ids, Iterable):
         raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
     ids = ids if isinstance(ids, (list, tuple)) else list(ids)
-    _check_lengths(n, ids, metadata, timestamps)
+    _check_lengths(n, ids=ids, metadata=metadata, timestamps=timestamps, expires_at=expires_at)
     for row, text in enumerate(ids):
         if not isinstance(text, str):
             raise InvalidInputError(
@@ -251,7 +263,8 @@ def prepare_batch(
         id_bytes=id_bytes,
         id_offsets=offsets,
         vectors=matrix,
-        timestamps=_timestamps(timestamps, n, now_us),
+        timestamps=_timestamps(timestamps, n, now_us, "timestamp"),
+        expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at"),
         metadata=_encoded(metadata, ids, schema),
         copied=matrix is not vectors,
     )
@@ -350,8 +363,8 @@ def _matrix(vectors: Any, dim: int | None) -> npt.NDArray[np.float32]:
     return matrix
 
 
-def _check_lengths(n: int, ids: Sequence[str], metadata: Sequence[Any] | None, timestamps: Any) -> None:
-    for name, values in (("ids", ids), ("metadata", metadata), ("timestamps", timestamps)):
+def _check_lengths(n: int, **arguments: Any) -> None:
+    for name, values in arguments.items():
         if values is None:
             continue
         # A dict is one row's metadata, and would pass for a sequence of its keys.
@@ -368,33 +381,33 @@ def _check_lengths(n: int, ids: Sequence[str], metadata: Sequence[Any] | None, t
             )
 
 
-def _timestamps(values: Any, n: int, now_us: Callable[[], int]) -> npt.NDArray[np.int64]:
+def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -> npt.NDArray[np.int64]:
     if values is None:
-        return np.full(n, now_us(), dtype=np.int64) if n else np.empty(0, dtype=np.int64)
+        return np.full(n, missing_us(), dtype=np.int64) if n else np.empty(0, dtype=np.int64)
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
         scaled = np.rint(values.astype(np.float64) * 1e6) if values.dtype.kind == "f" else None
         if scaled is not None and not (np.abs(scaled) < 2.0**63).all():
             row = int(np.flatnonzero(~(np.abs(scaled) < 2.0**63))[0])
-            raise _bad_time(row, values[row])
+            raise _bad_time(what, row, values[row])
         if scaled is not None:
             return scaled.astype(np.int64)
         values = values.tolist()
     out = np.empty(n, dtype=np.int64)
-    now: int | None = None
+    missing: int | None = None
     for row, value in enumerate(values):
         if value is None:
-            now = now_us() if now is None else now
-            out[row] = now
+            missing = missing_us() if missing is None else missing
+            out[row] = missing
         else:
-            out[row] = _microseconds(row, value)
+            out[row] = _microseconds(what, row, value)
     return out
 
 
-def _microseconds(row: int, value: Any) -> int:
+def _microseconds(what: str, row: int, value: Any) -> int:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise InvalidInputError(
-                f"the timestamp of row {row} has no time zone: use an aware datetime", details={"row": row}
+                f"the {what} of row {row} has no time zone: use an aware datetime", details={"row": row}
             )
         # Through integers: a float would lose microseconds.
         since = value - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -402,18 +415,18 @@ def _microseconds(row: int, value: Any) -> int:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _bad_time(row, value)
+        raise _bad_time(what, row, value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise _bad_time(row, value)
+        raise _bad_time(what, row, value)
     microseconds = value * 1_000_000 if isinstance(value, int) else round(value * 1e6)
     if not _INT64_MIN <= microseconds <= _INT64_MAX:
-        raise _bad_time(row, value)
+        raise _bad_time(what, row, value)
     return microseconds
 
 
-def _bad_time(row: int, value: Any) -> InvalidInputError:
+def _bad_time(what: str, row: int, value: Any) -> InvalidInputError:
     return InvalidInputError(
-        f"the timestamp of row {row} must be seconds since 1970 or an aware datetime, got {value!r}",
+        f"the {what} of row {row} must be seconds since 1970 or an aware datetime, got {value!r}",
         details={"row": row},
     )
 
@@ -576,6 +589,7 @@ class Index:
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
+        self._expiries = Expiries()
         self._columns = Columns()
         self._matches: dict[str, Matches] = {}
         self._matches_bytes = 0
@@ -603,15 +617,25 @@ class Index:
         rows_per_page: int,
         pages: Sequence[tuple[int, bytes]],
         schema: Schema | None = None,
+        expiry_pages: Sequence[tuple[int, bytes]] = (),
     ) -> Index:
         """An index from a loaded version.
 
         Raises:
-            IntegrityError: a metadata page breaks a rule.
+            IntegrityError: a page of metadata or of expiries breaks a rule.
         """
         self = cls(settings)
         for number, page in pages:
             self._arena.restore_page(number, rows_per_page, page, rows)
+        if expiry_pages:
+            draft = self._expiries.draft(rows)
+            for number, page in expiry_pages:
+                slots, times = parse_expiry_page(number, rows_per_page, page, rows)
+                draft[slots] = times
+            live = np.empty(0, dtype=np.uint32) if native is None else native.live_slots(0, rows)
+            if np.count_nonzero(draft[live] != NEVER_US) != np.count_nonzero(draft != NEVER_US):
+                raise IntegrityError("a row that was deleted is said to expire")
+            self._expiries = Expiries(draft)
         self.native = native
         self.last_change_us, self.schema = last_change_us, schema
         self.counts = self._native_stats()
@@ -650,6 +674,10 @@ class Index:
         """The metadata pages of a save, by number."""
         return self._arena.pages(self.counts.rows, rows_per_part)
 
+    def expiry_parts(self, rows_per_part: int) -> list[tuple[int, bytes]]:
+        """The pages of a save that say when rows expire, by number."""
+        return self._expiries.pages(rows_per_part)
+
     def parts(self, rows_per_part: int) -> list[PartInfo]:
         """The native parts of a save."""
         return [] if self.native is None else self.native.parts(rows_per_part)
@@ -687,6 +715,7 @@ class Index:
             with self._write:
                 self._generation += 1
                 try:
+                    self._bury_expired()
                     yield
                 finally:
                     self.counts = self._native_stats()
@@ -728,7 +757,7 @@ class Index:
             native, self.native = self.native, None
             if native is not None:
                 native.close()
-            self._arena, self.counts = MetadataArena(), _NO_STATS
+            self._arena, self._expiries, self.counts = MetadataArena(), Expiries(), _NO_STATS
             self._forget_columns()
 
     # ---- changes
@@ -756,6 +785,7 @@ class Index:
                 )
             self._check_add_fits(dim, batch)
             staged = None if batch.metadata is None else self._arena.stage(batch.metadata, self.counts.rows + n)
+            draft = self._draft(self.counts.rows + n, batch.expires is not None)
             native = self.native
             try:
                 # The dimension is fixed only by an add that succeeds.
@@ -772,7 +802,7 @@ class Index:
                     raise _named(error, batch) from None
                 raise
             self.native = native
-            return self._added(batch, staged, slots, replaced)
+            return self._added(batch, staged, draft, slots, replaced)
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -804,6 +834,8 @@ class Index:
         metadata_bytes = batch.metadata_bytes
         if metadata_bytes:
             metadata_bytes += _TABLE_BYTES_PER_ROW * (counts.rows + n)
+        if batch.expires is not None or not self._expiries.is_empty:
+            metadata_bytes += _EXPIRY_BYTES_PER_ROW * (counts.rows + n)
         self._check_fits(f"adding {n} rows", index_bytes + metadata_bytes + batch.nbytes)
 
     @property
@@ -822,7 +854,7 @@ class Index:
             self._forget_columns()         # they can be made again
         if self._is_over(beside_metadata):
             assert self.budget_bytes is not None
-            needed = self._arena.nbytes + beside_metadata
+            needed = self.metadata_bytes + beside_metadata
             raise MemoryBudgetExceededError(
                 f"{what} needs {needed / 1e6:.1f} MB in all, the budget is "
                 f"{self.budget_bytes / 1e6:.1f} MB: raise memory_budget_mb, or use memory='compact'",
@@ -830,18 +862,22 @@ class Index:
             )
 
     def _is_over(self, beside_metadata: int) -> bool:
-        return self.budget_bytes is not None and self._arena.nbytes + beside_metadata > self.budget_bytes
+        return self.budget_bytes is not None and self.metadata_bytes + beside_metadata > self.budget_bytes
 
     def _added(
         self,
         batch: Batch,
         staged: Staged | None,
+        draft: Times | None,
         slots: npt.NDArray[np.uint32],
         replaced: npt.NDArray[np.uint32],
     ) -> AddResult:
         kept = slots != NO_SLOT
         added, gone = int(kept.sum()), replaced[replaced != NO_SLOT]
         self._arena.drop(gone)
+        if draft is not None and batch.expires is not None:
+            draft[slots[kept]] = batch.expires[kept]
+        self._expire_never(draft, gone)
         if staged is not None:
             self._arena.commit(staged, slots[kept], np.flatnonzero(kept))
         self._rows_since += added
@@ -849,6 +885,52 @@ class Index:
             self.changes += 1
             self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
         return AddResult(added - len(gone), len(gone), len(batch.ids) - added)
+
+    # ---- rows that expire
+
+    def _draft(self, rows: int, some_will_expire: bool = False) -> Times | None:
+        """The times of as many rows for a change to fill in; None where no row expires."""
+        return None if self._expiries.is_empty and not some_will_expire else self._expiries.draft(rows)
+
+    def _expire_never(self, draft: Times | None, gone: npt.NDArray[np.uint32]) -> None:
+        """Ends a change of rows: those that are gone do not expire any more, the others do as the draft says."""
+        if draft is not None:
+            draft[gone] = NEVER_US
+            self._expiries = Expiries(draft)
+
+    def _hidden(self) -> Hidden:
+        """The rows that have expired by now; the clock is only read where there are any that may."""
+        expiries = self._expiries
+        return NOTHING if expiries.is_empty else expiries.hidden(self.settings.now_us())
+
+    def _visible(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Those of live slots that have not expired."""
+        hidden = self._hidden().slots
+        return slots[~np.isin(slots, hidden)] if len(hidden) else slots
+
+    def _bury_expired(self) -> None:
+        """Makes tombstones of rows that have expired: what a change begins with, so that it meets no hidden row."""
+        slots = self._hidden().slots
+        if self.native is None or not len(slots):
+            return
+        draft = self._draft(self.counts.rows)
+        self.native.delete(*pack_ids(self.native.get_ids(slots)), False)
+        self._arena.drop(slots)
+        self._expire_never(draft, slots)
+        self.counts = self._native_stats()
+        self.changes += 1
+
+    @property
+    def hidden_count(self) -> int:
+        """Rows that have expired and are no tombstones yet."""
+        return len(self._hidden().slots)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are neither deleted nor expired."""
+        return self.counts.live - self.hidden_count
+
+    # ---- other changes
 
     def update_metadata(self, id: str, metadata: Any, merge: bool = False) -> None:
         """Replaces a row's metadata, or merges a dict into it.
@@ -907,6 +989,7 @@ class Index:
         """
         id_bytes, offsets = pack_ids(ids)
         with self._changing():
+            draft = self._draft(self.counts.rows)
             if self.native is None:
                 slots = np.full(len(ids), NO_SLOT, dtype=np.uint32)
                 if len(ids) and not missing_ok:
@@ -919,6 +1002,7 @@ class Index:
             deleted = [id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT]
             if deleted:
                 self._arena.drop(slots[slots != NO_SLOT])
+                self._expire_never(draft, slots[slots != NO_SLOT])
                 self.changes += 1
             return DeleteResult(len(deleted), deleted)
 
@@ -934,8 +1018,10 @@ class Index:
             slots = self._match(where).slots()
             ids = self.native.get_ids(slots)
             if len(slots):
+                draft = self._draft(self.counts.rows)
                 self.native.delete(*pack_ids(ids), False)
                 self._arena.drop(slots)
+                self._expire_never(draft, slots)
                 self.changes += 1
             return DeleteResult(len(ids), ids)
 
@@ -948,9 +1034,9 @@ class Index:
                 return VacuumStats(0, 0, 0)
             # Their order is known, so the new arena can be made before the native core changes.
             kept = self.native.vacuum_order()
-            arena = self._arena.compacted(kept)
+            arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
             slot_map = self.native.vacuum(control)
-            self._arena = arena
+            self._arena, self._expiries = arena, expiries
             try:
                 self._columns.renumber(kept)
             except MemoryError:
@@ -1031,7 +1117,7 @@ class Index:
                 counts, native = self.counts, self.native
                 if native is None:
                     return IndexSide("ivf" if historical else "flat", 0, 0, 0, ())
-                slots = native.live_slots(0, counts.live)
+                slots = self._visible(native.live_slots(0, counts.live))
                 words = native.historical()
                 on_lists = (words[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0
                 slots = slots[on_lists if historical else ~on_lists]
@@ -1056,6 +1142,7 @@ class Index:
             else:
                 slots = native.find(*pack_ids(ids))
                 slots = slots[slots != NO_SLOT]
+            slots = self._visible(slots)
             times = native.get_timestamps(slots).tolist()
             return {id: us / 1e6 for id, us in zip(native.get_ids(slots), times, strict=True)}
 
@@ -1152,24 +1239,30 @@ class Index:
 
     def _match(self, where: Filter) -> Matches:
         """The rows that a filter takes; under `_write`."""
-        found = self._matches.get(where.key)
-        if found is not None and found.generation == self._generation:
-            return found
-        counts, rows = self.counts, self.counts.rows
+        known = self._known_matches(where)
+        if known is not None:
+            return known
+        counts, rows, hidden = self.counts, self.counts.rows, self._hidden()
         mask = evaluate(where.node, self._up_to_date(where.paths), rows)
         if self.native is not None and counts.live < rows:
             live = np.zeros(rows, dtype=np.bool_)
             live[self.native.live_slots(0, counts.live)] = True
             mask = mask & live
-        found = Matches(self._generation, rows, bitmap(mask), int(np.count_nonzero(mask)))
+        if len(hidden.slots):
+            mask = mask.copy()                 # it may be a column's own
+            mask[hidden.slots] = False
+        found = Matches(self._generation, rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
         if not self._generation & 1:           # else a change is under way, and this its own question
             self._remember(where.key, found)
         return found
 
     def _remember(self, key: str, found: Matches) -> None:
         size = found.allow.nbytes + len(key)
-        # All that are remembered are of one generation: those of another are of no use.
-        stale = any(matches.generation != found.generation for matches in islice(self._matches.values(), 1))
+        # All that are remembered are of one generation and time: those of another are of no use.
+        stale = any(
+            matches.generation != found.generation or matches.hidden is not found.hidden
+            for matches in islice(self._matches.values(), 1)
+        )
         if stale or self._matches_bytes + size > _MATCHES_BYTES_MAX:
             self._forget_matches()
         self._matches[key] = found
@@ -1218,7 +1311,9 @@ class Index:
 
     def _known_matches(self, where: Filter) -> Matches | None:
         found = self._matches.get(where.key)
-        return found if found is not None and found.generation == self._generation else None
+        if found is None or found.generation != self._generation or found.hidden is not self._hidden():
+            return None
+        return found
 
     def count_known(self, where: Filter) -> int | None:
         """How many rows a filter takes, where that is known without looking at them."""
@@ -1306,7 +1401,9 @@ class Index:
             ef_search, exact, nprobe = self._effort(k, recall_target, nowait, control)
         if where is not None:
             asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
-            results = self._matching(where, lambda matches: self._nearest(self.native, *asked, matches.allow), nowait)
+            results = self._matching(
+                where, lambda matches: self._nearest(self.native, *asked, matches.allow, _FILTERED_PLANS), nowait
+            )
             self.plans_used[results.plan] += 1
             return results
         # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
@@ -1314,7 +1411,7 @@ class Index:
         try:
             inside.append(True)
             generation, native = self._generation, self.native
-            if not generation & 1 and native is not None and inside[0]:
+            if not generation & 1 and native is not None and inside[0] and self._expiries.is_empty:
                 results = self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait)
                 if self._generation == generation:
                     self.plans_used[results.plan] += 1
@@ -1328,7 +1425,7 @@ class Index:
                 self._empty.set()
 
         asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
-        results = self._consistent(lambda: self._nearest(self.native, *asked), nowait)
+        results = self._consistent(lambda: self._nearest(self.native, *asked, self._hidden().allow), nowait)
         self.plans_used[results.plan] += 1
         return results
 
@@ -1344,8 +1441,8 @@ class Index:
         nprobe: int,
         nowait: bool,
         allow: npt.NDArray[np.uint64] | None = None,
+        plans: Mapping[int, Plan] = _PLANS,
     ) -> SearchResults:
-        plans = _PLANS if allow is None else _FILTERED_PLANS
         if native is None:
             return SearchResults([], 0, plans[PLAN_FLAT])
         if len(query) != native.dim:
@@ -1379,7 +1476,7 @@ class Index:
             return self._search_where(queries, k, threshold, include_vectors, ef_search, exact, nprobe, where, control)
         results = self._consistent(
             lambda: self._nearest_of_each(
-                queries, k, threshold, include_vectors, ef_search, exact, nprobe, None, control=control
+                queries, k, threshold, include_vectors, ef_search, exact, nprobe, self._hidden().allow, _PLANS, control
             )
         )
         self._note_plans(results)
@@ -1398,8 +1495,9 @@ class Index:
         control: Control | None = None,
     ) -> list[SearchResults]:
         def read(matches: Matches) -> list[SearchResults]:
+            allowed = matches.allow, _FILTERED_PLANS
             return self._nearest_of_each(
-                queries, k, threshold, include_vectors, ef_search, exact, nprobe, matches.allow, control
+                queries, k, threshold, include_vectors, ef_search, exact, nprobe, *allowed, control
             )
 
         results = self._matching(where, read)
@@ -1416,9 +1514,10 @@ class Index:
         exact: bool,
         nprobe: int,
         allow: npt.NDArray[np.uint64] | None,
-        control: Control | None = None,
+        plans: Mapping[int, Plan],
+        control: Control | None,
     ) -> list[SearchResults]:
-        native, plans = self.native, _PLANS if allow is None else _FILTERED_PLANS
+        native = self.native
         if native is None or not len(queries):
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
         _check_query_dim(queries.shape[1], native.dim)
@@ -1473,7 +1572,7 @@ class Index:
             if native is None:
                 return [None] * len(ids)
             slots = native.find(id_bytes, offsets)
-            live = slots != NO_SLOT
+            live = (slots != NO_SLOT) & ~np.isin(slots, self._hidden().slots)
             found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
             rows = iter(self._rows(native, slots[live], found))
             return [next(rows) if is_live else None for is_live in live]
@@ -1510,6 +1609,8 @@ class Index:
         self, native: NativeIndex, cursor: Cursor, most: int, where: Filter | None
     ) -> npt.NDArray[np.uint32]:
         """The slots of a page; moves the cursor past them."""
+        if where is None and len(self._hidden().slots):
+            where = EVERYTHING                 # it knows what is hidden
         if cursor.slots is not None:
             taken = native.live_slots(0, self.counts.live) if where is None else self._match(where).slots()
             places = np.flatnonzero(np.isin(cursor.slots[cursor.next : cursor.end], taken))[:most] + cursor.next
@@ -1599,7 +1700,7 @@ class Index:
                 native, hits = self.native, SearchResults([], 0, "flat")
                 while native is not None and cursor.slots is not None and cursor.next < cursor.end and not hits:
                     slots = cursor.slots[cursor.next : cursor.next + most]
-                    allow = bitmap_of(slots, self.counts.rows)
+                    allow = bitmap_of(self._visible(slots), self.counts.rows)
                     found = native.search(query[np.newaxis], len(slots), exact=True, allow=allow)
                     n = int(found.counts[0])
                     nearest = found.slots[0, :n].tolist(), found.distances[0, :n].tolist(), found.ids[0]
@@ -1612,11 +1713,12 @@ class Index:
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         vectors, times = native.get_vectors(slots), native.get_timestamps(slots)
+        expires = self._expiries.of(slots)
         rows = []
         for position, (id, slot) in enumerate(zip(ids, slots.tolist(), strict=True)):
             raw = self._arena.get(slot)
             value = None if raw is None else decode_metadata(raw)
-            rows.append(Row(id, vectors[position], value, int(times[position]) / 1e6))
+            rows.append(Row(id, vectors[position], value, int(times[position]) / 1e6, expires[position]))
         return rows
 
     def stats(self) -> NativeStats:
@@ -1640,8 +1742,8 @@ class Index:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes of metadata held."""
-        return self._arena.nbytes
+        """Bytes of metadata held, and of when rows expire."""
+        return self._arena.nbytes + self._expiries.nbytes
 
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:

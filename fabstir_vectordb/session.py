@@ -44,9 +44,11 @@ from fabstir_vectordb.index import (
 )
 from fabstir_vectordb.maintenance import STEP_ROWS, cutoff_us
 from fabstir_vectordb.metadata.arena import parse_page
+from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
+from fabstir_vectordb.persist.manifest import DOCUMENTS, EXPIRIES
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import save_version
@@ -151,6 +153,7 @@ class VectorDBSession:
         self._lineage = Lineage()
         self._budget_bytes = config.budget_bytes
         self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
+        self._now_us = partial(_clock_us, config.clock)
         self._index = self._new_index()
         self._saved_changes = 0
         self._last_cid: str | None = None
@@ -262,13 +265,12 @@ class VectorDBSession:
 
         def add(index: Index, control: Control) -> AddResult:
             rows = [_as_input(row, item) for row, item in enumerate(items)]
-            metadata = [row.metadata for row in rows]
-            times = [row.timestamp for row in rows]
             return self._add(
                 [row.id for row in rows],
                 [row.vector for row in rows],
-                metadata if any(value is not None for value in metadata) else None,
-                times if any(value is not None for value in times) else None,
+                _none_or([row.metadata for row in rows]),
+                _none_or([row.timestamp for row in rows]),
+                _none_or([row.expires_at for row in rows]),
                 on_conflict,
                 index,
                 control,
@@ -283,6 +285,7 @@ class VectorDBSession:
         metadata: Sequence[Any] | None = None,
         timestamps: Any = None,
         *,
+        expires_at: Any = None,
         on_conflict: str = "error",
     ) -> AddResult:
         """Adds the rows of an array: all or nothing, without a Python object per row.
@@ -292,6 +295,8 @@ class VectorDBSession:
             vectors: (n, dim) numbers; float32, C-contiguous arrays are taken as they are.
             metadata: n JSON-shaped values, or None.
             timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
+            expires_at: when each row is gone from all answers, as `timestamps`; None, also of one row, for never. The
+                first change of rows behind that moment deletes it.
             on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
 
         Returns:
@@ -300,7 +305,7 @@ class VectorDBSession:
         Raises:
             InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
         """
-        return await self._change(partial(self._add, ids, vectors, metadata, timestamps, on_conflict))
+        return await self._change(partial(self._add, ids, vectors, metadata, timestamps, expires_at, on_conflict))
 
     def _add(
         self,
@@ -308,11 +313,12 @@ class VectorDBSession:
         vectors: Any,
         metadata: Sequence[Any] | None,
         timestamps: Any,
+        expires_at: Any,
         on_conflict: str,
         index: Index,
         control: Control,
     ) -> AddResult:
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim, index.schema)
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim, index.schema, expires_at)
         result = index.add(batch, on_conflict, control)
         if len(batch.ids) >= _SETTLE_ROWS:
             del batch
@@ -582,7 +588,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         if filter is None:
-            return self.live_index().counts.live
+            return self.live_index().live_count
         where = parse_filter(filter)
         return await self._read(lambda index: index.count_where(where))
 
@@ -747,6 +753,7 @@ class VectorDBSession:
             ef_construction=loaded.ef_construction,
             threads=self._config.native_threads,
             chunk_size=loaded.chunk_size,
+            now_us=self._now_us,
         )
         try:
             return await self._in_thread(
@@ -758,6 +765,7 @@ class VectorDBSession:
                 loaded.document_rows,
                 loaded.pages,
                 loaded.schema,
+                loaded.expiry_pages,
             )
         except BaseException:
             if loaded.native is not None:
@@ -874,7 +882,7 @@ class VectorDBSession:
                 self._lineage,
                 self._persist_settings(),
                 cid,
-                check_page=parse_page,
+                check_pages={DOCUMENTS: parse_page, EXPIRIES: parse_expiry_page},
                 progress=progress,
             )
 
@@ -1066,12 +1074,12 @@ class VectorDBSession:
         kinds["metadata"] = index.metadata_bytes
         kinds["columns"] = index.column_bytes
         return SessionStats(
-            vector_count=native.live,
+            vector_count=native.live - index.hidden_count,
             memory_usage_mb=sum(kinds.values()) / 1e6,
             index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
             hnsw_vector_count=native.live - native.historical if native.graph_rows else 0,
             ivf_vector_count=native.historical,
-            deleted_count=native.rows - native.live,
+            deleted_count=native.rows - native.live + index.hidden_count,
             memory_bytes=kinds,
             plans=dict(index.plans_used),
             recall_calibration=index.recall_calibration,
@@ -1092,19 +1100,9 @@ class VectorDBSession:
                 threads=config.native_threads,
                 chunk_size=config.chunk_size,
                 budget_bytes=self._budget_bytes,
+                now_us=self._now_us,
             )
         )
-
-    def _now_us(self) -> int:
-        if self._config.clock is None:
-            return time.time_ns() // 1000
-        now = self._config.clock()
-        try:
-            return round(now * 1e6)
-        except (TypeError, ValueError, OverflowError):
-            raise InvalidConfigError(
-                f"clock must return seconds since 1970, it returned {now!r}", details={"field": "clock"}
-            ) from None
 
     def _persist_settings(self) -> PersistSettings:
         return PersistSettings(
@@ -1273,6 +1271,22 @@ def next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[
     return page()
 
 
+def _clock_us(clock: Callable[[], float] | None) -> int:
+    """Microseconds since 1970 by a config's clock, or by the system's.
+
+    No method: what an index knows of its session must not keep it alive.
+    """
+    if clock is None:
+        return time.time_ns() // 1000
+    now = clock()
+    try:
+        return round(now * 1e6)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidConfigError(
+            f"clock must return seconds since 1970, it returned {now!r}", details={"field": "clock"}
+        ) from None
+
+
 # ---- Arguments ---------------------------------------------------------------------------------------------
 
 
@@ -1352,6 +1366,11 @@ def _check_load_options(options: LoadOptions) -> None:
     budget = options.memory_budget_mb
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
         raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")
+
+
+def _none_or(values: list[Any]) -> list[Any] | None:
+    """The values, None where all of them are."""
+    return values if any(value is not None for value in values) else None
 
 
 def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:

@@ -175,10 +175,12 @@ class VectorDBSession:
         metadata: Sequence[Any] | None = None,
         timestamps: Any = None,
         *,
+        expires_at: Any = None,
         on_conflict: str = "error",
     ) -> AddResult:
         """Adds the rows of an array: all or nothing."""
-        return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, on_conflict=on_conflict)
+        options = {"expires_at": expires_at, "on_conflict": on_conflict}
+        return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, **options)
 
     def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
         """Replaces a row's metadata, or merges a dict into it."""
@@ -251,7 +253,7 @@ class VectorDBSession:
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes."""
         if filter is None:
-            return self._async.live_index().counts.live
+            return self._async.live_index().live_count
         where = parse_filter(filter)
         return self._async.read_here(lambda index: index.count_where(where))
 

@@ -51,12 +51,14 @@ class VectorInput:
         vector: dim numbers; kept as float32.
         metadata: any JSON-shaped value of at most 1 MiB, or None for none.
         timestamp: seconds since 1970 or an aware datetime; None for now.
+        expires_at: when the row is gone from all answers, as `timestamp`; None for never.
     """
 
     id: str
     vector: Any
     metadata: Any = None
     timestamp: float | datetime | None = None
+    expires_at: float | datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +104,14 @@ class Row:
         vector: dim float32, bit for bit as added.
         metadata: as added, or None.
         timestamp: seconds since 1970.
+        expires_at: when the row is gone, seconds since 1970; None for never.
     """
 
     id: str
     vector: Vector = field(repr=False)
     metadata: Any
     timestamp: float
+    expires_at: float | None = None
 
 
 class SearchResult:
@@ -363,7 +367,7 @@ class SessionStats:
     """Measured state of a session.
 
     Attributes:
-        vector_count: live rows.
+        vector_count: live rows; those that have expired are deleted ones, but still counted where they are found.
         memory_usage_mb: resident memory of the index and its metadata, in 10^6 bytes.
         index_type: ``flat`` while every search scans, ``hnsw`` once there is a graph, ``ivf`` where all rows that are
             not scanned are on lists, ``hybrid`` with both.

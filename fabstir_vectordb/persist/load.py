@@ -9,7 +9,7 @@ session changes here: a load returns a finished native index, or raises and leav
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
@@ -24,6 +24,7 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import (
     DOCUMENTS,
+    EXPIRIES,
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
     Manifest,
@@ -88,6 +89,7 @@ class LoadedVersion:
         native: the loaded native index, or None where `dim` is None; its owner closes it.
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
+        expiry_pages: the same for the pages that say when rows expire.
     """
 
     version: Version
@@ -104,6 +106,7 @@ class LoadedVersion:
     native: NativeIndex | None
     document_rows: int
     pages: list[tuple[int, bytes]] = field(repr=False)
+    expiry_pages: list[tuple[int, bytes]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ async def load_version(
     transfers = _transfers(manifest, settings)
     native = await workers.run(_begin, manifest, settings)
     try:
-        pages: dict[int, bytes] = {}
+        pages: dict[tuple[int, int], bytes] = {}
         meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
@@ -204,7 +207,8 @@ async def load_version(
         schema=manifest.schema,
         native=native,
         document_rows=manifest.document_rows,
-        pages=sorted(pages.items()),
+        pages=_of_kind(DOCUMENTS, pages),
+        expiry_pages=_of_kind(EXPIRIES, pages),
     )
     try:
         await _repair_records(store, identity, settings, lineage, loaded)
@@ -222,7 +226,7 @@ async def verify_version(
     settings: PersistSettings,
     cid: str | None = None,
     *,
-    check_page: Callable[[int, int, bytes], object] | None = None,
+    check_pages: Mapping[int, Callable[[int, int, bytes], object]] | None = None,
     progress: ProgressCallback | None = None,
 ) -> VerifiedVersion:
     """Reads every object of a version and checks all of it, up to building the index.
@@ -233,8 +237,8 @@ async def verify_version(
         lineage: the session's memory; only the revisions seen change.
         settings: index name, encryption, native settings.
         cid: the version, or None for the newest one.
-        check_page: called as ``check_page(number, document_rows, page)`` for every metadata page in a worker
-            thread; raises IntegrityError for a bad one.
+        check_pages: by kind, what is called as ``check(number, document_rows, page)`` for every page of it in a
+            worker thread; raises IntegrityError for a bad one.
         progress: called on the event loop's thread after every part.
 
     Returns:
@@ -262,11 +266,11 @@ async def verify_version(
         meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
         def check(part: StoredPart, blob: bytes) -> None:
-            pages: dict[int, bytes] = {}
+            pages: dict[tuple[int, int], bytes] = {}
             _take_part(part, blob, native, pages)
-            if check_page is not None:
-                for number, page in pages.items():
-                    check_page(number, manifest.document_rows, page)
+            for (kind, number), page in pages.items():
+                if check_pages is not None:
+                    check_pages[kind](number, manifest.document_rows, page)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
             async def fetch() -> None:
@@ -566,7 +570,13 @@ def _open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
     return plain
 
 
-def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[int, bytes]) -> None:
+def _of_kind(kind: int, pages: Mapping[tuple[int, int], bytes]) -> list[tuple[int, bytes]]:
+    return sorted((number, page) for (of, number), page in pages.items() if of == kind)
+
+
+def _take_part(
+    part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[tuple[int, int], bytes]
+) -> None:
     """Opens one fetched part and gives it to the native index, or to `pages`; runs in a worker thread."""
     record = part.record
     try:
@@ -575,8 +585,8 @@ def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages:
         if len(raw) != record.size or blake3_hash(raw) != record.hash:
             raise IntegrityError("its bytes are not those of the manifest")
         kind, number = split_name(record.name)
-        if kind == DOCUMENTS:
-            pages[number] = raw
+        if kind in (DOCUMENTS, EXPIRIES):
+            pages[kind, number] = raw
         elif native is None:
             raise IntegrityError("a version without a dimension has a native part")
         else:
@@ -632,6 +642,8 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
         return PARALLEL_TRANSFERS
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
     needed = sum(size for kind, size in sizes if kind == DOCUMENTS)
+    if any(kind == EXPIRIES for kind, _ in sizes):
+        needed += 8 * manifest.rows            # in memory a time for each row, whether it expires or not
     if manifest.dim:
         needed += estimate_bytes(
             dim=manifest.dim,

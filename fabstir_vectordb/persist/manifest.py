@@ -20,6 +20,7 @@ from fabstir_vectordb.s5 import cbor
 __all__ = [
     "CODECS",
     "DOCUMENTS",
+    "EXPIRIES",
     "FORMAT_VERSION",
     "MANIFEST_BYTES_MAX",
     "MANIFEST_NAME",
@@ -75,9 +76,12 @@ _NATIVE_NAMES: Mapping[int, str] = {
     8: "historical.list",
     9: "historical.head",
 }
-_NATIVE_KINDS = {name: kind for kind, name in _NATIVE_NAMES.items()}
 DOCUMENTS = 0
 """Kind number of metadata pages; the native kinds start at 1."""
+EXPIRIES = -1
+"""Kind number of the pages that say when rows expire."""
+_PAGE_NAMES: Mapping[int, str] = {DOCUMENTS: "documents", EXPIRIES: "expiries"}
+_KINDS = {name: kind for kind, name in (*_NATIVE_NAMES.items(), *_PAGE_NAMES.items())}
 
 _NAME = re.compile(r"([a-z]+(?:\.[a-z]+)?)\.([0-9]{4})")
 
@@ -142,7 +146,7 @@ def part_name(kind: int, number: int) -> str:
     """The file name of a part.
 
     Args:
-        kind: `DOCUMENTS` or an FVDB_PART_* number.
+        kind: `DOCUMENTS`, `EXPIRIES` or an FVDB_PART_* number.
         number: its 0-based number within the kind.
 
     Returns:
@@ -156,8 +160,7 @@ def part_name(kind: int, number: int) -> str:
             f"a version would need part number {number}; the layout ends at 9999",
             details={"number": number, "limit": 9999},
         )
-    prefix = "documents" if kind == DOCUMENTS else _NATIVE_NAMES[kind]
-    return f"{prefix}.{number:04d}"
+    return f"{_PAGE_NAMES.get(kind) or _NATIVE_NAMES[kind]}.{number:04d}"
 
 
 def split_name(name: str) -> tuple[int, int]:
@@ -169,10 +172,8 @@ def split_name(name: str) -> tuple[int, int]:
     match = _NAME.fullmatch(name)
     if match is not None:
         prefix, number = match[1], int(match[2])
-        if prefix == "documents":
-            return DOCUMENTS, number
-        if prefix in _NATIVE_KINDS:
-            return _NATIVE_KINDS[prefix], number
+        if prefix in _KINDS:
+            return _KINDS[prefix], number
     raise IntegrityError(f"manifest: unknown part name {name[:64]!r}", details={"part": name[:64]})
 
 

@@ -21,6 +21,7 @@ import anyio
 from fabstir_vectordb.errors import ConflictError, IntegrityError, NotFoundError, StorageError, VectorDBError
 from fabstir_vectordb.persist.manifest import (
     DOCUMENTS,
+    EXPIRIES,
     MANIFEST_NAME,
     PART_BYTES_MAX,
     PARTS_MAX,
@@ -334,12 +335,13 @@ def _plan_with(index: IndexSnapshot, rows_per_part: int) -> _Plan:
     while document_rows > 1 and max((len(page) for _, page in pages), default=0) > _PAGE_TARGET_BYTES:
         document_rows = (document_rows + 1) // 2
         pages = index.metadata_parts(document_rows)
-    for number, page in pages:
+    for kind, of_kind in ((DOCUMENTS, pages), (EXPIRIES, index.expiry_parts(document_rows))):
+        for number, page in of_kind:
 
-        def read(page: bytes = page) -> bytes:
-            return page
+            def read(page: bytes = page) -> bytes:
+                return page
 
-        jobs.append(_Job(DOCUMENTS, part_name(DOCUMENTS, number), len(page), read))
+            jobs.append(_Job(kind, part_name(kind, number), len(page), read))
     return _Plan(jobs, rows, live, graph_rows, historical, lists, rows_per_part, document_rows, native_bytes)
 
 

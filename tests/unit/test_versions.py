@@ -66,6 +66,9 @@ class Texts:
     schema: None = None
     asked: list[int] = field(default_factory=list)
 
+    def expiry_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]:
+        return []
+
     def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]:
         self.asked.append(rows_per_part)
         return [
