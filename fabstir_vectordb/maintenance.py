@@ -40,9 +40,9 @@ def cutoff_us(now_us: int, window_s: float) -> int:
     return max(_INT64_MIN, now_us - round(window_s * 1e6))
 
 
-def vacuum_is_due(counts: NativeStats) -> bool:
+def vacuum_is_due(counts: NativeStats, expired_count: int) -> bool:
     """Whether a vacuum pays for what it holds up."""
-    idle = counts.rows - counts.live + counts.moved
+    idle = counts.rows - counts.live + expired_count + counts.moved
     return idle >= _VACUUM_ROWS and idle * _VACUUM_SHARE >= counts.rows
 
 
@@ -94,6 +94,7 @@ class Maintainer:
             _, first = await session.migrate_step(first)
         await self._turn()
         await session.train_lists()
-        if vacuum_is_due(session.live_index().counts):
+        index = session.live_index()
+        if vacuum_is_due(index.counts, index.hidden_count):
             await self._turn()
             await session.vacuum()

@@ -6,11 +6,12 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from saving import Objects, rows, session_on
 
-from fabstir_vectordb import ConflictError, InvalidInputError, NotFoundError, VectorDBSession, VectorInput
+from fabstir_vectordb import ConflictError, InvalidInputError, Maintainer, NotFoundError, VectorDBSession, VectorInput
 from fabstir_vectordb.persist.manifest import split_name
 
 pytestmark = pytest.mark.anyio
@@ -172,6 +173,21 @@ async def test_times_take_memory_only_where_rows_expire(clock: Clock) -> None:
         assert (await session.get_stats()).memory_bytes["metadata"] == 0
         await session.add_batch(["x"], rows(1), expires_at=[5_000.0])
         assert (await session.get_stats()).memory_bytes["metadata"] == 8 * 1_001
+
+
+async def test_maintenance_removes_what_has_expired(clock: Clock) -> None:
+    async with await filled(clock) as session:
+        maintainer = Maintainer(session, interval_s=0.01)
+        async with anyio.create_task_group() as group:
+            group.start_soon(maintainer.run)
+            await anyio.sleep(0.05)
+            assert session.live_index().counts.rows == 2_000
+            clock.now = 9_000.0
+            with anyio.fail_after(30):
+                while session.live_index().counts.rows > 200:  # noqa: ASYNC110  # nothing tells
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+        assert await shown(session) == alive(9_000.0)
 
 
 @pytest.mark.parametrize("bad", ["tomorrow", True, float("nan"), datetime(2026, 1, 1), 1e300])
