@@ -44,7 +44,6 @@ from fabstir_vectordb._native.handle import (
     NativeIndex,
     NativeStats,
     NativeTooFew,
-    PartInfo,
     estimate_bytes,
     pack_ids,
 )
@@ -670,17 +669,19 @@ class Index:
         """Rows a part, where fixed."""
         return self.settings.chunk_size
 
-    def metadata_parts(self, rows_per_part: int) -> list[tuple[int, bytes]]:
+    def metadata_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The metadata pages of a save, by number."""
-        return self._arena.pages(self.counts.rows, rows_per_part)
+        return self._arena.pages(self.counts.rows, rows_per_page)
 
-    def expiry_parts(self, rows_per_part: int) -> list[tuple[int, bytes]]:
+    def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages of a save that say when rows expire, by number."""
-        return self._expiries.pages(rows_per_part)
+        return self._expiries.pages(rows_per_page)
 
-    def parts(self, rows_per_part: int) -> list[PartInfo]:
-        """The native parts of a save."""
-        return [] if self.native is None else self.native.parts(rows_per_part)
+    def graph_stored(self) -> None:
+        """Says that the graph, as it is now, is stored: later saves may store the steps from there instead."""
+        with self._write:
+            if self.native is not None:
+                self.native.graph_stored()
 
     # ---- who is inside
     #

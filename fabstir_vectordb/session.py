@@ -672,10 +672,11 @@ class VectorDBSession:
             self._saved_changes = changes
             self._last_cid = str(version.cid)
 
+        index = self._index
         saved = await save_version(
             self._store,
             await self._keys(),
-            self._index,
+            index,
             self._lineage,
             self._persist_settings(),
             on_conflict=on_conflict,
@@ -686,6 +687,9 @@ class VectorDBSession:
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
+        if saved.version.stored_rows == saved.version.rows:
+            # Should this not be reached, the next save stores the graph anew.
+            await self._in_thread(index.graph_stored)
         return str(saved.version.cid)
 
     async def load_user_vectors(

@@ -41,6 +41,7 @@ __all__ = [
     "PLAN_HYBRID",
     "PLAN_LISTS",
     "ROWS_MAX",
+    "STEPS_MAX",
     "THREADS_MAX",
     "Control",
     "NativeBusy",
@@ -71,6 +72,7 @@ LISTS_MAX = int(lib.FVDB_LISTS_MAX)
 M_MIN = int(lib.FVDB_M_MIN)
 M_MAX = int(lib.FVDB_M_MAX)
 ROWS_MAX = int(lib.FVDB_ROWS_MAX)
+STEPS_MAX = int(lib.FVDB_STEPS_MAX)
 THREADS_MAX = int(lib.FVDB_THREADS_MAX)
 NO_SLOT = int(lib.FVDB_NO_SLOT)
 PLAN_FLAT = int(lib.FVDB_PLAN_FLAT)
@@ -428,10 +430,21 @@ class NativeIndex:
         rows: int,
         graph_rows: int,
         rows_per_part: int,
+        rows_per_group: int,
+        stored_rows: int | None = None,
         lists: int = 0,
         hash_seed: int = 0,
     ) -> NativeIndex:
-        """An index that takes `load_part` for each of its parts and then `load_end`, and nothing else before.
+        """An index that takes `load_part` for each of its parts, then `load_end` or `load_lazy`, and nothing else before.
+
+        Args:
+            dim, metric, memory, M, ef_construction, threads, hash_seed: as of a new one.
+            rows: rows, tombstones included.
+            graph_rows: rows in the graph.
+            rows_per_part: rows of a part with vectors.
+            rows_per_group: rows of a part of another kind.
+            stored_rows: rows before the first whose links are in no part; None for all.
+            lists: number of lists.
 
         Raises:
             InvalidInputError: a setting is out of range.
@@ -439,7 +452,18 @@ class NativeIndex:
         """
         out, diag = ffi.new("fvdb_index **"), ffi.new("fvdb_diag *")
         config = _config(dim, metric, memory, M, ef_construction, threads, hash_seed)
-        status = lib.fvdb_load_begin(config, rows, graph_rows, lists, rows_per_part, out, diag)
+        load = ffi.new(
+            "fvdb_load *",
+            {
+                "rows": rows,
+                "graph_rows": graph_rows,
+                "stored_rows": rows if stored_rows is None else stored_rows,
+                "lists": lists,
+                "rows_per_part": rows_per_part,
+                "rows_per_group": rows_per_group,
+            },
+        )
+        status = lib.fvdb_load_begin(config, load, out, diag)
         if status:
             _raise(status, diag)
         self = cls.__new__(cls)
@@ -459,8 +483,12 @@ class NativeIndex:
         if status:
             _raise(status, diag)
 
-    def load_end(self, control: Control | None = None) -> None:
+    def load_end(self, steps: Sequence[int] = (), control: Control | None = None) -> None:
         """Checks the parts against each other and makes the index whole.
+
+        Args:
+            steps: as `graph_steps` gave them.
+            control: stops it.
 
         Raises:
             IntegrityError: a part is missing, or they do not fit together.
@@ -468,9 +496,104 @@ class NativeIndex:
             NativeCancelled: `control` asked for it.
         """
         diag = ffi.new("fvdb_diag *")
-        status = lib.fvdb_load_end(self._index, control.pointer if control else ffi.NULL, diag)
+        ends = ffi.new("uint32_t[]", list(steps))
+        status = lib.fvdb_load_end(self._index, ends, len(steps), control.pointer if control else ffi.NULL, diag)
         if status:
             _raise(status, diag)
+
+    # ---- lazy loads
+
+    def load_lazy(self) -> None:
+        """Ends a load of which only codes, ids, timestamps, tombstones and the graph's head came.
+
+        What there is answers `find`, `get_ids`, `get_timestamps`, `live_slots`, `stats` and the calls of this group, and
+        nothing else; it never changes.
+
+        Raises:
+            IntegrityError: a part is missing, or they do not fit together.
+            IndexStateError: memory could not be had.
+        """
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_load_lazy(self._index, diag)
+        if status:
+            _raise(status, diag)
+
+    def candidates(self, query: Float32Array, k: int, allow: UInt64Array | None = None) -> UInt32Array:
+        """The slots of the k live rows nearest to a query as far as their codes tell, nearest first.
+
+        Raises:
+            InvalidInputError: the query is not finite, or zero under cosine.
+            IndexStateError: memory could not be had.
+        """
+        _expect("query", query, np.float32, (self.dim,))
+        out, count, diag = np.empty(k, dtype=np.uint32), ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_candidates(
+            self._index,
+            _pointer("float[]", query),
+            k,
+            ffi.NULL if allow is None else _bitmap(allow),
+            0 if allow is None else len(allow),
+            _pointer("uint32_t[]", out),
+            count,
+            diag,
+        )
+        if status:
+            _raise(status, diag)
+        return out[: count[0]]
+
+    def check_part(self, raw: bytes) -> None:
+        """Checks a part with vectors before `search_part` or `part_vectors`; safe on untrusted bytes.
+
+        Raises:
+            IntegrityError: it breaks a rule of the format.
+        """
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_part_check(self._index, ffi.from_buffer(raw), len(raw), diag)
+        if status:
+            _raise(status, diag)
+
+    def search_part(
+        self, raw: bytes, query: Float32Array, k: int, allow: UInt64Array | None = None
+    ) -> tuple[UInt32Array, npt.NDArray[np.float64]]:
+        """The k live rows of a checked part nearest to a query: slots and exact distances, nearest first.
+
+        Raises:
+            InvalidInputError: the query is not finite, or zero under cosine.
+            IndexStateError: memory could not be had.
+        """
+        _expect("query", query, np.float32, (self.dim,))
+        slots, distances = np.empty(k, dtype=np.uint32), np.empty(k, dtype=np.float64)
+        count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_part_search(
+            self._index,
+            ffi.from_buffer(raw),
+            len(raw),
+            _pointer("float[]", query),
+            k,
+            ffi.NULL if allow is None else _bitmap(allow),
+            0 if allow is None else len(allow),
+            _pointer("uint32_t[]", slots),
+            _pointer("double[]", distances),
+            count,
+            diag,
+        )
+        if status:
+            _raise(status, diag)
+        return slots[: count[0]], distances[: count[0]]
+
+    def part_vectors(self, raw: bytes, slots: UInt32Array) -> Float32Array:
+        """The exact vectors of slots that a checked part has, (n, dim) float32.
+
+        Raises:
+            NotFoundError: the part does not have a slot.
+        """
+        _expect("slots", slots, np.uint32, (len(slots),))
+        out, diag = np.empty((len(slots), self.dim), dtype=np.float32), ffi.new("fvdb_diag *")
+        pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("float[]", out)
+        status = lib.fvdb_part_vectors(self._index, ffi.from_buffer(raw), len(raw), *pointers, diag)
+        if status:
+            _raise(status, diag)
+        return out
 
     def close(self) -> None:
         """Frees all memory at once; idempotent. No other call may be under way."""
@@ -848,22 +971,39 @@ class NativeIndex:
 
     # ---- parts
 
-    def parts(self, rows_per_part: int) -> list[PartInfo]:
-        """The parts of the index as it is now, in a fixed order."""
+    def parts(self, rows_per_part: int, rows_per_group: int) -> list[PartInfo]:
+        """The parts of the index as it is now, in a fixed order.
+
+        Args:
+            rows_per_part: rows of a part with vectors.
+            rows_per_group: rows of a part of another kind.
+        """
         count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
-        lib.fvdb_parts(self._index, rows_per_part, ffi.NULL, 0, count, diag)
+        lib.fvdb_parts(self._index, rows_per_part, rows_per_group, ffi.NULL, 0, count, diag)
         out = ffi.new("fvdb_part[]", count[0])
-        status = lib.fvdb_parts(self._index, rows_per_part, out, count[0], count, diag)
+        status = lib.fvdb_parts(self._index, rows_per_part, rows_per_group, out, count[0], count, diag)
         if status:
             _raise(status, diag)
         return [PartInfo(int(part.kind), int(part.number), int(part.size)) for part in out]
 
-    def write_part(self, rows_per_part: int, kind: int, number: int, size: int) -> bytearray:
+    def graph_steps(self) -> tuple[int, list[int]]:
+        """Rows of the stored graph, and the number of rows after each add since then; 0 where it must be stored anew."""
+        steps, count = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t *")
+        stored = lib.fvdb_graph_steps(self._index, steps, count)
+        return int(stored), ffi.unpack(steps, count[0])
+
+    def graph_stored(self) -> None:
+        """Says that the graph is stored as it is now."""
+        lib.fvdb_graph_stored(self._index)
+
+    def write_part(self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int) -> bytearray:
         """The bytes of one part; `size` as `parts` gave it."""
         raw = bytearray(size)
         written, diag = ffi.new("uint64_t *"), ffi.new("fvdb_diag *")
         target = ffi.from_buffer("uint8_t[]", raw, require_writable=True)
-        status = lib.fvdb_part_write(self._index, rows_per_part, kind, number, target, size, written, diag)
+        status = lib.fvdb_part_write(
+            self._index, rows_per_part, rows_per_group, kind, number, target, size, written, diag
+        )
         if status:
             _raise(status, diag)
         if written[0] != size:

@@ -19,6 +19,7 @@ _STRUCTS = (
     "fvdb_search_params",
     "fvdb_part",
     "fvdb_answer",
+    "fvdb_load",
 )
 _REBUILD = "rebuild it: python build_native.py, or install the package again"
 

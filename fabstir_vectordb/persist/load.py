@@ -23,6 +23,7 @@ from fabstir_vectordb.errors import (
 )
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import (
+    CODES,
     DOCUMENTS,
     EXPIRIES,
     MANIFEST_BYTES_MAX,
@@ -30,6 +31,7 @@ from fabstir_vectordb.persist.manifest import (
     Manifest,
     PartRecord,
     decode_manifest,
+    part_name,
     split_name,
 )
 from fabstir_vectordb.persist.records import read_catalogue, record_version
@@ -174,7 +176,9 @@ async def load_version(
     native = await workers.run(_begin, manifest, settings)
     try:
         pages: dict[tuple[int, int], bytes] = {}
-        meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
+        # Codes are for lazy loads.
+        parts = [part for part in opened.parts if split_name(part.record.name)[0] != CODES]
+        meter = Meter(progress, len(parts), sum(part.record.size for part in parts), manifest.rows)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
             async def fetch() -> None:
@@ -184,7 +188,7 @@ async def load_version(
 
             return fetch
 
-        await run_bounded([job(part) for part in opened.parts], transfers)
+        await run_bounded([job(part) for part in parts], transfers)
         meter.stage("index")
         if native is not None:
             await workers.run(_finish, native, manifest)
@@ -206,7 +210,7 @@ async def load_version(
         last_change_us=manifest.timestamp_us,
         schema=manifest.schema,
         native=native,
-        document_rows=manifest.document_rows,
+        document_rows=manifest.layout.document_rows,
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
     )
@@ -270,7 +274,7 @@ async def verify_version(
             _take_part(part, blob, native, pages)
             for (kind, number), page in pages.items():
                 if check_pages is not None:
-                    check_pages[kind](number, manifest.document_rows, page)
+                    check_pages[kind](number, manifest.layout.document_rows, page)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
             async def fetch() -> None:
@@ -295,6 +299,7 @@ async def verify_version(
         if native is not None and not bad:
             try:
                 await workers.run(_finish, native, manifest)
+                await workers.run(_check_codes, native, opened)
             except IntegrityError as error:
                 bad[""] = {
                     "part": None,
@@ -382,6 +387,8 @@ async def _open_version(
         live=manifest.live,
         rows=manifest.rows,
         timestamp_us=manifest.timestamp_us,
+        layout=manifest.layout,
+        stored_rows=manifest.stored_rows,
         parts={(part.record.name, part.record.hash): part for part in parts},
     )
     return _Opened(version, revision, manifest, parts, len(root_blob) + len(blob))
@@ -602,23 +609,29 @@ def _take_part(
 def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
     if manifest.dim == 0:
         return None
-    return NativeIndex.load_begin(
-        dim=manifest.dim,
-        metric=manifest.metric,
-        memory=settings.memory,
-        M=manifest.M,
-        ef_construction=manifest.ef_construction,
-        threads=settings.threads,
-        hash_seed=settings.hash_seed,
-        rows=manifest.rows,
-        graph_rows=manifest.graph_rows,
-        lists=manifest.lists,
-        rows_per_part=manifest.rows_per_part,
-    )
+    try:
+        return NativeIndex.load_begin(
+            dim=manifest.dim,
+            metric=manifest.metric,
+            memory=settings.memory,
+            M=manifest.M,
+            ef_construction=manifest.ef_construction,
+            threads=settings.threads,
+            hash_seed=settings.hash_seed,
+            rows=manifest.rows,
+            graph_rows=manifest.graph_rows,
+            stored_rows=manifest.stored_rows,
+            lists=manifest.lists,
+            rows_per_part=manifest.layout.rows_per_part,
+            rows_per_group=manifest.layout.rows_per_group,
+        )
+    except InvalidInputError as error:
+        # Every setting came from the manifest.
+        raise IntegrityError(f"manifest: {error.message}", details={**error.details, "part": MANIFEST_NAME}) from error
 
 
 def _finish(native: NativeIndex, manifest: Manifest) -> None:
-    native.load_end()
+    native.load_end(manifest.steps)
     stats = native.stats()
     for what, actual, expected in (
         ("live", stats.live, manifest.live),
@@ -629,6 +642,19 @@ def _finish(native: NativeIndex, manifest: Manifest) -> None:
                 f"the version has {actual} {what} rows, its manifest says {expected}",
                 details={"expected": expected, "actual": actual},
             )
+
+
+def _check_codes(native: NativeIndex, opened: _Opened) -> None:
+    """Codes follow from the rows, which a lazy load does not have when it believes them."""
+    layout, expected = opened.manifest.layout, {}
+    for info in native.parts(layout.rows_per_part, layout.rows_per_group):
+        if info.kind == CODES:
+            raw = native.write_part(layout.rows_per_part, layout.rows_per_group, *info)
+            expected[part_name(info.kind, info.number)] = blake3_hash(raw)
+    found = {part.record.name: part.record.hash for part in opened.parts if split_name(part.record.name)[0] == CODES}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise IntegrityError(f"part {name}: its codes are not those of the rows", details={"part": name})
 
 
 def _transfers(manifest: Manifest, settings: PersistSettings) -> int:

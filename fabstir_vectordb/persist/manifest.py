@@ -19,20 +19,24 @@ from fabstir_vectordb.s5 import cbor
 
 __all__ = [
     "CODECS",
+    "CODES",
     "DOCUMENTS",
     "EXPIRIES",
     "FORMAT_VERSION",
+    "GRAPH_KINDS",
     "MANIFEST_BYTES_MAX",
     "MANIFEST_NAME",
     "PARTS_MAX",
     "PART_BYTES_MAX",
     "PART_TARGET_BYTES",
+    "STEPS_MAX",
+    "Layout",
     "Manifest",
     "PartRecord",
     "decode_manifest",
     "encode_manifest",
+    "layout_for",
     "part_name",
-    "rows_per_part_for",
     "split_name",
 ]
 
@@ -46,9 +50,10 @@ PARTS_MAX = 900
 """Most parts of a version.  S5.js loses keys in directories of 1000 entries; the rest is room
 for the manifest and for files that later releases add."""
 
-PART_TARGET_BYTES = 8 * 1024 * 1024
-"""Bytes of one part before compression that the row count aims at: an S5 portal takes 34 MB in one upload,
-and an upload is repeated as a whole when it fails."""
+PART_TARGET_BYTES = 7 * 256 * 1024
+"""Bytes of a part with vectors before compression that the row count aims at.  A search of an index that is loaded lazily
+fetches some five of them, so they are small; an upload takes 1-2 s whatever its size, so they are few: 87 for 100,000 rows
+of 384 dimensions."""
 
 PART_BYTES_MAX = 1024 * 1024 * 1024
 """Most bytes of one part before compression.  S5.js writes wrong sizes from 2^31 up."""
@@ -59,15 +64,22 @@ MANIFEST_BYTES_MAX = 1024 * 1024
 CODECS = ("raw", "zstd")
 """How a part is stored: as it is, or as one zstd frame."""
 
+STEPS_MAX = 256
+"""Most steps from the stored graph to the version's: FVDB_STEPS_MAX of the native header."""
+
 _ROWS_MAX = 2**31 - 1
+# Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors these are: they
+# are small, or read as a whole, and more of them would be more uploads.
+_GROUP_ROWS, _GROUP_PARTS_MAX = 36_864, 32
+_DOCUMENT_ROWS, _DOCUMENT_PARTS_MAX = 8_064, 7
 _DIM_MAX = 4096
 _LISTS_MAX = 200_000
 _METRICS = ("cosine", "l2", "dot")
 
 # FVDB_PART_* of the native header, and the name each kind has among the root's files.
 _NATIVE_NAMES: Mapping[int, str] = {
-    1: "vectors.high",
-    2: "vectors.low",
+    1: "vectors",
+    2: "codes",
     3: "ids",
     4: "timestamps",
     5: "tombstones",
@@ -76,6 +88,10 @@ _NATIVE_NAMES: Mapping[int, str] = {
     8: "historical.list",
     9: "historical.head",
 }
+CODES = 2
+"""Kind number of the codes that lazy loads begin with."""
+GRAPH_KINDS = frozenset({6, 7})
+"""Kind numbers of the graph and its head."""
 DOCUMENTS = 0
 """Kind number of metadata pages; the native kinds start at 1."""
 EXPIRIES = -1
@@ -103,6 +119,25 @@ class PartRecord:
     codec: str
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many rows a part covers.
+
+    Attributes:
+        rows_per_part: of a part with vectors.
+        rows_per_group: of another native part.
+        document_rows: of a metadata page.
+    """
+
+    rows_per_part: int
+    rows_per_group: int
+    document_rows: int
+
+    def doubled(self) -> Layout:
+        """One of half as many parts."""
+        return Layout(2 * self.rows_per_part, 2 * self.rows_per_group, 2 * self.document_rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything a version says about itself, besides the parts' contents.
@@ -118,8 +153,9 @@ class Manifest:
         graph_rows: rows in the HNSW graph; 0, or the last of `rows`.
         historical: live rows on lists.
         lists: number of lists.
-        rows_per_part: rows that a native part covers.
-        document_rows: rows that a metadata page covers.
+        layout: rows of a part.
+        stored_rows: rows before the first whose links are in no part; `rows` where there are no steps.
+        steps: rows after each add that linked rows to the stored graph.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         schema: what metadata must look like, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
@@ -135,8 +171,9 @@ class Manifest:
     graph_rows: int
     historical: int
     lists: int
-    rows_per_part: int
-    document_rows: int
+    layout: Layout
+    stored_rows: int
+    steps: tuple[int, ...]
     timestamp_us: int
     schema: Schema | None
     parts: tuple[PartRecord, ...]
@@ -177,23 +214,25 @@ def split_name(name: str) -> tuple[int, int]:
     raise IntegrityError(f"manifest: unknown part name {name[:64]!r}", details={"part": name[:64]})
 
 
-def rows_per_part_for(dim: int, M: int) -> int:
-    """Rows of a part for which its largest kind stays near `PART_TARGET_BYTES`.
+def layout_for(dim: int, chunk_size: int | None = None) -> Layout:
+    """How many rows parts cover.
 
     It depends on no row count, so that a growing index keeps its part boundaries, and with them the stored
     blobs of all parts that did not change.
 
     Args:
         dim: components of a vector.
-        M: links a row; level 0 of the graph holds at most 2 M of 4 bytes each.
+        chunk_size: rows of a part with vectors, where the user fixed them.
 
     Returns:
-        A power of two, at least 1.
+        Rows for which a part with vectors stays below `PART_TARGET_BYTES`, and multiples of them.
     """
-    # One plane takes 2 bytes a component.  64 bytes leave room for an id where vectors are short.
-    row_bytes = max(2 * dim, 8 * M, 64)
-    rows = PART_TARGET_BYTES // row_bytes
-    return 1 << (rows.bit_length() - 1)
+    # 64 bytes leave room for an id where vectors are short.
+    rows = PART_TARGET_BYTES // max(4 * dim, 64)
+    rows = chunk_size or (rows // 64 * 64 if rows > 64 else rows)
+    group = min(max(_GROUP_ROWS // rows, 1), _GROUP_PARTS_MAX)
+    documents = min(max(_DOCUMENT_ROWS // rows, 1), _DOCUMENT_PARTS_MAX)
+    return Layout(rows, rows * group, rows * documents)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -215,8 +254,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "rows": manifest.rows,
             "graph_rows": manifest.graph_rows,
             "lists": manifest.lists,
-            "rows_per_part": manifest.rows_per_part,
-            "document_rows": manifest.document_rows,
+            "rows_per_part": manifest.layout.rows_per_part,
+            "rows_per_group": manifest.layout.rows_per_group,
+            "document_rows": manifest.layout.document_rows,
+            "stored_rows": manifest.stored_rows,
+            "steps": list(manifest.steps),
             "schema": None if manifest.schema is None else manifest.schema.document(),
             "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
         }
@@ -279,8 +321,13 @@ def decode_manifest(raw: bytes) -> Manifest:
         graph_rows=graph_rows,
         historical=historical,
         lists=lists,
-        rows_per_part=_integer(top, "rows_per_part", 1, _ROWS_MAX),
-        document_rows=_integer(top, "document_rows", 1, _ROWS_MAX),
+        layout=Layout(
+            _integer(top, "rows_per_part", 1, _ROWS_MAX),
+            _integer(top, "rows_per_group", 1, _ROWS_MAX),
+            _integer(top, "document_rows", 1, _ROWS_MAX),
+        ),
+        stored_rows=_integer(top, "stored_rows", 0, rows),
+        steps=_decode_steps(top["steps"], rows),
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
         schema=_decode_schema(top["schema"]),
         parts=_decode_parts(top["parts"]),
@@ -299,7 +346,10 @@ _TOP_KEYS = frozenset(
         "graph_rows",
         "lists",
         "rows_per_part",
+        "rows_per_group",
         "document_rows",
+        "stored_rows",
+        "steps",
         "schema",
         "parts",
     ]
@@ -317,6 +367,14 @@ def _decode_schema(document: Any) -> Schema | None:
     if schema.document() != document:
         raise _broken("schema is not spelled out")
     return schema
+
+
+def _decode_steps(steps: Any, rows: int) -> tuple[int, ...]:
+    if not isinstance(steps, list) or len(steps) > STEPS_MAX:
+        raise _broken(f"steps is not a list of at most {STEPS_MAX}")
+    if not all(type(step) is int and 0 < step <= rows for step in steps):
+        raise _broken("a step is no number of rows")
+    return tuple(steps)
 
 
 def _decode_parts(rows: Any) -> tuple[PartRecord, ...]:

@@ -19,7 +19,7 @@ import anyio.to_thread
 
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.schema import Schema
-from fabstir_vectordb.persist.manifest import PartRecord
+from fabstir_vectordb.persist.manifest import Layout, PartRecord
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
@@ -87,8 +87,11 @@ class PartInfoLike(Protocol):
 class NativeParts(Protocol):
     """What a save needs from the native index."""
 
-    def parts(self, rows_per_part: int) -> Sequence[PartInfoLike]: ...
-    def write_part(self, rows_per_part: int, kind: int, number: int, size: int) -> bytes | bytearray: ...
+    def parts(self, rows_per_part: int, rows_per_group: int) -> Sequence[PartInfoLike]: ...
+    def write_part(
+        self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int
+    ) -> bytes | bytearray: ...
+    def graph_steps(self) -> tuple[int, Sequence[int]]: ...
     def stats(self) -> Any: ...
 
 
@@ -111,8 +114,8 @@ class IndexSnapshot(Protocol):
     def last_change_us(self) -> int: ...
     @property
     def schema(self) -> Schema | None: ...
-    def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]: ...
-    def expiry_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]: ...
+    def metadata_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...
+    def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +220,8 @@ class Version:
         live: rows that searches can return.
         rows: slots, tombstones included.
         timestamp_us: time of the last change to a row.
+        layout: how many rows its parts cover.
+        stored_rows: rows of the graph that its parts have; those behind it come by steps.
         parts: its parts by name and BLAKE3 of their bytes before compression.
     """
 
@@ -226,6 +231,8 @@ class Version:
     live: int
     rows: int
     timestamp_us: int
+    layout: Layout
+    stored_rows: int
     parts: Mapping[tuple[str, bytes], StoredPart] = field(repr=False)
 
 

@@ -320,9 +320,9 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
 /* ---- Save and load --------------------------------------------------------------------------------------------- */
 
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
- * and cover rows [number x rows_per_part, (number + 1) x rows_per_part). */
-#define FVDB_PART_VECTORS_HIGH 1 /* high halves, byte planes */
-#define FVDB_PART_VECTORS_LOW 2  /* low halves, byte planes */
+ * and cover rows [number x r, (number + 1) x r), where r is rows_per_part for vectors and rows_per_group for the others. */
+#define FVDB_PART_VECTORS 1      /* both planes */
+#define FVDB_PART_CODES 2        /* a bit a dimension, for lazy loads; from 1,024 rows on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
 #define FVDB_PART_TOMBSTONES 5   /* always one part over all rows */
@@ -338,28 +338,77 @@ typedef struct fvdb_part {
 } fvdb_part;
 
 /* Lists the parts of the index as it is now, in a fixed order.  Pass capacity 0 to learn *out_count.      [reader]
- * rows_per_part: 1 .. FVDB_ROWS_MAX.  Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_BUFFER (*out_count is set). */
-fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
-                       uint32_t *out_count, fvdb_diag *diag);
+ * rows_per_part, rows_per_group: 1 .. FVDB_ROWS_MAX.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_BUFFER (*out_count is set). */
+fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, fvdb_part *out,
+                       uint32_t capacity, uint32_t *out_count, fvdb_diag *diag);
 
 /* Writes one part.  The bytes depend only on the rows and the graph, never on CPU, threads or addresses.  [reader]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such part) or FVDB_ERR_BUFFER. */
-fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
-                            uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
+fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, uint32_t kind,
+                            uint32_t number, uint8_t *out, uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
 
-/* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end and fvdb_free accept;
- * parts come in any order, also from several threads; fvdb_load_end checks that all came and fit together.  All three
- * are safe on untrusted bytes: any input gives FVDB_OK with a consistent index or an error.
- * rows, graph_rows (at most rows), lists (0: none) and rows_per_part come from the authenticated manifest. */
-fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
-                            uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag);
+/* Adds that only link some rows change links all over the graph, and yet are repeated in little time: so a version may
+ * keep the parts of an earlier graph, and the steps that lead from it to its own. */
+#define FVDB_STEPS_MAX 256u
+
+/* Says that the graph and its head, as they are now, are stored: steps are counted from here.             [writer] */
+void fvdb_graph_stored(fvdb_index *index);
+
+/* Rows of the stored graph, and in out_steps (FVDB_STEPS_MAX entries) the number of rows after each add since then.
+ * Returns 0 where the graph has to be stored anew: it was changed otherwise, or there were many steps.    [reader] */
+uint32_t fvdb_graph_steps(fvdb_index *index, uint32_t *out_steps, uint32_t *out_count);
+
+/* What the authenticated manifest says of the index that is being loaded. */
+typedef struct fvdb_load {
+    uint64_t rows;
+    uint64_t graph_rows;         /* at most rows */
+    uint64_t stored_rows;        /* rows whose links are in parts, those before the graph among them; rows without steps */
+    uint64_t lists;              /* 0: none */
+    uint32_t rows_per_part, rows_per_group;
+} fvdb_load;
+
+/* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end, fvdb_load_lazy and
+ * fvdb_free accept; parts come in any order, also from several threads; fvdb_load_end checks that all came, but those
+ * with codes, and fit together.  All are safe on untrusted bytes: any input gives FVDB_OK with a consistent index or an
+ * error. */
+fvdb_status fvdb_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag);
 
 /* Reads one part.  Returns FVDB_OK, FVDB_ERR_FORMAT (also: given twice), FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
 
-/* Finishes a load: codes are made again from the rows.  Returns FVDB_OK, FVDB_ERR_FORMAT, _MEMORY, _CANCELLED or
- * _THREAD; after an error only fvdb_free is allowed. */
-fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag);
+/* Finishes a load: codes are made again from the rows, and the steps that lead from the stored graph are repeated.
+ * Returns FVDB_OK, FVDB_ERR_FORMAT, _MEMORY, _CANCELLED or _THREAD; after an error only fvdb_free is allowed. */
+fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
+                          fvdb_diag *diag);
+
+/* ---- Lazy loads ------------------------------------------------------------------------------------------------ */
+
+/* Instead of fvdb_load_end, when the parts with codes, ids, timestamps and tombstones and the graph's head came: an index
+ * that answers fvdb_find, fvdb_get_ids, fvdb_get_timestamps, fvdb_live_slots, fvdb_get_stats and the calls below, and no
+ * other.  Never changed, it may be asked from any number of threads.
+ * Returns as fvdb_load_end, and FVDB_ERR_ARGUMENT for fewer rows than have codes. */
+fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag);
+
+/* The live rows that are nearest to a query as far as the codes tell, nearest first: at most k (1 .. FVDB_K_MAX) slots.
+ * allow: as fvdb_search.  Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
+fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
+                            uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+
+/* Checks a part with vectors that the caller fetched: safe on untrusted bytes.
+ * Returns FVDB_OK, FVDB_ERR_FORMAT or FVDB_ERR_ARGUMENT. */
+fvdb_status fvdb_part_check(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
+
+/* The live rows of a checked part that are nearest to a query, with the exact distances that fvdb_search gives: at most k.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _FORMAT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
+fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
+                             const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                             uint32_t *out_count, fvdb_diag *diag);
+
+/* The exact vectors of slots that a checked part has, n x dim float32.
+ * Returns FVDB_OK, FVDB_ERR_FORMAT, _ARGUMENT or _NOT_FOUND. */
+fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,
+                              float *out, fvdb_diag *diag);
 
 /* cffi: end */
 

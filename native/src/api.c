@@ -13,6 +13,7 @@ size_t fvdb_struct_size(const char *name) {
         {"fvdb_config", sizeof(fvdb_config)}, {"fvdb_rows", sizeof(fvdb_rows)},
         {"fvdb_stats", sizeof(fvdb_stats)},   {"fvdb_search_params", sizeof(fvdb_search_params)},
         {"fvdb_part", sizeof(fvdb_part)},     {"fvdb_answer", sizeof(fvdb_answer)},
+        {"fvdb_load", sizeof(fvdb_load)},
     };
     for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)
         if (strcmp(structs[i].name, name) == 0) return structs[i].size;
@@ -304,36 +305,94 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out) {
 
 /* ---- save and load ---- */
 
-fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
-                       uint32_t *out_count, fvdb_diag *diag) {
+static fvdb_status check_layout(uint32_t rows_per_part, uint32_t rows_per_group, fvdb_diag *diag) {
     TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
+    return check_range(rows_per_group, 1, FVDB_ROWS_MAX, "rows_per_group is out of range", diag);
+}
+
+fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, fvdb_part *out,
+                       uint32_t capacity, uint32_t *out_count, fvdb_diag *diag) {
+    TRY(check_layout(rows_per_part, rows_per_group, diag));
     rwlock_read(index->lock);
-    fvdb_status status = format_parts(index, rows_per_part, out, capacity, out_count, diag);
+    fvdb_status status = format_parts(index, (part_layout){rows_per_part, rows_per_group}, out, capacity, out_count, diag);
     rwlock_read_done(index->lock);
     return status;
 }
 
-fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
-                            uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
-    TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
+fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, uint32_t kind,
+                            uint32_t number, uint8_t *out, uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
+    TRY(check_layout(rows_per_part, rows_per_group, diag));
     rwlock_read(index->lock);
-    fvdb_status status = format_part_write(index, rows_per_part, kind, number, out, capacity, out_size, diag);
+    const part_layout layout = {rows_per_part, rows_per_group};
+    fvdb_status status = format_part_write(index, layout, kind, number, out, capacity, out_size, diag);
     rwlock_read_done(index->lock);
     return status;
 }
 
-fvdb_status fvdb_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
-                            uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag) {
+void fvdb_graph_stored(fvdb_index *index) {
+    rwlock_write(index->lock);
+    index->steps = (graph_steps){.stored = hnsw_rows(&index->graph) ? index->graph.n : 0};
+    rwlock_write_done(index->lock);
+}
+
+uint32_t fvdb_graph_steps(fvdb_index *index, uint32_t *out_steps, uint32_t *out_count) {
+    rwlock_read(index->lock);
+    const graph_steps *steps = &index->steps;
+    for (uint32_t i = 0; i < steps->n; i++) out_steps[i] = steps->ends[i];
+    *out_count = steps->n;
+    const uint32_t stored = steps->stored;
+    rwlock_read_done(index->lock);
+    return stored;
+}
+
+fvdb_status fvdb_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag) {
     TRY(check_config(config, diag));
-    TRY(check_range(rows_per_part, 1, FVDB_ROWS_MAX, "rows_per_part is out of range", diag));
-    if (rows > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many rows", 0, FVDB_ROWS_MAX, rows);
-    return format_load_begin(config, rows, graph_rows, lists, rows_per_part, out, diag);
+    TRY(check_layout(load->rows_per_part, load->rows_per_group, diag));
+    if (load->rows > FVDB_ROWS_MAX)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many rows", 0, FVDB_ROWS_MAX, load->rows);
+    return format_load_begin(config, load, out, diag);
 }
 
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
     return format_load_part(index, bytes, size, diag);
 }
 
-fvdb_status fvdb_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag) {
-    return format_load_end(index, control, diag);
+fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
+                          fvdb_diag *diag) {
+    return format_load_end(index, steps, n_steps, control, diag);
+}
+
+/* ---- lazy loads: nothing changes such an index, so that no lock is taken ---- */
+
+fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag) { return format_load_lazy(index, diag); }
+
+/* The query of a lazily loaded index. */
+static fvdb_status check_lazy(const fvdb_index *index, const float *query, uint32_t k, fvdb_diag *diag) {
+    uint32_t component;
+    TRY(check_range(k, 1, FVDB_K_MAX, "k is out of range", diag));
+    if (!index->sketch.s) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index was not loaded lazily");
+    fvdb_status status = store_check_vector(&index->store, query, &component);
+    return status == FVDB_OK ? FVDB_OK : FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), 0, 0, component);
+}
+
+fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
+                            uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag) {
+    TRY(check_lazy(index, query, k, diag));
+    return format_candidates(index, query, k, allow, allow_words, out_slots, out_count, diag);
+}
+
+fvdb_status fvdb_part_check(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
+    return format_part_check(index, bytes, size, diag);
+}
+
+fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
+                             const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                             uint32_t *out_count, fvdb_diag *diag) {
+    TRY(check_lazy(index, query, k, diag));
+    return format_part_search(index, bytes, size, query, k, allow, allow_words, out_slots, out_distances, out_count, diag);
+}
+
+fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,
+                              float *out, fvdb_diag *diag) {
+    return format_part_vectors(index, bytes, size, slots, n, out, diag);
 }

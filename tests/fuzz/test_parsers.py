@@ -15,6 +15,7 @@ from fabstir_vectordb import VectorDBError
 from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.manifest import (
+    Layout,
     Manifest,
     PartRecord,
     decode_manifest,
@@ -63,8 +64,9 @@ def _manifest(rows: int) -> Manifest:
         graph_rows=rows,
         historical=0,
         lists=0,
-        rows_per_part=512,
-        document_rows=256,
+        layout=Layout(512, 1024, 256),
+        stored_rows=rows - 20,
+        steps=(rows - 10, rows),
         schema=parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"}),
         timestamp_us=1_700_000_000_000_000,
         parts=tuple(PartRecord(part_name(kind, number), bytes([kind]) * 32, 1000, "zstd") for kind, number in kinds),
@@ -144,7 +146,7 @@ TEXTS: dict[str, tuple[Callable[[str], Any], list[str]]] = {
     "cid": (BlobId.parse, [str(BlobId.of(PLAIN)), *(BlobId.of(b"x").to_text(b) for b in ("base32", "base58btc"))]),
     "multibase": (multibase_decode, [str(BlobId.of(PLAIN))]),
     "phrase": (parse_phrase, [PHRASE]),
-    "part name": (split_name, ["vectors.high.0000", "documents.0899"]),
+    "part name": (split_name, ["vectors.0000", "documents.0899"]),
 }
 
 

@@ -18,13 +18,13 @@ static fvdb_status add(fvdb_index *index, test_rows *t, uint32_t on_conflict) {
 static uint64_t fingerprint(fvdb_index *index) {
     uint32_t n = 0;
     uint64_t hash = 0;
-    CHECK(fvdb_parts(index, 1000, NULL, 0, &n, NULL) == (n ? FVDB_ERR_BUFFER : FVDB_OK));
+    CHECK(fvdb_parts(index, 1000, 2000, NULL, 0, &n, NULL) == (n ? FVDB_ERR_BUFFER : FVDB_OK));
     fvdb_part *parts = malloc((n + 1) * sizeof *parts);
-    CHECK(fvdb_parts(index, 1000, parts, n, &n, NULL) == FVDB_OK);
+    CHECK(fvdb_parts(index, 1000, 2000, parts, n, &n, NULL) == FVDB_OK);
     for (uint32_t i = 0; i < n; i++) {
         uint8_t *bytes = malloc(parts[i].size + 1);
         uint64_t size = 0;
-        CHECK(fvdb_part_write(index, 1000, parts[i].kind, parts[i].number, bytes, parts[i].size, &size, NULL) == FVDB_OK);
+        CHECK(fvdb_part_write(index, 1000, 2000, parts[i].kind, parts[i].number, bytes, parts[i].size, &size, NULL) == FVDB_OK);
         CHECK(size == parts[i].size);
         for (uint64_t b = 0; b < size; b++) hash = mix64(hash ^ bytes[b]);
         free(bytes);

@@ -4,7 +4,7 @@
 #include "format/format.h"
 #include "index/index.h"
 
-enum { DIM = 24, K = 10, PER_PART = 1000 };
+enum { DIM = 24, K = 10, PER_PART = 1000, PER_GROUP = 2000 };
 #define SECOND INT64_C(1000000)
 #define THEN (1700000000 * SECOND)
 
@@ -285,11 +285,11 @@ typedef struct bytes {
 
 static bytes save(fvdb_index *index) {
     bytes b;
-    CHECK(fvdb_parts(index, PER_PART, b.parts, 64, &b.n, NULL) == FVDB_OK);
+    CHECK(fvdb_parts(index, PER_PART, PER_GROUP, b.parts, 64, &b.n, NULL) == FVDB_OK);
     for (uint32_t i = 0; i < b.n; i++) {
         uint64_t size;
         b.raw[i] = malloc(b.parts[i].size);
-        CHECK(fvdb_part_write(index, PER_PART, b.parts[i].kind, b.parts[i].number, b.raw[i], b.parts[i].size, &size, NULL) ==
+        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, b.parts[i].kind, b.parts[i].number, b.raw[i], b.parts[i].size, &size, NULL) ==
               FVDB_OK);
         CHECK(size == b.parts[i].size);
     }
@@ -311,9 +311,10 @@ static fvdb_index *load(fvdb_index *index, const bytes *b) {
     fvdb_stats stats;
     fvdb_index *loaded = NULL;
     fvdb_get_stats(index, &stats);
-    CHECK(fvdb_load_begin(&index->config, stats.rows, stats.graph_rows, stats.lists, PER_PART, &loaded, NULL) == FVDB_OK);
+    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows, stats.lists, PER_PART, PER_GROUP};
+    CHECK(fvdb_load_begin(&index->config, &load, &loaded, NULL) == FVDB_OK);
     for (uint32_t i = b->n; i-- > 0;) CHECK(fvdb_load_part(loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
-    CHECK(fvdb_load_end(loaded, NULL, NULL) == FVDB_OK);
+    CHECK(fvdb_load_end(loaded, NULL, 0, NULL, NULL) == FVDB_OK);
     return loaded;
 }
 

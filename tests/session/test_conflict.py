@@ -224,7 +224,7 @@ async def test_a_save_that_failed_half_way_stores_only_what_is_missing(
     uri: str, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with await session_on(uri, chunk_size=8) as session:
-        await add_rows(session, 64)
+        await add_rows(session, 200)
         put, left = faulty.put, 11
 
         async def put_until_full(data: Any) -> Any:
@@ -243,7 +243,7 @@ async def test_a_save_that_failed_half_way_stores_only_what_is_missing(
         assert len(faulty.stored) == len(set(faulty.stored)) > 30
     async with await session_on(uri) as other:
         await other.load_user_vectors(cid)
-        assert len(await content(other)) == 64
+        assert len(await content(other)) == 200
 
 
 async def test_a_refused_version_is_not_stored_again_to_replace_the_head(uri: str, faulty: Faulty) -> None:

@@ -67,8 +67,8 @@ async def test_every_kind_of_object_exists(saved: tuple[Path, str]) -> None:
     assert set(Objects(root).of_version(cid)) == {
         "root",
         MANIFEST_NAME,
-        "vectors.high.0000",
-        "vectors.low.0000",
+        "vectors.0000",
+        "codes.0000",
         "ids.0000",
         "timestamps.0000",
         "tombstones.0000",
@@ -88,6 +88,9 @@ async def test_a_changed_byte_in_any_object_is_an_integrity_error(saved: tuple[P
             for changed in damages(raw, 4, SEED + seed):
                 path.write_bytes(changed)
                 with pytest.raises(IntegrityError) as caught:
+                    # Codes are for lazy loads.
+                    if name.startswith("codes"):
+                        await session.verify(cid)
                     await session.load_user_vectors(cid, discard_unsaved=True)
                 assert caught.value.details, name
             path.write_bytes(raw)
@@ -138,10 +141,10 @@ async def test_a_missing_object_is_not_found(saved: tuple[Path, str]) -> None:
     for name, path in Objects(root).of_version(cid).items():
         raw = path.read_bytes()
         path.unlink()
-        for wanted in (cid, None):
-            await assert_refused(root, wanted, NotFoundError)
+        if not name.startswith("codes"):            # they are for lazy loads
+            for wanted in (cid, None):
+                await assert_refused(root, wanted, NotFoundError)
         path.write_bytes(raw)
-        assert name
     Objects(root).pointer().unlink()
     await assert_refused(root, None, NotFoundError, "no version of index")
 
@@ -154,15 +157,15 @@ async def test_verify_reads_every_object_and_lists_all_the_bad_ones(saved: tuple
         assert (report.cid, report.parts, report.rows) == (cid, len(objects) - 2, ROWS)
         assert report.bytes == sum(path.stat().st_size for path in objects.values())
 
-        low, ids = objects["vectors.low.0000"], objects["ids.0000"]
-        low.write_bytes(damages(low.read_bytes(), 0, 1)[0])
+        codes, ids = objects["codes.0000"], objects["ids.0000"]
+        codes.write_bytes(damages(codes.read_bytes(), 0, 1)[0])
         ids.unlink()
         for wanted in (cid, None):
             with pytest.raises(IntegrityError, match=r"2 of the 8 parts") as caught:
                 await session.verify(wanted)
             bad = {entry["part"]: entry for entry in caught.value.details["bad"]}
-            assert set(bad) == {"vectors.low.0000", "ids.0000"}
-            assert [bad[name]["missing"] for name in ("ids.0000", "vectors.low.0000")] == [True, False]
+            assert set(bad) == {"codes.0000", "ids.0000"}
+            assert [bad[name]["missing"] for name in ("ids.0000", "codes.0000")] == [True, False]
             assert all(entry["cid"].startswith("uW4Ie") and entry["reason"] for entry in bad.values())
 
 
@@ -218,7 +221,7 @@ def with_part(manifest: Manifest, name: str, **changes: Any) -> Manifest:
 async def test_a_manifest_that_disagrees_with_its_parts_is_refused(saved: tuple[Path, str]) -> None:
     root, cid = saved
     cases: dict[str, Callable[[Manifest, dict[str, FileEntry]], Any]] = {
-        "another hash": lambda m, f: with_part(m, "vectors.high.0000", hash=bytes(32)),
+        "another hash": lambda m, f: with_part(m, "vectors.0000", hash=bytes(32)),
         "a larger size": lambda m, f: with_part(m, "documents.0000", size=m.parts[-1].size + 1),
         "a smaller size": lambda m, f: with_part(m, "documents.0000", size=m.parts[-1].size - 1),
         "another codec": lambda m, f: with_part(m, "documents.0000", codec="raw"),
@@ -227,7 +230,11 @@ async def test_a_manifest_that_disagrees_with_its_parts_is_refused(saved: tuple[
         "no graph": lambda m, f: replace(m, graph_rows=0),
         "more live rows": lambda m, f: replace(m, live=m.live + 1),
         "another dimension": lambda m, f: replace(m, dim=m.dim * 2),
-        "other parts' rows": lambda m, f: replace(m, rows_per_part=100),
+        "other parts' rows": lambda m, f: replace(m, layout=replace(m.layout, rows_per_part=100)),
+        "other groups": lambda m, f: replace(m, layout=replace(m.layout, rows_per_group=100)),
+        "fewer stored links": lambda m, f: replace(m, stored_rows=m.rows - 1),
+        "a step that leads nowhere": lambda m, f: replace(m, stored_rows=m.rows - 1, steps=(m.rows - 1,)),
+        "a step to itself": lambda m, f: replace(m, steps=(m.rows,)),
         "other links": lambda m, f: replace(m, M=m.M * 2),
         "a part less": lambda m, f: replace(m, parts=m.parts[1:]),
         "a part more": lambda m, f: replace(m, parts=(*m.parts, PartRecord("ids.0001", bytes(32), 1, "raw"))),
@@ -251,10 +258,7 @@ async def test_a_root_that_disagrees_with_its_manifest_is_refused(saved: tuple[P
     root, cid = saved
 
     def swap(manifest: Manifest, files: dict[str, FileEntry]) -> Manifest:
-        files["vectors.high.0000"], files["vectors.low.0000"] = (
-            files["vectors.low.0000"],
-            files["vectors.high.0000"],
-        )
+        files["vectors.0000"], files["ids.0000"] = files["ids.0000"], files["vectors.0000"]
         return manifest
 
     def lose(manifest: Manifest, files: dict[str, FileEntry]) -> Manifest:
@@ -295,11 +299,11 @@ async def test_parts_under_swapped_names_never_mix_up(saved: tuple[Path, str]) -
     root, cid = saved
 
     def swap(manifest: Manifest, files: dict[str, FileEntry]) -> Manifest:
-        names = {"vectors.high.0000": "vectors.low.0000", "vectors.low.0000": "vectors.high.0000"}
-        high, low = (files[name] for name in names)
-        files["vectors.high.0000"], files["vectors.low.0000"] = low, high
+        names = {"vectors.0000": "ids.0000", "ids.0000": "vectors.0000"}
+        vectors, ids = (files[name] for name in names)
+        files["vectors.0000"], files["ids.0000"] = ids, vectors
         # Same bytes under swapped names: the header inside a part says what it is, so this must load or be
-        # refused, never mix the planes up.
+        # refused, never mix them up.
         return replace(
             manifest,
             parts=tuple(replace(part, name=names.get(part.name, part.name)) for part in manifest.parts),

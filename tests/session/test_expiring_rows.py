@@ -128,7 +128,7 @@ async def test_replacing_a_row_replaces_its_expiry(clock: Clock) -> None:
 
 async def test_saves_keep_expiries_and_change_nothing(clock: Clock, tmp_path: Any) -> None:
     uri = tmp_path.as_uri()
-    async with await filled(clock, uri, chunk_size=512) as session:
+    async with await filled(clock, uri, chunk_size=72) as session:
         cid = await session.save_to_s5()
         clock.now = 1_500.0
         assert await session.count() == len(alive(1_500.0))

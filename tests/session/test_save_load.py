@@ -275,7 +275,7 @@ async def test_the_root_is_what_any_s5_client_reads(tmp_path: Path) -> None:
     assert len(blob) == BlobId.parse(cid).size
     directory = decode_directory(decrypt_mutable(keys.encryption_key, blob))
     assert not directory.dirs
-    assert {MANIFEST_NAME, "vectors.high.0000", "vectors.low.0000", "ids.0000", "timestamps.0000"} < set(
+    assert {MANIFEST_NAME, "vectors.0000", "ids.0000", "timestamps.0000"} < set(
         directory.files
     )
     assert len({entry.encryption.key for entry in directory.files.values() if entry.encryption}) == len(directory.files)
@@ -319,11 +319,11 @@ async def test_indexes_of_one_user_are_apart(uri: str) -> None:
 async def test_unchanged_parts_keep_their_blobs(tmp_path: Path) -> None:
     objects = Objects(tmp_path)
     async with await session_on(tmp_path.as_uri(), chunk_size=64) as session:
-        await add_rows(session, 64 * 4)
+        await add_rows(session, 64 * 8)
         first = await session.save_to_s5()
         inode = {name: path.stat().st_ino for name, path in objects.of_version(first).items()}
         await session.delete_vector("row-000000")
-        await session.update_metadata("row-000070", {"text": "other"})
+        await session.update_metadata("row-000470", {"text": "other"})
         second = await session.save_to_s5()
     before, after = objects.files(first), objects.files(second)
     changed = {name for name in before if before[name].hash != after[name].hash}
@@ -339,17 +339,17 @@ async def test_a_lost_part_is_stored_again_when_asked(tmp_path: Path) -> None:
     async with await session_on(tmp_path.as_uri()) as session:
         await add_rows(session, 64)
         first = await session.save_to_s5()
-        objects.of_version(first)["vectors.low.0000"].unlink()
+        objects.of_version(first)["vectors.0000"].unlink()
         await session.update_metadata("row-000001", {"text": "other"})
         second = await session.save_to_s5(verify_stored=True)
-        assert objects.of_version(second)["vectors.low.0000"].exists()
+        assert objects.of_version(second)["vectors.0000"].exists()
     async with await session_on(tmp_path.as_uri()) as session:
         await session.load_user_vectors()
 
 
 async def test_more_parts_than_the_layout_holds_are_refused_before_anything_is_stored(tmp_path: Path) -> None:
     async with await session_on(tmp_path.as_uri(), chunk_size=1) as session:
-        await add_rows(session, 300)
+        await add_rows(session, 1000)
         with pytest.raises(StorageError, match=r"900: raise chunk_size, now 1 rows") as caught:
             await session.save_to_s5()
         assert caught.value.details["limit"] == 900
@@ -378,7 +378,7 @@ async def test_the_store_holds_no_id_text_or_phrase_in_clear(tmp_path: Path) -> 
         await session.save_to_s5()
     stored = b"\n".join(everything_under(tmp_path))
     vector = rows(1).tobytes()
-    needles = [b"row-0", b"sentence", b"text", b"secret-index", b"vectors.high", b"default", vector[:8]]
+    needles = [b"row-0", b"sentence", b"text", b"secret-index", b"vectors", b"default", vector[:8]]
     needles += [word.encode() for word in PHRASE.split() if len(word) > 5]
     for needle in needles:
         assert needle not in stored, needle

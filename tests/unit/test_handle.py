@@ -357,34 +357,35 @@ def test_an_index_nobody_closes_is_collected() -> None:
 # ---- parts
 
 
-def restore(index: NativeIndex, parts: list[bytes | bytearray], *, rows_per_part: int = 20) -> NativeIndex:
+def restore(index: NativeIndex, parts: list[bytes | bytearray], *, rows_per_part: int = 20, rows_per_group: int = 40) -> NativeIndex:
     stats = index.stats()
     loaded = NativeIndex.load_begin(
         DIM, metric="l2", memory="default", M=8, ef_construction=40, threads=2,
         rows=stats.rows, graph_rows=stats.graph_rows, rows_per_part=rows_per_part,
+        rows_per_group=rows_per_group,
     )  # fmt: skip
     for part in parts:
         loaded.load_part(part)
-    loaded.load_end(Control())
+    loaded.load_end(control=Control())
     return loaded
 
 
 def test_an_index_survives_its_parts(index: NativeIndex) -> None:
     index.delete(*pack_ids(["row-9"]), missing_ok=False)
-    infos = index.parts(20)
+    infos = index.parts(20, 40)
     assert len({(info.kind, info.number) for info in infos}) == len(infos) > 3
-    parts: list[bytes | bytearray] = [index.write_part(20, *info) for info in infos]
+    parts: list[bytes | bytearray] = [index.write_part(20, 40, *info) for info in infos]
     loaded = restore(index, list(reversed(parts)))
     assert loaded.dim == DIM
     assert loaded.stats()[:3] == index.stats()[:3]
     before, after = index.search(vectors(5), 5), loaded.search(vectors(5), 5)
     assert before.ids == after.ids
     assert before.distances.tobytes() == after.distances.tobytes()
-    assert [loaded.write_part(20, *info) for info in loaded.parts(20)] == parts
+    assert [loaded.write_part(20, 40, *info) for info in loaded.parts(20, 40)] == parts
 
 
 def test_parts_that_do_not_fit_are_integrity_errors(index: NativeIndex) -> None:
-    parts: list[bytes | bytearray] = [index.write_part(20, *info) for info in index.parts(20)]
+    parts: list[bytes | bytearray] = [index.write_part(20, 40, *info) for info in index.parts(20, 40)]
     for wrong in (
         [],
         parts[:-1],
@@ -400,17 +401,18 @@ def test_parts_that_do_not_fit_are_integrity_errors(index: NativeIndex) -> None:
 
 def test_part_calls_check_their_arguments(index: NativeIndex) -> None:
     with pytest.raises(InvalidInputError, match="rows_per_part"):
-        index.parts(0)
+        index.parts(0, 40)
     with pytest.raises(InvalidInputError):
-        index.write_part(20, 99, 0, 64)
-    info = index.parts(20)[0]
+        index.write_part(20, 40, 99, 0, 64)
+    info = index.parts(20, 40)[0]
     with pytest.raises(InternalError, match=r"buffer|fit|small"):
-        index.write_part(20, info.kind, info.number, info.size - 1)
+        index.write_part(20, 40, info.kind, info.number, info.size - 1)
     with pytest.raises(InternalError, match="it changed meanwhile"):
-        index.write_part(20, info.kind, info.number, info.size + 1)
+        index.write_part(20, 40, info.kind, info.number, info.size + 1)
     with pytest.raises(InvalidInputError, match="dim"):
         NativeIndex.load_begin(
-            0, metric="l2", memory="default", M=8, ef_construction=40, threads=1, rows=1, graph_rows=0, rows_per_part=1
+            0, metric="l2", memory="default", M=8, ef_construction=40, threads=1, rows=1, graph_rows=0,
+            rows_per_part=1, rows_per_group=1,
         )
 
 

@@ -87,7 +87,6 @@ def test_an_empty_index_has_nothing_to_delete() -> None:
         index.update_metadata("a", 1)
     assert index.vacuum().total_removed == 0
     assert index.changes == 0
-    assert index.parts(10) == []
     assert index.scan(index.cursor(), 10) == []
     index.close()
 

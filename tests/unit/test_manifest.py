@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,13 @@ from fabstir_vectordb.persist.manifest import (
     PART_BYTES_MAX,
     PART_TARGET_BYTES,
     PARTS_MAX,
+    Layout,
     Manifest,
     PartRecord,
     decode_manifest,
     encode_manifest,
+    layout_for,
     part_name,
-    rows_per_part_for,
     split_name,
 )
 from fabstir_vectordb.s5 import cbor
@@ -41,13 +43,14 @@ def example(**changes: Any) -> Manifest:
         "graph_rows": 10_000,
         "historical": 0,
         "lists": 0,
-        "rows_per_part": 8192,
-        "document_rows": 8192,
+        "layout": Layout(8192, 16384, 8192),
+        "stored_rows": 9_800,
+        "steps": (9_900, 10_000),
         "timestamp_us": 1_700_000_000_000_000,
         "schema": parse_schema({"title": {"type": "string", "required": True}, "pages": "Array<Number>"}),
         "parts": (
-            PartRecord("vectors.high.0000", bytes(range(32)), 6_291_488, "zstd"),
-            PartRecord("vectors.high.0001", bytes(range(1, 33)), 1_388_576, "raw"),
+            PartRecord("vectors.0000", bytes(range(32)), 6_291_488, "zstd"),
+            PartRecord("vectors.0001", bytes(range(1, 33)), 1_388_576, "raw"),
             PartRecord("recent.head.0000", bytes(32), 100, "raw"),
             PartRecord("documents.0000", bytes(32), 0, "raw"),
         ),
@@ -65,8 +68,8 @@ def test_every_field_comes_back() -> None:
     for manifest in (
         example(),
         example(chunk_size=1000, metric="dot"),
-        example(rows=0, live=0, graph_rows=0, dim=0, parts=()),
-        example(graph_rows=0, timestamp_us=-1),
+        example(rows=0, live=0, graph_rows=0, stored_rows=0, steps=(), dim=0, parts=()),
+        example(graph_rows=0, stored_rows=10_000, steps=(), timestamp_us=-1),
         example(graph_rows=4_000, historical=5_000, lists=90),
     ):
         assert decode_manifest(encode_manifest(manifest)) == manifest
@@ -111,6 +114,12 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(lists=200_001), "lists is not"),
         (lambda top: top.update(recent_count=1), "do not add up"),
         (lambda top: top.update(rows_per_part=0), "rows_per_part is not"),
+        (lambda top: top.update(rows_per_group=0), "rows_per_group is not"),
+        (lambda top: top.update(stored_rows=10_001), "stored_rows is not"),
+        (lambda top: top.update(steps=None), "steps is not a list"),
+        (lambda top: top.update(steps=[1] * 257), "steps is not a list"),
+        (lambda top: top.update(steps=[True]), "a step is no number"),
+        (lambda top: top.update(steps=[10_001]), "a step is no number"),
         (lambda top: top.update(document_rows=0), "document_rows is not"),
         (lambda top: top.update(timestamp=2**63), "timestamp is not"),
         (lambda top: top.update(schema=[]), "wants a dict of fields"),
@@ -131,12 +140,12 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(parts=top["parts"] * 2), "the name of another"),
         (lambda top: top["parts"][0].append(0), "a list of 4"),
         (set_part(0, 5), "no name"),
-        (set_part(0, "vectors.high.1"), "unknown part name"),
-        (set_part(0, "vectors.high.00000"), "unknown part name"),
+        (set_part(0, "vectors.1"), "unknown part name"),
+        (set_part(0, "vectors.00000"), "unknown part name"),
         (set_part(0, "../../etc/passwd"), "unknown part name"),
         (set_part(0, "metadata"), "unknown part name"),
         (set_part(0, "vectors.middle.0000"), "unknown part name"),
-        (set_part(0, "vectors.high.000\u0661"), "unknown part name"),
+        (set_part(0, "vectors.000\u0661"), "unknown part name"),
         (set_part(1, bytes(31)), "not 32 bytes"),
         (set_part(1, "0" * 32), "not 32 bytes"),
         (set_part(2, -1), "the size of"),
@@ -182,17 +191,21 @@ def test_part_names_and_numbers_belong_together() -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 384, 768, 1536, 4096])
-@pytest.mark.parametrize("M", [4, 16, 64])
-def test_parts_stay_near_the_target_size(dim: int, M: int) -> None:
-    rows = rows_per_part_for(dim, M)
-    assert rows & (rows - 1) == 0
-    assert rows * 2 * dim <= PART_TARGET_BYTES
-    assert rows * 8 * M <= PART_TARGET_BYTES
+def test_parts_stay_near_the_target_size(dim: int) -> None:
+    layout = layout_for(dim)
+    assert PART_TARGET_BYTES // 2 < layout.rows_per_part * max(4 * dim, 64) <= PART_TARGET_BYTES
+    assert layout.rows_per_group % layout.rows_per_part == layout.document_rows % layout.rows_per_part == 0
+    assert layout.doubled() == Layout(*(2 * rows for rows in dataclasses.astuple(layout)))
+
+
+def test_a_fixed_number_of_rows_is_that_of_parts_with_vectors() -> None:
+    assert layout_for(384, 1000) == Layout(1000, 32_000, 7000)
+    assert layout_for(384, 100_000) == Layout(100_000, 100_000, 100_000)
 
 
 def test_the_parts_of_the_benchmark_set_are_known() -> None:
-    # 100 K x 384: 13 ranges of 8192 rows, 6.3 MB a plane.  Changing this changes every CID.
-    assert rows_per_part_for(384, 16) == 8192
+    # 100 K x 384: 87 parts of 1,152 rows with vectors, 1.8 MB each.  Changing this changes every CID.
+    assert layout_for(384) == Layout(1152, 36_864, 8064)
 
 
 def test_names_in_all_exist() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from fabstir_vectordb._native.handle import NativeIndex, pack_ids
 
+VECTORS, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH, HEAD = range(1, 8)
 SEED = 20_261_123
-HIGH, LOW, IDS, TIMESTAMPS, TOMBSTONES, GRAPH, HEAD = range(1, 8)
 
 
 class Reader:
@@ -37,16 +37,17 @@ class Reader:
         assert self.at == len(self.raw)
 
 
-def payloads(index: NativeIndex, rows_per_part: int, rows: int) -> Iterator[tuple[int, int, int, int, Reader]]:
+def payloads(index: NativeIndex, rows_per_part: int, rows_per_group: int, rows: int) -> Iterator[tuple[int, int, int, int, Reader]]:
     """Kind, number, first row, rows and payload of every part, their headers checked."""
-    for info in index.parts(rows_per_part):
-        raw = bytes(index.write_part(rows_per_part, info.kind, info.number, info.size))
+    for info in index.parts(rows_per_part, rows_per_group):
+        raw = bytes(index.write_part(rows_per_part, rows_per_group, info.kind, info.number, info.size))
         magic, version, kind, number, dim, first, n, zero, size = struct.unpack("<4sHHIIQIIQ", raw[:40])
         assert (magic, version, kind, number, dim, zero) == (b"FVDB", 0, info.kind, info.number, index.dim, 0)
         assert size == len(raw) - 40
         whole = kind in (TOMBSTONES, HEAD)
-        assert first == (0 if whole else number * rows_per_part)
-        assert n == (rows if whole else min(rows_per_part, rows - first))
+        most = rows if whole else rows_per_part if kind == VECTORS else rows_per_group
+        assert first == number * most
+        assert n == min(most, rows - first)
         yield kind, number, first, n, Reader(raw[40:])
 
 
@@ -69,7 +70,7 @@ def graph(r: Reader, first: int, n: int, rows: int, M: int) -> tuple[list[list[i
     return links, upper
 
 
-@pytest.mark.parametrize(("rows", "rows_per_part"), [(1, 4), (100, 7), (1500, 400), (1500, 4096)])
+@pytest.mark.parametrize(("rows", "rows_per_part"), [(1, 4), (100, 7), (1500, 200), (1500, 4096)])
 def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> None:
     dim, M = 5, 8
     rng = np.random.default_rng(SEED)
@@ -83,15 +84,20 @@ def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> No
     dead = sorted({row for row in range(rows) if row % 11 == 3})
     index.delete(*pack_ids([ids[row] for row in dead]), False)
 
-    found: dict[str, Any] = {name: [] for name in ("high", "low", "ids", "times", "links")}
+    found: dict[str, Any] = {name: [] for name in ("high", "low", "ids", "times", "links", "signs", "factors", "norms")}
     upper: dict[int, list[list[int]]] = {}
     head: dict[str, Any] = {}
     kinds = []
-    for kind, number, first, n, r in payloads(index, rows_per_part, rows):
+    for kind, number, first, n, r in payloads(index, rows_per_part, 2 * rows_per_part, rows):
         kinds.append((kind, number))
         match kind:
-            case 1 | 2:
-                found["high" if kind == HIGH else "low"].append(plane(r, n, dim))
+            case 1:
+                found["high"].append(plane(r, n, dim))
+                found["low"].append(plane(r, n, dim))
+            case 2:
+                found["signs"].append(np.unpackbits(np.frombuffer(r.take(n), np.uint8), bitorder="little"))
+                found["factors"].append(np.frombuffer(r.take(2 * n), "<u2"))
+                found["norms"].append(np.frombuffer(r.take(4 * n), "<f4"))
             case 3:
                 found["ids"] += [r.take(size).decode() for size in r.numbers(n, 2)]
             case 4:
@@ -137,6 +143,18 @@ def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> No
         for levels in upper.values():
             for level, level_links in enumerate(levels, start=1):
                 assert all(len(upper[slots[link]]) >= level for link in level_links)
+        middle = head["lo"] + np.float32(7.5) * head["step"]
+        off = vectors.astype(np.float64) - middle
+        signs = np.concatenate(found["signs"]).reshape(rows, 8)
+        assert np.array_equal(signs[:, :dim], off > 0)
+        assert not signs[:, dim:].any()
+        with np.errstate(over="ignore"):
+            factors = ((off**2).sum(1) / (np.abs(off) * head["step"]).sum(1)).astype(np.float32)
+            norms = (vectors.astype(np.float64) ** 2).sum(1).astype(np.float32)
+        most = np.finfo(np.float32).max
+        half = (np.minimum(factors, most).view(np.uint32) + np.uint32(2**15)) >> 16
+        assert np.abs(np.concatenate(found["factors"]).astype(int) - np.minimum(half, 0x7F7F).astype(int)).max() <= 1
+        assert np.allclose(np.concatenate(found["norms"]), np.minimum(norms, most), rtol=1e-6)
         assert np.isfinite(head["lo"]).all()
         assert ((head["step"] == 0) | (head["step"] >= 1e-30)).all()
     index.close()

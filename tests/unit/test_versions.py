@@ -23,6 +23,7 @@ from fabstir_vectordb.errors import (
 )
 from fabstir_vectordb.persist import load as load_module, records, save as save_module
 from fabstir_vectordb.persist.load import load_version, verify_version
+from fabstir_vectordb.persist.manifest import Layout
 from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
 from fabstir_vectordb.persist.save import save_version
 from fabstir_vectordb.persist.versions import (
@@ -66,14 +67,14 @@ class Texts:
     schema: None = None
     asked: list[int] = field(default_factory=list)
 
-    def expiry_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]:
+    def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
         return []
 
-    def metadata_parts(self, rows_per_part: int) -> Sequence[tuple[int, bytes]]:
-        self.asked.append(rows_per_part)
+    def metadata_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
+        self.asked.append(rows_per_page)
         return [
-            (number, bytes([number % 251]) * self.row_bytes * min(rows_per_part, self.rows - first))
-            for number, first in enumerate(range(0, self.rows, rows_per_part))
+            (number, bytes([number % 251]) * self.row_bytes * min(rows_per_page, self.rows - first))
+            for number, first in enumerate(range(0, self.rows, rows_per_page))
         ]
 
 
@@ -88,31 +89,31 @@ async def test_large_pages_cover_fewer_rows(store: Store, monkeypatch: pytest.Mo
     loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
     assert loaded is not None
     assert loaded.version.cid == saved.version.cid
-    assert (loaded.document_rows, len(loaded.pages)) == (8, 8)
+    assert (loaded.document_rows, len(loaded.pages)) == (7, 10)
     assert (loaded.native, loaded.dim, loaded.chunk_size, loaded.last_change_us) == (None, None, 64, 7)
     report = await verify_version(store, IDENTITY, Lineage(), SETTINGS)
-    assert (report.parts, report.rows) == (8, 0)
+    assert (report.parts, report.rows) == (10, 0)
 
 
 async def test_parts_grow_where_there_would_be_too_many(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_module, "PARTS_MAX", 6)
-    monkeypatch.setattr(save_module, "rows_per_part_for", lambda dim, M: 4)
+    monkeypatch.setattr(save_module, "PARTS_MAX", 5)
+    monkeypatch.setattr(save_module, "layout_for", lambda dim, chunk_size: Layout(4, 4, 4))
     native = NativeIndex(3, "l2", "default", 16, 200, 1)
     ids = pack_ids([str(number) for number in range(64)])
     native.add(np.ones((64, 3), np.float32), *ids, np.zeros(64, np.int64))
     await save_version(store, IDENTITY, Texts(dim=3, metric="l2", native=native), Lineage(), SETTINGS)
     loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
     assert loaded is not None
-    # Five native parts and one page are left when one part covers all 64 rows.
+    # Four native parts and one page are left when one part covers all 64 rows.
     assert loaded.document_rows == 64
-    assert len(loaded.version.parts) == 6
+    assert len(loaded.version.parts) == 5
     assert loaded.native is not None
     assert loaded.native.stats().live == 64
 
 
 async def test_a_version_that_cannot_fit_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save_module, "PARTS_MAX", 4)
-    monkeypatch.setattr(save_module, "rows_per_part_for", lambda dim, M: 4)
+    monkeypatch.setattr(save_module, "layout_for", lambda dim, chunk_size: Layout(4, 4, 4))
     index = Texts()
     # Without native rows there is nothing to grow for: the limit is final.
     with pytest.raises(StorageError, match="16 parts; the layout allows 4"):

@@ -14,12 +14,13 @@
  *       32     8  payload bytes
  *
  * Payloads, for n rows:
- *   VECTORS_HIGH, VECTORS_LOW  n x dim uint16 without padding, as byte planes: all low bytes, then all high bytes
+ *   VECTORS      both planes, high ones first: n x dim uint16 without padding, as byte planes: low bytes, then high bytes
+ *   CODES        n x (dim + 7) / 8 bytes of sign bits, n uint16 factors, under L2 n float32 squared norms (sketch.c)
  *   IDS          n uint16 sizes, then the ids' bytes
  *   TIMESTAMPS   int64 smallest value, uint8 width, 7 zero bytes, then `width` byte planes of n offsets from it
  *   TOMBSTONES   bitmap of all rows of the index, 1 = tombstone, unused bits zero
  *   GRAPH        of parts with rows of the graph: n uint8 link counts, none for a row before the graph's first; the links
- *                of all rows in link_width(rows of the index) bytes each; then uint32
+ *                of all rows in link_width(rows whose links are stored) bytes each; then uint32
  *                uint8 count and that many uint32 upper numbers
  *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows; then dim float32 lo, dim float32
  *                step of the codes
@@ -27,6 +28,9 @@
  *   LISTS_HEAD   uint32 lists, trained rows, rows in front, zero; uint64 rows since the training; float64 mean error then,
  *                sum of errors since; uint32 lists to look at for each k and recall; then dim float32 lo, dim float32 step
  *                and the codes of the centroids
+ *
+ * Rows that came to the graph after its parts were stored may be left out of these: a reader links them again, in the same
+ * steps, and gets the same graph.
  *
  * Writing trusts the index.  Reading trusts nothing: a part is checked on its own as it comes, and format_load_end
  * checks all of them against each other before the index is whole. */
@@ -44,6 +48,21 @@
 #define GRAPH_HEAD_FIELDS 6u
 #define LISTS_HEAD_BYTES (4u * 4 + 8 + 2u * 8 + IVF_KS * IVF_RECALLS * 4)
 
+/* How an index is cut into parts.  Vectors, most of the bytes, have parts of their own size: few rows of one are wanted. */
+typedef struct part_layout {
+    uint32_t rows;               /* of a part with vectors */
+    uint32_t group;              /* of a part of another kind */
+} part_layout;
+/* Rows of an index, and which of them are where. */
+typedef struct part_shape {
+    uint32_t rows;
+    uint32_t settled;            /* rows before those of the graph; all of them where there is none */
+    uint32_t stored;             /* rows before the first whose links are not stored; `rows` where there is no graph */
+    uint32_t lists;
+} part_shape;
+static inline uint32_t format_rows_per_part(part_layout layout, uint32_t kind) {
+    return kind == FVDB_PART_VECTORS ? layout.rows : layout.group;
+}
 /* Parts that cover `rows` rows. */
 static inline uint32_t format_part_count(uint32_t rows, uint32_t rows_per_part) {
     return rows / rows_per_part + (rows % rows_per_part != 0);
@@ -56,34 +75,88 @@ static inline uint32_t format_link_width(uint32_t rows) {
 static inline bool format_is_whole(uint32_t kind) {
     return kind == FVDB_PART_TOMBSTONES || kind >= FVDB_PART_GRAPH_HEAD;
 }
-/* The numbers of the parts of a kind, `first` up to but not `end`; `settled` rows come before those of the graph. */
+/* The rows that a part covers. */
+typedef struct part_span {
+    uint32_t first, n;
+} part_span;
+static inline part_span format_span(part_shape shape, part_layout layout, uint32_t kind, uint32_t number) {
+    if (kind == FVDB_PART_GRAPH_HEAD) return (part_span){0, shape.stored};
+    if (format_is_whole(kind)) return (part_span){0, shape.rows};
+    const uint32_t end = kind == FVDB_PART_GRAPH ? shape.stored : shape.rows, most = format_rows_per_part(layout, kind);
+    return (part_span){number * most, min_u32(most, end - number * most)};
+}
+/* The numbers of the parts of a kind, `first` up to but not `end`. */
 typedef struct part_numbers {
     uint32_t first, end;
 } part_numbers;
-static inline part_numbers format_numbers(uint32_t kind, uint32_t rows, uint32_t settled, uint32_t lists,
-                                          uint32_t rows_per_part) {
+static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
-    if (rows == 0 || (kind == FVDB_PART_GRAPH && settled == rows) ||
-        (kind == FVDB_PART_GRAPH_HEAD && rows < INDEX_GRAPH_ROWS_MIN) || (of_lists && lists == 0))
+    const bool coded = shape.rows >= CODES_FIRST_ROWS;
+    if (shape.rows == 0 || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows) || (of_lists && shape.lists == 0) ||
+        ((kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_CODES) && !coded))
         return (part_numbers){0, 0};
     if (format_is_whole(kind)) return (part_numbers){0, 1};
-    return (part_numbers){kind == FVDB_PART_GRAPH ? settled / rows_per_part : 0, format_part_count(rows, rows_per_part)};
+    const uint32_t most = format_rows_per_part(layout, kind);
+    if (kind == FVDB_PART_GRAPH) return (part_numbers){shape.settled / most, format_part_count(shape.stored, most)};
+    return (part_numbers){0, format_part_count(shape.rows, most)};
 }
 
 /* ---- format_write.c: bodies of the public functions of the same name; the reader lock is held ---- */
 
-fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
-                         uint32_t *out_count, fvdb_diag *diag);
-fvdb_status format_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
+fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,
+                         fvdb_diag *diag);
+fvdb_status format_part_write(fvdb_index *index, part_layout layout, uint32_t kind, uint32_t number, uint8_t *out,
                               uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
 
 /* ---- format_read.c ---- */
 
-fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
-                              uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag);
+typedef struct part_blob {
+    uint8_t *bytes;              /* payload, owned */
+    size_t size;
+    bool came;
+} part_blob;
+struct loading {
+    mutex lock;
+    part_shape shape;
+    part_layout layout;
+    part_numbers numbers[PART_KINDS];    /* parts expected of a kind */
+    part_blob *parts[PART_KINDS];        /* vectors: only `came` is used */
+};
+typedef struct part_header {
+    uint32_t kind, number;
+    part_span span;
+} part_header;
+/* Checks a header against what is being loaded; the reader is at the payload then. */
+fvdb_status format_read_header(const fvdb_index *index, reader *r, part_header *h, fvdb_diag *diag);
+/* Ids, timestamps and tombstones, of parts that all came. */
+fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag);
+/* The code parameters alone. */
+fvdb_status format_read_book(fvdb_index *index, fvdb_diag *diag);
+/* All parts of a kind. */
+fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag *diag);
+/* A row of a part with vectors, counted from its first. */
+void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
+/* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
+ * would make two CIDs of one index.  x, high2, low2: room. */
+bool format_row_is_sound(const store *s, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2, uint16_t *low2);
+
+fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag);
 fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
-fvdb_status format_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag);
+fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
+                            fvdb_diag *diag);
 /* Frees what a load left; nothing when none is under way. */
 void format_load_abandon(fvdb_index *index);
+
+/* ---- format_lazy.c: an index whose vectors and links stay where they are stored ---- */
+
+fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag);
+fvdb_status format_candidates(fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
+                              uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+fvdb_status format_part_check(const fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
+fvdb_status format_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
+                               const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                               uint32_t *out_count, fvdb_diag *diag);
+fvdb_status format_part_vectors(const fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots,
+                                uint32_t n, float *out, fvdb_diag *diag);
 
 #endif

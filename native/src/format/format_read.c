@@ -10,19 +10,6 @@
 
 #include <math.h>
 
-typedef struct blob {
-    uint8_t *bytes;              /* payload, owned */
-    size_t size;
-    bool came;
-} blob;
-
-struct loading {
-    mutex lock;
-    uint32_t rows, graph_rows, lists, rows_per_part;
-    part_numbers numbers[PART_KINDS];    /* parts expected of a kind */
-    blob *parts[PART_KINDS];     /* vectors: only `came` is used */
-};
-
 #define BAD(message) FAIL(diag, FVDB_ERR_FORMAT, message)
 #define BAD_ROW(message, row) FAIL_AT(diag, FVDB_ERR_FORMAT, message, row, 0, 0)
 /* Returns FVDB_ERR_FORMAT from the caller when a rule does not hold. */
@@ -30,8 +17,6 @@ struct loading {
     do {                                   \
         if (!(rule)) return BAD(message);  \
     } while (0)
-
-static bool is_vectors(uint32_t kind) { return kind == FVDB_PART_VECTORS_HIGH || kind == FVDB_PART_VECTORS_LOW; }
 
 /* ---- begin ---- */
 
@@ -49,20 +34,18 @@ void format_load_abandon(fvdb_index *index) {
     index->loading = NULL;
 }
 
-static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t lists, uint32_t rows_per_part) {
+static struct loading *new_loading(part_shape shape, part_layout layout) {
     struct loading *l = mem_alloc_array(1, sizeof *l);
     if (!l) return NULL;
     if (!mutex_init(&l->lock)) {
         mem_free(l);
         return NULL;
     }
-    l->rows = rows;
-    l->graph_rows = graph_rows;
-    l->lists = lists;
-    l->rows_per_part = rows_per_part;
+    l->shape = shape;
+    l->layout = layout;
     for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
-        l->numbers[kind] = format_numbers(kind, rows, rows - graph_rows, lists, rows_per_part);
-        l->parts[kind] = mem_alloc_array(l->numbers[kind].end, sizeof(blob));
+        l->numbers[kind] = format_numbers(shape, layout, kind);
+        l->parts[kind] = mem_alloc_array(l->numbers[kind].end, sizeof(part_blob));
         if (l->parts[kind]) continue;
         free_loading(l);
         return NULL;
@@ -70,18 +53,28 @@ static struct loading *new_loading(uint32_t rows, uint32_t graph_rows, uint32_t 
     return l;
 }
 
-fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t lists,
-                              uint32_t rows_per_part, fvdb_index **out, fvdb_diag *diag) {
-    if (graph_rows > rows || (graph_rows && graph_rows < INDEX_GRAPH_ROWS_MIN))
-        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, rows, graph_rows);
-    if (lists > FVDB_LISTS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, lists);
+static uint32_t graph_rows(const struct loading *l) { return l->shape.rows - l->shape.settled; }
+
+/* Rows that a reader links: few enough that a load stays a load, whoever wrote the version. */
+static bool few_to_link(const fvdb_load *load) {
+    const uint64_t first = load->rows - load->graph_rows;
+    return load->stored_rows >= first + INDEX_GRAPH_ROWS_MIN && load->stored_rows <= load->rows &&
+           load->rows - load->stored_rows <= (load->stored_rows - first) / INDEX_STEP_SHARE;
+}
+
+fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag) {
+    if (load->graph_rows > load->rows || (load->graph_rows && load->graph_rows < INDEX_GRAPH_ROWS_MIN))
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, load->rows, load->graph_rows);
+    if (load->graph_rows ? !few_to_link(load) : load->stored_rows != load->rows)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "stored_rows is out of range", 0, load->rows, load->stored_rows);
+    if (load->lists > FVDB_LISTS_MAX)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, load->lists);
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
-    store *s = &index->store;
-    size_t plane;
-    index->loading = new_loading((uint32_t)rows, (uint32_t)graph_rows, (uint32_t)lists, rows_per_part);
-    if (!index->loading || !mul_size((size_t)rows, s->dim16 * sizeof(uint16_t), &plane) ||
-        !region_resize(&s->high, plane) || !region_resize(&s->low, plane)) {
+    const part_shape shape = {(uint32_t)load->rows, (uint32_t)(load->rows - load->graph_rows),
+                              (uint32_t)load->stored_rows, (uint32_t)load->lists};
+    index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
+    if (!index->loading) {
         index_free(index);
         return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     }
@@ -91,11 +84,7 @@ fvdb_status format_load_begin(const fvdb_config *config, uint64_t rows, uint64_t
 
 /* ---- a part ---- */
 
-typedef struct header {
-    uint32_t kind, number, first, rows;
-} header;
-
-static fvdb_status read_header(const fvdb_index *index, reader *r, header *h, fvdb_diag *diag) {
+fvdb_status format_read_header(const fvdb_index *index, reader *r, part_header *h, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     const uint8_t *magic = read_bytes(r, 4);
     REQUIRE(magic && memcmp(magic, PART_MAGIC, 4) == 0, "the part does not start with FVDB");
@@ -104,7 +93,7 @@ static fvdb_status read_header(const fvdb_index *index, reader *r, header *h, fv
     h->number = read_u32(r);
     uint32_t dim = read_u32(r);
     uint64_t first = read_u64(r);
-    h->rows = read_u32(r);
+    uint32_t rows = read_u32(r);
     uint32_t zero = read_u32(r);
     uint64_t payload = read_u64(r);
     REQUIRE(r->ok, "the part is shorter than its header");
@@ -112,28 +101,50 @@ static fvdb_status read_header(const fvdb_index *index, reader *r, header *h, fv
     REQUIRE(h->number >= l->numbers[h->kind].first && h->number < l->numbers[h->kind].end,
             "the part's number is none of its kind");
     REQUIRE(dim == index->store.dim, "the part has another dimension");
-    bool whole = format_is_whole(h->kind);
-    h->first = whole ? 0 : h->number * l->rows_per_part;
-    REQUIRE(first == h->first, "the part starts at another row");
-    REQUIRE(h->rows == (whole ? l->rows : min_u32(l->rows_per_part, l->rows - h->first)), "the part has other rows");
+    h->span = format_span(l->shape, l->layout, h->kind, h->number);
+    REQUIRE(first == h->span.first, "the part starts at another row");
+    REQUIRE(rows == h->span.n, "the part has other rows");
     REQUIRE(zero == 0, "a reserved field is not zero");
     REQUIRE(payload == r->left, "the part's size is not what its header says");
     return FVDB_OK;
 }
 
-static fvdb_status read_plane(fvdb_index *index, const header *h, reader *r, fvdb_diag *diag) {
+static void join_bytes(const uint8_t *low, const uint8_t *high, uint32_t n, uint16_t *out) {
+    for (uint32_t i = 0; i < n; i++) out[i] = (uint16_t)(low[i] | (uint32_t)high[i] << 8);
+}
+
+void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low) {
+    const size_t plane = (size_t)span.n * dim;
+    payload += (size_t)row * dim;
+    join_bytes(payload, payload + plane, dim, high);
+    join_bytes(payload + 2 * plane, payload + 3 * plane, dim, low);
+}
+
+/* Planes are had when the first vectors come: an index that is opened lazily has none. */
+static fvdb_status reserve_planes(fvdb_index *index, fvdb_diag *diag) {
+    struct loading *l = index->loading;
     store *s = &index->store;
-    size_t n = (size_t)h->rows * s->dim;
-    REQUIRE(r->left == 2 * n, "a plane has another size");
-    const uint8_t *low = read_bytes(r, n), *high = read_bytes(r, n);
-    uint16_t *row = (uint16_t *)(h->kind == FVDB_PART_VECTORS_HIGH ? s->high.base : s->low.base);
-    row += (size_t)h->first * s->dim16;
-    for (uint32_t i = 0; i < h->rows; i++, row += s->dim16, low += s->dim, high += s->dim)
-        for (uint32_t d = 0; d < s->dim; d++) row[d] = (uint16_t)(low[d] | (uint32_t)high[d] << 8);
+    size_t plane;
+    mutex_lock(&l->lock);
+    const bool had = mul_size(l->shape.rows, s->dim16 * sizeof(uint16_t), &plane) &&
+                     (s->low.used == plane || (region_resize(&s->high, plane) && region_resize(&s->low, plane)));
+    mutex_unlock(&l->lock);
+    return had ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+}
+
+static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader *r, fvdb_diag *diag) {
+    store *s = &index->store;
+    const size_t size = (size_t)h->span.n * s->dim * 2 * sizeof(uint16_t);
+    REQUIRE(r->left == size, "vectors have another size");
+    TRY(reserve_planes(index, diag));
+    const uint8_t *payload = read_bytes(r, size);
+    for (uint32_t i = 0; i < h->span.n; i++)
+        format_part_row(payload, h->span, s->dim, i, (uint16_t *)store_high(s, h->span.first + i),
+                        (uint16_t *)store_low(s, h->span.first + i));
     return FVDB_OK;
 }
 
-static fvdb_status keep_payload(blob *b, reader *r, fvdb_diag *diag) {
+static fvdb_status keep_payload(part_blob *b, reader *r, fvdb_diag *diag) {
     b->size = r->left;
     b->bytes = mem_alloc(b->size);
     if (!b->bytes) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
@@ -145,26 +156,26 @@ fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t s
     struct loading *l = index->loading;
     if (!l) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
     reader r = reader_over(bytes, (size_t)size);
-    header h;
-    TRY(read_header(index, &r, &h, diag));
-    blob *b = &l->parts[h.kind][h.number];
+    part_header h;
+    TRY(format_read_header(index, &r, &h, diag));
+    part_blob *b = &l->parts[h.kind][h.number];
     mutex_lock(&l->lock);
     bool twice = b->came;
     b->came = true;
     mutex_unlock(&l->lock);
     REQUIRE(!twice, "the part was given twice");
-    return is_vectors(h.kind) ? read_plane(index, &h, &r, diag) : keep_payload(b, &r, diag);
+    return h.kind == FVDB_PART_VECTORS ? read_vectors(index, &h, &r, diag) : keep_payload(b, &r, diag);
 }
 
 /* ---- end: ids, timestamps, tombstones ---- */
 
 static reader payload_of(const struct loading *l, uint32_t kind, uint32_t number) {
-    const blob *b = &l->parts[kind][number];
+    const part_blob *b = &l->parts[kind][number];
     return reader_over(b->bytes, b->size);
 }
 
-static uint32_t rows_of(const struct loading *l, uint32_t number) {
-    return min_u32(l->rows_per_part, l->rows - number * l->rows_per_part);
+static part_span span_of(const struct loading *l, uint32_t kind, uint32_t number) {
+    return format_span(l->shape, l->layout, kind, number);
 }
 
 static fvdb_status read_ids(fvdb_index *index, fvdb_diag *diag) {
@@ -172,10 +183,10 @@ static fvdb_status read_ids(fvdb_index *index, fvdb_diag *diag) {
     id_map *ids = &index->store.ids;
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < l->numbers[FVDB_PART_IDS].end; i++) bytes += l->parts[FVDB_PART_IDS][i].size;
-    TRY(id_map_reserve(ids, l->rows, bytes, diag));
+    TRY(id_map_reserve(ids, l->shape.rows, bytes, diag));
     for (uint32_t number = 0; number < l->numbers[FVDB_PART_IDS].end; number++) {
         reader r = payload_of(l, FVDB_PART_IDS, number);
-        uint32_t n = rows_of(l, number);
+        uint32_t n = span_of(l, FVDB_PART_IDS, number).n;
         const uint8_t *sizes = read_bytes(&r, (size_t)n * sizeof(uint16_t));
         REQUIRE(sizes, "the ids are cut off");
         for (uint32_t i = 0; i < n; i++) {
@@ -193,7 +204,7 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     for (uint32_t number = 0; number < l->numbers[FVDB_PART_TIMESTAMPS].end; number++) {
         reader r = payload_of(l, FVDB_PART_TIMESTAMPS, number);
-        uint32_t n = rows_of(l, number);
+        uint32_t n = span_of(l, FVDB_PART_TIMESTAMPS, number).n;
         int64_t low = (int64_t)read_u64(&r);
         uint64_t width = read_u64(&r), most = (uint64_t)INT64_MAX - (uint64_t)low;
         REQUIRE(r.ok && width <= 8 && r.left == (size_t)width * n, "the timestamps have another size");
@@ -217,15 +228,15 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
 static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     store *s = &index->store;
-    if (l->rows == 0) return FVDB_OK;
-    if (!region_resize(&s->live, (l->rows + 63u) / 64 * sizeof(uint64_t)))
+    if (l->shape.rows == 0) return FVDB_OK;
+    if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t)))
         return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     reader r = payload_of(l, FVDB_PART_TOMBSTONES, 0);
-    size_t size = (l->rows + 7u) / 8;
+    size_t size = (l->shape.rows + 7u) / 8;
     REQUIRE(r.left == size, "the tombstones have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->rows % 8 == 0 || bits[size - 1] >> (l->rows % 8) == 0, "a tombstone is past the last row");
-    for (uint32_t slot = 0; slot < l->rows; slot++) {
+    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a tombstone is past the last row");
+    for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
         if (bits[slot / 8] >> (slot % 8) & 1) continue;
         size_t id_size;
         const uint8_t *id = id_map_get(&s->ids, slot, &id_size);
@@ -244,15 +255,13 @@ typedef struct plane_check {
 
 #define CHECK_ROWS_PER_ITEM 512u
 
-/* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
- * would make two CIDs of one index. */
-static bool row_is_sound(const store *s, uint32_t slot, float *x, uint16_t *high, uint16_t *low) {
+bool format_row_is_sound(const store *s, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2,
+                         uint16_t *low2) {
     uint32_t component;
-    store_get(s, slot, x);
+    s->kernels->join_planes(high, low, s->dim, x);
     if (store_check_vector(s, x, &component) != FVDB_OK) return false;
-    s->kernels->split_planes(x, s->dim, high, low);
-    return memcmp(high, store_high(s, slot), s->dim * sizeof *high) == 0 &&
-           memcmp(low, store_low(s, slot), s->dim * sizeof *low) == 0;
+    s->kernels->split_planes(x, s->dim, high2, low2);
+    return memcmp(high, high2, s->dim * sizeof *high) == 0 && memcmp(low, low2, s->dim * sizeof *low) == 0;
 }
 
 static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
@@ -262,7 +271,7 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
     uint32_t end = min_u32(job->s->n, (item + 1) * CHECK_ROWS_PER_ITEM);
     for (uint32_t slot = item * CHECK_ROWS_PER_ITEM; slot < end; slot++) {
-        if (row_is_sound(job->s, slot, x, high, low)) continue;
+        if (format_row_is_sound(job->s, store_high(job->s, slot), store_low(job->s, slot), x, high, low)) continue;
         uint32_t seen = __atomic_load_n(&job->bad_row, __ATOMIC_RELAXED);
         while (slot < seen && !__atomic_compare_exchange_n(&job->bad_row, &seen, slot, false, __ATOMIC_RELAXED,
                                                            __ATOMIC_RELAXED)) {
@@ -324,9 +333,9 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     ivf *lists = &index->lists;
     ivf_centroids *c = &lists->centroids;
     reader r = payload_of(l, FVDB_PART_LISTS_HEAD, 0);
-    const size_t size = LISTS_HEAD_BYTES + (size_t)s->dim * 2 * sizeof(float) + (size_t)l->lists * s->code_bytes;
-    REQUIRE(r.left == size && read_u32(&r) == l->lists, "the lists' head has another size");
-    if (ivf_centroids_alloc(c, s, l->lists) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    const size_t size = LISTS_HEAD_BYTES + (size_t)s->dim * 2 * sizeof(float) + (size_t)l->shape.lists * s->code_bytes;
+    REQUIRE(r.left == size && read_u32(&r) == l->shape.lists, "the lists' head has another size");
+    if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     c->trained_rows = read_u32(&r);
     index->graph.first = read_u32(&r);
     REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN && read_u32(&r) == 0, "the lists were trained on too few rows");
@@ -336,12 +345,12 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     for (uint32_t k = 0; k < IVF_KS; k++) {
         for (uint32_t i = 0; i < IVF_RECALLS; i++) {
             c->probes[k][i] = read_u32(&r);
-            REQUIRE(c->probes[k][i] >= 1 && c->probes[k][i] <= l->lists, "a number of lists to look at is out of range");
+            REQUIRE(c->probes[k][i] >= 1 && c->probes[k][i] <= l->shape.lists, "a number of lists to look at is out of range");
         }
     }
     TRY(read_book(&r, &c->book, s->dim, diag));
     memcpy(c->codes.base, read_bytes(&r, c->codes.used), c->codes.used);
-    REQUIRE(codes_are_padded(c->codes.base, s, l->lists), "the code of a centroid has other dimensions");
+    REQUIRE(codes_are_padded(c->codes.base, s, l->shape.lists), "the code of a centroid has other dimensions");
     ivf_centroids_derive(c, s);
     return FVDB_OK;
 }
@@ -350,9 +359,9 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
 static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     uint32_t settled = index->graph.first;
-    REQUIRE(settled <= l->rows, "more rows are in front than there are");
-    uint32_t recent = l->rows - settled;
-    REQUIRE(l->graph_rows == (recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
+    REQUIRE(settled <= l->shape.rows, "more rows are in front than there are");
+    uint32_t recent = l->shape.rows - settled;
+    REQUIRE(graph_rows(l) == (recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
     for (uint32_t slot = 0; slot < settled; slot++)
         if (!ivf_has(&index->lists, slot)) return BAD_ROW("a row is on neither side", slot);
     return FVDB_OK;
@@ -360,28 +369,28 @@ static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
 
 static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, uint32_t *numbers, fvdb_diag *diag) {
     const struct loading *l = index->loading;
-    uint32_t width = format_link_width(l->lists + 1), n = 0;
+    uint32_t width = format_link_width(l->shape.lists + 1), n = 0;
     reader r = payload_of(l, FVDB_PART_LISTS, 0);
-    REQUIRE(r.left == (size_t)width * l->rows, "the lists have another size");
+    REQUIRE(r.left == (size_t)width * l->shape.rows, "the lists have another size");
     const uint8_t *planes = read_bytes(&r, r.left);
-    for (uint32_t slot = 0; slot < l->rows; slot++) {
+    for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
         uint32_t number = 0;
-        for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->rows + slot] << (8 * b);
-        if (number > l->lists) return BAD_ROW("a row is on a list that is none", slot);
+        for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->shape.rows + slot] << (8 * b);
+        if (number > l->shape.lists) return BAD_ROW("a row is on a list that is none", slot);
         if (number == 0) continue;
         slots[n] = slot;
         numbers[n++] = number - 1;
     }
-    return ivf_fill(&index->lists, slots, numbers, n, l->rows, store_live(&index->store), diag);
+    return ivf_fill(&index->lists, slots, numbers, n, l->shape.rows, store_live(&index->store), diag);
 }
 
 static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     if (l->numbers[FVDB_PART_LISTS].end) {
         TRY(read_lists_head(index, diag));
-        uint32_t *slots = mem_alloc_array(2 * (size_t)l->rows, sizeof *slots);
+        uint32_t *slots = mem_alloc_array(2 * (size_t)l->shape.rows, sizeof *slots);
         if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-        fvdb_status status = fill_lists(index, slots, slots + l->rows, diag);
+        fvdb_status status = fill_lists(index, slots, slots + l->shape.rows, diag);
         mem_free(slots);
         if (status != FVDB_OK) return status;
     }
@@ -390,9 +399,27 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
 
 /* ---- end: graph ---- */
 
+/* What follows the graph's own fields in its head. */
+static fvdb_status read_codebook(fvdb_index *index, uint32_t trained_rows, reader *r, fvdb_diag *diag) {
+    store *s = &index->store;
+    REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
+    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    TRY(read_book(r, &s->book, s->dim, diag));
+    REQUIRE(r->ok && r->left == 0, "the graph's head has another size");
+    codebook_derive(&s->book, s->dim64);
+    s->book.trained_rows = trained_rows;
+    return FVDB_OK;
+}
+
+fvdb_status format_read_book(fvdb_index *index, fvdb_diag *diag) {
+    reader r = payload_of(index->loading, FVDB_PART_GRAPH_HEAD, 0);
+    uint32_t trained_rows = 0;
+    for (uint32_t i = 0; i < GRAPH_HEAD_FIELDS; i++) trained_rows = read_u32(&r);
+    return read_codebook(index, trained_rows, &r, diag);
+}
+
 static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
     hnsw *g = &index->graph;
-    store *s = &index->store;
     reader r = payload_of(index->loading, FVDB_PART_GRAPH_HEAD, 0);
     uint32_t M = read_u32(&r), ef_construction = read_u32(&r);
     g->entry = read_u32(&r);
@@ -400,12 +427,7 @@ static fvdb_status read_graph_head(fvdb_index *index, fvdb_diag *diag) {
     uint32_t upper_n = read_u32(&r), trained_rows = read_u32(&r);
     REQUIRE(M == g->M && ef_construction == g->ef_construction, "the graph was built with other settings");
     REQUIRE(upper_n == g->upper_n, "the graph has another number of upper rows");
-    REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
-    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    TRY(read_book(&r, &s->book, s->dim, diag));
-    REQUIRE(r.ok && r.left == 0, "the graph's head has another size");
-    codebook_derive(&s->book, s->dim64);
-    s->book.trained_rows = trained_rows;
+    TRY(read_codebook(index, trained_rows, &r, diag));
     if (upper_n == 0) {
         REQUIRE(g->entry == FVDB_NO_SLOT && g->max_level == 0, "the entry point is not an upper row");
         return FVDB_OK;
@@ -430,7 +452,8 @@ static fvdb_status check_links(const uint32_t *links, uint32_t n, uint32_t node,
 static fvdb_status read_links0(fvdb_index *index, uint32_t number, reader *r, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     hnsw *g = &index->graph;
-    uint32_t n = rows_of(l, number), first = number * l->rows_per_part, width = format_link_width(l->rows);
+    const part_span span = span_of(l, FVDB_PART_GRAPH, number);
+    uint32_t n = span.n, first = span.first, width = format_link_width(l->shape.stored);
     uint32_t links[HNSW_M0_MAX];
     const uint8_t *counts = read_bytes(r, n);
     REQUIRE(counts, "the graph is cut off");
@@ -439,7 +462,7 @@ static fvdb_status read_links0(fvdb_index *index, uint32_t number, reader *r, fv
         for (uint32_t j = 0; j < counts[i]; j++) links[j] = (uint32_t)read_le(r, width);
         REQUIRE(r->ok, "the graph is cut off");
         if (first + i < g->first) continue;
-        TRY(check_links(links, counts[i], first + i, g->first, l->rows, diag));
+        TRY(check_links(links, counts[i], first + i, g->first, l->shape.stored, diag));
         hnsw_set_links0(g, first + i, links, counts[i]);
     }
     return FVDB_OK;
@@ -449,7 +472,8 @@ static fvdb_status read_links0(fvdb_index *index, uint32_t number, reader *r, fv
 static fvdb_status read_upper(fvdb_index *index, uint32_t number, reader *r, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     hnsw *g = &index->graph;
-    uint32_t n = rows_of(l, number), first = number * l->rows_per_part, upper = read_u32(r), links[HNSW_M0_MAX];
+    const part_span span = span_of(l, FVDB_PART_GRAPH, number);
+    uint32_t n = span.n, first = span.first, upper = read_u32(r), links[HNSW_M0_MAX];
     int64_t last = -1;
     for (uint32_t i = 0; i < upper; i++) {
         uint32_t row = read_u32(r), level = read_u8(r);
@@ -489,33 +513,44 @@ static fvdb_status check_upper(const hnsw *g, fvdb_diag *diag) {
 static fvdb_status read_graph(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     hnsw *g = &index->graph;
-    if (l->graph_rows) TRY(hnsw_reserve(g, l->rows, diag));
+    if (graph_rows(l)) TRY(hnsw_reserve(g, l->shape.stored, diag));
     for (uint32_t number = l->numbers[FVDB_PART_GRAPH].first; number < l->numbers[FVDB_PART_GRAPH].end; number++) {
         reader r = payload_of(l, FVDB_PART_GRAPH, number);
         TRY(read_links0(index, number, &r, diag));
         TRY(read_upper(index, number, &r, diag));
     }
     TRY(check_upper(g, diag));
-    if (l->rows >= INDEX_GRAPH_ROWS_MIN) TRY(read_graph_head(index, diag));
-    g->n = l->graph_rows ? l->rows : g->first;
+    if (l->shape.rows >= INDEX_GRAPH_ROWS_MIN) TRY(read_graph_head(index, diag));
+    g->n = graph_rows(l) ? l->shape.stored : g->first;
     return FVDB_OK;
 }
 
 /* ---- end ---- */
 
+fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag *diag) {
+    for (uint32_t i = l->numbers[kind].first; i < l->numbers[kind].end; i++)
+        if (!l->parts[kind][i].came) return FAIL_AT(diag, FVDB_ERR_FORMAT, "a part is missing", i, kind, 0);
+    return FVDB_OK;
+}
+
+/* Sketches are for lazy loads: an index that has its rows needs none. */
 static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
     for (uint32_t kind = 1; kind < PART_KINDS; kind++)
-        for (uint32_t i = l->numbers[kind].first; i < l->numbers[kind].end; i++)
-            if (!l->parts[kind][i].came) return FAIL_AT(diag, FVDB_ERR_FORMAT, "a part is missing", i, kind, 0);
+        if (kind != FVDB_PART_CODES) TRY(format_check_came(l, kind, diag));
+    return FVDB_OK;
+}
+
+fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
+    TRY(read_ids(index, diag));
+    TRY(read_timestamps(index, diag));
+    TRY(read_tombstones(index, diag));
+    index->store.n = index->loading->shape.rows;
     return FVDB_OK;
 }
 
 static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, fvdb_diag *diag) {
     TRY(check_all_came(index->loading, diag));
-    TRY(read_ids(index, diag));
-    TRY(read_timestamps(index, diag));
-    TRY(read_tombstones(index, diag));
-    index->store.n = index->loading->rows;
+    TRY(format_read_rows(index, diag));
     TRY(check_planes(index, c, diag));
     if (control_cancelled(control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     TRY(read_lists(index, diag));
@@ -523,12 +558,29 @@ static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, f
     return store_finish_load(&index->store, c, diag);
 }
 
-fvdb_status format_load_end(fvdb_index *index, fvdb_control *control, fvdb_diag *diag) {
+/* Steps lead from the stored rows to all of them, and a training of the codes lies in none. */
+static fvdb_status check_steps(const fvdb_index *index, const uint32_t *steps, uint32_t n, fvdb_diag *diag) {
+    uint32_t at = index->loading->shape.stored;
+    for (uint32_t i = 0; i < n; i++) {
+        REQUIRE(steps[i] > at && steps[i] <= index->store.n, "the steps of the graph are out of order");
+        at = steps[i];
+    }
+    REQUIRE(at == index->store.n, "the steps of the graph do not lead to its last row");
+    REQUIRE(n == 0 || codes_next_training(index->store.book.trained_rows) > index->store.n,
+            "the codes were trained again after the graph was stored");
+    return FVDB_OK;
+}
+
+fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
+                            fvdb_diag *diag) {
     if (!index->loading) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
+    if (n_steps > FVDB_STEPS_MAX) return FAIL_AT(diag, FVDB_ERR_FORMAT, "too many steps", 0, FVDB_STEPS_MAX, n_steps);
     crew *c;
     TRY(crew_start(index->config.threads, &c, diag));
     fvdb_status status = assemble(index, c, control, diag);
     crew_stop(c);
+    if (status == FVDB_OK) status = check_steps(index, steps, n_steps, diag);
+    if (status == FVDB_OK) status = index_repeat_steps(index, steps, n_steps, control, diag);
     if (status == FVDB_OK) format_load_abandon(index);
     return status;
 }

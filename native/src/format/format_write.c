@@ -2,17 +2,6 @@
  * threads or any address, so that equal parts have equal hashes and are stored once. */
 #include "format.h"
 
-typedef struct span {
-    uint32_t first, n;           /* rows */
-} span;
-
-static span part_span(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number) {
-    uint32_t rows = index->store.n;
-    if (format_is_whole(kind)) return (span){0, rows};
-    uint32_t first = number * rows_per_part;
-    return (span){first, min_u32(rows_per_part, rows - first)};
-}
-
 /* First upper number whose slot is >= slot. */
 static uint32_t upper_from(const hnsw *g, uint32_t slot) {
     uint32_t low = 0, high = g->upper_n;
@@ -26,7 +15,7 @@ static uint32_t upper_from(const hnsw *g, uint32_t slot) {
 
 /* ---- sizes ---- */
 
-static uint32_t timestamps_width(const timestamps *t, span s, int64_t *low) {
+static uint32_t timestamps_width(const timestamps *t, part_span s, int64_t *low) {
     int64_t high = *low = timestamps_get(t, s.first);
     for (uint32_t i = 1; i < s.n; i++) {
         int64_t us = timestamps_get(t, s.first + i);
@@ -43,7 +32,7 @@ static uint32_t links_at(const hnsw *g, uint32_t slot, uint32_t *links) {
     return slot < g->first ? 0 : hnsw_links(g, 0, slot, links);
 }
 
-static uint64_t graph_bytes(const hnsw *g, span s, uint32_t rows) {
+static uint64_t graph_bytes(const hnsw *g, part_span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX];
     uint64_t total = 0, bytes = s.n + sizeof(uint32_t);
     for (uint32_t i = 0; i < s.n; i++) total += links_at(g, s.first + i, links);
@@ -55,13 +44,13 @@ static uint64_t graph_bytes(const hnsw *g, span s, uint32_t rows) {
     return bytes + total * format_link_width(rows);
 }
 
-static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, span s) {
+static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span s) {
     const store *st = &index->store;
     const uint32_t *id_offsets = (const uint32_t *)st->ids.offsets.base;
     int64_t low;
     switch (kind) {
-    case FVDB_PART_VECTORS_HIGH:
-    case FVDB_PART_VECTORS_LOW: return (uint64_t)s.n * st->dim * sizeof(uint16_t);
+    case FVDB_PART_VECTORS: return (uint64_t)s.n * st->dim * 2 * sizeof(uint16_t);
+    case FVDB_PART_CODES: return (uint64_t)s.n * sketch_row_bytes(st);
     case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
     case FVDB_PART_TOMBSTONES: return (s.n + 7u) / 8;
@@ -76,7 +65,7 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, span s) {
 
 /* ---- payloads ---- */
 
-static void write_plane(writer *w, const store *st, const region *plane, span s) {
+static void write_plane(writer *w, const store *st, const region *plane, part_span s) {
     size_t n = (size_t)s.n * st->dim;
     uint8_t *low = write_space(w, n), *high = write_space(w, n);
     for (uint32_t i = 0; i < s.n; i++, low += st->dim, high += st->dim) {
@@ -88,13 +77,13 @@ static void write_plane(writer *w, const store *st, const region *plane, span s)
     }
 }
 
-static void write_ids(writer *w, const id_map *ids, span s) {
+static void write_ids(writer *w, const id_map *ids, part_span s) {
     const uint32_t *offsets = (const uint32_t *)ids->offsets.base + s.first;
     for (uint32_t i = 0; i < s.n; i++) write_le(w, offsets[i + 1] - offsets[i], sizeof(uint16_t));
     write_bytes(w, ids->bytes.base + offsets[0], offsets[s.n] - offsets[0]);
 }
 
-static void write_timestamps(writer *w, const timestamps *t, span s) {
+static void write_timestamps(writer *w, const timestamps *t, part_span s) {
     int64_t low;
     uint32_t width = timestamps_width(t, s, &low);
     write_le(w, (uint64_t)low, 8);
@@ -113,7 +102,7 @@ static void write_tombstones(writer *w, const store *st) {
         if (!bit_get(store_live(st), slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
 }
 
-static void write_graph(writer *w, const hnsw *g, span s, uint32_t rows) {
+static void write_graph(writer *w, const hnsw *g, part_span s, uint32_t rows) {
     uint32_t links[HNSW_M0_MAX], width = format_link_width(rows);
     uint8_t *counts = write_space(w, s.n);
     for (uint32_t i = 0; i < s.n; i++) {
@@ -184,11 +173,14 @@ static void write_lists_head(writer *w, const fvdb_index *index) {
     write_bytes(w, c->codes.base, (size_t)c->nlist * index->store.code_bytes);
 }
 
-static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, span s) {
+static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, part_span s) {
     const store *st = &index->store;
     switch (kind) {
-    case FVDB_PART_VECTORS_HIGH: write_plane(w, st, &st->high, s); return;
-    case FVDB_PART_VECTORS_LOW: write_plane(w, st, &st->low, s); return;
+    case FVDB_PART_VECTORS:
+        write_plane(w, st, &st->high, s);
+        write_plane(w, st, &st->low, s);
+        return;
+    case FVDB_PART_CODES: sketch_write(st, s.first, s.n, write_space(w, (size_t)s.n * sketch_row_bytes(st))); return;
     case FVDB_PART_IDS: write_ids(w, &st->ids, s); return;
     case FVDB_PART_TIMESTAMPS: write_timestamps(w, &st->times, s); return;
     case FVDB_PART_TOMBSTONES: write_tombstones(w, st); return;
@@ -201,21 +193,20 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, spa
 
 /* ---- entry points ---- */
 
-/* The parts of a kind that the index has now. */
-static part_numbers numbers_of(const fvdb_index *index, uint32_t rows_per_part, uint32_t kind) {
-    if (kind < FVDB_PART_VECTORS_HIGH || kind >= PART_KINDS) return (part_numbers){0, 0};
-    uint32_t rows = index->store.n, settled = hnsw_rows(&index->graph) ? index->graph.first : rows;
-    return format_numbers(kind, rows, settled, index->lists.centroids.nlist, rows_per_part);
+static part_shape shape_of(const fvdb_index *index) {
+    const uint32_t rows = index->store.n, settled = hnsw_rows(&index->graph) ? index->graph.first : rows;
+    return (part_shape){rows, settled, rows, index->lists.centroids.nlist};
 }
 
-fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *out, uint32_t capacity,
-                         uint32_t *out_count, fvdb_diag *diag) {
+fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,
+                         fvdb_diag *diag) {
+    const part_shape shape = shape_of(index);
     uint32_t n = 0;
     for (uint32_t kind = 1; kind < PART_KINDS; kind++) {
-        const part_numbers numbers = numbers_of(index, rows_per_part, kind);
+        const part_numbers numbers = format_numbers(shape, layout, kind);
         for (uint32_t number = numbers.first; number < numbers.end; number++, n++) {
             if (n >= capacity) continue;
-            span s = part_span(index, rows_per_part, kind, number);
+            part_span s = format_span(shape, layout, kind, number);
             out[n] = (fvdb_part){kind, number, PART_HEADER_BYTES + payload_bytes(index, kind, s)};
         }
     }
@@ -223,12 +214,14 @@ fvdb_status format_parts(fvdb_index *index, uint32_t rows_per_part, fvdb_part *o
     return n <= capacity ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more parts", 0, n, capacity);
 }
 
-fvdb_status format_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t kind, uint32_t number, uint8_t *out,
+fvdb_status format_part_write(fvdb_index *index, part_layout layout, uint32_t kind, uint32_t number, uint8_t *out,
                               uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
-    const part_numbers numbers = numbers_of(index, rows_per_part, kind);
+    const part_shape shape = shape_of(index);
+    const bool known = kind >= FVDB_PART_VECTORS && kind < PART_KINDS;
+    const part_numbers numbers = known ? format_numbers(shape, layout, kind) : (part_numbers){0, 0};
     if (number < numbers.first || number >= numbers.end)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "there is no such part", 0, numbers.end, number);
-    span s = part_span(index, rows_per_part, kind, number);
+    part_span s = format_span(shape, layout, kind, number);
     uint64_t payload = payload_bytes(index, kind, s);
     *out_size = PART_HEADER_BYTES + payload;
     if (*out_size > capacity) return FAIL_AT(diag, FVDB_ERR_BUFFER, "the part does not fit", 0, *out_size, capacity);

@@ -34,6 +34,7 @@ static void delete_walk(walk *w) {
 void index_free(fvdb_index *index) {
     if (!index) return;
     format_load_abandon(index);
+    sketch_free(&index->sketch);
     for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
     mem_free(index->idle);
     hnsw_free(&index->graph);
@@ -112,7 +113,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
     out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
-                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0);
+                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + sketch_resident(&index->sketch);
     out->bytes_graph = hnsw_resident(&index->graph);
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);

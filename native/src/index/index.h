@@ -14,6 +14,16 @@
 
 struct loading;
 
+/* How the graph came from the one that is stored in parts: rows below `stored` were in that one, the others were linked by
+ * calls that ended at ends[0], ends[1], ...  Repeating these steps gives the same graph, so that its parts need not be
+ * stored again after every add.  stored is 0 where the steps lead from nothing that is stored, or are no longer worth it. */
+typedef struct graph_steps {
+    uint32_t stored, n;
+    uint32_t ends[FVDB_STEPS_MAX];
+} graph_steps;
+/* Of the stored rows, at most one in so many is linked again: some 5 % of the time that the graph took. */
+#define INDEX_STEP_SHARE 16u
+
 struct fvdb_index {
     fvdb_config config;
     rwlock *lock;
@@ -21,11 +31,13 @@ struct fvdb_index {
     hnsw graph;                  /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
     ivf lists;
     uint64_t arrangement;        /* changes whenever a row gets another slot or list */
+    graph_steps steps;
     mutex walks_lock;
     walk **idle;                 /* search memory not in use, at most n_idle of them kept */
     uint32_t n_idle;
     size_t idle_bytes;
-    struct loading *loading;     /* format/: non-NULL from fvdb_load_begin to fvdb_load_end */
+    struct loading *loading;     /* format/: non-NULL from fvdb_load_begin to fvdb_load_end, or for good after a lazy load */
+    sketch sketch;               /* of a lazily loaded index, which has no vectors and no graph */
 };
 
 /* Idle walks kept for the next search: one per core of a busy host; more are freed when they come back. */
@@ -65,6 +77,10 @@ void workers_stop(fvdb_index *index, workers *w);
 
 fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
                       uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
+
+/* Links the last rows in the steps in which they came; nothing else of the index changes. */
+fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_t n, fvdb_control *control,
+                               fvdb_diag *diag);
 
 typedef struct search_outputs {
     uint32_t *slots;

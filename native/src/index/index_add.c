@@ -98,7 +98,7 @@ typedef struct add_undo {
     uint32_t rows;
     hnsw_undo graph;
     codebook book;               /* the one in use before, once retrained */
-    bool retrained;
+    bool retrained, refined;
 } add_undo;
 
 /* Eighths of the time of a bulk add that its second pass takes. */
@@ -112,6 +112,7 @@ static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb
     hnsw *g = &index->graph;
     const uint32_t start = g->n, total = s->n - start, recent = s->n - g->first;
     bool refines = recent / 2 >= hnsw_rows(g) && recent >= INDEX_GRAPH_ROWS_MIN;
+    undo->refined = refines;
     int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {
         uint64_t due = codes_next_training(s->book.trained_rows);
@@ -160,6 +161,34 @@ static void commit(fvdb_index *index, uint32_t first, const plan *p, uint32_t n,
         if (out_slots[i] == FVDB_NO_SLOT) p->replaced[i] = FVDB_NO_SLOT;
 }
 
+/* A step may only link rows, behind a graph that is stored. */
+static void note_step(graph_steps *steps, const hnsw *g, bool only_linked) {
+    const uint32_t stored = steps->stored;
+    const bool worth_it = stored && only_linked && steps->n < FVDB_STEPS_MAX &&
+                          g->n - stored <= (stored - g->first) / INDEX_STEP_SHARE;
+    if (worth_it) steps->ends[steps->n++] = g->n;
+    else *steps = (graph_steps){0};
+}
+
+fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_t n, fvdb_control *control,
+                               fvdb_diag *diag) {
+    hnsw *g = &index->graph;
+    workers w;
+    hnsw_undo undo;                      /* of nothing: a load that fails is thrown away */
+    index->steps = (graph_steps){.stored = hnsw_rows(g) ? g->n : 0, .n = n};
+    for (uint32_t i = 0; i < n; i++) index->steps.ends[i] = steps[i];
+    if (n == 0) return FVDB_OK;
+    TRY(workers_start(index, FVDB_THREADS_MAX, 1, &w, diag));
+    fvdb_status status = hnsw_undo_begin(&undo, g, diag);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
+        stretch linking = {control, 0, 0, 0, steps[i] - g->n};
+        status = hnsw_link(g, &index->store, steps[i], w.walks, w.crew, &undo, &linking, diag);
+    }
+    hnsw_undo_free(&undo);
+    workers_stop(index, &w);
+    return status;
+}
+
 static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
                                    fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
@@ -171,7 +200,8 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
         codes_encode(s, undo.rows, s->n, w->crew);
         status = link_rows(index, w, &undo, control, diag);
         if (status != FVDB_OK) take_back(index, &undo, w->crew);
-        else if (undo.retrained) codebook_free(&undo.book);
+        else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
+        if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);
     }
     hnsw_undo_free(&undo.graph);
     return status;

@@ -183,6 +183,7 @@ static fvdb_status run(vacuum *v, fvdb_diag *diag) {
     }
     if (index->lists.centroids.nlist) install_lists(v);
     store_arranged(&index->store);
+    index->steps = (graph_steps){0};
     index->arrangement++;
     return FVDB_OK;
 }

@@ -245,8 +245,11 @@ void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *o
 }
 
 double scorer_exact(const scorer *q, uint32_t slot) {
+    return scorer_exact_halves(q, store_high(q->s, slot), store_low(q->s, slot));
+}
+
+double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low) {
     const store *s = q->s;
-    const uint16_t *high = store_high(s, slot), *low = store_low(s, slot);
     if (s->metric == FVDB_METRIC_L2) return sqrt(s->kernels->exact_l2(q->wide, high, low, s->dim16));
     double dot, norm2;
     s->kernels->exact_dot(q->wide, high, low, s->dim16, &dot, &norm2);

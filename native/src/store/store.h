@@ -229,6 +229,8 @@ static inline void scorer_fetch_exact(const scorer *q, uint32_t slot) {
 }
 /* The exact distance of the metric, float64. */
 double scorer_exact(const scorer *q, uint32_t slot);
+/* The same of a row that is elsewhere: dim16 halves each, zero-padded. */
+double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low);
 /* An exact distance as scorer_many gives it approximately. */
 static inline double walk_units(const store *s, double exact) { return s->metric == FVDB_METRIC_L2 ? exact * exact : exact; }
 
@@ -268,5 +270,29 @@ typedef struct scan {
  * SCAN_QUERIES_MAX.  Polls control every few thousand rows and then returns early. */
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control);
+
+/* ---- sketch.c: a bit a dimension, for a first look ---- */
+
+/* Sketches of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
+typedef struct sketch {
+    const store *s;
+    region codes;                /* n x code_bytes: 4-bit codes, each 0 or 1 */
+    region factors;              /* n float32 */
+    region norms;                /* L2: n float32, squared norms of the rows */
+    float *lo, *step, *middle;   /* dim64 each, zero-padded, one allocation at lo */
+} sketch;
+
+size_t sketch_row_bytes(const store *s);
+/* Sketches of rows first .. first + n - 1 of a store that has them: n x sketch_row_bytes. */
+void sketch_write(const store *s, uint32_t first, uint32_t n, uint8_t *out);
+/* Room for n sketches. */
+fvdb_status sketch_init(sketch *k, const store *s, uint32_t n, fvdb_diag *diag);
+void sketch_free(sketch *k);
+/* Takes what sketch_write wrote; false for bytes that it does not write. */
+bool sketch_read(sketch *k, uint32_t first, uint32_t n, const uint8_t *in);
+size_t sketch_resident(const sketch *k);
+/* The `most` nearest live rows by sketch, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
+void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
+                   uint64_t allow_words, hit *hits, uint32_t *found);
 
 #endif

@@ -1,0 +1,181 @@
+"""What a native index does of which only some parts are there, and one whose last links are made again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fabstir_vectordb import IntegrityError, InvalidInputError
+from fabstir_vectordb._native.handle import NativeIndex, pack_ids
+
+VECTORS, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH, HEAD = range(1, 8)
+FIRST = {CODES, IDS, TIMESTAMPS, TOMBSTONES, HEAD}
+SEED, DIM, ROWS = 20_261_124, 33, 3000
+LAYOUT = 256, 1024
+Parts = dict[tuple[int, int], bytes]
+
+
+def rows_of(n: int, seed: int = SEED) -> np.ndarray:
+    """Rows in clusters, one after the other, far from the origin."""
+    rng = np.random.default_rng(seed)
+    middles = rng.standard_normal((n // 100 + 1, DIM)) * 2
+    return (middles[np.arange(n) // 100] + rng.standard_normal((n, DIM)) + 1).astype(np.float32)
+
+
+def add(index: NativeIndex, rows: np.ndarray, first: int) -> None:
+    ids = [f"row {first + row}" for row in range(len(rows))]
+    index.add(rows, *pack_ids(ids), np.arange(first, first + len(rows), dtype=np.int64))
+
+
+def made(metric: str, memory: str = "default", threads: int = 1) -> NativeIndex:
+    index = NativeIndex(DIM, metric, memory, 8, 60, threads)
+    add(index, rows_of(ROWS), 0)
+    index.delete(*pack_ids([f"row {row}" for row in range(0, ROWS, 7)]), False)
+    return index
+
+
+def written(index: NativeIndex) -> Parts:
+    return {(info.kind, info.number): bytes(index.write_part(*LAYOUT, *info)) for info in index.parts(*LAYOUT)}
+
+
+def without_graph(parts: Parts) -> Parts:
+    return {key: raw for key, raw in parts.items() if key[0] not in (GRAPH, HEAD)}
+
+
+def begin(index: NativeIndex, metric: str, memory: str = "default", threads: int = 1, **more: int) -> NativeIndex:
+    rows = index.stats().rows
+    return NativeIndex.load_begin(
+        DIM, metric=metric, memory=memory, M=8, ef_construction=60, threads=threads, rows=rows,
+        graph_rows=index.stats().graph_rows, rows_per_part=LAYOUT[0], rows_per_group=LAYOUT[1], **more,
+    )  # fmt: skip
+
+
+def lazily(index: NativeIndex, parts: Parts, metric: str) -> NativeIndex:
+    lazy = begin(index, metric)
+    for (kind, _), raw in parts.items():
+        if kind in FIRST:
+            lazy.load_part(raw)
+    lazy.load_lazy()
+    return lazy
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_codes_say_where_the_nearest_rows_are(metric: str) -> None:
+    index = made(metric)
+    lazy = lazily(index, written(index), metric)
+    allow = np.full((ROWS + 63) // 64, 0x5555_5555_5555_5555, dtype=np.uint64)
+    found = wanted = 0
+    for query in rows_of(50, seed=3):
+        for chosen in (None, allow):
+            exact = index.search(query[np.newaxis], 10, exact=True, allow=chosen)
+            candidates = lazy.candidates(query, 100, chosen)
+            assert len(candidates) == len(set(candidates.tolist())) == 100
+            assert chosen is None or not (candidates % 2).any()
+            assert (candidates % 7).all()
+            wanted += 10
+            found += len(set(candidates.tolist()) & set(exact.slots[0].tolist()))
+    assert found / wanted > 0.75
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_a_part_is_searched_as_the_index_is(metric: str) -> None:
+    index = made(metric)
+    parts = written(index)
+    lazy = lazily(index, parts, metric)
+    for query in rows_of(5, seed=4):
+        hits = []
+        for number in range((ROWS + 255) // 256):
+            raw = parts[VECTORS, number]
+            lazy.check_part(raw)
+            slots, distances = lazy.search_part(raw, query, 20)
+            assert ((slots >= number * 256) & (slots < (number + 1) * 256)).all()
+            assert np.array_equal(lazy.part_vectors(raw, slots), index.get_vectors(slots))
+            hits += zip(distances.tolist(), slots.tolist(), strict=True)
+        exact = index.search(query[np.newaxis], 20, exact=True)
+        nearest = sorted(hits)[:20]
+        assert [slot for _, slot in nearest] == exact.slots[0].tolist()
+        assert [distance for distance, _ in nearest] == exact.distances[0].tolist()
+
+
+def test_rows_are_known_before_their_vectors() -> None:
+    index = made("cosine")
+    lazy = lazily(index, written(index), "cosine")
+    everything = np.arange(ROWS, dtype=np.uint32)
+    ids = lazy.get_ids(everything)
+    assert ids == index.get_ids(everything)
+    assert np.array_equal(lazy.get_timestamps(everything), index.get_timestamps(everything))
+    assert np.array_equal(lazy.live_slots(0, ROWS), index.live_slots(0, ROWS))
+    assert np.array_equal(lazy.find(*pack_ids(ids)), index.find(*pack_ids(ids)))
+    assert lazy.stats().live == index.stats().live
+    # A code is an eighth of the default setting's memory for a row and its links.
+    assert lazy.stats().bytes_total < index.stats().bytes_total / 3
+
+
+def test_a_lazy_load_wants_its_parts() -> None:
+    index = made("cosine")
+    parts = written(index)
+    for missing in FIRST:
+        with pytest.raises(IntegrityError, match="missing"):
+            lazily(index, {key: raw for key, raw in parts.items() if key != (missing, 0)}, "cosine")
+    lazy = lazily(index, parts, "cosine")
+    for wrong in (parts[IDS, 0], parts[VECTORS, 0][:-1], b"", parts[VECTORS, 0][:40]):
+        with pytest.raises(IntegrityError):
+            lazy.check_part(wrong)
+    with pytest.raises(InvalidInputError):
+        lazy.candidates(np.zeros(DIM, np.float32), 5)
+    damaged = bytearray(parts[VECTORS, 0])
+    damaged[40 : 40 + 2 * DIM * 256] = b"\xff" * (2 * DIM * 256)          # high halves of NaN
+    with pytest.raises(IntegrityError):
+        lazy.check_part(bytes(damaged))
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+def test_steps_give_the_graph_that_adds_gave(memory: str) -> None:
+    index = made("cosine", memory)
+    assert index.graph_steps() == (0, [])
+    parts = written(index)
+    graph = {key: parts[key] for key in parts.keys() - without_graph(parts).keys()}
+    index.graph_stored()
+    ends = []
+    for size in (1, 40, 60, 3):
+        add(index, rows_of(size, seed=size), 10_000 * size)
+        ends.append(index.stats().rows)
+        index.delete(*pack_ids([f"row {10_000 * size}"]), False)
+    assert index.graph_steps() == (ROWS, ends)
+    now = written(index)
+    for threads in (1, 3):
+        loaded = begin(index, "cosine", memory, threads, stored_rows=ROWS)
+        for key, raw in {**without_graph(now), **graph}.items():
+            loaded.load_part(raw)
+        loaded.load_end(ends)
+        assert written(loaded) == now
+        assert loaded.graph_steps() == (ROWS, ends)
+
+
+def test_steps_end_where_a_graph_is_worth_storing() -> None:
+    index = made("cosine")
+    index.graph_stored()
+    add(index, rows_of(ROWS // 16 + 1), 10_000)
+    assert index.graph_steps() == (0, [])
+    index.graph_stored()
+    for row in range(100):
+        assert len(index.graph_steps()[1]) == row
+        add(index, rows_of(1, seed=row), 20_000 + row)
+    index.vacuum()
+    assert index.graph_steps() == (0, [])
+
+
+def test_steps_that_lead_nowhere_are_refused() -> None:
+    index = made("cosine")
+    parts = written(index)
+    graph = {key: parts[key] for key in parts.keys() - without_graph(parts).keys()}
+    add(index, rows_of(10), 10_000)
+    now = {**without_graph(written(index)), **graph}
+    for steps in ([], [ROWS], [ROWS + 10, ROWS + 10], [ROWS + 11], [ROWS + 5], [ROWS + 10, ROWS + 5]):
+        loaded = begin(index, "cosine", stored_rows=ROWS)
+        for raw in now.values():
+            loaded.load_part(raw)
+        with pytest.raises(IntegrityError, match="steps"):
+            loaded.load_end(steps)
+    with pytest.raises(InvalidInputError, match="stored_rows"):
+        begin(index, "cosine", stored_rows=100)
