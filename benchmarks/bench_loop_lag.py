@@ -30,6 +30,8 @@ async def lag_of(work: Callable[[], Awaitable[object]]) -> dict[str, float]:
 
         group.start_soon(tick)
         await work()
+        while not late:                        # it took less than a tick
+            await anyio.sleep(TICK_S)
         group.cancel_scope.cancel()
     return {
         "seconds": time.perf_counter() - started,

@@ -88,6 +88,8 @@ class VectorDBConfig:
         session_id: labels logs and errors; it enters no key, path or stored byte.
         index_name: selects keys and pointer, 1 to 64 of ``[a-z0-9._-]``.
         memory_budget_mb: most memory of the index and its transfers, in 10^6 bytes.
+        cache_size_mb: most memory, in 10^6 bytes, of parts that a lazily loaded index keeps of what it fetched; capped
+            by what memory_budget_mb leaves.
         debug: log at DEBUG level on the logger ``fabstir_vectordb``.
         encrypt_at_rest: False stores versions in clear.
         metric: ``cosine``, ``l2`` or ``dot``; a loaded index brings its own.
@@ -116,6 +118,7 @@ class VectorDBConfig:
     session_id: str
     index_name: str = "default"
     memory_budget_mb: int = 512
+    cache_size_mb: int = 150
     debug: bool = False
     encrypt_at_rest: bool = True
     metric: Metric = "cosine"
@@ -147,6 +150,7 @@ class VectorDBConfig:
         self._check_text()
         for name, low, high in (
             ("memory_budget_mb", 1, None),
+            ("cache_size_mb", 1, None),
             ("M", M_MIN, M_MAX),
             ("ef_construction", 1, EF_MAX),
             ("threads", 1, THREADS_MAX),

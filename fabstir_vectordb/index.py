@@ -63,6 +63,7 @@ from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden
 from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.persist.load import LoadedVersion
 from fabstir_vectordb.persist.versions import now_us
 from fabstir_vectordb.types import (
     AddResult,
@@ -97,6 +98,8 @@ OnConflict = Literal["error", "replace", "skip"]
 _ON_CONFLICT: Final = ("error", "replace", "skip")
 _FLOAT32: Final = np.dtype(np.float32)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+#: Rows of the graph from which on their order is worth making.
+ARRANGED_ROWS_MIN: Final = 4_096
 _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 #: What half of a change can look like to a reader: such an error is believed only when there was no change.
 _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
@@ -607,39 +610,47 @@ class Index:
         self._empty = threading.Event()
 
     @classmethod
-    def restore(
-        cls,
-        settings: IndexSettings,
-        native: NativeIndex | None,
-        last_change_us: int,
-        rows: int,
-        rows_per_page: int,
-        pages: Sequence[tuple[int, bytes]],
-        schema: Schema | None = None,
-        expiry_pages: Sequence[tuple[int, bytes]] = (),
-    ) -> Index:
+    def restore(cls, settings: IndexSettings, loaded: LoadedVersion) -> Index:
         """An index from a loaded version.
 
         Raises:
             IntegrityError: a page of metadata or of expiries breaks a rule.
         """
         self = cls(settings)
-        for number, page in pages:
-            self._arena.restore_page(number, rows_per_page, page, rows)
-        if expiry_pages:
+        for number, page in loaded.pages:
+            self._arena.restore_page(number, loaded.document_rows, page, loaded.rows)
+        self._restore(loaded)
+        return self
+
+    def _restore(self, loaded: LoadedVersion) -> None:
+        """Everything but metadata."""
+        native, rows = loaded.native, loaded.rows
+        if loaded.expiry_pages:
             draft = self._expiries.draft(rows)
-            for number, page in expiry_pages:
-                slots, times = parse_expiry_page(number, rows_per_page, page, rows)
+            for number, page in loaded.expiry_pages:
+                slots, times = parse_expiry_page(number, loaded.document_rows, page, rows)
                 draft[slots] = times
             live = np.empty(0, dtype=np.uint32) if native is None else native.live_slots(0, rows)
             if np.count_nonzero(draft[live] != NEVER_US) != np.count_nonzero(draft != NEVER_US):
                 raise IntegrityError("a row that was deleted is said to expire")
             self._expiries = Expiries(draft)
         self.native = native
-        self.last_change_us, self.schema = last_change_us, schema
+        self.last_change_us, self.schema = loaded.last_change_us, loaded.schema
         self.counts = self._native_stats()
         self._rows_then = self.counts.live
-        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is in memory."""
+        return True
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of parts that are kept beside the index."""
+        return 0
+
+    def require_whole(self) -> None:
+        """Does nothing where all of it is in memory; else says that it must be."""
 
     # ---- what a save reads
 
@@ -1034,19 +1045,47 @@ class Index:
             if self.native is None or not (removed or before.moved):
                 return VacuumStats(0, 0, 0)
             # Their order is known, so the new arena can be made before the native core changes.
-            kept = self.native.vacuum_order()
-            arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
-            slot_map = self.native.vacuum(control)
-            self._arena, self._expiries = arena, expiries
-            try:
-                self._columns.renumber(kept)
-            except MemoryError:
-                self._forget_columns()
-            for cursor in self._cursors:
-                cursor.renumber(slot_map)
-            self.changes += 1
+            native, kept = self.native, self.native.vacuum_order()
+            self._renumber(kept, lambda: native.vacuum(control))
         from_lists = before.historical_deleted
         return VacuumStats(removed - from_lists if before.graph_rows else 0, from_lists, removed)
+
+    def arrange(self, control: Control | None = None) -> bool:
+        """Gives rows that are near each other slots that are, so that lazy loads fetch fewer parts; whether it did.
+
+        Raises:
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
+        with self._changing():
+            native, counts = self.native, self.counts
+            if native is None or counts.graph_rows < ARRANGED_ROWS_MIN:
+                return False
+            order = native.near_order(control)
+            slot_map = np.empty_like(order)
+            slot_map[order] = np.arange(len(order), dtype=np.uint32)
+
+            def renumber() -> npt.NDArray[np.uint32]:
+                native.renumber(order)
+                return slot_map
+
+            self._renumber(order, renumber)
+            return True
+
+    def _renumber(
+        self, kept: npt.NDArray[np.uint32], renumber: Callable[[], npt.NDArray[np.uint32]]
+    ) -> None:
+        """What goes with a change of slots; `kept` are the old slots in the new order, `renumber` gives new by old."""
+        arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
+        slot_map = renumber()
+        self._arena, self._expiries = arena, expiries
+        try:
+            self._columns.renumber(kept)
+        except MemoryError:
+            self._forget_columns()
+        for cursor in self._cursors:
+            cursor.renumber(slot_map)
+        self.changes += 1
 
     # ---- recent and historical
     #
@@ -1452,6 +1491,9 @@ class Index:
         slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
         return self._results(native, slots, distances, ids, plans[plan], threshold, include_vectors)
 
+    def _check_query(self, query: npt.NDArray[np.float32]) -> None:
+        _check_query_dim(len(query), self.dim)
+
     def search_batch(
         self,
         queries: npt.NDArray[np.float32],
@@ -1548,13 +1590,9 @@ class Index:
         include_vectors: bool,
     ) -> SearchResults:
         """Hits of what was found; no slots: no row has metadata, and vectors are not wanted."""
-        least = _THRESHOLDS[self.metric] if isinstance(threshold, Unset) else threshold
         scores = self._scores(distances)
-        n = len(scores)
-        if least is not None and n and scores[-1] < least:
-            # Scores fall with distance: what passes is a prefix.
-            while n and scores[n - 1] < least:
-                n -= 1
+        n = self._passing(scores, threshold)
+        if n < len(scores):
             ids, slots = ids[:n], slots[:n]
         # One hit for each id: map ends with the shortest of them.
         if not slots:
@@ -1563,6 +1601,15 @@ class Index:
             vectors = native.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
             hits = list(map(SearchResult, ids, scores, distances, self._arena.get_many(slots), vectors))
         return SearchResults(hits, len(scores) - n, plan)
+
+    def _passing(self, scores: Sequence[float], threshold: float | Unset | None) -> int:
+        """How many of some hits pass: scores fall with distance, so it is a prefix."""
+        least = _THRESHOLDS[self.metric] if isinstance(threshold, Unset) else threshold
+        n = len(scores)
+        if least is not None and n and scores[-1] < least:
+            while n and scores[n - 1] < least:
+                n -= 1
+        return n
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
@@ -1713,11 +1760,20 @@ class Index:
         return self._within(page)
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
-        vectors, times = native.get_vectors(slots), native.get_timestamps(slots)
-        expires = self._expiries.of(slots)
+        metadata = [self._arena.get(slot) for slot in slots.tolist()]
+        return self._made_rows(native, slots, ids, native.get_vectors(slots), metadata)
+
+    def _made_rows(
+        self,
+        native: NativeIndex,
+        slots: npt.NDArray[np.uint32],
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        metadata: Sequence[bytes | None],
+    ) -> list[Row]:
+        times, expires = native.get_timestamps(slots), self._expiries.of(slots)
         rows = []
-        for position, (id, slot) in enumerate(zip(ids, slots.tolist(), strict=True)):
-            raw = self._arena.get(slot)
+        for position, (id, raw) in enumerate(zip(ids, metadata, strict=True)):
             value = None if raw is None else decode_metadata(raw)
             rows.append(Row(id, vectors[position], value, int(times[position]) / 1e6, expires[position]))
         return rows

@@ -47,11 +47,13 @@ from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_version, verify_version
+from fabstir_vectordb.lazy_index import LazyIndex
+from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
+from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
 from fabstir_vectordb.persist.manifest import DOCUMENTS, EXPIRIES
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import read_catalogue, read_history
-from fabstir_vectordb.persist.save import save_version
+from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
 from fabstir_vectordb.s5.cid import ShareCid
@@ -67,6 +69,7 @@ from fabstir_vectordb.types import (
     OptimizeProgress,
     OptimizeResult,
     PruneReport,
+    Receipt,
     Row,
     SearchOptions,
     SearchResult,
@@ -434,7 +437,11 @@ class VectorDBSession:
             migrated += moved
         trained = await self.train_lists() or trained
         tell("vacuum", 0)
-        return OptimizeResult(trained, migrated, await self.vacuum())
+        removed = await self.vacuum()
+        if migrated or removed.total_removed:
+            # Rows got other slots, and parts other bytes, anyway.
+            await self._change(Index.arrange)
+        return OptimizeResult(trained, migrated, removed)
 
     async def train_lists(self) -> bool:
         """Trains lists where that is due, beside searches; whether it did. A step of `optimize`."""
@@ -498,8 +505,7 @@ class VectorDBSession:
         self.check_alive()
         if _wants_mmr(options, fields):
             diverse = self._search_diverse(query, k, options, fields)
-            await self._no_change()
-            return await self._stoppable(lambda control: self.read_here(partial(diverse, control=control)))
+            return await self._answered(lambda control: self.read_here(partial(diverse, control=control)))
         asked = self._asked(query, k, options, fields)
         if self._is_short(self._index, asked):
             if time.monotonic() - self._last_pause > _PAUSE_S:
@@ -509,9 +515,8 @@ class VectorDBSession:
                 return self.live_index().search(*asked, nowait=True)
             except (NativeBusy, IndexClosed):
                 pass
-        await self._no_change()
         # Stoppable, as it may have to find out first what its recall takes.
-        return await self._stoppable(
+        return await self._answered(
             lambda control: self.read_here(lambda index: index.search(*asked, control=control))
         )
 
@@ -533,8 +538,7 @@ class VectorDBSession:
         """
         self.check_alive()
         search = self._search_batch(queries, k, options, fields)
-        await self._no_change()
-        return await self._stoppable(lambda control: self.read_here(partial(search, control=control)))
+        return await self._answered(lambda control: self.read_here(partial(search, control=control)))
 
     async def search_stream(
         self,
@@ -560,8 +564,7 @@ class VectorDBSession:
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         start = self.start_of_stream(query, threshold, include_vectors, filter)
-        await self._no_change()
-        index, next_hits = await self._stoppable(lambda control: self.read_here(partial(start, control=control)))
+        index, next_hits = await self._answered(lambda control: self.read_here(partial(start, control=control)))
         while hits := await self._read(partial(next_page, index, next_hits)):
             for hit in hits:
                 yield hit
@@ -666,19 +669,26 @@ class VectorDBSession:
     async def _save(
         self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
     ) -> str:
-        changes = self._index.changes
+        settings = self._persist_settings()
+        unchanged = not self._dirty and not verify_stored and await is_base_stored(self._store, self._lineage, settings)
+        if not unchanged:
+            await self._load_rest()
+        index = self._index
+        if self._lineage.base is None:
+            # For lazy loads. Never later: it changes every part.
+            await self._stoppable(index.arrange)
+        changes = index.changes
 
         def committed(version: Version) -> None:
             self._saved_changes = changes
             self._last_cid = str(version.cid)
 
-        index = self._index
         saved = await save_version(
             self._store,
             await self._keys(),
-            index,
+            None if unchanged else index,
             self._lineage,
-            self._persist_settings(),
+            settings,
             on_conflict=on_conflict,
             verify_stored=verify_stored,
             progress=progress,
@@ -687,7 +697,7 @@ class VectorDBSession:
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
-        if saved.version.stored_rows == saved.version.rows:
+        if not unchanged and saved.version.stored_rows == saved.version.rows:
             # Should this not be reached, the next save stores the graph anew.
             await self._in_thread(index.graph_stored)
         return str(saved.version.cid)
@@ -727,6 +737,7 @@ class VectorDBSession:
         budget = self._budget_bytes
         if options.memory_budget_mb is not None:
             budget = options.memory_budget_mb * 1_000_000
+        cache_bytes = self._config.cache_size_mb * 1_000_000
         loaded = await load_version(
             self._store,
             await self._keys(),
@@ -734,6 +745,7 @@ class VectorDBSession:
             replace(self._persist_settings(), budget_bytes=budget),
             cid,
             missing_ok=options.missing_ok,
+            lazy_cache_bytes=cache_bytes if options.lazy_load else None,
             progress=options.progress,
         )
         if loaded is None:
@@ -741,13 +753,45 @@ class VectorDBSession:
         else:
             fresh = await self._restored(loaded)
             base, last_cid = loaded.version, str(loaded.version.cid)
-        # From here nothing can fail, and a cancellation must not leave two indexes half exchanged.
-        fresh.budget_bytes = self._budget_bytes = budget
+        self._budget_bytes = budget
+        self._lineage.base, self._last_cid = base, last_cid
+        await self._exchange(fresh)
+        logger.debug("session %s: loaded %s", self._config.session_id, last_cid or "nothing: no version yet")
+
+    async def _exchange(self, fresh: Index) -> None:
+        """Puts another index, that of a version, in the place of the one there is."""
+        # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
+        fresh.budget_bytes = self._budget_bytes
         old, self._index = self._index, fresh
-        self._lineage.base, self._last_cid, self._saved_changes = base, last_cid, fresh.changes
+        self._saved_changes = fresh.changes
         with anyio.CancelScope(shield=True):
             await self._in_thread(old.close)
-        logger.debug("session %s: loaded %s", self._config.session_id, last_cid or "nothing: no version yet")
+
+    async def warm(self, progress: ProgressCallback | None = None) -> None:
+        """Fetches what a lazy load left in the store: from here on no search waits for a network.
+
+        Does nothing where all of it is in memory. Searches go on meanwhile.
+
+        Args:
+            progress: called after every part.
+
+        Raises:
+            MemoryBudgetExceededError: the whole index would not fit; the session stays as it was.
+            IntegrityError, NotFoundError, StorageError, S5Error: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
+        self.check_alive()
+        if not self._index.is_whole:
+            await self._alone(lambda: self._load_rest(progress))
+
+    async def _load_rest(self, progress: ProgressCallback | None = None) -> None:
+        index = self._index
+        if isinstance(index, LazyIndex):
+            loaded = await load_rest(self._store, index.lazy, self._persist_settings(), progress=progress)
+            fresh = await self._restored(loaded)
+            fresh.plans_used = index.plans_used
+            await self._exchange(fresh)
+            logger.debug("session %s: loaded the rest", self._config.session_id)
 
     async def _restored(self, loaded: LoadedVersion) -> Index:
         settings = IndexSettings(
@@ -759,18 +803,9 @@ class VectorDBSession:
             chunk_size=loaded.chunk_size,
             now_us=self._now_us,
         )
+        restore = Index.restore if loaded.lazy is None else LazyIndex.of
         try:
-            return await self._in_thread(
-                Index.restore,
-                settings,
-                loaded.native,
-                loaded.last_change_us,
-                loaded.rows,
-                loaded.document_rows,
-                loaded.pages,
-                loaded.schema,
-                loaded.expiry_pages,
-            )
+            return await self._in_thread(restore, settings, loaded)
         except BaseException:
             if loaded.native is not None:
                 loaded.native.close()
@@ -1077,6 +1112,7 @@ class VectorDBSession:
         }
         kinds["metadata"] = index.metadata_bytes
         kinds["columns"] = index.column_bytes
+        kinds["cache"] = index.cache_bytes
         return SessionStats(
             vector_count=native.live - index.hidden_count,
             memory_usage_mb=sum(kinds.values()) / 1e6,
@@ -1161,6 +1197,7 @@ class VectorDBSession:
         del function
 
         async def change() -> _T:
+            await self._load_rest()
             self._change_over = over = anyio.Event()
             try:
                 result = await self._stoppable(partial(once.pop(), self._index))
@@ -1175,7 +1212,12 @@ class VectorDBSession:
 
     async def _beside(self, function: Callable[[Index, Control], _T]) -> _T:
         """Runs a change that reads need not wait for in a thread, alone."""
-        return await self._alone(lambda: self._stoppable(partial(function, self._index)))
+
+        async def change() -> _T:
+            await self._load_rest()
+            return await self._stoppable(partial(function, self._index))
+
+        return await self._alone(change)
 
     async def _no_change(self) -> None:
         # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
@@ -1186,8 +1228,26 @@ class VectorDBSession:
     async def _read(self, read: Callable[[Index], _T]) -> _T:
         """Runs a read of the index in a thread."""
         self.check_alive()
-        await self._no_change()
-        return await self._in_thread(self.read_here, read)
+        return await self._with_parts(lambda: self._in_thread(self.read_here, read))
+
+    async def _answered(self, search: Callable[[Control], _T]) -> _T:
+        """Runs a search in a thread that a cancellation stops."""
+        return await self._with_parts(lambda: self._stoppable(search))
+
+    async def _with_parts(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of a read, of an index that may have to fetch first what it is about."""
+        fetched: list[Fetched] = []
+        while True:
+            await self._no_change()
+            try:
+                result = await read()
+            except PartsNeeded as needed:
+                fetched.append(await needed.fetch())       # and held: the cache may be smaller than what is needed
+            except WholeNeeded:
+                await self.warm()
+            else:
+                note_receipt(result, fetched)
+                return result
 
     async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._threads)
@@ -1244,10 +1304,22 @@ def _result(outcome: list[_T], failure: list[Exception]) -> _T:
         del error
 
 
+def note_receipt(result: object, fetched: Sequence[Fetched]) -> None:
+    """Enters into the results of a search what was fetched for them."""
+    if not fetched or not isinstance(result, (SearchResults, list)):
+        return
+    requests, size = sum(one.receipt.requests for one in fetched), sum(one.receipt.bytes for one in fetched)
+    for results in result if isinstance(result, list) else [result]:
+        if isinstance(results, SearchResults):
+            hits = max(results.receipt.cache_hits - requests, 0)
+            results.receipt = Receipt(requests=requests, bytes=size, cache_hits=hits)
+
+
 def start_of_scan(
     filter: Mapping[str, Any] | None, order: str | None, index: Index
 ) -> tuple[Index, Callable[[], list[Row]]]:
     """The index a scan is about, and what gives its next rows, none at the end."""
+    index.require_whole()
     where = None if filter is None else parse_filter(filter)
     if order is None:
         cursor = index.cursor()
@@ -1365,8 +1437,8 @@ _OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {
 
 
 def _check_load_options(options: LoadOptions) -> None:
-    if options.lazy_load:
-        raise InvalidInputError("lazy loading is not available in this version: use lazy_load=False")
+    if not isinstance(options.lazy_load, bool):
+        raise InvalidInputError(f"lazy_load must be True or False, got {options.lazy_load!r}")
     budget = options.memory_budget_mb
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
         raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")

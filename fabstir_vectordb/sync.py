@@ -19,13 +19,16 @@ from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
 from fabstir_vectordb.errors import SessionError
+from fabstir_vectordb.index import Index
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
+from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.versions import ProgressCallback
 from fabstir_vectordb.session import (
     VectorDBSession as AsyncSession,
     as_ids,
     make_config,
     next_page,
+    note_receipt,
     start_of_scan,
 )
 from fabstir_vectordb.types import (
@@ -149,6 +152,23 @@ class VectorDBSession:
                     self._loop.portal.start_task_soon(task.stop)
             raise
 
+    def _read(self, read: Callable[[Index], _T]) -> _T:
+        return self._with_parts(lambda: self._async.read_here(read))
+
+    def _with_parts(self, read: Callable[[], _T]) -> _T:
+        """The result of a read, of an index that may have to fetch first what it is about."""
+        fetched: list[Fetched] = []
+        while True:
+            try:
+                result = read()
+            except PartsNeeded as needed:
+                fetched.append(self._call(needed.fetch))
+            except WholeNeeded:
+                self._call(self._async.warm)
+            else:
+                note_receipt(result, fetched)
+                return result
+
     def destroy(self) -> None:
         """Forgets everything; idempotent."""
         try:
@@ -208,28 +228,28 @@ class VectorDBSession:
 
     def get_recent_index(self) -> IndexSide:
         """The recent side."""
-        return self._async.read_here(lambda index: index.side(False))
+        return self._read(lambda index: index.side(False))
 
     def get_historical_index(self) -> IndexSide:
         """The historical side."""
-        return self._async.read_here(lambda index: index.side(True))
+        return self._read(lambda index: index.side(True))
 
     def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """Seconds since 1970 by id."""
         wanted = None if ids is None else as_ids(ids)
-        return self._async.read_here(lambda index: index.timestamps(wanted))
+        return self._read(lambda index: index.timestamps(wanted))
 
     # ---- reads
 
     def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        return self._async.search_here(query, k, options, fields)
+        return self._with_parts(lambda: self._async.search_here(query, k, options, fields))
 
     def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, on all threads."""
-        return self._async.search_batch_here(queries, k, options, fields)
+        return self._with_parts(lambda: self._async.search_batch_here(queries, k, options, fields))
 
     def search_stream(
         self,
@@ -241,31 +261,31 @@ class VectorDBSession:
     ) -> Iterator[SearchResult]:
         """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are."""
         start = self._async.start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = self._async.read_here(start)
-        while hits := self._async.read_here(partial(next_page, index, next_hits)):
+        index, next_hits = self._read(start)
+        while hits := self._read(partial(next_page, index, next_hits)):
             yield from hits
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
         wanted = as_ids(ids)
-        return self._async.read_here(lambda index: index.get(wanted))
+        return self._read(lambda index: index.get(wanted))
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes."""
         if filter is None:
             return self._async.live_index().live_count
         where = parse_filter(filter)
-        return self._async.read_here(lambda index: index.count_where(where))
+        return self._read(lambda index: index.count_where(where))
 
     def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it."""
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return self._async.read_here(lambda index: index.facets(path, where))
+        return self._read(lambda index: index.facets(path, where))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
-        index, next_rows = self._async.read_here(partial(start_of_scan, filter, order))
-        while rows := self._async.read_here(partial(next_page, index, next_rows)):
+        index, next_rows = self._read(partial(start_of_scan, filter, order))
+        while rows := self._read(partial(next_page, index, next_rows)):
             yield from rows
 
     def get_stats(self) -> SessionStats:
@@ -289,6 +309,10 @@ class VectorDBSession:
     def load_user_vectors(self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any) -> None:
         """Replaces the content by a saved version: all or nothing."""
         self._call(self._async.load_user_vectors, cid, options, **fields)
+
+    def warm(self, progress: ProgressCallback | None = None) -> None:
+        """Fetches what a lazy load left in the store; `progress` is called on another thread."""
+        self._call(self._async.warm, progress)
 
     def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first."""

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float32]
-Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact"]
+Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,25 @@ class SearchResult:
         return hash((self.id, self.score, self.distance))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What an answer took from the store.
+
+    Attributes:
+        requests: requests for parts.
+        bytes: bytes that came, as they are stored.
+        cache_hits: parts that were there already.
+    """
+
+    requests: int = 0
+    bytes: int = 0
+    cache_hits: int = 0
+
+
+NOTHING_FETCHED = Receipt()
+"""The receipt of an answer from memory alone."""
+
+
 class SearchResults(Sequence[SearchResult]):
     """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
 
@@ -164,15 +183,17 @@ class SearchResults(Sequence[SearchResult]):
         plan: ``flat`` where no row can be nearer than those returned, ``graph`` where the graph was walked on codes and
             the best candidates were scored exactly, ``lists`` where lists of historical rows were scanned on codes
             instead (and recent rows, while they are few), ``hybrid`` where both was done, ``filtered exact`` where each
-            row that the filter takes was looked at.
+            row that the filter takes was looked at, ``lazy`` where the parts of the likeliest rows were scored exactly.
+        receipt: what the answer took from the store; nothing once the index is in memory as a whole.
     """
 
-    __slots__ = ("_hits", "below_threshold", "plan")
+    __slots__ = ("_hits", "below_threshold", "plan", "receipt")
 
     def __init__(self, hits: list[SearchResult], below_threshold: int, plan: Plan) -> None:
         self._hits = hits
         self.below_threshold = below_threshold
         self.plan = plan
+        self.receipt = NOTHING_FETCHED
 
     def __len__(self) -> int:
         return len(self._hits)
@@ -277,14 +298,15 @@ class LoadOptions:
     """How to load.
 
     Attributes:
-        lazy_load: only False exists in this version: everything is fetched before the call returns.
+        lazy_load: fetch what a first search needs, and the rest when it is needed; a small version comes as a whole.
+            False fetches everything before the call returns.
         missing_ok: where no version was ever saved, start empty instead of raising.
         memory_budget_mb: another budget from this load on, in 10^6 bytes.
         discard_unsaved: drop unsaved changes instead of raising CONFLICT.
         progress: called after every part.
     """
 
-    lazy_load: bool = False
+    lazy_load: bool = True
     missing_ok: bool = False
     memory_budget_mb: int | None = None
     discard_unsaved: bool = False

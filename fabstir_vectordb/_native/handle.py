@@ -963,6 +963,34 @@ class NativeIndex:
             _raise(status, diag)
         return slot_map
 
+    def near_order(self, control: Control | None = None) -> UInt32Array:
+        """All slots in an order in which recent rows that are near each other stand together.
+
+        Raises:
+            IndexStateError: memory or threads could not be had.
+            NativeCancelled: `control` asked for it.
+        """
+        out = np.empty(self.stats().rows, dtype=np.uint32)
+        diag = ffi.new("fvdb_diag *")
+        word = control.pointer if control else ffi.NULL
+        status = lib.fvdb_near_order(self._index, _pointer("uint32_t[]", out), len(out), word, diag)
+        if status:
+            _raise(status, diag)
+        return out
+
+    def renumber(self, order: UInt32Array) -> None:
+        """Gives the row of slot ``order[i]`` the slot i, tombstones too: all or nothing.
+
+        Raises:
+            InvalidInputError: it is no order of all slots, or moves rows that a vacuum put in front.
+            IndexStateError: memory could not be had.
+        """
+        _expect("order", order, np.uint32, (len(order),))
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_renumber(self._index, _pointer("uint32_t[]", order), len(order), diag)
+        if status:
+            _raise(status, diag)
+
     def stats(self) -> NativeStats:
         """Counts and memory; O(1)."""
         out = ffi.new("fvdb_stats *")

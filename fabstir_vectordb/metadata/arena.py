@@ -353,8 +353,8 @@ def _starts(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return ends - sizes
 
 
-def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = None) -> list[bytes | None]:
-    """The rows of an untrusted page.
+def page_sizes(number: int, rows_per_page: int, page: bytes, rows: int | None = None) -> npt.NDArray[np.int64]:
+    """The sizes of the rows of an untrusted page, -1 for a row without metadata.
 
     Args:
         number: the page.
@@ -362,11 +362,8 @@ def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = 
         page: its bytes.
         rows: slots of the index, or None to take the page's own word for how many it covers.
 
-    Returns:
-        For each slot of the page its CBOR bytes, or None.
-
     Raises:
-        IntegrityError: a size, or the CBOR of a row, breaks a rule.
+        IntegrityError: a size breaks a rule, or they are not those of the page.
     """
     claimed = int.from_bytes(page[: _CELL.itemsize], "little")
     covered = claimed if rows is None else min(rows_per_page, rows - number * rows_per_page)
@@ -376,8 +373,40 @@ def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = 
     sizes = np.frombuffer(page, dtype=_CELL, count=1 + covered)[1:].astype(np.int64) - 1
     if int(sizes.max()) > METADATA_BYTES_MAX or header + int(sizes[sizes > 0].sum()) != len(page):
         raise IntegrityError(f"metadata page {number} has another size than its rows add up to")
+    return sizes
+
+
+def page_row(number: int, rows_per_page: int, page: bytes, rows: int, slot: int) -> bytes | None:
+    """The CBOR bytes of one row of an untrusted page.
+
+    Raises:
+        IntegrityError: they, or a size, break a rule.
+    """
+    sizes = page_sizes(number, rows_per_page, page, rows)
+    place = slot - number * rows_per_page
+    if sizes[place] < 0:
+        return None
+    start = (1 + len(sizes)) * _CELL.itemsize + int(sizes[:place].clip(0).sum())
+    raw = page[start : start + int(sizes[place])]
+    decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what=f"metadata page {number}")
+    return raw
+
+
+def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = None) -> list[bytes | None]:
+    """The rows of an untrusted page.
+
+    Args:
+        number, rows_per_page, page, rows: as `page_sizes`.
+
+    Returns:
+        For each slot of the page its CBOR bytes, or None.
+
+    Raises:
+        IntegrityError: a size, or the CBOR of a row, breaks a rule.
+    """
+    sizes = page_sizes(number, rows_per_page, page, rows)
     values: list[bytes | None] = []
-    at = header
+    at = (1 + len(sizes)) * _CELL.itemsize
     for size in sizes.tolist():
         if size < 0:
             values.append(None)

@@ -9,8 +9,10 @@ session changes here: a load returns a finished native index, or raises and leav
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
 from fabstir_vectordb.errors import (
@@ -22,18 +24,22 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.persist.lazy import LazyParts
 from fabstir_vectordb.persist.manifest import (
     CODES,
     DOCUMENTS,
     EXPIRIES,
+    FIRST_KINDS,
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
+    VECTORS,
     Manifest,
     PartRecord,
     decode_manifest,
     part_name,
     split_name,
 )
+from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
 from fabstir_vectordb.persist.records import read_catalogue, record_version
 from fabstir_vectordb.persist.versions import (
     BUFFERS_PER_TRANSFER,
@@ -60,9 +66,12 @@ from fabstir_vectordb.s5.registry import pointer_hash
 from fabstir_vectordb.storage.base import Store
 
 __all__ = [
+    "LazyVersion",
     "LoadedVersion",
+    "OpenedVersion",
     "UnlockedRoot",
     "VerifiedVersion",
+    "load_rest",
     "load_version",
     "read_directory",
     "unlock_root",
@@ -73,11 +82,15 @@ logger = logging.getLogger(__name__)
 
 _ALGORITHM = FileEncryption(key=b"", plaintext_hash=b"").algorithm
 _IDS = 3
+# Stored bytes from which on a version is loaded lazily, where that is asked for.
+_LAZY_BYTES_MIN = 6_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion:
     """A version in memory, ready to become the content of a session.
+
+    Where `lazy` is given, `native` has no vectors and no graph, and `pages` are still to be fetched.
 
     Attributes:
         version: what a later save builds on; set it as the lineage's base together with the content.
@@ -92,6 +105,7 @@ class LoadedVersion:
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
         expiry_pages: the same for the pages that say when rows expire.
+        lazy: the version's parts, of which the others are fetched when they are needed; None where all came.
     """
 
     version: Version
@@ -109,6 +123,20 @@ class LoadedVersion:
     document_rows: int
     pages: list[tuple[int, bytes]] = field(repr=False)
     expiry_pages: list[tuple[int, bytes]] = field(repr=False)
+    lazy: LazyVersion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LazyVersion:
+    """What loads the rest of a version.
+
+    Attributes:
+        opened: its root and manifest.
+        parts: its parts.
+    """
+
+    opened: OpenedVersion
+    parts: LazyParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +164,10 @@ async def load_version(
     cid: str | None = None,
     *,
     missing_ok: bool = False,
+    lazy_cache_bytes: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> LoadedVersion | None:
-    """Reads a whole version into memory.
+    """Reads a version into memory.
 
     Args:
         store: where the version lives.
@@ -147,6 +176,8 @@ async def load_version(
         settings: index name, encryption, native settings, budget.
         cid: the version, or None for the newest one.
         missing_ok: with `cid` None, return None where no version was ever saved.
+        lazy_cache_bytes: fetch only what a first search needs, where that is less than the whole, and keep so many
+            bytes of what is fetched later; None fetches everything.
         progress: called on the event loop's thread after every part.
 
     Returns:
@@ -171,25 +202,60 @@ async def load_version(
             f"no version of index {settings.index_name!r} was saved under this phrase",
             details={"index_name": settings.index_name},
         )
+    if lazy_cache_bytes is not None and _is_worth_a_lazy_load(opened):
+        loaded = await _load_first(store, opened, settings, workers, lazy_cache_bytes, progress)
+        # To repair the records takes as many requests as a first answer: the next save does it.
+        known = {entry.key for entry in lineage.unrecorded}
+        lineage.unrecorded.extend(entry for entry in _missing_entries(loaded) if entry.key not in known)
+        return loaded
+
+    async def fetch(part: StoredPart) -> bytes:
+        return await store.get(part.entry.hash, _blob_size(part.entry))
+
+    loaded = await _load_whole(opened, settings, workers, fetch, progress)
+    try:
+        entries = _missing_entries(loaded)
+        if entries or lineage.unrecorded:
+            await record_version(store, identity, settings, lineage, entries, repair_damage=False)
+    except BaseException:
+        if loaded.native is not None:
+            loaded.native.close()
+        raise
+    return loaded
+
+
+async def load_rest(
+    store: Store, lazy: LazyVersion, settings: PersistSettings, *, progress: ProgressCallback | None = None
+) -> LoadedVersion:
+    """Reads the whole of a version that was loaded lazily, what was fetched already not again.
+
+    Raises:
+        MemoryBudgetExceededError: it would not fit; nothing was loaded.
+        IntegrityError, NotFoundError, VectorDBError: as `load_version`.
+    """
+    cache = lazy.parts.cache
+
+    async def fetch(part: StoredPart) -> bytes | CachedPart:
+        return cache.find(split_name(part.record.name)) or await store.get(part.entry.hash, _blob_size(part.entry))
+
+    return await _load_whole(lazy.opened, settings, Workers(settings.threads), fetch, progress)
+
+
+async def _load_whole(
+    opened: OpenedVersion,
+    settings: PersistSettings,
+    workers: Workers,
+    fetch: Callable[[StoredPart], Awaitable[bytes | CachedPart]],
+    progress: ProgressCallback | None,
+) -> LoadedVersion:
     manifest = opened.manifest
     transfers = _transfers(manifest, settings)
     native = await workers.run(_begin, manifest, settings)
     try:
-        pages: dict[tuple[int, int], bytes] = {}
+        pages: dict[PartKey, bytes] = {}
         # Codes are for lazy loads.
         parts = [part for part in opened.parts if split_name(part.record.name)[0] != CODES]
-        meter = Meter(progress, len(parts), sum(part.record.size for part in parts), manifest.rows)
-
-        def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
-            async def fetch() -> None:
-                blob = await store.get(part.entry.hash, _blob_size(part.entry))
-                await workers.run(_take_part, part, blob, native, pages)
-                meter.advance(part.record.size)
-
-            return fetch
-
-        await run_bounded([job(part) for part in parts], transfers)
-        meter.stage("index")
+        await _take_parts(parts, native, pages, workers, fetch, transfers, manifest, progress)
         if native is not None:
             await workers.run(_finish, native, manifest)
     except BaseException:
@@ -197,7 +263,38 @@ async def load_version(
         if native is not None:
             native.close()
         raise
-    loaded = LoadedVersion(
+    return _loaded(opened, native, pages, None)
+
+
+async def _take_parts(
+    parts: Sequence[StoredPart],
+    native: NativeIndex | None,
+    pages: dict[PartKey, bytes],
+    workers: Workers,
+    fetch: Callable[[StoredPart], Awaitable[bytes | CachedPart]],
+    transfers: int,
+    manifest: Manifest,
+    progress: ProgressCallback | None,
+) -> None:
+    meter = Meter(progress, len(parts), sum(part.record.size for part in parts), manifest.rows)
+
+    async def take(part: StoredPart) -> None:
+        found = await fetch(part)
+        if isinstance(found, CachedPart):
+            await workers.run(_take_raw, part, found.raw, native, pages)
+        else:
+            await workers.run(_take_part, part, found, native, pages)
+        meter.advance(part.record.size)
+
+    await run_bounded([partial(take, part) for part in parts], transfers)
+    meter.stage("index")
+
+
+def _loaded(
+    opened: OpenedVersion, native: NativeIndex | None, pages: Mapping[PartKey, bytes], lazy: LazyVersion | None
+) -> LoadedVersion:
+    manifest = opened.manifest
+    return LoadedVersion(
         version=opened.version,
         revision=opened.revision,
         dim=manifest.dim or None,
@@ -213,14 +310,8 @@ async def load_version(
         document_rows=manifest.layout.document_rows,
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
+        lazy=lazy,
     )
-    try:
-        await _repair_records(store, identity, settings, lineage, loaded)
-    except BaseException:
-        if native is not None:
-            native.close()
-        raise
-    return loaded
 
 
 async def verify_version(
@@ -270,7 +361,7 @@ async def verify_version(
         meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
         def check(part: StoredPart, blob: bytes) -> None:
-            pages: dict[tuple[int, int], bytes] = {}
+            pages: dict[PartKey, bytes] = {}
             _take_part(part, blob, native, pages)
             for (kind, number), page in pages.items():
                 if check_pages is not None:
@@ -321,11 +412,91 @@ async def verify_version(
     return VerifiedVersion(opened.version.cid, len(opened.parts), total_bytes, manifest.rows)
 
 
+# ---- Lazy loads --------------------------------------------------------------------------------------------
+
+
+def _is_worth_a_lazy_load(opened: OpenedVersion) -> bool:
+    # A first search fetches some 4 MB behind the codes, and waits for the network once more.
+    return (CODES, 0) in _by_key(opened) and sum(part.entry.size for part in opened.parts) > _LAZY_BYTES_MIN
+
+
+def _by_key(opened: OpenedVersion) -> dict[PartKey, StoredPart]:
+    return {split_name(part.record.name): part for part in opened.parts}
+
+
+async def _load_first(
+    store: Store,
+    opened: OpenedVersion,
+    settings: PersistSettings,
+    workers: Workers,
+    cache_bytes: int,
+    progress: ProgressCallback | None,
+) -> LoadedVersion:
+    manifest = opened.manifest
+    stored = _by_key(opened)
+    first = [part for (kind, _), part in stored.items() if kind in FIRST_KINDS]
+    cache = PartCache(_cache_bytes(manifest, first, cache_bytes, settings))
+    native = await workers.run(_begin, manifest, settings)
+    assert native is not None                  # what has codes has a dimension
+
+    async def fetch(part: StoredPart) -> bytes:
+        return await store.get(part.entry.hash, _blob_size(part.entry))
+
+    async def fetch_later(part: StoredPart) -> tuple[bytes, int]:
+        blob = await fetch(part)
+        return await workers.run(_open_later, part, blob, native), len(blob)
+
+    try:
+        pages: dict[PartKey, bytes] = {}
+        await _take_parts(first, native, pages, workers, fetch, PARALLEL_TRANSFERS, manifest, progress)
+        await workers.run(_finish_first, native, manifest)
+    except BaseException:
+        native.close()
+        raise
+    return _loaded(opened, native, pages, LazyVersion(opened, LazyParts(stored, fetch_later, cache)))
+
+
+def _open_later(part: StoredPart, blob: bytes, native: NativeIndex) -> bytes:
+    """A part that comes after the first ones, with every check that it would meet in a whole load but for pages, whose
+    rows are checked when they are read."""
+    with _naming(part.record):
+        raw = _unpacked(part, blob)
+        if split_name(part.record.name)[0] == VECTORS:
+            native.check_part(raw)
+        return raw
+
+
+def _finish_first(native: NativeIndex, manifest: Manifest) -> None:
+    native.load_lazy()
+    _check_count("live", native.stats().live, manifest.live)
+
+
+def _cache_bytes(
+    manifest: Manifest, first: Sequence[StoredPart], wanted: int, settings: PersistSettings
+) -> int:
+    """Bytes that may be kept of what is fetched later.
+
+    Raises:
+        MemoryBudgetExceededError: not even what is fetched first would fit.
+    """
+    if settings.budget_bytes is None:
+        return wanted
+    # A code takes half a byte a dimension in memory; ids and what finds them, factors, tombstones and times some 40.
+    needed = manifest.rows * ((manifest.dim + 63) // 64 * 32 + 40) + 2 * sum(part.record.size for part in first)
+    if needed > settings.budget_bytes:
+        raise MemoryBudgetExceededError(
+            f"this version needs about {needed / 1e6:.0f} MB to be loaded lazily, more than the "
+            f"{settings.budget_bytes / 1e6:.0f} MB of memory_budget_mb; raise it",
+            details={"needed_bytes": needed, "budget_bytes": settings.budget_bytes},
+        )
+    return min(wanted, settings.budget_bytes - needed)
+
+
 # ---- Root and manifest -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class OpenedVersion:
     """A version whose root and manifest are read and agree with each other."""
 
     version: Version
@@ -343,7 +514,7 @@ async def _open_version(
     *,
     workers: Workers,
     cid: str | None,
-) -> _Opened | None:
+) -> OpenedVersion | None:
     """Reads root and manifest; None where the newest version is asked for and there is none."""
     revision: int | None = None
     if cid is None:
@@ -391,7 +562,7 @@ async def _open_version(
         stored_rows=manifest.stored_rows,
         parts={(part.record.name, part.record.hash): part for part in parts},
     )
-    return _Opened(version, revision, manifest, parts, len(root_blob) + len(blob))
+    return OpenedVersion(version, revision, manifest, parts, len(root_blob) + len(blob))
 
 
 async def _open_root(
@@ -577,33 +748,49 @@ def _open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
     return plain
 
 
-def _of_kind(kind: int, pages: Mapping[tuple[int, int], bytes]) -> list[tuple[int, bytes]]:
+def _of_kind(kind: int, pages: Mapping[PartKey, bytes]) -> list[tuple[int, bytes]]:
     return sorted((number, page) for (of, number), page in pages.items() if of == kind)
 
 
-def _take_part(
-    part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[tuple[int, int], bytes]
-) -> None:
-    """Opens one fetched part and gives it to the native index, or to `pages`; runs in a worker thread."""
-    record = part.record
+@contextmanager
+def _naming(record: PartRecord) -> Iterator[None]:
+    """Errors that say which part they are about."""
     try:
-        plain = _open_blob(record.name, part.entry, blob)
-        raw = decompress(plain, record.size) if record.codec == "zstd" else plain
-        if len(raw) != record.size or blake3_hash(raw) != record.hash:
-            raise IntegrityError("its bytes are not those of the manifest")
-        kind, number = split_name(record.name)
-        if kind in (DOCUMENTS, EXPIRIES):
-            pages[kind, number] = raw
-        elif native is None:
-            raise IntegrityError("a version without a dimension has a native part")
-        else:
-            native.load_part(raw)
+        yield
     except (IntegrityError, InvalidInputError) as error:
         if isinstance(error, IntegrityError) and error.details.get("part") == record.name:
             raise
         raise IntegrityError(
             f"part {record.name}: {error.message}", details={**error.details, "part": record.name}
         ) from error
+
+
+def _unpacked(part: StoredPart, blob: bytes) -> bytes:
+    """The bytes of a part as they were before compression, and are in the manifest."""
+    record = part.record
+    plain = _open_blob(record.name, part.entry, blob)
+    raw = decompress(plain, record.size) if record.codec == "zstd" else plain
+    if len(raw) != record.size or blake3_hash(raw) != record.hash:
+        raise IntegrityError("its bytes are not those of the manifest")
+    return raw
+
+
+def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[PartKey, bytes]) -> None:
+    """Opens one fetched part and gives it to the native index, or to `pages`; runs in a worker thread."""
+    with _naming(part.record):
+        raw = _unpacked(part, blob)
+    _take_raw(part, raw, native, pages)
+
+
+def _take_raw(part: StoredPart, raw: bytes, native: NativeIndex | None, pages: dict[PartKey, bytes]) -> None:
+    with _naming(part.record):
+        kind, number = split_name(part.record.name)
+        if kind in (DOCUMENTS, EXPIRIES):
+            pages[kind, number] = raw
+        elif native is None:
+            raise IntegrityError("a version without a dimension has a native part")
+        else:
+            native.load_part(raw)
 
 
 def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
@@ -633,18 +820,19 @@ def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
 def _finish(native: NativeIndex, manifest: Manifest) -> None:
     native.load_end(manifest.steps)
     stats = native.stats()
-    for what, actual, expected in (
-        ("live", stats.live, manifest.live),
-        ("historical", stats.historical, manifest.historical),
-    ):
-        if actual != expected:
-            raise IntegrityError(
-                f"the version has {actual} {what} rows, its manifest says {expected}",
-                details={"expected": expected, "actual": actual},
-            )
+    _check_count("live", stats.live, manifest.live)
+    _check_count("historical", stats.historical, manifest.historical)
 
 
-def _check_codes(native: NativeIndex, opened: _Opened) -> None:
+def _check_count(what: str, actual: int, expected: int) -> None:
+    if actual != expected:
+        raise IntegrityError(
+            f"the version has {actual} {what} rows, its manifest says {expected}",
+            details={"expected": expected, "actual": actual},
+        )
+
+
+def _check_codes(native: NativeIndex, opened: OpenedVersion) -> None:
     """Codes follow from the rows, which a lazy load does not have when it believes them."""
     layout, expected = opened.manifest.layout, {}
     for info in native.parts(layout.rows_per_part, layout.rows_per_group):
@@ -696,22 +884,16 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
     return transfers_for(largest, budget - needed)
 
 
-async def _repair_records(
-    store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage, loaded: LoadedVersion
-) -> None:
-    """Enters what an interrupted save left out: a version that the pointer names belongs in history and
-    catalogue."""
-    entries = []
-    if loaded.revision is not None:
-        version = loaded.version
-        entries.append(
-            HistoryEntry(
-                cid=version.cid,
-                saved_us=version.timestamp_us,
-                revision=loaded.revision,
-                vector_count=version.live,
-                deleted_count=version.rows - version.live,
-            )
-        )
-    if entries or lineage.unrecorded:
-        await record_version(store, identity, settings, lineage, entries, repair_damage=False)
+def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:
+    """What an interrupted save left out: a version that the pointer names belongs in history and catalogue."""
+    if loaded.revision is None:
+        return []
+    version = loaded.version
+    entry = HistoryEntry(
+        cid=version.cid,
+        saved_us=version.timestamp_us,
+        revision=loaded.revision,
+        vector_count=version.live,
+        deleted_count=version.rows - version.live,
+    )
+    return [entry]

@@ -22,6 +22,7 @@ __all__ = [
     "CODES",
     "DOCUMENTS",
     "EXPIRIES",
+    "FIRST_KINDS",
     "FORMAT_VERSION",
     "GRAPH_KINDS",
     "MANIFEST_BYTES_MAX",
@@ -30,6 +31,7 @@ __all__ = [
     "PART_BYTES_MAX",
     "PART_TARGET_BYTES",
     "STEPS_MAX",
+    "VECTORS",
     "Layout",
     "Manifest",
     "PartRecord",
@@ -90,12 +92,16 @@ _NATIVE_NAMES: Mapping[int, str] = {
 }
 CODES = 2
 """Kind number of the codes that lazy loads begin with."""
+VECTORS = 1
+"""Kind number of the vectors."""
 GRAPH_KINDS = frozenset({6, 7})
 """Kind numbers of the graph and its head."""
 DOCUMENTS = 0
 """Kind number of metadata pages; the native kinds start at 1."""
 EXPIRIES = -1
 """Kind number of the pages that say when rows expire."""
+FIRST_KINDS = frozenset({EXPIRIES, CODES, 3, 4, 5, 7})
+"""Kind numbers of what a lazy load begins with: who the rows are, which live, and where the nearest may be."""
 _PAGE_NAMES: Mapping[int, str] = {DOCUMENTS: "documents", EXPIRIES: "expiries"}
 _KINDS = {name: kind for kind, name in (*_NATIVE_NAMES.items(), *_PAGE_NAMES.items())}
 

@@ -58,7 +58,7 @@ from fabstir_vectordb.s5.keys import Identity, PathKeys, part_key, root_nonce
 from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry, pointer_data, pointer_hash
 from fabstir_vectordb.storage.base import Store
 
-__all__ = ["SavedVersion", "save_version"]
+__all__ = ["SavedVersion", "is_base_stored", "save_version"]
 
 OnConflict = Literal["error", "overwrite"]
 
@@ -102,7 +102,7 @@ class SavedVersion:
 async def save_version(
     store: Store,
     identity: Identity,
-    index: IndexSnapshot,
+    index: IndexSnapshot | None,
     lineage: Lineage,
     settings: PersistSettings,
     *,
@@ -119,7 +119,7 @@ async def save_version(
     Args:
         store: where to save.
         identity: the user's keys.
-        index: the content.
+        index: the content; None for that of the lineage's base, which `is_base_stored` was true of.
         lineage: the session's memory; its base is what the index grew from.
         settings: index name, encryption, clock.
         on_conflict: with ``error``, a version whose base is not the newest one is stored but refused; with
@@ -138,10 +138,14 @@ async def save_version(
         VectorDBError: the store failed in another way; the previous version is still the newest.
     """
     keys = identity.path_keys(index_path(settings.index_name))
-    workers = Workers(settings.threads)
-    version, counts = await _store_parts_and_root(
-        store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
-    )
+    if index is None:
+        assert lineage.base is not None
+        version, counts = lineage.base, (0, len(lineage.base.parts), 0)
+    else:
+        workers = Workers(settings.threads)
+        version, counts = await _store_parts_and_root(
+            store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
+        )
     # From here a cancellation would leave it open whether the version is the newest; the store's time limit
     # bounds it.
     refused_entry: HistoryEntry | None = None
@@ -169,6 +173,17 @@ async def save_version(
     entries.append(_entry_of(version, settings.clock() if moved else version.timestamp_us, revision))
     await record_version(store, identity, settings, lineage, entries, repair_damage=True)
     return SavedVersion(version, revision, moved, *counts)
+
+
+async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettings) -> bool:
+    """Whether the base may be named again as it is: it lies under this index's own key, and its root is there."""
+    base = lineage.base
+    return (
+        base is not None
+        and base.own
+        and base.encrypted is settings.encrypt_at_rest
+        and await store.has(base.cid.hash)
+    )
 
 
 # ---- Parts and root ----------------------------------------------------------------------------------------

@@ -290,6 +290,17 @@ fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t c
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
                         fvdb_diag *diag);
 
+/* All slots in an order in which recent rows that are near each other stand together; historical rows that a vacuum put
+ * in front stay there.  capacity: room, >= fvdb_stats.rows entries.  control may be NULL.                 [reader]
+ * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
+fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                            fvdb_diag *diag);
+
+/* Gives the row of slot order[i] the slot i, for all n = fvdb_stats.rows of them, tombstones too; what searches find stays
+ * the same, but for ties of approximate distances.  All or nothing.                                       [writer]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such order, or one that moves what a vacuum put in front) or _MEMORY. */
+fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, fvdb_diag *diag);
+
 /* ---- Statistics ------------------------------------------------------------------------------------------------ */
 
 typedef struct fvdb_stats {

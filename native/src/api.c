@@ -176,6 +176,25 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
     return status;
 }
 
+fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                            fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    const uint32_t rows = index->store.n;
+    fvdb_status status = capacity < rows ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, rows, capacity)
+                                         : index_near_order(index, out_slots, control, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, fvdb_diag *diag) {
+    rwlock_write(index->lock);
+    const uint32_t rows = index->store.n;
+    fvdb_status status = n != rows ? FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the order has other rows", 0, rows, n)
+                                   : index_renumber(index, order, diag);
+    rwlock_write_done(index->lock);
+    return status;
+}
+
 /* ---- train, migrate ---- */
 
 fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *control, fvdb_diag *diag) {

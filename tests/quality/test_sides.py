@@ -88,8 +88,8 @@ for metric in ("cosine", "l2", "dot"):
             _, at = index.migrate(1900, 700, at)
         whole, lists = hashlib.blake2b(), hashlib.blake2b()
         for _ in range(2):
-            for part in index.parts(1000):
-                raw = index.write_part(1000, part.kind, part.number, part.size)
+            for part in index.parts(500, 1000):
+                raw = index.write_part(500, 1000, part.kind, part.number, part.size)
                 whole.update(raw)
                 if part.kind in (8, 9):
                     lists.update(raw)

@@ -119,8 +119,8 @@ async def test_options_and_clocks_that_make_no_sense_are_refused() -> None:
             await session.save_to_s5(on_conflict="merge")
         with pytest.raises(InvalidInputError, match="a CID must be a string"):
             await session.load_user_vectors(5)  # type: ignore[arg-type]
-        with pytest.raises(InvalidInputError, match="lazy"):
-            await session.load_user_vectors(lazy_load=True)
+        with pytest.raises(InvalidInputError, match="lazy_load must be True or False"):
+            await session.load_user_vectors(lazy_load=1)
         for budget in (0, -1, True, 1.5, "1"):
             with pytest.raises(InvalidInputError, match="memory_budget_mb must be greater than zero"):
                 await session.load_user_vectors(memory_budget_mb=budget)

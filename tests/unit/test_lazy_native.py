@@ -50,6 +50,11 @@ def begin(index: NativeIndex, metric: str, memory: str = "default", threads: int
     )  # fmt: skip
 
 
+def historical_ids(index: NativeIndex) -> set[str]:
+    bits = np.unpackbits(index.historical().view(np.uint8), bitorder="little")
+    return set(index.get_ids(np.flatnonzero(bits).astype(np.uint32)))
+
+
 def lazily(index: NativeIndex, parts: Parts, metric: str) -> NativeIndex:
     lazy = begin(index, metric)
     for (kind, _), raw in parts.items():
@@ -179,3 +184,73 @@ def test_steps_that_lead_nowhere_are_refused() -> None:
             loaded.load_end(steps)
     with pytest.raises(InvalidInputError, match="stored_rows"):
         begin(index, "cosine", stored_rows=100)
+
+
+# ---- an order in which near rows stand together
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_new_slots_change_no_answer(metric: str, memory: str) -> None:
+    index, other = made(metric, memory), made(metric, memory)
+    order = index.near_order()
+    assert np.array_equal(np.sort(order), np.arange(ROWS))
+    index.renumber(order)
+    assert index.get_ids(np.arange(ROWS, dtype=np.uint32)) == other.get_ids(order)
+    assert np.array_equal(index.get_vectors(np.arange(ROWS, dtype=np.uint32)), other.get_vectors(order))
+    assert np.array_equal(index.get_timestamps(np.arange(ROWS, dtype=np.uint32)), other.get_timestamps(order))
+    assert index.stats()[:5] == other.stats()[:5]
+    same = 0
+    for query in rows_of(30, seed=5):
+        exact = index.search(query[np.newaxis], 10, exact=True)
+        assert exact.ids == other.search(query[np.newaxis], 10, exact=True).ids
+        walked, walked_before = index.search(query[np.newaxis], 10), other.search(query[np.newaxis], 10)
+        same += walked.ids == walked_before.ids
+    assert same >= 29
+    # It goes on as any index.
+    add(index, rows_of(50, seed=6), 50_000)
+    index.vacuum()
+    assert index.stats().live == ROWS - 429 + 50
+
+
+def test_near_rows_get_near_slots() -> None:
+    rng = np.random.default_rng(SEED)
+    middles = rng.standard_normal((24, DIM)) * 3
+    clusters = rng.integers(0, 24, ROWS)
+    index = NativeIndex(DIM, "l2", "default", 8, 60, 2)
+    add(index, (middles[clusters] + rng.standard_normal((ROWS, DIM)) * 0.2).astype(np.float32), 0)
+    before = np.count_nonzero(np.diff(clusters))
+    after = np.count_nonzero(np.diff(clusters[index.near_order()]))
+    assert after < before / 3
+
+
+def test_the_order_is_that_of_any_threads_and_memory() -> None:
+    settings = [(memory, threads) for memory in ("default", "compact") for threads in (1, 3)]
+    orders = {made("cosine", *setting).near_order().tobytes() for setting in settings}
+    assert len(orders) == 1
+
+
+def test_lists_and_settled_rows_keep_their_places() -> None:
+    index = made("cosine")
+    add(index, rows_of(1500, seed=7), 10_000)
+    index.train(2_000)
+    index.migrate(2_000, 10_000)
+    index.vacuum()
+    settled = index.stats().historical
+    assert 1_000 < settled < index.stats().rows
+    add(index, rows_of(20, seed=8), 60_000)
+    index.migrate(11_000, 300)
+    on_lists = historical_ids(index)
+    order = index.near_order()
+    assert np.array_equal(order[:settled], np.arange(settled))
+    stats = index.stats()
+    index.renumber(order)
+    assert index.stats()[:9] == stats[:9]
+    now = historical_ids(index)
+    assert now == on_lists
+    moved = np.arange(index.stats().rows, dtype=np.uint32)[::-1].copy()
+    for wrong in (moved, order[:-1].copy(), np.zeros_like(order), order + 1):
+        with pytest.raises(InvalidInputError):
+            index.renumber(wrong)
+    assert written(index)
+    index.vacuum()

@@ -44,6 +44,8 @@ uint32_t hnsw_draw_level(uint32_t M, uint32_t slot);
 fvdb_status hnsw_append_upper(hnsw *g, uint32_t slot, uint32_t level, fvdb_diag *diag);
 /* Drops rows >= n and upper numbers >= upper_n. */
 void hnsw_truncate(hnsw *g, uint32_t n, uint32_t upper_n);
+/* The same graph of rows with other slots: order is new slot -> old slot, map the reverse; rows before the first stay. */
+fvdb_status hnsw_renumbered(const hnsw *g, const uint32_t *order, const uint32_t *map, hnsw *out, fvdb_diag *diag);
 /* Makes the lowest row of the highest level the entry point. */
 void hnsw_elect_entry(hnsw *g);
 size_t hnsw_resident(const hnsw *g);

@@ -171,3 +171,45 @@ void hnsw_elect_entry(hnsw *g) {
         g->entry = u;
     }
 }
+
+/* ---- renumber ---- */
+
+/* Upper numbers follow the slots: upper_map says which one each gets. */
+static fvdb_status renumber_upper(const hnsw *g, const uint32_t *order, uint32_t *upper_of, uint32_t *upper_map, hnsw *out,
+                                  fvdb_diag *diag) {
+    for (uint32_t u = 0; u < g->upper_n; u++) upper_of[hnsw_upper_slot(g, u) - g->first] = u + 1;
+    for (uint32_t slot = g->first; slot < g->n; slot++) {
+        const uint32_t u = upper_of[order[slot] - g->first];
+        if (u == 0) continue;
+        upper_map[u - 1] = out->upper_n;
+        TRY(hnsw_append_upper(out, slot, hnsw_upper_level(g, u - 1), diag));
+    }
+    return FVDB_OK;
+}
+
+static void renumber_links(const hnsw *g, uint32_t level, uint32_t node, const uint32_t *map, uint32_t to, hnsw *out) {
+    uint32_t links[HNSW_M0_MAX], n = hnsw_links(g, level, node, links);
+    for (uint32_t i = 0; i < n; i++) links[i] = map[links[i]];
+    hnsw_set_links(out, level, to, links, n);
+}
+
+fvdb_status hnsw_renumbered(const hnsw *g, const uint32_t *order, const uint32_t *map, hnsw *out, fvdb_diag *diag) {
+    out->first = out->n = g->first;
+    if (hnsw_rows(g) == 0) return FVDB_OK;
+    uint32_t *upper_of = mem_alloc_array(hnsw_rows(g), sizeof *upper_of);
+    uint32_t *upper_map = mem_alloc_array(g->upper_n, sizeof *upper_map);
+    fvdb_status status = upper_of && upper_map ? hnsw_reserve(out, g->n, diag) : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (status == FVDB_OK) status = renumber_upper(g, order, upper_of, upper_map, out, diag);
+    if (status == FVDB_OK) {
+        for (uint32_t slot = g->first; slot < g->n; slot++) renumber_links(g, 0, order[slot], map, slot, out);
+        for (uint32_t u = 0; u < g->upper_n; u++)
+            for (uint32_t level = 1; level <= hnsw_upper_level(g, u); level++)
+                renumber_links(g, level, u, upper_map, upper_map[u], out);
+        out->n = g->n;
+        out->max_level = g->max_level;
+        out->entry = g->entry == FVDB_NO_SLOT ? FVDB_NO_SLOT : upper_map[g->entry];
+    }
+    mem_free(upper_of);
+    mem_free(upper_map);
+    return status;
+}

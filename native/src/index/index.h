@@ -82,6 +82,13 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
 fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_t n, fvdb_control *control,
                                fvdb_diag *diag);
 
+/* ---- index_arrange.c ---- */
+
+/* All slots in an order in which rows of the graph that are near each other stand together.  [reader] */
+fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag);
+/* Gives the row of slot order[i] the slot i.  [writer] */
+fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *diag);
+
 typedef struct search_outputs {
     uint32_t *slots;
     double *distances;

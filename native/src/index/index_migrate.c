@@ -133,7 +133,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                          fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     stretch iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
-    TRY(ivf_train(s, slots, n, w->crew, &iterations, &out->centroids, diag));
+    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->crew, &iterations, &out->centroids, diag));
     measuring m = {.s = s, .c = &out->centroids, .slots = slots, .n = n, .queries = min_u32(n, MEASURED_QUERIES),
                    .k = min_u32(n - 1, MEASURED_K), .words = (s->n + 63u) / 64, .walks = w->walks, .control = control};
     TRY(measure(&m, &out->centroids, w, diag));

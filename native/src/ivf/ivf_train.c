@@ -11,6 +11,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 
 /* More rows or iterations change recall by less than 0.002 (docs/decisions/0015-hybrid-lists.md). */
 #define SAMPLE_PER_LIST 64u
@@ -256,6 +257,72 @@ static void split_largest(trainer *t, uint32_t *sizes) {
     }
 }
 
+/* ---- lists that are near each other ---- */
+
+typedef struct placed {
+    double at;                   /* on the line between two far centres */
+    uint32_t list;
+} placed;
+
+static int by_place(const void *a, const void *b) {
+    const placed *one = a, *other = b;
+    if (one->at != other->at) return one->at < other->at ? -1 : 1;
+    return one->list < other->list ? -1 : one->list > other->list;
+}
+
+static double distance2(const trainer *t, const float *x, uint32_t list) {
+    const float *y = centre_of(t, list);
+    double sum = 0;
+    for (uint32_t d = 0; d < t->s->dim; d++) sum += ((double)x[d] - (double)y[d]) * ((double)x[d] - (double)y[d]);
+    return sum;
+}
+
+static uint32_t farthest_from(const trainer *t, const float *x, const placed *lists, uint32_t n) {
+    uint32_t farthest = lists[0].list;
+    double most = -1;
+    for (uint32_t i = 0; i < n; i++) {
+        const double distance = distance2(t, x, lists[i].list);
+        if (distance <= most) continue;
+        most = distance;
+        farthest = lists[i].list;
+    }
+    return farthest;
+}
+
+/* Cuts lists in two halves along the line between two that are far from each other, and these likewise. */
+static void split_by_place(const trainer *t, placed *lists, uint32_t n) {
+    for (; n > 2; n /= 2) {
+        const float *one = centre_of(t, farthest_from(t, centre_of(t, lists[0].list), lists, n));
+        const float *other = centre_of(t, farthest_from(t, one, lists, n));
+        for (uint32_t i = 0; i < n; i++) {
+            const float *x = centre_of(t, lists[i].list);
+            lists[i].at = 0;
+            for (uint32_t d = 0; d < t->s->dim; d++) lists[i].at += (double)x[d] * ((double)other[d] - (double)one[d]);
+        }
+        qsort(lists, n, sizeof *lists, by_place);
+        split_by_place(t, lists + n / 2, n - n / 2);
+    }
+}
+
+/* Gives centres that are near each other numbers that are: their rows will stand in this order, and be stored in it. */
+static bool put_near_together(trainer *t) {
+    const uint32_t nlist = t->c->nlist;
+    const size_t bytes = (size_t)nlist * t->s->dim64 * sizeof(float);
+    placed *lists = mem_alloc_array(nlist, sizeof *lists);
+    float *centres = mem_alloc_array(1, bytes);
+    const bool had = lists && centres;
+    if (had) {
+        for (uint32_t list = 0; list < nlist; list++) lists[list].list = list;
+        split_by_place(t, lists, nlist);
+        for (uint32_t list = 0; list < nlist; list++)
+            memcpy(centres + (size_t)list * t->s->dim64, centre_of(t, lists[list].list), t->s->dim64 * sizeof(float));
+        memcpy(t->centres, centres, bytes);
+    }
+    mem_free(lists);
+    mem_free(centres);
+    return had;
+}
+
 static double mean_error(const trainer *t) {
     double sum = 0;
     for (uint32_t i = 0; i < t->n; i++) sum += (double)t->errors[i];
@@ -276,13 +343,14 @@ static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag
         crew_run(c, average_list, t, t->c->nlist);
         split_largest(t, sizes);
     }
+    if (!put_near_together(t)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     code_centres(t);
     return FVDB_OK;
 }
 
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, crew *c, const stretch *stretch,
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c, const stretch *stretch,
                       ivf_centroids *out, fvdb_diag *diag) {
-    uint32_t nlist = ivf_nlist(n), m = min_u32(n, SAMPLE_PER_LIST * nlist);
+    uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
     if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     trainer t = {.s = s, .stretch = stretch, .c = out, .n = m};
     t.rows = mem_alloc_array(m, sizeof *t.rows);

@@ -219,8 +219,10 @@ static void exchange_times(store *s, arrangement *a) {
 void store_arrange(store *s, arrangement *a) {
     permute_all(s, a->order, a->n, a->marks);
     exchange_times(s, a);
-    memset(s->live.base, 0, s->live.used);
-    for (uint32_t slot = 0; slot < a->kept; slot++) bit_set(store_live(s), slot);
+    memset(a->marks, 0, (a->n / 64 + 1) * sizeof *a->marks);
+    for (uint32_t slot = 0; slot < a->kept; slot++)
+        if (bit_get(store_live(s), a->order[slot])) bit_set(a->marks, slot);
+    if (s->live.used) memcpy(s->live.base, a->marks, s->live.used);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->kept, store_live(s));
     s->n = a->kept;
 }

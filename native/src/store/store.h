@@ -146,9 +146,9 @@ fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag);
 void arrangement_free(arrangement *a);
 /* From the order: the map, and all that can fail. */
 fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag);
-/* Brings the rows into the new order, in place.  Those that stay are the live ones.  Cannot fail. */
+/* Brings the rows into the new order, in place.  Cannot fail. */
 void store_arrange(store *s, arrangement *a);
-/* Takes store_arrange back. */
+/* Takes it back, where those that stay were the live ones. */
 void store_arrange_back(store *s, arrangement *a);
 /* Gives back the memory of the rows that went; from here there is no way back. */
 void store_arranged(store *s);

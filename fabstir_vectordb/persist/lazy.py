@@ -1,0 +1,131 @@
+"""The parts of a version that stay in the store until they are needed.
+
+Whoever needs parts that are not there raises `PartsNeeded`; who can wait for a network fetches them and asks again. So
+what works on parts is the same whether it runs on an event loop, in a worker thread or for the synchronous twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+
+from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
+from fabstir_vectordb.persist.versions import PARALLEL_TRANSFERS, StoredPart, run_bounded
+from fabstir_vectordb.types import Receipt
+
+__all__ = ["Fetched", "LazyParts", "PartsNeeded", "WholeNeeded"]
+
+# Parts of one call may take more than the cache keeps, up to so much: a search needs some five parts of 1.8 MB.
+_HELD_BYTES_MIN = 32_000_000
+
+
+class WholeNeeded(Exception):
+    """The call needs so much of the version that it has to be loaded whole."""
+
+
+class PartsNeeded(Exception):
+    """The call needs parts that are not there: fetch them, hold what `fetch` returns, and call again."""
+
+    def __init__(self, parts: LazyParts, keys: Sequence[PartKey]) -> None:
+        super().__init__()
+        self.fetch = partial(parts.fetch, keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Parts that were fetched, to be held while they are worked with, and what that took."""
+
+    parts: Sequence[CachedPart]
+    receipt: Receipt
+
+
+class _Flight:
+    """A part on its way."""
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.part: CachedPart | None = None
+
+
+class LazyParts:
+    """The parts of a version, fetched on use: one request for a part, however many calls wait for it.
+
+    Args:
+        stored: the parts by kind and number.
+        fetch: gives a part's bytes, all checks behind it, and how many bytes came over the network.
+        cache: keeps what was fetched.
+    """
+
+    def __init__(
+        self,
+        stored: dict[PartKey, StoredPart],
+        fetch: Callable[[StoredPart], Awaitable[tuple[bytes, int]]],
+        cache: PartCache,
+    ) -> None:
+        self.stored = stored
+        self.cache = cache
+        self._fetch = fetch
+        self._flights: dict[PartKey, _Flight] = {}
+
+    def numbers(self, kind: int) -> list[int]:
+        """The numbers of the parts of a kind, ascending."""
+        return sorted(number for of, number in self.stored if of == kind)
+
+    def size(self, keys: Iterable[PartKey]) -> int:
+        """Bytes of parts before compression."""
+        return sum(self.stored[key].record.size for key in keys)
+
+    def get(self, keys: Sequence[PartKey]) -> dict[PartKey, bytes]:
+        """The bytes of parts.
+
+        Raises:
+            PartsNeeded: some are not there.
+            WholeNeeded: they are too many to be held for one call.
+        """
+        found = {key: part for key in keys if (part := self.cache.find(key)) is not None}
+        if len(found) < len(keys):
+            if self.size(keys) > max(self.cache.bytes_max, _HELD_BYTES_MIN):
+                raise WholeNeeded
+            raise PartsNeeded(self, [key for key in keys if key not in found])
+        return {key: part.raw for key, part in found.items()}
+
+    async def fetch(self, keys: Sequence[PartKey]) -> Fetched:
+        """Fetches parts in parallel, unless they came meanwhile.
+
+        Raises:
+            VectorDBError: the store failed, or a part is not what the version says.
+        """
+        parts: list[CachedPart] = []
+        received: list[int] = []
+
+        async def fetch(key: PartKey) -> None:
+            parts.append(await self._one(key, received))
+
+        await run_bounded([partial(fetch, key) for key in keys], PARALLEL_TRANSFERS)
+        return Fetched(parts, Receipt(requests=len(received), bytes=sum(received), cache_hits=0))
+
+    async def _one(self, key: PartKey, received: list[int]) -> CachedPart:
+        while True:
+            part = self.cache.find(key)
+            if part is not None:
+                return part
+            flight = self._flights.get(key)
+            if flight is None:
+                break
+            await flight.over.wait()
+            if flight.part is not None:
+                return flight.part
+            # It failed, or was cancelled, for somebody else: perhaps not for this call.
+        flight = self._flights[key] = _Flight()
+        try:
+            raw, size = await self._fetch(self.stored[key])
+            received.append(size)
+            flight.part = CachedPart(raw)
+            self.cache.put(key, flight.part)
+            return flight.part
+        finally:
+            del self._flights[key]
+            flight.over.set()
