@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +58,7 @@ from fabstir_vectordb.errors import (
     NotFoundError,
 )
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
+from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.columns import Column, Columns
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, slots_of
@@ -592,6 +593,7 @@ class Index:
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
         self._expiries = Expiries()
+        self._stored_pages = StoredPages()
         self._columns = Columns()
         self._matches: dict[str, Matches] = {}
         self._matches_bytes = 0
@@ -617,10 +619,25 @@ class Index:
             IntegrityError: a page of metadata or of expiries breaks a rule.
         """
         self = cls(settings)
-        for number, page in loaded.pages:
-            self._arena.restore_page(number, loaded.document_rows, page, loaded.rows)
         self._restore(loaded)
+        self._restore_metadata(loaded.pages, loaded.document_rows, parse_changes(loaded.changes, loaded.rows))
         return self
+
+    def _restore_metadata(
+        self, pages: Iterable[tuple[int, bytes]], rows_per_page: int, changes: Mapping[int, bytes | None]
+    ) -> None:
+        rows = self.counts.rows
+        for number, page in pages:
+            self._arena.restore_page(number, rows_per_page, page, rows)
+        if changes:
+            slots = np.fromiter(changes, dtype=np.uint32, count=len(changes))
+            staged = self._arena.stage(list(changes.values()), int(slots[-1]) + 1)
+            self._arena.commit(staged, slots, np.arange(len(changes)))
+        if self.native is not None and self.counts.live < rows:
+            # Pages may be older than the tombstones.
+            everything = np.arange(rows, dtype=np.uint32)
+            self._arena.drop(everything[~np.isin(everything, self.native.live_slots(0, rows))])
+        self._stored_pages = StoredPages(rows_per_page, rows, changes)
 
     def _restore(self, loaded: LoadedVersion) -> None:
         """Everything but metadata."""
@@ -680,9 +697,36 @@ class Index:
         """Rows a part, where fixed."""
         return self.settings.chunk_size
 
-    def metadata_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
-        """The metadata pages of a save, by number."""
-        return self._arena.pages(self.counts.rows, rows_per_page)
+    def page_sizes(self, rows_per_page: int) -> dict[int, int]:
+        """Bytes of the metadata pages, by number."""
+        return self._arena.page_sizes(self.counts.rows, rows_per_page)
+
+    def page(self, number: int, rows_per_page: int) -> bytes:
+        """One metadata page."""
+        return self._arena.page(number, self.counts.rows, rows_per_page)
+
+    def pages_kept(
+        self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
+    ) -> tuple[set[int], list[int]]:
+        """Which of the base's pages need not be stored again, and the live rows in them that differ."""
+        kept, changed = self._stored_pages.kept(
+            rows_per_page, self.counts.rows, page_sizes, stored, self._arena.size
+        )
+        return kept, self._live(np.array(changed, dtype=np.uint32)).tolist()
+
+    def changes_of(self, slots: Sequence[int]) -> bytes:
+        """The part with the metadata of rows that differ from what the pages say."""
+        return encode_changes([(slot, self._arena.get(slot)) for slot in slots])
+
+    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
+        """Says that pages are stored which hold what the rows say, but for those that differ."""
+        self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
+
+    def _live(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Those of some slots that are no tombstones."""
+        if self.native is None or self.counts.live == self.counts.rows:
+            return slots
+        return slots[np.isin(slots, self.native.live_slots(0, self.counts.live))]
 
     def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages of a save that say when rows expire, by number."""
@@ -967,6 +1011,7 @@ class Index:
                 self._check_fits(f"metadata of {_shown(id)}", self.counts.bytes_total + 2 * len(encoded))
             staged = self._arena.stage([encoded], int(slots[0]) + 1)
             self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
+            self._stored_pages.note([int(slots[0])])
             self._columns.touch(int(slots[0]))
             self.changes += 1
 
@@ -1078,7 +1123,7 @@ class Index:
         """What goes with a change of slots; `kept` are the old slots in the new order, `renumber` gives new by old."""
         arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
         slot_map = renumber()
-        self._arena, self._expiries = arena, expiries
+        self._arena, self._expiries, self._stored_pages = arena, expiries, StoredPages()
         try:
             self._columns.renumber(kept)
         except MemoryError:

@@ -1,16 +1,16 @@
 """An index most of which is still in the store.
 
-It knows its rows: ids, times, which are live. For a search it asks their codes, a bit a dimension, where the nearest may
-be, and scores every row of the parts that hold the likeliest: rows of a part lie near each other, so that these few parts
-hold most of the nearest. Scores and distances are those of the whole index, bit for bit.
+It knows its rows: ids, times, which are live. For a search it asks their codes, a bit a dimension, where the nearest
+may be, and scores every row of the parts that hold the likeliest: rows of a part lie near each other, so that these few
+parts hold most of the nearest. Scores and distances are those of the whole index, bit for bit.
 
 Nothing here waits for a network: what is missing is raised (`persist.lazy`), and whoever can wait fetches it and asks
-again. What needs the whole, changes above all, says so likewise, and the session puts a whole index in this one's place.
+again. What needs the whole, changes above all, says so likewise, and the session puts a whole index in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -20,6 +20,7 @@ from fabstir_vectordb._native.handle import Control, NativeBusy, NativeIndex, Na
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.index import Cursor, Effort, Index, IndexSettings
 from fabstir_vectordb.metadata.arena import page_row
+from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.columns import Column
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.persist.lazy import WholeNeeded
@@ -46,17 +47,19 @@ class LazyIndex(Index):
         super().__init__(settings)
         self._lazy: LazyVersion | None = None
         self._has_metadata = False
+        self._changes: dict[int, bytes | None] = {}
 
     @classmethod
     def of(cls, settings: IndexSettings, loaded: LoadedVersion) -> LazyIndex:
         """The index of a version that was loaded lazily.
 
         Raises:
-            IntegrityError: a page of expiries breaks a rule.
+            IntegrityError: a page of expiries, or changed metadata, breaks a rule.
         """
         self = cls(settings)
         self._lazy = loaded.lazy
         self._restore(loaded)
+        self._changes = parse_changes(loaded.changes, loaded.rows)
         return self
 
     @property
@@ -101,8 +104,8 @@ class LazyIndex(Index):
             manifest, parts = self.lazy.opened.manifest, self.lazy.parts
             keys = [(DOCUMENTS, number) for number in parts.numbers(DOCUMENTS)]
             self._check_fits("metadata", self.counts.bytes_total + parts.size(keys))
-            for (_, number), page in parts.get(keys).items():
-                self._arena.restore_page(number, manifest.layout.document_rows, page, manifest.rows)
+            pages = [(number, page) for (_, number), page in parts.get(keys).items()]
+            self._restore_metadata(pages, manifest.layout.document_rows, self._changes)
             self._has_metadata = True
         return super()._up_to_date(paths)
 
@@ -116,6 +119,8 @@ class LazyIndex(Index):
     def _metadata_of(self, slot: int, pages: Mapping[PartKey, bytes]) -> bytes | None:
         if self._has_metadata:
             return self._arena.get(slot)
+        if slot in self._changes:
+            return self._changes[slot]
         manifest = self.lazy.opened.manifest
         number = slot // manifest.layout.document_rows
         page = pages.get((DOCUMENTS, number))
@@ -128,7 +133,9 @@ class LazyIndex(Index):
         rows = self.lazy.opened.manifest.layout.rows_per_part
         return [(VECTORS, number) for number in np.unique(slots // rows).tolist()]
 
-    def _vectors_of(self, native: NativeIndex, slots: _Slots, parts: Mapping[PartKey, bytes]) -> npt.NDArray[np.float32]:
+    def _vectors_of(
+        self, native: NativeIndex, slots: _Slots, parts: Mapping[PartKey, bytes]
+    ) -> npt.NDArray[np.float32]:
         out = np.empty((len(slots), native.dim), dtype=np.float32)
         numbers = slots // self.lazy.opened.manifest.layout.rows_per_part
         for number in np.unique(numbers).tolist():
@@ -222,20 +229,22 @@ class LazyIndex(Index):
         allow: npt.NDArray[np.uint64] | None,
     ) -> SearchResults:
         likely = native.candidates(query, most, allow)
-        vectors = self._parts_of(likely)
+        likely_parts = self._parts_of(likely)
         # Pages begin where parts do: those of the candidates have the metadata of every row beside them.
-        found = self.lazy.parts.get([*vectors, *self._pages_of(likely)])
-        hits: list[tuple[float, bytes, int]] = []
-        for key in vectors:
+        found = self.lazy.parts.get([*likely_parts, *self._pages_of(likely)])
+        rows: list[tuple[float, bytes, int]] = []
+        for key in likely_parts:
             slots, distances = native.search_part(found[key], query, k, allow)
             ids = (id.encode() for id in native.get_ids(slots))
-            hits += zip(distances.tolist(), ids, slots.tolist(), strict=True)
-        nearest = sorted(hits)[:k]
+            rows += zip(distances.tolist(), ids, slots.tolist(), strict=True)
+        nearest = sorted(rows)[:k]
         scores = self._scores([distance for distance, _, _ in nearest])
         n = self._passing(scores, threshold)
         slots = np.array([slot for _, _, slot in nearest[:n]], dtype=np.uint32)
         pages = {**found, **self.lazy.parts.get([key for key in self._pages_of(slots) if key not in found])}
-        vectors = self._vectors_of(native, slots, found) if include_vectors else repeat(None)
+        vectors: Iterable[npt.NDArray[np.float32] | None] = (
+            self._vectors_of(native, slots, found) if include_vectors else repeat(None)
+        )
         hits = [
             SearchResult(id.decode(), score, distance, bytearray(self._metadata_of(slot, pages) or b""), vector)
             for (distance, id, slot), score, vector in zip(nearest[:n], scores, vectors, strict=False)

@@ -42,15 +42,16 @@ from fabstir_vectordb.index import (
     prepare_queries,
     prepare_query,
 )
+from fabstir_vectordb.lazy_index import LazyIndex
 from fabstir_vectordb.maintenance import STEP_ROWS, cutoff_us
 from fabstir_vectordb.metadata.arena import parse_page
+from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.lazy_index import LazyIndex
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
-from fabstir_vectordb.persist.manifest import DOCUMENTS, EXPIRIES
+from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import read_catalogue, read_history
 from fabstir_vectordb.persist.save import is_base_stored, save_version
@@ -921,7 +922,11 @@ class VectorDBSession:
                 self._lineage,
                 self._persist_settings(),
                 cid,
-                check_pages={DOCUMENTS: parse_page, EXPIRIES: parse_expiry_page},
+                check_pages={
+                    DOCUMENTS: parse_page,
+                    EXPIRIES: parse_expiry_page,
+                    CHANGES: lambda *page: parse_changes(page[-1]),
+                },
                 progress=progress,
             )
 

@@ -435,7 +435,7 @@ class NativeIndex:
         lists: int = 0,
         hash_seed: int = 0,
     ) -> NativeIndex:
-        """An index that takes `load_part` for each of its parts, then `load_end` or `load_lazy`, and nothing else before.
+        """An index that takes `load_part` for each of its parts, then `load_end` or `load_lazy`, and nothing before.
 
         Args:
             dim, metric, memory, M, ef_construction, threads, hash_seed: as of a new one.
@@ -506,8 +506,8 @@ class NativeIndex:
     def load_lazy(self) -> None:
         """Ends a load of which only codes, ids, timestamps, tombstones and the graph's head came.
 
-        What there is answers `find`, `get_ids`, `get_timestamps`, `live_slots`, `stats` and the calls of this group, and
-        nothing else; it never changes.
+        What there is answers `find`, `get_ids`, `get_timestamps`, `live_slots`, `stats` and the calls of this group,
+        and nothing else; it never changes.
 
         Raises:
             IntegrityError: a part is missing, or they do not fit together.
@@ -1015,7 +1015,7 @@ class NativeIndex:
         return [PartInfo(int(part.kind), int(part.number), int(part.size)) for part in out]
 
     def graph_steps(self) -> tuple[int, list[int]]:
-        """Rows of the stored graph, and the number of rows after each add since then; 0 where it must be stored anew."""
+        """Rows of the stored graph, 0 where it must be stored anew, and the number of rows after each add since then."""
         steps, count = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t *")
         stored = lib.fvdb_graph_steps(self._index, steps, count)
         return int(stored), ffi.unpack(steps, count[0])

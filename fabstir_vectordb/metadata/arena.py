@@ -308,22 +308,30 @@ class MetadataArena:
 
     # ---- pages: what a save writes
 
-    def pages(self, rows: int, rows_per_page: int) -> list[tuple[int, bytes]]:
-        """The pages that hold any metadata, by number; a page covers `rows_per_page` slots.
-
-        A page is: u32 number of rows, for each row a u32 of its size + 1 (0: none), then the rows' bytes.
-        """
-        out: list[tuple[int, bytes]] = []
+    def page_sizes(self, rows: int, rows_per_page: int) -> dict[int, int]:
+        """Bytes of the pages that hold any metadata, by number; a page covers `rows_per_page` slots."""
+        out: dict[int, int] = {}
         for number, first in enumerate(range(0, rows, rows_per_page)):
             end = min(first + rows_per_page, rows)
             sizes = self._sizes[first : min(end, len(self._sizes))]
-            if not sizes.any():
-                continue
-            cells = np.zeros(1 + end - first, dtype=_CELL)
-            cells[0] = end - first
-            cells[1 : 1 + len(sizes)] = np.where(sizes == _ABSENT, 0, sizes + 1)
-            out.append((number, cells.tobytes() + b"".join(self._runs(slice(first, first + len(sizes))))))
+            held = sizes[sizes != _ABSENT]
+            if len(held):
+                out[number] = (1 + end - first) * _CELL.itemsize + _total(held)
         return out
+
+    def page(self, number: int, rows: int, rows_per_page: int) -> bytes:
+        """A page: u32 number of rows, for each row a u32 of its size + 1 (0: none), then the rows' bytes."""
+        first = number * rows_per_page
+        end = min(first + rows_per_page, rows)
+        sizes = self._sizes[first : min(end, len(self._sizes))]
+        cells = np.zeros(1 + end - first, dtype=_CELL)
+        cells[0] = end - first
+        cells[1 : 1 + len(sizes)] = np.where(sizes == _ABSENT, 0, sizes + 1)
+        return cells.tobytes() + b"".join(self._runs(slice(first, first + len(sizes))))
+
+    def size(self, slot: int) -> int:
+        """Bytes of a slot's metadata, 0 for none."""
+        return int(self._size_at[slot]) if slot < len(self._size_at) else 0
 
     def restore_page(self, number: int, rows_per_page: int, page: bytes, rows: int) -> None:
         """Takes in a page that was read from a store.

@@ -26,12 +26,14 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.lazy import LazyParts
 from fabstir_vectordb.persist.manifest import (
+    CHANGES,
     CODES,
     DOCUMENTS,
     EXPIRIES,
     FIRST_KINDS,
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
+    PAGE_KINDS,
     VECTORS,
     Manifest,
     PartRecord,
@@ -105,6 +107,7 @@ class LoadedVersion:
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
         expiry_pages: the same for the pages that say when rows expire.
+        changes: the part with metadata that differs from what the pages say, empty where there is none.
         lazy: the version's parts, of which the others are fetched when they are needed; None where all came.
     """
 
@@ -123,6 +126,7 @@ class LoadedVersion:
     document_rows: int
     pages: list[tuple[int, bytes]] = field(repr=False)
     expiry_pages: list[tuple[int, bytes]] = field(repr=False)
+    changes: bytes = field(repr=False)
     lazy: LazyVersion | None = None
 
 
@@ -310,6 +314,7 @@ def _loaded(
         document_rows=manifest.layout.document_rows,
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
+        changes=pages.get((CHANGES, 0), b""),
         lazy=lazy,
     )
 
@@ -785,7 +790,7 @@ def _take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages:
 def _take_raw(part: StoredPart, raw: bytes, native: NativeIndex | None, pages: dict[PartKey, bytes]) -> None:
     with _naming(part.record):
         kind, number = split_name(part.record.name)
-        if kind in (DOCUMENTS, EXPIRIES):
+        if kind in PAGE_KINDS:
             pages[kind, number] = raw
         elif native is None:
             raise IntegrityError("a version without a dimension has a native part")
@@ -855,7 +860,7 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
     if budget is None:
         return PARALLEL_TRANSFERS
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
-    needed = sum(size for kind, size in sizes if kind == DOCUMENTS)
+    needed = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
     if any(kind == EXPIRIES for kind, _ in sizes):
         needed += 8 * manifest.rows            # in memory a time for each row, whether it expires or not
     if manifest.dim:

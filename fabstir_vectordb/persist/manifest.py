@@ -18,6 +18,7 @@ from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.s5 import cbor
 
 __all__ = [
+    "CHANGES",
     "CODECS",
     "CODES",
     "DOCUMENTS",
@@ -27,6 +28,7 @@ __all__ = [
     "GRAPH_KINDS",
     "MANIFEST_BYTES_MAX",
     "MANIFEST_NAME",
+    "PAGE_KINDS",
     "PARTS_MAX",
     "PART_BYTES_MAX",
     "PART_TARGET_BYTES",
@@ -53,9 +55,9 @@ PARTS_MAX = 900
 for the manifest and for files that later releases add."""
 
 PART_TARGET_BYTES = 7 * 256 * 1024
-"""Bytes of a part with vectors before compression that the row count aims at.  A search of an index that is loaded lazily
-fetches some five of them, so they are small; an upload takes 1-2 s whatever its size, so they are few: 87 for 100,000 rows
-of 384 dimensions."""
+"""Bytes of a part with vectors before compression that the row count aims at.  A search of an index that is
+loaded lazily fetches some five of them, so they are small; an upload takes 1-2 s whatever its size, so they
+are few: 87 for 100,000 rows of 384 dimensions."""
 
 PART_BYTES_MAX = 1024 * 1024 * 1024
 """Most bytes of one part before compression.  S5.js writes wrong sizes from 2^31 up."""
@@ -70,8 +72,8 @@ STEPS_MAX = 256
 """Most steps from the stored graph to the version's: FVDB_STEPS_MAX of the native header."""
 
 _ROWS_MAX = 2**31 - 1
-# Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors these are: they
-# are small, or read as a whole, and more of them would be more uploads.
+# Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors
+# these are: they are small, or read as a whole, and more of them would be more uploads.
 _GROUP_ROWS, _GROUP_PARTS_MAX = 36_864, 32
 _DOCUMENT_ROWS, _DOCUMENT_PARTS_MAX = 8_064, 7
 _DIM_MAX = 4096
@@ -100,9 +102,13 @@ DOCUMENTS = 0
 """Kind number of metadata pages; the native kinds start at 1."""
 EXPIRIES = -1
 """Kind number of the pages that say when rows expire."""
-FIRST_KINDS = frozenset({EXPIRIES, CODES, 3, 4, 5, 7})
+CHANGES = -2
+"""Kind number of the part with metadata that differs from what the pages say."""
+PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES})
+"""Kind numbers of what is no native part."""
+FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, 3, 4, 5, 7})
 """Kind numbers of what a lazy load begins with: who the rows are, which live, and where the nearest may be."""
-_PAGE_NAMES: Mapping[int, str] = {DOCUMENTS: "documents", EXPIRIES: "expiries"}
+_PAGE_NAMES: Mapping[int, str] = {DOCUMENTS: "documents", EXPIRIES: "expiries", CHANGES: "documents.changed"}
 _KINDS = {name: kind for kind, name in (*_NATIVE_NAMES.items(), *_PAGE_NAMES.items())}
 
 _NAME = re.compile(r"([a-z]+(?:\.[a-z]+)?)\.([0-9]{4})")
@@ -189,7 +195,7 @@ def part_name(kind: int, number: int) -> str:
     """The file name of a part.
 
     Args:
-        kind: `DOCUMENTS`, `EXPIRIES` or an FVDB_PART_* number.
+        kind: `DOCUMENTS`, `EXPIRIES`, `CHANGES` or an FVDB_PART_* number.
         number: its 0-based number within the kind.
 
     Returns:

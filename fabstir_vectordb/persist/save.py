@@ -12,14 +12,16 @@ keeps its blob.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import anyio
 
 from fabstir_vectordb.errors import ConflictError, IntegrityError, NotFoundError, StorageError, VectorDBError
 from fabstir_vectordb.persist.manifest import (
+    CHANGES,
     DOCUMENTS,
     EXPIRIES,
     GRAPH_KINDS,
@@ -40,6 +42,7 @@ from fabstir_vectordb.persist.versions import (
     IndexSnapshot,
     Lineage,
     Meter,
+    NativeParts,
     PersistSettings,
     ProgressCallback,
     StoredPart,
@@ -71,7 +74,7 @@ _PAGE_TARGET_BYTES = 16 * 1024 * 1024
 # zstd levels: vectors and links hardly shrink more at higher ones, texts do.
 _LEVEL_ARRAYS = 1
 _LEVEL_TEXT = 3
-_TEXT_KINDS = frozenset({DOCUMENTS, 3})
+_TEXT_KINDS = frozenset({DOCUMENTS, CHANGES, 3})
 
 # A compressed form must save one byte in this many, or the load would decompress for nothing.
 _COMPRESSION_GAIN = 32
@@ -138,12 +141,13 @@ async def save_version(
         VectorDBError: the store failed in another way; the previous version is still the newest.
     """
     keys = identity.path_keys(index_path(settings.index_name))
+    changed: Sequence[int] = ()
     if index is None:
         assert lineage.base is not None
         version, counts = lineage.base, (0, len(lineage.base.parts), 0)
     else:
         workers = Workers(settings.threads)
-        version, counts = await _store_parts_and_root(
+        version, counts, changed = await _store_parts_and_root(
             store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
         )
     # From here a cancellation would leave it open whether the version is the newest; the store's time limit
@@ -161,6 +165,8 @@ async def save_version(
             lineage.base = version
             lineage.attempted.clear()
             lineage.unfinished.clear()
+            if index is not None:
+                index.pages_stored(version.layout.document_rows, changed)
             if committed is not None:
                 committed(version)
     if refused_entry is not None:
@@ -200,19 +206,30 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Graph:
-    """The stored graph that a version keeps: its parts, and how the version's own came from it."""
+class _Kept:
+    """What a version may keep of its base without looking at its bytes.
 
-    parts: Sequence[StoredPart]
-    rows_per_group: int
+    Attributes:
+        layout: rows a part of the base.
+        graph: parts of the stored graph, where some steps lead from it to the index's own.
+        stored_rows, steps: how they lead there.
+        pages: metadata pages by number.
+    """
+
+    layout: Layout
+    graph: Sequence[StoredPart]
     stored_rows: int
     steps: Sequence[int]
+    pages: Mapping[int, StoredPart]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     jobs: Sequence[_Job]
-    graph: _Graph | None
+    kept: Sequence[StoredPart]
+    stored_rows: int
+    steps: Sequence[int]
+    changed: Sequence[int]
     rows: int
     live: int
     graph_rows: int
@@ -232,12 +249,13 @@ async def _store_parts_and_root(
     workers: Workers,
     verify_stored: bool,
     progress: ProgressCallback | None,
-) -> tuple[Version, tuple[int, int, int]]:
-    """Stores everything below the pointer; also counts parts stored, parts reused and bytes stored."""
+) -> tuple[Version, tuple[int, int, int], Sequence[int]]:
+    """Stores everything below the pointer; also counts parts stored, parts reused and bytes stored, and says
+    which rows' metadata differs from what the pages say."""
     root_key = keys.encryption_key if settings.encrypt_at_rest else None
     reusable = _reusable_parts(lineage.base, settings)
-    graph = await _stored_graph(store, index, lineage.base, reusable.values(), verify_stored=verify_stored)
-    plan = await workers.run(_plan, index, graph)
+    kept = await _kept(store, index, lineage.base, reusable.values(), verify_stored=verify_stored)
+    plan = await workers.run(_plan, index, kept)
     meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs), plan.rows)
     # What a failed save has stored already was stored under these very keys.
     reusable = {**reusable, **lineage.unfinished}
@@ -269,7 +287,7 @@ async def _store_parts_and_root(
     spare = None if settings.budget_bytes is None else settings.budget_bytes - plan.native_bytes
     await run_bounded([start(position, job) for position, job in enumerate(plan.jobs)], transfers_for(largest, spare))
 
-    parts = [*(part for part in stored if part is not None), *(plan.graph.parts if plan.graph else ())]
+    parts = [*(part for part in stored if part is not None), *plan.kept]
     parts.sort(key=lambda part: split_name(part.record.name))
     manifest = Manifest(
         dim=index.dim or 0,
@@ -283,8 +301,8 @@ async def _store_parts_and_root(
         historical=plan.historical,
         lists=plan.lists,
         layout=plan.layout,
-        stored_rows=plan.graph.stored_rows if plan.graph else plan.rows,
-        steps=tuple(plan.graph.steps) if plan.graph else (),
+        stored_rows=plan.stored_rows,
+        steps=tuple(plan.steps),
         timestamp_us=index.last_change_us,
         schema=index.schema,
         parts=tuple(part.record for part in parts),
@@ -307,44 +325,49 @@ async def _store_parts_and_root(
         stored_rows=manifest.stored_rows,
         parts={(part.record.name, part.record.hash): part for part in parts},
     )
-    return version, (
-        parts_stored,
-        len(parts) - parts_stored,
-        bytes_stored + len(manifest_blob) + len(root_blob),
-    )
+    counts = parts_stored, len(parts) - parts_stored, bytes_stored + len(manifest_blob) + len(root_blob)
+    return version, counts, plan.changed
 
 
-async def _stored_graph(
+async def _kept(
     store: Store,
     index: IndexSnapshot,
     base: Version | None,
     reusable: Iterable[StoredPart],
     *,
     verify_stored: bool,
-) -> _Graph | None:
-    """The graph of the base where a few steps lead from it to the index's own; None where that is to be stored anew.
+) -> _Kept | None:
+    """What may be kept of the base; None without one.
 
-    An add changes links all over the graph: 1,000 rows among 100,000 change a quarter of its lists of links.
+    An add changes links all over the graph: 1,000 rows among 100,000 change a quarter of its lists of links. So
+    the graph of the base is kept where a few steps lead from there; and so are pages in which little changed.
     """
-    if index.native is None or base is None:
+    if base is None:
         return None
-    stored_rows, steps = index.native.graph_steps()
-    parts = [part for part in reusable if split_name(part.record.name)[0] in GRAPH_KINDS]
-    if not stored_rows or not parts:
-        return None
+    graph: list[StoredPart] = []
+    pages: dict[int, StoredPart] = {}
+    lost = False
+    for part in reusable:
+        kind, number = split_name(part.record.name)
+        if kind not in GRAPH_KINDS and kind != DOCUMENTS:
+            continue
+        there = not verify_stored or await store.has(part.entry.hash)
+        if kind == DOCUMENTS and there:
+            pages[number] = part
+        elif kind in GRAPH_KINDS:
+            graph.append(part)
+            lost = lost or not there
+    stored_rows, steps = (0, []) if index.native is None else index.native.graph_steps()
     ends = [stored_rows, *steps]
-    if base.stored_rows not in ends:
-        return None
-    # The index may not have heard that the base was stored: it then knows more steps than lead from there.
-    steps = ends[ends.index(base.stored_rows) + 1 :]
-    if verify_stored:
-        for part in parts:
-            if not await store.has(part.entry.hash):
-                return None
-    return _Graph(parts, base.layout.rows_per_group, base.stored_rows, steps)
+    if lost or not stored_rows or base.stored_rows not in ends:
+        graph = []
+    else:
+        # The index may not have heard that the base was stored: it then knows more steps than lead from there.
+        steps = ends[ends.index(base.stored_rows) + 1 :]
+    return _Kept(base.layout, graph, base.stored_rows, steps, pages)
 
 
-def _plan(index: IndexSnapshot, graph: _Graph | None) -> _Plan:
+def _plan(index: IndexSnapshot, kept: _Kept | None) -> _Plan:
     """Names the parts of the index, with rows a part raised until a version can hold them all.
 
     Raises:
@@ -356,9 +379,8 @@ def _plan(index: IndexSnapshot, graph: _Graph | None) -> _Plan:
         # Counted first: pages of metadata are only made for a number of rows that may hold.
         count = 0 if index.native is None else len(index.native.parts(layout.rows_per_part, layout.rows_per_group))
         if count <= PARTS_MAX:
-            fits = graph is not None and graph.rows_per_group == layout.rows_per_group
-            plan = _plan_with(index, layout, graph if fits else None)
-            count = len(plan.jobs) + (len(plan.graph.parts) if plan.graph else 0)
+            plan = _plan_with(index, layout, kept)
+            count = len(plan.jobs) + len(plan.kept)
             if count <= PARTS_MAX:
                 break
         if index.chunk_size is not None or layout.rows_per_part >= rows:
@@ -378,40 +400,68 @@ def _plan(index: IndexSnapshot, graph: _Graph | None) -> _Plan:
     return plan
 
 
-def _plan_with(index: IndexSnapshot, layout: Layout, graph: _Graph | None) -> _Plan:
-    jobs: list[_Job] = []
+def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Plan:
     rows = live = graph_rows = historical = lists = native_bytes = 0
-    native = index.native
-    if native is not None:
-        stats = native.stats()
+    graph: Sequence[StoredPart] = ()
+    jobs: list[_Job] = []
+    if index.native is not None:
+        stats = index.native.stats()
         rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
         # An index without rows has no parts that could hold lists.
         historical, lists = stats.historical, stats.lists if rows else 0
         native_bytes = stats.bytes_total
-        part_rows = layout.rows_per_part, layout.rows_per_group
-        for info in native.parts(*part_rows):
-            kind, number, size = info.kind, info.number, info.size
-            if graph is not None and kind in GRAPH_KINDS:
-                continue
+        if kept is not None and kept.layout.rows_per_group == layout.rows_per_group:
+            graph = kept.graph
+        jobs = _native_jobs(index.native, layout, GRAPH_KINDS if graph else frozenset())
+    layout, page_jobs, pages, changed = _page_jobs(index, layout, kept)
+    return _Plan(
+        jobs=[*jobs, *page_jobs],
+        kept=[*graph, *pages],
+        stored_rows=kept.stored_rows if kept is not None and graph else rows,
+        steps=kept.steps if kept is not None and graph else (),
+        changed=changed,
+        rows=rows,
+        live=live,
+        graph_rows=graph_rows,
+        historical=historical,
+        lists=lists,
+        layout=layout,
+        native_bytes=native_bytes,
+    )
 
-            def write(kind: int = kind, number: int = number, size: int = size) -> bytes | bytearray:
-                return native.write_part(*part_rows, kind, number, size)
 
+def _native_jobs(native: NativeParts, layout: Layout, without: Collection[int]) -> list[_Job]:
+    part_rows = layout.rows_per_part, layout.rows_per_group
+    jobs = []
+    for info in native.parts(*part_rows):
+        kind, number, size = info.kind, info.number, info.size
+        if kind not in without:
+            write = partial(native.write_part, *part_rows, kind, number, size)
             jobs.append(_Job(kind, part_name(kind, number), size, write))
+    return jobs
+
+
+def _page_jobs(
+    index: IndexSnapshot, layout: Layout, kept: _Kept | None
+) -> tuple[Layout, list[_Job], list[StoredPart], list[int]]:
+    """Jobs of metadata and expiries, the pages of the base that stay, and the rows that differ from what these say."""
     document_rows = layout.document_rows
-    pages = index.metadata_parts(document_rows)
-    while document_rows > 1 and max((len(page) for _, page in pages), default=0) > _PAGE_TARGET_BYTES:
+    sizes = index.page_sizes(document_rows)
+    while document_rows > 1 and max(sizes.values(), default=0) > _PAGE_TARGET_BYTES:
         document_rows = (document_rows + 1) // 2
-        pages = index.metadata_parts(document_rows)
-    layout = replace(layout, document_rows=document_rows)
-    for kind, of_kind in ((DOCUMENTS, pages), (EXPIRIES, index.expiry_parts(document_rows))):
-        for number, page in of_kind:
-
-            def read(page: bytes = page) -> bytes:
-                return page
-
-            jobs.append(_Job(kind, part_name(kind, number), len(page), read))
-    return _Plan(jobs, graph, rows, live, graph_rows, historical, lists, layout, native_bytes)
+        sizes = index.page_sizes(document_rows)
+    stored = {} if kept is None or kept.layout.document_rows != document_rows else kept.pages
+    staying, changed = index.pages_kept(document_rows, sizes, stored.keys())
+    jobs = [
+        _Job(DOCUMENTS, part_name(DOCUMENTS, number), size, partial(index.page, number, document_rows))
+        for number, size in sizes.items()
+        if number not in staying
+    ]
+    ready = [(EXPIRIES, number, page) for number, page in index.expiry_parts(document_rows)]
+    if changed:
+        ready.append((CHANGES, 0, index.changes_of(changed)))
+    jobs += [_Job(kind, part_name(kind, number), len(raw), partial(bytes, raw)) for kind, number, raw in ready]
+    return replace(layout, document_rows=document_rows), jobs, [stored[number] for number in sorted(staying)], changed
 
 
 def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:

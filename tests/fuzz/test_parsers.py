@@ -13,6 +13,7 @@ from mutate import SEED, mutated
 
 from fabstir_vectordb import VectorDBError
 from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
+from fabstir_vectordb.metadata.changes import encode_changes, parse_changes
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist.manifest import (
     Layout,
@@ -104,7 +105,7 @@ def _page() -> bytes:
     import numpy as np
 
     arena.commit(arena.stage(values, 20), np.arange(20, dtype=np.uint32), np.arange(20))
-    return arena.pages(20, 20)[0][1]
+    return arena.page(0, 20, 20)
 
 
 METADATA = cbor.encode({"a": [1, -1, 2**40, 0.5, None, True, "é🦀"], "b": {"c": {"d": []}}, "e": b"bytes"})
@@ -119,6 +120,11 @@ TARGETS: dict[str, Target] = {
     ),
     "directory": Target(decode_directory, [_root(), encode_directory({})]),
     "metadata page": Target(lambda raw: parse_page(0, 20, raw, 20), [_page()], lambda rows: len(rows) == 20),
+    "changed metadata": Target(
+        lambda raw: parse_changes(raw, 20),
+        [encode_changes([(0, cbor.encode({"a": 1})), (3, None), (19, cbor.encode(["b"]))])],
+        lambda changes: list(changes) == sorted(changes),
+    ),
     "history": Target(_decode_history, [_history(), _encode_history(_History([], 0))]),
     "catalogue": Target(_decode_catalogue, [_encode_catalogue(["default", "other"]), _encode_catalogue([])]),
     "pointer": Target(

@@ -194,7 +194,9 @@ def _page(*values: bytes | None) -> bytes:
     held.commit(
         held.stage(values, len(values)), np.arange(len(values), dtype=np.uint32), np.arange(len(values), dtype=np.intp)
     )
-    ((number, page),) = held.pages(len(values), len(values))
+    ((number, size),) = held.page_sizes(len(values), len(values)).items()
+    page = held.page(number, len(values), len(values))
+    assert len(page) == size
     assert number == 0
     return page
 
@@ -205,7 +207,7 @@ GOOD_PAGE = _page(b"\x01", None, b"\x61a")
 def test_a_page_comes_back_as_it_was_written() -> None:
     assert parse_page(0, 3, GOOD_PAGE, 3) == [b"\x01", None, b"\x61a"]
     assert parse_page(0, 3, GOOD_PAGE) == [b"\x01", None, b"\x61a"]
-    assert MetadataArena().pages(10, 4) == []
+    assert MetadataArena().page_sizes(10, 4) == {}
 
 
 @pytest.mark.parametrize(

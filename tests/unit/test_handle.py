@@ -357,7 +357,9 @@ def test_an_index_nobody_closes_is_collected() -> None:
 # ---- parts
 
 
-def restore(index: NativeIndex, parts: list[bytes | bytearray], *, rows_per_part: int = 20, rows_per_group: int = 40) -> NativeIndex:
+def restore(
+    index: NativeIndex, parts: list[bytes | bytearray], *, rows_per_part: int = 20, rows_per_group: int = 40
+) -> NativeIndex:
     stats = index.stats()
     loaded = NativeIndex.load_begin(
         DIM, metric="l2", memory="default", M=8, ef_construction=40, threads=2,

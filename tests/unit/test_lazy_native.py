@@ -150,7 +150,7 @@ def test_steps_give_the_graph_that_adds_gave(memory: str) -> None:
     now = written(index)
     for threads in (1, 3):
         loaded = begin(index, "cosine", memory, threads, stored_rows=ROWS)
-        for key, raw in {**without_graph(now), **graph}.items():
+        for raw in {**without_graph(now), **graph}.values():
             loaded.load_part(raw)
         loaded.load_end(ends)
         assert written(loaded) == now

@@ -37,7 +37,9 @@ class Reader:
         assert self.at == len(self.raw)
 
 
-def payloads(index: NativeIndex, rows_per_part: int, rows_per_group: int, rows: int) -> Iterator[tuple[int, int, int, int, Reader]]:
+def payloads(
+    index: NativeIndex, rows_per_part: int, rows_per_group: int, rows: int
+) -> Iterator[tuple[int, int, int, int, Reader]]:
     """Kind, number, first row, rows and payload of every part, their headers checked."""
     for info in index.parts(rows_per_part, rows_per_group):
         raw = bytes(index.write_part(rows_per_part, rows_per_group, info.kind, info.number, info.size))

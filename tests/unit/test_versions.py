@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +70,22 @@ class Texts:
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
         return []
 
-    def metadata_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
+    def page_sizes(self, rows_per_page: int) -> Mapping[int, int]:
         self.asked.append(rows_per_page)
-        return [
-            (number, bytes([number % 251]) * self.row_bytes * min(rows_per_page, self.rows - first))
-            for number, first in enumerate(range(0, self.rows, rows_per_page))
-        ]
+        firsts = range(0, self.rows, rows_per_page)
+        return {number: self.row_bytes * min(rows_per_page, self.rows - first) for number, first in enumerate(firsts)}
+
+    def page(self, number: int, rows_per_page: int) -> bytes:
+        return bytes([number % 251]) * self.page_sizes(rows_per_page)[number]
+
+    def pages_kept(self, *_: object) -> tuple[set[int], list[int]]:
+        return set(), []
+
+    def changes_of(self, slots: Sequence[int]) -> bytes:
+        raise AssertionError("nothing was kept")
+
+    def pages_stored(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture

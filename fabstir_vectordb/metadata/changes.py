@@ -1,0 +1,126 @@
+"""Metadata that differs from what the stored pages say.
+
+A page is stored again as a whole, so a changed text would cost all its neighbours. A version therefore may name the
+pages of an earlier one, and have what changed since then in one part of its own. A page of which more than an eighth
+changed, and one whose rows became more, is stored anew.
+
+Deleted rows are no change: whoever reads a page leaves out what tombstones had. Their bytes go with the page, or with
+the next vacuum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX
+from fabstir_vectordb.s5.cbor import decode as decode_strict
+
+__all__ = ["StoredPages", "encode_changes", "parse_changes"]
+
+_CELL = np.dtype("<u4")
+# A page is stored anew when what changed in it takes more than one byte in so many.
+_CHANGED_SHARE = 8
+
+
+class StoredPages:
+    """What the pages of the base cover, and which rows differ from them.
+
+    Args:
+        rows_per_page: rows that a page covers; 0 where there is no base.
+        rows: rows that all pages cover.
+        changed: rows that differ.
+    """
+
+    def __init__(self, rows_per_page: int = 0, rows: int = 0, changed: Iterable[int] = ()) -> None:
+        self._rows_per_page = rows_per_page
+        self._rows = rows
+        self._changed = set(changed)
+
+    def note(self, slots: Iterable[int]) -> None:
+        """The metadata of rows changed."""
+        self._changed.update(slot for slot in slots if slot < self._rows)
+
+    def kept(
+        self,
+        rows_per_page: int,
+        rows: int,
+        page_sizes: Mapping[int, int],
+        stored: Collection[int],
+        size_of: Callable[[int], int],
+    ) -> tuple[set[int], list[int]]:
+        """Which pages need not be stored again, and the rows in them that differ.
+
+        Args:
+            rows_per_page: rows that a page of the new version covers.
+            rows: its rows.
+            page_sizes: bytes of its pages as they would be stored, by number.
+            stored: numbers of the base's pages that may be named again.
+            size_of: bytes of a row's metadata, 0 for none.
+        """
+        if rows_per_page != self._rows_per_page:
+            return set(), []
+        changed: dict[int, list[int]] = {}
+        for slot in sorted(self._changed):
+            changed.setdefault(slot // rows_per_page, []).append(slot)
+        kept: set[int] = set()
+        for number in page_sizes.keys() & set(stored):
+            end = (number + 1) * rows_per_page
+            size = sum(map(size_of, changed.get(number, ())))
+            if min(end, rows) == min(end, self._rows) and size * _CHANGED_SHARE <= page_sizes[number]:
+                kept.add(number)
+        return kept, [slot for number in sorted(kept) for slot in changed.get(number, ())]
+
+
+def encode_changes(rows: Sequence[tuple[int, bytes | None]]) -> bytes:
+    """The part with changed metadata.
+
+    It is: u32 number of rows, for each u32 its slot, for each u32 its size + 1 (0: none), then the rows' bytes.
+
+    Args:
+        rows: slot and CBOR bytes, or None for a row without metadata, in the order of slots.
+    """
+    slots = [slot for slot, _ in rows]
+    sizes = [0 if raw is None else len(raw) + 1 for _, raw in rows]
+    head = np.array([len(rows), *slots, *sizes], dtype=_CELL)
+    return head.tobytes() + b"".join(raw for _, raw in rows if raw is not None)
+
+
+def parse_changes(raw: bytes, rows: int | None = None) -> dict[int, bytes | None]:
+    """The rows of an untrusted part with changed metadata.
+
+    Args:
+        raw: its bytes, none where there is no such part.
+        rows: slots of the index, or None where they are not known.
+
+    Returns:
+        CBOR bytes by slot, None for a row that has none.
+
+    Raises:
+        IntegrityError: a slot, a size or the CBOR of a row breaks a rule.
+    """
+    if not raw:
+        return {}
+    count = int.from_bytes(raw[: _CELL.itemsize], "little")
+    head = (1 + 2 * count) * _CELL.itemsize
+    if not count or len(raw) < head:
+        raise IntegrityError("changed metadata is cut off, or there is none")
+    slots = np.frombuffer(raw, dtype=_CELL, count=1 + count)[1:].astype(np.int64)
+    sizes = np.frombuffer(raw, dtype=_CELL, count=1 + 2 * count)[1 + count :].astype(np.int64) - 1
+    if (np.diff(slots) <= 0).any() or (rows is not None and int(slots[-1]) >= rows):
+        raise IntegrityError("changed metadata is of rows out of order, or of rows that there are not")
+    if int(sizes.max()) > METADATA_BYTES_MAX or head + int(sizes[sizes > 0].sum()) != len(raw):
+        raise IntegrityError("changed metadata has another size than its rows add up to")
+    changes: dict[int, bytes | None] = {}
+    at = head
+    for slot, size in zip(slots.tolist(), sizes.tolist(), strict=True):
+        if size < 0:
+            changes[slot] = None
+            continue
+        value = bytes(raw[at : at + size])
+        at += size
+        decode_strict(value, max_bytes=METADATA_BYTES_MAX, what="changed metadata")
+        changes[slot] = value
+    return changes
