@@ -24,6 +24,7 @@ SCRIPTS = (
     "compare_session",
     "bench_filter",
     "bench_save_load",
+    "bench_link",
     "bench_memory",
     "bench_loop_lag",
     "bench_overhead",

@@ -35,6 +35,7 @@ from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
 from fabstir_vectordb.storage import open_store
 from fabstir_vectordb.sync import VectorDBSession
+from fabstir_vectordb.types import RecallPoint
 
 __all__ = ["cli"]
 
@@ -441,6 +442,30 @@ def verify(settings: _Settings, cid: str | None) -> None:
     with _open(settings) as session, _Bar("verify") as bar:
         report = session.verify(cid, progress=bar)
     click.echo(f"{report.cid}\n{report.parts} parts, {report.bytes:,} bytes, {report.rows} rows: all whole")
+
+
+@cli.command()
+@click.option("--sample", default=200, show_default=True, type=click.IntRange(1, 10_000), help="Rows to ask for.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1_000), help="Neighbours of each.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it: .svg, .png or .pdf.")
+@click.pass_obj
+@_reporting
+def recall(settings: _Settings, sample: int, k: int, plot: Path | None) -> None:
+    """Measure how much of the truth searches of the newest version find, and what that costs."""
+    with _open(settings) as session, _Bar("load") as bar:
+        session.load_user_vectors(progress=bar, lazy_load=False)
+        report = session.recall(sample, k=k)
+    click.echo(f"recall@{report.k} of {report.sample} of {report.rows:,} rows; microseconds of one search")
+    for name, point in [("default", report.default), *((_setting(point), point) for point in report.points)]:
+        click.echo(f"{name:>14}  {point.recall:.4f}  p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}")
+    if plot is not None:
+        report.plot(plot)
+
+
+def _setting(point: RecallPoint) -> str:
+    if point.exact:
+        return "exact"
+    return f"ef_search {point.ef_search}" if point.ef_search else f"nprobe {point.nprobe}"
 
 
 @cli.command()

@@ -66,6 +66,7 @@ from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.load import LoadedVersion
 from fabstir_vectordb.persist.versions import now_us
+from fabstir_vectordb.recall import NO_RECALL, measure_recall
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -73,6 +74,7 @@ from fabstir_vectordb.types import (
     FacetCount,
     IndexSide,
     Plan,
+    RecallReport,
     Row,
     SearchResult,
     SearchResults,
@@ -1131,6 +1133,22 @@ class Index:
         for cursor in self._cursors:
             cursor.renumber(slot_map)
         self.changes += 1
+
+    def recall(self, sample: int, k: int, control: Control | None = None) -> RecallReport:
+        """How much of the truth searches find among the rows there are.
+
+        Raises:
+            NativeCancelled: `control` asked for it.
+        """
+
+        def measure() -> RecallReport:
+            native, counts, hidden = self.native, self.counts, self._hidden()
+            if native is None:
+                return NO_RECALL
+            slots = self._visible(native.live_slots(0, counts.live))
+            return measure_recall(native, counts, slots, sample, k, hidden.allow, control)
+
+        return self._consistent(measure)
 
     # ---- recent and historical
     #

@@ -31,9 +31,9 @@ from fabstir_vectordb.types import IndexSide, Receipt, Row, SearchResult, Search
 
 __all__ = ["LazyIndex"]
 
-# Rows by code whose parts are fetched, as a multiple of k: on 100,000 sentence embeddings these parts hold 97, 99 and
+# Rows by code whose parts are fetched, as a multiple of k: on 100,000 sentence embeddings these parts hold 96, 99 and
 # 99.7 % of the ten nearest (docs/decisions/0016).
-_CANDIDATES: tuple[tuple[float, float], ...] = ((0.95, 1.4), (0.99, 2.4), (1.0, 6.0))
+_CANDIDATES: tuple[tuple[float, float], ...] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
 _CANDIDATES_MIN = 8
 _CANDIDATES_MAX = 10_000
 

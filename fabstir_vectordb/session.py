@@ -70,6 +70,7 @@ from fabstir_vectordb.types import (
     OptimizeProgress,
     OptimizeResult,
     PruneReport,
+    RecallReport,
     Receipt,
     Row,
     SearchOptions,
@@ -610,6 +611,32 @@ class VectorDBSession:
         """
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
         return await self._read(lambda index: index.facets(path, where))
+
+    async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
+        """How much of the truth searches find on the index's own rows, and at what cost, over `ef_search` and `nprobe`.
+
+        Rows of a sample are asked for, themselves left out, and compared with an exact search. The same rows are asked
+        for each time. Searches go on meanwhile; ``report.plot("recall.svg")`` draws it (extra `plot`).
+
+        Args:
+            sample: rows to ask for, 1 to 10 000.
+            k: neighbours of each, 1 to 1 000.
+
+        Raises:
+            InvalidInputError: `sample` or `k` is out of range.
+            SessionError: the session is destroyed.
+        """
+        check_range("sample", sample, 10_000)
+        check_range("k", k, 1_000)
+
+        def measure(control: Control) -> RecallReport:
+            def read(index: Index) -> RecallReport:
+                index.require_whole()
+                return index.recall(sample, k, control)
+
+            return self.read_here(read)
+
+        return await self._answered(measure)
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -1247,7 +1274,8 @@ class VectorDBSession:
             try:
                 result = await read()
             except PartsNeeded as needed:
-                fetched.append(await needed.fetch())       # and held: the cache may be smaller than what is needed
+                # Held, as the cache may be smaller than what is needed.
+                fetched.append(await needed.fetch())
             except WholeNeeded:
                 await self.warm()
             else:
@@ -1469,6 +1497,12 @@ def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
             f"row {row} needs id and vector and knows only {known}; it has {', '.join(map(str, item))}",
             details={"row": row},
         ) from None
+
+
+def check_range(name: str, value: int, most: int) -> None:
+    """Raises InvalidInputError unless a number is an integer from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidInputError(f"{name} must be an integer from 1 to {most}, got {value!r}", details={"limit": most})
 
 
 def as_ids(ids: Sequence[str]) -> list[str]:

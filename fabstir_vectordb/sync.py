@@ -40,6 +40,7 @@ from fabstir_vectordb.types import (
     OptimizeProgress,
     OptimizeResult,
     PruneReport,
+    RecallReport,
     Row,
     SearchOptions,
     SearchResult,
@@ -281,6 +282,10 @@ class VectorDBSession:
         """The distinct values of a metadata field, each with the number of rows that have it."""
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
         return self._read(lambda index: index.facets(path, where))
+
+    def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
+        """How much of the truth searches find on the index's own rows, and at what cost."""
+        return self._call(self._async.recall, sample, k=k)
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -27,6 +28,9 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "PruneReport",
+    "RecallPoint",
+    "RecallReport",
+    "Receipt",
     "Row",
     "SearchOptions",
     "SearchResult",
@@ -210,6 +214,60 @@ class SearchResults(Sequence[SearchResult]):
 
     def __repr__(self) -> str:
         return f"SearchResults({self._hits!r}, below_threshold={self.below_threshold}, plan={self.plan!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallPoint:
+    """What one setting finds, and how long it takes.
+
+    Attributes:
+        ef_search, nprobe: the setting; None for the default.
+        exact: whether every row was scored.
+        recall: share of the k nearest that came, on average.
+        p50_us, p99_us: microseconds of one search in the native core, one at a time: half of them, and 99 % of them,
+            took no longer.
+    """
+
+    ef_search: int | None
+    nprobe: int | None
+    exact: bool
+    recall: float
+    p50_us: float
+    p99_us: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallReport:
+    """How much of the truth searches find on the index's own rows.
+
+    Attributes:
+        k: neighbours that were asked for.
+        sample: rows that were asked about.
+        rows: rows that searches can return.
+        default: of searches that name no setting.
+        points: of `ef_search` for the graph and `nprobe` for lists, each with the other at its default; the exact
+            search comes last.
+    """
+
+    k: int
+    sample: int
+    rows: int
+    default: RecallPoint
+    points: tuple[RecallPoint, ...]
+
+    def plot(self, path: str | Path) -> None:
+        """Draws recall against latency, one line for `ef_search` and one for `nprobe`.
+
+        Args:
+            path: the picture, PNG, SVG or PDF by its suffix.
+
+        Raises:
+            InvalidConfigError: matplotlib, which the extra `plot` brings, is not installed.
+            InvalidInputError: the suffix is that of no picture.
+        """
+        from fabstir_vectordb.plot import draw_recall
+
+        draw_recall(self, Path(path))
 
 
 @dataclass(frozen=True, slots=True)

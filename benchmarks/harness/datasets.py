@@ -150,6 +150,11 @@ def open_base(folder: Path) -> Floats:
     return np.ascontiguousarray(_unit(np.asarray(_open_base(folder), np.float32)), np.float32)
 
 
+def open_stored(folder: Path) -> Floats:
+    """All rows as float32, as the set has them: widened float16 stays compressible."""
+    return np.ascontiguousarray(_open_base(folder), np.float32)
+
+
 def open_queries(folder: Path) -> tuple[Floats, Rows]:
     """The queries and their exact neighbours."""
     return np.load(folder / "queries.f32.npy"), np.load(folder / "neighbors.i32.npy")

@@ -1015,7 +1015,7 @@ class NativeIndex:
         return [PartInfo(int(part.kind), int(part.number), int(part.size)) for part in out]
 
     def graph_steps(self) -> tuple[int, list[int]]:
-        """Rows of the stored graph, 0 where it must be stored anew, and the number of rows after each add since then."""
+        """Rows of the stored graph, 0 where it must be stored anew, and of rows after each add since then."""
         steps, count = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t *")
         stored = lib.fvdb_graph_steps(self._index, steps, count)
         return int(stored), ffi.unpack(steps, count[0])

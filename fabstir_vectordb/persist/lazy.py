@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 
 from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
-from fabstir_vectordb.persist.versions import PARALLEL_TRANSFERS, StoredPart, run_bounded
+from fabstir_vectordb.persist.versions import StoredPart, run_bounded
 from fabstir_vectordb.types import Receipt
 
 __all__ = ["Fetched", "LazyParts", "PartsNeeded", "WholeNeeded"]
@@ -31,7 +31,14 @@ class PartsNeeded(Exception):
 
     def __init__(self, parts: LazyParts, keys: Sequence[PartKey]) -> None:
         super().__init__()
-        self.fetch = partial(parts.fetch, keys)
+        self._parts, self._keys = parts, keys
+
+    def fetch(self) -> Awaitable[Fetched]:
+        """Fetches them."""
+        # The frames of who raised and passed this hold parts; in a cycle with it they would be kept until garbage is
+        # collected, and be many times the cache.
+        self.with_traceback(None)
+        return self._parts.fetch(self._keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,8 @@ class LazyParts:
         async def fetch(key: PartKey) -> None:
             parts.append(await self._one(key, received))
 
-        await run_bounded([partial(fetch, key) for key in keys], PARALLEL_TRANSFERS)
+        # All at once, so that none waits for another: how many go over a network at a time is the store's to say.
+        await run_bounded([partial(fetch, key) for key in keys], len(keys))
         return Fetched(parts, Receipt(requests=len(received), bytes=sum(received), cache_hits=0))
 
     async def _one(self, key: PartKey, received: list[int]) -> CachedPart:

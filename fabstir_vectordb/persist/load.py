@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes
+from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes, settle
 from fabstir_vectordb.errors import (
     DecryptionError,
     IntegrityError,
@@ -84,6 +84,8 @@ logger = logging.getLogger(__name__)
 
 _ALGORITHM = FileEncryption(key=b"", plaintext_hash=b"").algorithm
 _IDS = 3
+# Bytes fetched after which freed buffers are given back to the system.
+_SETTLE_BYTES = 4_000_000
 # Stored bytes from which on a version is loaded lazily, where that is asked for.
 _LAZY_BYTES_MIN = 6_000_000
 
@@ -447,9 +449,20 @@ async def _load_first(
     async def fetch(part: StoredPart) -> bytes:
         return await store.get(part.entry.hash, _blob_size(part.entry))
 
+    unsettled = 0
+
     async def fetch_later(part: StoredPart) -> tuple[bytes, int]:
+        nonlocal unsettled
         blob = await fetch(part)
-        return await workers.run(_open_later, part, blob, native), len(blob)
+        size = len(blob)
+        raw = await workers.run(_open_later, part, blob, native)
+        del blob
+        unsettled += size
+        if unsettled > _SETTLE_BYTES:
+            # Buffers come and go in several threads: what the allocator keeps of them would be four times the cache.
+            unsettled = 0
+            await workers.run(settle)
+        return raw, size
 
     try:
         pages: dict[PartKey, bytes] = {}

@@ -74,7 +74,7 @@ STEPS_MAX = 256
 _ROWS_MAX = 2**31 - 1
 # Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors
 # these are: they are small, or read as a whole, and more of them would be more uploads.
-_GROUP_ROWS, _GROUP_PARTS_MAX = 36_864, 32
+_GROUP_ROWS, _GROUP_PARTS_MAX = 73_728, 64
 _DOCUMENT_ROWS, _DOCUMENT_PARTS_MAX = 8_064, 7
 _DIM_MAX = 4096
 _LISTS_MAX = 200_000

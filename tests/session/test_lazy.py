@@ -145,8 +145,8 @@ async def test_more_candidates_find_more(saved: tuple[Path, str]) -> None:
 
 
 def test_how_many_candidates() -> None:
-    assert [candidates_for(k, 0, None) for k in (1, 5, 10, 100, 10_000)] == [8, 8, 14, 140, 10_000]
-    assert [candidates_for(10, 0, target) for target in (0.5, 0.95, 0.96, 0.99, 0.999, 1.0)] == [14, 14, 24, 24, 60, 60]
+    assert [candidates_for(k, 0, None) for k in (1, 5, 10, 100, 10_000)] == [8, 8, 12, 120, 10_000]
+    assert [candidates_for(10, 0, target) for target in (0.5, 0.95, 0.96, 0.99, 0.999, 1.0)] == [12, 12, 24, 24, 60, 60]
     assert [candidates_for(10, ef, 0.5) for ef in (1, 64, 100_000)] == [10, 64, 10_000]
 
 

@@ -189,6 +189,16 @@ def test_history_verify_and_stats(run: Run, rows: Path) -> None:
     assert (stats["vector_count"], stats["deleted_count"], stats["last_cid"]) == (4, 4, second)
 
 
+def test_recall_is_measured_and_drawn(run: Run, rows: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` brings matplotlib")
+    run("import", str(rows))
+    picture = tmp_path / "recall.svg"
+    lines = run("recall", "--sample", "5", "-k", "1", "--plot", str(picture)).out.splitlines()
+    assert lines[0].startswith("recall@1 of ")
+    assert [line.split()[0] for line in lines[1:]] == ["default", "exact"]
+    assert picture.stat().st_size > 1_000
+
+
 def test_a_shared_version_opens_under_another_phrase(
     run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

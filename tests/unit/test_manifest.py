@@ -199,13 +199,13 @@ def test_parts_stay_near_the_target_size(dim: int) -> None:
 
 
 def test_a_fixed_number_of_rows_is_that_of_parts_with_vectors() -> None:
-    assert layout_for(384, 1000) == Layout(1000, 32_000, 7000)
+    assert layout_for(384, 1000) == Layout(1000, 64_000, 7000)
     assert layout_for(384, 100_000) == Layout(100_000, 100_000, 100_000)
 
 
 def test_the_parts_of_the_benchmark_set_are_known() -> None:
     # 100 K x 384: 87 parts of 1,152 rows with vectors, 1.8 MB each.  Changing this changes every CID.
-    assert layout_for(384) == Layout(1152, 36_864, 8064)
+    assert layout_for(384) == Layout(1152, 73_728, 8064)
 
 
 def test_names_in_all_exist() -> None:

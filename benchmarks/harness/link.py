@@ -1,0 +1,103 @@
+"""A store behind a link: so many seconds a request, so many bytes a second for all of them, so many at a time.
+
+Time is real: what an answer costs here is what a user waits for. Bytes, requests and how many of these had to wait for
+one another are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+
+from fabstir_vectordb.s5.registry import RegistryEntry
+from fabstir_vectordb.storage import Store
+
+_T = TypeVar("_T")
+
+LATENCY_S = 0.05
+BYTES_PER_S = 20_000_000
+PARALLEL = 8
+_POINTER_BYTES = 200
+
+
+@dataclass
+class Traffic:
+    """What went over a link.
+
+    Attributes:
+        requests: all of them, and those that stored a blob.
+        bytes: in both directions.
+        round_trips: the longest row of requests each of which was asked after the one before was answered. Waiting for
+            a free place among the requests at a time does not count.
+    """
+
+    requests: int = 0
+    uploads: int = 0
+    bytes: int = 0
+    round_trips: int = 0
+
+
+class Link:
+    """A link that several stores may share."""
+
+    def __init__(
+        self, latency_s: float = LATENCY_S, bytes_per_s: float = BYTES_PER_S, parallel: int = PARALLEL
+    ) -> None:
+        self.traffic = Traffic()
+        self._latency_s, self._bytes_per_s = latency_s, bytes_per_s
+        self._places = anyio.CapacityLimiter(parallel)
+        self._free_at = 0.0
+
+    def start_counting(self) -> None:
+        """Forgets what went before."""
+        self.traffic = Traffic()
+
+    async def carry(self, request: Callable[[], Awaitable[_T]], up: int, down: Callable[[_T], int]) -> _T:
+        """Makes a request as if over the link."""
+        traffic = self.traffic
+        depth = traffic.round_trips + 1
+        async with self._places:
+            result = await request()
+            await self._pass(up + down(result))
+        traffic.requests += 1
+        traffic.bytes += up + down(result)
+        traffic.round_trips = max(traffic.round_trips, depth)
+        return result
+
+    async def _pass(self, size: int) -> None:
+        now = anyio.current_time()
+        # The bytes of all requests follow one another; those of this one begin when they can and take their time.
+        self._free_at = max(self._free_at, now + self._latency_s) + size / self._bytes_per_s
+        await anyio.sleep(self._free_at - now)
+
+
+class LinkStore:
+    """A store that is asked over a link."""
+
+    def __init__(self, store: Store, link: Link) -> None:
+        self._store, self._link = store, link
+
+    async def put(self, data: Any) -> Any:
+        self._link.traffic.uploads += 1
+        return await self._link.carry(lambda: self._store.put(data), len(data), lambda _: 0)
+
+    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+        return await self._link.carry(lambda: self._store.get(hash, size), 0, len)
+
+    async def has(self, hash: bytes) -> bool:
+        return await self._link.carry(lambda: self._store.has(hash), 0, lambda _: 0)
+
+    async def delete(self, hash: bytes) -> bool:
+        return await self._link.carry(lambda: self._store.delete(hash), 0, lambda _: 0)
+
+    async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
+        return await self._link.carry(lambda: self._store.get_pointer(public_key), 0, lambda _: _POINTER_BYTES)
+
+    async def set_pointer(self, entry: RegistryEntry) -> None:
+        return await self._link.carry(lambda: self._store.set_pointer(entry), _POINTER_BYTES, lambda _: 0)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()

@@ -1,0 +1,68 @@
+"""Pictures, drawn by matplotlib, which the extra `plot` brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
+
+if TYPE_CHECKING:
+    from fabstir_vectordb.types import RecallPoint, RecallReport
+
+__all__ = ["draw_recall"]
+
+_SUFFIXES: Final = (".pdf", ".png", ".svg")
+
+
+def draw_recall(report: RecallReport, path: Path) -> None:
+    """Recall against the median latency of a search.
+
+    Raises:
+        InvalidConfigError: matplotlib is not installed.
+        InvalidInputError: the suffix is that of no picture.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InvalidInputError(
+            f"a picture ends in {', '.join(_SUFFIXES)}, got {path.name!r}", details={"suffix": path.suffix}
+        )
+    figure = _figure()
+    axes = figure.add_subplot()
+    for name, points in (
+        ("ef_search", [point for point in report.points if point.ef_search]),
+        ("nprobe", [point for point in report.points if point.nprobe]),
+    ):
+        _draw_line(axes, name, points)
+    for label, marker, points in (
+        ("default", "*", [report.default]),
+        ("exact", "D", [point for point in report.points if point.exact]),
+    ):
+        axes.plot([p.p50_us for p in points], [p.recall for p in points], marker, label=label, markersize=10)
+    axes.set_xscale("log")
+    axes.set_xlabel("microseconds of a search (median, one at a time)")
+    axes.set_ylabel(f"recall@{report.k}")
+    axes.set_title(f"{report.sample} of {report.rows:,} rows asked for")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _draw_line(axes: Any, name: str, points: Sequence[RecallPoint]) -> None:
+    if not points:
+        return
+    axes.plot([point.p50_us for point in points], [point.recall for point in points], "o-", label=name)
+    for point in points:
+        value = point.ef_search or point.nprobe
+        axes.annotate(str(value), (point.p50_us, point.recall), textcoords="offset points", xytext=(4, -10), fontsize=7)
+
+
+def _figure() -> Any:
+    try:
+        # The object itself: pyplot would look for a screen.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InvalidConfigError(
+            "drawing needs matplotlib: python -m pip install 'fabstir_vectordb[plot]'", details={"extra": "plot"}
+        ) from None
+    return Figure(figsize=(7, 5), layout="constrained")

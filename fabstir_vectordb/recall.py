@@ -1,0 +1,106 @@
+"""How much of the truth searches find, and what that costs, on the index's own rows.
+
+Rows of a sample are asked for, and left out of their own answers; an exact search says what should have come. Queries
+from outside the index find about as much (docs/decisions/0011-recall-target.md compares them).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex, NativeStats
+from fabstir_vectordb.types import RecallPoint, RecallReport
+
+__all__ = ["NO_RECALL", "measure_recall"]
+
+_EFS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Settings of a side beyond which recall has always levelled off.
+_POINTS_MAX: Final = 10
+_SEED: Final = 20_261_124
+
+
+#: Of an index without rows: nothing is missed.
+NO_RECALL: Final = RecallReport(
+    k=1,
+    sample=0,
+    rows=0,
+    default=RecallPoint(ef_search=None, nprobe=None, exact=False, recall=1.0, p50_us=0.0, p99_us=0.0),
+    points=(),
+)
+
+
+def measure_recall(
+    native: NativeIndex,
+    stats: NativeStats,
+    slots: npt.NDArray[np.uint32],
+    sample: int,
+    k: int,
+    allow: npt.NDArray[np.uint64] | None,
+    control: Control | None = None,
+) -> RecallReport:
+    """Measures settings one after the other, each with every query of the sample.
+
+    Args:
+        native: the index; nobody changes it meanwhile.
+        stats: its counts.
+        slots: its rows that searches can return.
+        sample: how many of them to ask for.
+        k: neighbours of each.
+        allow: bitmap of `slots` where some live rows are not among them.
+        control: cancellation.
+
+    Raises:
+        NativeCancelled: `control` asked for it.
+        IndexStateError: memory could not be had.
+    """
+    k = min(k, max(len(slots) - 1, 1))
+    if len(slots) < 2:
+        return replace(NO_RECALL, rows=len(slots))
+    chosen = np.random.default_rng(_SEED).choice(len(slots), min(sample, len(slots)), replace=False)
+    own = slots[np.sort(chosen)]
+    queries = native.get_vectors(own)
+    truth = np.empty(len(own))
+
+    def ask(ef: int, nprobe: int, exact: bool) -> RecallPoint:
+        shares, micros = np.empty(len(own)), np.empty(len(own))
+        for row, query in enumerate(queries):
+            if control is not None and control.cancelled:
+                raise NativeCancelled
+            started = time.perf_counter_ns()
+            found, distances, _, _ = native.search_one(
+                query, k + 1, ef, exact, False, True, nprobe, allow
+            )
+            micros[row] = (time.perf_counter_ns() - started) / 1e3
+            others = [distance for slot, distance in zip(found, distances, strict=True) if slot != own[row]][:k]
+            if exact:
+                truth[row] = others[-1]
+            # By distance: of rows that are equally far any will do.
+            shares[row] = sum(distance <= truth[row] for distance in others) / k
+        return RecallPoint(
+            ef_search=ef or None,
+            nprobe=nprobe or None,
+            exact=exact,
+            recall=float(shares.mean()),
+            p50_us=float(np.percentile(micros, 50)),
+            p99_us=float(np.percentile(micros, 99)),
+        )
+
+    exact = ask(0, 0, True)
+    points = [ask(ef, nprobe, False) for ef, nprobe in _settings(stats, k)]
+    return RecallReport(k=k, sample=len(own), rows=len(slots), default=ask(0, 0, False), points=(*points, exact))
+
+
+def _settings(stats: NativeStats, k: int) -> Iterator[tuple[int, int]]:
+    """ef_search and nprobe: each side's own, with the other at its default."""
+    if stats.graph_rows:
+        efs = [ef for ef in _EFS if ef > k] or [2 * k]
+        yield from ((ef, 0) for ef in efs[:_POINTS_MAX])
+    if stats.lists and stats.historical:
+        probes = [1 << step for step in range(int(stats.lists).bit_length())][:_POINTS_MAX]
+        yield from ((0, nprobe) for nprobe in probes)
