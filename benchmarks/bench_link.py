@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import numpy as np
-from harness import curves, datasets, measure, ours, rounds
+from harness import curves, datasets, ours, rounds
 from harness.contract import K
 from harness.link import BYTES_PER_S, LATENCY_S, PARALLEL, Link, LinkStore
 
@@ -167,13 +167,11 @@ async def on_disk(store: Path, queries: Any, raw_bytes: int, searches: int) -> d
                 results["save_s"] = time.perf_counter() - started
                 shutil.rmtree(again)
     async with await session_over(store, None, cache_size_mb=CACHE_MB) as session:
-        before = measure.settled_bytes()
         await session.load_user_vectors()
         for number in range(searches):
             await session.search(queries[number % len(queries)], K)
         stats = await session.get_stats()
         results["lazy_memory_over_raw"] = stats.memory_usage_mb * 1e6 / raw_bytes
-        results["lazy_process_growth_over_raw"] = (measure.grown(before) or 0) / raw_bytes
     for name in ("lazy_load", "full_load", "save"):
         results[f"{name}_over_copy"] = results[f"{name}_s"] / max(results["copy_s"], 1e-3)
     return results

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import anyio
 import click
@@ -200,13 +200,17 @@ def _records(path: Path) -> Iterator[_Record]:
                 raise InvalidInputError(f"{path} line {number} is no JSON: {error}") from None
             if not isinstance(record, dict) or not isinstance(record.get("id"), str):
                 raise InvalidInputError(f'{path} line {number}: needs an object with a string "id"')
-            vector = record.pop("vector", None)
-            if vector is not None and not _is_vector(vector):
-                raise InvalidInputError(f'{path} line {number}: "vector" must be a list of numbers')
+            vector = record.pop("vector", _MISSING)
+            if vector is not _MISSING and vector is not None and not _is_vector(vector):
+                raise InvalidInputError(f'{path} line {number}: "vector" must be a list of numbers, or null for none')
             id, times = record.pop("id"), (record.pop("timestamp", None), record.pop("expires_at", None))
             # A file of `export` keeps metadata under its own key; other files have the fields beside the id.
             metadata = record["metadata"] if record.keys() == {"metadata"} else record or None
             yield _Record(id, vector, metadata, *times)
+
+
+#: Stands for a vector that is not mentioned; null means that the row has none.
+_MISSING: Final = object()
 
 
 def _is_vector(value: Any) -> bool:
@@ -248,7 +252,7 @@ def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
                 raise InvalidInputError(f"there are {len(array)} vectors and more rows than that")
             yield _Batch(chosen, array[first:count])
             continue
-        missing = next((record.id for record in chosen if record.vector is None), None)
+        missing = next((record.id for record in chosen if record.vector is _MISSING), None)
         if missing is not None:
             raise InvalidInputError(f'row {missing!r} has no "vector", and no --vectors file was given')
         yield _Batch(chosen, [record.vector for record in chosen])
@@ -316,7 +320,7 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
             for row in rows:
                 record = {
                     "id": row.id,
-                    "vector": [float(value) for value in row.vector],
+                    "vector": None if row.vector is None else [float(value) for value in row.vector],
                     "timestamp": row.timestamp,
                     "metadata": row.metadata,
                 }
@@ -343,6 +347,8 @@ def _vector_of(session: VectorDBSession, id: str) -> Any:
     row = session.get([id])[0]
     if row is None:
         raise NotFoundError(f"there is no row with id {id!r}", details={"id": id})
+    if row.vector is None:
+        raise InvalidInputError(f"row {id!r} has no vector to search with", details={"id": id})
     return row.vector
 
 

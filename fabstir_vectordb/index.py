@@ -201,6 +201,8 @@ class Batch:
     id_bytes: bytes
     id_offsets: npt.NDArray[np.uint64]
     vectors: npt.NDArray[np.float32]
+    bare: npt.NDArray[np.uint8] | None
+    """1 for a row without a vector, which is all zeros in `vectors`; None where each has one."""
     timestamps: npt.NDArray[np.int64]
     expires: Times | None
     """When rows expire; None where none of them does."""
@@ -238,7 +240,7 @@ def prepare_batch(
 
     Args:
         ids: n strings.
-        vectors: (n, dim) numbers.
+        vectors: (n, dim) numbers, or n vectors and None among them; None for rows without.
         metadata: n JSON-shaped values or None, or None for no metadata at all.
         timestamps: n seconds since 1970 or aware datetimes (None among them: now), or None for now.
         now_us: the clock, read at most once.
@@ -249,7 +251,7 @@ def prepare_batch(
     Raises:
         InvalidInputError: details has ``row`` where one row is at fault.
     """
-    matrix = _matrix(vectors, dim)
+    matrix, bare = _with_bare(vectors, ids, dim)
     n = len(matrix)
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
@@ -268,6 +270,7 @@ def prepare_batch(
         id_bytes=id_bytes,
         id_offsets=offsets,
         vectors=matrix,
+        bare=bare,
         timestamps=_timestamps(timestamps, n, now_us, "timestamp"),
         expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at"),
         metadata=_encoded(metadata, ids, schema),
@@ -336,6 +339,29 @@ def _numbers(values: Any, what: str) -> npt.NDArray[np.float32]:
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{what} must be real numbers in a rectangular array: {error}") from None
+
+
+def _with_bare(
+    vectors: Any, ids: Any, dim: int | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+    """Vectors as an array, and which rows have none."""
+    if vectors is None:
+        n = len(ids) if isinstance(ids, Sized) else 0
+        return np.zeros((n, dim or 1), dtype=np.float32), np.ones(n, dtype=np.uint8) if n else None
+    if not isinstance(vectors, (list, tuple)) or all(vector is not None for vector in vectors):
+        return _matrix(vectors, dim), None
+    bare = np.array([vector is None for vector in vectors], dtype=np.uint8)
+    try:
+        given = _matrix([vector for vector in vectors if vector is not None], dim)
+    except InvalidInputError as error:
+        if "row" in error.details:
+            # Rows without a vector were not counted.
+            row = int(np.flatnonzero(bare == 0)[error.details["row"]])
+            raise InvalidInputError(error.message, details={**error.details, "row": row}) from None
+        raise
+    matrix = np.zeros((len(bare), given.shape[1]), dtype=np.float32)
+    matrix[bare == 0] = given
+    return matrix, bare
 
 
 def _matrix(vectors: Any, dim: int | None) -> npt.NDArray[np.float32]:
@@ -594,6 +620,7 @@ class Index:
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
+        self._has_dim = False
         self._expiries = Expiries()
         self._stored_pages = StoredPages()
         self._columns = Columns()
@@ -657,6 +684,8 @@ class Index:
         self.last_change_us, self.schema = loaded.last_change_us, loaded.schema
         self.counts = self._native_stats()
         self._rows_then = self.counts.live
+        bare = native is not None and self.counts.bare == self.counts.live
+        self._has_dim = not (bare and self._are_bare(np.arange(rows, dtype=np.uint32)).all())
 
     @property
     def is_whole(self) -> bool:
@@ -675,9 +704,14 @@ class Index:
 
     @property
     def dim(self) -> int | None:
-        """Components of a vector; None before the first add."""
+        """Components of a row in memory and in parts; None before the first add."""
         native = self.native  # once: `close` may run beside this
         return None if native is None else native.dim
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Components that a vector must have; None before the first one was added."""
+        return self.dim if self._has_dim else None
 
     @property
     def metric(self) -> Metric:
@@ -723,6 +757,12 @@ class Index:
     def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
         """Says that pages are stored which hold what the rows say, but for those that differ."""
         self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
+
+    def _are_bare(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Which of some slots have no vector."""
+        if self.native is None or not self.counts.bare:
+            return np.zeros(len(slots), dtype=np.bool_)
+        return self.native.are_bare(slots)
 
     def _live(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Those of some slots that are no tombstones."""
@@ -835,13 +875,15 @@ class Index:
         if n == 0:
             return AddResult(0, 0, 0)
         with self._changing():
-            dim = batch.vectors.shape[1]
-            if self.dim is not None and dim != self.dim:
+            dim, expected = batch.vectors.shape[1], self.vector_dim
+            if expected is not None and dim != expected:
                 raise InvalidInputError(
-                    f"Vector dimension mismatch: expected {self.dim}, got {dim}",
-                    details={"expected": self.dim, "actual": dim},
+                    f"Vector dimension mismatch: expected {expected}, got {dim}",
+                    details={"expected": expected, "actual": dim},
                 )
             self._check_add_fits(dim, batch)
+            if self.native is not None and self.native.dim != dim:
+                self._change_dim(self.native, dim)
             staged = None if batch.metadata is None else self._arena.stage(batch.metadata, self.counts.rows + n)
             draft = self._draft(self.counts.rows + n, batch.expires is not None)
             native = self.native
@@ -849,7 +891,7 @@ class Index:
                 # The dimension is fixed only by an add that succeeds.
                 native = native or self._new_native(dim)
                 slots, replaced = native.add(
-                    batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control
+                    batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control, batch.bare
                 )
             except BaseException as error:
                 if staged is not None:
@@ -860,7 +902,25 @@ class Index:
                     raise _named(error, batch) from None
                 raise
             self.native = native
+            self._has_dim = self._has_dim or batch.bare is None or not batch.bare.all()
             return self._added(batch, staged, draft, slots, replaced)
+
+    def _change_dim(self, native: NativeIndex, dim: int) -> None:
+        """Gives an index that never had a vector another dimension."""
+        kept = native.live_slots(0, self.counts.live)
+        fresh, none = self._new_native(dim), np.zeros((len(kept), dim), dtype=np.float32)
+        ids = pack_ids(native.get_ids(kept))
+        fresh.add(none, *ids, native.get_timestamps(kept), bare=np.ones(len(kept), dtype=np.uint8))
+
+        def exchange() -> npt.NDArray[np.uint32]:
+            slot_map = np.full(self.counts.rows, NO_SLOT, dtype=np.uint32)
+            slot_map[kept] = np.arange(len(kept), dtype=np.uint32)
+            # Not closed: a reader may still be in the one that was there, which goes with its last reference.
+            self.native = fresh
+            return slot_map
+
+        self._renumber(kept, exchange)
+        self.counts = self._native_stats()
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -1146,6 +1206,7 @@ class Index:
             if native is None:
                 return NO_RECALL
             slots = self._visible(native.live_slots(0, counts.live))
+            slots = slots[~self._are_bare(slots)]
             return measure_recall(native, counts, slots, sample, k, hidden.allow, control)
 
         return self._consistent(measure)
@@ -1276,6 +1337,10 @@ class Index:
                     return
                 # Only recent rows: how many lists it takes was measured when they were trained.
                 recent = ~self.native.historical() if counts.historical else None
+                if counts.bare:
+                    slots = self.native.live_slots(0, counts.live)
+                    found = bitmap_of(slots[~self._are_bare(slots)], counts.rows)
+                    recent = found if recent is None else found & recent
                 self.calibration = calibrate(self.native, self.metric, _recent(counts), control, recent)
                 self._rows_then, self._rows_since = counts.live, 0
                 self._efforts = {}             # after the calibration, from which new ones come
@@ -1549,13 +1614,14 @@ class Index:
         if native is None:
             return SearchResults([], 0, plans[PLAN_FLAT])
         if len(query) != native.dim:
-            _check_query_dim(len(query), native.dim)
+            _check_query_dim(len(query), self.vector_dim)
+            return SearchResults([], 0, plans[PLAN_FLAT])          # no row has a vector yet
         with_slots = include_vectors or not self._arena.is_empty
         slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
         return self._results(native, slots, distances, ids, plans[plan], threshold, include_vectors)
 
     def _check_query(self, query: npt.NDArray[np.float32]) -> None:
-        _check_query_dim(len(query), self.dim)
+        _check_query_dim(len(query), self.vector_dim)
 
     def search_batch(
         self,
@@ -1626,7 +1692,9 @@ class Index:
         native = self.native
         if native is None or not len(queries):
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
-        _check_query_dim(queries.shape[1], native.dim)
+        _check_query_dim(queries.shape[1], self.vector_dim)
+        if queries.shape[1] != native.dim:
+            return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
         hits = native.search(
             queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, allow=allow, control=control
         )
@@ -1753,11 +1821,15 @@ class Index:
             with self._write:
                 cursor = Cursor(0)
                 if self.native is not None:
-                    _check_query_dim(len(query), self.native.dim)
+                    _check_query_dim(len(query), self.vector_dim)
                     self._check_fits(
                         "a stream", self.counts.bytes_total + _STREAM_BYTES_PER_ROW * self.counts.live
                     )
-                    cursor.slots = self._nearest_first(self.native, query, self._match(where).slots(), control)
+                    slots = self._match(where).slots()
+                    slots = slots[~self._are_bare(slots)]
+                    if len(query) == self.native.dim:          # else no row has a vector yet
+                        slots = self._nearest_first(self.native, query, slots, control)
+                    cursor.slots = slots
                     cursor.end = len(cursor.slots)
                 self._cursors.add(cursor)
                 return cursor
@@ -1834,11 +1906,12 @@ class Index:
         vectors: npt.NDArray[np.float32],
         metadata: Sequence[bytes | None],
     ) -> list[Row]:
-        times, expires = native.get_timestamps(slots), self._expiries.of(slots)
+        times, expires, bare = native.get_timestamps(slots), self._expiries.of(slots), self._are_bare(slots).tolist()
         rows = []
         for position, (id, raw) in enumerate(zip(ids, metadata, strict=True)):
             value = None if raw is None else decode_metadata(raw)
-            rows.append(Row(id, vectors[position], value, int(times[position]) / 1e6, expires[position]))
+            vector = None if bare[position] else vectors[position]
+            rows.append(Row(id, vector, value, int(times[position]) / 1e6, expires[position]))
         return rows
 
     def stats(self) -> NativeStats:
@@ -1873,7 +1946,8 @@ class Index:
 
 
 def _recent(counts: NativeStats) -> int:
-    return counts.live - counts.historical
+    """Live rows with a vector that are on no list."""
+    return counts.live - counts.historical - counts.bare
 
 
 def _one_id(id: str) -> tuple[bytes, npt.NDArray[np.uint64]]:

@@ -181,6 +181,8 @@ class LazyIndex(Index):
         def read(allow: npt.NDArray[np.uint64] | None) -> SearchResults:
             assert self.native is not None
             self._check_query(query)
+            if len(query) != self.native.dim:
+                return SearchResults([], 0, "lazy")            # no row has a vector
             return self._nearest_by_parts(self.native, query, k, most, threshold, include_vectors, allow)
 
         if where is None:

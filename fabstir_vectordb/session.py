@@ -297,7 +297,8 @@ class VectorDBSession:
 
         Args:
             ids: n strings.
-            vectors: (n, dim) numbers; float32, C-contiguous arrays are taken as they are.
+            vectors: (n, dim) numbers; float32, C-contiguous arrays are taken as they are. None for rows without a
+                vector, or a list with None for some: they are kept, filtered and counted, and no search finds them.
             metadata: n JSON-shaped values, or None.
             timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
             expires_at: when each row is gone from all answers, as `timestamps`; None, also of one row, for never. The
@@ -323,7 +324,8 @@ class VectorDBSession:
         index: Index,
         control: Control,
     ) -> AddResult:
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.dim, index.schema, expires_at)
+        known = index.vector_dim, index.schema
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, *known, expires_at)
         result = index.add(batch, on_conflict, control)
         if len(batch.ids) >= _SETTLE_ROWS:
             del batch
@@ -1078,7 +1080,7 @@ class VectorDBSession:
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
             # Many queries take a while to convert: in the worker thread, too.
-            matrix = prepare_queries(queries, index.dim)
+            matrix = prepare_queries(queries, index.vector_dim)
             return index.search_batch(matrix, k, threshold, include_vectors, *effort, where, control)
 
         return search
@@ -1152,6 +1154,7 @@ class VectorDBSession:
             hnsw_vector_count=native.live - native.historical if native.graph_rows else 0,
             ivf_vector_count=native.historical,
             deleted_count=native.rows - native.live + index.hidden_count,
+            without_vector_count=native.bare,
             memory_bytes=kinds,
             plans=dict(index.plans_used),
             recall_calibration=index.recall_calibration,

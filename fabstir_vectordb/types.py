@@ -52,7 +52,7 @@ class VectorInput:
 
     Attributes:
         id: any non-empty string of at most 1 KiB of UTF-8.
-        vector: dim numbers; kept as float32.
+        vector: dim numbers, kept as float32; None for a row that no search finds.
         metadata: any JSON-shaped value of at most 1 MiB, or None for none.
         timestamp: seconds since 1970 or an aware datetime; None for now.
         expires_at: when the row is gone from all answers, as `timestamp`; None for never.
@@ -105,14 +105,14 @@ class Row:
 
     Attributes:
         id: the row's id.
-        vector: dim float32, bit for bit as added.
+        vector: dim float32, bit for bit as added; None for a row without.
         metadata: as added, or None.
         timestamp: seconds since 1970.
         expires_at: when the row is gone, seconds since 1970; None for never.
     """
 
     id: str
-    vector: Vector = field(repr=False)
+    vector: Vector | None = field(repr=False)
     metadata: Any
     timestamp: float
     expires_at: float | None = None
@@ -454,6 +454,7 @@ class SessionStats:
         hnsw_vector_count: live rows that are found through the graph.
         ivf_vector_count: live rows on lists.
         deleted_count: tombstones that a vacuum would remove.
+        without_vector_count: live rows that have no vector; they are among `vector_count`.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
         recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
@@ -468,6 +469,7 @@ class SessionStats:
     hnsw_vector_count: int
     ivf_vector_count: int
     deleted_count: int
+    without_vector_count: int
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]
     recall_calibration: tuple[CalibrationPoint, ...]

@@ -61,6 +61,7 @@ __all__ = [
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 UInt32Array = npt.NDArray[np.uint32]
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -135,6 +136,7 @@ class NativeStats(NamedTuple):
     graph_rows: int
     historical: int
     historical_deleted: int
+    bare: int
     moved: int
     lists: int
     nprobe: int
@@ -433,6 +435,7 @@ class NativeIndex:
         rows_per_group: int,
         stored_rows: int | None = None,
         lists: int = 0,
+        has_bare: bool = False,
         hash_seed: int = 0,
     ) -> NativeIndex:
         """An index that takes `load_part` for each of its parts, then `load_end` or `load_lazy`, and nothing before.
@@ -445,6 +448,7 @@ class NativeIndex:
             rows_per_group: rows of a part of another kind.
             stored_rows: rows before the first whose links are in no part; None for all.
             lists: number of lists.
+            has_bare: there are rows without a vector.
 
         Raises:
             InvalidInputError: a setting is out of range.
@@ -461,6 +465,7 @@ class NativeIndex:
                 "lists": lists,
                 "rows_per_part": rows_per_part,
                 "rows_per_group": rows_per_group,
+                "has_bare": has_bare,
             },
         )
         status = lib.fvdb_load_begin(config, load, out, diag)
@@ -611,6 +616,7 @@ class NativeIndex:
         timestamps: Int64Array,
         on_conflict: str = "error",
         control: Control | None = None,
+        bare: UInt8Array | None = None,
     ) -> tuple[UInt32Array, UInt32Array]:
         """Adds rows: all or nothing.
 
@@ -620,6 +626,7 @@ class NativeIndex:
             timestamps: n int64, microseconds since 1970-01-01T00:00:00Z.
             on_conflict: ``error``, ``replace`` or ``skip`` for ids that are live.
             control: progress and cancellation.
+            bare: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None for none.
 
         Returns:
             Two arrays of n uint32: the slot of each row (NO_SLOT when skipped) and the slot it replaced
@@ -640,6 +647,9 @@ class NativeIndex:
         rows.id_bytes = ffi.from_buffer("uint8_t[]", id_bytes)
         rows.id_offsets = _pointer("uint64_t[]", id_offsets)
         rows.timestamps = _pointer("int64_t[]", timestamps)
+        if bare is not None:
+            _expect("bare", bare, np.uint8, (n,))
+            rows.bare = _pointer("uint8_t[]", bare)
         status = lib.fvdb_add(
             self._index,
             rows,
@@ -815,6 +825,20 @@ class NativeIndex:
         if status:
             _raise(status, diag)
         return out
+
+    def are_bare(self, slots: UInt32Array) -> npt.NDArray[np.bool_]:
+        """Which rows have no vector.
+
+        Raises:
+            NotFoundError: a slot is past the end.
+        """
+        _expect("slots", slots, np.uint32, (len(slots),))
+        out, diag = np.empty(len(slots), dtype=np.uint8), ffi.new("fvdb_diag *")
+        pointers = _pointer("uint32_t[]", slots), len(slots), _pointer("uint8_t[]", out)
+        status = lib.fvdb_are_bare(self._index, *pointers, diag)
+        if status:
+            _raise(status, diag)
+        return out.astype(np.bool_)
 
     def get_timestamps(self, slots: UInt32Array) -> Int64Array:
         """The timestamps of slots, n int64 microseconds since 1970.

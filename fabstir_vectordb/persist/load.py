@@ -26,6 +26,7 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.lazy import LazyParts
 from fabstir_vectordb.persist.manifest import (
+    BARE,
     CHANGES,
     CODES,
     DOCUMENTS,
@@ -827,6 +828,7 @@ def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
             graph_rows=manifest.graph_rows,
             stored_rows=manifest.stored_rows,
             lists=manifest.lists,
+            has_bare=any(split_name(part.name)[0] == BARE for part in manifest.parts),
             rows_per_part=manifest.layout.rows_per_part,
             rows_per_group=manifest.layout.rows_per_group,
         )

@@ -18,6 +18,7 @@ from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.s5 import cbor
 
 __all__ = [
+    "BARE",
     "CHANGES",
     "CODECS",
     "CODES",
@@ -91,11 +92,14 @@ _NATIVE_NAMES: Mapping[int, str] = {
     7: "recent.head",
     8: "historical.list",
     9: "historical.head",
+    10: "bare",
 }
 CODES = 2
 """Kind number of the codes that lazy loads begin with."""
 VECTORS = 1
 """Kind number of the vectors."""
+BARE = 10
+"""Kind number of the part that says which rows have no vector."""
 GRAPH_KINDS = frozenset({6, 7})
 """Kind numbers of the graph and its head."""
 DOCUMENTS = 0
@@ -106,7 +110,7 @@ CHANGES = -2
 """Kind number of the part with metadata that differs from what the pages say."""
 PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES})
 """Kind numbers of what is no native part."""
-FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, 3, 4, 5, 7})
+FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, 3, 4, 5, 7, BARE})
 """Kind numbers of what a lazy load begins with: who the rows are, which live, and where the nearest may be."""
 _PAGE_NAMES: Mapping[int, str] = {DOCUMENTS: "documents", EXPIRIES: "expiries", CHANGES: "documents.changed"}
 _KINDS = {name: kind for kind, name in (*_NATIVE_NAMES.items(), *_PAGE_NAMES.items())}

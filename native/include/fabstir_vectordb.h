@@ -148,9 +148,12 @@ typedef struct fvdb_rows {
     const uint8_t *id_bytes;     /* the ids' UTF-8 bytes, one after the other */
     const uint64_t *id_offsets;  /* n + 1 offsets into id_bytes */
     const int64_t *timestamps;   /* n, microseconds since 1970-01-01T00:00:00Z */
+    const uint8_t *bare;         /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
 } fvdb_rows;
 
-/* Adds recent rows and links them into the graph: all or nothing.                                        [writer]
+/* A bare row has an id, a timestamp and a slot, and is never found by a search.
+ *
+ * Adds recent rows and links them into the graph: all or nothing.                                        [writer]
  * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
  * out (SKIP).  The same id twice in one call is always FVDB_ERR_DUPLICATE_ID.
  * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when skipped.  out_replaced: n entries, the slot that the row
@@ -229,6 +232,10 @@ fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t
 /* The exact vectors of slots, n x dim float32, bit for bit as added.                                      [reader]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (a slot past the end). */
 fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag);
+
+/* For each slot 1 where its row has no vector, else 0.                                                    [reader]
+ * Returns FVDB_OK or FVDB_ERR_NOT_FOUND. */
+fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
 
 /* The timestamps of slots, n int64 microseconds.  Returns FVDB_OK or FVDB_ERR_NOT_FOUND.                  [reader] */
 fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag);
@@ -309,6 +316,7 @@ typedef struct fvdb_stats {
     uint64_t graph_rows;         /* rows in the HNSW graph, tombstones and moved rows included; 0 while there is none */
     uint64_t historical;         /* live rows on lists */
     uint64_t historical_deleted; /* tombstones on lists */
+    uint64_t bare;               /* live rows without a vector */
     uint64_t moved;              /* rows on lists that the graph still has: a vacuum takes them out */
     uint64_t lists;              /* 0: never trained */
     uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
@@ -341,6 +349,7 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
 #define FVDB_PART_GRAPH_HEAD 7   /* one part: entry point, code parameters; from 1,024 rows on */
 #define FVDB_PART_LISTS 8        /* one part: which row is on which list; present only with lists */
 #define FVDB_PART_LISTS_HEAD 9   /* one part: centroids and what was measured of them; present only with lists */
+#define FVDB_PART_BARE 10        /* one part over all rows: which have no vector; present only with such rows */
 
 typedef struct fvdb_part {
     uint32_t kind;               /* FVDB_PART_* */
@@ -377,6 +386,7 @@ typedef struct fvdb_load {
     uint64_t stored_rows;        /* rows whose links are in parts, those before the graph among them; rows without steps */
     uint64_t lists;              /* 0: none */
     uint32_t rows_per_part, rows_per_group;
+    uint32_t has_bare;           /* 1: there are rows without a vector */
 } fvdb_load;
 
 /* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end, fvdb_load_lazy and

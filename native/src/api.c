@@ -277,6 +277,14 @@ fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t 
     return status;
 }
 
+fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
+    rwlock_read(index->lock);
+    fvdb_status status = check_slots(index, slots, n, diag);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = store_is_bare(&index->store, slots[i]);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
 fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag) {
     rwlock_read(index->lock);
     fvdb_status status = check_slots(index, slots, n, diag);

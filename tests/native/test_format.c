@@ -10,7 +10,7 @@ typedef struct saved {
     uint8_t *bytes[PARTS_MAX];
     uint64_t size[PARTS_MAX];
     uint32_t kinds[PARTS_MAX];
-    uint32_t rows, graph_rows, lists;
+    uint32_t rows, graph_rows, lists, has_bare;
     fvdb_config config;
 } saved;
 
@@ -31,7 +31,7 @@ static void save(fvdb_index *index, saved *out) {
 }
 
 static fvdb_load what_to_load(const saved *s) {
-    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP};
+    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP, s->has_bare};
 }
 
 static void free_saved(saved *s) {
@@ -99,6 +99,58 @@ static void test_a_loaded_index_writes_the_same_parts(void) {
                 free_saved(&s);
                 free_saved(&again);
             }
+        }
+    }
+}
+
+/* Each third row has no vector. */
+static saved make_bare(uint32_t memory, uint32_t rows) {
+    saved s = {.config = {DIM, FVDB_METRIC_COSINE, memory, 4, 30, 1, 1}, .has_bare = 1};
+    fvdb_index *index;
+    test_rows t = make_rows(rows, DIM, "row", 0, 3);
+    uint8_t *bare = calloc(rows, 1);
+    for (uint32_t i = 0; i < rows; i += 3) {
+        bare[i] = 1;
+        memset(t.vectors + (size_t)i * DIM, 0, DIM * sizeof(float));
+    }
+    t.rows.bare = bare;
+    CHECK(fvdb_create(&s.config, &index, NULL) == FVDB_OK);
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+    save(index, &s);
+    fvdb_free(index);
+    free(bare);
+    free_rows(&t);
+    return s;
+}
+
+static void test_rows_without_a_vector_are_never_found(void) {
+    for (uint32_t memory = 0; memory < 2; memory++) {
+        for (uint32_t rows = 60; rows <= 3000; rows += 2940) {
+            saved s = make_bare(memory, rows), again = {0};
+            fvdb_status status;
+            fvdb_index *index = load(&s, UINT32_MAX, NULL, 0, &status);
+            CHECK(index != NULL);
+            save(index, &again);
+            CHECK(again.n == s.n);
+            for (uint32_t i = 0; i < s.n; i++)
+                CHECK(again.size[i] == s.size[i] && memcmp(again.bytes[i], s.bytes[i], s.size[i]) == 0);
+            float query[DIM] = {1, 2, 3, 4, 5};
+            uint32_t slots[3000], count, plan, map[3000];
+            double distances[3000];
+            for (uint32_t exact = 0; exact < 2; exact++) {
+                fvdb_search_params params = {.k = rows, .exact = exact};
+                CHECK(fvdb_search(index, query, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL,
+                                  NULL) == FVDB_OK);
+                CHECK(count == rows - rows / 3);
+                for (uint32_t i = 0; i < count; i++) CHECK(slots[i] % 3 != 0);
+            }
+            fvdb_stats stats;
+            fvdb_get_stats(index, &stats);
+            CHECK(stats.bare == rows / 3 && stats.live == rows);
+            CHECK(fvdb_vacuum(index, map, rows, NULL, NULL) == FVDB_OK);
+            fvdb_free(index);
+            free_saved(&s);
+            free_saved(&again);
         }
     }
 }
@@ -175,6 +227,7 @@ static void test_failed_allocations_end_a_load_cleanly(void) {
 
 int main(void) {
     RUN(test_a_loaded_index_writes_the_same_parts);
+    RUN(test_rows_without_a_vector_are_never_found);
     RUN(test_missing_and_doubled_parts_are_refused);
     RUN(test_every_truncation_is_refused);
     RUN(test_flipped_bits_never_break_anything);

@@ -215,7 +215,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"id": "a", "vector": [1]}, "Vector dimension mismatch: expected 2, got 1"),
     ({"id": "a", "vector": ["x", "y"]}, "real numbers"),
     ({"id": "a", "vector": [1j, 2]}, "real numbers"),
-    ({"id": "a", "vector": None}, "real numbers|shape"),
+    ({"id": "a", "vector": [None, 1]}, "real numbers|shape"),
     ({"id": "a"}, "needs id and vector"),
     ({"id": "a", "vector": [1, 2], "extra": 1}, "needs id and vector"),
     ({"id": "a", "vector": [1, 2], "metadata": {1: 2}}, "key of type int"),

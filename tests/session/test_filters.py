@@ -287,7 +287,8 @@ async def test_columns_are_counted_and_give_way() -> None:
         assert stats.memory_usage_mb - before == pytest.approx(stats.memory_bytes["columns"] / 1e6, rel=0.01)
         for field in ("n", "half", "ten", "tags", "source.page", "rare", *(f"f{i}" for i in range(40))):
             await session.count({field: 1})
-            assert (await session.get_stats()).memory_usage_mb <= 3 * 1.001          # fresh counts, the budget was held against those of the last change
+            # Fresh counts; the budget was held against those of the last change.
+            assert (await session.get_stats()).memory_usage_mb <= 3 * 1.001
         with pytest.raises(MemoryBudgetExceededError) as caught:
             await session.count({"$or": [{f"f{i}": 1} for i in range(60)]})
         assert caught.value.details["needed_bytes"] > 3e6

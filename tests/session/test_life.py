@@ -281,7 +281,7 @@ async def test_a_cancelled_add_leaves_the_session_as_it_was(monkeypatch: pytest.
         words: list[Control] = []
 
         def watched(native: NativeIndex, *args: Any) -> Any:
-            words.append(args[-1])
+            words.append(args[5])
             return add(native, *args)
 
         add = NativeIndex.add

@@ -168,6 +168,16 @@ def test_what_is_exported_can_be_imported(run: Run, rows: Path, tmp_path: Path) 
     assert run("indexes").out == "copy\ndefault\n"
 
 
+def test_rows_without_a_vector_go_in_and_come_out(run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a", "vector": null, "n": 1}\n{"id": "b", "vector": [1, 2], "n": 2}\n', encoding="utf-8")
+    assert run("import", rows).code == 0
+    copy = tmp_path / "copy.jsonl"
+    assert run("export", copy).code == 0
+    assert [json.loads(line)["vector"] for line in copy.read_text().splitlines()] == [None, [1.0, 2.0]]
+    assert run("search", "--like", "a").code != 0
+
+
 def test_history_verify_and_stats(run: Run, rows: Path) -> None:
     first = run("import", rows).out.splitlines()[1]
     second = run("import", rows, "--on-conflict", "replace").out.splitlines()[1]

@@ -32,7 +32,7 @@ static void drop_payloads(struct loading *l) {
 
 fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag) {
     static const uint32_t needed[] = {FVDB_PART_CODES, FVDB_PART_IDS, FVDB_PART_TIMESTAMPS, FVDB_PART_TOMBSTONES,
-                                      FVDB_PART_GRAPH_HEAD};
+                                      FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
     struct loading *l = index->loading;
     if (!l || l->shape.rows < CODES_FIRST_ROWS)
         return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded, or too small to have sketches");
@@ -92,7 +92,7 @@ fvdb_status format_part_check(const fvdb_index *index, const uint8_t *bytes, uin
     TRY(open_part(index, bytes, size, &part, diag));
     for (uint32_t row = 0; row < part.span.n; row++) {
         format_part_row(part.payload, part.span, s->dim, row, high, low);
-        if (!format_row_is_sound(s, high, low, x, high2, low2))
+        if (!format_row_is_sound(s, store_is_bare(s, part.span.first + row), high, low, x, high2, low2))
             return FAIL_AT(diag, FVDB_ERR_FORMAT, "a vector is not finite, zero under cosine, or not split into nearest halves",
                            part.span.first + row, 0, 0);
     }
@@ -103,7 +103,7 @@ fvdb_status format_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t
                                const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
                                uint32_t *out_count, fvdb_diag *diag) {
     const store *s = &index->store;
-    const row_filter wanted = {.live = store_live(s), .allow = allow, .allow_words = allow_words};
+    const row_filter wanted = {.live = store_found(s), .allow = allow, .allow_words = allow_words};
     /* Padded with zeros, as the kernels want their rows. */
     uint16_t high[FVDB_DIM_MAX] = {0}, low[FVDB_DIM_MAX] = {0};
     vectors_part part;

@@ -72,7 +72,7 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
     const part_shape shape = {(uint32_t)load->rows, (uint32_t)(load->rows - load->graph_rows),
-                              (uint32_t)load->stored_rows, (uint32_t)load->lists};
+                              (uint32_t)load->stored_rows, (uint32_t)load->lists, load->has_bare != 0};
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
@@ -225,6 +225,25 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
+static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    const size_t size = (l->shape.rows + 7u) / 8;
+    if (l->numbers[FVDB_PART_BARE].end == 0) return FVDB_OK;
+    reader r = payload_of(l, FVDB_PART_BARE, 0);
+    REQUIRE(r.left == size, "the marks of rows without a vector have another size");
+    const uint8_t *bits = read_bytes(&r, size);
+    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a row without a vector is past the last row");
+    TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
+    bool any = false;
+    for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
+        if (!(bits[slot / 8] >> (slot % 8) & 1)) continue;
+        store_mark_bare(&index->store, slot);
+        any = true;
+    }
+    REQUIRE(any, "no row is without a vector");
+    return FVDB_OK;
+}
+
 static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     store *s = &index->store;
@@ -255,10 +274,17 @@ typedef struct plane_check {
 
 #define CHECK_ROWS_PER_ITEM 512u
 
-bool format_row_is_sound(const store *s, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2,
+static bool all_zero(const uint16_t *halves, uint32_t dim) {
+    uint16_t any = 0;
+    for (uint32_t d = 0; d < dim; d++) any |= halves[d];
+    return any == 0;
+}
+
+bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2,
                          uint16_t *low2) {
     uint32_t component;
     s->kernels->join_planes(high, low, s->dim, x);
+    if (bare) return all_zero(high, s->dim) && all_zero(low, s->dim);
     if (store_check_vector(s, x, &component) != FVDB_OK) return false;
     s->kernels->split_planes(x, s->dim, high2, low2);
     return memcmp(high, high2, s->dim * sizeof *high) == 0 && memcmp(low, low2, s->dim * sizeof *low) == 0;
@@ -271,7 +297,7 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
     uint32_t end = min_u32(job->s->n, (item + 1) * CHECK_ROWS_PER_ITEM);
     for (uint32_t slot = item * CHECK_ROWS_PER_ITEM; slot < end; slot++) {
-        if (format_row_is_sound(job->s, store_high(job->s, slot), store_low(job->s, slot), x, high, low)) continue;
+        if (format_row_is_sound(job->s, store_is_bare(job->s, slot), store_high(job->s, slot), store_low(job->s, slot), x, high, low)) continue;
         uint32_t seen = __atomic_load_n(&job->bad_row, __ATOMIC_RELAXED);
         while (slot < seen && !__atomic_compare_exchange_n(&job->bad_row, &seen, slot, false, __ATOMIC_RELAXED,
                                                            __ATOMIC_RELAXED)) {
@@ -378,6 +404,7 @@ static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, uint32_t *numb
         for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->shape.rows + slot] << (8 * b);
         if (number > l->shape.lists) return BAD_ROW("a row is on a list that is none", slot);
         if (number == 0) continue;
+        if (store_is_bare(&index->store, slot)) return BAD_ROW("a row without a vector is on a list", slot);
         slots[n] = slot;
         numbers[n++] = number - 1;
     }
@@ -543,6 +570,7 @@ static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
 fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
     TRY(read_ids(index, diag));
     TRY(read_timestamps(index, diag));
+    TRY(read_bare(index, diag));
     TRY(read_tombstones(index, diag));
     index->store.n = index->loading->shape.rows;
     return FVDB_OK;

@@ -53,7 +53,8 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span 
     case FVDB_PART_CODES: return (uint64_t)s.n * sketch_row_bytes(st);
     case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
-    case FVDB_PART_TOMBSTONES: return (s.n + 7u) / 8;
+    case FVDB_PART_TOMBSTONES:
+    case FVDB_PART_BARE: return (s.n + 7u) / 8;
     case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
     case FVDB_PART_GRAPH_HEAD: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
     case FVDB_PART_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
@@ -100,6 +101,13 @@ static void write_tombstones(writer *w, const store *st) {
     memset(bits, 0, (st->n + 7u) / 8);
     for (uint32_t slot = 0; slot < st->n; slot++)
         if (!bit_get(store_live(st), slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
+}
+
+static void write_bare(writer *w, const store *st) {
+    uint8_t *bits = write_space(w, (st->n + 7u) / 8);
+    memset(bits, 0, (st->n + 7u) / 8);
+    for (uint32_t slot = 0; slot < st->n; slot++)
+        if (store_is_bare(st, slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
 }
 
 static void write_graph(writer *w, const hnsw *g, part_span s, uint32_t rows) {
@@ -187,15 +195,23 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
     case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
     case FVDB_PART_GRAPH_HEAD: write_graph_head(w, index); return;
     case FVDB_PART_LISTS: write_lists(w, index); return;
+    case FVDB_PART_BARE: write_bare(w, st); return;
     default: write_lists_head(w, index); return;
     }
 }
 
 /* ---- entry points ---- */
 
+/* Whether any row, live or not, has no vector: there may have been some that a vacuum took. */
+static bool has_bare(const store *s) {
+    for (size_t w = 0; w < s->bare.used / sizeof(uint64_t); w++)
+        if (((const uint64_t *)s->bare.base)[w]) return true;
+    return false;
+}
+
 static part_shape shape_of(const fvdb_index *index) {
     const uint32_t rows = index->store.n, settled = hnsw_rows(&index->graph) ? index->graph.first : rows;
-    return (part_shape){rows, settled, rows, index->lists.centroids.nlist};
+    return (part_shape){rows, settled, rows, index->lists.centroids.nlist, has_bare(&index->store)};
 }
 
 fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,

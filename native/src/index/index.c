@@ -106,6 +106,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     *out = (fvdb_stats){.rows = s->n, .live = s->live_count, .graph_rows = hnsw_rows(&index->graph)};
     out->historical = lists->live;
     out->historical_deleted = lists->n - lists->live;
+    out->bare = s->live_count - s->found_count;
     out->moved = index_moved(index);
     out->lists = lists->centroids.nlist;
     out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);
@@ -118,7 +119,8 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);
     mutex_lock(&index->walks_lock);
-    out->bytes_scratch = sizeof *index + region_resident(&s->live) + index->idle_bytes;
+    out->bytes_scratch = sizeof *index + region_resident(&s->live) + region_resident(&s->bare) +
+                         region_resident(&s->found) + index->idle_bytes;
     mutex_unlock(&index->walks_lock);
     out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_lists + out->bytes_ids +
                        out->bytes_timestamps + out->bytes_scratch;

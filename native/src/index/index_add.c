@@ -14,10 +14,22 @@ typedef struct check_job {
     uint64_t first_bad;          /* row << 32 | component, atomic minimum; UINT64_MAX: none */
 } check_job;
 
+/* One form only, so that equal rows have equal bytes. */
+static fvdb_status check_zeros(const store *s, const float *x, uint32_t *component) {
+    for (uint32_t d = 0; d < s->dim; d++) {
+        uint32_t bits;
+        memcpy(&bits, &x[d], sizeof bits);
+        *component = d;
+        if (bits) return FVDB_ERR_ARGUMENT;
+    }
+    return FVDB_OK;
+}
+
 static fvdb_status check_row(const store *s, const fvdb_rows *rows, uint32_t i, uint32_t *component) {
     uint64_t at = rows->id_offsets[i], end = rows->id_offsets[i + 1];
     *component = 0;
     if (end < at || !id_valid(rows->id_bytes + at, (size_t)(end - at))) return FVDB_ERR_ID;
+    if (rows->bare && rows->bare[i]) return check_zeros(s, rows->vectors + (size_t)i * s->dim, component);
     return store_check_vector(s, rows->vectors + (size_t)i * s->dim, component);
 }
 
@@ -189,13 +201,25 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     return status;
 }
 
+/* Before the rows are there: what follows asks of each whether it has a vector. */
+static fvdb_status mark_bare(store *s, const fvdb_rows *rows, const plan *p, fvdb_diag *diag) {
+    bool any = false;
+    for (uint32_t i = 0; rows->bare && i < p->n; i++) any |= rows->bare[p->picked[i]] != 0;
+    if (!any) return FVDB_OK;
+    TRY(store_reserve_bare(s, s->n + p->n, diag));
+    for (uint32_t i = 0; i < p->n; i++)
+        if (rows->bare[p->picked[i]]) store_mark_bare(s, s->n + i);
+    return FVDB_OK;
+}
+
 static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
                                    fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
     TRY(store_reserve(s, s->n + p->n, p->id_bytes, diag));
     TRY(hnsw_undo_begin(&undo.graph, &index->graph, diag));
-    fvdb_status status = store_append(s, rows, p->picked, p->n, w->crew, diag);
+    fvdb_status status = mark_bare(s, rows, p, diag);
+    if (status == FVDB_OK) status = store_append(s, rows, p->picked, p->n, w->crew, diag);
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->crew);
         status = link_rows(index, w, &undo, control, diag);

@@ -15,7 +15,7 @@
 /* ---- which rows ---- */
 
 static bool is_old(const fvdb_index *index, uint32_t slot, int64_t cutoff_us) {
-    return bit_get(store_live(&index->store), slot) && !ivf_has(&index->lists, slot) &&
+    return bit_get(store_found(&index->store), slot) && !ivf_has(&index->lists, slot) &&
            timestamps_get(&index->store.times, slot) < cutoff_us;
 }
 

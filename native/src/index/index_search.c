@@ -56,7 +56,7 @@ static void count_allowed(search_job *job) {
     const uint64_t *allow = job->filter.allow;
     uint64_t words = (s->n + 63u) / 64;
     if (job->filter.allow_words < words) words = job->filter.allow_words;
-    job->allowed = allow ? count_rows(store_live(s), allow, NULL, words) : s->live_count;
+    job->allowed = allow ? count_rows(store_found(s), allow, NULL, words) : s->found_count;
     if (lists->live) {
         if (ivf_words(lists) < words) words = ivf_words(lists);
         job->historical = allow ? count_rows(store_live(s), allow, ivf_rows(lists), words) : lists->live;
@@ -198,7 +198,7 @@ static void scan_recent(const search_job *job, nearest *near) {
     const ivf *lists = &job->index->lists;
     uint32_t slots[64], first = job->index->graph.first;
     for (uint64_t w = first / 64; w < (s->n + 63u) / 64; w++) {
-        uint64_t bits = store_live(s)[w];
+        uint64_t bits = store_found(s)[w];
         uint32_t n = 0;
         if (w < ivf_words(lists)) bits &= ~ivf_rows(lists)[w];
         for (; bits; bits &= bits - 1) slots[n++] = (uint32_t)(w * 64) + (uint32_t)__builtin_ctzll(bits);
@@ -325,7 +325,7 @@ fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_que
     TRY(check_queries(s, queries, n_queries, diag));
     search_job job = {.index = index, .queries = queries, .n_queries = n_queries, .params = params, .out = out,
                       .control = control,
-                      .filter = {.live = s->live_count < s->n ? store_live(s) : NULL, .allow = allow,
+                      .filter = {.live = s->found_count < s->n ? store_found(s) : NULL, .allow = allow,
                                  .allow_words = allow_words}};
     plan_search(&job);
     workers w;

@@ -195,7 +195,7 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control) {
     const store *s = scans[0].query->s;
-    row_set set = {store_live(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
+    row_set set = {store_found(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
     if (allow && allow_words < set.words) set.words = allow_words;
     for (uint32_t i = 0; i < n; i++) scans[i].found = 0;
     if (store_has_codes(s)) scan_codes(scans, n, k, &set, control);

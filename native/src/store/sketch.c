@@ -149,7 +149,7 @@ void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most
     for (uint32_t d = 0; d < s->dim; d++) origin += q->x[d] * k->middle[d];
     *found = 0;
     for (uint32_t slot = 0; slot < s->n; slot++) {
-        const bool wanted = bit_get(store_live(s), slot) &&
+        const bool wanted = bit_get(store_found(s), slot) &&
                             (!allow || (slot / 64 < allow_words && bit_get(allow, slot)));
         if (wanted) slots[n++] = slot;
         if (n < OFFER_ROWS && slot + 1 < s->n) continue;

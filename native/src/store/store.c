@@ -31,6 +31,8 @@ void store_free(store *s) {
     region_free(&s->codes);
     region_free(&s->code_norm2);
     region_free(&s->live);
+    region_free(&s->bare);
+    region_free(&s->found);
     codebook_free(&s->book);
     id_map_free(&s->ids);
     timestamps_free(&s->times);
@@ -60,12 +62,18 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
     return some == 0 && s->metric == FVDB_METRIC_COSINE ? FVDB_ERR_ZERO_VECTOR : FVDB_OK;
 }
 
+static bool resize_bare(store *s, size_t n) {
+    const size_t bytes = (n + 63) / 64 * sizeof(uint64_t);
+    return region_resize(&s->bare, bytes) && region_resize(&s->found, bytes);
+}
+
 /* Sets the size of every per-row region.  Shrinking cannot fail; a failed growth leaves some regions longer than n
  * needs, which nobody sees. */
 static bool resize_rows(store *s, size_t n) {
     size_t plane = n * s->dim16 * sizeof(uint16_t), coded = store_has_codes(s) ? n : 0;
     return region_resize(&s->high, plane) && region_resize(&s->low, plane) &&
            region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) &&
+           (!s->bare.used || resize_bare(s, n)) &&
            region_resize(&s->inv_norm, (wants_inv_norm(s) ? n : 0) * sizeof(float)) &&
            region_resize(&s->codes, coded * s->code_bytes) &&
            region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float));
@@ -137,19 +145,35 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
     return FVDB_OK;
 }
 
+fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
+    const bool first = s->bare.used == 0;
+    if (!resize_bare(s, n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (first && s->live.used) memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
+    return FVDB_OK;
+}
+
+void store_mark_bare(store *s, uint32_t slot) { bit_set((uint64_t *)s->bare.base, slot); }
+
 void store_make_live(store *s, uint32_t slot) {
     id_map_link(&s->ids, slot);
     bit_set(store_live(s), slot);
     s->live_count++;
+    if (store_is_bare(s, slot)) return;
+    if (s->bare.used) bit_set((uint64_t *)s->found.base, slot);
+    s->found_count++;
 }
 
 void store_make_tombstone(store *s, uint32_t slot) {
     id_map_unlink(&s->ids, slot);
     bit_clear(store_live(s), slot);
     s->live_count--;
+    if (store_is_bare(s, slot)) return;
+    if (s->bare.used) bit_clear((uint64_t *)s->found.base, slot);
+    s->found_count--;
 }
 
 void store_truncate(store *s, uint32_t n) {
+    for (uint32_t slot = n; slot < s->n && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
     id_map_truncate(&s->ids, n);
     timestamps_truncate(&s->times, n);
     s->n = n;
@@ -210,6 +234,21 @@ static void permute_all(store *s, const uint32_t *from, uint32_t n, uint64_t *ma
     permute(&s->code_norm2, sizeof(float), from, n, marks);
 }
 
+/* Bit i becomes what was bit from[i], those from n on 0. */
+static void permute_bits(region *r, const uint32_t *from, uint32_t n, arrangement *a) {
+    if (r->used == 0) return;
+    memset(a->marks, 0, (a->n / 64 + 1) * sizeof *a->marks);
+    for (uint32_t i = 0; i < n; i++)
+        if (bit_get((const uint64_t *)r->base, from[i])) bit_set(a->marks, i);
+    memcpy(r->base, a->marks, r->used);
+}
+
+/* After live or bare rows got other slots. */
+static void find_live(store *s) {
+    const uint64_t *live = store_live(s), *bare = (const uint64_t *)s->bare.base;
+    for (size_t w = 0; w < s->bare.used / sizeof *bare; w++) ((uint64_t *)s->found.base)[w] = live[w] & ~bare[w];
+}
+
 static void exchange_times(store *s, arrangement *a) {
     timestamps swap = s->times;
     s->times = a->times;
@@ -219,10 +258,9 @@ static void exchange_times(store *s, arrangement *a) {
 void store_arrange(store *s, arrangement *a) {
     permute_all(s, a->order, a->n, a->marks);
     exchange_times(s, a);
-    memset(a->marks, 0, (a->n / 64 + 1) * sizeof *a->marks);
-    for (uint32_t slot = 0; slot < a->kept; slot++)
-        if (bit_get(store_live(s), a->order[slot])) bit_set(a->marks, slot);
-    if (s->live.used) memcpy(s->live.base, a->marks, s->live.used);
+    permute_bits(&s->live, a->order, a->kept, a);
+    permute_bits(&s->bare, a->order, a->n, a);
+    find_live(s);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->kept, store_live(s));
     s->n = a->kept;
 }
@@ -233,11 +271,16 @@ void store_arrange_back(store *s, arrangement *a) {
     memset(s->live.base, 0, s->live.used);
     for (uint32_t slot = 0; slot < a->n; slot++)
         if (a->map[slot] < a->kept) bit_set(store_live(s), slot);
+    permute_bits(&s->bare, a->map, a->n, a);
+    find_live(s);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->n, store_live(s));
     s->n = a->n;
 }
 
-void store_arranged(store *s) { resize_rows(s, s->n); }
+void store_arranged(store *s) {
+    for (uint32_t slot = s->n; slot % 64 && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
+    resize_rows(s, s->n);
+}
 
 fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
     if (!resize_rows(s, s->n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");

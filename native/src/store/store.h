@@ -103,6 +103,9 @@ typedef struct store {
     id_map ids;
     timestamps times;
     region live;                 /* bitmap over n rows, whole words */
+    region bare;                 /* the same of rows without a vector; none while there never was one */
+    region found;                /* where `bare` is: rows that are live and have a vector */
+    uint32_t found_count;        /* how many these are; live_count where there is no `bare` */
 } store;
 
 static inline const uint16_t *store_high(const store *s, uint32_t slot) {
@@ -115,6 +118,13 @@ static inline const uint8_t *store_code(const store *s, uint32_t slot) {
     return s->codes.base + (size_t)slot * s->code_bytes;
 }
 static inline uint64_t *store_live(const store *s) { return (uint64_t *)s->live.base; }
+static inline bool store_is_bare(const store *s, uint32_t slot) {
+    return s->bare.used && bit_get((const uint64_t *)s->bare.base, slot);
+}
+/* Rows that searches may find. */
+static inline const uint64_t *store_found(const store *s) {
+    return (const uint64_t *)(s->bare.used ? s->found.base : s->live.base);
+}
 static inline bool store_has_codes(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->book.trained_rows; }
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
@@ -128,6 +138,9 @@ fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *di
 /* Appends rows, not live and with unlinked ids; the vectors were checked and room was reserved.  Fails only where the
  * timestamps need memory, changing nothing. */
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, crew *c, fvdb_diag *diag);
+/* Room for marks of bare rows among all that there are and are reserved; then marks one of them, zeros in its planes. */
+fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
+void store_mark_bare(store *s, uint32_t slot);
 /* Makes an appended row visible, or a visible one a tombstone. */
 void store_make_live(store *s, uint32_t slot);
 void store_make_tombstone(store *s, uint32_t slot);

@@ -67,7 +67,8 @@ async def test_few_rows_are_found_without_fail(count: int) -> None:
 async def test_it_is_the_same_each_time_and_knows_who_is_gone() -> None:
     async with await session_on("memory:recall-same", clock=lambda: NOW) as session:
         ids = [str(row) for row in range(2_000)]
-        await session.add_batch(ids, rows_of(2_000), expires_at=[NOW - 1 if row % 4 == 0 else None for row in range(2_000)])
+        expires = [NOW - 1 if row % 4 == 0 else None for row in range(2_000)]
+        await session.add_batch(ids, rows_of(2_000), expires_at=expires)
         await session.delete_by_metadata({"x": 1})
         await session.delete_vector("1")
         one, other = await session.recall(40), await session.recall(40)
