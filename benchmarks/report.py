@@ -285,6 +285,44 @@ def life(results: Results) -> str:
     return "\n".join(parts)
 
 
+def link(results: Results) -> str:
+    """Bytes, requests and seconds over a link, and loads from a directory."""
+    result = results["bench_link"]
+    given, modes = result["parameters"], list(result["summary"])
+    each = list(result["summary"].values())
+
+    def row(name: str, pick: Callable[[Result], curves.Stat], scale: float = 1.0) -> list[str]:
+        return [name, *(median(pick(mode), scale) for mode in each)]
+
+    def costs(name: str, part: str, verb: str) -> Iterable[list[str]]:
+        yield row(f"{name}: MB", lambda mode: mode[part][verb]["mb"])
+        yield row("… requests", lambda mode: mode[part][verb]["requests"])
+        yield row("… one after the other", lambda mode: mode[part][verb]["round_trips"])
+        yield row("… s", lambda mode: mode[part][verb]["seconds"])
+
+    rows = [
+        *costs("first save", "saves", "save"),
+        *costs("save unchanged", "saves", "save_unchanged"),
+        *costs("save after adding 1 %", "saves", "save_after_adding"),
+        row("… % of the first save's bytes", lambda mode: mode["saves"]["adding_mb_over_full"], 100),
+        row("… mean of 30 in a row, %", lambda mode: mode["saves"]["added_mb_over_full_mean"], 100),
+        row("save after deleting 1 %: %", lambda mode: mode["saves"]["deleting_mb_over_full"], 100),
+        row("save after changing 1 % of the metadata: %", lambda mode: mode["saves"]["changing_mb_over_full"], 100),
+        *costs("lazy load to first answer", "loads", "first_answer"),
+        row("… % of a whole load's bytes", lambda mode: mode["loads"]["first_answer_mb_over_full"], 100),
+        row("… % of its time", lambda mode: mode["loads"]["first_answer_seconds_over_full"], 100),
+        row("… recall@10", lambda mode: mode["loads"]["first_answer_recall"]),
+        *costs("ten further cold queries", "loads", "cold_queries"),
+        *costs("whole load", "loads", "full_load"),
+        row("directory: lazy load, s", lambda mode: mode["disk"]["lazy_load_s"]),
+        row("… whole load, s", lambda mode: mode["disk"]["full_load_s"]),
+        row("… save, s", lambda mode: mode["disk"]["save_s"]),
+        row("memory after 1,000 lazy searches ÷ raw rows", lambda mode: mode["disk"]["lazy_memory_over_raw"]),
+    ]
+    head = f"{given['latency_s'] * 1e3:.0f} ms a request, {given['bytes_per_s'] / 1e6:.0f} MB/s, {given['parallel']} at a time"
+    return f"{conditions(result)}\n\n{table([head, *modes], rows)}"
+
+
 def readme(results: Results) -> str:
     """The short table: search, build and memory of each index; a line for whole databases."""
     result = results["compare_search"]
@@ -328,6 +366,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "evidence": (evidence, ("bench_growth",)),
     "kernels": (kernels, ("bench_kernels",)),
     "life": (life, ()),
+    "link": (link, ("bench_link",)),
 }
 
 

@@ -102,6 +102,8 @@ _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
 # Lists are scanned by code: a few times faster.
 _INLINE_PROBED_VALUES_MAX: Final = 1 << 23
 SCAN_PAGE_ROWS: Final = 512
+# Older than this is every row.
+_ANY_AGE_US: Final = 2**63 - 1
 # Searches on the caller's thread let other tasks run at least this often: each takes a fraction of a millisecond, a
 # thousand in a row would not.
 _PAUSE_S: Final = 0.005
@@ -186,6 +188,61 @@ class VectorDBSession:
             InvalidConfigError: a setting is missing or out of range.
         """
         return cls(make_config(config, settings))
+
+    @classmethod
+    async def from_parts(
+        cls,
+        config: VectorDBConfig | Mapping[str, Any] | None = None,
+        /,
+        *,
+        recent: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
+        historical: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
+        timestamps: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Makes a session whose rows are on the sides that are said, whatever their age.
+
+        What `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` give of one session makes another
+        like it. The next `optimize` moves rows by their age, as always.
+
+        Args:
+            config, **settings: as `create`.
+            recent: rows of the graph: VectorInputs, Rows, or mappings with the keys of a VectorInput.
+            historical: rows of the lists, which are trained for them. Fewer than 64 are not worth lists, and rows
+                without a vector are on none: these are recent ones.
+            timestamps: seconds since 1970 by id; they win over what a row says.
+
+        Raises:
+            InvalidConfigError, InvalidInputError, ConflictError, MemoryBudgetExceededError: as `create` and
+                `add_vectors`; no session was made.
+        """
+        session = await cls.create(config, **settings)
+        try:
+            await session.fill_from_parts(recent, historical, timestamps)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await session.destroy()
+            raise
+        return session
+
+    async def fill_from_parts(
+        self,
+        recent: Iterable[VectorInput | Row | Mapping[str, Any]],
+        historical: Iterable[VectorInput | Row | Mapping[str, Any]],
+        timestamps: Mapping[str, float] | None,
+    ) -> None:
+        """Gives an empty session rows on both sides. A step of `from_parts`."""
+        if timestamps is not None and not isinstance(timestamps, Mapping):
+            raise InvalidInputError(f"timestamps must be a mapping of ids, got {type(timestamps).__name__}")
+        sides = [_dated(rows, timestamps or {}) for rows in (historical, recent)]
+        await self.add_vectors(sides[0])
+        if await self._beside(lambda index, control: index.train(_ANY_AGE_US, control)):
+            first: int | None = 0
+            while first is not None:
+                step = partial(Index.migrate, cutoff_us=_ANY_AGE_US, step=STEP_ROWS, first=first)
+                _, first = await self._beside(lambda index, _, step=step: step(index))
+            await self.vacuum()
+        await self.add_vectors(sides[1])
 
     @staticmethod
     def _check_phrase(secret: SeedPhrase) -> None:
@@ -1506,6 +1563,22 @@ def check_range(name: str, value: int, most: int) -> None:
     """Raises InvalidInputError unless a number is an integer from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidInputError(f"{name} must be an integer from 1 to {most}, got {value!r}", details={"limit": most})
+
+
+def _dated(
+    rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Mapping[str, float]
+) -> list[VectorInput]:
+    """Rows as they are added, with the timestamps that are said of them."""
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
+    dated = []
+    for number, item in enumerate(rows):
+        if isinstance(item, Row):
+            row = VectorInput(item.id, item.vector, item.metadata, item.timestamp, item.expires_at)
+        else:
+            row = _as_input(number, item)
+        dated.append(replace(row, timestamp=timestamps[row.id]) if row.id in timestamps else row)
+    return dated
 
 
 def as_ids(ids: Sequence[str]) -> list[str]:

@@ -126,6 +126,26 @@ class VectorDBSession:
         """Makes a session; validates only, touches no store."""
         return cls(make_config(config, settings))
 
+    @classmethod
+    def from_parts(
+        cls,
+        config: VectorDBConfig | Mapping[str, Any] | None = None,
+        /,
+        *,
+        recent: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
+        historical: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
+        timestamps: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Makes a session whose rows are on the sides that are said."""
+        session = cls.create(config, **settings)
+        try:
+            session._call(session._async.fill_from_parts, recent, historical, timestamps)
+        except BaseException:
+            session.destroy()
+            raise
+        return session
+
     def __enter__(self) -> Self:
         return self
 
