@@ -319,7 +319,8 @@ def link(results: Results) -> str:
         row("… save, s", lambda mode: mode["disk"]["save_s"]),
         row("memory after 1,000 lazy searches ÷ raw rows", lambda mode: mode["disk"]["lazy_memory_over_raw"]),
     ]
-    head = f"{given['latency_s'] * 1e3:.0f} ms a request, {given['bytes_per_s'] / 1e6:.0f} MB/s, {given['parallel']} at a time"
+    speed = f"{given['latency_s'] * 1e3:.0f} ms a request, {given['bytes_per_s'] / 1e6:.0f} MB/s"
+    head = f"{speed}, {given['parallel']} at a time"
     return f"{conditions(result)}\n\n{table([head, *modes], rows)}"
 
 

@@ -90,6 +90,9 @@ class VectorDBConfig:
         memory_budget_mb: most memory of the index and its transfers, in 10^6 bytes.
         cache_size_mb: most memory, in 10^6 bytes, of parts that a lazily loaded index keeps of what it fetched; capped
             by what memory_budget_mb leaves.
+        disk_cache_dir: absolute path of a directory that keeps fetched and stored blobs between sessions, encrypted as
+            they are; None keeps nothing. `destroy` leaves it; delete it to forget.
+        disk_cache_mb: most of it, in 10^6 bytes.
         debug: log at DEBUG level on the logger ``fabstir_vectordb``.
         encrypt_at_rest: False stores versions in clear.
         metric: ``cosine``, ``l2`` or ``dot``; a loaded index brings its own.
@@ -119,6 +122,8 @@ class VectorDBConfig:
     index_name: str = "default"
     memory_budget_mb: int = 512
     cache_size_mb: int = 150
+    disk_cache_dir: str | os.PathLike[str] | None = None
+    disk_cache_mb: int = 1024
     debug: bool = False
     encrypt_at_rest: bool = True
     metric: Metric = "cosine"
@@ -151,6 +156,7 @@ class VectorDBConfig:
         for name, low, high in (
             ("memory_budget_mb", 1, None),
             ("cache_size_mb", 1, None),
+            ("disk_cache_mb", 1, None),
             ("M", M_MIN, M_MAX),
             ("ef_construction", 1, EF_MAX),
             ("threads", 1, THREADS_MAX),
@@ -158,6 +164,7 @@ class VectorDBConfig:
         ):
             _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
         self._check_http()
+        self._check_disk_cache()
         for name in ("debug", "encrypt_at_rest"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, f"{name} must be True or False")
@@ -189,6 +196,15 @@ class VectorDBConfig:
             raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {retries!r}")
         if token is not None and (not isinstance(token, str) or not token.isascii() or not token.isprintable()):
             raise _invalid("portal_token", "portal_token must be printable ASCII text")
+
+    def _check_disk_cache(self) -> None:
+        directory = self.disk_cache_dir
+        if directory is None:
+            return
+        if not isinstance(directory, (str, os.PathLike)) or not os.path.isabs(directory):
+            raise _invalid("disk_cache_dir", f"disk_cache_dir must be an absolute path, got {directory!r}")
+        if not self.encrypt_at_rest:
+            raise _invalid("disk_cache_dir", "disk_cache_dir would keep blobs in clear: not with encrypt_at_rest=False")
 
     @property
     def secret(self) -> SeedPhrase:

@@ -9,6 +9,7 @@ then raises the cancellation; the change was made whole by then, or left no trac
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 
@@ -49,6 +51,7 @@ from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
+from fabstir_vectordb.persist.disk_cache import DiskCache
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
 from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
@@ -154,6 +157,9 @@ class VectorDBSession:
             token=config.portal_token,
             account_seed=self._account_seed,
         )
+        if config.disk_cache_dir is not None:
+            directory = Path(os.fspath(config.disk_cache_dir))
+            self._store = DiskCache(self._store, directory, config.disk_cache_mb * 1_000_000)
         self._check_phrase(config.secret)
         self._secret: SeedPhrase | None = config.secret
         self._identity: Identity | None = None
@@ -239,8 +245,7 @@ class VectorDBSession:
         if await self._beside(lambda index, control: index.train(_ANY_AGE_US, control)):
             first: int | None = 0
             while first is not None:
-                step = partial(Index.migrate, cutoff_us=_ANY_AGE_US, step=STEP_ROWS, first=first)
-                _, first = await self._beside(lambda index, _, step=step: step(index))
+                _, first = await self._move(first, _ANY_AGE_US)
             await self.vacuum()
         await self.add_vectors(sides[1])
 
@@ -510,7 +515,10 @@ class VectorDBSession:
 
     async def migrate_step(self, first: int) -> tuple[int, int | None]:
         """Moves some old rows from slot `first` on: how many, and where to go on. A step of `optimize`."""
-        return await self._beside(lambda index, _: index.migrate(self._cutoff_us(), STEP_ROWS, first))
+        return await self._move(first, self._cutoff_us())
+
+    async def _move(self, first: int, cutoff_us: int) -> tuple[int, int | None]:
+        return await self._beside(lambda index, _: index.migrate(cutoff_us, STEP_ROWS, first))
 
     def _cutoff_us(self) -> int:
         return cutoff_us(self._now_us(), self._config.recent_window_s)

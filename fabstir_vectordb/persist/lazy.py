@@ -62,14 +62,15 @@ class LazyParts:
 
     Args:
         stored: the parts by kind and number.
-        fetch: gives a part's bytes, all checks behind it, and how many bytes came over the network.
+        fetch: gives a part's bytes, all checks behind it, and how many came from the store; None for those that came
+            from the disk cache.
         cache: keeps what was fetched.
     """
 
     def __init__(
         self,
         stored: dict[PartKey, StoredPart],
-        fetch: Callable[[StoredPart], Awaitable[tuple[bytes, int]]],
+        fetch: Callable[[StoredPart], Awaitable[tuple[bytes, int | None]]],
         cache: PartCache,
     ) -> None:
         self.stored = stored
@@ -130,7 +131,8 @@ class LazyParts:
         flight = self._flights[key] = _Flight()
         try:
             raw, size = await self._fetch(self.stored[key])
-            received.append(size)
+            if size is not None:
+                received.append(size)
             flight.part = CachedPart(raw)
             self.cache.put(key, flight.part)
             return flight.part

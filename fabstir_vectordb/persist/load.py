@@ -24,6 +24,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.persist import disk_cache
 from fabstir_vectordb.persist.lazy import LazyParts
 from fabstir_vectordb.persist.manifest import (
     BARE,
@@ -452,13 +453,13 @@ async def _load_first(
 
     unsettled = 0
 
-    async def fetch_later(part: StoredPart) -> tuple[bytes, int]:
+    async def fetch_later(part: StoredPart) -> tuple[bytes, int | None]:
         nonlocal unsettled
-        blob = await fetch(part)
-        size = len(blob)
+        blob, asked = await disk_cache.fetch(store, part.entry.hash, _blob_size(part.entry))
+        size = len(blob) if asked else None
         raw = await workers.run(_open_later, part, blob, native)
         del blob
-        unsettled += size
+        unsettled += part.entry.size
         if unsettled > _SETTLE_BYTES:
             # Buffers come and go in several threads: what the allocator keeps of them would be four times the cache.
             unsettled = 0
