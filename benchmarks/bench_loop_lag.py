@@ -49,7 +49,7 @@ async def one_round(data: datasets.Dataset, store: str) -> dict[str, dict[str, f
         results["search_batch"] = await lag_of(lambda: session.search_batch(data.queries, 10))
         results["save"] = await lag_of(session.save_to_s5)
     async with await VectorDBSession.create(**ours.fields(store)) as session:
-        results["load"] = await lag_of(session.load_user_vectors)
+        results["load"] = await lag_of(lambda: session.load_user_vectors(lazy_load=False))
     return results
 
 

@@ -34,6 +34,8 @@ __all__ = ["LazyIndex"]
 # Rows by code whose parts are fetched, as a multiple of k: on 100,000 sentence embeddings these parts hold 96, 99 and
 # 99.7 % of the ten nearest (docs/decisions/0016).
 _CANDIDATES: tuple[tuple[float, float], ...] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
+# Share of the vectors that the cache has kept when the rest is worth fetching.
+_NEARLY_SHARE = 0.75
 _CANDIDATES_MIN = 8
 _CANDIDATES_MAX = 10_000
 
@@ -47,6 +49,7 @@ class LazyIndex(Index):
         super().__init__(settings)
         self._lazy: LazyVersion | None = None
         self._has_metadata = False
+        self._stays_lazy = False
         self._changes: dict[int, bytes | None] = {}
 
     @classmethod
@@ -174,8 +177,10 @@ class LazyIndex(Index):
         """
         if nowait:
             raise NativeBusy
-        if exact or self._is_all_here():
+        if exact:
             raise WholeNeeded
+        if self._is_nearly_here():
+            raise WholeNeeded(optional=True)
         most = candidates_for(k, ef_search, recall_target)
 
         def read(allow: npt.NDArray[np.uint64] | None) -> SearchResults:
@@ -215,10 +220,14 @@ class LazyIndex(Index):
         effort = ef_search, exact, nprobe, recall_target, where, False, control
         return [self.search(query, k, threshold, include_vectors, *effort) for query in queries]
 
-    def _is_all_here(self) -> bool:
-        """Whether nothing but time stands between this and a whole index."""
+    def _is_nearly_here(self) -> bool:
+        """Whether most of it came, and a whole index, a hundred times as fast, is the better home for it."""
         parts = self.lazy.parts
-        return parts.cache.has_all(VECTORS, len(parts.numbers(VECTORS)))
+        return not self._stays_lazy and parts.cache.count(VECTORS) >= _NEARLY_SHARE * len(parts.numbers(VECTORS))
+
+    def stay_lazy(self) -> None:
+        """The whole would not fit: it is not asked for again where a call can do without."""
+        self._stays_lazy = True
 
     def _nearest_by_parts(
         self,

@@ -31,7 +31,13 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
 from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
 from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
-from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError
+from fabstir_vectordb.errors import (
+    ConflictError,
+    InvalidConfigError,
+    InvalidInputError,
+    MemoryBudgetExceededError,
+    SessionError,
+)
 from fabstir_vectordb.index import (
     Index,
     IndexClosed,
@@ -879,6 +885,17 @@ class VectorDBSession:
         if not self._index.is_whole:
             await self._alone(lambda: self._load_rest(progress))
 
+    async def become_whole(self, optional: bool) -> None:
+        """`warm` for a call that needs it, or, where it is optional, that would be the faster for it."""
+        try:
+            await self.warm()
+        except MemoryBudgetExceededError:
+            if not optional:
+                raise
+            index = self._index
+            if isinstance(index, LazyIndex):
+                index.stay_lazy()
+
     async def _load_rest(self, progress: ProgressCallback | None = None) -> None:
         index = self._index
         if isinstance(index, LazyIndex):
@@ -1344,8 +1361,8 @@ class VectorDBSession:
             except PartsNeeded as needed:
                 # Held, as the cache may be smaller than what is needed.
                 fetched.append(await needed.fetch())
-            except WholeNeeded:
-                await self.warm()
+            except WholeNeeded as needed:
+                await self.become_whole(needed.optional)
             else:
                 note_receipt(result, fetched)
                 return result

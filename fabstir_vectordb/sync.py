@@ -184,8 +184,8 @@ class VectorDBSession:
                 result = read()
             except PartsNeeded as needed:
                 fetched.append(self._call(needed.fetch))
-            except WholeNeeded:
-                self._call(self._async.warm)
+            except WholeNeeded as needed:
+                self._call(self._async.become_whole, needed.optional)
             else:
                 note_receipt(result, fetched)
                 return result

@@ -46,7 +46,7 @@ class Fabstir(Engine):
 
     def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
         self._session = sync.VectorDBSession.create(**fields(path.absolute().as_uri(), threads, self.memory))
-        self._session.load_user_vectors()
+        self._session.load_user_vectors(lazy_load=False)
 
     def families(self) -> list[list[Setting]]:
         return [[{"ef_search": ef} for ef in EF]]

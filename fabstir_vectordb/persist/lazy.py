@@ -23,7 +23,15 @@ _HELD_BYTES_MIN = 32_000_000
 
 
 class WholeNeeded(Exception):
-    """The call needs so much of the version that it has to be loaded whole."""
+    """The call needs so much of the version that it has to be loaded whole.
+
+    Attributes:
+        optional: it can do without, should the whole not fit; then call `LazyIndex.stay_lazy` and call again.
+    """
+
+    def __init__(self, *, optional: bool = False) -> None:
+        super().__init__()
+        self.optional = optional
 
 
 class PartsNeeded(Exception):

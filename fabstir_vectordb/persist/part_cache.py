@@ -66,10 +66,10 @@ class PartCache:
         if part is not None:
             self.nbytes -= len(part.raw)
 
-    def has_all(self, kind: int, count: int) -> bool:
-        """Whether all parts of a kind are kept."""
+    def count(self, kind: int) -> int:
+        """How many parts of a kind are kept."""
         with self._lock:
-            return sum(of == kind for of, _ in self._kept) == count
+            return sum(of == kind for of, _ in self._kept)
 
     def clear(self) -> None:
         """Lets go of all parts."""
