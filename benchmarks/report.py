@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import charts, curves
-from harness.registry import ENGINES, OURS, TITLES
+from harness.registry import ENGINES, LISTS, OURS, TITLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = Path("docs", "img")
 MARKED = re.compile(r"(<!-- benchmarks: (?!end)([a-z-]+) -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
 CHART_RECALL = 0.8
+TITLES_OF_LISTS = {name: entry.title for name, entry in LISTS.items()}
 
 Result = dict[str, Any]
 Results = dict[str, Result]
@@ -285,6 +286,18 @@ def life(results: Results) -> str:
     return "\n".join(parts)
 
 
+def lists(results: Results) -> str:
+    """Inverted lists alone: build and speed at some recalls."""
+    result = results["compare_lists"]
+    rows = []
+    for engine, found in result["summary"].items():
+        at = [median(found[f"qps@{recall}"]) for recall in ("0.9", "0.95", "0.97")]
+        ratios = [spread(found.get("ours_over_it@0.95")), spread(found.get("it_over_ours_build_s"))]
+        rows.append([TITLES_OF_LISTS[engine], median(found["build_s"]), ratios[1], *at, ratios[0]])
+    head = ["", "build s", "÷ ours", "QPS at 0.90", "at 0.95", "at 0.97", "ours ÷ it at 0.95"]
+    return f"{conditions(result)}{absent(result)}\n\n{table(head, rows)}"
+
+
 def link(results: Results) -> str:
     """Bytes, requests and seconds over a link, and loads from a directory."""
     result = results["bench_link"]
@@ -368,6 +381,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "kernels": (kernels, ("bench_kernels",)),
     "life": (life, ()),
     "link": (link, ("bench_link",)),
+    "lists": (lists, ("compare_lists",)),
 }
 
 

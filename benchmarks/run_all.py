@@ -21,6 +21,7 @@ SCRIPTS = (
     "compare_build",
     "compare_search",
     "compare_flat",
+    "compare_lists",
     "compare_session",
     "bench_filter",
     "bench_save_load",

@@ -31,6 +31,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_search": ([], {"points"}),
     "compare_build": (["--engines", "fabstir,fabstir-compact"], {"fabstir", "fabstir-compact"}),
     "compare_flat": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
+    "compare_lists": (ONLY_OURS, {"fabstir"}),
     "compare_search": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
     "compare_session": (ONLY_OURS, {"fabstir"}),
 }

@@ -13,6 +13,8 @@ from typing import Any
 K = 10
 #: Candidates of a graph search, the same for every library that takes such a number.
 EF = (10, 12, 14, 16, 20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 200, 240, 320, 400, 512)
+#: Lists that a search looks at, the same for every library that has some.
+PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 #: Builds are judged by the recall that this many candidates then reach.
 EF_AFTER_BUILD = 64
 M = 16

@@ -12,7 +12,7 @@ from anyio.from_thread import start_blocking_portal
 
 import fabstir_vectordb
 from fabstir_vectordb import sync
-from harness.contract import EF, EF_AFTER_BUILD, Database, Engine, K, Setting
+from harness.contract import EF, EF_AFTER_BUILD, PROBES, Database, Engine, K, Setting
 
 BUDGET_MB = 16_384
 
@@ -72,6 +72,24 @@ class FabstirCompact(Fabstir):
     """The same with memory="compact"."""
 
     memory = "compact"
+
+
+class FabstirLists(Fabstir):
+    """Every row historical: lists alone."""
+
+    def build(self, base: Any, threads: int) -> None:
+        self._store = self.scratch / "store"
+        settings = fields(self._store.absolute().as_uri(), threads) | {"clock": lambda: 1e9}
+        self._session = sync.VectorDBSession.create(**settings)
+        ids = [str(row) for row in range(len(base))]
+        self._session.add_batch(ids, base, timestamps=[1.0] * len(base))
+        self._session.optimize()
+
+    def families(self) -> list[list[Setting]]:
+        return [[{"nprobe": nprobe} for nprobe in PROBES]]
+
+    def setting_after_build(self) -> Setting:
+        return {}
 
 
 class FabstirFlat(Fabstir):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.contract import EF, EF_AFTER_BUILD, EF_CONSTRUCTION, Engine, K, M, Setting
+from harness.contract import EF, EF_AFTER_BUILD, EF_CONSTRUCTION, PROBES, Engine, K, M, Setting
 
 #: Rows that a loaded index has room for beyond its own.
 HEADROOM = 2_000
@@ -85,6 +85,81 @@ class Faiss(Engine):
     def batch(self, queries: Any, threads: int) -> Any:
         self._faiss.omp_set_num_threads(threads)
         return self._index.search(queries, K, params=self._params)[1]
+
+
+class FaissIvf(Faiss):
+    """faiss, inverted lists with PQ fast-scan and exact refinement."""
+
+    def build(self, base: Any, threads: int) -> None:
+        lists = int(4 * np.sqrt(len(base)))
+        self.spec = f"IVF{lists},PQ{base.shape[1] // 2}x4fs,RFlat"
+        super().build(base, threads)
+
+    def families(self) -> list[list[Setting]]:
+        return [[{"nprobe": nprobe, "refine": refine} for nprobe in PROBES] for refine in (1, 2, 4, 8)]
+
+    def setting_after_build(self) -> Setting:
+        return {"nprobe": 64, "refine": 4}
+
+    def use(self, setting: Setting) -> None:
+        lists = self._faiss.SearchParametersIVF(nprobe=setting["nprobe"])
+        self._params = self._faiss.IndexRefineSearchParameters(k_factor=setting["refine"], base_index_params=lists)
+
+
+class FaissIvfFlat(FaissIvf):
+    """faiss, inverted lists of float32."""
+
+    def build(self, base: Any, threads: int) -> None:
+        self.spec = f"IVF{int(4 * np.sqrt(len(base)))},Flat"
+        Faiss.build(self, base, threads)
+
+    def families(self) -> list[list[Setting]]:
+        return [[{"nprobe": nprobe} for nprobe in PROBES]]
+
+    def setting_after_build(self) -> Setting:
+        return {"nprobe": 64}
+
+    def use(self, setting: Setting) -> None:
+        self._params = self._faiss.SearchParametersIVF(nprobe=setting["nprobe"])
+
+
+class Scann(Engine):
+    """ScaNN: a tree of lists, anisotropic 4-bit codes, exact reordering."""
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._scann = importlib.import_module("scann")
+
+    def build(self, base: Any, threads: int) -> None:
+        lists = int(2 * np.sqrt(len(base)))
+        builder = self._scann.scann_ops_pybind.builder(base, K, "dot_product").set_n_training_threads(threads)
+        tree = builder.tree(num_leaves=lists, num_leaves_to_search=lists, training_sample_size=len(base))
+        self._index = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
+
+    def save(self, path: Path) -> None:
+        path.mkdir()
+        self._index.serialize(str(path))
+
+    def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
+        self._index = self._scann.scann_ops_pybind.load_searcher(str(path))
+
+    def families(self) -> list[list[Setting]]:
+        return [[{"nprobe": nprobe, "reorder": reorder} for nprobe in PROBES] for reorder in (20, 40, 100)]
+
+    def setting_after_build(self) -> Setting:
+        return {"nprobe": 64, "reorder": 40}
+
+    def use(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def one(self, query: Any) -> Any:
+        setting = self._setting
+        return self._index.search(
+            query,
+            final_num_neighbors=K,
+            pre_reorder_num_neighbors=setting["reorder"],
+            leaves_to_search=setting["nprobe"],
+        )[0]
 
 
 class FaissFlat(Faiss):

@@ -60,6 +60,16 @@ SCANS: dict[str, Entry[Engine]] = dict(
     )
 )
 
+#: Inverted lists alone.
+LISTS: dict[str, Entry[Engine]] = dict(
+    (
+        _engine("fabstir", ours.FabstirLists, *_US, "fabstir_vectordb, lists", "fabstir-lists"),
+        _engine("faiss-ivf", peers.FaissIvf, "faiss", "faiss-cpu", "faiss, IVF, PQ fast-scan, refined"),
+        _engine("faiss-ivf-flat", peers.FaissIvfFlat, "faiss", "faiss-cpu", "faiss, IVF, float32"),
+        _engine("scann", peers.Scann, "scann", "scann", "ScaNN"),
+    )
+)
+
 #: Filtered searches; engines that need no metadata open the index of their namesake.
 FILTERED: dict[str, Entry[Engine]] = dict(
     (
@@ -80,9 +90,14 @@ DATABASES: dict[str, Entry[Database]] = {
 }
 
 #: By the names that jobs have for them.
-TABLES: dict[str, dict[str, Entry[Engine]]] = {"engines": ENGINES, "scans": SCANS, "filtered": FILTERED}
+TABLES: dict[str, dict[str, Entry[Engine]]] = {
+    "engines": ENGINES,
+    "scans": SCANS,
+    "lists": LISTS,
+    "filtered": FILTERED,
+}
 
-TITLES = {name: entry.title for table in (DATABASES, SCANS, ENGINES) for name, entry in table.items()}
+TITLES = {name: entry.title for table in (DATABASES, LISTS, SCANS, ENGINES) for name, entry in table.items()}
 
 
 def present(table: Mapping[str, Entry[_T]], wanted: Iterable[str] | None = None) -> tuple[list[str], dict[str, str]]:
