@@ -62,8 +62,23 @@ class LazyIndex(Index):
         self = cls(settings)
         self._lazy = loaded.lazy
         self._restore(loaded)
+        self.lazy.parts.check = self._check_part
         self._changes = parse_changes(loaded.changes, loaded.rows)
         return self
+
+    def _check_part(self, raw: bytes) -> None:
+        """Checks a part with vectors; `close` waits for it.
+
+        Raises:
+            IntegrityError: it breaks a rule of the format.
+            IndexClosed: a whole index took this one's place meanwhile.
+        """
+
+        def check() -> None:
+            assert self.native is not None
+            self.native.check_part(raw)
+
+        self._within(check)
 
     @property
     def lazy(self) -> LazyVersion:

@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
@@ -1359,8 +1360,9 @@ class VectorDBSession:
             try:
                 result = await read()
             except PartsNeeded as needed:
-                # Held, as the cache may be smaller than what is needed.
-                fetched.append(await needed.fetch())
+                with suppress(IndexClosed):            # another index has taken its place, and is asked then
+                    # Held, as the cache may be smaller than what is needed.
+                    fetched.append(await needed.fetch())
             except WholeNeeded as needed:
                 await self.become_whole(needed.optional)
             else:

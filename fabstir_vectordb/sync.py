@@ -19,7 +19,7 @@ from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
 from fabstir_vectordb.errors import SessionError
-from fabstir_vectordb.index import Index
+from fabstir_vectordb.index import Index, IndexClosed
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.versions import ProgressCallback
@@ -183,7 +183,8 @@ class VectorDBSession:
             try:
                 result = read()
             except PartsNeeded as needed:
-                fetched.append(self._call(needed.fetch))
+                with contextlib.suppress(IndexClosed):         # another index has taken its place, and is asked then
+                    fetched.append(self._call(needed.fetch))
             except WholeNeeded as needed:
                 self._call(self._async.become_whole, needed.optional)
             else:

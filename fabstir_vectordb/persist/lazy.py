@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import anyio
 
@@ -57,6 +58,9 @@ class Fetched:
     receipt: Receipt
 
 
+Check: TypeAlias = Callable[[bytes], None]
+
+
 class _Flight:
     """A part on its way."""
 
@@ -78,11 +82,13 @@ class LazyParts:
     def __init__(
         self,
         stored: dict[PartKey, StoredPart],
-        fetch: Callable[[StoredPart], Awaitable[tuple[bytes, int | None]]],
+        fetch: Callable[[StoredPart, Check], Awaitable[tuple[bytes, int | None]]],
         cache: PartCache,
     ) -> None:
         self.stored = stored
         self.cache = cache
+        #: Checks a part with vectors, in a worker thread; whoever has the native index that does it sets it.
+        self.check: Check | None = None
         self._fetch = fetch
         self._flights: dict[PartKey, _Flight] = {}
 
@@ -138,7 +144,8 @@ class LazyParts:
             # It failed, or was cancelled, for somebody else: perhaps not for this call.
         flight = self._flights[key] = _Flight()
         try:
-            raw, size = await self._fetch(self.stored[key])
+            assert self.check is not None
+            raw, size = await self._fetch(self.stored[key], self.check)
             if size is not None:
                 received.append(size)
             flight.part = CachedPart(raw)

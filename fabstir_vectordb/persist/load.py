@@ -453,11 +453,11 @@ async def _load_first(
 
     unsettled = 0
 
-    async def fetch_later(part: StoredPart) -> tuple[bytes, int | None]:
+    async def fetch_later(part: StoredPart, check: Callable[[bytes], None]) -> tuple[bytes, int | None]:
         nonlocal unsettled
         blob, asked = await disk_cache.fetch(store, part.entry.hash, _blob_size(part.entry))
         size = len(blob) if asked else None
-        raw = await workers.run(_open_later, part, blob, native)
+        raw = await workers.run(_open_later, part, blob, check)
         del blob
         unsettled += part.entry.size
         if unsettled > _SETTLE_BYTES:
@@ -476,13 +476,13 @@ async def _load_first(
     return _loaded(opened, native, pages, LazyVersion(opened, LazyParts(stored, fetch_later, cache)))
 
 
-def _open_later(part: StoredPart, blob: bytes, native: NativeIndex) -> bytes:
+def _open_later(part: StoredPart, blob: bytes, check: Callable[[bytes], None]) -> bytes:
     """A part that comes after the first ones, with every check that it would meet in a whole load but for pages, whose
     rows are checked when they are read."""
     with _naming(part.record):
         raw = _unpacked(part, blob)
         if split_name(part.record.name)[0] == VECTORS:
-            native.check_part(raw)
+            check(raw)
         return raw
 
 

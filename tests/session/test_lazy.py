@@ -385,6 +385,37 @@ async def test_a_cancelled_fetch_is_fetched_again(saved: tuple[Path, str], monke
         assert len(answers[0]) == 5
 
 
+async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
+    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = rows_of(1, 21)[0]
+    async with opened(saved) as session:
+        store: Any = session._store
+        get, held = store.get, anyio.Event()
+        names = {entry.hash: name for name, entry in Objects(saved[0]).files(saved[1]).items()}
+
+        async def late(digest: bytes, *args: Any) -> bytes:
+            blob = await get(digest, *args)
+            if names[digest].startswith("vectors") and not held.is_set():
+                await held.wait()
+            return blob
+
+        answers: list[SearchResults] = []
+
+        async def ask() -> None:
+            answers.append(await session.search(query, 5, threshold=None))
+
+        async with anyio.create_task_group() as group:
+            monkeypatch.setattr(store, "get", late)
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            monkeypatch.setattr(store, "get", get)
+            await session.warm()
+            assert session._index.is_whole
+            held.set()
+        assert (answers[0].plan, len(answers[0])) == ("graph", 5)
+
+
 async def test_what_does_not_fit_as_a_whole_is_still_searched(saved: tuple[Path, str]) -> None:
     async with opened(saved, memory_budget_mb=2) as session:
         query = rows_of(1, 18)[0]
