@@ -265,7 +265,11 @@ class VectorDBSession:
 
     def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        return self._with_parts(lambda: self._async.search_here(query, k, options, fields))
+        try:
+            # Without a function on the way: that would be a fiftieth of a search of an index in memory.
+            return self._async.search_here(query, k, options, fields)
+        except (PartsNeeded, WholeNeeded):
+            return self._with_parts(lambda: self._async.search_here(query, k, options, fields))
 
     def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
