@@ -137,13 +137,13 @@ class DiskCache:
                 if self._bytes <= self._bytes_max:
                     return
             found = sorted(self._files())
-            self._bytes = sum(size for _, size, _ in found)
+            self._bytes = sum(one for _, one, _ in found)
             if self._bytes <= self._bytes_max:
                 return
-            for _, size, path in found:
+            for _, one, path in found:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-                self._bytes -= size
+                self._bytes -= one
                 if self._bytes <= self._bytes_max * _LEFT_SHARE:
                     return
 

@@ -1,8 +1,8 @@
 """Searches beside adds, deletes, migrations, vacuums, saves and loads: no duplicate, no missing and no deleted row.
 
-An answer must be that of a moment between its question and itself. Each change notes, on one counter, when a row may first
-have been there and when it surely was, when it may have been gone and when it surely was; an answer may hold only rows that
-may have been there meanwhile, and must hold every nearer one that surely was there all the time.
+An answer must be that of a moment between its question and itself. Each change notes, on one counter, when a row may
+first have been there and when it surely was, when it may have been gone and when it surely was; an answer may hold
+only rows that may have been there meanwhile, and must hold every nearer one that surely was there all the time.
 """
 
 from __future__ import annotations
