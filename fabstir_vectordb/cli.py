@@ -463,7 +463,8 @@ def recall(settings: _Settings, sample: int, k: int, plot: Path | None) -> None:
         report = session.recall(sample, k=k)
     click.echo(f"recall@{report.k} of {report.sample} of {report.rows:,} rows; microseconds of one search")
     for name, point in [("default", report.default), *((_setting(point), point) for point in report.points)]:
-        click.echo(f"{name:>14}  {point.recall:.4f}  p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}")
+        times = f"p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}"
+        click.echo(f"{name:>14}  {point.recall:.4f}  {times}  {point.queries_per_s:9,.0f} a second")
     if plot is not None:
         report.plot(plot)
 

@@ -1194,12 +1194,16 @@ class Index:
             cursor.renumber(slot_map)
         self.changes += 1
 
-    def recall(self, sample: int, k: int, control: Control | None = None) -> RecallReport:
-        """How much of the truth searches find among the rows there are.
+    def recall(
+        self, sample: int, k: int, recall_target: float | None, control: Control | None = None
+    ) -> RecallReport:
+        """How much of the truth searches find among the rows there are; of a target, what those find that have it.
 
         Raises:
             NativeCancelled: `control` asked for it.
         """
+
+        effort = (0, False, 0) if recall_target is None else self._effort(k, recall_target, control=control)
 
         def measure() -> RecallReport:
             native, counts, hidden = self.native, self.counts, self._hidden()
@@ -1207,7 +1211,7 @@ class Index:
                 return NO_RECALL
             slots = self._visible(native.live_slots(0, counts.live))
             slots = slots[~self._are_bare(slots)]
-            return measure_recall(native, counts, slots, sample, k, hidden.allow, control)
+            return measure_recall(native, counts, slots, sample, k, hidden.allow, effort, control)
 
         return self._consistent(measure)
 

@@ -30,7 +30,9 @@ NO_RECALL: Final = RecallReport(
     k=1,
     sample=0,
     rows=0,
-    default=RecallPoint(ef_search=None, nprobe=None, exact=False, recall=1.0, p50_us=0.0, p99_us=0.0),
+    default=RecallPoint(
+        ef_search=None, nprobe=None, exact=False, recall=1.0, p50_us=0.0, p99_us=0.0, queries_per_s=0.0
+    ),
     points=(),
 )
 
@@ -42,6 +44,7 @@ def measure_recall(
     sample: int,
     k: int,
     allow: npt.NDArray[np.uint64] | None,
+    effort: tuple[int, bool, int] = (0, False, 0),
     control: Control | None = None,
 ) -> RecallReport:
     """Measures settings one after the other, each with every query of the sample.
@@ -53,6 +56,7 @@ def measure_recall(
         sample: how many of them to ask for.
         k: neighbours of each.
         allow: bitmap of `slots` where some live rows are not among them.
+        effort: ef_search, exact and nprobe of a search that names none of them.
         control: cancellation.
 
     Raises:
@@ -89,11 +93,14 @@ def measure_recall(
             recall=float(shares.mean()),
             p50_us=float(np.percentile(micros, 50)),
             p99_us=float(np.percentile(micros, 99)),
+            queries_per_s=1e6 / float(micros.mean()),
         )
 
     exact = ask(0, 0, True)
     points = [ask(ef, nprobe, False) for ef, nprobe in _settings(stats, k)]
-    return RecallReport(k=k, sample=len(own), rows=len(slots), default=ask(0, 0, False), points=(*points, exact))
+    ef, is_exact, nprobe = effort
+    default = ask(ef, nprobe, is_exact)
+    return RecallReport(k=k, sample=len(own), rows=len(slots), default=default, points=(*points, exact))
 
 
 def _settings(stats: NativeStats, k: int) -> Iterator[tuple[int, int]]:

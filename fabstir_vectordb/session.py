@@ -706,7 +706,7 @@ class VectorDBSession:
         def measure(control: Control) -> RecallReport:
             def read(index: Index) -> RecallReport:
                 index.require_whole()
-                return index.recall(sample, k, control)
+                return index.recall(sample, k, self._recall_target, control)
 
             return self.read_here(read)
 

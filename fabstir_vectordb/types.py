@@ -222,10 +222,11 @@ class RecallPoint:
 
     Attributes:
         ef_search, nprobe: the setting; None for the default.
-        exact: whether every row was scored.
+        exact: whether every row was to be scored.
         recall: share of the k nearest that came, on average.
         p50_us, p99_us: microseconds of one search in the native core, one at a time: half of them, and 99 % of them,
             took no longer.
+        queries_per_s: of the same searches, one after the other.
     """
 
     ef_search: int | None
@@ -234,6 +235,7 @@ class RecallPoint:
     recall: float
     p50_us: float
     p99_us: float
+    queries_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +246,7 @@ class RecallReport:
         k: neighbours that were asked for.
         sample: rows that were asked about.
         rows: rows that searches can return.
-        default: of searches that name no setting.
+        default: of searches that name no setting; with what the session's `recall_target` takes, where it has one.
         points: of `ef_search` for the graph and `nprobe` for lists, each with the other at its default; the exact
             search comes last.
     """

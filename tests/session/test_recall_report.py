@@ -41,7 +41,21 @@ async def test_more_candidates_find_more_of_the_truth() -> None:
     assert walks[0].recall <= report.default.recall
     exact = report.points[-1]
     assert (exact.exact, exact.recall, exact.ef_search, exact.nprobe) == (True, 1.0, None, None)
-    assert all(0 < point.p50_us <= point.p99_us for point in (*report.points, report.default))
+    for point in (*report.points, report.default):
+        assert 0 < point.p50_us <= point.p99_us
+        assert 0 < point.queries_per_s <= 2e6 / point.p50_us       # half of the searches took at least the median
+
+
+async def test_the_default_is_what_the_session_aims_at() -> None:
+    async with await session_on("memory:recall-target", recall_target=0.95) as session:
+        await session.add_batch([str(row) for row in range(3_000)], rows_of(3_000))
+        aimed = (await session.recall(100)).default
+        assert aimed.ef_search is not None
+        assert 0.9 < aimed.recall < 1
+    async with await session_on("memory:recall-certain", recall_target=1.0) as session:
+        await session.add_batch([str(row) for row in range(3_000)], rows_of(3_000))
+        certain = (await session.recall(20)).default
+        assert (certain.exact, certain.ef_search, certain.recall) == (True, None, 1.0)
 
 
 async def test_lists_have_a_line_of_their_own() -> None:
