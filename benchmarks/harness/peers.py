@@ -138,7 +138,7 @@ class Scann(Engine):
 
     def save(self, path: Path) -> None:
         path.mkdir()
-        self._index.serialize(str(path))
+        self._index.serialize(str(path), relative_path=True)
 
     def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
         self._index = self._scann.scann_ops_pybind.load_searcher(str(path))
