@@ -12,7 +12,7 @@ from harness import curves, datasets, registry, rounds
 from harness.contract import K
 
 BUILD_THREADS = 2
-RECALLS = (0.9, 0.95, 0.97)
+RECALLS = (0.90, 0.95, 0.99)
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def summarise(results: rounds.ResultFile, engines: list[str], ours: str = regist
         found = summary[engine] = {"build_s": curves.stat(list(built[engine].values()))}
         for recall in RECALLS:
             speed = {number: curves.qps_at(run["points"], recall) for number, run in searched[engine].items()}
-            found[f"qps@{recall}"] = curves.stat(list(speed.values()))
+            found[f"qps@{recall:.2f}"] = curves.stat(list(speed.values()))
             if engine != ours and ours in searched:
                 mine = {number: curves.qps_at(run["points"], recall) for number, run in searched[ours].items()}
-                found[f"ours_over_it@{recall}"] = curves.ratio(mine, speed)
+                found[f"ours_over_it@{recall:.2f}"] = curves.ratio(mine, speed)
         if engine != ours and ours in built:
             found["it_over_ours_build_s"] = curves.ratio(built[engine], built[ours])
     return summary

@@ -291,11 +291,31 @@ def lists(results: Results) -> str:
     result = results["compare_lists"]
     rows = []
     for engine, found in result["summary"].items():
-        at = [median(found[f"qps@{recall}"]) for recall in ("0.9", "0.95", "0.97")]
-        ratios = [spread(found.get("ours_over_it@0.95")), spread(found.get("it_over_ours_build_s"))]
-        rows.append([TITLES_OF_LISTS[engine], median(found["build_s"]), ratios[1], *at, ratios[0]])
-    head = ["", "build s", "÷ ours", "QPS at 0.90", "at 0.95", "at 0.97", "ours ÷ it at 0.95"]
-    return f"{conditions(result)}{absent(result)}\n\n{table(head, rows)}"
+        at = [median(found[f"qps@{recall}"]) for recall in RECALLS]
+        ratios = [spread(found[f"ours_over_it@{recall}"]) if engine != OURS else "1" for recall in RECALLS]
+        built = spread(found["it_over_ours_build_s"]) if engine != OURS else "1"
+        rows.append([TITLES_OF_LISTS[engine], *at, *ratios, median(found["build_s"]), built])
+    head = ["one query a call, one core", *(f"QPS at {recall}" for recall in RECALLS)]
+    head += [f"ours ÷ it at {recall}" for recall in RECALLS] + ["build s, 2 threads", "÷ ours"]
+    return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
+
+
+def filters(results: Results) -> str:
+    """Searches under filters, and what a filter costs before it is known."""
+    result = results["bench_filter"]
+    summary = result["summary"]
+    rows, costs = [], []
+    for case in summary.values():
+        takes = f"{case['rows']:,}"
+        for engine, found in case["engines"].items():
+            ratio = spread(found.get("ours_over_it")) if engine != OURS else "1"
+            best = number(found["best_recall"], digits=4)
+            rows.append([takes, TITLES[engine], median(found["qps"]), ratio, best])
+        if mine := case["engines"].get(OURS):
+            costs.append([takes, *(median(mine[name]) for name in ("first_ms", "after_a_change_ms", "known_us"))])
+    head = ["rows that match", "", f"QPS at {result['parameters']['recall']}", "ours ÷ it", "best recall"]
+    cost_head = ["a filter that takes", "first time, ms", "after a change, ms", "known, µs"]
+    return f"{conditions(result)}\n\n{table(head, rows)}\n{table(cost_head, costs)}{absent(result)}"
 
 
 def link(results: Results) -> str:
@@ -382,6 +402,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "life": (life, ()),
     "link": (link, ("bench_link",)),
     "lists": (lists, ("compare_lists",)),
+    "filters": (filters, ("bench_filter",)),
 }
 
 

@@ -226,9 +226,9 @@ def made_up_results() -> dict[str, Any]:
         "kernels": "scalar", "library": "00", "versions": {"fabstir_vectordb": "0", "hnswlib": "0"},
     }  # fmt: skip
 
-    def result(benchmark: str, summary: Any) -> dict[str, Any]:
+    def result(benchmark: str, summary: Any, **parameters: Any) -> dict[str, Any]:
         return {
-            "benchmark": benchmark, "environment": environment, "parameters": {"rows": 5000, "dim": 4},
+            "benchmark": benchmark, "environment": environment, "parameters": {"rows": 5000, "dim": 4} | parameters,
             "skipped": {"svs": "not installed: pip install scalable-vs"},
             "runs": [{"round": 2, "engine": "hnswlib"}, {"round": 0, "engine": "zvec-hnsw", "error": "it broke"}],
             "summary": summary,
@@ -244,7 +244,19 @@ def made_up_results() -> dict[str, Any]:
     ratios = {"0.90": stat(2.0), "0.95": stat(2.0), "0.99": None}
     both = {"fabstir": curve(2), "hnswlib": curve(1) | {"ours_over_it": ratios}}
     point = {"setting": {"ef": 100}, "recall": stat(0.995), "qps": stat(777), "p50_us": stat(1), "p99_us": stat(2)}
+    listed = {f"{name}@{recall}": stat(4) for name in ("qps", "ours_over_it") for recall in ("0.90", "0.95", "0.99")}
+    evaluated = {"first_ms": stat(300), "after_a_change_ms": stat(0.4), "known_us": stat(5)}
+    filtered = {
+        "fabstir": {"qps": stat(8000), "best_recall": 1.0, "settings": [{}], **evaluated},
+        "hnswlib": {"qps": None, "best_recall": 0.9, "settings": [None], "ours_over_it": None},
+    }
     return {
+        "bench_filter": result("bench_filter", {"10%": {"rows": 500, "engines": filtered}}, recall=0.97),
+        "compare_lists": result(
+            "compare_lists",
+            {"fabstir": listed | {"build_s": stat(7)},
+             "scann-soar": listed | {"build_s": stat(9), "it_over_ours_build_s": stat(1.5)}},
+        ),
         "compare_search": result("compare_search", {"single-1": both, "batch-1": both, "batch-2": both}),
         "compare_session": result(
             "compare_session",
@@ -263,7 +275,11 @@ def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     full = bench.render((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), made_up_results())
     assert "Not measured: SVS, Vamana, float16 (not installed: pip install scalable-vs)." in full
     assert "Failed: zvec, HNSW, 8 bits: it broke." in full
-    assert full.count("Not measured yet.") == 7
+    assert "| 500 | fabstir_vectordb | 8,000 | 1 | 1 |" in full
+    assert "| 500 | hnswlib | – | – | 0.9 |" in full
+    assert "| 500 | 300 | 0.4 | 5 |" in full
+    assert "| ScaNN, 2 √n, SOAR | 4 | 4 | 4 | **4.00** (2.00 – 8.00) |" in full
+    assert full.count("Not measured yet.") == 8
     assert bench.render(full, made_up_results()) == full
 
 

@@ -13,7 +13,7 @@ import fabstir_vectordb
 
 #: Packages whose version belongs to a result, where they are installed.
 PACKAGES = (
-    "fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "chromadb", "lancedb"
+    "fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb"
 )
 
 

@@ -90,13 +90,21 @@ class Faiss(Engine):
 class FaissIvf(Faiss):
     """faiss, inverted lists with PQ fast-scan and exact refinement."""
 
+    #: Lists, as a multiple of the root of the rows.
+    lists_of_root = 4
+    #: Dimensions that share four bits.
+    code_dims = 2
+    refine = (1, 2, 4, 8)
+
     def build(self, base: Any, threads: int) -> None:
-        lists = int(4 * np.sqrt(len(base)))
-        self.spec = f"IVF{lists},PQ{base.shape[1] // 2}x4fs,RFlat"
+        self.spec = self._spec(int(self.lists_of_root * np.sqrt(len(base))), base.shape[1])
         super().build(base, threads)
 
+    def _spec(self, lists: int, dim: int) -> str:
+        return f"IVF{lists},PQ{dim // self.code_dims}x4fs,RFlat"
+
     def families(self) -> list[list[Setting]]:
-        return [[{"nprobe": nprobe, "refine": refine} for nprobe in PROBES] for refine in (1, 2, 4, 8)]
+        return [[{"nprobe": nprobe, "refine": refine} for nprobe in PROBES] for refine in self.refine]
 
     def setting_after_build(self) -> Setting:
         return {"nprobe": 64, "refine": 4}
@@ -106,12 +114,24 @@ class FaissIvf(Faiss):
         self._params = self._faiss.IndexRefineSearchParameters(k_factor=setting["refine"], base_index_params=lists)
 
 
+class FaissIvfFewer(FaissIvf):
+    """The same with half as many lists."""
+
+    lists_of_root = 2
+
+
+class FaissIvfShort(FaissIvfFewer):
+    """The same with codes half as long, of which more are refined."""
+
+    code_dims = 4
+    refine = (4, 8, 16)
+
+
 class FaissIvfFlat(FaissIvf):
     """faiss, inverted lists of float32."""
 
-    def build(self, base: Any, threads: int) -> None:
-        self.spec = f"IVF{int(4 * np.sqrt(len(base)))},Flat"
-        Faiss.build(self, base, threads)
+    def _spec(self, lists: int, dim: int) -> str:
+        return f"IVF{lists},Flat"
 
     def families(self) -> list[list[Setting]]:
         return [[{"nprobe": nprobe} for nprobe in PROBES]]
@@ -126,18 +146,29 @@ class FaissIvfFlat(FaissIvf):
 class Scann(Engine):
     """ScaNN: a tree of lists, anisotropic 4-bit codes, exact reordering."""
 
+    #: Lists, as a multiple of the root of the rows: it is fastest with fewer than others.
+    lists_of_root = 2
+    #: Weight of the second list that a row is on, too (Sun et al. 2023, SOAR); None for one list a row.
+    soar_lambda: float | None = None
+
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)
         self._scann = importlib.import_module("scann")
 
     def build(self, base: Any, threads: int) -> None:
-        lists = int(2 * np.sqrt(len(base)))
+        lists = int(self.lists_of_root * np.sqrt(len(base)))
         builder = self._scann.scann_ops_pybind.builder(base, K, "dot_product").set_n_training_threads(threads)
-        tree = builder.tree(num_leaves=lists, num_leaves_to_search=lists, training_sample_size=len(base))
+        tree = builder.tree(
+            num_leaves=lists,
+            num_leaves_to_search=lists,
+            training_sample_size=len(base),
+            soar_lambda=self.soar_lambda,
+        )
         self._index = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
 
     def save(self, path: Path) -> None:
         path.mkdir()
+        # Relative, as the folder is moved.
         self._index.serialize(str(path), relative_path=True)
 
     def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
@@ -160,6 +191,18 @@ class Scann(Engine):
             pre_reorder_num_neighbors=setting["reorder"],
             leaves_to_search=setting["nprobe"],
         )[0]
+
+
+class ScannSoar(Scann):
+    """The same with rows on two lists."""
+
+    soar_lambda = 1.5
+
+
+class ScannSoarFewer(ScannSoar):
+    """The same with half as many lists."""
+
+    lists_of_root = 1
 
 
 class FaissFlat(Faiss):

@@ -60,13 +60,17 @@ SCANS: dict[str, Entry[Engine]] = dict(
     )
 )
 
-#: Inverted lists alone.
+#: Inverted lists alone; peers with those numbers of lists, code lengths and spillings that are fastest somewhere.
 LISTS: dict[str, Entry[Engine]] = dict(
     (
         _engine("fabstir", ours.FabstirLists, *_US, "fabstir_vectordb, lists", "fabstir-lists"),
-        _engine("faiss-ivf", peers.FaissIvf, "faiss", "faiss-cpu", "faiss, IVF, PQ fast-scan, refined"),
-        _engine("faiss-ivf-flat", peers.FaissIvfFlat, "faiss", "faiss-cpu", "faiss, IVF, float32"),
-        _engine("scann", peers.Scann, "scann", "scann", "ScaNN"),
+        _engine("faiss-ivf", peers.FaissIvf, "faiss", "faiss-cpu", "faiss, IVF 4 √n, PQ fast-scan, refined"),
+        _engine("faiss-ivf-fewer", peers.FaissIvfFewer, "faiss", "faiss-cpu", "faiss, IVF 2 √n, PQ fast-scan, refined"),
+        _engine("faiss-ivf-short", peers.FaissIvfShort, "faiss", "faiss-cpu", "faiss, IVF 2 √n, short PQ, refined"),
+        _engine("faiss-ivf-flat", peers.FaissIvfFlat, "faiss", "faiss-cpu", "faiss, IVF 4 √n, float32"),
+        _engine("scann", peers.Scann, "scann", "scann", "ScaNN, 2 √n"),
+        _engine("scann-soar", peers.ScannSoar, "scann", "scann", "ScaNN, 2 √n, SOAR"),
+        _engine("scann-soar-fewer", peers.ScannSoarFewer, "scann", "scann", "ScaNN, √n, SOAR"),
     )
 )
 
