@@ -7,6 +7,7 @@ beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from harness import curves, datasets, registry, rounds
@@ -25,25 +26,33 @@ def summarise(results: rounds.ResultFile, engines: list[str], ours: str = regist
     names = [name for of in runs.values() for cases in of.values() for name in cases]
     for name in dict.fromkeys(names):
         table: dict[str, Any] = {}
-        speed: dict[str, dict[int, float | None]] = {}
         for engine, of in runs.items():
-            best = {number: curves.fastest(cases[name]["points"], RECALL) for number, cases in of.items()}
-            speed[engine] = {number: point and point["qps"] for number, point in best.items()}
-            points = [point for cases in of.values() for point in cases[name]["points"]]
+            curve = {number: cases[name]["points"] for number, cases in of.items()}
+            mine = {number: cases[name]["points"] for number, cases in runs.get(ours, {}).items()}
             table[engine] = {
-                "qps": curves.stat(list(speed[engine].values())),
-                "best_recall": max((point["recall"] for point in points), default=None),
-                "settings": [point and point["setting"] for point in best.values()],
+                "best_recall": max((point["recall"] for points in curve.values() for point in points), default=None),
+                "settings": [_fastest(points, "setting") for points in curve.values()],
             }
+            for title, view in curves.VIEWS.items():
+                speed, own = (
+                    {number: _fastest(view(points), "qps") for number, points in of_one.items()}
+                    for of_one in (curve, mine)
+                )
+                found = table[engine][title] = {"qps": curves.stat(list(speed.values()))}
+                found["ours_over_it"] = None if engine == ours else curves.ratio(own, speed)
             for evaluation in EVALUATIONS:
                 values = [cases[name].get(evaluation) for cases in of.values()]
                 if any(value is not None for value in values):
                     table[engine][evaluation] = curves.stat(values)
-            if engine != ours and ours in speed:
-                table[engine]["ours_over_it"] = curves.ratio(speed[ours], speed[engine])
         rows = {cases[name]["rows"] for of in runs.values() for cases in of.values()}
         summary[name] = {"rows": max(rows), "engines": table}
     return summary
+
+
+def _fastest(points: Sequence[curves.Point], name: str) -> Any:
+    """A value of the fastest point that reaches the recall; None where none does."""
+    point = curves.fastest(points, RECALL)
+    return point and point[name]
 
 
 def main() -> None:

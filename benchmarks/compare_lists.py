@@ -18,16 +18,22 @@ RECALLS = (0.90, 0.95, 0.99)
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
     """Medians over rounds, and ratios of ours to each other engine."""
     summary: dict[str, Any] = {}
-    searched = {engine: {run["round"]: run for run in results.of(engine, mode="single")} for engine in engines}
+    searched = {
+        engine: {run["round"]: run["points"] for run in results.of(engine, mode="single")} for engine in engines
+    }
     built = {engine: {run["round"]: run["build_s"] for run in results.of(engine, mode="build")} for engine in engines}
     for engine in engines:
         found = summary[engine] = {"build_s": curves.stat(list(built[engine].values()))}
-        for recall in RECALLS:
-            speed = {number: curves.qps_at(run["points"], recall) for number, run in searched[engine].items()}
-            found[f"qps@{recall:.2f}"] = curves.stat(list(speed.values()))
-            if engine != ours and ours in searched:
-                mine = {number: curves.qps_at(run["points"], recall) for number, run in searched[ours].items()}
-                found[f"ours_over_it@{recall:.2f}"] = curves.ratio(mine, speed)
+        for name, view in curves.VIEWS.items():
+            table = found[name] = {"qps": {}, "ours_over_it": {}}
+            for recall in RECALLS:
+                speed, mine = (
+                    {number: curves.qps_at(view(points), recall) for number, points in searched.get(one, {}).items()}
+                    for one in (engine, ours)
+                )
+                table["qps"][f"{recall:.2f}"] = curves.stat(list(speed.values()))
+                if engine != ours:
+                    table["ours_over_it"][f"{recall:.2f}"] = curves.ratio(mine, speed)
         if engine != ours and ours in built:
             found["it_over_ours_build_s"] = curves.ratio(built[engine], built[ours])
     return summary

@@ -176,6 +176,14 @@ def test_ratios_are_formed_inside_rounds() -> None:
 
 
 @pytest.mark.usefixtures("bench")
+def test_the_speed_of_median_calls_leaves_interruptions_out() -> None:
+    from harness import curves
+
+    point = {"setting": {}, "recall": 0.9, "qps": 10.0, "p50_us": 50.0}
+    assert curves.of_median_calls([point]) == [point | {"qps": 20_000.0}]
+
+
+@pytest.mark.usefixtures("bench")
 def test_exact_neighbours_by_blocks_are_those_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness import datasets
 
@@ -244,11 +252,13 @@ def made_up_results() -> dict[str, Any]:
     ratios = {"0.90": stat(2.0), "0.95": stat(2.0), "0.99": None}
     both = {"fabstir": curve(2), "hnswlib": curve(1) | {"ours_over_it": ratios}}
     point = {"setting": {"ef": 100}, "recall": stat(0.995), "qps": stat(777), "p50_us": stat(1), "p99_us": stat(2)}
-    listed = {f"{name}@{recall}": stat(4) for name in ("qps", "ours_over_it") for recall in ("0.90", "0.95", "0.99")}
+    views = ("all_calls", "median_call")
+    speeds = {name: dict.fromkeys(("0.90", "0.95", "0.99"), stat(4)) for name in ("qps", "ours_over_it")}
+    listed = dict.fromkeys(views, speeds)
     evaluated = {"first_ms": stat(300), "after_a_change_ms": stat(0.4), "known_us": stat(5)}
     filtered = {
-        "fabstir": {"qps": stat(8000), "best_recall": 1.0, "settings": [{}], **evaluated},
-        "hnswlib": {"qps": None, "best_recall": 0.9, "settings": [None], "ours_over_it": None},
+        "fabstir": {view: {"qps": stat(8000), "ours_over_it": None} for view in views} | {"best_recall": 1.0} | evaluated,
+        "hnswlib": {view: {"qps": None, "ours_over_it": None} for view in views} | {"best_recall": 0.9},
     }
     return {
         "bench_filter": result("bench_filter", {"10%": {"rows": 500, "engines": filtered}}, recall=0.97),
@@ -275,8 +285,8 @@ def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     full = bench.render((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), made_up_results())
     assert "Not measured: SVS, Vamana, float16 (not installed: pip install scalable-vs)." in full
     assert "Failed: zvec, HNSW, 8 bits: it broke." in full
-    assert "| 500 | fabstir_vectordb | 8,000 | 1 | 1 |" in full
-    assert "| 500 | hnswlib | – | – | 0.9 |" in full
+    assert "| 500 | fabstir_vectordb | 8,000 | 1 | 8,000 | 1 | 1 |" in full
+    assert "| 500 | hnswlib | – | – | – | – | 0.9 |" in full
     assert "| 500 | 300 | 0.4 | 5 |" in full
     assert "| ScaNN, 2 √n, SOAR | 4 | 4 | 4 | **4.00** (2.00 – 8.00) |" in full
     assert full.count("Not measured yet.") == 8
