@@ -257,7 +257,8 @@ def made_up_results() -> dict[str, Any]:
     listed = dict.fromkeys(views, speeds)
     evaluated = {"first_ms": stat(300), "after_a_change_ms": stat(0.4), "known_us": stat(5)}
     filtered = {
-        "fabstir": {view: {"qps": stat(8000), "ours_over_it": None} for view in views} | {"best_recall": 1.0} | evaluated,
+        "fabstir": {view: {"qps": stat(8000), "ours_over_it": None} for view in views}
+        | {"best_recall": 1.0, **evaluated},
         "hnswlib": {view: {"qps": None, "ours_over_it": None} for view in views} | {"best_recall": 0.9},
     }
     return {
