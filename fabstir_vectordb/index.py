@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice, repeat
 from operator import itemgetter
@@ -620,7 +620,6 @@ class Index:
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
         native lock could make it wait for a whole change."""
         self._arena = MetadataArena()
-        self._has_dim = False
         self._expiries = Expiries()
         self._stored_pages = StoredPages()
         self._columns = Columns()
@@ -684,8 +683,6 @@ class Index:
         self.last_change_us, self.schema = loaded.last_change_us, loaded.schema
         self.counts = self._native_stats()
         self._rows_then = self.counts.live
-        bare = native is not None and self.counts.bare == self.counts.live
-        self._has_dim = not (bare and self._are_bare(np.arange(rows, dtype=np.uint32)).all())
 
     @property
     def is_whole(self) -> bool:
@@ -710,8 +707,8 @@ class Index:
 
     @property
     def vector_dim(self) -> int | None:
-        """Components that a vector must have; None before the first one was added."""
-        return self.dim if self._has_dim else None
+        """Components that a vector must have; None while no row has one."""
+        return self.dim if self.counts.with_vector else None
 
     @property
     def metric(self) -> Metric:
@@ -876,20 +873,25 @@ class Index:
             return AddResult(0, 0, 0)
         with self._changing():
             dim, expected = batch.vectors.shape[1], self.vector_dim
+            if expected not in (None, dim) and batch.bare is not None and batch.bare.all():
+                # Another add gave the index its first vector since the batch was prepared.
+                batch, dim = replace(batch, vectors=np.zeros((n, expected), dtype=np.float32)), expected
             if expected is not None and dim != expected:
                 raise InvalidInputError(
                     f"Vector dimension mismatch: expected {expected}, got {dim}",
                     details={"expected": expected, "actual": dim},
                 )
             self._check_add_fits(dim, batch)
-            if self.native is not None and self.native.dim != dim:
-                self._change_dim(self.native, dim)
             staged = None if batch.metadata is None else self._arena.stage(batch.metadata, self.counts.rows + n)
             draft = self._draft(self.counts.rows + n, batch.expires is not None)
             native = self.native
             try:
-                # The dimension is fixed only by an add that succeeds.
-                native = native or self._new_native(dim)
+                # The dimension is fixed only by an add that succeeds. The index that was there is not closed: a
+                # reader may still be in it, and it goes with its last reference.
+                if native is None:
+                    native = self._new_native(dim)
+                elif native.dim != dim:
+                    native = native.with_dim(dim)
                 slots, replaced = native.add(
                     batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control, batch.bare
                 )
@@ -902,25 +904,7 @@ class Index:
                     raise _named(error, batch) from None
                 raise
             self.native = native
-            self._has_dim = self._has_dim or batch.bare is None or not batch.bare.all()
             return self._added(batch, staged, draft, slots, replaced)
-
-    def _change_dim(self, native: NativeIndex, dim: int) -> None:
-        """Gives an index that never had a vector another dimension."""
-        kept = native.live_slots(0, self.counts.live)
-        fresh, none = self._new_native(dim), np.zeros((len(kept), dim), dtype=np.float32)
-        ids = pack_ids(native.get_ids(kept))
-        fresh.add(none, *ids, native.get_timestamps(kept), bare=np.ones(len(kept), dtype=np.uint8))
-
-        def exchange() -> npt.NDArray[np.uint32]:
-            slot_map = np.full(self.counts.rows, NO_SLOT, dtype=np.uint32)
-            slot_map[kept] = np.arange(len(kept), dtype=np.uint32)
-            # Not closed: a reader may still be in the one that was there, which goes with its last reference.
-            self.native = fresh
-            return slot_map
-
-        self._renumber(kept, exchange)
-        self.counts = self._native_stats()
 
     def _new_native(self, dim: int) -> NativeIndex:
         settings = self.settings
@@ -1918,8 +1902,12 @@ class Index:
             rows.append(Row(id, vector, value, int(times[position]) / 1e6, expires[position]))
         return rows
 
+    def _fresh_stats(self) -> NativeStats:
+        stats, hidden = self._native_stats(), self._hidden().slots
+        return stats._replace(bare=stats.bare - int(self._are_bare(hidden).sum()))
+
     def stats(self) -> NativeStats:
-        """Native counts and memory; while a change runs, those from before it."""
+        """Native counts and memory, expired rows not among the bare ones; while a change runs, those from before it."""
 
         def fresh() -> NativeStats:
             # Searches, too, allocate: fresher than `counts`, where that costs no waiting.
@@ -1927,7 +1915,7 @@ class Index:
             try:
                 # In one call of C: Ctrl-C cannot come between the taking and its being noted.
                 taken.extend(map(self._write.acquire, (False,)))
-                return self._native_stats() if taken[0] else self.counts
+                return self._fresh_stats() if taken[0] else self.counts
             finally:
                 if taken and taken[0]:
                     self._write.release()

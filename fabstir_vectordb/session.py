@@ -1234,7 +1234,7 @@ class VectorDBSession:
             vector_count=native.live - index.hidden_count,
             memory_usage_mb=sum(kinds.values()) / 1e6,
             index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
-            hnsw_vector_count=native.live - native.historical if native.graph_rows else 0,
+            hnsw_vector_count=native.live - native.historical - native.bare if native.graph_rows else 0,
             ivf_vector_count=native.historical,
             deleted_count=native.rows - native.live + index.hidden_count,
             without_vector_count=native.bare,

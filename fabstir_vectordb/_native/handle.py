@@ -137,6 +137,7 @@ class NativeStats(NamedTuple):
     historical: int
     historical_deleted: int
     bare: int
+    with_vector: int
     moved: int
     lists: int
     nprobe: int
@@ -435,6 +436,7 @@ class NativeIndex:
         rows_per_group: int,
         stored_rows: int | None = None,
         lists: int = 0,
+        has_codes: bool,
         has_bare: bool = False,
         hash_seed: int = 0,
     ) -> NativeIndex:
@@ -448,6 +450,7 @@ class NativeIndex:
             rows_per_group: rows of a part of another kind.
             stored_rows: rows before the first whose links are in no part; None for all.
             lists: number of lists.
+            has_codes: there are parts of codes and a head of the graph.
             has_bare: there are rows without a vector.
 
         Raises:
@@ -465,16 +468,34 @@ class NativeIndex:
                 "lists": lists,
                 "rows_per_part": rows_per_part,
                 "rows_per_group": rows_per_group,
+                "has_codes": has_codes,
                 "has_bare": has_bare,
             },
         )
         status = lib.fvdb_load_begin(config, load, out, diag)
         if status:
             _raise(status, diag)
+        return cls._owning(out[0], dim)
+
+    @classmethod
+    def _owning(cls, index: Any, dim: int) -> NativeIndex:
         self = cls.__new__(cls)
         self.dim, self._query_bytes = dim, 4 * dim
-        self._index = ffi.gc(out[0], lib.fvdb_free)
+        self._index = ffi.gc(index, lib.fvdb_free)
         return self
+
+    def with_dim(self, dim: int) -> NativeIndex:
+        """A copy for vectors of another dimension, the same rows in the same slots.
+
+        Raises:
+            InvalidInputError: dim is out of range, or a row has a vector.
+            IndexStateError: memory could not be had.
+        """
+        out, diag = ffi.new("fvdb_index **"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_with_dim(self._index, dim, out, diag)
+        if status:
+            _raise(status, diag)
+        return self._owning(out[0], dim)
 
     def load_part(self, raw: bytes | bytearray | memoryview) -> None:
         """Reads one part's uncompressed bytes; safe on untrusted bytes and from several threads.

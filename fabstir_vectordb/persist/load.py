@@ -101,7 +101,7 @@ class LoadedVersion:
     Attributes:
         version: what a later save builds on; set it as the lineage's base together with the content.
         revision: the pointer's revision that names it, or None when it was opened by CID.
-        dim: components of a vector, or None while no vector was ever added.
+        dim: components of a vector, or None while no row was ever added.
         metric, M, ef_construction, chunk_size: the index's settings.
         rows: slots, tombstones included.
         live: rows that searches can return.
@@ -816,6 +816,7 @@ def _take_raw(part: StoredPart, raw: bytes, native: NativeIndex | None, pages: d
 def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
     if manifest.dim == 0:
         return None
+    kinds = {split_name(part.name)[0] for part in manifest.parts}
     try:
         return NativeIndex.load_begin(
             dim=manifest.dim,
@@ -829,7 +830,8 @@ def _begin(manifest: Manifest, settings: PersistSettings) -> NativeIndex | None:
             graph_rows=manifest.graph_rows,
             stored_rows=manifest.stored_rows,
             lists=manifest.lists,
-            has_bare=any(split_name(part.name)[0] == BARE for part in manifest.parts),
+            has_codes=CODES in kinds,
+            has_bare=BARE in kinds,
             rows_per_part=manifest.layout.rows_per_part,
             rows_per_group=manifest.layout.rows_per_group,
         )

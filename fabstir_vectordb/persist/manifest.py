@@ -159,7 +159,7 @@ class Manifest:
     """Everything a version says about itself, besides the parts' contents.
 
     Attributes:
-        dim: components of a vector; 0 while no vector was ever added.
+        dim: components of a vector; 0 while no row was ever added.
         metric: ``cosine``, ``l2`` or ``dot``.
         M: links a row on the graph's upper layers.
         ef_construction: candidates kept while a row is linked.

@@ -233,6 +233,11 @@ fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (a slot past the end). */
 fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag);
 
+/* A copy of an index in which no row has a vector, tombstones included, for vectors of `dim` components: the same rows in
+ * the same slots.  The caller owns *out.                                                                  [reader]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (dim is out of range, a row has a vector) or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag);
+
 /* For each slot 1 where its row has no vector, else 0.                                                    [reader]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND. */
 fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
@@ -291,7 +296,7 @@ fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t c
 
 /* Removes tombstones, and historical rows from the graph, and renumbers the rows: historical ones first, list by list,
  * then recent ones, both otherwise in their old order.  The graph is repaired, made anew, or given up where fewer than
- * 1,024 rows are left in it.  All or nothing.                                                             [writer]
+ * 1,024 rows are left in it, or have a vector at all.  All or nothing.                                   [writer]
  * out_map: map_capacity >= fvdb_stats.rows entries, old slot -> new slot, FVDB_NO_SLOT for removed rows.
  * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
@@ -317,6 +322,7 @@ typedef struct fvdb_stats {
     uint64_t historical;         /* live rows on lists */
     uint64_t historical_deleted; /* tombstones on lists */
     uint64_t bare;               /* live rows without a vector */
+    uint64_t with_vector;        /* rows with one, tombstones included */
     uint64_t moved;              /* rows on lists that the graph still has: a vacuum takes them out */
     uint64_t lists;              /* 0: never trained */
     uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
@@ -341,12 +347,12 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
  * and cover rows [number x r, (number + 1) x r), where r is rows_per_part for vectors and rows_per_group for the others. */
 #define FVDB_PART_VECTORS 1      /* both planes */
-#define FVDB_PART_CODES 2        /* a bit a dimension, for lazy loads; from 1,024 rows on */
+#define FVDB_PART_CODES 2        /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
 #define FVDB_PART_TOMBSTONES 5   /* always one part over all rows */
 #define FVDB_PART_GRAPH 6        /* present only once there is a graph; those with rows of it */
-#define FVDB_PART_GRAPH_HEAD 7   /* one part: entry point, code parameters; from 1,024 rows on */
+#define FVDB_PART_GRAPH_HEAD 7   /* one part: entry point, code parameters; from 1,024 rows with a vector on */
 #define FVDB_PART_LISTS 8        /* one part: which row is on which list; present only with lists */
 #define FVDB_PART_LISTS_HEAD 9   /* one part: centroids and what was measured of them; present only with lists */
 #define FVDB_PART_BARE 10        /* one part over all rows: which have no vector; present only with such rows */
@@ -386,6 +392,7 @@ typedef struct fvdb_load {
     uint64_t stored_rows;        /* rows whose links are in parts, those before the graph among them; rows without steps */
     uint64_t lists;              /* 0: none */
     uint32_t rows_per_part, rows_per_group;
+    uint32_t has_codes;          /* 1: there are parts of codes and a head of the graph */
     uint32_t has_bare;           /* 1: there are rows without a vector */
 } fvdb_load;
 

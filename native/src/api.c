@@ -277,6 +277,16 @@ fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t 
     return status;
 }
 
+fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag) {
+    fvdb_config config = index->config;
+    config.dim = dim;
+    TRY(check_config(&config, diag));
+    rwlock_read(index->lock);
+    fvdb_status status = index_with_dim(index, &config, out, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
 fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
     rwlock_read(index->lock);
     fvdb_status status = check_slots(index, slots, n, diag);

@@ -81,6 +81,7 @@ def load(parts: Parts, rows: int, metric: str, memory: str = "default") -> Nativ
         graph_rows=graph_rows,
         rows_per_part=LAYOUT[0],
         rows_per_group=LAYOUT[1],
+        has_codes=rows >= 1024,
         lists=56 if hybrid else 0,
     )
     try:
@@ -106,6 +107,7 @@ def load_lazily(parts: Parts, rows: int, metric: str) -> NativeIndex:
         graph_rows=rows - SETTLED if hybrid else rows,
         rows_per_part=LAYOUT[0],
         rows_per_group=LAYOUT[1],
+        has_codes=rows >= 1024,
         lists=56 if hybrid else 0,
     )
     try:

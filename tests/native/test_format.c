@@ -10,7 +10,7 @@ typedef struct saved {
     uint8_t *bytes[PARTS_MAX];
     uint64_t size[PARTS_MAX];
     uint32_t kinds[PARTS_MAX];
-    uint32_t rows, graph_rows, lists, has_bare;
+    uint32_t rows, graph_rows, lists, has_codes, has_bare;
     fvdb_config config;
 } saved;
 
@@ -25,13 +25,15 @@ static void save(fvdb_index *index, saved *out) {
     for (uint32_t i = 0; i < out->n; i++) {
         out->bytes[i] = malloc(parts[i].size);
         out->kinds[i] = parts[i].kind;
+        out->has_codes |= parts[i].kind == FVDB_PART_CODES;
+        out->has_bare |= parts[i].kind == FVDB_PART_BARE;
         CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size, &out->size[i],
                               NULL) == FVDB_OK);
     }
 }
 
 static fvdb_load what_to_load(const saved *s) {
-    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP, s->has_bare};
+    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP, s->has_codes, s->has_bare};
 }
 
 static void free_saved(saved *s) {
@@ -105,20 +107,14 @@ static void test_a_loaded_index_writes_the_same_parts(void) {
 
 /* Each third row has no vector. */
 static saved make_bare(uint32_t memory, uint32_t rows) {
-    saved s = {.config = {DIM, FVDB_METRIC_COSINE, memory, 4, 30, 1, 1}, .has_bare = 1};
+    saved s = {.config = {DIM, FVDB_METRIC_COSINE, memory, 4, 30, 1, 1}};
     fvdb_index *index;
     test_rows t = make_rows(rows, DIM, "row", 0, 3);
-    uint8_t *bare = calloc(rows, 1);
-    for (uint32_t i = 0; i < rows; i += 3) {
-        bare[i] = 1;
-        memset(t.vectors + (size_t)i * DIM, 0, DIM * sizeof(float));
-    }
-    t.rows.bare = bare;
+    take_vectors(&t, DIM, 3);
     CHECK(fvdb_create(&s.config, &index, NULL) == FVDB_OK);
     CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
     save(index, &s);
     fvdb_free(index);
-    free(bare);
     free_rows(&t);
     return s;
 }

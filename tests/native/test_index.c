@@ -123,6 +123,7 @@ static void test_rebuild_equals_a_fresh_build(void) {
 static void test_threads_do_not_change_the_index(void) {
     enum { N = 5000, DIM = 40 };
     test_rows t = make_rows(N, DIM, "row", 0, 5);
+    take_vectors(&t, DIM, 4);
     uint64_t want[2] = {0, 0};
     for (uint32_t threads = 1; threads <= 8; threads *= 2) {
         for (uint32_t memory = 0; memory < 2; memory++) {
@@ -137,6 +138,39 @@ static void test_threads_do_not_change_the_index(void) {
         }
     }
     free_rows(&t);
+}
+
+/* Neither codes nor graph are made of them: both wait for rows with a vector, and go when too few of these are left. */
+static void test_many_rows_without_a_vector(void) {
+    enum { DIM = 40, BARE = 1500, N = 5000, QUERIES = 50, LEFT = 900 };
+    float *queries = make_vectors(QUERIES, DIM, 20, 99);
+    for (uint32_t memory = 0; memory < 2; memory++) {
+        test_rows bare = make_rows(BARE, DIM, "bare", 0, 1), t = make_rows(N, DIM, "row", 0, 5);
+        fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, memory, 2);
+        fvdb_stats stats;
+        take_vectors(&bare, DIM, 1);
+        CHECK(add(index, &bare, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        fvdb_get_stats(index, &stats);
+        CHECK(stats.bare == BARE && stats.graph_rows == 0);
+        CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        fvdb_get_stats(index, &stats);
+        CHECK(stats.bare == BARE && stats.graph_rows == BARE + N);
+        CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) >= 0.95);
+        uint32_t slot;
+        for (uint32_t i = LEFT; i < N; i++) {
+            if (i == 2000) CHECK(vacuum(index, NULL, FVDB_OK) == BARE + N - (2000 - LEFT));
+            if (i == 2000) CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) >= 0.95);
+            CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
+        }
+        CHECK(vacuum(index, NULL, FVDB_OK) == BARE + LEFT);
+        fvdb_get_stats(index, &stats);
+        CHECK(stats.bare == BARE && stats.graph_rows == 0);
+        CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) == 1);
+        fvdb_free(index);
+        free_rows(&bare);
+        free_rows(&t);
+    }
+    free(queries);
 }
 
 static void test_conflicts(void) {
@@ -212,6 +246,7 @@ static void test_failed_allocations_leave_no_trace(void) {
     test_rows a = make_rows(1500, DIM, "a", 0, 1), b = make_rows(7000, DIM, "b", 0, 2);
     fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_COMPACT, 1);
     CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    take_vectors(&b, DIM, 3);
     uint64_t before = fingerprint(index);
     int failures = 0;
     for (int64_t nth = 1;; nth += 1 + nth / 8) {
@@ -456,6 +491,7 @@ int main(void) {
     RUN(test_recall_compact_l2);
     RUN(test_rebuild_equals_a_fresh_build);
     RUN(test_threads_do_not_change_the_index);
+    RUN(test_many_rows_without_a_vector);
     RUN(test_conflicts);
     RUN(test_the_same_id_twice_in_a_call);
     RUN(test_a_cancelled_add_leaves_no_trace);

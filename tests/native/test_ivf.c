@@ -311,7 +311,8 @@ static fvdb_index *load(fvdb_index *index, const bytes *b) {
     fvdb_stats stats;
     fvdb_index *loaded = NULL;
     fvdb_get_stats(index, &stats);
-    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows, stats.lists, PER_PART, PER_GROUP, 0};
+    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows, stats.lists, PER_PART, PER_GROUP,
+                            stats.rows >= 1024, 0};
     CHECK(fvdb_load_begin(&index->config, &load, &loaded, NULL) == FVDB_OK);
     for (uint32_t i = b->n; i-- > 0;) CHECK(fvdb_load_part(loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
     CHECK(fvdb_load_end(loaded, NULL, 0, NULL, NULL) == FVDB_OK);

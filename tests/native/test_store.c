@@ -10,8 +10,7 @@ static void fill(store *s, test_rows *t, uint32_t metric, uint32_t memory, uint3
     uint32_t *all = malloc(t->rows.n * sizeof *all);
     for (uint32_t i = 0; i < t->rows.n; i++) all[i] = i;
     store_init(s, kernels_get(), &config);
-    CHECK(store_reserve(s, t->rows.n, t->offsets[t->rows.n], NULL) == FVDB_OK);
-    CHECK(store_append(s, &t->rows, all, t->rows.n, c, NULL) == FVDB_OK);
+    CHECK(store_append(s, &t->rows, all, t->rows.n, t->offsets[t->rows.n], c, NULL) == FVDB_OK);
     for (uint32_t i = 0; i < t->rows.n; i++) store_make_live(s, i);
     free(all);
 }

@@ -81,15 +81,16 @@ class SessionAgainstDict(RuleBasedStateMachine):
 
     # ---- what is done
 
-    @initialize(many=st.booleans())
-    def begin(self, many: bool) -> None:
-        """Sometimes with so many rows that there is a graph."""
+    @initialize(many=st.booleans(), bare_every=st.sampled_from([0, 1, 2, 9]))
+    def begin(self, many: bool, bare_every: int) -> None:
+        """Sometimes with so many rows that there is a graph; each nth of them, or all, without a vector."""
         if many:
-            vectors = np.random.default_rng(5).integers(-3, 4, (1_200, DIM)).astype(np.float32)
+            array = np.random.default_rng(5).integers(-3, 4, (1_200, DIM)).astype(np.float32)
+            vectors = [None if bare_every and row % bare_every == 0 else array[row].tolist() for row in range(1_200)]
             ids, metadata = [f"row-{row}" for row in range(1_200)], [{"n": row % 6} for row in range(1_200)]
-            self.session.add_batch(ids, vectors, metadata)
+            self.session.add_batch(ids, vectors if bare_every else array, metadata)
             self.rows = {
-                id: Held(vector.tolist(), value, None) for id, vector, value in zip(ids, vectors, metadata, strict=True)
+                id: Held(vector, value, None) for id, vector, value in zip(ids, vectors, metadata, strict=True)
             }
 
     @rule(
@@ -199,7 +200,9 @@ class SessionAgainstDict(RuleBasedStateMachine):
     @invariant()
     def the_same_rows(self) -> None:
         alive = self.alive()
-        assert self.session.count() == self.session.get_stats().vector_count == len(alive)
+        stats = self.session.get_stats()
+        assert self.session.count() == stats.vector_count == len(alive)
+        assert stats.without_vector_count == sum(held.vector is None for held in alive.values())
         some = [*list(alive)[:5], "id-0", "id-9"]
         for id, row in zip(some, self.session.get(some), strict=True):
             assert (row and held_by(row)) == alive.get(id)

@@ -378,8 +378,8 @@ def _verbs(cls: type) -> dict[str, inspect.Signature]:
 
 def test_the_twins_have_the_same_verbs_and_signatures() -> None:
     shared = {
-        "become_whole", "check_alive", "fill_from_parts", "live_index", "migrate_step", "read_here", "search_batch_here",
-        "search_here", "start_of_stream", "stats_here", "train_lists",
+        "become_whole", "check_alive", "fill_from_parts", "live_index", "migrate_step", "read_here",
+        "search_batch_here", "search_here", "start_of_stream", "stats_here", "train_lists",
     }  # fmt: skip
     awaited = {name: found for name, found in _verbs(VectorDBSession).items() if name not in shared}
     direct = _verbs(sync.VectorDBSession)

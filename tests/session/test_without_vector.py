@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from saving import Objects, session_on
 
-from fabstir_vectordb import InvalidInputError, VectorDBSession, VectorInput
+from fabstir_vectordb import ConflictError, InvalidInputError, VectorDBSession, VectorInput
 from fabstir_vectordb.persist import load as load_module
 
 pytestmark = pytest.mark.anyio
@@ -126,6 +126,63 @@ async def test_an_index_without_any_vector_has_no_dimension_yet(tmp_path: Path) 
         await session.load_user_vectors(cid)
         with pytest.raises(InvalidInputError, match="expected 3"):
             await session.add_batch(["f"], [[1.0]])
+
+
+async def test_a_first_vector_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    async with await session_on(tmp_path.as_uri(), clock=lambda: NOW) as session:
+        await session.add_batch(["a", "b", "c"], None, [{"n": 1}, {"n": 2}, {"n": 3}], expires_at=[None, None, NOW + 9])
+        await session.delete_vector("b")
+        cid = await session.save_to_s5()
+        with pytest.raises(ConflictError):
+            await session.add_batch(["d", "a"], rows_of(2))
+        assert not (await session.get_stats()).dirty
+        assert await session.save_to_s5() == cid
+        await session.add_batch(["d", "b"], rows_of(2))
+        rows = {row.id: (row.metadata, row.expires_at) async for row in session.scan()}
+        assert rows == {"a": ({"n": 1}, None), "b": (None, None), "c": ({"n": 3}, NOW + 9), "d": (None, None)}
+
+
+async def test_the_dimension_goes_with_the_last_vector(tmp_path: Path) -> None:
+    uri = tmp_path.as_uri()
+    async with await session_on(uri) as session:
+        await session.add_batch(["a", "b"], [None, [1.0, 2.0]])
+        await session.delete_vector("b")
+        with pytest.raises(InvalidInputError, match="expected 2, got 3"):
+            await session.add_batch(["c"], [[1.0, 2.0, 3.0]])
+        await session.vacuum()
+        cid = await session.save_to_s5()
+        await session.add_batch(["c"], [[1.0, 2.0, 3.0]])
+        assert [hit.id for hit in await session.search([1.0, 2.0, 3.0], 5)] == ["c"]
+    async with await session_on(uri) as session:
+        await session.load_user_vectors(cid)
+        await session.add_batch(["c"], [[1.0, 2.0, 3.0]])
+        assert await session.count() == 2
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+async def test_vectors_that_come_after_many_without_are_found(memory: str) -> None:
+    async with await session_on("memory:", memory=memory) as session:
+        await session.add_batch([f"bare-{row}" for row in range(1_500)], None)
+        assert (await session.get_stats()).index_type == "flat"
+        vectors = rows_of(6_000)
+        await session.add_batch([f"row-{row}" for row in range(6_000)], vectors)
+        assert (await session.get_stats()).hnsw_vector_count == 6_000
+        assert (await session.recall(100)).default.recall >= 0.9
+        for row in range(900, 6_000):
+            await session.delete_vector(f"row-{row}")
+        await session.vacuum()
+        assert (await session.get_stats()).index_type == "flat"
+        assert {hit.id for hit in await session.search(vectors[0], 1_000)} <= {f"row-{row}" for row in range(900)}
+
+
+async def test_expired_ones_are_not_counted() -> None:
+    now = NOW
+    async with await session_on("memory:", clock=lambda: now) as session:
+        await session.add_batch(["a", "b"], None, expires_at=[NOW + 1, None])
+        assert (await session.get_stats()).without_vector_count == 2
+        now += 2
+        stats = await session.get_stats()
+        assert (stats.vector_count, stats.without_vector_count) == (1, 1)
 
 
 @pytest.mark.parametrize("lazy", [True, False])

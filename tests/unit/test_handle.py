@@ -364,7 +364,7 @@ def restore(
     loaded = NativeIndex.load_begin(
         DIM, metric="l2", memory="default", M=8, ef_construction=40, threads=2,
         rows=stats.rows, graph_rows=stats.graph_rows, rows_per_part=rows_per_part,
-        rows_per_group=rows_per_group,
+        rows_per_group=rows_per_group, has_codes=stats.rows >= 1024,
     )  # fmt: skip
     for part in parts:
         loaded.load_part(part)
@@ -414,7 +414,7 @@ def test_part_calls_check_their_arguments(index: NativeIndex) -> None:
     with pytest.raises(InvalidInputError, match="dim"):
         NativeIndex.load_begin(
             0, metric="l2", memory="default", M=8, ef_construction=40, threads=1, rows=1, graph_rows=0,
-            rows_per_part=1, rows_per_group=1,
+            rows_per_part=1, rows_per_group=1, has_codes=False,
         )
 
 

@@ -57,6 +57,15 @@ def test_the_clock_is_read_at_most_once_and_only_for_rows() -> None:
         assert len(prepare_batch([], [], None, times, lambda: next(readings), None).timestamps) == 0
 
 
+def test_rows_without_a_vector_take_the_dimension_that_came_meanwhile() -> None:
+    index = Index(IndexSettings())
+    batch = prepare_batch(["bare"], None, None, None, lambda: 7, None)
+    index.add(prepare_batch(IDS, BASE, None, None, lambda: 7, None))
+    index.add(batch)
+    assert index.live_count == 31
+    assert index.counts.bare == 1
+
+
 def test_no_queries_have_any_shape() -> None:
     for nothing in ([], np.empty((0, 4)), np.empty((0, 9)), [[]][:0]):
         assert len(prepare_queries(nothing, 4)) == 0

@@ -46,7 +46,8 @@ def begin(index: NativeIndex, metric: str, memory: str = "default", threads: int
     rows = index.stats().rows
     return NativeIndex.load_begin(
         DIM, metric=metric, memory=memory, M=8, ef_construction=60, threads=threads, rows=rows,
-        graph_rows=index.stats().graph_rows, rows_per_part=LAYOUT[0], rows_per_group=LAYOUT[1], **more,
+        graph_rows=index.stats().graph_rows, rows_per_part=LAYOUT[0], rows_per_group=LAYOUT[1],
+        has_codes=rows >= 1024, **more,
     )  # fmt: skip
 
 

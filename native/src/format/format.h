@@ -60,6 +60,7 @@ typedef struct part_shape {
     uint32_t settled;            /* rows before those of the graph; all of them where there is none */
     uint32_t stored;             /* rows before the first whose links are not stored; `rows` where there is no graph */
     uint32_t lists;
+    bool coded;                  /* enough rows have a vector for codes */
     bool has_bare;               /* rows without a vector */
 } part_shape;
 static inline uint32_t format_rows_per_part(part_layout layout, uint32_t kind) {
@@ -93,9 +94,9 @@ typedef struct part_numbers {
 } part_numbers;
 static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
-    const bool coded = shape.rows >= CODES_FIRST_ROWS;
-    if (shape.rows == 0 || (kind == FVDB_PART_BARE && !shape.has_bare) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows) || (of_lists && shape.lists == 0) ||
-        ((kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_CODES) && !coded))
+    const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_CODES;
+    if (shape.rows == 0 || (kind == FVDB_PART_BARE && !shape.has_bare) || (of_lists && shape.lists == 0) ||
+        (of_codes && !shape.coded) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
         return (part_numbers){0, 0};
     if (format_is_whole(kind)) return (part_numbers){0, 1};
     const uint32_t most = format_rows_per_part(layout, kind);

@@ -34,7 +34,7 @@ fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag) {
     static const uint32_t needed[] = {FVDB_PART_CODES, FVDB_PART_IDS, FVDB_PART_TIMESTAMPS, FVDB_PART_TOMBSTONES,
                                       FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
     struct loading *l = index->loading;
-    if (!l || l->shape.rows < CODES_FIRST_ROWS)
+    if (!l || !l->shape.coded)
         return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded, or too small to have sketches");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) TRY(format_check_came(l, needed[i], diag));
     TRY(format_read_rows(index, diag));

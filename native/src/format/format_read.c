@@ -67,12 +67,15 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, load->rows, load->graph_rows);
     if (load->graph_rows ? !few_to_link(load) : load->stored_rows != load->rows)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "stored_rows is out of range", 0, load->rows, load->stored_rows);
+    if (load->has_codes ? load->rows < CODES_FIRST_ROWS : load->graph_rows > 0)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "codes of too few rows, or a graph without codes", 0, CODES_FIRST_ROWS, load->rows);
     if (load->lists > FVDB_LISTS_MAX)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, load->lists);
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
     const part_shape shape = {(uint32_t)load->rows, (uint32_t)(load->rows - load->graph_rows),
-                              (uint32_t)load->stored_rows, (uint32_t)load->lists, load->has_bare != 0};
+                              (uint32_t)load->stored_rows, (uint32_t)load->lists, load->has_codes != 0,
+                              load->has_bare != 0};
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
@@ -234,13 +237,9 @@ static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
     const uint8_t *bits = read_bytes(&r, size);
     REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a row without a vector is past the last row");
     TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
-    bool any = false;
-    for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
-        if (!(bits[slot / 8] >> (slot % 8) & 1)) continue;
-        store_mark_bare(&index->store, slot);
-        any = true;
-    }
-    REQUIRE(any, "no row is without a vector");
+    for (uint32_t slot = 0; slot < l->shape.rows; slot++)
+        if (bits[slot / 8] >> (slot % 8) & 1) store_mark_bare(&index->store, slot);
+    REQUIRE(index->store.bare_count, "no row is without a vector");
     return FVDB_OK;
 }
 
@@ -387,7 +386,7 @@ static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
     uint32_t settled = index->graph.first;
     REQUIRE(settled <= l->shape.rows, "more rows are in front than there are");
     uint32_t recent = l->shape.rows - settled;
-    REQUIRE(graph_rows(l) == (recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
+    REQUIRE(graph_rows(l) == (l->shape.coded && recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
     for (uint32_t slot = 0; slot < settled; slot++)
         if (!ivf_has(&index->lists, slot)) return BAD_ROW("a row is on neither side", slot);
     return FVDB_OK;
@@ -547,7 +546,7 @@ static fvdb_status read_graph(fvdb_index *index, fvdb_diag *diag) {
         TRY(read_upper(index, number, &r, diag));
     }
     TRY(check_upper(g, diag));
-    if (l->shape.rows >= INDEX_GRAPH_ROWS_MIN) TRY(read_graph_head(index, diag));
+    if (l->shape.coded) TRY(read_graph_head(index, diag));
     g->n = graph_rows(l) ? l->shape.stored : g->first;
     return FVDB_OK;
 }
@@ -573,6 +572,8 @@ fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
     TRY(read_bare(index, diag));
     TRY(read_tombstones(index, diag));
     index->store.n = index->loading->shape.rows;
+    REQUIRE(index->loading->shape.coded == (store_with_vector(&index->store) >= CODES_FIRST_ROWS),
+            "there are codes of too few rows, or none of enough");
     return FVDB_OK;
 }
 
@@ -594,7 +595,7 @@ static fvdb_status check_steps(const fvdb_index *index, const uint32_t *steps, u
         at = steps[i];
     }
     REQUIRE(at == index->store.n, "the steps of the graph do not lead to its last row");
-    REQUIRE(n == 0 || codes_next_training(index->store.book.trained_rows) > index->store.n,
+    REQUIRE(n == 0 || codes_next_training(index->store.book.trained_rows) > store_with_vector(&index->store),
             "the codes were trained again after the graph was stored");
     return FVDB_OK;
 }

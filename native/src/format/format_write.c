@@ -202,16 +202,10 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
 
 /* ---- entry points ---- */
 
-/* Whether any row, live or not, has no vector: there may have been some that a vacuum took. */
-static bool has_bare(const store *s) {
-    for (size_t w = 0; w < s->bare.used / sizeof(uint64_t); w++)
-        if (((const uint64_t *)s->bare.base)[w]) return true;
-    return false;
-}
-
 static part_shape shape_of(const fvdb_index *index) {
-    const uint32_t rows = index->store.n, settled = hnsw_rows(&index->graph) ? index->graph.first : rows;
-    return (part_shape){rows, settled, rows, index->lists.centroids.nlist, has_bare(&index->store)};
+    const store *s = &index->store;
+    const uint32_t settled = hnsw_rows(&index->graph) ? index->graph.first : s->n;
+    return (part_shape){s->n, settled, s->n, index->lists.centroids.nlist, s->book.trained_rows > 0, s->bare_count > 0};
 }
 
 fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,

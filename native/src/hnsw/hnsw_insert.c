@@ -177,7 +177,8 @@ static void offer_peers(batch *b, walk *w, uint32_t level, uint32_t row) {
             n = 0;
         }
         uint32_t u = b->upper[peer - b->first];
-        if (peer == row || store_is_bare(b->s, peer) || (level && (u == FVDB_NO_SLOT || hnsw_upper_level(b->g, u) < level))) continue;
+        if (peer == row || store_is_bare(b->s, peer)) continue;
+        if (level && (u == FVDB_NO_SLOT || hnsw_upper_level(b->g, u) < level)) continue;
         slots[n] = peer;
         nodes[n++] = level ? u : peer;
     }
@@ -199,8 +200,10 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
         if (b->first > g->first && level <= g->max_level) {
             if (entry == FVDB_NO_SLOT) entry = hnsw_descend(w, level);
             else if (level == 0) entry = hnsw_upper_slot(g, entry);
-            hnsw_walk_level(w, level, entry, g->ef_construction, NULL);
-            entry = w->pool[0].node;
+            if (entry != FVDB_NO_SLOT) {
+                hnsw_walk_level(w, level, entry, g->ef_construction, NULL);
+                entry = w->pool[0].node;
+            }
         }
         offer_peers(b, w, level, row);
         uint32_t n = hnsw_select(w, level, row, g->M, 1, links);

@@ -138,9 +138,16 @@ static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, ui
     scorer_many(&w->query, slots, n, out);
 }
 
+/* Without upper rows walks begin at the first row that may have links. */
+static uint32_t first_with_vector(const walk *w) {
+    for (uint32_t slot = w->g->first; slot < w->g->n; slot++)
+        if (!store_is_bare(w->s, slot)) return slot;
+    return FVDB_NO_SLOT;
+}
+
 uint32_t hnsw_descend(walk *w, uint32_t level) {
     const hnsw *g = w->g;
-    if (g->entry == FVDB_NO_SLOT) return g->first;
+    if (g->entry == FVDB_NO_SLOT) return first_with_vector(w);
     uint32_t node = g->entry;
     float nearest, distances[HNSW_M0_MAX];
     score_nodes(w, 1, &node, 1, &nearest);

@@ -96,6 +96,16 @@ void workers_stop(fvdb_index *index, workers *w) {
     w->n = 0;
 }
 
+fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
+    if (store_with_vector(&index->store)) return FAIL(diag, FVDB_ERR_ARGUMENT, "a row has a vector, so dim is fixed");
+    fvdb_index *copy;
+    TRY(index_create(config, &copy, diag));
+    fvdb_status status = store_copy_bare(&index->store, &copy->store, diag);
+    if (status == FVDB_OK) *out = copy;
+    else index_free(copy);
+    return status;
+}
+
 /* ---- statistics ---- */
 
 uint32_t index_moved(const fvdb_index *index) { return index->lists.n - index->graph.first; }
@@ -107,6 +117,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->historical = lists->live;
     out->historical_deleted = lists->n - lists->live;
     out->bare = s->live_count - s->found_count;
+    out->with_vector = store_with_vector(s);
     out->moved = index_moved(index);
     out->lists = lists->centroids.nlist;
     out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);

@@ -48,6 +48,8 @@ struct fvdb_index {
 /* Makes an empty index, without rows and, if kernels are refused, none. */
 fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
 void index_free(fvdb_index *index);
+/* A new index with the same rows, none of which has a vector, under another config. */
+fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
 void index_stats(fvdb_index *index, fvdb_stats *out);
 uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
                         uint64_t id_bytes);

@@ -127,15 +127,15 @@ static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb
     undo->refined = refines;
     int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {
-        uint64_t due = codes_next_training(s->book.trained_rows);
-        uint32_t end = s->n < due ? s->n : (uint32_t)due;
+        const uint32_t due = store_rows_with_vector(s, codes_next_training(s->book.trained_rows));
+        const uint32_t end = min_u32(s->n, due);
         if (s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
             stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total, end - g->n};
             TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
         }
-        if (s->n < due) break;
+        if (due == FVDB_NO_SLOT) break;
         codebook trained;
-        TRY(codes_train(s, (uint32_t)due, &trained, w->crew, diag));
+        TRY(codes_train(s, due, &trained, w->crew, diag));
         if (undo->retrained) codebook_free(&s->book);
         else undo->book = s->book;
         undo->retrained = true;
@@ -201,25 +201,12 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     return status;
 }
 
-/* Before the rows are there: what follows asks of each whether it has a vector. */
-static fvdb_status mark_bare(store *s, const fvdb_rows *rows, const plan *p, fvdb_diag *diag) {
-    bool any = false;
-    for (uint32_t i = 0; rows->bare && i < p->n; i++) any |= rows->bare[p->picked[i]] != 0;
-    if (!any) return FVDB_OK;
-    TRY(store_reserve_bare(s, s->n + p->n, diag));
-    for (uint32_t i = 0; i < p->n; i++)
-        if (rows->bare[p->picked[i]]) store_mark_bare(s, s->n + i);
-    return FVDB_OK;
-}
-
 static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, const plan *p, workers *w,
                                    fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
-    TRY(store_reserve(s, s->n + p->n, p->id_bytes, diag));
     TRY(hnsw_undo_begin(&undo.graph, &index->graph, diag));
-    fvdb_status status = mark_bare(s, rows, p, diag);
-    if (status == FVDB_OK) status = store_append(s, rows, p->picked, p->n, w->crew, diag);
+    fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->crew, diag);
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->crew);
         status = link_rows(index, w, &undo, control, diag);

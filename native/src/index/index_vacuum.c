@@ -106,7 +106,8 @@ static void exchange_books(vacuum *v) {
 
 static bool repairs(const vacuum *v) {
     uint32_t linked = hnsw_rows(&v->index->graph), recent = recent_rows(v);
-    return linked && recent >= INDEX_GRAPH_ROWS_MIN && linked - recent <= linked / REBUILD_SHARE;
+    return linked && recent >= INDEX_GRAPH_ROWS_MIN && v->index->store.found_count >= CODES_FIRST_ROWS &&
+           linked - recent <= linked / REBUILD_SHARE;
 }
 
 /* A graph of the recent rows, beside the old one and under their new slots. */
@@ -127,9 +128,10 @@ static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
 /* Codes for the rows as they stand now, trained as a build of them would have been last; none for few rows. */
 static fvdb_status code_anew(vacuum *v, fvdb_diag *diag) {
     store *s = &v->index->store;
-    uint64_t rows = CODES_FIRST_ROWS;
-    while (rows * 8 <= s->n) rows *= 8;
-    if (s->n >= CODES_FIRST_ROWS) TRY(codes_train(s, (uint32_t)rows, &v->book, v->workers->crew, diag));
+    uint64_t count = CODES_FIRST_ROWS;
+    while (count * 8 <= store_with_vector(s)) count *= 8;
+    const uint32_t rows = store_rows_with_vector(s, count);
+    if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->crew, diag));
     exchange_books(v);
     codes_encode(s, 0, s->n, v->workers->crew);
     return FVDB_OK;
@@ -140,7 +142,7 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     hnsw *g = &v->index->graph;
     const workers *w = v->workers;
     const uint32_t rows = recent_rows(v);
-    if (rows < INDEX_GRAPH_ROWS_MIN) return FVDB_OK;
+    if (rows < INDEX_GRAPH_ROWS_MIN || s->book.trained_rows == 0) return FVDB_OK;
     stretch linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
     hnsw_undo undo;                      /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));

@@ -100,11 +100,11 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
             sum += job.sums[(size_t)b * 2 * s->dim + d];
             square += job.sums[(size_t)b * 2 * s->dim + s->dim + d];
         }
-        double mean = sum / max_u32(with_vector, 1), variance = square / max_u32(with_vector, 1) - mean * mean;
+        double mean = sum / with_vector, variance = square / with_vector - mean * mean;
         codebook_span(out, d, mean, variance);
     }
     codebook_derive(out, s->dim64);
-    out->trained_rows = n;
+    out->trained_rows = with_vector;
     mem_free(job.sums);
     mem_free(job.rows);
     return FVDB_OK;

@@ -62,9 +62,10 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
     return some == 0 && s->metric == FVDB_METRIC_COSINE ? FVDB_ERR_ZERO_VECTOR : FVDB_OK;
 }
 
+/* `bare` comes last: where it is, `found` is as long. */
 static bool resize_bare(store *s, size_t n) {
     const size_t bytes = (n + 63) / 64 * sizeof(uint64_t);
-    return region_resize(&s->bare, bytes) && region_resize(&s->found, bytes);
+    return region_resize(&s->found, bytes) && region_resize(&s->bare, bytes);
 }
 
 /* Sets the size of every per-row region.  Shrinking cannot fail; a failed growth leaves some regions longer than n
@@ -127,17 +128,36 @@ static void fill_rows(append_job *job, crew *c) {
     crew_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
-fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, crew *c,
-                         fvdb_diag *diag) {
+static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) {
+    for (uint32_t i = 0; rows->bare && i < n; i++)
+        if (rows->bare[picked[i]]) return true;
+    return false;
+}
+
+/* All that can fail, the timestamps last. */
+static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
+                                  fvdb_diag *diag) {
+    TRY(store_reserve(s, s->n + n, id_bytes, diag));
+    if (any_bare(rows, picked, n)) TRY(store_reserve_bare(s, s->n + n, diag));
     int64_t *us = mem_alloc_array(n, sizeof *us);
     if (!us) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     for (uint32_t i = 0; i < n; i++) us[i] = rows->timestamps[picked[i]];
     fvdb_status status = timestamps_append(&s->times, us, n, diag);
     mem_free(us);
-    if (status != FVDB_OK) return status;
+    return status;
+}
+
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes, crew *c,
+                         fvdb_diag *diag) {
+    fvdb_status status = prepare_append(s, rows, picked, n, id_bytes, diag);
+    if (status != FVDB_OK) {
+        resize_rows(s, s->n);
+        return status;
+    }
     for (uint32_t i = 0; i < n; i++) {
         uint64_t at = rows->id_offsets[picked[i]];
         id_map_append(&s->ids, rows->id_bytes + at, (size_t)(rows->id_offsets[picked[i] + 1] - at));
+        if (rows->bare && rows->bare[picked[i]]) store_mark_bare(s, s->n + i);
     }
     append_job job = {s, rows, picked, s->n, n};
     fill_rows(&job, c);
@@ -152,7 +172,18 @@ fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-void store_mark_bare(store *s, uint32_t slot) { bit_set((uint64_t *)s->bare.base, slot); }
+void store_mark_bare(store *s, uint32_t slot) {
+    bit_set((uint64_t *)s->bare.base, slot);
+    s->bare_count++;
+}
+
+uint32_t store_rows_with_vector(const store *s, uint64_t count) {
+    if (count > store_with_vector(s)) return FVDB_NO_SLOT;
+    if (s->bare_count == 0) return (uint32_t)count;
+    uint32_t slot = 0;
+    for (uint64_t seen = 0; seen < count; slot++) seen += !store_is_bare(s, slot);
+    return slot;
+}
 
 void store_make_live(store *s, uint32_t slot) {
     id_map_link(&s->ids, slot);
@@ -173,7 +204,10 @@ void store_make_tombstone(store *s, uint32_t slot) {
 }
 
 void store_truncate(store *s, uint32_t n) {
-    for (uint32_t slot = n; slot < s->n && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
+    for (uint32_t slot = n; slot < s->n && s->bare.used; slot++) {
+        s->bare_count -= store_is_bare(s, slot);
+        bit_clear((uint64_t *)s->bare.base, slot);
+    }
     id_map_truncate(&s->ids, n);
     timestamps_truncate(&s->times, n);
     s->n = n;
@@ -243,10 +277,12 @@ static void permute_bits(region *r, const uint32_t *from, uint32_t n, arrangemen
     memcpy(r->base, a->marks, r->used);
 }
 
-/* After live or bare rows got other slots. */
-static void find_live(store *s) {
+/* What follows from the live and the bare rows, after they got other slots or there are fewer. */
+static void derive_found(store *s) {
     const uint64_t *live = store_live(s), *bare = (const uint64_t *)s->bare.base;
     for (size_t w = 0; w < s->bare.used / sizeof *bare; w++) ((uint64_t *)s->found.base)[w] = live[w] & ~bare[w];
+    s->bare_count = 0;
+    for (uint32_t slot = 0; slot < s->n && s->bare.used; slot++) s->bare_count += store_is_bare(s, slot);
 }
 
 static void exchange_times(store *s, arrangement *a) {
@@ -260,9 +296,9 @@ void store_arrange(store *s, arrangement *a) {
     exchange_times(s, a);
     permute_bits(&s->live, a->order, a->kept, a);
     permute_bits(&s->bare, a->order, a->n, a);
-    find_live(s);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->kept, store_live(s));
     s->n = a->kept;
+    derive_found(s);
 }
 
 void store_arrange_back(store *s, arrangement *a) {
@@ -272,9 +308,31 @@ void store_arrange_back(store *s, arrangement *a) {
     for (uint32_t slot = 0; slot < a->n; slot++)
         if (a->map[slot] < a->kept) bit_set(store_live(s), slot);
     permute_bits(&s->bare, a->map, a->n, a);
-    find_live(s);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->n, store_live(s));
     s->n = a->n;
+    derive_found(s);
+}
+
+fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
+    arrangement a;
+    if (from->n == 0) return FVDB_OK;
+    TRY(arrangement_alloc(&a, from->n, diag));
+    for (uint32_t slot = 0; slot < from->n; slot++) a.order[slot] = slot;
+    a.kept = from->n;
+    fvdb_status status = arrangement_prepare(&a, from, diag);
+    if (status == FVDB_OK) status = store_reserve(to, from->n, 0, diag);
+    if (status == FVDB_OK) status = store_reserve_bare(to, from->n, diag);
+    if (status == FVDB_OK) {
+        memcpy(to->live.base, from->live.base, to->live.used);
+        memcpy(to->bare.base, from->bare.base, to->bare.used);
+        exchange_times(to, &a);
+        id_map_exchange(&to->ids, &a.id_bytes, &a.id_offsets, a.kept, store_live(to));
+        to->n = from->n;
+        to->live_count = from->live_count;
+        derive_found(to);
+    }
+    arrangement_free(&a);
+    return status;
 }
 
 void store_arranged(store *s) {

@@ -1,8 +1,8 @@
 /* Contract of store/: rows without any structure on top.  A store knows vectors in two planes, 4-bit codes, ids,
  * timestamps and which rows are live; it knows no graph.  Depends on kernels/ and base/.
  *
- * A store has no lock: index/ holds the one lock of an index.  Appending is in two steps: store_reserve can fail and
- * changes nothing visible, store_append after it cannot fail. */
+ * A store has no lock: index/ holds the one lock of an index.  Appended rows are seen by nobody before they are
+ * made live, which cannot fail. */
 #ifndef FVDB_STORE_H
 #define FVDB_STORE_H
 
@@ -106,6 +106,7 @@ typedef struct store {
     region bare;                 /* the same of rows without a vector; none while there never was one */
     region found;                /* where `bare` is: rows that are live and have a vector */
     uint32_t found_count;        /* how many these are; live_count where there is no `bare` */
+    uint32_t bare_count;         /* rows without a vector, tombstones included */
 } store;
 
 static inline const uint16_t *store_high(const store *s, uint32_t slot) {
@@ -125,6 +126,8 @@ static inline bool store_is_bare(const store *s, uint32_t slot) {
 static inline const uint64_t *store_found(const store *s) {
     return (const uint64_t *)(s->bare.used ? s->found.base : s->live.base);
 }
+/* Rows with a vector, tombstones included: what codes are trained on. */
+static inline uint32_t store_with_vector(const store *s) { return s->n - s->bare_count; }
 static inline bool store_has_codes(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->book.trained_rows; }
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
@@ -135,12 +138,16 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
 
 /* Room for rows up to n (vectors, codes, bitmap) and for their ids; changes nothing else. */
 fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag);
-/* Appends rows, not live and with unlinked ids; the vectors were checked and room was reserved.  Fails only where the
- * timestamps need memory, changing nothing. */
-fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, crew *c, fvdb_diag *diag);
-/* Room for marks of bare rows among all that there are and are reserved; then marks one of them, zeros in its planes. */
+/* Appends rows, not live and with unlinked ids; the vectors were checked.  All or nothing. */
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes, crew *c,
+                         fvdb_diag *diag);
+/* Room for marks of bare rows among n; then marks one of them, zeros in its planes. */
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
 void store_mark_bare(store *s, uint32_t slot);
+/* The fewest rows from the first on of which `count` have a vector; FVDB_NO_SLOT where not so many do. */
+uint32_t store_rows_with_vector(const store *s, uint64_t count);
+/* The rows of a store that are all bare, tombstones among them, into an empty one of another dimension: all or nothing. */
+fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag);
 /* Makes an appended row visible, or a visible one a tombstone. */
 void store_make_live(store *s, uint32_t slot);
 void store_make_tombstone(store *s, uint32_t slot);
@@ -172,8 +179,8 @@ void store_get(const store *s, uint32_t slot, float *out);
 
 /* ---- codes.c: the codebook, and approximate distances ---- */
 
-/* Row counts at which the codebook is trained anew (on all rows so far): 1024 x 8^i.  Fixed counts make the codes a
- * function of the rows and their order alone. */
+/* Counts of rows with a vector at which the codebook is trained anew, on all so far: 1024 x 8^i.  Fixed counts make the
+ * codes a function of the rows and their order alone. */
 #define CODES_FIRST_ROWS 1024
 static inline bool codes_train_at(uint32_t n) {
     for (uint64_t t = CODES_FIRST_ROWS; t <= n; t *= 8)
@@ -199,7 +206,7 @@ void codebook_free(codebook *b);
 #define CODE_STEP_MIN 1e-30f
 void codebook_derive(codebook *b, uint32_t dim64);
 
-/* Trains `out` on rows 0 .. n-1.  The same bits for any number of threads. */
+/* Trains `out` on rows 0 .. n-1, those with a vector, of which there is one.  The same bits for any number of threads. */
 fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag);
 /* Codes rows first .. end-1 with the current codebook; nothing under memory="compact". */
 void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
