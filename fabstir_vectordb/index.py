@@ -44,9 +44,9 @@ from fabstir_vectordb._native.handle import (
     NativeIndex,
     NativeStats,
     NativeTooFew,
-    estimate_bytes,
     pack_ids,
 )
+from fabstir_vectordb.budget import Forecast, kept_bytes, reserve_bytes
 from fabstir_vectordb.calibration import Calibration, calibrate, missed_by_code
 from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
@@ -108,6 +108,10 @@ _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 #: Offset and size of a row's metadata, with the arena's room for growth.
 _TABLE_BYTES_PER_ROW: Final = 14
+#: An object of bytes beside what it holds, and its place in a list.
+_BYTES_OBJECT: Final = 48
+#: Numbers that are made of each row while slots change: the order, the map, and what is looked up with them.
+_RENUMBERING_BYTES_PER_ROW: Final = 48
 #: The time when a row expires, in a draft.
 _EXPIRY_BYTES_PER_ROW: Final = 8
 #: Slot and distance of a row that is streamed, twice while they are brought in order, and that order.
@@ -116,9 +120,6 @@ _STREAM_BYTES_PER_ROW: Final = 32
 _EFFORTS_MAX: Final = 1_000
 #: The last recall of the table of lists.
 _LISTS_RECALL_MOST: Final = 0.999
-#: Bytes of a list, and of its share of the sample, while lists are trained: what ivf_train.c asks for.
-_TRAINING_FLOATS_PER_LIST: Final = 8
-_TRAINING_BYTES_PER_LIST: Final = 1_000
 _PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 _FILTERED_PLANS: Final[dict[int, Plan]] = {**_PLANS, PLAN_FLAT: "filtered exact"}
 #: Bytes of bitmaps, and of the filters they belong to, that are remembered until the next change: those of 600 filters
@@ -362,6 +363,15 @@ def _with_bare(
     matrix = np.zeros((len(bare), given.shape[1]), dtype=np.float32)
     matrix[bare == 0] = given
     return matrix, bare
+
+
+def _seeming_shape(vectors: Any) -> tuple[int, int]:
+    """Rows and components of what may be an array of vectors, or a list of them; zeros for anything else."""
+    shape = getattr(vectors, "shape", None)
+    if shape is None and isinstance(vectors, (list, tuple)):
+        first = next((vector for vector in vectors if vector is not None), ())
+        shape = len(vectors), len(first) if hasattr(first, "__len__") else 0
+    return shape if isinstance(shape, tuple) and len(shape) == 2 else (0, 0)
 
 
 def _matrix(vectors: Any, dim: int | None) -> npt.NDArray[np.float32]:
@@ -615,6 +625,8 @@ class Index:
         self.changes = 0
         """Counts changes; a session is dirty while it differs from the count at the last save or load."""
         self.budget_bytes = settings.budget_bytes
+        self.unsettled_bytes = 0
+        """Most bytes that changes have taken and freed since the allocator was asked to give them back."""
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.counts = _NO_STATS
         """Native counts and memory after the last change: what may be asked for on an event loop's thread, where the
@@ -693,6 +705,23 @@ class Index:
     def cache_bytes(self) -> int:
         """Bytes of parts that are kept beside the index."""
         return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that is in memory, caches included."""
+        return self.counts.bytes_total + self.metadata_bytes + self.column_bytes + self.cache_bytes
+
+    def forget_caches(self) -> bool:
+        """Lets go of what can be made or fetched again; whether there was anything."""
+        with self._write:
+            held = self.column_bytes > 0
+            self._forget_columns()
+            return held
+
+    def make_room(self) -> None:
+        """Lets go of columns where they take what saves and searches need."""
+        if self.budget_bytes is not None and self.held_bytes + reserve_bytes(self.budget_bytes) > self.budget_bytes:
+            self.forget_caches()
 
     def require_whole(self) -> None:
         """Does nothing where all of it is in memory; else says that it must be."""
@@ -919,52 +948,74 @@ class Index:
         )
 
     def _check_add_fits(self, dim: int, batch: Batch) -> None:
-        counts = self.counts
-        n = len(batch.ids)
-        index_bytes = estimate_bytes(
-            dim,
-            metric=self.settings.metric,
-            memory=self.settings.memory,
-            M=self.settings.M,
-            ef_construction=self.settings.ef_construction,
-            threads=self.settings.threads,
-            rows=counts.rows + n,
-            graph_rows=counts.rows + n - self._settled,
-            historical=counts.historical + counts.historical_deleted,
-            id_bytes=counts.id_bytes + len(batch.id_bytes),
-        )
+        n, rows, forecast = len(batch.ids), self.counts.rows + len(batch.ids), self._forecast(dim)
+        content = forecast.after_add(n, len(batch.id_bytes))
+        scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
         metadata_bytes = batch.metadata_bytes
         if metadata_bytes:
-            metadata_bytes += _TABLE_BYTES_PER_ROW * (counts.rows + n)
+            content += metadata_bytes + metadata_bytes // 8 + _TABLE_BYTES_PER_ROW * rows
+            scratch += metadata_bytes + _BYTES_OBJECT * n + self._arena.staging_bytes(rows)
         if batch.expires is not None or not self._expiries.is_empty:
-            metadata_bytes += _EXPIRY_BYTES_PER_ROW * (counts.rows + n)
-        self._check_fits(f"adding {n} rows", index_bytes + metadata_bytes + batch.nbytes)
+            content += _EXPIRY_BYTES_PER_ROW * rows
+        if self.native is not None and self.native.dim != dim:
+            scratch += self.counts.bytes_total + 4 * dim * self.counts.live
+        self._check_grows(f"adding {n} rows", content, scratch)
 
-    @property
-    def _settled(self) -> int:
-        """Rows on lists that the graph, if there is one, does not have any more."""
-        return self.counts.historical + self.counts.historical_deleted - self.counts.moved
+    def _forecast(self, dim: int) -> Forecast:
+        settings = self.settings
+        return Forecast(
+            dim=dim,
+            metric=settings.metric,
+            memory=settings.memory,
+            M=settings.M,
+            ef_construction=settings.ef_construction,
+            threads=settings.threads,
+            counts=self.counts,
+        )
 
-    def _check_fits(self, what: str, beside_metadata: int) -> None:
+    def check_room(self, vectors: Any) -> None:
+        """Refuses many vectors that cannot fit, as a caller gave them, before another array is made of them.
+
+        Raises:
+            MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
+        """
+        n, dim = _seeming_shape(vectors)
+        if self.budget_bytes is not None and 4 * n * dim > reserve_bytes(self.budget_bytes):
+            self._check_grows(f"adding {n} rows", self._forecast(min(dim, DIM_MAX)).after_add(n, n), 0)
+
+    def _check_grows(self, what: str, content: int, scratch: int) -> None:
+        """Refuses a change after which there would be no room for saves and searches."""
+        room = 0 if self.budget_bytes is None else reserve_bytes(self.budget_bytes)
+        self.unsettled_bytes += scratch        # what is refused took some, too
+        self._check_fits(what, content + max(scratch, room), "raise memory_budget_mb, or use memory='compact'")
+
+    def _check_works(self, what: str, scratch: int) -> None:
+        """Refuses a change that needs more beside the index, while it runs, than there is."""
+        self._check_fits(what, self.counts.bytes_total + scratch, "save, and load with a larger memory_budget_mb")
+        self.unsettled_bytes += scratch
+
+    def _check_fits(self, what: str, beside_metadata: int, way_out: str = "raise memory_budget_mb") -> None:
         """Refuses what would take more than the budget.
 
         Args:
             what: names it.
             beside_metadata: bytes it needs in all, but for the metadata that is there already.
+            way_out: what the user can do.
         """
         if self._is_over(beside_metadata + self.column_bytes):
             self._forget_columns()         # they can be made again
         if self._is_over(beside_metadata):
             assert self.budget_bytes is not None
-            needed = self.metadata_bytes + beside_metadata
+            needed = self.metadata_bytes + beside_metadata + kept_bytes(self.budget_bytes)
             raise MemoryBudgetExceededError(
                 f"{what} needs {needed / 1e6:.1f} MB in all, the budget is "
-                f"{self.budget_bytes / 1e6:.1f} MB: raise memory_budget_mb, or use memory='compact'",
+                f"{self.budget_bytes / 1e6:.1f} MB: {way_out}",
                 details={"needed_bytes": needed, "budget_bytes": self.budget_bytes},
             )
 
     def _is_over(self, beside_metadata: int) -> bool:
-        return self.budget_bytes is not None and self.metadata_bytes + beside_metadata > self.budget_bytes
+        budget = self.budget_bytes
+        return budget is not None and self.metadata_bytes + beside_metadata > budget - kept_bytes(budget)
 
     def _added(
         self,
@@ -1054,7 +1105,9 @@ class Index:
             if self.schema is not None:
                 self.schema.check(metadata)
             if encoded is not None:
-                self._check_fits(f"metadata of {_shown(id)}", self.counts.bytes_total + 2 * len(encoded))
+                end = int(slots[0]) + 1
+                content, scratch = self.counts.bytes_total + len(encoded), len(encoded) + self._arena.staging_bytes(end)
+                self._check_grows(f"metadata of {_shown(id)}", content, scratch)
             staged = self._arena.stage([encoded], int(slots[0]) + 1)
             self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
             self._stored_pages.note([int(slots[0])])
@@ -1128,13 +1181,36 @@ class Index:
                 self.changes += 1
             return DeleteResult(len(ids), ids)
 
+    def check_optimizes(self) -> None:
+        """Refuses to begin with what could not be brought to an end.
+
+        Raises:
+            MemoryBudgetExceededError: training, or the vacuum in the end, would not fit.
+        """
+
+        def check() -> None:
+            with self._write:
+                if self.native is not None:
+                    forecast = self._forecast(self.native.dim)
+                    self._check_works("training lists", forecast.train())
+                    self._check_works("a vacuum", forecast.vacuum() + self._renumbering_bytes())
+
+        self._within(check)
+
     def vacuum(self, control: Control | None = None) -> VacuumStats:
-        """Removes tombstones and renumbers the rows: all or nothing."""
+        """Removes tombstones and renumbers the rows: all or nothing.
+
+        Raises:
+            MemoryBudgetExceededError: what it needs beside the index would not fit.
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
         with self._changing():
             before = self.counts
             removed = before.rows - before.live
             if self.native is None or not (removed or before.moved):
                 return VacuumStats(0, 0, 0)
+            self._check_works("a vacuum", self._forecast(self.native.dim).vacuum() + self._renumbering_bytes())
             # Their order is known, so the new arena can be made before the native core changes.
             native, kept = self.native, self.native.vacuum_order()
             self._renumber(kept, lambda: native.vacuum(control))
@@ -1145,6 +1221,7 @@ class Index:
         """Gives rows that are near each other slots that are, so that lazy loads fetch fewer parts; whether it did.
 
         Raises:
+            MemoryBudgetExceededError: what it needs beside the index would not fit.
             IndexStateError: the native core had no memory or threads.
             NativeCancelled: `control` asked for it.
         """
@@ -1152,6 +1229,7 @@ class Index:
             native, counts = self.native, self.counts
             if native is None or counts.graph_rows < ARRANGED_ROWS_MIN:
                 return False
+            self._check_works("an arrangement", self._forecast(native.dim).arrange() + self._renumbering_bytes())
             order = native.near_order(control)
             slot_map = np.empty_like(order)
             slot_map[order] = np.arange(len(order), dtype=np.uint32)
@@ -1162,6 +1240,14 @@ class Index:
 
             self._renumber(order, renumber)
             return True
+
+    def _renumbering_bytes(self) -> int:
+        """What the metadata takes twice while slots change; columns make room where they would be in the way."""
+        rows = self.counts.rows
+        needed = self._arena.compacted_bytes(rows) + self._expiries.nbytes + _RENUMBERING_BYTES_PER_ROW * rows
+        if self._is_over(self.counts.bytes_total + needed + 2 * self.column_bytes):
+            self._forget_columns()
+        return needed + self.column_bytes
 
     def _renumber(
         self, kept: npt.NDArray[np.uint32], renumber: Callable[[], npt.NDArray[np.uint32]]
@@ -1217,9 +1303,7 @@ class Index:
                 counts, native = self.counts, self.native
                 if native is None or (counts.lists and not counts.training_due):
                     return False
-                lists = 4 * math.isqrt(counts.live) + 1
-                scratch = lists * (_TRAINING_FLOATS_PER_LIST * 4 * native.dim + _TRAINING_BYTES_PER_LIST)
-                self._check_fits("training lists", counts.bytes_total + scratch)
+                self._check_works("training lists", self._forecast(native.dim).train())
                 try:
                     native.train(cutoff_us, control)
                 except NativeTooFew:
@@ -1242,6 +1326,7 @@ class Index:
             How many were moved, and where to go on, None at the end or where no lists were ever trained.
 
         Raises:
+            MemoryBudgetExceededError: the lists would not fit.
             IndexStateError: the native core had no memory or threads.
         """
 
@@ -1249,6 +1334,7 @@ class Index:
             with self._write:
                 if self.native is None or not self.counts.lists:
                     return 0, None
+                self._check_works("moving rows", self._forecast(self.native.dim).migrate(step))
                 moved, after = self.native.migrate(cutoff_us, step, first)
                 if moved:
                     self._sides_changed()

@@ -96,6 +96,18 @@ class LazyIndex(Index):
         """Bytes of parts that are kept."""
         return self.lazy.parts.cache.nbytes
 
+    def forget_caches(self) -> bool:
+        """Lets go of parts, too."""
+        held = self.cache_bytes > 0
+        self.lazy.parts.cache.clear()
+        return super().forget_caches() or held
+
+    def close(self) -> None:
+        """Lets go of parts, too, and of those that are on their way."""
+        super().close()
+        self.lazy.parts.cache.bytes_max = 0
+        self.lazy.parts.cache.clear()
+
     def require_whole(self) -> None:
         """Asks for the whole index.
 

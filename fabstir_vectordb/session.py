@@ -25,11 +25,10 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels, settle
+from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels
 from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
 from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
 from fabstir_vectordb.errors import (
@@ -92,6 +91,7 @@ from fabstir_vectordb.types import (
     VerifyReport,
     VersionInfo,
 )
+from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
 
 __all__ = ["VectorDBSession", "get_platform_info", "get_version"]
 
@@ -119,8 +119,6 @@ _ANY_AGE_US: Final = 2**63 - 1
 _PAUSE_S: Final = 0.005
 # Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
 _THREADS_MAX: Final = 8
-# From this many rows on an add leaves freed buffers worth giving back to the system.
-_SETTLE_ROWS: Final = 4_096
 
 
 def get_version() -> str:
@@ -393,13 +391,10 @@ class VectorDBSession:
         index: Index,
         control: Control,
     ) -> AddResult:
+        index.check_room(vectors)
         known = index.vector_dim, index.schema
         batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, *known, expires_at)
-        result = index.add(batch, on_conflict, control)
-        if len(batch.ids) >= _SETTLE_ROWS:
-            del batch
-            settle()
-        return result
+        return index.add(batch, on_conflict, control)
 
     async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
         """Replaces a row's metadata.
@@ -471,6 +466,7 @@ class VectorDBSession:
             How many rows were removed.
 
         Raises:
+            MemoryBudgetExceededError: what it needs beside the index would not fit; nothing changed.
             IndexStateError: there was not enough memory beside the index; nothing changed.
             SessionError: the session is destroyed.
         """
@@ -491,7 +487,7 @@ class VectorDBSession:
             What was done.
 
         Raises:
-            MemoryBudgetExceededError: training would not fit; nothing moved.
+            MemoryBudgetExceededError: training or the vacuum would not fit; nothing changed.
             IndexStateError: there was not enough memory; the index is as the last step left it.
             SessionError: the session is destroyed.
         """
@@ -500,7 +496,7 @@ class VectorDBSession:
             if progress is not None:
                 progress(OptimizeProgress(stage, rows_done, self.live_index().counts.rows))
 
-        self.check_alive()
+        await self._beside(lambda index, _: index.check_optimizes())
         tell("train", 0)
         trained, migrated = await self.train_lists(), 0
         first: int | None = 0
@@ -513,7 +509,8 @@ class VectorDBSession:
         removed = await self.vacuum()
         if migrated or removed.total_removed:
             # Rows got other slots, and parts other bytes, anyway.
-            await self._change(Index.arrange)
+            with suppress(MemoryBudgetExceededError):
+                await self._change(Index.arrange)
         return OptimizeResult(trained, migrated, removed)
 
     async def train_lists(self) -> bool:
@@ -777,8 +774,11 @@ class VectorDBSession:
             await self._load_rest()
         index = self._index
         if self._lineage.base is None:
-            # For lazy loads. Never later: it changes every part.
-            await self._stoppable(index.arrange)
+            # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
+            with suppress(MemoryBudgetExceededError):
+                await self._stoppable(index.arrange)
+            await self._settle_where_due()
+        index.make_room()
         changes = index.changes
 
         def committed(version: Version) -> None:
@@ -840,15 +840,18 @@ class VectorDBSession:
         if options.memory_budget_mb is not None:
             budget = options.memory_budget_mb * 1_000_000
         cache_bytes = self._config.cache_size_mb * 1_000_000
-        loaded = await load_version(
-            self._store,
-            await self._keys(),
-            self._lineage,
-            replace(self._persist_settings(), budget_bytes=budget),
-            cid,
-            missing_ok=options.missing_ok,
-            lazy_cache_bytes=cache_bytes if options.lazy_load else None,
-            progress=options.progress,
+        keys = await self._keys()
+        loaded = await self._with_room(
+            lambda settings: load_version(
+                self._store,
+                keys,
+                self._lineage,
+                replace(settings, budget_bytes=budget),
+                cid,
+                missing_ok=options.missing_ok,
+                lazy_cache_bytes=cache_bytes if options.lazy_load else None,
+                progress=options.progress,
+            )
         )
         if loaded is None:
             fresh, base, last_cid = self._new_index(), None, None
@@ -868,6 +871,7 @@ class VectorDBSession:
         self._saved_changes = fresh.changes
         with anyio.CancelScope(shield=True):
             await self._in_thread(old.close)
+            await settle_threads()
 
     async def warm(self, progress: ProgressCallback | None = None) -> None:
         """Fetches what a lazy load left in the store: from here on no search waits for a network.
@@ -900,7 +904,9 @@ class VectorDBSession:
     async def _load_rest(self, progress: ProgressCallback | None = None) -> None:
         index = self._index
         if isinstance(index, LazyIndex):
-            loaded = await load_rest(self._store, index.lazy, self._persist_settings(), progress=progress)
+            loaded = await self._with_room(
+                lambda settings: load_rest(self._store, index.lazy, settings, progress=progress)
+            )
             fresh = await self._restored(loaded)
             fresh.plans_used = index.plans_used
             await self._exchange(fresh)
@@ -1269,8 +1275,18 @@ class VectorDBSession:
             memory=self._config.memory,
             threads=self._config.native_threads,
             budget_bytes=self._budget_bytes,
+            held_bytes=self._index.held_bytes,
             clock=self._now_us,
         )
+
+    async def _with_room(self, load: Callable[[PersistSettings], Awaitable[_T]]) -> _T:
+        """Loads something; caches give way where it does not fit beside them."""
+        try:
+            return await load(self._persist_settings())
+        except MemoryBudgetExceededError:
+            if not self._index.forget_caches():
+                raise
+        return await load(self._persist_settings())
 
     async def _keys(self) -> Identity:
         """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
@@ -1291,21 +1307,18 @@ class VectorDBSession:
         waits for it. So when this returns, no thread is left that works on the index.
         """
         self.check_alive()
-        outcome: list[_T] = []
-        failure: list[Exception] = []
+        outcome = Outcome[_T]()
 
         async def run() -> None:
-            try:
+            # An error would come out of the group as an ExceptionGroup.
+            with outcome:
                 async with self._one_at_a_time:
                     self.check_alive()
-                    outcome.append(await operation())
-            except Exception as error:
-                # Raised here it would come out of the group as an ExceptionGroup.
-                failure.append(error)
+                    outcome.value = await operation()
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-        return _result(outcome, failure)
+        return outcome.get()
 
     async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
         """Runs a change in a thread, alone, on the index that is there when its turn has come."""
@@ -1322,6 +1335,7 @@ class VectorDBSession:
             finally:
                 self._change_over = None
                 over.set()
+                await self._settle_where_due()
             if self._index.calibration_is_due:
                 await self._stoppable(self._index.calibrate_where_due)
             return result
@@ -1333,9 +1347,18 @@ class VectorDBSession:
 
         async def change() -> _T:
             await self._load_rest()
-            return await self._stoppable(partial(function, self._index))
+            try:
+                return await self._stoppable(partial(function, self._index))
+            finally:
+                await self._settle_where_due()
 
         return await self._alone(change)
+
+    async def _settle_where_due(self) -> None:
+        index = self._index
+        if index.unsettled_bytes >= settle_bytes(self._budget_bytes // 16):
+            index.unsettled_bytes = 0
+            await settle_threads()
 
     async def _no_change(self) -> None:
         # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
@@ -1370,13 +1393,12 @@ class VectorDBSession:
                 return result
 
     async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._threads)
+        return await run_in_thread(partial(function, *args, **kwargs), self._threads)
 
     async def _stoppable(self, function: Callable[[Control], _T]) -> _T:
         """Runs a native call in a thread; a cancellation stops it and waits until it has left no trace."""
         control = Control()
-        outcome: list[_T] = []
-        failure: list[Exception] = []
+        outcome = Outcome[_T]()
         once = [function]
         del function
 
@@ -1388,15 +1410,13 @@ class VectorDBSession:
 
         async with anyio.create_task_group() as group:
             group.start_soon(stop_on_cancellation)
-            try:
+            with outcome:
                 # run_sync shields itself and waits for the thread; the other task tells that to hurry.
-                outcome.append(await self._in_thread(lambda: once.pop()(control)))
-            except Exception as error:
-                failure.append(error)
+                outcome.value = await self._in_thread(lambda: once.pop()(control))
             group.cancel_scope.cancel()
-        if failure and isinstance(failure[0], NativeCancelled):
+        if isinstance(outcome.error, NativeCancelled):
             await anyio.lowlevel.checkpoint_if_cancelled()
-        return _result(outcome, failure)
+        return outcome.get()
 
 
 def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
@@ -1411,17 +1431,6 @@ def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
         )
         for entry in entries
     ]
-
-
-def _result(outcome: list[_T], failure: list[Exception]) -> _T:
-    if not failure:
-        return outcome[0]
-    error = failure.pop()
-    try:
-        raise error
-    finally:
-        # The traceback names this frame: without this the error would keep itself, and the caller's arrays, alive.
-        del error
 
 
 def note_receipt(result: object, fetched: Sequence[Fetched]) -> None:

@@ -51,6 +51,7 @@ from fabstir_vectordb.types import (
     VerifyReport,
     VersionInfo,
 )
+from fabstir_vectordb.worker_threads import Outcome
 
 __all__ = ["VectorDBSession"]
 
@@ -87,13 +88,13 @@ class _Task(Generic[_T]):
         self._verb = verb
         self._scope: anyio.CancelScope | None = None
         self._stopped = False
+        self.outcome = Outcome[_T]()
 
-    async def run(self) -> _T:
-        with anyio.CancelScope() as self._scope:
+    async def run(self) -> None:
+        with self.outcome, anyio.CancelScope() as self._scope:
             if self._stopped:
                 self._scope.cancel()
-            return await self._verb()
-        raise SessionError("the call was interrupted")  # heard by nobody: who called has left
+            self.outcome.value = await self._verb()
 
     async def stop(self) -> None:
         self._stopped = True
@@ -164,7 +165,8 @@ class VectorDBSession:
                 self._async.check_alive()
                 loop = self._loop = self._loop or _Loop()
                 call = loop.portal.start_task_soon(task.run)
-            return call.result()
+            call.result()
+            return task.outcome.get()
         except BaseException:
             # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
             # under way and `call` not yet there; a loop that has ended has nothing left to stop.

@@ -43,6 +43,10 @@ __all__ = [
     "ROWS_MAX",
     "STEPS_MAX",
     "THREADS_MAX",
+    "WORK_ADD",
+    "WORK_ARRANGE",
+    "WORK_TRAIN",
+    "WORK_VACUUM",
     "Control",
     "NativeBusy",
     "NativeCancelled",
@@ -53,9 +57,11 @@ __all__ = [
     "PartInfo",
     "SearchHits",
     "estimate_bytes",
+    "estimate_work",
     "kernels",
     "pack_ids",
     "settle",
+    "settle_thread",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -80,6 +86,10 @@ PLAN_FLAT = int(lib.FVDB_PLAN_FLAT)
 PLAN_GRAPH = int(lib.FVDB_PLAN_GRAPH)
 PLAN_LISTS = int(lib.FVDB_PLAN_LISTS)
 PLAN_HYBRID = int(lib.FVDB_PLAN_HYBRID)
+WORK_ADD = int(lib.FVDB_WORK_ADD)
+WORK_VACUUM = int(lib.FVDB_WORK_VACUUM)
+WORK_TRAIN = int(lib.FVDB_WORK_TRAIN)
+WORK_ARRANGE = int(lib.FVDB_WORK_ARRANGE)
 
 _NOWAIT, _EXACT = int(lib.FVDB_SEARCH_NOWAIT), int(lib.FVDB_SEARCH_EXACT)
 
@@ -222,6 +232,11 @@ def settle() -> None:
     lib.fvdb_settle()
 
 
+def settle_thread() -> None:
+    """The same of what only this thread can give back."""
+    lib.fvdb_settle_thread()
+
+
 def pack_ids(ids: Sequence[str]) -> tuple[bytes, UInt64Array]:
     """The ids' UTF-8 bytes one after the other, with their n + 1 offsets.
 
@@ -347,6 +362,36 @@ def estimate_bytes(
     return int(
         lib.fvdb_estimate_bytes(config, rows, rows if graph_rows is None else graph_rows, historical, id_bytes)
     )
+
+
+def estimate_work(
+    dim: int,
+    kind: int,
+    *,
+    metric: str,
+    memory: str,
+    M: int,
+    ef_construction: int,
+    threads: int,
+    rows: int,
+    graph_rows: int,
+    historical: int = 0,
+    added: int = 0,
+    id_bytes: int = 0,
+) -> int:
+    """Most bytes that a call takes beside the index while it runs, its arguments not counted.
+
+    Args:
+        dim, metric, memory, M, ef_construction, threads: as `NativeIndex`.
+        kind: WORK_ADD, WORK_VACUUM, WORK_TRAIN, or WORK_ARRANGE for `near_order` and `renumber`.
+        rows: rows of the index, those that are added included.
+        graph_rows: rows in the graph when the call is over.
+        historical: rows on lists.
+        added: rows that an add adds.
+        id_bytes: UTF-8 bytes of the ids: of an add's rows, else of all.
+    """
+    config = _config(dim, metric, memory, M, ef_construction, threads)
+    return int(lib.fvdb_estimate_work(config, kind, rows, graph_rows, historical, added, id_bytes))
 
 
 def _bitmap(allow: UInt64Array) -> Any:

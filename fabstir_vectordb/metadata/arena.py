@@ -40,6 +40,10 @@ _PATH_SHOWN_MAX: Final = 200
 _ABSENT: Final = 0
 #: Page header: rows (u32), then for each row its size + 1, 0 where it has none (u32).
 _CELL: Final = np.dtype("<u4")
+#: Rows whose bytes are copied at a time.
+_CHUNK_ROWS: Final = 4_096
+#: Offset and size of a row, and what they are made from.
+_COMPACTED_BYTES_PER_ROW: Final = 32
 
 
 # ---- A value to bytes --------------------------------------------------------------------------------------
@@ -210,7 +214,7 @@ class MetadataArena:
     @property
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
-        return (self._data.__sizeof__() if self._data else 0) + self._offsets.nbytes + self._sizes.nbytes
+        return (self._data.__sizeof__() if self._data else 0) + self._table_bytes
 
     def get(self, slot: int) -> bytes | None:
         """The bytes of a slot, or None."""
@@ -253,6 +257,20 @@ class MetadataArena:
         self._offsets[slots] = staged.offsets[rows]
         self._sizes[slots] = staged.sizes[rows]
 
+    def staging_bytes(self, slots_end: int) -> int:
+        """Bytes that `stage` may take beside the values and what is held."""
+        compacts = len(self._data) > 2 * self._used + METADATA_BYTES_MAX
+        grows = slots_end > len(self._sizes)
+        return (self.compacted_bytes(len(self._sizes)) if compacts else 0) + (self._table_bytes if grows else 0)
+
+    def compacted_bytes(self, rows: int) -> int:
+        """Most bytes of what `compacted` makes of so many slots."""
+        return self._used + self._used // 8 + _COMPACTED_BYTES_PER_ROW * rows
+
+    @property
+    def _table_bytes(self) -> int:
+        return self._offsets.nbytes + self._sizes.nbytes
+
     def abandon(self, staged: Staged) -> None:
         """Forgets staged values."""
         del self._data[staged.start :]
@@ -269,7 +287,9 @@ class MetadataArena:
         known = kept < len(self._sizes)
         sizes = np.full(len(kept), _ABSENT, dtype=np.int32)
         sizes[known] = self._sizes[kept[known]]
-        new._data = bytearray().join(self._runs(kept[known]))
+        slots = kept[known]
+        for first in range(0, len(slots), _CHUNK_ROWS):       # all at once would be held twice
+            new._data += b"".join(self._runs(slots[first : first + _CHUNK_ROWS]))
         new._used = len(new._data)
         new.is_empty = not new._used
         # Slots at the end that have none need no entry.

@@ -17,11 +17,7 @@ from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
 from fabstir_vectordb.persist.versions import StoredPart, run_bounded
 from fabstir_vectordb.types import Receipt
 
-__all__ = ["Fetched", "LazyParts", "PartsNeeded", "WholeNeeded"]
-
-# Parts of one call may take more than the cache keeps, up to so much: a search needs some five parts of 1.8 MB.
-_HELD_BYTES_MIN = 32_000_000
-
+__all__ = ["Fetched", "LazyParts", "PartsNeeded", "Room", "WholeNeeded"]
 
 class WholeNeeded(Exception):
     """The call needs so much of the version that it has to be loaded whole.
@@ -61,6 +57,21 @@ class Fetched:
 Check: TypeAlias = Callable[[bytes], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What parts may take.
+
+    Attributes:
+        cache_bytes: those that are kept.
+        held_bytes: those that one call needs at once, where that is more.
+        transfers: how many may be on their way.
+    """
+
+    cache_bytes: int
+    held_bytes: int
+    transfers: int
+
+
 class _Flight:
     """A part on its way."""
 
@@ -76,21 +87,23 @@ class LazyParts:
         stored: the parts by kind and number.
         fetch: gives a part's bytes, all checks behind it, and how many came from the store; None for those that came
             from the disk cache.
-        cache: keeps what was fetched.
+        room: what they may take.
     """
 
     def __init__(
         self,
         stored: dict[PartKey, StoredPart],
         fetch: Callable[[StoredPart, Check], Awaitable[tuple[bytes, int | None]]],
-        cache: PartCache,
+        room: Room,
     ) -> None:
         self.stored = stored
-        self.cache = cache
+        self.cache = PartCache(room.cache_bytes)
+        self._room = room
         #: Checks a part with vectors, in a worker thread; whoever has the native index that does it sets it.
         self.check: Check | None = None
         self._fetch = fetch
         self._flights: dict[PartKey, _Flight] = {}
+        self._transfers = anyio.Semaphore(room.transfers)
 
     def numbers(self, kind: int) -> list[int]:
         """The numbers of the parts of a kind, ascending."""
@@ -109,7 +122,7 @@ class LazyParts:
         """
         found = {key: part for key in keys if (part := self.cache.find(key)) is not None}
         if len(found) < len(keys):
-            if self.size(keys) > max(self.cache.bytes_max, _HELD_BYTES_MIN):
+            if self.size(keys) > max(self._room.cache_bytes, self._room.held_bytes):
                 raise WholeNeeded
             raise PartsNeeded(self, [key for key in keys if key not in found])
         return {key: part.raw for key, part in found.items()}
@@ -126,7 +139,6 @@ class LazyParts:
         async def fetch(key: PartKey) -> None:
             parts.append(await self._one(key, received))
 
-        # All at once, so that none waits for another: how many go over a network at a time is the store's to say.
         await run_bounded([partial(fetch, key) for key in keys], len(keys))
         return Fetched(parts, Receipt(requests=len(received), bytes=sum(received), cache_hits=0))
 
@@ -145,7 +157,8 @@ class LazyParts:
         flight = self._flights[key] = _Flight()
         try:
             assert self.check is not None
-            raw, size = await self._fetch(self.stored[key], self.check)
+            async with self._transfers:
+                raw, size = await self._fetch(self.stored[key], self.check)
             if size is not None:
                 received.append(size)
             flight.part = CachedPart(raw)

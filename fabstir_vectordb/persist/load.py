@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from fabstir_vectordb._native.handle import NativeIndex, estimate_bytes, settle
+from fabstir_vectordb._native.handle import WORK_ADD, NativeIndex, estimate_bytes, estimate_work
+from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import (
     DecryptionError,
     IntegrityError,
@@ -25,7 +27,7 @@ from fabstir_vectordb.errors import (
 )
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
-from fabstir_vectordb.persist.lazy import LazyParts
+from fabstir_vectordb.persist.lazy import LazyParts, Room
 from fabstir_vectordb.persist.manifest import (
     BARE,
     CHANGES,
@@ -43,7 +45,7 @@ from fabstir_vectordb.persist.manifest import (
     part_name,
     split_name,
 )
-from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
+from fabstir_vectordb.persist.part_cache import CachedPart, PartKey
 from fabstir_vectordb.persist.records import read_catalogue, record_version
 from fabstir_vectordb.persist.versions import (
     BUFFERS_PER_TRANSFER,
@@ -86,8 +88,12 @@ logger = logging.getLogger(__name__)
 
 _ALGORITHM = FileEncryption(key=b"", plaintext_hash=b"").algorithm
 _IDS = 3
-# Bytes fetched after which freed buffers are given back to the system.
-_SETTLE_BYTES = 4_000_000
+# Offset and size of a row's metadata, with the arena's room for growth.
+_TABLE_BYTES_PER_ROW = 14
+# Parts that may be on their way at a time before the cache gets any of a short budget.
+_LAZY_TRANSFERS = 2
+# A search needs some five parts of 1.8 MB, a batch more.
+_HELD_BYTES = 32_000_000
 # Stored bytes from which on a version is loaded lazily, where that is asked for.
 _LAZY_BYTES_MIN = 6_000_000
 
@@ -201,7 +207,7 @@ async def load_version(
         StorageError: a newer release wrote it, or the store failed.
         VectorDBError: the store failed in another way.
     """
-    workers = Workers(settings.threads)
+    workers = Workers(settings.threads, settings.spare_bytes)
     opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
     if opened is None:
         if missing_ok:
@@ -246,7 +252,7 @@ async def load_rest(
     async def fetch(part: StoredPart) -> bytes | CachedPart:
         return cache.find(split_name(part.record.name)) or await store.get(part.entry.hash, _blob_size(part.entry))
 
-    return await _load_whole(lazy.opened, settings, Workers(settings.threads), fetch, progress)
+    return await _load_whole(lazy.opened, settings, Workers(settings.threads, settings.spare_bytes), fetch, progress)
 
 
 async def _load_whole(
@@ -292,9 +298,12 @@ async def _take_parts(
             await workers.run(_take_raw, part, found.raw, native, pages)
         else:
             await workers.run(_take_part, part, found, native, pages)
+        del found
+        await workers.moved(part.record.size)
         meter.advance(part.record.size)
 
     await run_bounded([partial(take, part) for part in parts], transfers)
+    await workers.settle()
     meter.stage("index")
 
 
@@ -354,7 +363,7 @@ async def verify_version(
         NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
         MemoryBudgetExceededError: the index, which is built to check it, would not fit.
     """
-    workers = Workers(settings.threads)
+    workers = Workers(settings.threads, settings.spare_bytes)
     opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
     if opened is None:
         raise NotFoundError(
@@ -390,6 +399,7 @@ async def verify_version(
                         "reason": error.message,
                         "missing": isinstance(error, NotFoundError),
                     }
+                await workers.moved(part.record.size)
                 meter.advance(part.record.size)
 
             return fetch
@@ -444,26 +454,19 @@ async def _load_first(
     manifest = opened.manifest
     stored = _by_key(opened)
     first = [part for (kind, _), part in stored.items() if kind in FIRST_KINDS]
-    cache = PartCache(_cache_bytes(manifest, first, cache_bytes, settings))
+    room = _room_for_parts(manifest, stored, cache_bytes, settings)
     native = await workers.run(_begin, manifest, settings)
     assert native is not None                  # what has codes has a dimension
 
     async def fetch(part: StoredPart) -> bytes:
         return await store.get(part.entry.hash, _blob_size(part.entry))
 
-    unsettled = 0
-
     async def fetch_later(part: StoredPart, check: Callable[[bytes], None]) -> tuple[bytes, int | None]:
-        nonlocal unsettled
         blob, asked = await disk_cache.fetch(store, part.entry.hash, _blob_size(part.entry))
         size = len(blob) if asked else None
         raw = await workers.run(_open_later, part, blob, check)
         del blob
-        unsettled += part.entry.size
-        if unsettled > _SETTLE_BYTES:
-            # Buffers come and go in several threads: what the allocator keeps of them would be four times the cache.
-            unsettled = 0
-            await workers.run(settle)
+        await workers.moved(part.entry.size)
         return raw, size
 
     try:
@@ -473,7 +476,7 @@ async def _load_first(
     except BaseException:
         native.close()
         raise
-    return _loaded(opened, native, pages, LazyVersion(opened, LazyParts(stored, fetch_later, cache)))
+    return _loaded(opened, native, pages, LazyVersion(opened, LazyParts(stored, fetch_later, room)))
 
 
 def _open_later(part: StoredPart, blob: bytes, check: Callable[[bytes], None]) -> bytes:
@@ -491,25 +494,37 @@ def _finish_first(native: NativeIndex, manifest: Manifest) -> None:
     _check_count("live", native.stats().live, manifest.live)
 
 
-def _cache_bytes(
-    manifest: Manifest, first: Sequence[StoredPart], wanted: int, settings: PersistSettings
-) -> int:
-    """Bytes that may be kept of what is fetched later.
+def _room_for_parts(
+    manifest: Manifest, stored: Mapping[PartKey, StoredPart], wanted: int, settings: PersistSettings
+) -> Room:
+    """What may be taken by parts that are fetched later.
 
     Raises:
         MemoryBudgetExceededError: not even what is fetched first would fit.
     """
-    if settings.budget_bytes is None:
-        return wanted
+    if settings.spare_bytes is None:
+        return Room(wanted, _HELD_BYTES, PARALLEL_TRANSFERS)
     # A code takes half a byte a dimension in memory; ids and what finds them, factors, tombstones and times some 40.
-    needed = manifest.rows * ((manifest.dim + 63) // 64 * 32 + 40) + 2 * sum(part.record.size for part in first)
-    if needed > settings.budget_bytes:
-        raise MemoryBudgetExceededError(
-            f"this version needs about {needed / 1e6:.0f} MB to be loaded lazily, more than the "
-            f"{settings.budget_bytes / 1e6:.0f} MB of memory_budget_mb; raise it",
-            details={"needed_bytes": needed, "budget_bytes": settings.budget_bytes},
-        )
-    return min(wanted, settings.budget_bytes - needed)
+    needed = manifest.rows * ((manifest.dim + 63) // 64 * 32 + 40)
+    needed += 2 * sum(part.record.size for (kind, _), part in stored.items() if kind in FIRST_KINDS)
+    if needed > settings.spare_bytes:
+        raise _too_large("to be loaded lazily", needed, settings, "")
+    # What the session holds now it will not hold any more when there is something to be kept.
+    spare = settings.spare_bytes + settings.held_bytes - needed
+    largest = max(part.record.size for (kind, _), part in stored.items() if kind not in FIRST_KINDS)
+    cache_bytes = max(0, min(wanted, spare - _LAZY_TRANSFERS * BUFFERS_PER_TRANSFER * largest))
+    return Room(cache_bytes, min(_HELD_BYTES, spare // 3), transfers_for(largest, spare - cache_bytes))
+
+
+def _too_large(how: str, needed: int, settings: PersistSettings, way_out: str) -> MemoryBudgetExceededError:
+    assert settings.budget_bytes is not None
+    held = f" beside the {settings.held_bytes / 1e6:.1f} MB that this session holds" if settings.held_bytes else ""
+    needed += kept_bytes(settings.budget_bytes)
+    return MemoryBudgetExceededError(
+        f"this version needs about {needed / 1e6:.1f} MB {how}{held}, more than the {settings.budget_bytes / 1e6:.1f} "
+        f"MB of memory_budget_mb; raise it{way_out}{' or open it in a new session' if held else ''}",
+        details={"needed_bytes": needed + settings.held_bytes, "budget_bytes": settings.budget_bytes},
+    )
 
 
 # ---- Root and manifest -------------------------------------------------------------------------------------
@@ -874,37 +889,41 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
     Raises:
         MemoryBudgetExceededError: not even one.
     """
-    budget = settings.budget_bytes
-    if budget is None:
+    if settings.spare_bytes is None:
         return PARALLEL_TRANSFERS
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
-    needed = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
+    # Pages, and what is made of them when all are there.
+    pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
+    needed = 2 * pages + pages // 8 + (_TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
     if any(kind == EXPIRIES for kind, _ in sizes):
         needed += 8 * manifest.rows            # in memory a time for each row, whether it expires or not
+    steps = 0
     if manifest.dim:
+        of_index: dict[str, Any] = {
+            "metric": manifest.metric,
+            "memory": settings.memory,
+            "M": manifest.M,
+            "ef_construction": manifest.ef_construction,
+            "threads": settings.threads,
+            "rows": manifest.rows,
+            "graph_rows": manifest.graph_rows,
+        }
+        # Rows that are linked again once all parts are there.
+        added = manifest.rows - manifest.stored_rows if manifest.steps else 0
+        steps = estimate_work(manifest.dim, WORK_ADD, **of_index, added=added)
         needed += estimate_bytes(
-            dim=manifest.dim,
-            metric=manifest.metric,
-            memory=settings.memory,
-            M=manifest.M,
-            ef_construction=manifest.ef_construction,
-            threads=settings.threads,
-            rows=manifest.rows,
-            graph_rows=manifest.graph_rows,
+            manifest.dim,
+            **of_index,
             # Tombstones may be on lists, too.
             historical=manifest.historical and manifest.historical + manifest.rows - manifest.live,
             # An ids part holds 2 bytes more for each id; the excess is on the safe side.
             id_bytes=sum(size for kind, size in sizes if kind == _IDS),
         )
     largest = max((size for _, size in sizes), default=0)
-    if needed + BUFFERS_PER_TRANSFER * largest > budget:
-        needed += BUFFERS_PER_TRANSFER * largest
-        raise MemoryBudgetExceededError(
-            f"this version needs about {needed / 1e6:.0f} MB, more than the {budget / 1e6:.0f} MB of "
-            "memory_budget_mb; raise it or use memory='compact'",
-            details={"needed_bytes": needed, "budget_bytes": budget},
-        )
-    return transfers_for(largest, budget - needed)
+    spare = settings.spare_bytes - needed
+    if spare < max(BUFFERS_PER_TRANSFER * largest, steps):
+        raise _too_large("", needed + max(BUFFERS_PER_TRANSFER * largest, steps), settings, ", use memory='compact'")
+    return transfers_for(largest, spare)
 
 
 def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:

@@ -91,7 +91,7 @@ async def prune_history(
     if not going:
         return PrunedHistory([], 0, 0, 0)
 
-    workers = Workers(settings.threads)
+    workers = Workers(settings.threads, settings.spare_bytes)
     read = partial(_read_root, store, identity, lineage, settings, workers)
     staying = await _roots_that_stay(store, identity, lineage, settings, listed, cut)
     kept, old = _Named(), _Named()

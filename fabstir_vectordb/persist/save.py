@@ -146,7 +146,7 @@ async def save_version(
         assert lineage.base is not None
         version, counts = lineage.base, (0, len(lineage.base.parts), 0)
     else:
-        workers = Workers(settings.threads)
+        workers = Workers(settings.threads, settings.spare_bytes)
         version, counts, changed = await _store_parts_and_root(
             store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
         )
@@ -236,7 +236,6 @@ class _Plan:
     historical: int
     lists: int
     layout: Layout
-    native_bytes: int
 
 
 async def _store_parts_and_root(
@@ -278,14 +277,16 @@ async def _store_parts_and_root(
         stored[position] = lineage.unfinished[job.name, digest] = part
         parts_stored += 1
         bytes_stored += len(blob)
+        del blob
+        await workers.moved(job.size)
         meter.advance(job.size)
 
     def start(position: int, job: _Job) -> Callable[[], Awaitable[None]]:
         return lambda: store_part(position, job)
 
-    largest = max((job.size for job in plan.jobs), default=0)
-    spare = None if settings.budget_bytes is None else settings.budget_bytes - plan.native_bytes
-    await run_bounded([start(position, job) for position, job in enumerate(plan.jobs)], transfers_for(largest, spare))
+    transfers = transfers_for(max((job.size for job in plan.jobs), default=0), settings.spare_bytes)
+    await run_bounded([start(position, job) for position, job in enumerate(plan.jobs)], transfers)
+    await workers.settle()
 
     parts = [*(part for part in stored if part is not None), *plan.kept]
     parts.sort(key=lambda part: split_name(part.record.name))
@@ -401,7 +402,7 @@ def _plan(index: IndexSnapshot, kept: _Kept | None) -> _Plan:
 
 
 def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Plan:
-    rows = live = graph_rows = historical = lists = native_bytes = 0
+    rows = live = graph_rows = historical = lists = 0
     graph: Sequence[StoredPart] = ()
     jobs: list[_Job] = []
     if index.native is not None:
@@ -409,7 +410,6 @@ def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Pla
         rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
         # An index without rows has no parts that could hold lists.
         historical, lists = stats.historical, stats.lists if rows else 0
-        native_bytes = stats.bytes_total
         if kept is not None and kept.layout.rows_per_group == layout.rows_per_group:
             graph = kept.graph
         jobs = _native_jobs(index.native, layout, GRAPH_KINDS if graph else frozenset())
@@ -426,7 +426,6 @@ def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Pla
         historical=historical,
         lists=lists,
         layout=layout,
-        native_bytes=native_bytes,
     )
 
 

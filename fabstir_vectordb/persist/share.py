@@ -42,7 +42,7 @@ async def share_version(
     asked = parse_cid(cid)
     if isinstance(asked, ShareCid):
         raise InvalidInputError("this is a share CID already: pass it on as it is")
-    workers = Workers(settings.threads)
+    workers = Workers(settings.threads, settings.spare_bytes)
     blob = await store.get(asked.hash, asked.known_size)
     root_id = BlobId(asked.hash, len(blob))
     root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)

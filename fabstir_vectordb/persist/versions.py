@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
 
+from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import Layout, PartRecord
@@ -24,6 +25,7 @@ from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.worker_threads import run_in_thread, settle_bytes, settle_threads
 
 __all__ = [
     "BUFFERS_PER_TRANSFER",
@@ -52,8 +54,8 @@ PARALLEL_TRANSFERS = 8
 """Most parts in flight: a real S5 upload takes 1-2 s whatever its size, and each part holds its bytes
 meanwhile."""
 
-BUFFERS_PER_TRANSFER = 2
-"""Copies of a part in flight: as it is stored, and as it was before compression or encryption."""
+BUFFERS_PER_TRANSFER = 5
+"""Copies of a part in flight: as it was, compressed, encrypted, first in chunks, and as a store takes it."""
 
 _T = TypeVar("_T")
 
@@ -135,6 +137,7 @@ class PersistSettings:
         threads: most threads a native call may use.
         hash_seed: seed of a loaded index's id table; random, so that nobody can choose ids that collide.
         budget_bytes: most bytes a load may take, everything counted; None for no limit.
+        held_bytes: what the session holds meanwhile, and counts with it.
         clock: microseconds since 1970, for history entries.
     """
 
@@ -144,7 +147,14 @@ class PersistSettings:
     threads: int = 1
     hash_seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"), repr=False)
     budget_bytes: int | None = None
+    held_bytes: int = 0
     clock: Callable[[], int] = now_us
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """What the budget leaves beside what the session holds; None without a budget."""
+        budget = self.budget_bytes
+        return None if budget is None else budget - kept_bytes(budget) - self.held_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,13 +359,30 @@ class Workers:
     These release the GIL, so more threads than cores only hold more buffers.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, spare_bytes: int | None = None) -> None:
         self._limiter = anyio.CapacityLimiter(max(1, min(4, threads or os.cpu_count() or 1)))
+        self._settle_bytes = settle_bytes(None if spare_bytes is None else spare_bytes // 3)
+        self._unsettled = 0
+        self._is_settling = False
 
     async def run(self, function: Callable[..., _T], *args: Any) -> _T:
         """Runs `function` in a thread; a cancellation waits for it, so that what it touches can then be
         freed."""
-        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
+        return await run_in_thread(partial(function, *args), self._limiter)
+
+    async def moved(self, size: int) -> None:
+        """Notes that a part of so many bytes came or went: every few of them, freed buffers go back to the system."""
+        self._unsettled += BUFFERS_PER_TRANSFER * size
+        if self._unsettled > self._settle_bytes and not self._is_settling:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Gives freed buffers back to the system."""
+        self._unsettled, self._is_settling = 0, True
+        try:
+            await settle_threads()
+        finally:
+            self._is_settling = False
 
 
 async def run_bounded(jobs: Sequence[Callable[[], Awaitable[None]]], limit: int) -> None:

@@ -99,8 +99,10 @@ const char *fvdb_kernels(void);
 const char *fvdb_status_text(uint32_t status);
 
 /* Gives memory that was freed but kept by the allocator back to the system, where it knows how (glibc): after a large add
- * or load the process should take what the index takes. */
+ * or load the process should take what the index takes.  Of heaps that glibc made for other threads the end remains, which
+ * only these can give back: the second is for them. */
 void fvdb_settle(void);
+void fvdb_settle_thread(void);
 
 /* ---- Create and free ------------------------------------------------------------------------------------------- */
 
@@ -135,6 +137,21 @@ void fvdb_free(fvdb_index *index);
  * before anything changes. */
 uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
                              uint64_t id_bytes);
+
+#define FVDB_WORK_ADD 0
+#define FVDB_WORK_VACUUM 1
+#define FVDB_WORK_TRAIN 2
+#define FVDB_WORK_ARRANGE 3
+
+/* Most bytes that a call takes beside the index while it runs, but for what the caller gives it: of `rows` rows,
+ * `historical` of them on lists, whose ids take `id_bytes` bytes.
+ * FVDB_WORK_ADD: fvdb_add of `added` rows; the others count them, too, but for id_bytes, which are those of the call.
+ *   graph_rows: the rows of the graph by then.
+ * FVDB_WORK_VACUUM: graph_rows: those that it will leave in the graph.
+ * FVDB_WORK_TRAIN: fvdb_train.   FVDB_WORK_ARRANGE: fvdb_near_order, then fvdb_renumber.
+ * 0 where an argument is impossible. */
+uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
+                            uint64_t historical, uint64_t added, uint64_t id_bytes);
 
 /* ---- Add ------------------------------------------------------------------------------------------------------- */
 

@@ -49,6 +49,8 @@ const char *fvdb_status_text(uint32_t status) {
 
 void fvdb_settle(void) { mem_settle(); }
 
+void fvdb_settle_thread(void) { mem_settle_thread(); }
+
 /* ---- create and free ---- */
 
 static fvdb_status check_range(uint32_t value, uint32_t low, uint32_t high, const char *message, fvdb_diag *diag) {
@@ -75,6 +77,13 @@ void fvdb_free(fvdb_index *index) { index_free(index); }
 uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
                              uint64_t id_bytes) {
     return check_config(config, NULL) == FVDB_OK ? index_estimate(config, rows, graph_rows, historical, id_bytes) : 0;
+}
+
+uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
+                            uint64_t historical, uint64_t added, uint64_t id_bytes) {
+    const index_work work = {kind, rows, graph_rows, historical, added, id_bytes};
+    const bool possible = kind <= FVDB_WORK_ARRANGE && graph_rows <= rows && added <= graph_rows;
+    return possible && check_config(config, NULL) == FVDB_OK ? index_scratch(config, &work) : 0;
 }
 
 /* ---- add, search, delete, vacuum ---- */

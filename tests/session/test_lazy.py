@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -426,10 +427,14 @@ async def test_what_does_not_fit_as_a_whole_is_still_searched(saved: tuple[Path,
         assert summary(await session.search(query, 5, threshold=None)) == before
         assert not (await session.get_stats()).dirty
     manifest = Objects(saved[0]).manifest(saved[1])
-    settings = PersistSettings(index_name="default", budget_bytes=600_000)
-    assert load_module._cache_bytes(manifest, [], 1_000_000, settings) == 600_000 - ROWS * 72
-    with pytest.raises(MemoryBudgetExceededError):
-        load_module._cache_bytes(manifest, [], 1, dataclasses.replace(settings, budget_bytes=ROWS * 72 - 1))
+    parts: Any = {(1, 0): SimpleNamespace(record=SimpleNamespace(size=10_000))}
+    settings = PersistSettings(index_name="default", budget_bytes=800_000)
+    # An eighth is for allocators, and two parts on their way are five times in memory.
+    room = load_module._room_for_parts(manifest, parts, 1_000_000, settings)
+    assert (room.cache_bytes, room.transfers) == (700_000 - ROWS * 72 - 100_000, 2)
+    with pytest.raises(MemoryBudgetExceededError) as caught:
+        load_module._room_for_parts(manifest, parts, 1, dataclasses.replace(settings, budget_bytes=ROWS * 72))
+    assert caught.value.details == {"needed_bytes": ROWS * 81, "budget_bytes": ROWS * 72}
 
 
 async def test_a_shared_version_is_read_lazily_and_saved_as_ones_own(saved: tuple[Path, str], tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ async def test_a_loads_own_budget_is_the_sessions_from_then_on() -> None:
         await session.save_to_s5()
         with pytest.raises(MemoryBudgetExceededError):
             await session.load_user_vectors(memory_budget_mb=1)
-        await session.load_user_vectors(memory_budget_mb=5)
+        await session.load_user_vectors(memory_budget_mb=9)
         with pytest.raises(MemoryBudgetExceededError):
             await session.add_batch([f"x{row}" for row in range(20_000)], rows(20_000, 32))
         assert await session.count() == 5000

@@ -9,6 +9,7 @@
 #include "base.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -39,11 +40,45 @@ void *mem_realloc(void *p, size_t bytes) { return injected_failure() ? NULL : re
 
 void mem_free(void *p) { free(p); }
 
-void mem_settle(void) {
 #if defined(__GLIBC__)
-    malloc_trim(0);
-#endif
+
+/* malloc_trim gives back what lies free within every heap, but the end of the main one only: that of a thread's own heap
+ * stays with the process up to a threshold which rises with the largest block that was ever freed, to 64 MB.  So the end is
+ * taken, a block at a time, its pages are given back, and it is freed.  Large blocks, as the page where each begins stays. */
+#define END_BLOCK_BYTES ((size_t)1 << 20)
+#define END_BLOCKS 64u
+/* Blocks in a row that take no memory: the end of what was ever used, but for a hole that malloc_trim made. */
+#define END_UNUSED 3u
+
+static bool give_back(void *block) {
+    const uintptr_t from = round_up((uintptr_t)block, PAGE_BYTES);
+    const uintptr_t end = ((uintptr_t)block + END_BLOCK_BYTES) / PAGE_BYTES * PAGE_BYTES;
+    unsigned char pages[END_BLOCK_BYTES / PAGE_BYTES] = {0};
+    if (mincore((void *)from, end - from, pages) || !memchr(pages, 1, sizeof pages)) return false;
+    return madvise((void *)from, end - from, MADV_DONTNEED) == 0;
 }
+
+void mem_settle_thread(void) {
+    void *blocks[END_BLOCKS];
+    uint32_t n = 0;
+    /* Blocks up to the size of one that was mapped and freed are not mapped any more. */
+    free(malloc(END_BLOCK_BYTES));
+    for (uint32_t unused = 0; n < END_BLOCKS && unused < END_UNUSED && (blocks[n] = malloc(END_BLOCK_BYTES)); n++)
+        unused = give_back(blocks[n]) ? 0 : unused + 1;
+    while (n) free(blocks[--n]);
+}
+
+void mem_settle(void) {
+    malloc_trim(0);
+    mem_settle_thread();
+}
+
+#else
+
+void mem_settle_thread(void) {}
+void mem_settle(void) {}
+
+#endif
 
 /* Address space to map for `bytes` of content: a quarter ahead, so that appending n rows costs O(n) page-table moves. */
 static size_t mapped_for(size_t bytes) { return round_up(bytes + bytes / 4, PAGE_BYTES); }

@@ -83,8 +83,10 @@ void *mem_alloc(size_t bytes);
 void *mem_alloc_array(size_t count, size_t size);        /* zeroed; NULL on overflow */
 void *mem_realloc(void *p, size_t bytes);
 void mem_free(void *p);
-/* Freed heap pages go back to the system, where the allocator knows how. */
+/* Freed heap pages go back to the system, where the allocator knows how: all but the end of other threads' heaps; or that
+ * of this thread's alone. */
 void mem_settle(void);
+void mem_settle_thread(void);
 /* Test hook: the nth allocation from now fails (0 = never).  Compiled in always, costs one predictable branch. */
 void mem_fail_after(int64_t n);
 

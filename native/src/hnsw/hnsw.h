@@ -151,6 +151,11 @@ void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity);
 
 /* ---- hnsw_insert.c: linking new rows ---- */
 
+/* Rows that are linked at a time. */
+#define HNSW_BATCH 1024u
+/* Candidates of a target: its links and the nearest of the rows that want to be linked. */
+#define HNSW_MERGED_MAX (HNSW_M0_MAX + HNSW_BATCH)
+
 /* What hnsw_link changed in rows that were there before, to take it back. */
 typedef struct hnsw_undo {
     uint32_t n, upper_n, entry, max_level;
@@ -170,11 +175,18 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 /* Links all rows anew on level 0, knowing the whole graph. */
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag);
+/* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, walks and undo. */
+uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows);
+uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked);
 /* The diversity heuristic (Alg. 4) for the row that w->query was set to: from the pool, nearest first, keeps those nearer to
  * it than `slack` times their distance to any kept one; at most M, into out.  Returns how many. */
 uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out);
 
 /* ---- hnsw_repair.c: taking rows out ---- */
+
+/* Lost rows followed from one row; past some hundreds of candidates recall gains nothing more. */
+#define HNSW_EXPAND_MAX 64u
+#define HNSW_REPAIR_CANDIDATES (HNSW_M0_MAX * (HNSW_EXPAND_MAX + 2))
 
 /* New links for every row that stays, as a fresh graph numbered by map (old slot -> new slot, FVDB_NO_SLOT = goes).
  * `g` and its store are read only; `out` replaces g once the store is compacted. */

@@ -13,14 +13,11 @@
  * more than the slack.  Walks then need a tenth fewer distances and a third fewer steps (docs/decisions/0012). */
 #include "hnsw.h"
 
-#define HNSW_BATCH 1024u
 #define SCORE_CHUNK 64u
 /* Each batch has its targets choose their links anew: few large ones, as far as their memory (some 770 bytes a row, beside
  * some 1,900 of a row at 384 dimensions) goes. */
 #define REFINE_BATCH_MIN 65536u
 #define REFINE_BATCHES_MAX 8u
-/* Candidates of a target: its links and the nearest of the rows that want to be linked. */
-#define MERGED_MAX (HNSW_M0_MAX + HNSW_BATCH)
 /* Slack of the second pass as a factor of lengths, hence squared for cosine and squared Euclidean distances; inner
  * products are no lengths.  1.05 to 1.15 are as good on sentence embeddings; DiskANN uses 1.2. */
 #define REFINE_SLACK 1.1f
@@ -161,6 +158,8 @@ static bool reserve_edges(batch *b, size_t n) {
     return region_resize(&b->edges, 2 * n * sizeof(uint64_t)) && region_resize(&b->groups, (n + 1) * sizeof(uint32_t));
 }
 
+static uint64_t edges_bytes(uint64_t n) { return 2 * n * sizeof(uint64_t) + (n + 1) * sizeof(uint32_t); }
+
 static void free_edges(batch *b) {
     region_free(&b->edges);
     region_free(&b->groups);
@@ -249,7 +248,7 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
             slots[i] = hnsw_node_slot(g, level, nodes[i]);
         }
         scorer_many(&w->query, slots, chunk, distances);
-        for (uint32_t i = 0; i < chunk; i++) walk_offer(w, distances[i], nodes[i], MERGED_MAX);
+        for (uint32_t i = 0; i < chunk; i++) walk_offer(w, distances[i], nodes[i], HNSW_MERGED_MAX);
     }
     n = hnsw_select(w, level, slot, room, b->slack, links);
     hnsw_set_links(g, level, target, links, n);
@@ -325,9 +324,14 @@ static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *dia
 
 static fvdb_status reserve_walks(walk *const *walks, const crew *c, uint32_t n, uint32_t candidates, fvdb_diag *diag) {
     for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(walks[i], n, max_u32(candidates, MERGED_MAX) + 1) != FVDB_OK)
+        if (walk_reserve(walks[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK)
             return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     return FVDB_OK;
+}
+
+uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows) {
+    if (rows > HNSW_BATCH) rows = HNSW_BATCH;
+    return rows * sizeof(uint32_t) + edges_bytes(rows * M);
 }
 
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
@@ -427,11 +431,19 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     return merge_edges(b, c, undo, diag);
 }
 
+/* As many as their edges can be counted. */
+static uint32_t rows_a_batch(uint32_t M0, uint32_t linked) {
+    return min_u32(min_u32(max_u32(REFINE_BATCH_MIN, linked / REFINE_BATCHES_MAX), linked), UINT32_MAX / M0);
+}
+
+uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked) {
+    const uint64_t rows = rows_a_batch(2 * M, linked), M0 = 2 * M;
+    return rows * (1 + M0) * sizeof(uint32_t) + edges_bytes(rows * M0);
+}
+
 fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
                         fvdb_diag *diag) {
-    /* As many as their edges can be counted. */
-    const uint32_t linked = hnsw_rows(g);
-    uint32_t rows = min_u32(min_u32(max_u32(REFINE_BATCH_MIN, linked / REFINE_BATCHES_MAX), linked), UINT32_MAX / g->M0);
+    const uint32_t linked = hnsw_rows(g), rows = rows_a_batch(g->M0, linked);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
                   .stretch = stretch};

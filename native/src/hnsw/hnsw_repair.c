@@ -8,9 +8,6 @@
 #include "hnsw.h"
 
 #define ROWS_PER_ITEM 64u
-/* Lost rows followed from one row; past some hundreds of candidates recall gains nothing more. */
-#define EXPAND_MAX 64u
-#define CANDIDATES_MAX (HNSW_M0_MAX * (EXPAND_MAX + 2))
 
 typedef struct repair {
     const hnsw *g;
@@ -31,9 +28,9 @@ static bool goes(const repair *r, uint32_t level, uint32_t node) {
 
 /* Gathers into w->pool the rows that stay around a node, nearest first. Returns false when the node lost no link. */
 static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
-    uint32_t links[HNSW_M0_MAX], lost[EXPAND_MAX], n_lost = 0;
+    uint32_t links[HNSW_M0_MAX], lost[HNSW_EXPAND_MAX], n_lost = 0;
     uint32_t n = hnsw_links(r->g, level, node, links);
-    for (uint32_t i = 0; i < n && n_lost < EXPAND_MAX; i++)
+    for (uint32_t i = 0; i < n && n_lost < HNSW_EXPAND_MAX; i++)
         if (goes(r, level, links[i])) lost[n_lost++] = links[i];
     if (n_lost == 0) return false;
 
@@ -50,7 +47,7 @@ static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
             if (!goes(r, level, links[i])) {
                 slots[n_fresh] = hnsw_node_slot(r->g, level, links[i]);
                 fresh[n_fresh++] = links[i];
-            } else if (at > 0 && n_lost < EXPAND_MAX) {
+            } else if (at > 0 && n_lost < HNSW_EXPAND_MAX) {
                 lost[n_lost++] = links[i];
             }
         }
@@ -131,7 +128,7 @@ fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uin
     uint64_t *stays = mem_alloc_array(g->n / 64 + 1, sizeof *stays);
     fvdb_status status;
     if (upper_map && nodes && stays) {
-        repair r = {.g = g, .s = s, .map = map, .upper_map = upper_map, .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, CANDIDATES_MAX)}, .out = out,
+        repair r = {.g = g, .s = s, .map = map, .upper_map = upper_map, .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, HNSW_REPAIR_CANDIDATES)}, .out = out,
                     .walks = walks, .control = control, .nodes = nodes};
         status = without(&r, n, upper_map, stays, c, diag);
     } else {

@@ -138,31 +138,6 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->id_bytes = s->ids.n ? ((const uint32_t *)s->ids.offsets.base)[s->ids.n] : 0;
 }
 
-/* Mirrors the sizes that store_reserve, hnsw_reserve and ivf_fill ask for. */
-uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
-                        uint64_t id_bytes) {
-    uint64_t dim16 = round_up(config->dim, PLANE_LANES), code = round_up(config->dim, CODE_DIMS) / 2;
-    uint64_t M = config->M, row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1, link;
-    uint32_t most = rows < FVDB_ROWS_MAX ? (uint32_t)rows : FVDB_ROWS_MAX;
-    if (config->memory == FVDB_MEMORY_DEFAULT) {
-        row += code + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
-        link = 2 * M * sizeof(uint32_t);
-    } else {
-        row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
-        link = hnsw_row_bytes0((uint32_t)(2 * M), hnsw_link_bits(most));
-    }
-    uint64_t upper_rows = graph_rows / M + 1, table = 64;
-    while (table * 7 / 8 < rows) table *= 2;
-    uint64_t upper = upper_rows * (sizeof(uint32_t) * 2 + 1) +
-                     (upper_rows + upper_rows / (M - 1) + 1) * M * sizeof(uint32_t);
-    uint32_t listed = historical < FVDB_ROWS_MAX ? (uint32_t)historical : FVDB_ROWS_MAX;
-    uint64_t lists = historical ? ivf_nlist(listed) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;
-    /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
-    return rows * row + graph_rows * link + upper + lists + historical * sizeof(uint32_t) + rows * sizeof(uint32_t) +
-           id_bytes + table * sizeof(uint32_t) +
-           (uint64_t)(config->threads < IDLE_WALKS_MAX ? config->threads : IDLE_WALKS_MAX) * (rows * 9 / 8);
-}
-
 /* ---- delete ---- */
 
 void index_bury(fvdb_index *index, uint32_t slot) {

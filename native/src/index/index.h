@@ -51,8 +51,6 @@ void index_free(fvdb_index *index);
 /* A new index with the same rows, none of which has a vector, under another config. */
 fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
 void index_stats(fvdb_index *index, fvdb_stats *out);
-uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
-                        uint64_t id_bytes);
 fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                          bool missing_ok, uint32_t *out_slots, fvdb_diag *diag);
 /* Search memory for one thread: from the idle ones, or new. */
@@ -72,10 +70,25 @@ typedef struct workers {
 fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag);
 void workers_stop(fvdb_index *index, workers *w);
 
+/* ---- index_estimate.c ---- */
+
+uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
+                        uint64_t id_bytes);
+/* A call that takes memory beside the index: FVDB_WORK_*, and as fvdb_estimate_work of the public header describes them. */
+typedef struct index_work {
+    uint32_t kind;
+    uint64_t rows, graph_rows, historical, added, id_bytes;
+} index_work;
+uint64_t index_scratch(const fvdb_config *config, const index_work *w);
+
 /* ---- index_add.c, index_search.c, index_vacuum.c ---- */
 
 /* Fewer recent rows are scanned, without a graph. */
 #define INDEX_GRAPH_ROWS_MIN CODES_FIRST_ROWS
+/* Whether an add links all rows anew, `linked` of which the graph had before. */
+static inline bool index_refines(uint64_t linked, uint64_t recent) {
+    return recent / 2 >= linked && recent >= INDEX_GRAPH_ROWS_MIN;
+}
 
 fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
                       uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag);
@@ -85,6 +98,9 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
                                fvdb_diag *diag);
 
 /* ---- index_arrange.c ---- */
+
+/* Clusters that so many rows of the graph are put in order by. */
+uint32_t index_clusters(uint32_t rows);
 
 /* All slots in an order in which rows of the graph that are near each other stand together.  [reader] */
 fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag);

@@ -123,7 +123,7 @@ static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb
     store *s = &index->store;
     hnsw *g = &index->graph;
     const uint32_t start = g->n, total = s->n - start, recent = s->n - g->first;
-    bool refines = recent / 2 >= hnsw_rows(g) && recent >= INDEX_GRAPH_ROWS_MIN;
+    const bool refines = index_refines(hnsw_rows(g), recent);
     undo->refined = refines;
     int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {

@@ -12,6 +12,10 @@
 #define CLUSTER_ROWS_MIN 128u
 #define CLUSTER_ROWS_MAX 2048u
 
+uint32_t index_clusters(uint32_t rows) {
+    return min_u32(rows / CLUSTER_ROWS_MIN, max_u32(CLUSTERS, rows / CLUSTER_ROWS_MAX));
+}
+
 /* ---- the order ---- */
 
 /* Rows `first` and up, cluster by cluster, in the order of their slots within one. */
@@ -26,7 +30,7 @@ static void sort_by_cluster(const uint32_t *clusters, uint32_t n, uint32_t first
 static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, uint32_t *clusters, const workers *w,
                            fvdb_control *control, uint32_t *out, fvdb_diag *diag) {
     const store *s = &index->store;
-    const uint32_t n = s->n - first, nlist = min_u32(n / CLUSTER_ROWS_MIN, max_u32(CLUSTERS, n / CLUSTER_ROWS_MAX));
+    const uint32_t n = s->n - first, nlist = index_clusters(n);
     ivf_centroids centroids;
     stretch all = {control, 0, n, n, n};
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);

@@ -55,6 +55,8 @@ static inline bool ivf_has(const ivf *v, uint32_t slot) { return slot / 64 < ivf
 #define IVF_TRAIN_ROWS_MIN 64u
 /* Lists for so many rows: 4 x the root, and no fewer than 16 rows a list. */
 uint32_t ivf_nlist(uint32_t rows);
+/* Most bytes that training nlist lists for n rows takes, the centroids included. */
+uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones have
  * near numbers.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c, const stretch *stretch,

@@ -165,9 +165,13 @@ static void seed_centres(trainer *t, const ivf_centroids *seeds, const uint32_t 
     }
 }
 
+static uint32_t seed_rows(uint32_t n, uint32_t nlist) {
+    return min_u32(n, max_u32(SEEDS_PER_LIST * nlist, IVF_TRAIN_ROWS_MIN));
+}
+
 /* The rows of a smaller sample, coded as if each was a centroid. */
 static fvdb_status begin(trainer *t, const uint32_t *slots, uint32_t n) {
-    uint32_t m = min_u32(n, max_u32(SEEDS_PER_LIST * t->c->nlist, IVF_TRAIN_ROWS_MIN));
+    uint32_t m = seed_rows(n, t->c->nlist);
     trainer whole = *t;
     ivf_centroids seeds;
     uint32_t *rows = mem_alloc_array(m, sizeof *rows);
@@ -346,6 +350,14 @@ static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag
     if (!put_near_together(t)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     code_centres(t);
     return FVDB_OK;
+}
+
+uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
+    const uint64_t dim64 = round_up(dim, CODE_DIMS), centre = dim64 * sizeof(float), code = dim64 / 2 + sizeof(float);
+    const uint64_t sample = min_u32(n, SAMPLE_PER_LIST * nlist), seeds = seed_rows(n, nlist);
+    /* Centres twice: they are put in order in the end, when the seeds are gone. */
+    return nlist * (2 * centre + code + 3 * sizeof(uint32_t) + sizeof(placed)) +
+           seeds * (centre + code + 2 * sizeof(uint32_t)) + sample * 4 * sizeof(uint32_t);
 }
 
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c, const stretch *stretch,
