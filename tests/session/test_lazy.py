@@ -392,12 +392,13 @@ async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
     query = rows_of(1, 21)[0]
     async with opened(saved) as session:
         store: Any = session._store
-        get, held = store.get, anyio.Event()
+        get, asked, held = store.get, anyio.Event(), anyio.Event()
         names = {entry.hash: name for name, entry in Objects(saved[0]).files(saved[1]).items()}
 
         async def late(digest: bytes, *args: Any) -> bytes:
             blob = await get(digest, *args)
             if names[digest].startswith("vectors") and not held.is_set():
+                asked.set()
                 await held.wait()
             return blob
 
@@ -409,7 +410,7 @@ async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
         async with anyio.create_task_group() as group:
             monkeypatch.setattr(store, "get", late)
             group.start_soon(ask)
-            await anyio.wait_all_tasks_blocked()
+            await asked.wait()
             monkeypatch.setattr(store, "get", get)
             await session.warm()
             assert session._index.is_whole
