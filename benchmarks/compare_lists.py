@@ -1,7 +1,6 @@
 """Inverted lists alone beside other libraries: how long they take to train and fill, and one query a call on one core.
 
-Ours has every row on the historical side. Its build is an add, which links the rows into a graph first, and an
-`optimize`, which trains lists and moves the rows; both count.
+Ours has every row on the historical side, where `from_parts` puts them.
 """
 
 from __future__ import annotations

@@ -886,8 +886,16 @@ class Index:
 
     # ---- changes
 
-    def add(self, batch: Batch, on_conflict: str = "error", control: Control | None = None) -> AddResult:
+    def add(
+        self, batch: Batch, on_conflict: str = "error", control: Control | None = None, for_lists: bool = False
+    ) -> AddResult:
         """Adds rows: all or nothing.
+
+        Args:
+            batch: the rows.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+            control: progress and cancellation.
+            for_lists: make no graph of them: `train`, `migrate` and `vacuum` follow before any save.
 
         Raises:
             InvalidInputError: a vector, id or `on_conflict` is refused; details has ``row`` and ``id``.
@@ -922,7 +930,14 @@ class Index:
                 elif native.dim != dim:
                     native = native.with_dim(dim)
                 slots, replaced = native.add(
-                    batch.vectors, batch.id_bytes, batch.id_offsets, batch.timestamps, on_conflict, control, batch.bare
+                    batch.vectors,
+                    batch.id_bytes,
+                    batch.id_offsets,
+                    batch.timestamps,
+                    on_conflict,
+                    control,
+                    batch.bare,
+                    for_lists,
                 )
             except BaseException as error:
                 if staged is not None:

@@ -28,7 +28,7 @@ import anyio.lowlevel
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import Control, NativeBusy, NativeCancelled, kernels
+from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeBusy, NativeCancelled, kernels
 from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
 from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
 from fabstir_vectordb.errors import (
@@ -214,7 +214,8 @@ class VectorDBSession:
         """Makes a session whose rows are on the sides that are said, whatever their age.
 
         What `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` give of one session makes another
-        like it. The next `optimize` moves rows by their age, as always.
+        like it. The next `optimize` moves rows by their age, as always. Historical rows go to their lists at once,
+        without a graph in between: the quick way to begin with a long history.
 
         Args:
             config, **settings: as `create`.
@@ -245,14 +246,15 @@ class VectorDBSession:
         """Gives an empty session rows on both sides. A step of `from_parts`."""
         if timestamps is not None and not isinstance(timestamps, Mapping):
             raise InvalidInputError(f"timestamps must be a mapping of ids, got {type(timestamps).__name__}")
-        sides = [_dated(rows, timestamps or {}) for rows in (historical, recent)]
-        await self.add_vectors(sides[0])
+        past, present = (_dated(rows, timestamps or {}) for rows in (historical, recent))
+        fill_lists = sum(row.vector is not None for row in past) >= LISTS_ROWS_MIN
+        await self._change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
         if await self._beside(lambda index, control: index.train(_ANY_AGE_US, control)):
             first: int | None = 0
             while first is not None:
                 _, first = await self._move(first, _ANY_AGE_US)
             await self.vacuum()
-        await self.add_vectors(sides[1])
+        await self.add_vectors(present)
 
     @staticmethod
     def _check_phrase(secret: SeedPhrase) -> None:
@@ -337,16 +339,7 @@ class VectorDBSession:
 
         def add(index: Index, control: Control) -> AddResult:
             rows = [_as_input(row, item) for row, item in enumerate(items)]
-            return self._add(
-                [row.id for row in rows],
-                [row.vector for row in rows],
-                _none_or([row.metadata for row in rows]),
-                _none_or([row.timestamp for row in rows]),
-                _none_or([row.expires_at for row in rows]),
-                on_conflict,
-                index,
-                control,
-            )
+            return self._add_inputs(rows, on_conflict, index, control)
 
         return await self._change(add)
 
@@ -390,11 +383,27 @@ class VectorDBSession:
         on_conflict: str,
         index: Index,
         control: Control,
+        for_lists: bool = False,
     ) -> AddResult:
         index.check_room(vectors)
         known = index.vector_dim, index.schema
         batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, *known, expires_at)
-        return index.add(batch, on_conflict, control)
+        return index.add(batch, on_conflict, control, for_lists)
+
+    def _add_inputs(
+        self, rows: list[VectorInput], on_conflict: str, index: Index, control: Control, for_lists: bool = False
+    ) -> AddResult:
+        return self._add(
+            [row.id for row in rows],
+            [row.vector for row in rows],
+            _none_or([row.metadata for row in rows]),
+            _none_or([row.timestamp for row in rows]),
+            _none_or([row.expires_at for row in rows]),
+            on_conflict,
+            index,
+            control,
+            for_lists,
+        )
 
     async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
         """Replaces a row's metadata.

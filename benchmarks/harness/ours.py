@@ -80,10 +80,8 @@ class FabstirLists(Fabstir):
     def build(self, base: Any, threads: int) -> None:
         self._store = self.scratch / "store"
         settings = fields(self._store.absolute().as_uri(), threads) | {"clock": lambda: 1e9}
-        self._session = sync.VectorDBSession.create(**settings)
-        ids = [str(row) for row in range(len(base))]
-        self._session.add_batch(ids, base, timestamps=[1.0] * len(base))
-        self._session.optimize()
+        rows = (fabstir_vectordb.VectorInput(str(row), vector) for row, vector in enumerate(base))
+        self._session = sync.VectorDBSession.from_parts(settings, historical=rows)
 
     def families(self) -> list[list[Setting]]:
         return [[{"nprobe": nprobe} for nprobe in PROBES]]

@@ -33,6 +33,7 @@ __all__ = [
     "ID_BYTES_MAX",
     "K_MAX",
     "LISTS_MAX",
+    "LISTS_ROWS_MIN",
     "M_MAX",
     "M_MIN",
     "NO_SLOT",
@@ -76,6 +77,8 @@ EF_MAX = int(lib.FVDB_EF_MAX)
 ID_BYTES_MAX = int(lib.FVDB_ID_BYTES_MAX)
 K_MAX = int(lib.FVDB_K_MAX)
 LISTS_MAX = int(lib.FVDB_LISTS_MAX)
+#: Rows with a vector that lists are trained on, at least.
+LISTS_ROWS_MIN = int(lib.FVDB_LISTS_ROWS_MIN)
 M_MIN = int(lib.FVDB_M_MIN)
 M_MAX = int(lib.FVDB_M_MAX)
 ROWS_MAX = int(lib.FVDB_ROWS_MAX)
@@ -683,6 +686,7 @@ class NativeIndex:
         on_conflict: str = "error",
         control: Control | None = None,
         bare: UInt8Array | None = None,
+        for_lists: bool = False,
     ) -> tuple[UInt32Array, UInt32Array]:
         """Adds rows: all or nothing.
 
@@ -693,6 +697,8 @@ class NativeIndex:
             on_conflict: ``error``, ``replace`` or ``skip`` for ids that are live.
             control: progress and cancellation.
             bare: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None for none.
+            for_lists: leave the rows out of the graph, of which there is none: `train`, `migrate` and `vacuum` follow
+                before any save.
 
         Returns:
             Two arrays of n uint32: the slot of each row (NO_SLOT when skipped) and the slot it replaced
@@ -713,6 +719,7 @@ class NativeIndex:
         rows.id_bytes = ffi.from_buffer("uint8_t[]", id_bytes)
         rows.id_offsets = _pointer("uint64_t[]", id_offsets)
         rows.timestamps = _pointer("int64_t[]", timestamps)
+        rows.for_lists = for_lists
         if bare is not None:
             _expect("bare", bare, np.uint8, (n,))
             rows.bare = _pointer("uint8_t[]", bare)

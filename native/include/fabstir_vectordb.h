@@ -35,6 +35,7 @@ extern "C" {
 #define FVDB_ID_BYTES_MAX 1024
 #define FVDB_K_MAX 10000
 #define FVDB_LISTS_MAX 200000   /* the library never makes more */
+#define FVDB_LISTS_ROWS_MIN 64   /* rows with a vector that fvdb_train needs */
 #define FVDB_EF_MAX 100000
 #define FVDB_M_MIN 4
 #define FVDB_M_MAX 64
@@ -166,11 +167,14 @@ typedef struct fvdb_rows {
     const uint64_t *id_offsets;  /* n + 1 offsets into id_bytes */
     const int64_t *timestamps;   /* n, microseconds since 1970-01-01T00:00:00Z */
     const uint8_t *bare;         /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
+    uint32_t for_lists;          /* 1: the rows are not linked; see below */
 } fvdb_rows;
 
 /* A bare row has an id, a timestamp and a slot, and is never found by a search.
  *
  * Adds recent rows and links them into the graph: all or nothing.                                        [writer]
+ * Rows that lists will take need no graph.  for_lists leaves them without one, while the index has none: they are
+ * scanned until fvdb_train, fvdb_migrate and fvdb_vacuum have put them where they belong, and no save may come before.
  * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
  * out (SKIP).  The same id twice in one call is always FVDB_ERR_DUPLICATE_ID.
  * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when skipped.  out_replaced: n entries, the slot that the row

@@ -92,8 +92,11 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
                      uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
     TRY(check_range(on_conflict, FVDB_ON_CONFLICT_ERROR, FVDB_ON_CONFLICT_SKIP, "unknown on_conflict", diag));
     if (rows->n > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_TOO_MANY, "too many rows", 0, FVDB_ROWS_MAX, rows->n);
+    TRY(check_range(rows->for_lists, 0, 1, "unknown for_lists", diag));
     rwlock_write(index->lock);
-    fvdb_status status = index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
+    fvdb_status status = rows->for_lists && hnsw_rows(&index->graph)
+                             ? FAIL(diag, FVDB_ERR_ARGUMENT, "rows for lists cannot join a graph")
+                             : index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
     rwlock_write_done(index->lock);
     return status;
 }

@@ -56,7 +56,7 @@ static inline test_rows make_rows(uint32_t n, uint32_t dim, const char *prefix, 
         t.times[i] = 1700000000000000 + i / 100;
     }
     t.offsets[n] = at;
-    t.rows = (fvdb_rows){n, t.vectors, t.ids, t.offsets, t.times, NULL};
+    t.rows = (fvdb_rows){n, t.vectors, t.ids, t.offsets, t.times, NULL, 0};
     return t;
 }
 

@@ -208,7 +208,7 @@ static void test_the_same_id_twice_in_a_call(void) {
     uint64_t offsets[4] = {0, 1, 2, 3};
     int64_t times[3] = {0};
     uint32_t slots[3], replaced[3];
-    fvdb_rows rows = {3, vectors, (const uint8_t *)"aba", offsets, times, NULL};
+    fvdb_rows rows = {3, vectors, (const uint8_t *)"aba", offsets, times, NULL, 0};
     fvdb_diag diag = {0};
     for (uint32_t mode = 0; mode < 3; mode++) {
         CHECK(fvdb_add(index, &rows, mode, slots, replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
@@ -418,7 +418,7 @@ static void test_huge_and_tiny_values_are_exact(void) {
     uint32_t slots[5], replaced[5], count, plan;
     for (uint32_t metric = 0; metric < 3; metric++) {
         fvdb_index *index = create(DIM, metric, FVDB_MEMORY_DEFAULT, 1);
-        fvdb_rows rows = {5, vectors, (const uint8_t *)"abcde", offsets, times, NULL};
+        fvdb_rows rows = {5, vectors, (const uint8_t *)"abcde", offsets, times, NULL, 0};
         CHECK(fvdb_add(index, &rows, 0, slots, replaced, NULL, NULL) == FVDB_OK);
         float back[5 * DIM];
         int64_t us[5];

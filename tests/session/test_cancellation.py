@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -347,7 +347,14 @@ async def test_a_destroy_cancelled_by_asyncio_still_forgets_everything(monkeypat
 # ---- the twin without await
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one thread")
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to SIGINT, which a process that a shell put into the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_until_cancelled(held: Held) -> None:
     for _ in range(60_000):
         if held.cancelled:
@@ -378,6 +385,8 @@ def test_ctrl_c_that_comes_while_a_call_is_handed_over_stops_it(monkeypatch: pyt
         assert [row and row.id for row in session.get(["x", "y"])] == [None, "y"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one thread")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_what_it_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     base = rows(ROWS)
     with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s") as session:

@@ -336,6 +336,32 @@ def test_lists_are_trained_moved_to_and_searched() -> None:
     index.close()
 
 
+def test_rows_for_lists_need_no_graph_on_their_way_there() -> None:
+    rows, stored = vectors(3_000), []
+    for for_lists in (False, True):
+        index = make()
+        index.add(rows, *pack_ids([f"r{i}" for i in range(3_000)]), np.zeros(3_000, np.int64), for_lists=for_lists)
+        assert index.stats().graph_rows == (0 if for_lists else 3_000)
+        hits = index.search(rows[:5], 3)
+        assert hits.plans.tolist() == [handle.PLAN_FLAT if for_lists else handle.PLAN_GRAPH] * 5
+        index.train(1)
+        assert index.migrate(1, 3_000) == (3_000, NO_SLOT)
+        index.vacuum()
+        stored.append([bytes(index.write_part(500, 1_000, *info)) for info in index.parts(500, 1_000)])
+        fill(index, NAMES, for_lists=True)             # no graph is there that would miss them
+        index.close()
+    assert stored[0] == stored[1]
+
+
+def test_rows_for_lists_cannot_join_a_graph() -> None:
+    index = make()
+    index.add(vectors(3_000), *pack_ids([f"r{i}" for i in range(3_000)]), np.zeros(3_000, np.int64))
+    with pytest.raises(InvalidInputError, match="graph"):
+        fill(index, NAMES, for_lists=True)
+    assert index.stats().rows == 3_000
+    index.close()
+
+
 def test_closing_twice_is_fine_and_calls_after_it_raise() -> None:
     index = make()
     fill(index, NAMES)

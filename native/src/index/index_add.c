@@ -119,17 +119,18 @@ typedef struct add_undo {
 /* Codes are trained as soon as the store holds the rows for it, and rows are linked in between: what an index becomes
  * depends on its rows and their order alone, not on where one call ended and the next began.  But for the second pass: it
  * follows a change that at least doubles the rows, so that it never costs more than the change. */
-static fvdb_status link_rows(fvdb_index *index, workers *w, add_undo *undo, fvdb_control *control, fvdb_diag *diag) {
+static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_undo *undo, fvdb_control *control,
+                             fvdb_diag *diag) {
     store *s = &index->store;
     hnsw *g = &index->graph;
     const uint32_t start = g->n, total = s->n - start, recent = s->n - g->first;
-    const bool refines = index_refines(hnsw_rows(g), recent);
+    const bool refines = !for_lists && index_refines(hnsw_rows(g), recent);
     undo->refined = refines;
     int64_t linked = refines ? total - (int64_t)total * REFINE_SHARE / 8 : total;
     for (;;) {
         const uint32_t due = store_rows_with_vector(s, codes_next_training(s->book.trained_rows));
         const uint32_t end = min_u32(s->n, due);
-        if (s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
+        if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
             stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total, end - g->n};
             TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
         }
@@ -209,7 +210,7 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->crew, diag);
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->crew);
-        status = link_rows(index, w, &undo, control, diag);
+        status = link_rows(index, rows->for_lists != 0, w, &undo, control, diag);
         if (status != FVDB_OK) take_back(index, &undo, w->crew);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
         if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);

@@ -52,7 +52,7 @@ static inline bool ivf_has(const ivf *v, uint32_t slot) { return slot / 64 < ivf
 /* ---- ivf_train.c: k-means ---- */
 
 /* Fewer rows than this are not worth lists. */
-#define IVF_TRAIN_ROWS_MIN 64u
+#define IVF_TRAIN_ROWS_MIN ((uint32_t)FVDB_LISTS_ROWS_MIN)
 /* Lists for so many rows: 4 x the root, and no fewer than 16 rows a list. */
 uint32_t ivf_nlist(uint32_t rows);
 /* Most bytes that training nlist lists for n rows takes, the centroids included. */
