@@ -75,11 +75,16 @@ static uint32_t rows_of_word(const row_set *set, uint64_t w, uint32_t *slots) {
     return n;
 }
 
-/* Rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
-static uint32_t next_rows(const row_set *set, uint64_t *w, uint32_t *slots) {
-    uint32_t n = 0;
-    while (*w < set->words && n < BATCH_ROWS) n += rows_of_word(set, (*w)++, slots + n);
-    return n;
+/* Rows whose codes are on their way. */
+typedef struct batch {
+    uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
+} batch;
+
+/* Fetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
+static void fetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+    b->n = 0;
+    while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
+    for (uint32_t i = 0; i < b->n; i++) scorer_fetch(q, b->slots[i]);
 }
 
 static bool stopped(const fvdb_control *control, uint64_t word) {
@@ -101,10 +106,6 @@ static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, c
         uint32_t rows = rows_of_word(set, w, slots);
         for (uint32_t i = 0; i < n; i++) offer_exact(&scans[i], k, slots, rows);
     }
-}
-
-static void fetch_codes(const scorer *q, const uint32_t *slots, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
 }
 
 typedef struct waiting {
@@ -171,7 +172,7 @@ static void score_waiting(seeker *s, uint32_t k) {
 }
 
 static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    uint32_t slots[BATCH_ROWS + WORD_ROWS];
+    batch batches[2];                    /* one is scored while the next is fetched */
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) {
@@ -180,12 +181,15 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
         seekers[i].n = 0;
         reach_init(&seekers[i].reach, scans[i].query);
     }
-    for (uint64_t w = 0; w < set->words && !control_cancelled(control);) {
-        uint32_t rows = next_rows(set, &w, slots);
-        fetch_codes(scans[0].query, slots, rows);
+    uint64_t w = 0;
+    uint32_t turn = 0;
+    fetch_batch(&batches[0], scans[0].query, set, &w);
+    for (; batches[turn].n && !control_cancelled(control); turn ^= 1) {
+        const batch *b = &batches[turn];
+        fetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
         for (seeker *s = seekers; s < seekers + n; s++) {
-            scorer_fetched(s->scan->query, slots, rows, near);
-            s->n += within(s->cut, near, slots, rows, s->rows + s->n);
+            scorer_fetched(s->scan->query, b->slots, b->n, near);
+            s->n += within(s->cut, near, b->slots, b->n, s->rows + s->n);
             if (s->n > WAITING_MAX - BATCH_ROWS - WORD_ROWS) score_waiting(s, k);
         }
     }
