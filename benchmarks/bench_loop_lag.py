@@ -30,7 +30,7 @@ async def lag_of(work: Callable[[], Awaitable[object]]) -> dict[str, float]:
 
         group.start_soon(tick)
         await work()
-        await anyio.sleep(2 * TICK_S)          # work may take less than a tick
+        await anyio.sleep(2 * TICK_S)  # work may take less than a tick
         group.cancel_scope.cancel()
     late = late or [0.0]
     return {

@@ -26,7 +26,7 @@ def session(memory: str) -> VectorDBSession:
 def growth(data: datasets.Dataset, memory: str) -> dict[str, float]:
     """One session in this process; ids of 16 bytes, no metadata."""
     ids = [f"row-{row:012d}" for row in range(len(data.base))]
-    with session(memory) as warm:            # threads, buffers and imports are not the index
+    with session(memory) as warm:  # threads, buffers and imports are not the index
         warm.add_batch(ids[:2000], data.base[:2000])
         warm.search(data.queries[0], 10)
     before = measure.settled_bytes()

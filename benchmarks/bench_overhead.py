@@ -115,9 +115,7 @@ def main() -> None:
     with SyncSession.create(**ours.fields("memory:")) as sync, rounds.Pinned(1):
         sync.add_batch(data.ids, data.base)
         for number in range(options.rounds):
-            results.do(
-                {"round": number, "engine": "fabstir"}, lambda: anyio.run(one_round, data, options.count, sync)
-            )
+            results.do({"round": number, "engine": "fabstir"}, lambda: anyio.run(one_round, data, options.count, sync))
     runs = [{name: value for name, value in run.items() if name not in rounds.KEY} for run in results.runs]
     results.finish(curves.over_rounds(runs))
 

@@ -28,8 +28,7 @@ def summarise(results: rounds.ResultFile, engines: list[str], ours: str = regist
             if not runs:
                 continue
             at[engine] = {
-                recall: {number: curves.qps_at(points, recall) for number, points in runs.items()}
-                for recall in RECALLS
+                recall: {number: curves.qps_at(points, recall) for number, points in runs.items()} for recall in RECALLS
             }
             table[engine] = {
                 "qps": {f"{recall:.2f}": curves.stat(list(at[engine][recall].values())) for recall in RECALLS},

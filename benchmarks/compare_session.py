@@ -57,7 +57,11 @@ def main() -> None:
     engines, skipped = registry.present(registry.DATABASES, options.engines)
     threads = len(environment.cores())
     parameters = {
-        "set": folder.name, "rows": rows, "dim": dim, "k": K, "threads": threads,
+        "set": folder.name,
+        "rows": rows,
+        "dim": dim,
+        "k": K,
+        "threads": threads,
         "metadata": "text, lexname and pos of each row" if datasets.has_texts(folder) else "made: a short text",
     }
     results = rounds.ResultFile(options, "compare_session", parameters, skipped)

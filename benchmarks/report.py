@@ -150,10 +150,18 @@ def build(results: Results) -> str:
     rows = []
     for engine, found in result["summary"].items():
         ratios = [spread(found[f"ours_over_it-{n}"]) if engine != OURS else "1" for n in (2, 1)]
-        rows.append([
-            TITLES[engine], median(found["rows_per_s-2"]), ratios[0], median(found["rows_per_s-1"]), ratios[1],
-            setting(found["setting"] or {}), median(found["recall"], digits=4), median(found["qps"]),
-        ])
+        rows.append(
+            [
+                TITLES[engine],
+                median(found["rows_per_s-2"]),
+                ratios[0],
+                median(found["rows_per_s-1"]),
+                ratios[1],
+                setting(found["setting"] or {}),
+                median(found["recall"], digits=4),
+                median(found["qps"]),
+            ]
+        )
     return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
 
 
@@ -163,11 +171,17 @@ def memory(results: Results) -> str:
     head = ["", "B/row after the add", "÷ raw", "B/row after a load", "stored MB", "save s", "load s"]
     rows = []
     for engine, found in result["summary"].items():
-        rows.append([
-            TITLES[engine], median(found["grown_bytes_per_row"]), median(found["grown_bytes_per_row"], 1 / raw),
-            median(found["loaded_bytes_per_row"]), median(found["stored_bytes"], 1e-6), median(found["save_s"]),
-            median(found["load_s"]),
-        ])
+        rows.append(
+            [
+                TITLES[engine],
+                median(found["grown_bytes_per_row"]),
+                median(found["grown_bytes_per_row"], 1 / raw),
+                median(found["loaded_bytes_per_row"]),
+                median(found["stored_bytes"], 1e-6),
+                median(found["save_s"]),
+                median(found["load_s"]),
+            ]
+        )
     return f"{conditions(result)} Raw float32 rows: {raw:,} B.\n\n{table(head, rows)}{absent(result)}"
 
 
@@ -191,15 +205,27 @@ def session(results: Results) -> str:
     for engine, found in result["summary"].items():
         for point in found["points"]:
             ratio = spread(point["ours_over_it"]) if "ours_over_it" in point else "1"
-            rows.append([
-                TITLES[engine], setting(point["setting"]), median(point["recall"], digits=4), median(point["qps"]),
-                ratio, median(point["p50_us"]), median(point["p99_us"]),
-            ])
-        added.append([
-            TITLES[engine], median(found["add_s"]), median(found["durable_s"]),
-            spread(found["it_over_ours_durable_s"]) if engine != OURS else "1",
-            median(found["grown_bytes_per_row"]), median(found["stored_bytes"], 1e-6),
-        ])
+            rows.append(
+                [
+                    TITLES[engine],
+                    setting(point["setting"]),
+                    median(point["recall"], digits=4),
+                    median(point["qps"]),
+                    ratio,
+                    median(point["p50_us"]),
+                    median(point["p99_us"]),
+                ]
+            )
+        added.append(
+            [
+                TITLES[engine],
+                median(found["add_s"]),
+                median(found["durable_s"]),
+                spread(found["it_over_ours_durable_s"]) if engine != OURS else "1",
+                median(found["grown_bytes_per_row"]),
+                median(found["stored_bytes"], 1e-6),
+            ]
+        )
     return f"{conditions(result)}\n\n{table(head, rows)}\n{table(adds, added)}{absent(result)}"
 
 
@@ -210,12 +236,16 @@ def growth(results: Results) -> str:
     for size, engines in result["summary"]["sizes"].items():
         for engine, found in engines.items():
             ratios = found.get("ours_over_it", {})
-            rows.append([
-                _set_title(size, result), TITLES[engine],
-                *(median(found["us_per_query"][recall]) for recall in ("0.95", "0.99")),
-                *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
-                number(found.get("build_us_per_row")), median(found["add_p50_us"]),
-            ])
+            rows.append(
+                [
+                    _set_title(size, result),
+                    TITLES[engine],
+                    *(median(found["us_per_query"][recall]) for recall in ("0.95", "0.99")),
+                    *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
+                    number(found.get("build_us_per_row")),
+                    median(found["add_p50_us"]),
+                ]
+            )
     return (
         f"{conditions(result)}\n\n![microseconds a query at recall 0.95 by rows](img/growth.svg)\n\n"
         f"{table(head, rows)}{absent(result)}"
@@ -249,8 +279,13 @@ def kernels(results: Results) -> str:
     for case in summary["cases"]:
         cases.setdefault((case["kernel"], case["table"]), {})[case["rows"]] = case
     rows = [
-        [f"`{kernel}`", name, *(median(found[source]["ns"]) for source in ("cache", "memory", "random")),
-         median(found["memory"]["gb_s"]), median(found["memory"]["over_copy"])]
+        [
+            f"`{kernel}`",
+            name,
+            *(median(found[source]["ns"]) for source in ("cache", "memory", "random")),
+            median(found["memory"]["gb_s"]),
+            median(found["memory"]["over_copy"]),
+        ]
         for (kernel, name), found in cases.items()
     ]
     speeds = f"Copy: {median(summary['copy_gb_s'])} GB/s. Read: {median(summary['read_gb_s'])} GB/s."
@@ -268,7 +303,8 @@ def life(results: Results) -> str:
     if found := results.get("bench_memory"):
         rows = [
             [part, median(values["grown_over_raw"]), median(values["stats_over_raw"])]
-            for part, values in found["summary"].items() if part != "cycles"
+            for part, values in found["summary"].items()
+            if part != "cycles"
         ]
         text = table(["memory", "process growth ÷ raw rows", "get_stats ÷ raw rows"], rows)
         cycled = median(found["summary"]["cycles"]["grown_mb"])
@@ -375,11 +411,15 @@ def readme(results: Results) -> str:
     for engine, found in _fastest_first(result["summary"]["single-1"]):
         ratios = found.get("ours_over_it", {})
         of = built.get(engine, {})
-        rows.append([
-            TITLES[engine], *(median(found["qps"][recall]) for recall in ("0.95", "0.99")),
-            *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
-            median(of.get("rows_per_s-2")), median(of.get("grown_bytes_per_row")),
-        ])
+        rows.append(
+            [
+                TITLES[engine],
+                *(median(found["qps"][recall]) for recall in ("0.95", "0.99")),
+                *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
+                median(of.get("rows_per_s-2")),
+                median(of.get("grown_bytes_per_row")),
+            ]
+        )
     text = f"{conditions(result)} Searches: one query a call, one core. Builds: two threads.\n\n{table(head, rows)}"
     if "compare_session" in results:
         text += "\n" + _databases_in_a_line(results["compare_session"]["summary"])

@@ -50,7 +50,7 @@ def main() -> None:
     for flag, value in (("--data", options.data), ("--rows", options.rows), ("--rounds", options.rounds)):
         shared += [flag, str(value)] if value is not None else []
     shared += ["--tiny"] if options.tiny else []
-    datasets.prepare(options)                # a missing set is better named now than by the second script
+    datasets.prepare(options)  # a missing set is better named now than by the second script
     if options.fresh:
         rounds.forget_indexes(options)
     for name in options.only:

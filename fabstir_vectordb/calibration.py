@@ -143,9 +143,7 @@ class _Asked:
     truth: Float64Array
     allow: UInt64Array | None
 
-    def missed(
-        self, native: NativeIndex, k: int, ef: int, control: Control | None, nprobe: int = 0
-    ) -> float | None:
+    def missed(self, native: NativeIndex, k: int, ef: int, control: Control | None, nprobe: int = 0) -> float | None:
         """An upper bound of the share of the k nearest that a walk misses; None where searches scan."""
         asked = k + (self.own is not None)
         hits = native.search(
@@ -238,7 +236,7 @@ def _others(hits: SearchHits, own: UInt32Array | None, most: int) -> tuple[UInt3
     if own is None:
         return hits.slots, hits.distances
     stays = hits.slots != own[:, None]
-    stays[stays.all(axis=1), -1] = False       # its own row was not found: without the last, then
+    stays[stays.all(axis=1), -1] = False  # its own row was not found: without the last, then
     return hits.slots[stays].reshape(len(own), most), hits.distances[stays].reshape(len(own), most)
 
 
@@ -267,9 +265,7 @@ def _comparable(metric: str, vectors: Float32Array) -> Float64Array:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True) if metric == "cosine" else wide
 
 
-def _curve(
-    native: NativeIndex, k: int, ef_most: float, asked: tuple[_Asked, ...], control: Control | None
-) -> Curve:
+def _curve(native: NativeIndex, k: int, ef_most: float, asked: tuple[_Asked, ...], control: Control | None) -> Curve:
     efs: list[int] = []
     missed: list[float] = []
     step = float(k)

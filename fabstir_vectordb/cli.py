@@ -265,7 +265,7 @@ def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
 @click.option(
     "--vectors",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=".npy of (n, dim) numbers in the order of ROWS; without it each row has a \"vector\".",
+    help='.npy of (n, dim) numbers in the order of ROWS; without it each row has a "vector".',
 )
 @click.option(
     "--on-conflict",

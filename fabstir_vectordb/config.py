@@ -226,8 +226,10 @@ class VectorDBConfig:
 def _require(settings: dict[str, Any]) -> None:
     for name in ("session_id", "s5_portal", "user_seed_phrase"):
         value = settings.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()) or (
-            isinstance(value, SeedPhrase) and not value
+        if (
+            value is None
+            or (isinstance(value, str) and not value.strip())
+            or (isinstance(value, SeedPhrase) and not value)
         ):
             raise _invalid(name, f"{name} is required")
 

@@ -47,9 +47,7 @@ def candidates_for(k: int) -> int:
     return min(max(_TIMES * k, k + _MORE), K_MAX)
 
 
-def most_diverse(
-    candidates: SearchResults, k: int, mmr: float, metric: Metric, include_vectors: bool
-) -> SearchResults:
+def most_diverse(candidates: SearchResults, k: int, mmr: float, metric: Metric, include_vectors: bool) -> SearchResults:
     """k hits of the candidates, in the order in which they are chosen.
 
     Args:
@@ -81,7 +79,7 @@ def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) ->
     left = np.arange(len(rows)) > 0
     while len(taken) < min(k, len(rows)):
         gain = np.where(left, relevance - (1.0 - mmr) * closest, -np.inf)
-        best = int(np.argmax(gain))      # the nearest of equals
+        best = int(np.argmax(gain))  # the nearest of equals
         taken.append(best)
         left[best] = False
         np.maximum(closest, _scores(rows, rows[best], metric), out=closest)

@@ -1,19 +1,19 @@
 """The exception tree. One base, one subclass per code, each also the builtin a Python programmer would expect.
 
-    VectorDBError
-    ├── S5Error                     S5_ERROR                    (+ ConnectionError)
-    ├── StorageError                STORAGE_ERROR               (+ OSError)
-    ├── IndexStateError             INDEX_ERROR                 (+ RuntimeError)
-    ├── InvalidConfigError          INVALID_CONFIG              (+ ValueError)
-    ├── SessionError                SESSION_ERROR               (+ RuntimeError)
-    ├── InternalError               INTERNAL_ERROR              (+ RuntimeError)
-    ├── InvalidInputError           INVALID_INPUT               (+ ValueError)
-    ├── NotFoundError               NOT_FOUND                   (+ LookupError)
-    ├── ConflictError               CONFLICT                    (+ ValueError)
-    ├── IntegrityError              INTEGRITY_ERROR             (+ ValueError)
-    ├── DecryptionError             DECRYPTION_ERROR            (+ ValueError)
-    ├── MemoryBudgetExceededError   MEMORY_BUDGET_EXCEEDED      (+ MemoryError)
-    └── OperationTimeoutError       TIMEOUT                     (+ TimeoutError)
+VectorDBError
+├── S5Error                     S5_ERROR                    (+ ConnectionError)
+├── StorageError                STORAGE_ERROR               (+ OSError)
+├── IndexStateError             INDEX_ERROR                 (+ RuntimeError)
+├── InvalidConfigError          INVALID_CONFIG              (+ ValueError)
+├── SessionError                SESSION_ERROR               (+ RuntimeError)
+├── InternalError               INTERNAL_ERROR              (+ RuntimeError)
+├── InvalidInputError           INVALID_INPUT               (+ ValueError)
+├── NotFoundError               NOT_FOUND                   (+ LookupError)
+├── ConflictError               CONFLICT                    (+ ValueError)
+├── IntegrityError              INTEGRITY_ERROR             (+ ValueError)
+├── DecryptionError             DECRYPTION_ERROR            (+ ValueError)
+├── MemoryBudgetExceededError   MEMORY_BUDGET_EXCEEDED      (+ MemoryError)
+└── OperationTimeoutError       TIMEOUT                     (+ TimeoutError)
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class VectorDBError(Exception):
         return _rebuild, (type(self), self.message, self.details, self.retryable)
 
 
-def _rebuild(
-    cls: type[VectorDBError], message: str, details: dict[str, Any], retryable: bool
-) -> VectorDBError:
+def _rebuild(cls: type[VectorDBError], message: str, details: dict[str, Any], retryable: bool) -> VectorDBError:
     return cls(message, details=details, retryable=retryable)
 
 

@@ -336,15 +336,13 @@ def _numbers(values: Any, what: str) -> npt.NDArray[np.float32]:
             return array
         if array.dtype.kind not in "fiu":
             raise TypeError(f"they have dtype {array.dtype}")
-        with np.errstate(over="ignore"):          # a float64 past float32's range: the core refuses the infinity
+        with np.errstate(over="ignore"):  # a float64 past float32's range: the core refuses the infinity
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{what} must be real numbers in a rectangular array: {error}") from None
 
 
-def _with_bare(
-    vectors: Any, ids: Any, dim: int | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+def _with_bare(vectors: Any, ids: Any, dim: int | None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
     """Vectors as an array, and which rows have none."""
     if vectors is None:
         n = len(ids) if isinstance(ids, Sized) else 0
@@ -472,9 +470,7 @@ def _bad_time(what: str, row: int, value: Any) -> InvalidInputError:
     )
 
 
-def _encoded(
-    metadata: Sequence[Any] | None, ids: Sequence[str], schema: Schema | None
-) -> list[bytes | None] | None:
+def _encoded(metadata: Sequence[Any] | None, ids: Sequence[str], schema: Schema | None) -> list[bytes | None] | None:
     if metadata is None:
         if schema is None:
             return None
@@ -771,9 +767,7 @@ class Index:
         self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
     ) -> tuple[set[int], list[int]]:
         """Which of the base's pages need not be stored again, and the live rows in them that differ."""
-        kept, changed = self._stored_pages.kept(
-            rows_per_page, self.counts.rows, page_sizes, stored, self._arena.size
-        )
+        kept, changed = self._stored_pages.kept(rows_per_page, self.counts.rows, page_sizes, stored, self._arena.size)
         return kept, self._live(np.array(changed, dtype=np.uint32)).tolist()
 
     def changes_of(self, slots: Sequence[int]) -> bytes:
@@ -843,7 +837,7 @@ class Index:
                     yield
                 finally:
                     self.counts = self._native_stats()
-                    self._efforts = {}             # after the counts, from which new ones come
+                    self._efforts = {}  # after the counts, from which new ones come
                     self._generation += 1
         finally:
             self._inside.pop()
@@ -1001,7 +995,7 @@ class Index:
     def _check_grows(self, what: str, content: int, scratch: int) -> None:
         """Refuses a change after which there would be no room for saves and searches."""
         room = 0 if self.budget_bytes is None else reserve_bytes(self.budget_bytes)
-        self.unsettled_bytes += scratch        # what is refused took some, too
+        self.unsettled_bytes += scratch  # what is refused took some, too
         self._check_fits(what, content + max(scratch, room), "raise memory_budget_mb, or use memory='compact'")
 
     def _check_works(self, what: str, scratch: int) -> None:
@@ -1018,13 +1012,12 @@ class Index:
             way_out: what the user can do.
         """
         if self._is_over(beside_metadata + self.column_bytes):
-            self._forget_columns()         # they can be made again
+            self._forget_columns()  # they can be made again
         if self._is_over(beside_metadata):
             assert self.budget_bytes is not None
             needed = self.metadata_bytes + beside_metadata + kept_bytes(self.budget_bytes)
             raise MemoryBudgetExceededError(
-                f"{what} needs {needed / 1e6:.1f} MB in all, the budget is "
-                f"{self.budget_bytes / 1e6:.1f} MB: {way_out}",
+                f"{what} needs {needed / 1e6:.1f} MB in all, the budget is {self.budget_bytes / 1e6:.1f} MB: {way_out}",
                 details={"needed_bytes": needed, "budget_bytes": self.budget_bytes},
             )
 
@@ -1264,9 +1257,7 @@ class Index:
             self._forget_columns()
         return needed + self.column_bytes
 
-    def _renumber(
-        self, kept: npt.NDArray[np.uint32], renumber: Callable[[], npt.NDArray[np.uint32]]
-    ) -> None:
+    def _renumber(self, kept: npt.NDArray[np.uint32], renumber: Callable[[], npt.NDArray[np.uint32]]) -> None:
         """What goes with a change of slots; `kept` are the old slots in the new order, `renumber` gives new by old."""
         arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
         slot_map = renumber()
@@ -1279,9 +1270,7 @@ class Index:
             cursor.renumber(slot_map)
         self.changes += 1
 
-    def recall(
-        self, sample: int, k: int, recall_target: float | None, control: Control | None = None
-    ) -> RecallReport:
+    def recall(self, sample: int, k: int, recall_target: float | None, control: Control | None = None) -> RecallReport:
         """How much of the truth searches find among the rows there are; of a target, what those find that have it.
 
         Raises:
@@ -1432,7 +1421,7 @@ class Index:
                     recent = found if recent is None else found & recent
                 self.calibration = calibrate(self.native, self.metric, _recent(counts), control, recent)
                 self._rows_then, self._rows_since = counts.live, 0
-                self._efforts = {}             # after the calibration, from which new ones come
+                self._efforts = {}  # after the calibration, from which new ones come
 
         self._within(measure)
 
@@ -1468,13 +1457,13 @@ class Index:
         """What each side takes; each row that is looked for is on one of them."""
 
         def find() -> None:
-            efforts = self._efforts            # once: what is found out here must not outlive a change
+            efforts = self._efforts  # once: what is found out here must not outlive a change
             calibration, counts, native = self.calibration, self.counts, self.native
             ef: int | None = 0
             exact, nprobe = False, 0
             lost = self._missed_by_code
             if native is None or (counts.graph_rows and calibration is None) or (counts.historical and lost is None):
-                return                         # a change came between
+                return  # a change came between
             if counts.graph_rows and calibration is not None:
                 ef = calibration.ef_for(k, recall_target, _recent(counts))
                 exact = ef is None
@@ -1506,10 +1495,10 @@ class Index:
             live[self.native.live_slots(0, counts.live)] = True
             mask = mask & live
         if len(hidden.slots):
-            mask = mask.copy()                 # it may be a column's own
+            mask = mask.copy()  # it may be a column's own
             mask[hidden.slots] = False
         found = Matches(self._generation, rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
-        if not self._generation & 1:           # else a change is under way, and this its own question
+        if not self._generation & 1:  # else a change is under way, and this its own question
             self._remember(where.key, found)
         return found
 
@@ -1704,7 +1693,7 @@ class Index:
             return SearchResults([], 0, plans[PLAN_FLAT])
         if len(query) != native.dim:
             _check_query_dim(len(query), self.vector_dim)
-            return SearchResults([], 0, plans[PLAN_FLAT])          # no row has a vector yet
+            return SearchResults([], 0, plans[PLAN_FLAT])  # no row has a vector yet
         with_slots = include_vectors or not self._arena.is_empty
         slots, distances, ids, plan = native.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
         return self._results(native, slots, distances, ids, plans[plan], threshold, include_vectors)
@@ -1784,9 +1773,7 @@ class Index:
         _check_query_dim(queries.shape[1], self.vector_dim)
         if queries.shape[1] != native.dim:
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
-        hits = native.search(
-            queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, allow=allow, control=control
-        )
+        hits = native.search(queries, k, ef_search=ef_search, exact=exact, nprobe=nprobe, allow=allow, control=control)
         out = []
         for row, ids in enumerate(hits.ids):
             n = len(ids)
@@ -1878,7 +1865,7 @@ class Index:
     ) -> npt.NDArray[np.uint32]:
         """The slots of a page; moves the cursor past them."""
         if where is None and len(self._hidden().slots):
-            where = EVERYTHING                 # it knows what is hidden
+            where = EVERYTHING  # it knows what is hidden
         if cursor.slots is not None:
             taken = native.live_slots(0, self.counts.live) if where is None else self._match(where).slots()
             places = np.flatnonzero(np.isin(cursor.slots[cursor.next : cursor.end], taken))[:most] + cursor.next
@@ -1911,12 +1898,10 @@ class Index:
                 cursor = Cursor(0)
                 if self.native is not None:
                     _check_query_dim(len(query), self.vector_dim)
-                    self._check_fits(
-                        "a stream", self.counts.bytes_total + _STREAM_BYTES_PER_ROW * self.counts.live
-                    )
+                    self._check_fits("a stream", self.counts.bytes_total + _STREAM_BYTES_PER_ROW * self.counts.live)
                     slots = self._match(where).slots()
                     slots = slots[~self._are_bare(slots)]
-                    if len(query) == self.native.dim:          # else no row has a vector yet
+                    if len(query) == self.native.dim:  # else no row has a vector yet
                         slots = self._nearest_first(self.native, query, slots, control)
                     cursor.slots = slots
                     cursor.end = len(cursor.slots)
@@ -1968,7 +1953,7 @@ class Index:
         """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
 
         def page() -> list[SearchResult]:
-            with self._write:              # as `scan`
+            with self._write:  # as `scan`
                 native, hits = self.native, SearchResults([], 0, "flat")
                 while native is not None and cursor.slots is not None and cursor.next < cursor.end and not hits:
                     slots = cursor.slots[cursor.next : cursor.next + most]

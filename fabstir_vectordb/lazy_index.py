@@ -119,8 +119,10 @@ class LazyIndex(Index):
     def _native_stats(self) -> NativeStats:
         # What the version has: the native index has no graph and no lists.
         manifest = self.lazy.opened.manifest
-        return super()._native_stats()._replace(
-            graph_rows=manifest.graph_rows, historical=manifest.historical, lists=manifest.lists
+        return (
+            super()
+            ._native_stats()
+            ._replace(graph_rows=manifest.graph_rows, historical=manifest.historical, lists=manifest.lists)
         )
 
     def known_effort(self, k: int, recall_target: float) -> Effort | None:
@@ -214,7 +216,7 @@ class LazyIndex(Index):
             assert self.native is not None
             self._check_query(query)
             if len(query) != self.native.dim:
-                return SearchResults([], 0, "lazy")            # no row has a vector
+                return SearchResults([], 0, "lazy")  # no row has a vector
             return self._nearest_by_parts(self.native, query, k, most, threshold, include_vectors, allow)
 
         if where is None:

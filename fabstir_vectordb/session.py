@@ -153,7 +153,7 @@ class VectorDBSession:
     """
 
     def __init__(self, config: VectorDBConfig) -> None:
-        self._destroyed = True           # until it is whole: a refused session owes nobody a destroy()
+        self._destroyed = True  # until it is whole: a refused session owes nobody a destroy()
         self._config = config
         self._store: Store = open_store(
             config.s5_portal,
@@ -567,9 +567,7 @@ class VectorDBSession:
 
     # ---- rows out
 
-    async def search(
-        self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any
-    ) -> SearchResults:
+    async def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
         """Finds the k rows nearest to a query.
 
         Args:
@@ -598,9 +596,7 @@ class VectorDBSession:
             except (NativeBusy, IndexClosed):
                 pass
         # Stoppable, as it may have to find out first what its recall takes.
-        return await self._answered(
-            lambda control: self.read_here(lambda index: index.search(*asked, control=control))
-        )
+        return await self._answered(lambda control: self.read_here(lambda index: index.search(*asked, control=control)))
 
     async def search_batch(
         self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
@@ -947,6 +943,7 @@ class VectorDBSession:
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
+
         async def read() -> list[HistoryEntry]:
             return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
 
@@ -975,9 +972,7 @@ class VectorDBSession:
 
         async def prune() -> PrunedHistory:
             settings = self._persist_settings()
-            return await prune_history(
-                self._store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run
-            )
+            return await prune_history(self._store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run)
 
         pruned = await self._alone(prune)
         return PruneReport(
@@ -1009,9 +1004,7 @@ class VectorDBSession:
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
 
         async def share() -> ShareCid:
-            return await share_version(
-                self._store, await self._keys(), self._lineage, self._persist_settings(), cid
-            )
+            return await share_version(self._store, await self._keys(), self._lineage, self._persist_settings(), cid)
 
         return (await self._alone(share)).reveal()
 
@@ -1392,7 +1385,7 @@ class VectorDBSession:
             try:
                 result = await read()
             except PartsNeeded as needed:
-                with suppress(IndexClosed):            # another index has taken its place, and is asked then
+                with suppress(IndexClosed):  # another index has taken its place, and is asked then
                     # Held, as the cache may be smaller than what is needed.
                     fetched.append(await needed.fetch())
             except WholeNeeded as needed:
@@ -1610,9 +1603,7 @@ def check_range(name: str, value: int, most: int) -> None:
         raise InvalidInputError(f"{name} must be an integer from 1 to {most}, got {value!r}", details={"limit": most})
 
 
-def _dated(
-    rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Mapping[str, float]
-) -> list[VectorInput]:
+def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Mapping[str, float]) -> list[VectorInput]:
     """Rows as they are added, with the timestamps that are said of them."""
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
@@ -1636,5 +1627,3 @@ def as_ids(ids: Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise InvalidInputError(f"an id must be a string, got {type(text).__name__}", details={"row": row})
     return listed
-
-

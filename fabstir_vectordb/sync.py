@@ -185,7 +185,7 @@ class VectorDBSession:
             try:
                 result = read()
             except PartsNeeded as needed:
-                with contextlib.suppress(IndexClosed):         # another index has taken its place, and is asked then
+                with contextlib.suppress(IndexClosed):  # another index has taken its place, and is asked then
                     fetched.append(self._call(needed.fetch))
             except WholeNeeded as needed:
                 self._call(self._async.become_whole, needed.optional)
@@ -206,9 +206,7 @@ class VectorDBSession:
 
     # ---- changes
 
-    def add_vectors(
-        self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error"
-    ) -> AddResult:
+    def add_vectors(self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error") -> AddResult:
         """Adds rows: all or nothing."""
         return self._call(self._async.add_vectors, items, on_conflict=on_conflict)
 

@@ -147,7 +147,7 @@ def test_a_job_that_fails_is_an_entry_and_not_the_end(tmp_path: Path) -> None:
 POINTS = [
     {"setting": {"ef": 1}, "recall": 0.8, "qps": 1000.0},
     {"setting": {"ef": 2}, "recall": 0.9, "qps": 400.0},
-    {"setting": {"ef": 3}, "recall": 0.89, "qps": 300.0},    # beaten in both
+    {"setting": {"ef": 3}, "recall": 0.89, "qps": 300.0},  # beaten in both
     {"setting": {"ef": 4}, "recall": 1.0, "qps": 100.0},
 ]
 
@@ -158,7 +158,7 @@ def test_speed_at_a_recall_is_read_off_the_front() -> None:
 
     assert [point["recall"] for point in curves.front(POINTS)] == [0.8, 0.9, 1.0]
     assert curves.qps_at(POINTS, 0.9) == pytest.approx(400.0)
-    assert curves.qps_at(POINTS, 0.95) == pytest.approx(200.0)     # half way in logarithms
+    assert curves.qps_at(POINTS, 0.95) == pytest.approx(200.0)  # half way in logarithms
     assert curves.qps_at(POINTS, 0.5) == 1000.0
     assert curves.qps_at(POINTS[:3], 0.95) is None
     best = curves.fastest(POINTS, 0.85)

@@ -37,9 +37,7 @@ class ZvecDatabase(_Synchronous):
             "bench",
             fields=[zvec.FieldSchema(name, zvec.DataType.STRING) for name in names],
             vectors=[
-                zvec.VectorSchema(
-                    "v", zvec.DataType.VECTOR_FP32, base.shape[1], index_param=self._index_params(zvec)
-                )
+                zvec.VectorSchema("v", zvec.DataType.VECTOR_FP32, base.shape[1], index_param=self._index_params(zvec))
             ],
         )
         self._collection = zvec.create_and_open(str(self.path / "collection"), schema)

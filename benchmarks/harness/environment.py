@@ -12,9 +12,7 @@ from typing import Any
 import fabstir_vectordb
 
 #: Packages whose version belongs to a result, where they are installed.
-PACKAGES = (
-    "fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb"
-)
+PACKAGES = ("fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb")
 
 
 def describe() -> dict[str, Any]:

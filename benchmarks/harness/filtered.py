@@ -138,7 +138,7 @@ class Hnswlib(Filtered, peers.Hnswlib):
     def one(self, query: Any) -> Any:
         try:
             return self._index.knn_query(query, K, num_threads=1, filter=self._takes)[0][0]
-        except RuntimeError:               # it found fewer than K, and then gives none
+        except RuntimeError:  # it found fewer than K, and then gives none
             return []
 
 

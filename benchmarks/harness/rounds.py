@@ -113,7 +113,7 @@ def as_text(content: dict[str, Any]) -> str:
     """JSON with an entry of runs a line: short, and a difference between two files can be read."""
     runs = ",\n".join(f"  {json.dumps(run)}" for run in content["runs"])
     rest = {name: value for name, value in content.items() if name != "runs"}
-    return f"{json.dumps(rest, indent=1)[:-2]},\n \"runs\": [\n{runs}\n ]\n}}\n"
+    return f'{json.dumps(rest, indent=1)[:-2]},\n "runs": [\n{runs}\n ]\n}}\n'
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

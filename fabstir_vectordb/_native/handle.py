@@ -362,9 +362,7 @@ def estimate_bytes(
         historical: rows on lists.
     """
     config = _config(dim, metric, memory, M, ef_construction, threads)
-    return int(
-        lib.fvdb_estimate_bytes(config, rows, rows if graph_rows is None else graph_rows, historical, id_bytes)
-    )
+    return int(lib.fvdb_estimate_bytes(config, rows, rows if graph_rows is None else graph_rows, historical, id_bytes))
 
 
 def estimate_work(
@@ -775,7 +773,7 @@ class NativeIndex:
             answer = _Answer(_SPARE_K)
         c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
         if allow is not None:
-            bitmap = _bitmap(allow)        # a name keeps it alive
+            bitmap = _bitmap(allow)  # a name keeps it alive
             c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
         while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):

@@ -288,7 +288,7 @@ class MetadataArena:
         sizes = np.full(len(kept), _ABSENT, dtype=np.int32)
         sizes[known] = self._sizes[kept[known]]
         slots = kept[known]
-        for first in range(0, len(slots), _CHUNK_ROWS):       # all at once would be held twice
+        for first in range(0, len(slots), _CHUNK_ROWS):  # all at once would be held twice
             new._data += b"".join(self._runs(slots[first : first + _CHUNK_ROWS]))
         new._used = len(new._data)
         new.is_empty = not new._used

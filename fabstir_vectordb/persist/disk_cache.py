@@ -47,7 +47,7 @@ class DiskCache:
         self._disk = LocalDirStore(directory)
         self._directory = directory
         self._bytes_max = bytes_max
-        self._bytes: int | None = None         # in the directory; None before it was looked at
+        self._bytes: int | None = None  # in the directory; None before it was looked at
         self._lock = threading.Lock()
 
     @property

@@ -19,6 +19,7 @@ from fabstir_vectordb.types import Receipt
 
 __all__ = ["Fetched", "LazyParts", "PartsNeeded", "Room", "WholeNeeded"]
 
+
 class WholeNeeded(Exception):
     """The call needs so much of the version that it has to be loaded whole.
 

@@ -456,7 +456,7 @@ async def _load_first(
     first = [part for (kind, _), part in stored.items() if kind in FIRST_KINDS]
     room = _room_for_parts(manifest, stored, cache_bytes, settings)
     native = await workers.run(_begin, manifest, settings)
-    assert native is not None                  # what has codes has a dimension
+    assert native is not None  # what has codes has a dimension
 
     async def fetch(part: StoredPart) -> bytes:
         return await store.get(part.entry.hash, _blob_size(part.entry))
@@ -896,7 +896,7 @@ def _transfers(manifest: Manifest, settings: PersistSettings) -> int:
     pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
     needed = 2 * pages + pages // 8 + (_TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
     if any(kind == EXPIRIES for kind, _ in sizes):
-        needed += 8 * manifest.rows            # in memory a time for each row, whether it expires or not
+        needed += 8 * manifest.rows  # in memory a time for each row, whether it expires or not
     steps = 0
     if manifest.dim:
         of_index: dict[str, Any] = {

@@ -36,7 +36,7 @@ class PartCache:
         self.bytes_max = bytes_max
         self.nbytes = 0
         """Bytes kept."""
-        self._kept: dict[PartKey, CachedPart] = {}       # the one used last comes last
+        self._kept: dict[PartKey, CachedPart] = {}  # the one used last comes last
         self._known: WeakValueDictionary[PartKey, CachedPart] = WeakValueDictionary()
         self._lock = threading.Lock()
 

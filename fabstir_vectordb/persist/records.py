@@ -160,9 +160,7 @@ async def record_version(
     await run_bounded([lambda: quietly("history", history), lambda: quietly("catalogue", catalogue)], 2)
 
 
-async def cut_history(
-    store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage, cut: int
-) -> None:
+async def cut_history(store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage, cut: int) -> None:
     """Removes the versions below a revision from the history, for good.
 
     Args:

@@ -185,10 +185,7 @@ async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettin
     """Whether the base may be named again as it is: it lies under this index's own key, and its root is there."""
     base = lineage.base
     return (
-        base is not None
-        and base.own
-        and base.encrypted is settings.encrypt_at_rest
-        and await store.has(base.cid.hash)
+        base is not None and base.own and base.encrypted is settings.encrypt_at_rest and await store.has(base.cid.hash)
     )
 
 

@@ -186,9 +186,7 @@ ProgressCallback = Callable[[Progress], None]
 class Meter:
     """Counts finished parts and tells the caller; used on the event loop's thread only."""
 
-    def __init__(
-        self, callback: ProgressCallback | None, parts_total: int, bytes_total: int, rows_total: int
-    ) -> None:
+    def __init__(self, callback: ProgressCallback | None, parts_total: int, bytes_total: int, rows_total: int) -> None:
         self._callback = callback
         self._started = time.monotonic()
         self._state = Progress("parts", 0, parts_total, 0, bytes_total, 0, rows_total, None)

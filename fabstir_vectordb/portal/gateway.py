@@ -41,7 +41,7 @@ class GatewayFiles:
         """Makes a path name a blob, in one step."""
         file = self._file(path)
         self._root.mkdir(parents=True, exist_ok=True)
-        fresh = self._root / f"{uuid.uuid4().hex}.new"   # a dot is in no name
+        fresh = self._root / f"{uuid.uuid4().hex}.new"  # a dot is in no name
         fresh.write_text(str(blob), "ascii")
         fresh.replace(file)
 

@@ -112,6 +112,4 @@ def _refuse_simple_values(value: Any, what: str) -> None:
             pending.extend(item.keys())
             pending.extend(item.values())
         elif item is cbor2.undefined or isinstance(item, cbor2.CBORSimpleValue):
-            raise IntegrityError(
-                f"The {what} is not valid CBOR: simple values are not allowed", details={"what": what}
-            )
+            raise IntegrityError(f"The {what} is not valid CBOR: simple values are not allowed", details={"what": what})

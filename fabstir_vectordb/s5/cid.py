@@ -122,16 +122,13 @@ class BlobId:
         elif raw[:1] == bytes([_OLD_RAW]):
             prefix = 2
         else:
-            raise InvalidInputError(
-                f"Not the CID of a blob: it starts with byte {raw[:1].hex() or 'nothing'}"
-            )
+            raise InvalidInputError(f"Not the CID of a blob: it starts with byte {raw[:1].hex() or 'nothing'}")
         if len(raw) < prefix or raw[prefix - 1] not in _HASH_CODES:
             raise InvalidInputError("Not the CID of a blob: its hash is not BLAKE3")
         hash_end = prefix + HASH_BYTES
         if not hash_end <= len(raw) <= hash_end + _SIZE_BYTES_MAX:
             raise InvalidInputError(
-                f"Not the CID of a blob: {len(raw)} bytes, "
-                f"expected {hash_end} to {hash_end + _SIZE_BYTES_MAX}"
+                f"Not the CID of a blob: {len(raw)} bytes, expected {hash_end} to {hash_end + _SIZE_BYTES_MAX}"
             )
         return cls(bytes(raw[prefix:hash_end]), int.from_bytes(raw[hash_end:], "little"))
 

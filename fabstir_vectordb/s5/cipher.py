@@ -104,9 +104,7 @@ def decrypt_static(key: bytes, blob: bytes | bytearray | memoryview, size: int) 
         try:
             pieces.append(_aead_decrypt(bytes(view[index * step : end]), None, nonce, key))
         except CryptoError:
-            raise DecryptionError(
-                "Wrong key, or changed bytes: the tag of an encrypted blob does not match"
-            ) from None
+            raise DecryptionError("Wrong key, or changed bytes: the tag of an encrypted blob does not match") from None
     plain = b"".join(pieces)
     if not padding:
         return plain
@@ -160,17 +158,13 @@ def decrypt_mutable(key: bytes, blob: bytes | bytearray | memoryview) -> bytes:
     if not _MUTABLE_OVERHEAD <= len(raw) <= padded_size(MUTABLE_BYTES_MAX + _MUTABLE_OVERHEAD) or len(
         raw
     ) != padded_size(len(raw)):
-        raise IntegrityError(
-            f"A mutable encrypted blob cannot have {len(raw)} bytes", details={"actual": len(raw)}
-        )
+        raise IntegrityError(f"A mutable encrypted blob cannot have {len(raw)} bytes", details={"actual": len(raw)})
     header = len(_MUTABLE_HEADER)
     nonce = raw[header : header + NONCE_BYTES]
     try:
         plain = _aead_decrypt(raw[header + NONCE_BYTES :], None, nonce, key)
     except CryptoError:
-        raise DecryptionError(
-            "Wrong key, or changed bytes: the tag of a mutable blob does not match"
-        ) from None
+        raise DecryptionError("Wrong key, or changed bytes: the tag of a mutable blob does not match") from None
     size = int.from_bytes(plain[:_LENGTH_BYTES], "little")
     if size > len(plain) - _LENGTH_BYTES or size > MUTABLE_BYTES_MAX:
         raise IntegrityError(

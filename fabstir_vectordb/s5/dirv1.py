@@ -151,9 +151,7 @@ def is_directory(raw: bytes | bytearray | memoryview) -> bool:
     return head.removeprefix(_PREFIX).startswith(_CBOR_START)
 
 
-def encode_directory(
-    files: Mapping[str, FileEntry], dirs: Mapping[str, DirectoryEntry] | None = None
-) -> bytes:
+def encode_directory(files: Mapping[str, FileEntry], dirs: Mapping[str, DirectoryEntry] | None = None) -> bytes:
     """Return the bytes of a directory; equal content gives equal bytes.
 
     Args:
@@ -321,9 +319,7 @@ def _read_directory(value: Any, name: object) -> DirectoryEntry:
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or len(value.encode("utf-8")) > _NAME_BYTES_MAX:
-        raise IntegrityError(
-            f"The name of a directory entry is not a text of at most {_NAME_BYTES_MAX} bytes"
-        )
+        raise IntegrityError(f"The name of a directory entry is not a text of at most {_NAME_BYTES_MAX} bytes")
     return value
 
 
@@ -341,11 +337,7 @@ def _bytes(value: Any, size: int, what: str) -> bytes:
 
 def _byte_string_or_integers(value: Any, what: str) -> bytes:
     # S5.js writes a Uint8Array here as a list of numbers, and reads both.
-    if (
-        isinstance(value, list)
-        and len(value) == 32
-        and all(type(item) is int and 0 <= item < 256 for item in value)
-    ):
+    if isinstance(value, list) and len(value) == 32 and all(type(item) is int and 0 <= item < 256 for item in value):
         return bytes(value)
     return _bytes(value, 32, what)
 

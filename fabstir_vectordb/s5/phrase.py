@@ -74,9 +74,7 @@ def encode_phrase(entropy: bytes) -> str:
         InvalidConfigError: the entropy has another size.
     """
     if len(entropy) != ENTROPY_BYTES:
-        raise InvalidConfigError(
-            f"The entropy of a seed phrase has {ENTROPY_BYTES} bytes, got {len(entropy)}"
-        )
+        raise InvalidConfigError(f"The entropy of a seed phrase has {ENTROPY_BYTES} bytes, got {len(entropy)}")
     bits = int.from_bytes(entropy, "big")
     last = _LAST_DATA_WORD - 1
     indices = [bits >> (128 - _WORD_BITS * (word + 1)) & 1023 for word in range(last)]

@@ -67,9 +67,7 @@ class RegistryEntry:
         if not 0 <= self.revision < 2**64:
             raise InvalidInputError(f"The revision of a registry entry must fit 64 bits, got {self.revision}")
         if len(self.data) > DATA_BYTES_MAX:
-            raise InvalidInputError(
-                f"A registry entry holds at most {DATA_BYTES_MAX} bytes, got {len(self.data)}"
-            )
+            raise InvalidInputError(f"A registry entry holds at most {DATA_BYTES_MAX} bytes, got {len(self.data)}")
         if len(self.signature) != _SIGNATURE_BYTES:
             raise InvalidInputError("The signature of a registry entry must be 64 bytes")
 

@@ -130,7 +130,7 @@ class FabstirGatewayStore:
             try:
                 await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")
             except VectorDBError as error:
-                failure = error          # it may have arrived all the same
+                failure = error  # it may have arrived all the same
             stored = await self._stored(entry.public_key)
         if stored == entry:
             return
@@ -153,7 +153,7 @@ class FabstirGatewayStore:
         try:
             return await self.get_pointer(public_key)
         except IntegrityError:
-            return None                  # damaged counts as none, so that its owner can repair it
+            return None  # damaged counts as none, so that its owner can repair it
 
     async def _put(self, path: str, content: bytes, doing: str) -> None:
         answer = await self._http.request("PUT", path, content=content, headers=_HEADERS)

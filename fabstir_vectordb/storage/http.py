@@ -228,7 +228,7 @@ class HttpClient:
                     f"{what}{_redirected_to(elsewhere)}: {type(error).__name__}: {error}", details=_details(elsewhere)
                 )
                 if isinstance(error, httpx.UnsupportedProtocol):
-                    raise failed from None           # a redirect to what is no address stays one
+                    raise failed from None  # a redirect to what is no address stays one
                 raise NotNowError(failed) from None
             except httpx.InvalidURL as error:
                 raise S5Error(f"{what}: {error}", retryable=False) from None
@@ -279,7 +279,7 @@ class HttpClient:
         here = anyio.lowlevel.current_token()
         if here not in self._lines:
             certificates = await anyio.to_thread.run_sync(_certificates)
-            if here not in self._lines:      # else another task was faster
+            if here not in self._lines:  # else another task was faster
                 client = httpx.AsyncClient(
                     verify=certificates,
                     timeout=httpx.Timeout(self._settings.timeout_s, pool=None),
@@ -310,7 +310,7 @@ def _form(file: bytes) -> tuple[list[bytes], str]:
     """A multipart form with one file, as S5.js sends it, in pieces, and its content type (RFC 7578)."""
     boundary = secrets.token_hex(16)
     head = (
-        f"--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"file\"\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     )
     return [head.encode(), file, f"\r\n--{boundary}--\r\n".encode()], f"multipart/form-data; boundary={boundary}"

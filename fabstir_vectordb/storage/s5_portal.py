@@ -136,7 +136,7 @@ class S5PortalStore:
                     self._route = route
                     return data
             except IntegrityError as error:
-                damage = error           # another route may lead to a good copy
+                damage = error  # another route may lead to a good copy
             except (S5Error, OperationTimeoutError) as error:
                 if "redirected_to" not in error.details:
                     raise
@@ -247,7 +247,7 @@ class S5PortalStore:
         """Gets another token than the one that was refused."""
         assert self._account_seed is not None
         async with self._signing_in:
-            if self._http.token == refused:      # else another task was here first
+            if self._http.token == refused:  # else another task was here first
                 self._http.token = await sign_in(self._http, self._account_seed)
 
     async def aclose(self) -> None:

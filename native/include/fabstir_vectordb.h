@@ -34,8 +34,8 @@ extern "C" {
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
 #define FVDB_K_MAX 10000
-#define FVDB_LISTS_MAX 200000   /* the library never makes more */
-#define FVDB_LISTS_ROWS_MIN 64   /* rows with a vector that fvdb_train needs */
+#define FVDB_LISTS_MAX 200000  /* the library never makes more */
+#define FVDB_LISTS_ROWS_MIN 64 /* rows with a vector that fvdb_train needs */
 #define FVDB_EF_MAX 100000
 #define FVDB_M_MIN 4
 #define FVDB_M_MAX 64
@@ -47,22 +47,23 @@ extern "C" {
 
 typedef enum fvdb_status {
     FVDB_OK = 0,
-    FVDB_ERR_ARGUMENT = 1,       /* a parameter is out of range; diag.expected is the limit, diag.actual the value */
-    FVDB_ERR_NOT_FINITE = 2,     /* a vector holds NaN or infinity; diag.row says which, diag.actual its component */
-    FVDB_ERR_ZERO_VECTOR = 3,    /* a zero vector under cosine; diag.row says which */
-    FVDB_ERR_ID = 4,             /* an id is empty, too long or not UTF-8; diag.row, diag.expected = limit, diag.actual = bytes */
-    FVDB_ERR_DUPLICATE_ID = 5,   /* an id is already live, or stands twice in the call; diag.row, diag.actual = other row of
+    FVDB_ERR_ARGUMENT = 1,    /* a parameter is out of range; diag.expected is the limit, diag.actual the value */
+    FVDB_ERR_NOT_FINITE = 2,  /* a vector holds NaN or infinity; diag.row says which, diag.actual its component */
+    FVDB_ERR_ZERO_VECTOR = 3, /* a zero vector under cosine; diag.row says which */
+    FVDB_ERR_ID = 4, /* an id is empty, too long or not UTF-8; diag.row, diag.expected = limit, diag.actual = bytes */
+    FVDB_ERR_DUPLICATE_ID =
+        5,                  /* an id is already live, or stands twice in the call; diag.row, diag.actual = other row of
                                     the call, or UINT64_MAX when it is live in the index */
-    FVDB_ERR_NOT_FOUND = 6,      /* an id or slot is not live; diag.row */
-    FVDB_ERR_MEMORY = 7,         /* allocation failed; nothing changed */
-    FVDB_ERR_CANCELLED = 8,      /* the control word asked for it; nothing changed */
-    FVDB_ERR_BUFFER = 9,         /* a caller's buffer is too small; diag.expected bytes (or entries) would do */
-    FVDB_ERR_FORMAT = 10,        /* untrusted bytes break a rule of the format; diag.message names it */
-    FVDB_ERR_BUSY = 11,          /* only with params.nowait: a writer holds the lock */
-    FVDB_ERR_TOO_MANY = 12,      /* the row limit or the id arena's 4 GiB would be passed; nothing changed */
-    FVDB_ERR_THREAD = 13,        /* a thread or lock could not be created; nothing changed */
-    FVDB_ERR_TOO_FEW = 14,       /* diag.actual rows are not worth lists, diag.expected are; nothing changed */
-    FVDB_ERR_UNTRAINED = 15      /* there are no lists yet: fvdb_train */
+    FVDB_ERR_NOT_FOUND = 6, /* an id or slot is not live; diag.row */
+    FVDB_ERR_MEMORY = 7,    /* allocation failed; nothing changed */
+    FVDB_ERR_CANCELLED = 8, /* the control word asked for it; nothing changed */
+    FVDB_ERR_BUFFER = 9,    /* a caller's buffer is too small; diag.expected bytes (or entries) would do */
+    FVDB_ERR_FORMAT = 10,   /* untrusted bytes break a rule of the format; diag.message names it */
+    FVDB_ERR_BUSY = 11,     /* only with params.nowait: a writer holds the lock */
+    FVDB_ERR_TOO_MANY = 12, /* the row limit or the id arena's 4 GiB would be passed; nothing changed */
+    FVDB_ERR_THREAD = 13,   /* a thread or lock could not be created; nothing changed */
+    FVDB_ERR_TOO_FEW = 14,  /* diag.actual rows are not worth lists, diag.expected are; nothing changed */
+    FVDB_ERR_UNTRAINED = 15 /* there are no lists yet: fvdb_train */
 } fvdb_status;
 
 /* Where and why a call failed.  `file` and `message` point to static text. */
@@ -107,23 +108,23 @@ void fvdb_settle_thread(void);
 
 /* ---- Create and free ------------------------------------------------------------------------------------------- */
 
-#define FVDB_METRIC_COSINE 0     /* distance = 1 - cos, in [0, 2] */
-#define FVDB_METRIC_L2 1         /* distance = Euclidean distance */
-#define FVDB_METRIC_DOT 2        /* distance = -(inner product) */
+#define FVDB_METRIC_COSINE 0 /* distance = 1 - cos, in [0, 2] */
+#define FVDB_METRIC_L2 1     /* distance = Euclidean distance */
+#define FVDB_METRIC_DOT 2    /* distance = -(inner product) */
 
-#define FVDB_MEMORY_DEFAULT 0    /* 4-bit codes beside the rows: fastest */
-#define FVDB_MEMORY_COMPACT 1    /* no codes, packed links: smallest */
+#define FVDB_MEMORY_DEFAULT 0 /* 4-bit codes beside the rows: fastest */
+#define FVDB_MEMORY_COMPACT 1 /* no codes, packed links: smallest */
 
 typedef struct fvdb_index fvdb_index;
 
 typedef struct fvdb_config {
-    uint32_t dim;                /* 1 .. FVDB_DIM_MAX */
-    uint32_t metric;             /* FVDB_METRIC_* */
-    uint32_t memory;             /* FVDB_MEMORY_* */
-    uint32_t M;                  /* links a row on upper layers, twice that at the bottom; FVDB_M_MIN .. FVDB_M_MAX */
-    uint32_t ef_construction;    /* 1 .. FVDB_EF_MAX */
-    uint32_t threads;            /* most threads a call may use, 1 .. FVDB_THREADS_MAX; never changes an answer */
-    uint64_t hash_seed;          /* seed of the id table; any value, never changes an answer or a saved byte */
+    uint32_t dim;             /* 1 .. FVDB_DIM_MAX */
+    uint32_t metric;          /* FVDB_METRIC_* */
+    uint32_t memory;          /* FVDB_MEMORY_* */
+    uint32_t M;               /* links a row on upper layers, twice that at the bottom; FVDB_M_MIN .. FVDB_M_MAX */
+    uint32_t ef_construction; /* 1 .. FVDB_EF_MAX */
+    uint32_t threads;         /* most threads a call may use, 1 .. FVDB_THREADS_MAX; never changes an answer */
+    uint64_t hash_seed;       /* seed of the id table; any value, never changes an answer or a saved byte */
 } fvdb_config;
 
 /* Makes an empty index.
@@ -162,12 +163,12 @@ uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t r
 
 typedef struct fvdb_rows {
     uint32_t n;
-    const float *vectors;        /* n x dim float32, row-major */
-    const uint8_t *id_bytes;     /* the ids' UTF-8 bytes, one after the other */
-    const uint64_t *id_offsets;  /* n + 1 offsets into id_bytes */
-    const int64_t *timestamps;   /* n, microseconds since 1970-01-01T00:00:00Z */
-    const uint8_t *bare;         /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
-    uint32_t for_lists;          /* 1: the rows are not linked; see below */
+    const float *vectors;       /* n x dim float32, row-major */
+    const uint8_t *id_bytes;    /* the ids' UTF-8 bytes, one after the other */
+    const uint64_t *id_offsets; /* n + 1 offsets into id_bytes */
+    const int64_t *timestamps;  /* n, microseconds since 1970-01-01T00:00:00Z */
+    const uint8_t *bare;        /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
+    uint32_t for_lists;         /* 1: the rows are not linked; see below */
 } fvdb_rows;
 
 /* A bare row has an id, a timestamp and a slot, and is never found by a search.
@@ -186,19 +187,19 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
 
 /* ---- Search ---------------------------------------------------------------------------------------------------- */
 
-#define FVDB_PLAN_FLAT 0         /* exact: no allowed row can be nearer than those returned */
-#define FVDB_PLAN_GRAPH 1        /* the graph was walked on codes, the best candidates were scored exactly */
-#define FVDB_PLAN_LISTS 2        /* the same for the rows of the nearest lists, and for recent rows while they are few */
-#define FVDB_PLAN_HYBRID 3       /* the graph was walked, and the nearest lists were scanned */
+#define FVDB_PLAN_FLAT 0   /* exact: no allowed row can be nearer than those returned */
+#define FVDB_PLAN_GRAPH 1  /* the graph was walked on codes, the best candidates were scored exactly */
+#define FVDB_PLAN_LISTS 2  /* the same for the rows of the nearest lists, and for recent rows while they are few */
+#define FVDB_PLAN_HYBRID 3 /* the graph was walked, and the nearest lists were scanned */
 
-#define FVDB_EF_DEFAULT 0        /* params.ef_search: let the library choose */
+#define FVDB_EF_DEFAULT 0 /* params.ef_search: let the library choose */
 
 typedef struct fvdb_search_params {
-    uint32_t k;                  /* 1 .. FVDB_K_MAX */
-    uint32_t ef_search;          /* FVDB_EF_DEFAULT or 1 .. FVDB_EF_MAX; raised to k where smaller */
-    uint32_t exact;              /* 1: score every allowed row exactly */
-    uint32_t nowait;             /* 1: FVDB_ERR_BUSY instead of waiting for a writer */
-    uint32_t nprobe;             /* lists to look at, no more than there are; 0: as many as had recall 0.99 at training,
+    uint32_t k;         /* 1 .. FVDB_K_MAX */
+    uint32_t ef_search; /* FVDB_EF_DEFAULT or 1 .. FVDB_EF_MAX; raised to k where smaller */
+    uint32_t exact;     /* 1: score every allowed row exactly */
+    uint32_t nowait;    /* 1: FVDB_ERR_BUSY instead of waiting for a writer */
+    uint32_t nprobe;    /* lists to look at, no more than there are; 0: as many as had recall 0.99 at training,
                                     more where few rows are allowed */
 } fvdb_search_params;
 
@@ -219,21 +220,21 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
 
 /* Where fvdb_search_one leaves its answer: filled in once, used for any number of searches, by one thread at a time. */
 typedef struct fvdb_answer {
-    uint32_t *slots;             /* in: room for k entries */
-    double *distances;           /* in: room for k entries */
-    uint64_t *id_ends;           /* in: room for k entries */
-    uint8_t *id_bytes;           /* in: room for id_capacity bytes */
+    uint32_t *slots;   /* in: room for k entries */
+    double *distances; /* in: room for k entries */
+    uint64_t *id_ends; /* in: room for k entries */
+    uint8_t *id_bytes; /* in: room for id_capacity bytes */
     uint64_t id_capacity;
-    const uint64_t *allow;       /* in: as of fvdb_search; NULL allows all */
+    const uint64_t *allow; /* in: as of fvdb_search; NULL allows all */
     uint64_t allow_words;
-    uint64_t id_size;            /* out: bytes of id_bytes in use */
-    uint32_t count;              /* out: results */
-    uint32_t plan;               /* out: FVDB_PLAN_* */
-    fvdb_diag diag;              /* out, on error only */
+    uint64_t id_size; /* out: bytes of id_bytes in use */
+    uint32_t count;   /* out: results */
+    uint32_t plan;    /* out: FVDB_PLAN_* */
+    fvdb_diag diag;   /* out, on error only */
 } fvdb_answer;
 
-#define FVDB_SEARCH_NOWAIT 1     /* as params.nowait */
-#define FVDB_SEARCH_EXACT 2      /* as params.exact */
+#define FVDB_SEARCH_NOWAIT 1 /* as params.nowait */
+#define FVDB_SEARCH_EXACT 2  /* as params.exact */
 
 /* fvdb_search for one query (dim float32); flags: FVDB_SEARCH_*, or 0; the rest as in its params.  For bindings, to whom
  * converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than that: so what few
@@ -355,9 +356,9 @@ typedef struct fvdb_stats {
     uint64_t bytes_lists;
     uint64_t bytes_ids;
     uint64_t bytes_timestamps;
-    uint64_t bytes_scratch;      /* pooled search memory, bitmaps, the index itself */
+    uint64_t bytes_scratch; /* pooled search memory, bitmaps, the index itself */
     uint64_t bytes_total;
-    uint64_t id_bytes;           /* UTF-8 bytes of all ids, tombstones included */
+    uint64_t id_bytes; /* UTF-8 bytes of all ids, tombstones included */
 } fvdb_stats;
 
 /* Counts and memory of an index, O(1).                                                                    [reader] */
@@ -367,21 +368,21 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
 
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
  * and cover rows [number x r, (number + 1) x r), where r is rows_per_part for vectors and rows_per_group for the others. */
-#define FVDB_PART_VECTORS 1      /* both planes */
-#define FVDB_PART_CODES 2        /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
+#define FVDB_PART_VECTORS 1 /* both planes */
+#define FVDB_PART_CODES 2   /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
-#define FVDB_PART_TOMBSTONES 5   /* always one part over all rows */
-#define FVDB_PART_GRAPH 6        /* present only once there is a graph; those with rows of it */
-#define FVDB_PART_GRAPH_HEAD 7   /* one part: entry point, code parameters; from 1,024 rows with a vector on */
-#define FVDB_PART_LISTS 8        /* one part: which row is on which list; present only with lists */
-#define FVDB_PART_LISTS_HEAD 9   /* one part: centroids and what was measured of them; present only with lists */
-#define FVDB_PART_BARE 10        /* one part over all rows: which have no vector; present only with such rows */
+#define FVDB_PART_TOMBSTONES 5 /* always one part over all rows */
+#define FVDB_PART_GRAPH 6      /* present only once there is a graph; those with rows of it */
+#define FVDB_PART_GRAPH_HEAD 7 /* one part: entry point, code parameters; from 1,024 rows with a vector on */
+#define FVDB_PART_LISTS 8      /* one part: which row is on which list; present only with lists */
+#define FVDB_PART_LISTS_HEAD 9 /* one part: centroids and what was measured of them; present only with lists */
+#define FVDB_PART_BARE 10      /* one part over all rows: which have no vector; present only with such rows */
 
 typedef struct fvdb_part {
-    uint32_t kind;               /* FVDB_PART_* */
+    uint32_t kind; /* FVDB_PART_* */
     uint32_t number;
-    uint64_t size;               /* bytes that fvdb_part_write will write */
+    uint64_t size; /* bytes that fvdb_part_write will write */
 } fvdb_part;
 
 /* Lists the parts of the index as it is now, in a fixed order.  Pass capacity 0 to learn *out_count.      [reader]
@@ -409,12 +410,12 @@ uint32_t fvdb_graph_steps(fvdb_index *index, uint32_t *out_steps, uint32_t *out_
 /* What the authenticated manifest says of the index that is being loaded. */
 typedef struct fvdb_load {
     uint64_t rows;
-    uint64_t graph_rows;         /* at most rows */
-    uint64_t stored_rows;        /* rows whose links are in parts, those before the graph among them; rows without steps */
-    uint64_t lists;              /* 0: none */
+    uint64_t graph_rows;  /* at most rows */
+    uint64_t stored_rows; /* rows whose links are in parts, those before the graph among them; rows without steps */
+    uint64_t lists;       /* 0: none */
     uint32_t rows_per_part, rows_per_group;
-    uint32_t has_codes;          /* 1: there are parts of codes and a head of the graph */
-    uint32_t has_bare;           /* 1: there are rows without a vector */
+    uint32_t has_codes; /* 1: there are parts of codes and a head of the graph */
+    uint32_t has_bare;  /* 1: there are rows without a vector */
 } fvdb_load;
 
 /* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end, fvdb_load_lazy and

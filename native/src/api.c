@@ -115,8 +115,7 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
                         uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
                         uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag) {
     TRY(search_begin(index, params, diag));
-    search_outputs out = {out_slots,    out_distances, out_counts,    out_plans,
-                          out_id_bytes, id_capacity,   out_id_offsets};
+    search_outputs out = {out_slots, out_distances, out_counts, out_plans, out_id_bytes, id_capacity, out_id_offsets};
     fvdb_status status = index_search(index, queries, n_queries, params, allow, allow_words, &out, control, diag);
     rwlock_read_done(index->lock);
     return status;
@@ -142,7 +141,10 @@ static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
 
 fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,
                             uint32_t flags, fvdb_answer *answer) {
-    fvdb_search_params params = {.k = k, .ef_search = ef_search, .nprobe = nprobe, .exact = flags & FVDB_SEARCH_EXACT,
+    fvdb_search_params params = {.k = k,
+                                 .ef_search = ef_search,
+                                 .nprobe = nprobe,
+                                 .exact = flags & FVDB_SEARCH_EXACT,
                                  .nowait = flags & FVDB_SEARCH_NOWAIT};
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
     TRY(search_begin(index, &params, &answer->diag));
@@ -266,8 +268,8 @@ fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t
                       uint32_t *out_slots) {
     rwlock_read(index->lock);
     for (uint32_t i = 0; i < n; i++)
-        out_slots[i] = id_map_find(&index->store.ids, id_bytes + id_offsets[i],
-                                   (size_t)(id_offsets[i + 1] - id_offsets[i]));
+        out_slots[i] =
+            id_map_find(&index->store.ids, id_bytes + id_offsets[i], (size_t)(id_offsets[i + 1] - id_offsets[i]));
     rwlock_read_done(index->lock);
     return FVDB_OK;
 }
@@ -363,7 +365,8 @@ fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_
                        uint32_t capacity, uint32_t *out_count, fvdb_diag *diag) {
     TRY(check_layout(rows_per_part, rows_per_group, diag));
     rwlock_read(index->lock);
-    fvdb_status status = format_parts(index, (part_layout){rows_per_part, rows_per_group}, out, capacity, out_count, diag);
+    fvdb_status status =
+        format_parts(index, (part_layout){rows_per_part, rows_per_group}, out, capacity, out_count, diag);
     rwlock_read_done(index->lock);
     return status;
 }
@@ -438,7 +441,8 @@ fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t s
                              const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
                              uint32_t *out_count, fvdb_diag *diag) {
     TRY(check_lazy(index, query, k, diag));
-    return format_part_search(index, bytes, size, query, k, allow, allow_words, out_slots, out_distances, out_count, diag);
+    return format_part_search(index, bytes, size, query, k, allow, allow_words, out_slots, out_distances, out_count,
+                              diag);
 }
 
 fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,

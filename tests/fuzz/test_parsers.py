@@ -140,7 +140,8 @@ TARGETS: dict[str, Target] = {
         lambda raw: decrypt_mutable(KEY, raw), [encrypt_mutable(KEY, KEY[:24], PLAIN)], lambda plain: plain == PLAIN
     ),
     "zstd": Target(
-        lambda raw: decompress(raw, len(PLAIN)), [compress(PLAIN, 1), compress(PLAIN, 19)],
+        lambda raw: decompress(raw, len(PLAIN)),
+        [compress(PLAIN, 1), compress(PLAIN, 19)],
         lambda plain: len(plain) == len(PLAIN),
     ),
     "blob id": Target(BlobId.from_bytes, [BLOB_CID, BlobId.of(PLAIN).to_old_bytes()]),

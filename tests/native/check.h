@@ -7,19 +7,19 @@
 static int check_failures, check_count;
 
 /* Reports the first failures of a test program and counts the rest: one broken loop must not flood the log. */
-#define CHECK(condition)                                                                \
-    do {                                                                                \
-        check_count++;                                                                  \
-        if (!(condition) && check_failures++ < 20)                                      \
-            printf("    %s:%d: not true: %s\n", __FILE__, __LINE__, #condition);        \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        check_count++;                                                           \
+        if (!(condition) && check_failures++ < 20)                               \
+            printf("    %s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
     } while (0)
 
-#define RUN(test)                                                                       \
-    do {                                                                                \
-        int failures_before = check_failures;                                           \
-        test();                                                                         \
-        printf("%s %s\n", check_failures == failures_before ? "ok  " : "FAIL", #test);  \
-        fflush(stdout);                                                                 \
+#define RUN(test)                                                                      \
+    do {                                                                               \
+        int failures_before = check_failures;                                          \
+        test();                                                                        \
+        printf("%s %s\n", check_failures == failures_before ? "ok  " : "FAIL", #test); \
+        fflush(stdout);                                                                \
     } while (0)
 
 static inline int check_done(void) {

@@ -18,7 +18,7 @@ static inline float noise(uint64_t *state) {
 /* n x dim rows around `clusters` centres; the sum of four uniforms is near enough to normal. */
 static inline float *make_vectors(uint32_t n, uint32_t dim, uint32_t clusters, uint64_t seed) {
     float *x = malloc((size_t)n * dim * sizeof *x), *centres = malloc((size_t)clusters * dim * sizeof *centres);
-    uint64_t state = 42;         /* the centres do not depend on the seed: queries come from the same clusters */
+    uint64_t state = 42; /* the centres do not depend on the seed: queries come from the same clusters */
     for (size_t i = 0; i < (size_t)clusters * dim; i++) centres[i] = noise(&state);
     state = seed;
     for (uint32_t row = 0; row < n; row++) {
@@ -37,7 +37,7 @@ typedef struct test_rows {
     uint8_t *ids;
     uint64_t *offsets;
     int64_t *times;
-    uint8_t *bare;               /* NULL: none */
+    uint8_t *bare; /* NULL: none */
     uint32_t *slots, *replaced;
 } test_rows;
 

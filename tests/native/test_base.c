@@ -39,7 +39,7 @@ typedef struct tally {
 
 static void count(void *context, uint32_t worker, uint32_t item) {
     tally *t = context;
-    t->seen[item]++;             /* each item is one worker's: no atomics, TSan checks the claim */
+    t->seen[item]++; /* each item is one worker's: no atomics, TSan checks the claim */
     t->workers[worker]++;
 }
 

@@ -27,8 +27,8 @@ static void save(fvdb_index *index, saved *out) {
         out->kinds[i] = parts[i].kind;
         out->has_codes |= parts[i].kind == FVDB_PART_CODES;
         out->has_bare |= parts[i].kind == FVDB_PART_BARE;
-        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size, &out->size[i],
-                              NULL) == FVDB_OK);
+        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size,
+                              &out->size[i], NULL) == FVDB_OK);
     }
 }
 
@@ -47,7 +47,8 @@ static fvdb_index *load(const saved *s, uint32_t at, const uint8_t *bytes, uint6
     *status = fvdb_load_begin(&s->config, &load, &index, NULL);
     if (*status != FVDB_OK) return NULL;
     for (uint32_t i = 0; i < s->n && *status == FVDB_OK; i++)
-        *status = i == at ? fvdb_load_part(index, bytes, size, NULL) : fvdb_load_part(index, s->bytes[i], s->size[i], NULL);
+        *status =
+            i == at ? fvdb_load_part(index, bytes, size, NULL) : fvdb_load_part(index, s->bytes[i], s->size[i], NULL);
     if (*status == FVDB_OK) *status = fvdb_load_end(index, NULL, 0, NULL, NULL);
     if (*status == FVDB_OK) return index;
     fvdb_free(index);
@@ -61,7 +62,8 @@ static saved make(uint32_t memory, uint32_t rows) {
     uint32_t slot;
     CHECK(fvdb_create(&s.config, &index, NULL) == FVDB_OK);
     CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
-    for (uint32_t i = 0; i < rows; i += 9) CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < rows; i += 9)
+        CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
     save(index, &s);
     fvdb_free(index);
     free_rows(&t);
@@ -135,8 +137,8 @@ static void test_rows_without_a_vector_are_never_found(void) {
             double distances[3000];
             for (uint32_t exact = 0; exact < 2; exact++) {
                 fvdb_search_params params = {.k = rows, .exact = exact};
-                CHECK(fvdb_search(index, query, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL,
-                                  NULL) == FVDB_OK);
+                CHECK(fvdb_search(index, query, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL,
+                                  NULL, NULL) == FVDB_OK);
                 CHECK(count == rows - rows / 3);
                 for (uint32_t i = 0; i < count; i++) CHECK(slots[i] % 3 != 0);
             }
@@ -172,7 +174,7 @@ static void test_every_truncation_is_refused(void) {
     for (uint32_t at = 0; at < s.n; at++) {
         for (uint64_t size = 0; size < s.size[at]; size += 1 + size / 16) {
             fvdb_status status;
-            uint8_t *cut = malloc(size + 1);     /* a heap copy, so that a read past the end is seen */
+            uint8_t *cut = malloc(size + 1); /* a heap copy, so that a read past the end is seen */
             memcpy(cut, s.bytes[at], size);
             CHECK(load(&s, at, cut, size, &status) == NULL && status == FVDB_ERR_FORMAT);
             free(cut);

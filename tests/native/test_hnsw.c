@@ -32,9 +32,9 @@ static void test_packed_links_keep_their_values_when_widened(void) {
 static void test_levels_are_geometric(void) {
     uint32_t counts[HNSW_LEVEL_MAX + 1] = {0};
     for (uint32_t slot = 0; slot < 1u << 18; slot++) counts[hnsw_draw_level(16, slot)]++;
-    CHECK(counts[1] > 14000 && counts[1] < 17000);       /* 2^18 x 15/256 = 15360 */
-    CHECK(counts[2] > 850 && counts[2] < 1070);          /* 960 */
-    CHECK(counts[3] > 30 && counts[3] < 95);             /* 60 */
+    CHECK(counts[1] > 14000 && counts[1] < 17000); /* 2^18 x 15/256 = 15360 */
+    CHECK(counts[2] > 850 && counts[2] < 1070);    /* 960 */
+    CHECK(counts[3] > 30 && counts[3] < 95);       /* 60 */
 }
 
 /* No link points to itself, to nothing or twice to the same row; upper links reach rows of that level. */
@@ -50,7 +50,7 @@ static void check_graph(const hnsw *g) {
         }
     }
     for (uint32_t slot = 0; slot < g->n; slot++) linked += reached[slot];
-    CHECK(linked >= g->n - g->n / 500);                  /* rows nobody links to cannot be found */
+    CHECK(linked >= g->n - g->n / 500); /* rows nobody links to cannot be found */
     for (uint32_t u = 0; u < g->upper_n; u++) {
         CHECK(u == 0 || hnsw_upper_slot(g, u) > hnsw_upper_slot(g, u - 1));
         CHECK(hnsw_upper_slot(g, u) < g->n);
@@ -73,7 +73,7 @@ static void test_the_graph_holds_its_invariants(void) {
         fvdb_config config = {DIM, FVDB_METRIC_COSINE, memory, 8, 60, 2, 1};
         fvdb_index *index;
         CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
-        for (uint32_t part = 0; part < 4; part++) {      /* single rows, then larger and larger calls */
+        for (uint32_t part = 0; part < 4; part++) { /* single rows, then larger and larger calls */
             test_rows t = make_rows(part == 1 ? 1 : 900 * (part + 1), DIM, "p", part * 100000, part + 1);
             CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
             if (part == 3)
@@ -104,8 +104,8 @@ static void test_equal_rows_do_not_hide_others(void) {
     double distance;
     fvdb_search_params params = {.k = 1};
     for (uint32_t i = 1; i < N; i += STEP) {
-        CHECK(fvdb_search(index, t.vectors + (size_t)i * DIM, 1, &params, NULL, 0, &slot, &distance, &count, &plan, NULL, 0,
-                          NULL, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_search(index, t.vectors + (size_t)i * DIM, 1, &params, NULL, 0, &slot, &distance, &count, &plan,
+                          NULL, 0, NULL, NULL, NULL) == FVDB_OK);
         found += slot == i && distance == 0.0;
     }
     CHECK(found == N / STEP);

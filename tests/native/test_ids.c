@@ -21,7 +21,7 @@ static void test_ids_against_a_list(void) {
         uint32_t gone = (uint32_t)(mix64(i) % (i + 1));
         if (i % 3 == 0) {
             id_map_unlink(&m, gone);
-            id_map_unlink(&m, gone);             /* twice is once */
+            id_map_unlink(&m, gone); /* twice is once */
             linked[gone] = false;
         }
     }
@@ -36,7 +36,7 @@ static void test_ids_against_a_list(void) {
             if (round == 0) map[i] = FVDB_NO_SLOT;
         }
         if (round) break;
-        for (uint32_t i = N; i-- > 0;) {                 /* the last one first */
+        for (uint32_t i = N; i-- > 0;) { /* the last one first */
             if (!linked[i]) continue;
             map[i] = kept;
             bit_set(live, kept);
@@ -68,10 +68,29 @@ static void test_ids_take_little_memory(void) {
 }
 
 static void test_well_formed_utf8_only(void) {
-    static const char *good[] = {"a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
-                                 "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"};
-    static const char *bad[] = {"", "\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf",
-                                "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "a\xff", "\xe2\x82", "\xe2\x28\xa1"};
+    static const char *good[] = {"a",
+                                 "\x7f",
+                                 "\xc2\x80",
+                                 "\xdf\xbf",
+                                 "\xe0\xa0\x80",
+                                 "\xed\x9f\xbf",
+                                 "\xee\x80\x80",
+                                 "\xef\xbf\xbf",
+                                 "\xf0\x90\x80\x80",
+                                 "\xf4\x8f\xbf\xbf"};
+    static const char *bad[] = {"",
+                                "\x80",
+                                "\xc0\x80",
+                                "\xc1\xbf",
+                                "\xc2",
+                                "\xe0\x9f\xbf",
+                                "\xed\xa0\x80",
+                                "\xf0\x8f\xbf\xbf",
+                                "\xf4\x90\x80\x80",
+                                "\xf5\x80\x80\x80",
+                                "a\xff",
+                                "\xe2\x82",
+                                "\xe2\x28\xa1"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) CHECK(id_valid((const uint8_t *)good[i], strlen(good[i])));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(!id_valid((const uint8_t *)bad[i], strlen(bad[i])));
     uint8_t zero[2] = {'a', 0}, long_id[FVDB_ID_BYTES_MAX + 1];
@@ -100,7 +119,7 @@ static void test_timestamps_against_a_list(void) {
         for (uint32_t i = 0; i < n; i++) chunk[i] = time_of(first + i);
         CHECK(timestamps_append(&t, chunk, n, NULL) == FVDB_OK);
         first += n;
-        if (first == 7770) {                     /* back over block borders, then on again */
+        if (first == 7770) { /* back over block borders, then on again */
             timestamps_truncate(&t, 5000);
             CHECK(t.n == 5000);
             first = 5000;

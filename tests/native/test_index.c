@@ -24,7 +24,8 @@ static uint64_t fingerprint(fvdb_index *index) {
     for (uint32_t i = 0; i < n; i++) {
         uint8_t *bytes = malloc(parts[i].size + 1);
         uint64_t size = 0;
-        CHECK(fvdb_part_write(index, 1000, 2000, parts[i].kind, parts[i].number, bytes, parts[i].size, &size, NULL) == FVDB_OK);
+        CHECK(fvdb_part_write(index, 1000, 2000, parts[i].kind, parts[i].number, bytes, parts[i].size, &size, NULL) ==
+              FVDB_OK);
         CHECK(size == parts[i].size);
         for (uint64_t b = 0; b < size; b++) hash = mix64(hash ^ bytes[b]);
         free(bytes);
@@ -42,8 +43,8 @@ static double recall(fvdb_index *index, const float *queries, uint32_t n, uint32
         fvdb_search_params walk = {.k = k}, scan = {.k = k, .exact = 1};
         CHECK(fvdb_search(index, queries + (size_t)q * dim, 1, &walk, allow, words, got, d_got, &n_got, &plan, NULL, 0,
                           NULL, NULL, NULL) == FVDB_OK);
-        CHECK(fvdb_search(index, queries + (size_t)q * dim, 1, &scan, allow, words, want, d_want, &n_want, &plan, NULL, 0,
-                          NULL, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_search(index, queries + (size_t)q * dim, 1, &scan, allow, words, want, d_want, &n_want, &plan, NULL,
+                          0, NULL, NULL, NULL) == FVDB_OK);
         CHECK(plan == FVDB_PLAN_FLAT);
         CHECK(n_got == n_want);
         all += n_want;
@@ -281,7 +282,7 @@ static void test_failed_allocations_leave_no_trace(void) {
 static void test_cancelled_vacuum_changes_nothing(void) {
     enum { DIM = 16 };
     test_rows t = make_rows(3000, DIM, "row", 0, 1);
-    for (uint32_t nth = 2; nth <= 10; nth += 8) {        /* 2: rebuild, 10: repair */
+    for (uint32_t nth = 2; nth <= 10; nth += 8) { /* 2: rebuild, 10: repair */
         fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 2);
         CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
         delete_every(index, &t, nth);
@@ -301,7 +302,7 @@ static void test_masks_never_return_too_few(void) {
     float *queries = make_vectors(QUERIES, DIM, 20, 77);
     CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
     delete_every(index, &t, 10);
-    for (uint32_t share = 1; share <= 5000; share *= 7) {        /* 1 row in `share` */
+    for (uint32_t share = 1; share <= 5000; share *= 7) { /* 1 row in `share` */
         uint64_t allow[WORDS] = {0};
         for (uint32_t slot = 0; slot < N; slot++)
             if (mix64(slot) % share == 0) bit_set(allow, slot);
@@ -323,8 +324,8 @@ static void test_more_asked_than_there_is(void) {
     uint8_t ids[64];
     uint64_t offsets[11];
     fvdb_search_params params = {.k = 10};
-    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL, NULL) ==
-          FVDB_OK);
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL,
+                      NULL) == FVDB_OK);
     CHECK(count == 0 && slots[0] == FVDB_NO_SLOT);
     CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
     CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 64, offsets, NULL,
@@ -335,8 +336,8 @@ static void test_more_asked_than_there_is(void) {
                       &diag) == FVDB_ERR_BUFFER);
     CHECK(diag.expected == 12);
     params.k = 0;
-    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL, NULL) ==
-          FVDB_ERR_ARGUMENT);
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL,
+                      NULL) == FVDB_ERR_ARGUMENT);
     fvdb_free(index);
     free_rows(&t);
 }
@@ -376,10 +377,15 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     }
     const uint64_t odd = 0xAAAAAAAAAAAAAAAAu;
     fvdb_search_params two = {.k = 2};
-    fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = sizeof ids,
-                     .allow = &odd, .allow_words = 1};
-    CHECK(fvdb_search(index, queries, 1, &two, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL, 0, NULL,
-                      NULL, NULL) == FVDB_OK);
+    fvdb_answer a = {.slots = slots,
+                     .distances = distances,
+                     .id_ends = ends,
+                     .id_bytes = ids,
+                     .id_capacity = sizeof ids,
+                     .allow = &odd,
+                     .allow_words = 1};
+    CHECK(fvdb_search(index, queries, 1, &two, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL, 0,
+                      NULL, NULL, NULL) == FVDB_OK);
     CHECK(fvdb_search_one(index, queries, 2, 0, 0, 0, &a) == FVDB_OK && a.count == 2 && a.plan == want_plan);
     CHECK(slots[0] == want_slots[0] && slots[1] == want_slots[1] && slots[0] % 2 == 1 && slots[0] < 64);
     fvdb_answer refused = {0};
@@ -427,8 +433,8 @@ static void test_huge_and_tiny_values_are_exact(void) {
         CHECK(fvdb_get_timestamps(index, slots, 5, us, NULL) == FVDB_OK && memcmp(us, times, sizeof us) == 0);
         fvdb_search_params params = {.k = 5};
         for (uint32_t q = 0; q < 5; q++) {
-            CHECK(fvdb_search(index, vectors + q * DIM, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL,
-                              NULL, NULL) == FVDB_OK);
+            CHECK(fvdb_search(index, vectors + q * DIM, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0,
+                              NULL, NULL, NULL) == FVDB_OK);
             CHECK(count == 5);
             for (uint32_t i = 0; i < 5; i++) CHECK(distances[i] == distances[i] && distances[i] < 1e300);
             if (metric != FVDB_METRIC_DOT) CHECK(distances[0] == 0.0);
@@ -470,8 +476,8 @@ static void test_a_scan_of_codes_misses_no_row(void) {
                 CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
                 for (uint32_t i = 0; i < N; i += 7)
                     CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, t.slots, NULL) == FVDB_OK);
-                CHECK(fvdb_search(index, queries, QUERIES, &params, allow, WORDS, slots[memory], distances[memory], counts,
-                                  plans, NULL, 0, NULL, NULL, NULL) == FVDB_OK);
+                CHECK(fvdb_search(index, queries, QUERIES, &params, allow, WORDS, slots[memory], distances[memory],
+                                  counts, plans, NULL, 0, NULL, NULL, NULL) == FVDB_OK);
                 CHECK(counts[0] == K && plans[0] == FVDB_PLAN_FLAT);
                 fvdb_free(index);
             }

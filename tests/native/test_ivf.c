@@ -95,7 +95,8 @@ static void check_sides(const fvdb_index *index) {
 static fvdb_status search(fvdb_index *index, const float *queries, uint32_t n, fvdb_search_params params,
                           const uint64_t *allow, uint64_t words, uint32_t *slots, double *distances, uint32_t *counts,
                           uint32_t *plans) {
-    return fvdb_search(index, queries, n, &params, allow, words, slots, distances, counts, plans, NULL, 0, NULL, NULL, NULL);
+    return fvdb_search(index, queries, n, &params, allow, words, slots, distances, counts, plans, NULL, 0, NULL, NULL,
+                       NULL);
 }
 
 /* Recall of K against exact search; every answer whole: sorted, no row twice, none that is deleted. */
@@ -186,7 +187,8 @@ static void test_an_index_grows_old(void) {
             vacuum(index);
             check_sides(index);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
-            CHECK(move_all(index, INT64_MAX, 1 << 20, &moved) == FVDB_OK && index->lists.live == index->store.live_count);
+            CHECK(move_all(index, INT64_MAX, 1 << 20, &moved) == FVDB_OK &&
+                  index->lists.live == index->store.live_count);
             check_sides(index);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_LISTS);
             vacuum(index);
@@ -194,7 +196,7 @@ static void test_an_index_grows_old(void) {
             CHECK(hnsw_rows(&index->graph) == 0 && hnsw_resident(&index->graph) == 0);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_LISTS);
             CHECK(recall(index, 100000, NULL, 0, &plan) >= 0.97);
-            add(index, 1500, N + 500, 7);                /* a graph again, behind the lists */
+            add(index, 1500, N + 500, 7); /* a graph again, behind the lists */
             check_sides(index);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan >= FVDB_PLAN_LISTS);
             CHECK(fvdb_train(index, INT64_MIN, NULL, NULL) == FVDB_OK);
@@ -222,7 +224,7 @@ static void test_filters_keep_their_promise(void) {
                 if (mix64(slot * 7 + share) % share == 0) bit_set(allow, slot);
             CHECK(recall(index, 0, allow, N / 64 + 1, &plan) >= 0.95);
         }
-        uint64_t old[N / 64 + 1];                        /* one side alone */
+        uint64_t old[N / 64 + 1]; /* one side alone */
         CHECK(fvdb_historical(index, old, N / 64 + 1, NULL) == FVDB_OK);
         CHECK(recall(index, 0, old, N / 64 + 1, &plan) >= 0.95);
         for (uint32_t w = 0; w < N / 64 + 1; w++) old[w] = ~old[w];
@@ -289,8 +291,8 @@ static bytes save(fvdb_index *index) {
     for (uint32_t i = 0; i < b.n; i++) {
         uint64_t size;
         b.raw[i] = malloc(b.parts[i].size);
-        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, b.parts[i].kind, b.parts[i].number, b.raw[i], b.parts[i].size, &size, NULL) ==
-              FVDB_OK);
+        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, b.parts[i].kind, b.parts[i].number, b.raw[i], b.parts[i].size,
+                              &size, NULL) == FVDB_OK);
         CHECK(size == b.parts[i].size);
     }
     return b;
@@ -311,8 +313,8 @@ static fvdb_index *load(fvdb_index *index, const bytes *b) {
     fvdb_stats stats;
     fvdb_index *loaded = NULL;
     fvdb_get_stats(index, &stats);
-    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows, stats.lists, PER_PART, PER_GROUP,
-                            stats.rows >= 1024, 0};
+    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows,         stats.lists,
+                            PER_PART,   PER_GROUP,        stats.rows >= 1024, 0};
     CHECK(fvdb_load_begin(&index->config, &load, &loaded, NULL) == FVDB_OK);
     for (uint32_t i = b->n; i-- > 0;) CHECK(fvdb_load_part(loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
     CHECK(fvdb_load_end(loaded, NULL, 0, NULL, NULL) == FVDB_OK);
@@ -367,7 +369,7 @@ static void test_threads_and_loads_change_nothing(void) {
 }
 
 static void test_a_change_without_memory_leaves_everything(void) {
-    for (uint32_t all = 0; all < 2; all++) {             /* a graph that is repaired, and none any more */
+    for (uint32_t all = 0; all < 2; all++) { /* a graph that is repaired, and none any more */
         fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
         uint32_t moved, next = 0, *map = malloc(3000 * sizeof *map);
         add(index, 3000, 0, 5);

@@ -33,7 +33,7 @@ typedef struct fixture {
     uint32_t slots[ROWS];
 } fixture;
 
-static fixture F, G;             /* too large for a stack */
+static fixture F, G; /* too large for a stack */
 
 static void fill(fixture *f, const kernel_table *k, size_t dim, bool wild, uint64_t seed) {
     memset(f, 0, sizeof *f);
@@ -150,7 +150,8 @@ static void test_scalar_is_right(void) {
                   1e-12 * (1 + l2));
             CHECK(fabs((double)high[r] - dot) <= 0.004 * (1 + size));
             CHECK(fabs((double)high_l2[r] - l2) <= 0.01 * (1 + l2 + size));
-            CHECK(fabs((double)base + (double)scale * products[r] - coded) <= 15.0 * (double)scale * (double)dim + 1e-4);
+            CHECK(fabs((double)base + (double)scale * products[r] - coded) <=
+                  15.0 * (double)scale * (double)dim + 1e-4);
         }
     }
 }
@@ -163,7 +164,7 @@ static void test_planes_are_exact_for_every_exponent(void) {
         uint16_t planes[2][16];
         for (uint32_t i = 0; i < 16; i++) {
             uint32_t bits = (high + i) << 16 | (uint32_t)(mix64(high + i) & 0xffff);
-            if ((bits & 0x7f800000) == 0x7f800000) bits &= 0xff7fffff;       /* NaN and infinity are refused earlier */
+            if ((bits & 0x7f800000) == 0x7f800000) bits &= 0xff7fffff; /* NaN and infinity are refused earlier */
             memcpy(&x[i], &bits, 4);
         }
         for (size_t t = 0; t < n; t++) {

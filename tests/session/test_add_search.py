@@ -67,9 +67,7 @@ async def test_hits_are_the_nearest_rows_with_exact_distances(metric: str, memor
         ("dot", [2000.0, 0.0], 1.0, -2000.0),
     ],
 )
-async def test_scores_follow_their_formulas(
-    metric: str, query: list[float], score: float, distance: float
-) -> None:
+async def test_scores_follow_their_formulas(metric: str, query: list[float], score: float, distance: float) -> None:
     async with await session_on("memory:", metric=metric) as session:
         await session.add_vectors([VectorInput("a", [1.0, 0.0])])
         hit = (await session.search(query, 1, threshold=None))[0]

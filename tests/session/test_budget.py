@@ -60,7 +60,7 @@ def test_a_refused_add_keeps_nothing_of_its_arguments(rows: int, metadata: Any, 
         vectors = np.zeros((rows, 64), dtype=np.float32).view(_Array)
         vectors[:, 0] = 1
         seen = weakref.ref(vectors)
-        gc.disable()                # a circle of references would wait for it
+        gc.disable()  # a circle of references would wait for it
         try:
             with pytest.raises(VectorDBError):
                 session.add_batch(ids or [str(row) for row in range(rows)], vectors, metadata)

@@ -15,7 +15,7 @@ from fabstir_vectordb.persist import load as load_module
 pytestmark = pytest.mark.anyio
 
 CHANGED = "documents.changed.0000"
-ROWS = 1_500                               # pages of 448 rows: three, and one that is not full
+ROWS = 1_500  # pages of 448 rows: three, and one that is not full
 
 
 def row(number: int) -> str:

@@ -140,7 +140,7 @@ async def test_a_missing_object_is_not_found(saved: tuple[Path, str]) -> None:
     for name, path in Objects(root).of_version(cid).items():
         raw = path.read_bytes()
         path.unlink()
-        if not name.startswith("codes"):            # they are for lazy loads
+        if not name.startswith("codes"):  # they are for lazy loads
             for wanted in (cid, None):
                 await assert_refused(root, wanted, NotFoundError)
         path.write_bytes(raw)

@@ -100,6 +100,7 @@ async def test_the_threshold_cuts_what_the_filter_took() -> None:
 async def test_answers_follow_every_change() -> None:
     query = rows(1)[0]
     async with await filled(count=2_000) as session:
+
         async def found(filter: Any) -> list[str]:
             hits = await session.search(query, 2_000, threshold=None, filter=filter)
             ids = sorted((hit.id for hit in hits), key=int)
@@ -315,7 +316,7 @@ async def test_what_filters_take_is_remembered_within_a_bound(monkeypatch: pytes
         before = len(evaluated)
         assert await session.count({"n": 199}) == 1
         assert len(evaluated) == before
-        await session.count({"n": {"$in": list(range(100_000))}})    # its text alone is more than the bound
+        await session.count({"n": {"$in": list(range(100_000))}})  # its text alone is more than the bound
         assert await session.count({"n": 199}) == 1
         assert len(evaluated) == before + 2
         await session.delete_vector("7")

@@ -243,9 +243,7 @@ async def test_changes_and_saves_are_those_of_a_whole_index(saved: tuple[Path, s
     assert contents[0] == contents[1]
 
 
-async def test_an_unchanged_save_fetches_and_stores_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unchanged_save_fetches_and_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with await session_on(tmp_path.as_uri(), chunk_size=CHUNK) as session:
         await fill(session, 2_000)
         cid = await session.save_to_s5()
@@ -284,7 +282,7 @@ async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None
         index = session._index
         assert isinstance(index, LazyIndex)
         assert index.lazy.parts.cache.bytes_max == 1_000_000
-        index.lazy.parts.cache.bytes_max = 200_000          # the set is smaller than the least there is
+        index.lazy.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
         for query in rows_of(40, 13):
             await session.search(query, 10, threshold=None)
             stats = await session.get_stats()

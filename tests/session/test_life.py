@@ -91,9 +91,7 @@ async def test_settings_come_from_objects_mappings_and_fields() -> None:
         await VectorDBSession.create(3)  # type: ignore[arg-type]
 
 
-async def test_creating_does_no_work_and_touches_no_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_creating_does_no_work_and_touches_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("creating a session is instant: it derives no keys, makes no index and needs no thread")
 

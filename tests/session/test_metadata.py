@@ -52,10 +52,14 @@ async def test_metadata_at_the_limit_is_saved_and_loaded(kind: str) -> None:
         await session.save_to_s5()
     async with await session_on(uri) as session:
         await session.load_user_vectors()
-        assert await content(session) == before == [
-            ("a", np.array([1, 0], np.float32).tobytes(), value),
-            ("b", np.array([0, 1], np.float32).tobytes(), None),
-        ]
+        assert (
+            await content(session)
+            == before
+            == [
+                ("a", np.array([1, 0], np.float32).tobytes(), value),
+                ("b", np.array([0, 1], np.float32).tobytes(), None),
+            ]
+        )
 
 
 async def _add(session: VectorDBSession, value: Any) -> None:

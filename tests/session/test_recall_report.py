@@ -43,7 +43,7 @@ async def test_more_candidates_find_more_of_the_truth() -> None:
     assert (exact.exact, exact.recall, exact.ef_search, exact.nprobe) == (True, 1.0, None, None)
     for point in (*report.points, report.default):
         assert 0 < point.p50_us <= point.p99_us
-        assert 0 < point.queries_per_s <= 2e6 / point.p50_us       # half of the searches took at least the median
+        assert 0 < point.queries_per_s <= 2e6 / point.p50_us  # half of the searches took at least the median
 
 
 async def test_the_default_is_what_the_session_aims_at() -> None:

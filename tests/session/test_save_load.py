@@ -275,9 +275,7 @@ async def test_the_root_is_what_any_s5_client_reads(tmp_path: Path) -> None:
     assert len(blob) == BlobId.parse(cid).size
     directory = decode_directory(decrypt_mutable(keys.encryption_key, blob))
     assert not directory.dirs
-    assert {MANIFEST_NAME, "vectors.0000", "ids.0000", "timestamps.0000"} < set(
-        directory.files
-    )
+    assert {MANIFEST_NAME, "vectors.0000", "ids.0000", "timestamps.0000"} < set(directory.files)
     assert len({entry.encryption.key for entry in directory.files.values() if entry.encryption}) == len(directory.files)
 
 

@@ -180,7 +180,7 @@ async def test_registering_asks_as_s5js_does() -> None:
     assert raw(body["pubKey"]) == KEY
     assert len(body["pubKey"]) == len(captured["pubKey"])
     response, theirs = raw(body["response"]), raw(captured["response"])
-    assert response[:33] == theirs[:33]              # register, and the challenge
+    assert response[:33] == theirs[:33]  # register, and the challenge
     assert response[33:] == blake3_hash(address.removeprefix("http://").encode())
     nacl.bindings.crypto_sign_open(raw(body["signature"]) + response, KEY[1:])
     # The cookie alone has brought the token.

@@ -47,7 +47,7 @@ class Faulty:
             self.happened[kind] += 1
         match kind:
             case "refuse":
-                raise ConnectionError        # before anything was done
+                raise ConnectionError  # before anything was done
             case "busy" | "broken":
                 await _answer(send, self.random.choice([429, 503]) if kind == "busy" else 500, b"no")
                 return
@@ -59,7 +59,7 @@ class Faulty:
         status, headers, body = await self._asked(scope, receive, kind)
         match kind:
             case "drop":
-                raise ConnectionError        # what was asked was done, and nobody hears of it
+                raise ConnectionError  # what was asked was done, and nobody hears of it
             case "corrupt" if body:
                 body[self.random.randrange(len(body))] ^= 1 << self.random.randrange(8)
             case "empty":
@@ -214,13 +214,13 @@ def _campaign(root: Path, kind: str, backend: str, seeds: range) -> Faulty:
             with anyio.fail_after(SCENARIO_S):
                 await story.play(faulty, kind + address, seed)
             if len(story.newest) > 60:
-                story = Story()              # small again, in another place
+                story = Story()  # small again, in another place
                 faulty.app = create_app(root / str(seed))
 
     with running(faulty) as address:
         before = _handles()
         anyio.run(campaign, backend=backend)
-        gc.collect()                         # a connection left open would be a warning, which fails the test
+        gc.collect()  # a connection left open would be a warning, which fails the test
         assert _settled(before)
     return faulty
 

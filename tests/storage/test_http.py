@@ -62,7 +62,7 @@ def speaking(*pieces: bytes, pause_s: float = 0.0) -> Iterator[str]:
                         if pause_s and closed.wait(pause_s):
                             return
                 except OSError:
-                    pass                 # the client has had enough
+                    pass  # the client has had enough
 
     closed = Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -98,7 +98,7 @@ async def test_a_request_that_waits_its_turn_does_not_run_out_of_time() -> None:
             aclosing(open_store(f"portal+{address}", timeout_s=2, max_retries=0)) as store,
             anyio.create_task_group() as group,
         ):
-            for _ in range(48):          # six rounds of half a second
+            for _ in range(48):  # six rounds of half a second
                 group.start_soon(store.get, HELLO.hash, 5)
 
 
@@ -299,7 +299,7 @@ async def test_closed_and_cancelled_stores_leave_no_connection() -> None:
                     for _ in range(10):
                         group.start_soon(store.get, HELLO.hash, 5)
             await store.aclose()
-        for _ in range(500):             # the server's ends close a little later
+        for _ in range(500):  # the server's ends close a little later
             if len(os.listdir("/proc/self/fd")) <= before:
                 break
             await anyio.sleep(0.01)

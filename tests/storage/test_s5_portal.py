@@ -141,7 +141,9 @@ def test_the_gateway_answers_as_the_captured_one(portal: str) -> None:
         for one in VECTORS["gateway_capture"]:
             body = one.get("request_body")
             answer = client.request(
-                one["method"], one["path"], content=None if body is None else body.encode(),
+                one["method"],
+                one["path"],
+                content=None if body is None else body.encode(),
                 headers=one.get("request_headers"),
             )
             assert answer.status_code == one["status"], one
@@ -190,9 +192,11 @@ async def test_an_address_that_is_neither_is_named() -> None:
 @pytest.mark.anyio
 async def test_an_address_is_asked_once_what_it_is(portal: str) -> None:
     recorder = Recorder(
-        lambda request: JSONResponse({"status": "ok", "success": True})
-        if request.url.path in ("/s5/health",) or request.method == "PUT"
-        else PlainTextResponse("no", 404)
+        lambda request: (
+            JSONResponse({"status": "ok", "success": True})
+            if request.url.path in ("/s5/health",) or request.method == "PUT"
+            else PlainTextResponse("no", 404)
+        )
     )
     with running(recorder) as address:
         async with aclosing(open_store(address)) as store:
@@ -482,5 +486,3 @@ def test_secrets_are_in_no_repr() -> None:
         with pytest.raises(InvalidConfigError) as caught:
             VectorDBConfig(s5_portal="http://x", user_seed_phrase="a", session_id="s", **bad)
         assert caught.value.details["field"] == next(iter(bad))
-
-

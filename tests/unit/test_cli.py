@@ -124,9 +124,7 @@ def test_an_import_takes_an_array_and_goes_on_where_it_was(run: Run, tmp_path: P
     assert back[2]["timestamp"] == 7.5
 
 
-def test_an_import_reads_its_input_in_batches(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_reads_its_input_in_batches(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_ROWS", 7)
     path, vectors = tmp_path / "rows.jsonl", tmp_path / "vectors.npy"
     path.write_text("".join(f'{{"id": "r{i}", "n": {i}}}\n' for i in range(30)), encoding="utf-8")
@@ -246,7 +244,7 @@ def test_a_portal_serves_a_directory_until_it_is_interrupted(
             assert run("--store", f"portal+{found[0]}", "verify", "--cid", cid).code == 0
             assert "can be written and read" in run("--store", found[0], "doctor").out
             monkeypatch.delenv("FABSTIR_PORTAL_TOKEN")
-            assert run("--store", found[0], "verify", "--cid", cid).code == 0   # reading takes none
+            assert run("--store", found[0], "verify", "--cid", cid).code == 0  # reading takes none
             trouble(run("--store", found[0], "import", rows, "--on-conflict", "replace"), "portal_token")
         finally:
             served.send_signal(signal.SIGINT)
@@ -444,9 +442,7 @@ def test_trouble_with_files_is_one_line(run: Run, rows: Path, tmp_path: Path, mo
     trouble(run("verify", "--cid", cid), r"\[INTEGRITY_ERROR\]")
 
 
-def test_a_closed_pipe_is_the_end_and_no_trouble(
-    run: Run, rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_pipe_is_the_end_and_no_trouble(run: Run, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("import", rows)
     echo = module.click.echo
 

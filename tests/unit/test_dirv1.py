@@ -21,9 +21,7 @@ from fabstir_vectordb.s5.dirv1 import (
 )
 
 FILE = FileEntry(b"h" * 32, 5)
-SECRET = FileEntry(
-    b"c" * 32, 100, "application/octet-stream", 1_700_000_000, FileEncryption(b"k" * 32, b"p" * 32)
-)
+SECRET = FileEntry(b"c" * 32, 100, "application/octet-stream", 1_700_000_000, FileEncryption(b"k" * 32, b"p" * 32))
 
 
 def directory_with(files: Any = None, dirs: Any = None, header: Any = None) -> bytes:

@@ -27,8 +27,7 @@ def hits_of(metric: str, rows: Any, query: Any) -> SearchResults:
     order = np.argsort(distances, kind="stable").tolist()
     scores = SCORES[metric]([distances[row] for row in order])
     hits = [
-        SearchResult(str(row), score, distances[row], None, rows[row])
-        for row, score in zip(order, scores, strict=True)
+        SearchResult(str(row), score, distances[row], None, rows[row]) for row, score in zip(order, scores, strict=True)
     ]
     return SearchResults(hits, 0, "flat")
 
@@ -45,6 +44,7 @@ def test_each_hit_has_the_largest_marginal_relevance(metric: Any, seed: int, n: 
     chosen = list(most_diverse(hits_of(metric, rows, query), k, mmr, metric, True))
     assert len(chosen) == min(k, n)
     for place, hit in enumerate(chosen):
+
         def gain(candidate: SearchResult, before: list[SearchResult] = chosen[:place]) -> float:
             like = [SCORES[metric]([distance(metric, candidate.vector, one.vector)])[0] for one in before]
             return mmr * candidate.score - (1 - mmr) * max(like, default=0.0)

@@ -74,8 +74,10 @@ def holds(found: list[Any], op: str, value: Any) -> bool:
         case "$contains":
             if len(found) == 1 and isinstance(found[0], str):
                 return isinstance(value, str) and value in found[0]
-            return bool(found) and (len(found) > 1 or isinstance(found[0], list)) and any(
-                same(item, value) for item in flat
+            return (
+                bool(found)
+                and (len(found) > 1 or isinstance(found[0], list))
+                and any(same(item, value) for item in flat)
             )
     raise AssertionError(op)
 

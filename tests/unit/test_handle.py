@@ -348,7 +348,7 @@ def test_rows_for_lists_need_no_graph_on_their_way_there() -> None:
         assert index.migrate(1, 3_000) == (3_000, NO_SLOT)
         index.vacuum()
         stored.append([bytes(index.write_part(500, 1_000, *info)) for info in index.parts(500, 1_000)])
-        fill(index, NAMES, for_lists=True)             # no graph is there that would miss them
+        fill(index, NAMES, for_lists=True)  # no graph is there that would miss them
         index.close()
     assert stored[0] == stored[1]
 
@@ -439,8 +439,17 @@ def test_part_calls_check_their_arguments(index: NativeIndex) -> None:
         index.write_part(20, 40, info.kind, info.number, info.size + 1)
     with pytest.raises(InvalidInputError, match="dim"):
         NativeIndex.load_begin(
-            0, metric="l2", memory="default", M=8, ef_construction=40, threads=1, rows=1, graph_rows=0,
-            rows_per_part=1, rows_per_group=1, has_codes=False,
+            0,
+            metric="l2",
+            memory="default",
+            M=8,
+            ef_construction=40,
+            threads=1,
+            rows=1,
+            graph_rows=0,
+            rows_per_part=1,
+            rows_per_group=1,
+            has_codes=False,
         )
 
 

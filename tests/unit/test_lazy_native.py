@@ -130,7 +130,7 @@ def test_a_lazy_load_wants_its_parts() -> None:
     with pytest.raises(InvalidInputError):
         lazy.candidates(np.zeros(DIM, np.float32), 5)
     damaged = bytearray(parts[VECTORS, 0])
-    damaged[40 : 40 + 2 * DIM * 256] = b"\xff" * (2 * DIM * 256)          # high halves of NaN
+    damaged[40 : 40 + 2 * DIM * 256] = b"\xff" * (2 * DIM * 256)  # high halves of NaN
     with pytest.raises(IntegrityError):
         lazy.check_part(bytes(damaged))
 

@@ -160,4 +160,3 @@ def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> No
         assert np.isfinite(head["lo"]).all()
         assert ((head["step"] == 0) | (head["step"] >= 1e-30)).all()
     index.close()
-

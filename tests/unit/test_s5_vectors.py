@@ -42,9 +42,7 @@ from fabstir_vectordb.s5.phrase import encode_phrase, parse_phrase, secret_to_en
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data, pointer_hash
 from fabstir_vectordb.s5.wordlist import WORDS
 
-VECTORS: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "data" / "s5_vectors.json").read_text("utf-8")
-)
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "s5_vectors.json").read_text("utf-8"))
 BASES = ("base16", "base32", "base58btc", "base64url")
 
 
@@ -53,9 +51,7 @@ def cases(*path: str) -> Any:
     group: Any = VECTORS
     for key in path:
         group = group[key]
-    return pytest.mark.parametrize(
-        "case", group, ids=[_label(case, index) for index, case in enumerate(group)]
-    )
+    return pytest.mark.parametrize("case", group, ids=[_label(case, index) for index, case in enumerate(group)])
 
 
 def _label(case: dict[str, Any], index: int) -> str:
@@ -127,9 +123,7 @@ def test_values_quoted_from_the_specification() -> None:
         assert BlobId.parse(identifier[base]) == other
     assert str(other) == identifier["base64url"]
     assert parse_phrase(phrase["phrase"]).hex() == phrase["entropy"]
-    entry = RegistryEntry.sign(
-        bytes.fromhex(registry["seed"]), registry["revision"], bytes.fromhex(registry["data"])
-    )
+    entry = RegistryEntry.sign(bytes.fromhex(registry["seed"]), registry["revision"], bytes.fromhex(registry["data"]))
     assert entry.signature.hex() == registry["signature"]
     assert blake3_hash(blake["input_utf8"].encode()).hex() == blake["blake3"]
 
@@ -180,9 +174,7 @@ def test_phrase_validation(case: dict[str, Any]) -> None:
         parse_phrase(case["phrase"])
     # The reason must not give the secret away, not even one word of it.
     said = str(caught.value).lower().split()
-    assert not [
-        word for word in case["phrase"].split() if len(word) > 3 and word in said and word not in HARMLESS
-    ]
+    assert not [word for word in case["phrase"].split() if len(word) > 3 and word in said and word not in HARMLESS]
 
 
 # Words of our own messages that are on S5's list too.
@@ -371,9 +363,7 @@ NOT_OUR_ENCODING = ("sort_case_and_punctuation", "file_size_over_4gib_number", "
 
 
 def test_s5js_directory_contents() -> None:
-    by_name = {
-        case["name"]: decode_directory(bytes.fromhex(case["bytes"])) for case in VECTORS["dirv1"]["vectors"]
-    }
+    by_name = {case["name"]: decode_directory(bytes.fromhex(case["bytes"])) for case in VECTORS["dirv1"]["vectors"]}
     assert by_name["empty"].files == by_name["empty"].dirs == by_name["empty"].header == {}
     assert by_name["one_file_media_type_ts"].files == {
         "index.bin": FileEntry(b"\x11" * 32, 262145, "application/octet-stream", 1_700_000_000)
@@ -490,9 +480,7 @@ def test_version_that_s5js_has_read_is_read_here() -> None:
     assert blake3_hash(blob).hex() == group["root_blob"]["blake3"]
     assert str(BlobId.of(blob)) == group["root_blob"]["blob_id_base64url"]
 
-    entry = RegistryEntry.sign(
-        keys.write_seed, group["registry"]["revision"], pointer_data(blake3_hash(blob))
-    )
+    entry = RegistryEntry.sign(keys.write_seed, group["registry"]["revision"], pointer_data(blake3_hash(blob)))
     assert entry.public_key.hex() == group["registry"]["pk"]
     assert entry.data.hex() == group["registry"]["data"]
     assert entry.signature.hex() == group["registry"]["signature"]

@@ -34,9 +34,9 @@ static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const c
     diag_fill(diag, status, __FILE__, (uint32_t)__LINE__, message, row, expected, actual)
 #define FAIL(diag, status, message) FAIL_AT(diag, status, message, 0, 0, 0)
 /* Returns from the caller when `call` did not succeed; for functions that own nothing at that point. */
-#define TRY(call)                              \
-    do {                                       \
-        fvdb_status try_status = (call);       \
+#define TRY(call)                                     \
+    do {                                              \
+        fvdb_status try_status = (call);              \
         if (try_status != FVDB_OK) return try_status; \
     } while (0)
 
@@ -54,12 +54,15 @@ static inline void fetch_bytes(const void *p, size_t bytes) {
 }
 /* The same for what is read once: it does not push out what the next search reads again. */
 static inline void fetch_once(const void *p, size_t bytes) {
-    for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line, 0, 0);
+    for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE)
+        __builtin_prefetch(line, 0, 0);
 }
 
 /* ---- control word ---- */
 
-static inline bool control_cancelled(const fvdb_control *c) { return c && __atomic_load_n(&c->cancel, __ATOMIC_RELAXED); }
+static inline bool control_cancelled(const fvdb_control *c) {
+    return c && __atomic_load_n(&c->cancel, __ATOMIC_RELAXED);
+}
 static inline void control_progress(fvdb_control *c, int64_t done, int64_t total) {
     if (!c) return;
     __atomic_store_n(&c->total, total, __ATOMIC_RELAXED);
@@ -80,7 +83,7 @@ static inline void stretch_report(const stretch *p, uint32_t rows_done) {
 
 /* malloc, zeroed calloc and free behind one door, so that tests can make the nth allocation fail. */
 void *mem_alloc(size_t bytes);
-void *mem_alloc_array(size_t count, size_t size);        /* zeroed; NULL on overflow */
+void *mem_alloc_array(size_t count, size_t size); /* zeroed; NULL on overflow */
 void *mem_realloc(void *p, size_t bytes);
 void mem_free(void *p);
 /* Freed heap pages go back to the system, where the allocator knows how: all but the end of other threads' heaps; or that
@@ -94,12 +97,12 @@ void mem_fail_after(int64_t n);
  * are resident.  64-byte aligned.  Growing keeps the content and may move it; new bytes are zero. */
 typedef struct region {
     uint8_t *base;
-    size_t used;        /* bytes asked for: what memory statistics count */
-    size_t mapped;      /* bytes of address space */
+    size_t used;   /* bytes asked for: what memory statistics count */
+    size_t mapped; /* bytes of address space */
 } region;
-bool region_resize(region *r, size_t bytes);             /* false: out of memory, region unchanged; may also shrink */
+bool region_resize(region *r, size_t bytes); /* false: out of memory, region unchanged; may also shrink */
 void region_free(region *r);
-size_t region_resident(const region *r);                 /* `used`, rounded up to pages */
+size_t region_resident(const region *r); /* `used`, rounded up to pages */
 
 /* ---- random.h: seeded, same everywhere ---- */
 
@@ -123,12 +126,14 @@ typedef struct crew crew;
 /* Runs fn(context, worker, item) for item 0 .. items-1, items handed out one by one in order, worker in 0 .. threads-1.
  * The calling thread is worker 0.  Returns when all items are done.  fn must not fail; it notes errors in context. */
 typedef void (*crew_fn)(void *context, uint32_t worker, uint32_t item);
-fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag);   /* 1 thread starts none */
+fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag); /* 1 thread starts none */
 void crew_run(crew *c, crew_fn fn, void *context, uint32_t items);
 uint32_t crew_size(const crew *c);
 void crew_stop(crew *c);
 
-typedef struct mutex { void *impl[8]; } mutex;           /* room for pthread_mutex_t (40 bytes) or SRWLOCK */
+typedef struct mutex {
+    void *impl[8];
+} mutex; /* room for pthread_mutex_t (40 bytes) or SRWLOCK */
 bool mutex_init(mutex *m);
 void mutex_lock(mutex *m);
 void mutex_unlock(mutex *m);

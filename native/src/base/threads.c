@@ -67,18 +67,18 @@ void mutex_destroy(mutex *m) { os_mutex_destroy((os_mutex *)m->impl); }
 /* ---- crew ---- */
 
 struct crew {
-    uint32_t size;               /* workers, the caller included */
-    uint32_t started;            /* threads to join */
+    uint32_t size;    /* workers, the caller included */
+    uint32_t started; /* threads to join */
     os_thread *threads;
     os_mutex lock;
     os_cond wake, done;
     crew_fn fn;
     void *context;
     uint32_t items;
-    uint32_t next;               /* atomic: the next item to hand out */
-    uint32_t busy;               /* started threads still at work on this run */
-    uint32_t next_worker;        /* numbers given to threads as they start */
-    uint64_t run;                /* counts runs: threads wait for a change */
+    uint32_t next;        /* atomic: the next item to hand out */
+    uint32_t busy;        /* started threads still at work on this run */
+    uint32_t next_worker; /* numbers given to threads as they start */
+    uint64_t run;         /* counts runs: threads wait for a change */
     bool stop;
 };
 

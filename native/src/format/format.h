@@ -44,24 +44,24 @@
 #define PART_MAGIC "FVDB"
 #define PART_VERSION 0
 #define PART_HEADER_BYTES 40u
-#define PART_KINDS 11            /* FVDB_PART_* are 1 .. 10 */
+#define PART_KINDS 11 /* FVDB_PART_* are 1 .. 10 */
 #define TIMESTAMPS_HEAD_BYTES 16u
 #define GRAPH_HEAD_FIELDS 6u
 #define LISTS_HEAD_BYTES (4u * 4 + 8 + 2u * 8 + IVF_KS * IVF_RECALLS * 4)
 
 /* How an index is cut into parts.  Vectors, most of the bytes, have parts of their own size: few rows of one are wanted. */
 typedef struct part_layout {
-    uint32_t rows;               /* of a part with vectors */
-    uint32_t group;              /* of a part of another kind */
+    uint32_t rows;  /* of a part with vectors */
+    uint32_t group; /* of a part of another kind */
 } part_layout;
 /* Rows of an index, and which of them are where. */
 typedef struct part_shape {
     uint32_t rows;
-    uint32_t settled;            /* rows before those of the graph; all of them where there is none */
-    uint32_t stored;             /* rows before the first whose links are not stored; `rows` where there is no graph */
+    uint32_t settled; /* rows before those of the graph; all of them where there is none */
+    uint32_t stored;  /* rows before the first whose links are not stored; `rows` where there is no graph */
     uint32_t lists;
-    bool coded;                  /* enough rows have a vector for codes */
-    bool has_bare;               /* rows without a vector */
+    bool coded;    /* enough rows have a vector for codes */
+    bool has_bare; /* rows without a vector */
 } part_shape;
 static inline uint32_t format_rows_per_part(part_layout layout, uint32_t kind) {
     return kind == FVDB_PART_VECTORS ? layout.rows : layout.group;
@@ -114,7 +114,7 @@ fvdb_status format_part_write(fvdb_index *index, part_layout layout, uint32_t ki
 /* ---- format_read.c ---- */
 
 typedef struct part_blob {
-    uint8_t *bytes;              /* payload, owned */
+    uint8_t *bytes; /* payload, owned */
     size_t size;
     bool came;
 } part_blob;
@@ -122,8 +122,8 @@ struct loading {
     mutex lock;
     part_shape shape;
     part_layout layout;
-    part_numbers numbers[PART_KINDS];    /* parts expected of a kind */
-    part_blob *parts[PART_KINDS];        /* vectors: only `came` is used */
+    part_numbers numbers[PART_KINDS]; /* parts expected of a kind */
+    part_blob *parts[PART_KINDS];     /* vectors: only `came` is used */
 };
 typedef struct part_header {
     uint32_t kind, number;
@@ -141,8 +141,8 @@ fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag 
 void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
 /* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
  * would make two CIDs of one index.  x, high2, low2: room. */
-bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2,
-                         uint16_t *low2);
+bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x,
+                         uint16_t *high2, uint16_t *low2);
 
 fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag);
 fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);

@@ -31,8 +31,8 @@ static void drop_payloads(struct loading *l) {
 }
 
 fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag) {
-    static const uint32_t needed[] = {FVDB_PART_CODES, FVDB_PART_IDS, FVDB_PART_TIMESTAMPS, FVDB_PART_TOMBSTONES,
-                                      FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
+    static const uint32_t needed[] = {FVDB_PART_CODES,      FVDB_PART_IDS,        FVDB_PART_TIMESTAMPS,
+                                      FVDB_PART_TOMBSTONES, FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
     struct loading *l = index->loading;
     if (!l || !l->shape.coded)
         return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded, or too small to have sketches");
@@ -93,7 +93,8 @@ fvdb_status format_part_check(const fvdb_index *index, const uint8_t *bytes, uin
     for (uint32_t row = 0; row < part.span.n; row++) {
         format_part_row(part.payload, part.span, s->dim, row, high, low);
         if (!format_row_is_sound(s, store_is_bare(s, part.span.first + row), high, low, x, high2, low2))
-            return FAIL_AT(diag, FVDB_ERR_FORMAT, "a vector is not finite, zero under cosine, or not split into nearest halves",
+            return FAIL_AT(diag, FVDB_ERR_FORMAT,
+                           "a vector is not finite, zero under cosine, or not split into nearest halves",
                            part.span.first + row, 0, 0);
     }
     return FVDB_OK;

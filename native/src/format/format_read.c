@@ -13,9 +13,9 @@
 #define BAD(message) FAIL(diag, FVDB_ERR_FORMAT, message)
 #define BAD_ROW(message, row) FAIL_AT(diag, FVDB_ERR_FORMAT, message, row, 0, 0)
 /* Returns FVDB_ERR_FORMAT from the caller when a rule does not hold. */
-#define REQUIRE(rule, message)             \
-    do {                                   \
-        if (!(rule)) return BAD(message);  \
+#define REQUIRE(rule, message)            \
+    do {                                  \
+        if (!(rule)) return BAD(message); \
     } while (0)
 
 /* ---- begin ---- */
@@ -64,18 +64,20 @@ static bool few_to_link(const fvdb_load *load) {
 
 fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag) {
     if (load->graph_rows > load->rows || (load->graph_rows && load->graph_rows < INDEX_GRAPH_ROWS_MIN))
-        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, load->rows, load->graph_rows);
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "graph_rows is above rows, or too few for a graph", 0, load->rows,
+                       load->graph_rows);
     if (load->graph_rows ? !few_to_link(load) : load->stored_rows != load->rows)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "stored_rows is out of range", 0, load->rows, load->stored_rows);
     if (load->has_codes ? load->rows < CODES_FIRST_ROWS : load->graph_rows > 0)
-        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "codes of too few rows, or a graph without codes", 0, CODES_FIRST_ROWS, load->rows);
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "codes of too few rows, or a graph without codes", 0, CODES_FIRST_ROWS,
+                       load->rows);
     if (load->lists > FVDB_LISTS_MAX)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, load->lists);
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
-    const part_shape shape = {(uint32_t)load->rows, (uint32_t)(load->rows - load->graph_rows),
-                              (uint32_t)load->stored_rows, (uint32_t)load->lists, load->has_codes != 0,
-                              load->has_bare != 0};
+    const part_shape shape = {(uint32_t)load->rows,        (uint32_t)(load->rows - load->graph_rows),
+                              (uint32_t)load->stored_rows, (uint32_t)load->lists,
+                              load->has_codes != 0,        load->has_bare != 0};
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
@@ -116,7 +118,8 @@ static void join_bytes(const uint8_t *low, const uint8_t *high, uint32_t n, uint
     for (uint32_t i = 0; i < n; i++) out[i] = (uint16_t)(low[i] | (uint32_t)high[i] << 8);
 }
 
-void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low) {
+void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high,
+                     uint16_t *low) {
     const size_t plane = (size_t)span.n * dim;
     payload += (size_t)row * dim;
     join_bytes(payload, payload + plane, dim, high);
@@ -223,7 +226,8 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
             TRY(timestamps_append(&index->store.times, &us, 1, diag));
         }
         /* One form only, so that equal rows have equal bytes. */
-        REQUIRE(least == 0 && (width == 0 || any >> (8 * (width - 1))), "the timestamps are not packed as they should be");
+        REQUIRE(least == 0 && (width == 0 || any >> (8 * (width - 1))),
+                "the timestamps are not packed as they should be");
     }
     return FVDB_OK;
 }
@@ -235,7 +239,8 @@ static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
     reader r = payload_of(l, FVDB_PART_BARE, 0);
     REQUIRE(r.left == size, "the marks of rows without a vector have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a row without a vector is past the last row");
+    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0,
+            "a row without a vector is past the last row");
     TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
     for (uint32_t slot = 0; slot < l->shape.rows; slot++)
         if (bits[slot / 8] >> (slot % 8) & 1) store_mark_bare(&index->store, slot);
@@ -268,7 +273,7 @@ static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
 
 typedef struct plane_check {
     store *s;
-    uint32_t bad_row;            /* atomic minimum; FVDB_NO_SLOT: none */
+    uint32_t bad_row; /* atomic minimum; FVDB_NO_SLOT: none */
 } plane_check;
 
 #define CHECK_ROWS_PER_ITEM 512u
@@ -279,8 +284,8 @@ static bool all_zero(const uint16_t *halves, uint32_t dim) {
     return any == 0;
 }
 
-bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x, uint16_t *high2,
-                         uint16_t *low2) {
+bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x,
+                         uint16_t *high2, uint16_t *low2) {
     uint32_t component;
     s->kernels->join_planes(high, low, s->dim, x);
     if (bare) return all_zero(high, s->dim) && all_zero(low, s->dim);
@@ -296,11 +301,12 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
     uint32_t end = min_u32(job->s->n, (item + 1) * CHECK_ROWS_PER_ITEM);
     for (uint32_t slot = item * CHECK_ROWS_PER_ITEM; slot < end; slot++) {
-        if (format_row_is_sound(job->s, store_is_bare(job->s, slot), store_high(job->s, slot), store_low(job->s, slot), x, high, low)) continue;
+        if (format_row_is_sound(job->s, store_is_bare(job->s, slot), store_high(job->s, slot), store_low(job->s, slot),
+                                x, high, low))
+            continue;
         uint32_t seen = __atomic_load_n(&job->bad_row, __ATOMIC_RELAXED);
-        while (slot < seen && !__atomic_compare_exchange_n(&job->bad_row, &seen, slot, false, __ATOMIC_RELAXED,
-                                                           __ATOMIC_RELAXED)) {
-        }
+        while (slot < seen &&
+               !__atomic_compare_exchange_n(&job->bad_row, &seen, slot, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
         return;
     }
 }
@@ -370,7 +376,8 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     for (uint32_t k = 0; k < IVF_KS; k++) {
         for (uint32_t i = 0; i < IVF_RECALLS; i++) {
             c->probes[k][i] = read_u32(&r);
-            REQUIRE(c->probes[k][i] >= 1 && c->probes[k][i] <= l->shape.lists, "a number of lists to look at is out of range");
+            REQUIRE(c->probes[k][i] >= 1 && c->probes[k][i] <= l->shape.lists,
+                    "a number of lists to look at is out of range");
         }
     }
     TRY(read_book(&r, &c->book, s->dim, diag));
@@ -386,7 +393,8 @@ static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
     uint32_t settled = index->graph.first;
     REQUIRE(settled <= l->shape.rows, "more rows are in front than there are");
     uint32_t recent = l->shape.rows - settled;
-    REQUIRE(graph_rows(l) == (l->shape.coded && recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0), "the graph has other rows");
+    REQUIRE(graph_rows(l) == (l->shape.coded && recent >= INDEX_GRAPH_ROWS_MIN ? recent : 0),
+            "the graph has other rows");
     for (uint32_t slot = 0; slot < settled; slot++)
         if (!ivf_has(&index->lists, slot)) return BAD_ROW("a row is on neither side", slot);
     return FVDB_OK;

@@ -17,18 +17,18 @@
 
 typedef struct hnsw {
     uint32_t M, M0, ef_construction;
-    uint32_t first, n;           /* rows linked: slots first .. n-1; none where they are equal */
-    uint32_t entry;              /* upper number of the entry point; FVDB_NO_SLOT: no row is on an upper level, `first` is */
+    uint32_t first, n; /* rows linked: slots first .. n-1; none where they are equal */
+    uint32_t entry;    /* upper number of the entry point; FVDB_NO_SLOT: no row is on an upper level, `first` is */
     uint32_t max_level;
-    uint32_t link_bits;          /* 32, or 16 .. 32 in steps of 4 when packed */
+    uint32_t link_bits; /* 32, or 16 .. 32 in steps of 4 when packed */
     bool packed;
-    region links0;               /* (n - first) x row_bytes0 */
+    region links0; /* (n - first) x row_bytes0 */
     uint32_t upper_n;
-    region upper_slot;           /* upper_n uint32, ascending */
-    region upper_level;          /* upper_n uint8, 1 .. HNSW_LEVEL_MAX */
-    region upper_start;          /* upper_n uint32: first block of a row in upper_links, in blocks of M cells */
+    region upper_slot;  /* upper_n uint32, ascending */
+    region upper_level; /* upper_n uint8, 1 .. HNSW_LEVEL_MAX */
+    region upper_start; /* upper_n uint32: first block of a row in upper_links, in blocks of M cells */
     uint32_t upper_blocks;
-    region upper_links;          /* upper_blocks x M uint32 */
+    region upper_links; /* upper_blocks x M uint32 */
 } hnsw;
 
 /* ---- hnsw_graph.c: nodes, links, levels ---- */
@@ -75,7 +75,7 @@ static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t
 }
 /* Brings the links of a node near. */
 static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
-    if (level) return;           /* small enough to be near */
+    if (level) return; /* small enough to be near */
     size_t bytes = (size_t)g->M0 * g->link_bits / 8;
     fetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
 }
@@ -91,7 +91,7 @@ static inline uint32_t hnsw_node_slot(const hnsw *g, uint32_t level, uint32_t no
 /* A candidate of a walk.  The pool is kept sorted by distance, first come first among equals. */
 typedef struct candidate {
     float distance;
-    uint32_t node;               /* top bit: its links were followed */
+    uint32_t node; /* top bit: its links were followed */
 } candidate;
 #define CANDIDATE_SEEN 0x80000000u
 
@@ -100,17 +100,17 @@ typedef struct walk {
     const store *s;
     const hnsw *g;
     scorer query;
-    scorer pair;                 /* distances between stored rows, while linking */
-    uint8_t *visited;            /* epoch marks by node: one byte, so 100 K rows stay in L2 */
+    scorer pair;      /* distances between stored rows, while linking */
+    uint8_t *visited; /* epoch marks by node: one byte, so 100 K rows stay in L2 */
     uint32_t visited_size;
     uint8_t epoch;
     candidate *pool;
     uint32_t pool_size, pool_n;
-    hit *hits;                   /* room for what one query returns */
+    hit *hits; /* room for what one query returns */
     uint32_t hits_size;
-    void *room;                  /* for what is done beside the walk */
+    void *room; /* for what is done beside the walk */
     size_t room_size;
-    size_t bytes;                /* all memory of this walk */
+    size_t bytes; /* all memory of this walk */
 } walk;
 
 fvdb_status walk_init(walk *w, const store *s, const hnsw *g);
@@ -128,11 +128,11 @@ bool walk_mark(walk *w, uint32_t node);
 
 /* Rows a search may return; the others still guide it. */
 typedef struct row_filter {
-    const uint64_t *live, *allow;        /* either may be NULL */
+    const uint64_t *live, *allow; /* either may be NULL */
     uint64_t allow_words;
-    const uint64_t *moved;               /* rows that are elsewhere now; may be NULL */
+    const uint64_t *moved; /* rows that are elsewhere now; may be NULL */
     uint64_t moved_words;
-    uint32_t pool_most;                  /* candidates of a walk, those that only guide it included */
+    uint32_t pool_most; /* candidates of a walk, those that only guide it included */
 } row_filter;
 static inline bool row_allowed(const row_filter *f, uint32_t slot) {
     return (!f->live || bit_get(f->live, slot)) &&
@@ -159,9 +159,9 @@ void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity);
 /* What hnsw_link changed in rows that were there before, to take it back. */
 typedef struct hnsw_undo {
     uint32_t n, upper_n, entry, max_level;
-    uint64_t *touched0, *touched_upper;  /* bitmaps over n and upper_n */
-    region saved0;                       /* records of slot, count, links */
-    region saved_upper;                  /* records of upper number, level, count, links */
+    uint64_t *touched0, *touched_upper; /* bitmaps over n and upper_n */
+    region saved0;                      /* records of slot, count, links */
+    region saved_upper;                 /* records of upper number, level, count, links */
 } hnsw_undo;
 
 fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag);

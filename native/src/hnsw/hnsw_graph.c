@@ -175,8 +175,8 @@ void hnsw_elect_entry(hnsw *g) {
 /* ---- renumber ---- */
 
 /* Upper numbers follow the slots: upper_map says which one each gets. */
-static fvdb_status renumber_upper(const hnsw *g, const uint32_t *order, uint32_t *upper_of, uint32_t *upper_map, hnsw *out,
-                                  fvdb_diag *diag) {
+static fvdb_status renumber_upper(const hnsw *g, const uint32_t *order, uint32_t *upper_of, uint32_t *upper_map,
+                                  hnsw *out, fvdb_diag *diag) {
     for (uint32_t u = 0; u < g->upper_n; u++) upper_of[hnsw_upper_slot(g, u) - g->first] = u + 1;
     for (uint32_t slot = g->first; slot < g->n; slot++) {
         const uint32_t u = upper_of[order[slot] - g->first];
@@ -198,7 +198,8 @@ fvdb_status hnsw_renumbered(const hnsw *g, const uint32_t *order, const uint32_t
     if (hnsw_rows(g) == 0) return FVDB_OK;
     uint32_t *upper_of = mem_alloc_array(hnsw_rows(g), sizeof *upper_of);
     uint32_t *upper_map = mem_alloc_array(g->upper_n, sizeof *upper_map);
-    fvdb_status status = upper_of && upper_map ? hnsw_reserve(out, g->n, diag) : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status =
+        upper_of && upper_map ? hnsw_reserve(out, g->n, diag) : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     if (status == FVDB_OK) status = renumber_upper(g, order, upper_of, upper_map, out, diag);
     if (status == FVDB_OK) {
         for (uint32_t slot = g->first; slot < g->n; slot++) renumber_links(g, 0, order[slot], map, slot, out);

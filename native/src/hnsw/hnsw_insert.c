@@ -91,7 +91,8 @@ static uint32_t take_copies(walk *w, uint32_t level, uint32_t slot, uint32_t M, 
     scorer_many(&w->query, &slot, 1, &own);
     for (uint32_t i = 0; i < w->pool_n; i++) {
         const uint32_t copy = hnsw_node_slot(w->g, level, pool[i].node), gap = copy < slot ? slot - copy : copy - slot;
-        if (pool[i].distance != own || memcmp(store_high(s, copy), store_high(s, slot), s->dim16 * sizeof(uint16_t)) != 0) {
+        if (pool[i].distance != own ||
+            memcmp(store_high(s, copy), store_high(s, slot), s->dim16 * sizeof(uint16_t)) != 0) {
             pool[left++] = pool[i];
             continue;
         }
@@ -141,14 +142,14 @@ typedef struct batch {
     store *s;
     walk *const *walks;
     uint32_t first, end;
-    uint32_t *upper;             /* per row of the batch: its upper number or FVDB_NO_SLOT */
+    uint32_t *upper; /* per row of the batch: its upper number or FVDB_NO_SLOT */
     /* Regions, since what is freed to the heap by a worker thread may stay with the process. */
-    region edges;                /* uint64 target << 32 | source, by target, then source; as much again to sort them */
+    region edges; /* uint64 target << 32 | source, by target, then source; as much again to sort them */
     uint32_t n_edges;
-    region groups;               /* uint32: where each target's edges start; n_groups + 1 entries */
+    region groups; /* uint32: where each target's edges start; n_groups + 1 entries */
     uint32_t n_groups;
-    uint32_t level;              /* of the edges being merged */
-    float slack;                 /* of Alg. 4 where they do not fit */
+    uint32_t level; /* of the edges being merged */
+    float slack;    /* of Alg. 4 where they do not fit */
 } batch;
 
 static uint64_t *edges_of(const batch *b) { return (uint64_t *)b->edges.base; }
@@ -189,7 +190,7 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
     walk *w = b->walks[worker];
     hnsw *g = b->g;
     uint32_t row = b->first + item, u = b->upper[item];
-    if (store_is_bare(b->s, row)) return;        /* a node without links: no walk comes there */
+    if (store_is_bare(b->s, row)) return; /* a node without links: no walk comes there */
     uint32_t top = u == FVDB_NO_SLOT ? 0 : hnsw_upper_level(g, u), entry = FVDB_NO_SLOT, links[HNSW_M0_MAX];
     float x[FVDB_DIM_MAX];
     store_get(b->s, row, x);
@@ -339,7 +340,8 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
-    fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status =
+        b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     if (status == FVDB_OK) status = reserve_walks(walks, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
         if (control_cancelled(stretch->control)) {
@@ -361,8 +363,8 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 typedef struct refining {
     batch b;
     const stretch *stretch;
-    uint32_t done;               /* rows whose links were looked for, by all workers */
-    region links;                /* uint32, of the rows of the batch: their number, then M0 cells each */
+    uint32_t done; /* rows whose links were looked for, by all workers */
+    region links;  /* uint32, of the rows of the batch: their number, then M0 cells each */
 } refining;
 
 static uint32_t *links_of(const refining *r, uint32_t item) {
@@ -398,7 +400,7 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
         return;
     }
     uint32_t done = __atomic_add_fetch(&r->done, 1, __ATOMIC_RELAXED);
-    if (worker == 0) stretch_report(r->stretch, done);       /* one of them alone, so that it never goes back */
+    if (worker == 0) stretch_report(r->stretch, done); /* one of them alone, so that it never goes back */
     ask_for_row(r, w, row);
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), REFINE_EF(g->ef_construction), NULL);
     walk_begin_marks(w);
@@ -425,8 +427,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     if (control_cancelled(r->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    for (uint32_t i = 0; i < rows; i++)
-        hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
+    for (uint32_t i = 0; i < rows; i++) hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
     collect_edges(b, 0);
     return merge_edges(b, c, undo, diag);
 }

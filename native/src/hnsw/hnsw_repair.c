@@ -12,13 +12,13 @@
 typedef struct repair {
     const hnsw *g;
     const store *s;
-    const uint32_t *map;         /* old slot -> new slot */
-    const uint32_t *upper_map;   /* old upper number -> new */
+    const uint32_t *map;       /* old slot -> new slot */
+    const uint32_t *upper_map; /* old upper number -> new */
     row_filter stays;
     hnsw *out;
     walk *const *walks;
     fvdb_control *control;
-    uint32_t *nodes;             /* level 0: unused; above: old upper numbers that stay and reach `level` */
+    uint32_t *nodes; /* level 0: unused; above: old upper numbers that stay and reach `level` */
     uint32_t n_nodes, level;
 } repair;
 
@@ -128,8 +128,15 @@ fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uin
     uint64_t *stays = mem_alloc_array(g->n / 64 + 1, sizeof *stays);
     fvdb_status status;
     if (upper_map && nodes && stays) {
-        repair r = {.g = g, .s = s, .map = map, .upper_map = upper_map, .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, HNSW_REPAIR_CANDIDATES)}, .out = out,
-                    .walks = walks, .control = control, .nodes = nodes};
+        repair r = {.g = g,
+                    .s = s,
+                    .map = map,
+                    .upper_map = upper_map,
+                    .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, HNSW_REPAIR_CANDIDATES)},
+                    .out = out,
+                    .walks = walks,
+                    .control = control,
+                    .nodes = nodes};
         status = without(&r, n, upper_map, stays, c, diag);
     } else {
         status = FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");

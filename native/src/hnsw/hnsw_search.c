@@ -36,13 +36,13 @@ void walk_free(walk *w) {
 }
 
 static void count_bytes(walk *w) {
-    w->bytes = sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits +
-               w->room_size;
+    w->bytes =
+        sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits + w->room_size;
 }
 
 fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
     if (n >= w->visited_size) {
-        uint32_t size = n + n / 8 + 1;       /* the last one stands for no node */
+        uint32_t size = n + n / 8 + 1; /* the last one stands for no node */
         uint8_t *visited = mem_alloc_array(size, 1);
         if (!visited) return FVDB_ERR_MEMORY;
         mem_free(w->visited);

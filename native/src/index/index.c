@@ -6,7 +6,8 @@
 fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
     const kernel_table *kernels = kernels_get();
     if (!kernels)
-        return FAIL(diag, FVDB_ERR_ARGUMENT, "FVDB_KERNELS names kernels that this CPU cannot run or that do not exist");
+        return FAIL(diag, FVDB_ERR_ARGUMENT,
+                    "FVDB_KERNELS names kernels that this CPU cannot run or that do not exist");
     fvdb_index *index = mem_alloc_array(1, sizeof *index);
     rwlock *lock = rwlock_new();
     walk **idle = mem_alloc_array(IDLE_WALKS_MAX, sizeof *idle);
@@ -156,7 +157,7 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
     for (uint32_t i = 0; i < n; i++) {
         if (out_slots[i] == FVDB_NO_SLOT) continue;
         if (bit_get(store_live(s), out_slots[i])) index_bury(index, out_slots[i]);
-        else out_slots[i] = FVDB_NO_SLOT;        /* the same id stood earlier in this call */
+        else out_slots[i] = FVDB_NO_SLOT; /* the same id stood earlier in this call */
     }
     return FVDB_OK;
 }

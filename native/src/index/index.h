@@ -28,16 +28,17 @@ struct fvdb_index {
     fvdb_config config;
     rwlock *lock;
     store store;
-    hnsw graph;                  /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
+    hnsw graph; /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
     ivf lists;
-    uint64_t arrangement;        /* changes whenever a row gets another slot or list */
+    uint64_t arrangement; /* changes whenever a row gets another slot or list */
     graph_steps steps;
     mutex walks_lock;
-    walk **idle;                 /* search memory not in use, at most n_idle of them kept */
+    walk **idle; /* search memory not in use, at most n_idle of them kept */
     uint32_t n_idle;
     size_t idle_bytes;
-    struct loading *loading;     /* format/: non-NULL from fvdb_load_begin to fvdb_load_end, or for good after a lazy load */
-    sketch sketch;               /* of a lazily loaded index, which has no vectors and no graph */
+    struct loading
+        *loading;  /* format/: non-NULL from fvdb_load_begin to fvdb_load_end, or for good after a lazy load */
+    sketch sketch; /* of a lazily loaded index, which has no vectors and no graph */
 };
 
 /* Idle walks kept for the next search: one per core of a busy host; more are freed when they come back. */
@@ -115,9 +116,9 @@ typedef struct search_outputs {
     uint64_t id_capacity;
     uint64_t *id_offsets;
 } search_outputs;
-fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries,
-                         const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
-                         const search_outputs *out, fvdb_control *control, fvdb_diag *diag);
+fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
+                         const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
+                         fvdb_diag *diag);
 /* Slots in the order of a vacuum into `order`, which has room for all rows: historical ones, whose number it returns, recent
  * ones, tombstones. */
 uint32_t index_order(const fvdb_index *index, uint32_t *order);
@@ -140,7 +141,8 @@ typedef struct migration {
     uint32_t n, next;
     uint64_t arrangement;
 } migration;
-fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out, fvdb_diag *diag);
+fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out,
+                       fvdb_diag *diag);
 /* *stale: rows got other slots or lists in between, and nothing was done. */
 fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_moved, bool *stale, fvdb_diag *diag);
 void migration_free(migration *m);

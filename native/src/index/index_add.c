@@ -11,7 +11,7 @@
 typedef struct check_job {
     const store *s;
     const fvdb_rows *rows;
-    uint64_t first_bad;          /* row << 32 | component, atomic minimum; UINT64_MAX: none */
+    uint64_t first_bad; /* row << 32 | component, atomic minimum; UINT64_MAX: none */
 } check_job;
 
 /* One form only, so that equal rows have equal bytes. */
@@ -40,9 +40,8 @@ static void check_item(void *context, uint32_t worker, uint32_t item) {
     for (uint32_t i = item * CHECK_ROWS_PER_ITEM; i < end; i++) {
         if (check_row(job->s, job->rows, i, &component) == FVDB_OK) continue;
         uint64_t bad = (uint64_t)i << 32 | component, seen = __atomic_load_n(&job->first_bad, __ATOMIC_RELAXED);
-        while (bad < seen && !__atomic_compare_exchange_n(&job->first_bad, &seen, bad, false, __ATOMIC_RELAXED,
-                                                          __ATOMIC_RELAXED)) {
-        }
+        while (bad < seen &&
+               !__atomic_compare_exchange_n(&job->first_bad, &seen, bad, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
         return;
     }
 }
@@ -63,10 +62,10 @@ static fvdb_status check_rows(const store *s, const fvdb_rows *rows, crew *c, fv
 /* ---- 2. resolve ids ---- */
 
 typedef struct plan {
-    uint32_t *picked;            /* rows of the call that will be added */
+    uint32_t *picked; /* rows of the call that will be added */
     uint32_t n;
     uint64_t id_bytes;
-    uint32_t *replaced;          /* the caller's array */
+    uint32_t *replaced; /* the caller's array */
 } plan;
 
 /* The same id twice in one call: an own small table, since the index's table must not change yet. */
@@ -109,7 +108,7 @@ static fvdb_status resolve_ids(const store *s, const fvdb_rows *rows, uint32_t o
 typedef struct add_undo {
     uint32_t rows;
     hnsw_undo graph;
-    codebook book;               /* the one in use before, once retrained */
+    codebook book; /* the one in use before, once retrained */
     bool retrained, refined;
 } add_undo;
 
@@ -131,7 +130,8 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         const uint32_t due = store_rows_with_vector(s, codes_next_training(s->book.trained_rows));
         const uint32_t end = min_u32(s->n, due);
         if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
-            stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total, end - g->n};
+            stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
+                               end - g->n};
             TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
         }
         if (due == FVDB_NO_SLOT) break;
@@ -177,8 +177,8 @@ static void commit(fvdb_index *index, uint32_t first, const plan *p, uint32_t n,
 /* A step may only link rows, behind a graph that is stored. */
 static void note_step(graph_steps *steps, const hnsw *g, bool only_linked) {
     const uint32_t stored = steps->stored;
-    const bool worth_it = stored && only_linked && steps->n < FVDB_STEPS_MAX &&
-                          g->n - stored <= (stored - g->first) / INDEX_STEP_SHARE;
+    const bool worth_it =
+        stored && only_linked && steps->n < FVDB_STEPS_MAX && g->n - stored <= (stored - g->first) / INDEX_STEP_SHARE;
     if (worth_it) steps->ends[steps->n++] = g->n;
     else *steps = (graph_steps){0};
 }
@@ -187,7 +187,7 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
                                fvdb_diag *diag) {
     hnsw *g = &index->graph;
     workers w;
-    hnsw_undo undo;                      /* of nothing: a load that fails is thrown away */
+    hnsw_undo undo; /* of nothing: a load that fails is thrown away */
     index->steps = (graph_steps){.stored = hnsw_rows(g) ? g->n : 0, .n = n};
     for (uint32_t i = 0; i < n; i++) index->steps.ends[i] = steps[i];
     if (n == 0) return FVDB_OK;

@@ -78,7 +78,8 @@ static bool is_order(const fvdb_index *index, const uint32_t *order, uint64_t *s
 /* The same lists, whose rows have other slots. */
 static fvdb_status renumber_lists(const fvdb_index *index, const arrangement *rows, ivf *out, fvdb_diag *diag) {
     const ivf *lists = &index->lists;
-    uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots), *numbers = mem_alloc_array(lists->n, sizeof *numbers);
+    uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots),
+             *numbers = mem_alloc_array(lists->n, sizeof *numbers);
     uint32_t *list_of = mem_alloc_array(rows->n, sizeof *list_of);
     fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     if (status == FVDB_OK) {

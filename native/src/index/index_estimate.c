@@ -34,7 +34,8 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
     uint64_t row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
     if (config->memory == FVDB_MEMORY_DEFAULT) row += code + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
     else row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
-    uint64_t lists = historical ? ivf_nlist(to_rows(historical)) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;
+    uint64_t lists =
+        historical ? ivf_nlist(to_rows(historical)) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
     return rows * row + graph_bytes(config, graph_rows, rows) + lists + historical * SLOT_BYTES + rows * SLOT_BYTES +
            id_bytes + table_bytes(rows) +

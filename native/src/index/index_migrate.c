@@ -24,13 +24,13 @@ static bool is_old(const fvdb_index *index, uint32_t slot, int64_t cutoff_us) {
 typedef struct measuring {
     const store *s;
     const ivf_centroids *c;
-    const uint32_t *slots;       /* rows the lists are for */
+    const uint32_t *slots; /* rows the lists are for */
     uint32_t n, queries, k;
-    const uint64_t *members;     /* the same as a bitmap */
+    const uint64_t *members; /* the same as a bitmap */
     uint64_t words;
-    walk *const *walks;          /* SCAN_QUERIES_MAX a worker */
+    walk *const *walks; /* SCAN_QUERIES_MAX a worker */
     const fvdb_control *control;
-    uint32_t *ranks;             /* queries x k: the place of a neighbour's list among the nearest lists */
+    uint32_t *ranks; /* queries x k: the place of a neighbour's list among the nearest lists */
 } measuring;
 
 static uint32_t query_slot(const measuring *m, uint32_t query) { return m->slots[(uint64_t)m->n * query / m->queries]; }
@@ -134,8 +134,15 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
     const store *s = &index->store;
     stretch iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
     TRY(ivf_train(s, slots, n, ivf_nlist(n), w->crew, &iterations, &out->centroids, diag));
-    measuring m = {.s = s, .c = &out->centroids, .slots = slots, .n = n, .queries = min_u32(n, MEASURED_QUERIES),
-                   .k = min_u32(n - 1, MEASURED_K), .words = (s->n + 63u) / 64, .walks = w->walks, .control = control};
+    measuring m = {.s = s,
+                   .c = &out->centroids,
+                   .slots = slots,
+                   .n = n,
+                   .queries = min_u32(n, MEASURED_QUERIES),
+                   .k = min_u32(n - 1, MEASURED_K),
+                   .words = (s->n + 63u) / 64,
+                   .walks = w->walks,
+                   .control = control};
     TRY(measure(&m, &out->centroids, w, diag));
     control_progress(control, (int64_t)n * MEASURING_SHARE / 8, n);
     TRY(assign_all(index, out, slots, w->crew, diag));
@@ -152,9 +159,9 @@ fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvd
         if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
             slots[n++] = slot;
     workers w;
-    fvdb_status status = n < IVF_TRAIN_ROWS_MIN
-                             ? FAIL_AT(diag, FVDB_ERR_TOO_FEW, "too few rows to train lists on", 0, IVF_TRAIN_ROWS_MIN, n)
-                             : workers_start(index, FVDB_THREADS_MAX, SCAN_QUERIES_MAX, &w, diag);
+    fvdb_status status = n < IVF_TRAIN_ROWS_MIN ? FAIL_AT(diag, FVDB_ERR_TOO_FEW, "too few rows to train lists on", 0,
+                                                          IVF_TRAIN_ROWS_MIN, n)
+                                                : workers_start(index, FVDB_THREADS_MAX, SCAN_QUERIES_MAX, &w, diag);
     if (status == FVDB_OK) {
         status = train(index, slots, n, &out->lists, &w, control, diag);
         workers_stop(index, &w);

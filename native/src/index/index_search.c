@@ -34,10 +34,10 @@ typedef struct search_job {
     uint32_t historical, recent; /* of them, on each side */
     uint32_t k;                  /* min(k, allowed) */
     uint32_t ef;
-    uint32_t nprobe;             /* lists to look at */
+    uint32_t nprobe; /* lists to look at */
     bool flat;
-    bool by_walk;                /* recent rows are found by a walk, not by a scan of their codes */
-    uint32_t together;           /* queries that a worker takes at a time, each in a walk of its own */
+    bool by_walk;      /* recent rows are found by a walk, not by a scan of their codes */
+    uint32_t together; /* queries that a worker takes at a time, each in a walk of its own */
     const search_outputs *out;
     walk **walks;
     const fvdb_control *control;
@@ -214,14 +214,18 @@ static size_t scan_room(const search_job *job) {
 /* Adds the nearest of the rows that are scanned by code to the pool. */
 static void scan_sides(const search_job *job, walk *w) {
     const fvdb_index *index = job->index;
-    nearest near = {.query = &w->query, .live = job->filter.live, .allow = job->filter.allow,
-                    .allow_words = job->filter.allow_words, .keys = w->room, .most = rescored(job->k), .cut = INFINITY};
+    nearest near = {.query = &w->query,
+                    .live = job->filter.live,
+                    .allow = job->filter.allow,
+                    .allow_words = job->filter.allow_words,
+                    .keys = w->room,
+                    .most = rescored(job->k),
+                    .cut = INFINITY};
     if (job->nprobe) ivf_scan(&index->lists, &near, job->nprobe, near.keys + nearest_room(near.most));
     if (!job->by_walk && job->recent) scan_recent(job, &near);
     nearest_finish(&near);
     w->pool_n = min_u32(w->pool_n, near.most);
-    for (uint32_t i = 0; i < near.n; i++)
-        walk_offer(w, near_distance(near.keys[i]), (uint32_t)near.keys[i], near.most);
+    for (uint32_t i = 0; i < near.n; i++) walk_offer(w, near_distance(near.keys[i]), (uint32_t)near.keys[i], near.most);
 }
 
 static uint32_t search_sides(const search_job *job, walk *w) {
@@ -318,15 +322,19 @@ static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 
-fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries,
-                         const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
-                         const search_outputs *out, fvdb_control *control, fvdb_diag *diag) {
+fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
+                         const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
+                         fvdb_diag *diag) {
     const store *s = &index->store;
     TRY(check_queries(s, queries, n_queries, diag));
-    search_job job = {.index = index, .queries = queries, .n_queries = n_queries, .params = params, .out = out,
-                      .control = control,
-                      .filter = {.live = s->found_count < s->n ? store_found(s) : NULL, .allow = allow,
-                                 .allow_words = allow_words}};
+    search_job job = {
+        .index = index,
+        .queries = queries,
+        .n_queries = n_queries,
+        .params = params,
+        .out = out,
+        .control = control,
+        .filter = {.live = s->found_count < s->n ? store_found(s) : NULL, .allow = allow, .allow_words = allow_words}};
     plan_search(&job);
     workers w;
     TRY(workers_start(index, n_queries, job.together, &w, diag));

@@ -14,9 +14,9 @@ typedef struct vacuum {
     fvdb_index *index;
     workers *workers;
     fvdb_control *control;
-    arrangement rows;            /* kept rows: historical ones, then recent ones */
-    uint32_t historical;         /* of the kept rows */
-    ivf lists;                   /* as they will be, but for the centroids */
+    arrangement rows;    /* kept rows: historical ones, then recent ones */
+    uint32_t historical; /* of the kept rows */
+    ivf lists;           /* as they will be, but for the centroids */
     /* The new ones, and the old ones once these are in place. */
     hnsw graph;
     codebook book;
@@ -77,7 +77,7 @@ static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
 
 static void install_lists(vacuum *v) {
     ivf *lists = &v->index->lists;
-    if (v->rows.kept == 0) {             /* an empty index begins anew */
+    if (v->rows.kept == 0) { /* an empty index begins anew */
         ivf_free(lists);
         return;
     }
@@ -119,8 +119,8 @@ static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
         uint32_t to = v->rows.map[slot];
         map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;
     }
-    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks, v->workers->crew,
-                                      v->control, &v->graph, diag);
+    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks,
+                                      v->workers->crew, v->control, &v->graph, diag);
     mem_free(map);
     return status;
 }
@@ -144,7 +144,7 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     const uint32_t rows = recent_rows(v);
     if (rows < INDEX_GRAPH_ROWS_MIN || s->book.trained_rows == 0) return FVDB_OK;
     stretch linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
-    hnsw_undo undo;                      /* of nothing: a graph that fails is thrown away */
+    hnsw_undo undo; /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));
     fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->crew, &undo, &linking, diag);
     if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->crew, &undo, &refining, diag);
@@ -158,7 +158,7 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
     store_arrange(s, &v->rows);
     fvdb_status status = code_anew(v, diag);
     if (status == FVDB_OK) {
-        exchange_graphs(v);              /* walks look at the index's own */
+        exchange_graphs(v); /* walks look at the index's own */
         status = link_anew(v, diag);
         if (status == FVDB_OK) return FVDB_OK;
         exchange_graphs(v);
@@ -204,7 +204,7 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
         if (status == FVDB_OK) {
             hnsw_init(&v.graph, &index->config);
             status = run(&v, diag);
-            hnsw_free(&v.graph);         /* the old one, or what became of a new one */
+            hnsw_free(&v.graph); /* the old one, or what became of a new one */
             codebook_free(&v.book);
             ivf_free(&v.lists);
             workers_stop(index, &w);

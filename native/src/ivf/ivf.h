@@ -18,13 +18,13 @@ extern const uint32_t ivf_recalls[IVF_RECALLS];
 extern const uint32_t ivf_ks[IVF_KS];
 
 typedef struct ivf_centroids {
-    uint32_t nlist;              /* 0: never trained */
-    uint32_t trained_rows;       /* rows that were to be on the lists at that time */
-    double trained_error;        /* their mean squared distance from the centroids */
+    uint32_t nlist;        /* 0: never trained */
+    uint32_t trained_rows; /* rows that were to be on the lists at that time */
+    double trained_error;  /* their mean squared distance from the centroids */
     codebook book;
-    region codes;                /* nlist x code_bytes */
-    region norm2;                /* nlist float32, squared norms of the decoded centroids */
-    uint32_t probes[IVF_KS][IVF_RECALLS];        /* lists to look at */
+    region codes;                         /* nlist x code_bytes */
+    region norm2;                         /* nlist float32, squared norms of the decoded centroids */
+    uint32_t probes[IVF_KS][IVF_RECALLS]; /* lists to look at */
 } ivf_centroids;
 
 typedef struct ivf_list {
@@ -34,10 +34,10 @@ typedef struct ivf_list {
 
 typedef struct ivf {
     ivf_centroids centroids;
-    ivf_list *lists;             /* nlist of them */
-    region rows;                 /* bitmap of the slots on lists, whole words */
-    uint32_t n, live;            /* rows on lists; those that are no tombstones */
-    uint64_t since_rows;         /* rows that came since the training, and the sum of their squared distances */
+    ivf_list *lists;     /* nlist of them */
+    region rows;         /* bitmap of the slots on lists, whole words */
+    uint32_t n, live;    /* rows on lists; those that are no tombstones */
+    uint64_t since_rows; /* rows that came since the training, and the sum of their squared distances */
     double since_error;
 } ivf;
 
@@ -47,7 +47,9 @@ void ivf_centroids_free(ivf_centroids *c);
 size_t ivf_resident(const ivf *v, uint32_t dim64);
 static inline const uint64_t *ivf_rows(const ivf *v) { return (const uint64_t *)v->rows.base; }
 static inline uint64_t ivf_words(const ivf *v) { return v->rows.used / sizeof(uint64_t); }
-static inline bool ivf_has(const ivf *v, uint32_t slot) { return slot / 64 < ivf_words(v) && bit_get(ivf_rows(v), slot); }
+static inline bool ivf_has(const ivf *v, uint32_t slot) {
+    return slot / 64 < ivf_words(v) && bit_get(ivf_rows(v), slot);
+}
 
 /* ---- ivf_train.c: k-means ---- */
 
@@ -59,8 +61,8 @@ uint32_t ivf_nlist(uint32_t rows);
 uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones have
  * near numbers.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c, const stretch *stretch,
-                      ivf_centroids *out, fvdb_diag *diag);
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
+                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag);
 
 /* Room for the centroids of nlist lists. */
 fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist);
@@ -71,7 +73,7 @@ void ivf_centroids_derive(ivf_centroids *c, const store *s);
 typedef struct ivf_view {
     const ivf_centroids *centroids;
     const store *s;
-    bool by_product;             /* order by inner product */
+    bool by_product; /* order by inner product */
     float base, scale;
     int8_t q_lo[FVDB_DIM_MAX / 2], q_hi[FVDB_DIM_MAX / 2];
 } ivf_view;
@@ -89,8 +91,8 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance);
 void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
                 float *errors);
 /* Lists holding `slots` (n of them, ascending), out of rows rows; `live` tells tombstones.  v->centroids stays as it is. */
-fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows, const uint64_t *live,
-                     fvdb_diag *diag);
+fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
+                     const uint64_t *live, fvdb_diag *diag);
 /* Room for n more rows on the given lists, out of `rows` rows. */
 fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows, fvdb_diag *diag);
 /* Puts a live row on a list; room was reserved. */
@@ -121,11 +123,11 @@ void keys_sort(uint64_t *keys, uint32_t n);
 /* The rows nearest to a query by walk distance that a scan has met. */
 typedef struct nearest {
     const scorer *query;
-    const uint64_t *live, *allow;        /* rows that may be returned; either may be NULL */
+    const uint64_t *live, *allow; /* rows that may be returned; either may be NULL */
     uint64_t allow_words;
-    uint64_t *keys;              /* room for nearest_room(most) */
+    uint64_t *keys; /* room for nearest_room(most) */
     uint32_t n, most;
-    float cut;                   /* no farther row is among the nearest */
+    float cut; /* no farther row is among the nearest */
 } nearest;
 static inline uint32_t nearest_room(uint32_t most) { return 2 * most + 4 * IVF_CHUNK; }
 /* Scores rows and keeps those that may be returned and are near enough. */

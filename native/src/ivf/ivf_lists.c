@@ -94,13 +94,14 @@ static bool make_room(ivf_list *list, uint32_t room) {
     return true;
 }
 
-fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows, const uint64_t *live,
-                     fvdb_diag *diag) {
+fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
+                     const uint64_t *live, fvdb_diag *diag) {
     uint32_t nlist = v->centroids.nlist, *sizes = mem_alloc_array(nlist, sizeof *sizes);
     v->lists = mem_alloc_array(nlist, sizeof *v->lists);
     bool room = sizes && v->lists && region_resize(&v->rows, bitmap_bytes(rows));
     for (uint32_t i = 0; i < n && room; i++) sizes[lists[i]]++;
-    for (uint32_t list = 0; list < nlist && room; list++) room = sizes[list] == 0 || make_room(&v->lists[list], sizes[list]);
+    for (uint32_t list = 0; list < nlist && room; list++)
+        room = sizes[list] == 0 || make_room(&v->lists[list], sizes[list]);
     mem_free(sizes);
     if (!room) {
         free_lists(v->lists, nlist);

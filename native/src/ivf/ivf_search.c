@@ -14,7 +14,7 @@
 void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
     uint32_t from = 0, to = n;
     while (m > from && m < to && to - from > 1) {
-        uint64_t pivot = keys[from + (to - from - 1) / 2];      /* never the last, or nothing may move */
+        uint64_t pivot = keys[from + (to - from - 1) / 2]; /* never the last, or nothing may move */
         uint32_t low = from, high = to - 1;
         for (;;) {
             while (keys[low] < pivot) low++;
@@ -71,7 +71,8 @@ static void scan_chunk(nearest *near, const uint32_t *slots, uint32_t n) {
     scorer_fetched(near->query, slots, n, distances);
     if (near->n > nearest_room(near->most) - IVF_CHUNK) keep_nearest(near);
     for (uint32_t i = 0; i < n; i++)
-        if (distances[i] <= near->cut && returns(near, slots[i])) near->keys[near->n++] = near_key(distances[i], slots[i]);
+        if (distances[i] <= near->cut && returns(near, slots[i]))
+            near->keys[near->n++] = near_key(distances[i], slots[i]);
 }
 
 /* The rows of a chunk that may be returned, before their distances are known: where most may not, that saves more. */

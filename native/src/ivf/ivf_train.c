@@ -73,8 +73,8 @@ void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
     uint32_t rows[IVF_CHUNK];
     int32_t products[IVF_CHUNK];
     for (uint32_t i = 0; i < IVF_CHUNK; i++) rows[i] = i;
-    s->kernels->code_dot(v->q_lo, v->q_hi, v->centroids->codes.base + (size_t)first * s->code_bytes, s->code_bytes, rows, n,
-                         products);
+    s->kernels->code_dot(v->q_lo, v->q_hi, v->centroids->codes.base + (size_t)first * s->code_bytes, s->code_bytes,
+                         rows, n, products);
     for (uint32_t i = 0; i < n; i++) {
         float product = v->base + v->scale * (float)products[i];
         out[i] = v->by_product ? -product : norm2[i] - 2.0f * product;
@@ -87,12 +87,12 @@ typedef struct trainer {
     const store *s;
     const stretch *stretch;
     ivf_centroids *c;
-    uint32_t n;                  /* rows of the sample */
+    uint32_t n; /* rows of the sample */
     uint32_t *rows;
-    uint32_t *lists;             /* of each row, and its squared distance from there */
+    uint32_t *lists; /* of each row, and its squared distance from there */
     float *errors;
-    uint32_t *starts, *by_list;  /* rows of the sample list by list: nlist + 1 and n entries */
-    float *centres;              /* nlist x dim64 */
+    uint32_t *starts, *by_list; /* rows of the sample list by list: nlist + 1 and n entries */
+    float *centres;             /* nlist x dim64 */
 } trainer;
 
 static float *centre_of(const trainer *t, uint32_t list) { return t->centres + (size_t)list * t->s->dim64; }
@@ -136,7 +136,7 @@ static uint32_t pick_weighted(const float *weights, uint32_t n, uint64_t random)
         sum += (double)weights[i];
         if (sum > part * total) return i;
     }
-    return (uint32_t)(random % n);       /* all weights are zero: equal rows */
+    return (uint32_t)(random % n); /* all weights are zero: equal rows */
 }
 
 /* Rows far from the centres so far are likelier to be the next.  Compares rows by codes, all of them under one codebook:
@@ -251,7 +251,7 @@ static void split_largest(trainer *t, uint32_t *sizes) {
         if (least == most || sizes[most] < 2 || (sizes[least] && !giant)) return;
         uint32_t row = farthest_of(t, most);
         if (row == FVDB_NO_SLOT) {
-            sizes[most] = 1;             /* equal rows: they stay together */
+            sizes[most] = 1; /* equal rows: they stay together */
             continue;
         }
         coded_row(t->s, t->rows[row], centre_of(t, least));
@@ -264,7 +264,7 @@ static void split_largest(trainer *t, uint32_t *sizes) {
 /* ---- lists that are near each other ---- */
 
 typedef struct placed {
-    double at;                   /* on the line between two far centres */
+    double at; /* on the line between two far centres */
     uint32_t list;
 } placed;
 
@@ -360,8 +360,8 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
            seeds * (centre + code + 2 * sizeof(uint32_t)) + sample * 4 * sizeof(uint32_t);
 }
 
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c, const stretch *stretch,
-                      ivf_centroids *out, fvdb_diag *diag) {
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
+                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
     if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     trainer t = {.s = s, .stretch = stretch, .c = out, .n = m};
@@ -372,8 +372,9 @@ fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_
     t.starts = mem_alloc_array((size_t)nlist + 1, sizeof *t.starts);
     t.centres = mem_alloc_array((size_t)nlist * s->dim64, sizeof *t.centres);
     uint32_t *sizes = mem_alloc_array(nlist, sizeof *sizes);
-    fvdb_status status = t.rows && t.lists && t.errors && t.by_list && t.starts && t.centres && sizes ? begin(&t, slots, n)
-                                                                                                      : FVDB_ERR_MEMORY;
+    fvdb_status status = t.rows && t.lists && t.errors && t.by_list && t.starts && t.centres && sizes
+                             ? begin(&t, slots, n)
+                             : FVDB_ERR_MEMORY;
     if (status != FVDB_OK) {
         FAIL(diag, status, "allocation failed");
     } else {

@@ -33,7 +33,8 @@ static bool cpu_has_avx2(void) {
 
 static bool cpu_has_avx512(void) {
     uint32_t a, b, c, d;
-    const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, in_ebx = f | dq | bw | vl, vnni = 1u << 11;
+    const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, in_ebx = f | dq | bw | vl,
+                   vnni = 1u << 11;
     return saved_by_system(XCR0_AVX512) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & in_ebx) == in_ebx &&
            (c & vnni);
 }
@@ -42,7 +43,7 @@ static bool cpu_has_avx512(void) {
 #include <sys/auxv.h>
 
 static bool cpu_has_dot_product(void) {
-    const unsigned long asimddp = 1ul << 20;             /* HWCAP_ASIMDDP of the Linux ABI */
+    const unsigned long asimddp = 1ul << 20; /* HWCAP_ASIMDDP of the Linux ABI */
     return (getauxval(AT_HWCAP) & asimddp) != 0;
 }
 

@@ -26,7 +26,7 @@ static KERNEL_TARGET void split_planes(const float *x, size_t dim, uint16_t *hig
     for (size_t i = 0; i < dim; i++) {
         uint32_t bits = to_bits(x[i]);
         high[i] = (uint16_t)((bits + 0x8000u) >> 16);
-        low[i] = (uint16_t)bits;             /* bits - (high << 16), modulo 2^16 */
+        low[i] = (uint16_t)bits; /* bits - (high << 16), modulo 2^16 */
     }
     for (size_t i = dim; i < dim16; i++) high[i] = low[i] = 0;
 }
@@ -47,8 +47,8 @@ static inline KERNEL_TARGET float add_lanes_f32(float lanes[PLANE_LANES]) {
     return lanes[0];
 }
 
-static KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16, double *dot,
-                      double *norm2) {
+static KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16,
+                                    double *dot, double *norm2) {
     double dots[PLANE_LANES] = {0}, squares[PLANE_LANES] = {0};
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
         for (size_t l = 0; l < PLANE_LANES; l++) {
@@ -79,8 +79,8 @@ static inline KERNEL_TARGET void weights(const float *x, const float *step, floa
     }
 }
 
-static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo, int8_t *q_hi,
-                         float *base, float *scale) {
+static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo,
+                                       int8_t *q_hi, float *base, float *scale) {
     float lanes[PLANE_LANES] = {0}, sizes[PLANE_LANES] = {0}, largest = 0;
     for (size_t i = 0; i < dim64; i += PLANE_LANES) {
         for (size_t l = 0; l < PLANE_LANES; l++) {
@@ -107,7 +107,8 @@ static inline KERNEL_TARGET uint8_t quantised(float x, float lo, float inv_step)
     return v >= 15.0f ? 15 : v > 0.0f ? (uint8_t)v : 0;
 }
 
-static KERNEL_TARGET void code_encode(const float *x, const float *lo, const float *inv_step, size_t dim64, uint8_t *code) {
+static KERNEL_TARGET void code_encode(const float *x, const float *lo, const float *inv_step, size_t dim64,
+                                      uint8_t *code) {
     for (size_t i = 0; i < dim64; i += CODE_DIMS) {
         for (size_t j = 0; j < CODE_BLOCK_BYTES; j++) {
             size_t a = i + j, b = a + CODE_BLOCK_BYTES;
@@ -116,7 +117,8 @@ static KERNEL_TARGET void code_encode(const float *x, const float *lo, const flo
     }
 }
 
-static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, const float *step, size_t dim64, float *out) {
+static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, const float *step, size_t dim64,
+                                      float *out) {
     for (size_t i = 0; i < dim64; i += CODE_DIMS) {
         for (size_t j = 0; j < CODE_BLOCK_BYTES; j++, code++) {
             size_t a = i + j, b = a + CODE_BLOCK_BYTES;
@@ -126,7 +128,8 @@ static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, cons
     }
 }
 
-static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
+static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
+                                   uint32_t n, float *out) {
     for (uint32_t r = 0; r < n; r++) {
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
@@ -136,7 +139,8 @@ static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t 
     }
 }
 
-static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
+static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
+                                  float *out) {
     for (uint32_t r = 0; r < n; r++) {
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
@@ -150,17 +154,17 @@ static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t d
     }
 }
 
-#define KERNEL_TABLE(isa)                                                                                        \
-    const kernel_table kernels_##isa = {                                                                         \
-        .name = #isa,                                                                                            \
-        .split_planes = split_planes,                                                                            \
-        .join_planes = join_planes,                                                                              \
-        .exact_dot = exact_dot,                                                                                  \
-        .exact_l2 = exact_l2,                                                                                    \
-        .code_dot = code_dot,                                                                                    \
-        .code_prepare = code_prepare,                                                                            \
-        .code_encode = code_encode,                                                                              \
-        .code_decode = code_decode,                                                                              \
-        .high_dot = high_dot,                                                                                    \
-        .high_l2 = high_l2,                                                                                      \
+#define KERNEL_TABLE(isa)                \
+    const kernel_table kernels_##isa = { \
+        .name = #isa,                    \
+        .split_planes = split_planes,    \
+        .join_planes = join_planes,      \
+        .exact_dot = exact_dot,          \
+        .exact_l2 = exact_l2,            \
+        .code_dot = code_dot,            \
+        .code_prepare = code_prepare,    \
+        .code_encode = code_encode,      \
+        .code_decode = code_decode,      \
+        .high_dot = high_dot,            \
+        .high_l2 = high_l2,              \
     }

@@ -32,7 +32,8 @@ static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const
     for (; r < n; r++) {
         const uint8_t *row = codes + slots[r] * code_bytes;
         int32x4_t sum = vdupq_n_s32(0);
-        for (size_t i = 0; i < code_bytes; i += 16) sum = add_products(sum, row + i, vld1q_s8(q_lo + i), vld1q_s8(q_hi + i));
+        for (size_t i = 0; i < code_bytes; i += 16)
+            sum = add_products(sum, row + i, vld1q_s8(q_lo + i), vld1q_s8(q_hi + i));
         out[r] = vaddvq_s32(sum);
     }
 }

@@ -19,9 +19,7 @@
 
 /* ---- codebook ---- */
 
-float to_finite_float(double x) {
-    return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x;
-}
+float to_finite_float(double x) { return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x; }
 
 fvdb_status codebook_alloc(codebook *b, uint32_t dim64) {
     *b = (codebook){0};
@@ -53,7 +51,7 @@ void coded_row(const store *s, uint32_t slot, float *x) {
     static const double zeros[FVDB_DIM_MAX];
     double dot, norm2;
     s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
-    if (norm2 == 0) return;              /* a bare row */
+    if (norm2 == 0) return; /* a bare row */
     double inv = 1.0 / sqrt(norm2);
     for (uint32_t d = 0; d < s->dim; d++) x[d] = (float)((double)x[d] * inv);
 }
@@ -61,8 +59,8 @@ void coded_row(const store *s, uint32_t slot, float *x) {
 typedef struct train_job {
     const store *s;
     uint32_t n;
-    double *sums;                /* per block: dim sums, then dim sums of squares */
-    float *rows;                 /* per worker: dim64 */
+    double *sums; /* per block: dim sums, then dim sums of squares */
+    float *rows;  /* per worker: dim64 */
 } train_job;
 
 static void train_block(void *context, uint32_t worker, uint32_t block) {
@@ -113,13 +111,14 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
 typedef struct encode_job {
     store *s;
     uint32_t first, end;
-    uint64_t error_bits;         /* of the largest error: doubles that are not negative order like their bits */
+    uint64_t error_bits; /* of the largest error: doubles that are not negative order like their bits */
 } encode_job;
 
 static void raise_to(uint64_t *largest, double x) {
     uint64_t bits, seen = __atomic_load_n(largest, __ATOMIC_RELAXED);
     memcpy(&bits, &x, sizeof bits);
-    while (bits > seen && !__atomic_compare_exchange_n(largest, &seen, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    while (bits > seen &&
+           !__atomic_compare_exchange_n(largest, &seen, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 
 static void encode_item(void *context, uint32_t worker, uint32_t item) {
@@ -282,7 +281,8 @@ void reach_init(reach *r, const scorer *q) {
         sizes += fabs((double)q->x[d] * s->book.lo[d]) + (CODE_LEVELS - 1) * fabs(w);
     }
     double middle = (CODE_LEVELS - 1) / 2.0;
-    *r = (reach){q, middle * (fabs(lost) + lost_sizes) + ROUNDING * sizes, s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2)};
+    *r = (reach){q, middle * (fabs(lost) + lost_sizes) + ROUNDING * sizes,
+                 s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2)};
 }
 
 double reach_of(const reach *r, double exact) {

@@ -9,7 +9,7 @@
 #include <float.h>
 #include <math.h>
 
-#define WORD_ROWS 64u            /* rows of one bitmap word */
+#define WORD_ROWS 64u /* rows of one bitmap word */
 #define WORDS_PER_POLL 64u
 /* Codes that are fetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
  * waited for (1,000 of 100 K x 384: 81 ns a row). */
@@ -109,7 +109,7 @@ static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, c
 }
 
 typedef struct waiting {
-    float near;                  /* as its code has it */
+    float near; /* as its code has it */
     uint32_t slot;
 } waiting;
 
@@ -117,7 +117,7 @@ typedef struct waiting {
 typedef struct seeker {
     scan *scan;
     reach reach;
-    double cut;                  /* a row whose code puts it farther is surely not among the nearest */
+    double cut; /* a row whose code puts it farther is surely not among the nearest */
     waiting rows[WAITING_MAX];
     uint32_t n;
 } seeker;
@@ -147,7 +147,7 @@ static bool beyond(float near, double cut) { return (double)near > cut && near <
 static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, waiting *out) {
     uint32_t gone = 0, kept = 0;
     for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], cut);
-    if (gone == n) return 0;             /* as in most words */
+    if (gone == n) return 0; /* as in most words */
     for (uint32_t i = 0; i < n; i++) {
         out[kept] = (waiting){near[i], slots[i]};
         kept += !beyond(near[i], cut);
@@ -172,7 +172,7 @@ static void score_waiting(seeker *s, uint32_t k) {
 }
 
 static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    batch batches[2];                    /* one is scored while the next is fetched */
+    batch batches[2]; /* one is scored while the next is fetched */
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) {

@@ -104,7 +104,8 @@ bool sketch_read(sketch *k, uint32_t first, uint32_t n, const uint8_t *in) {
         memset(code, 0, s->code_bytes);
         for (uint32_t d = 0; d < s->dim; d++) {
             const uint32_t bit = in[d / 8] >> (d % 8) & 1, at = d % CODE_DIMS;
-            code[d / CODE_DIMS * CODE_BLOCK_BYTES + at % CODE_BLOCK_BYTES] |= (uint8_t)(at < CODE_BLOCK_BYTES ? bit : bit << 4);
+            code[d / CODE_DIMS * CODE_BLOCK_BYTES + at % CODE_BLOCK_BYTES] |=
+                (uint8_t)(at < CODE_BLOCK_BYTES ? bit : bit << 4);
         }
         if (s->dim % 8 && in[bytes - 1] >> (s->dim % 8)) return false;
         const float factor = from_upper_half((uint16_t)load_le(factors + i * sizeof(uint16_t), sizeof(uint16_t)));
@@ -149,8 +150,8 @@ void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most
     for (uint32_t d = 0; d < s->dim; d++) origin += q->x[d] * k->middle[d];
     *found = 0;
     for (uint32_t slot = 0; slot < s->n; slot++) {
-        const bool wanted = bit_get(store_found(s), slot) &&
-                            (!allow || (slot / 64 < allow_words && bit_get(allow, slot)));
+        const bool wanted =
+            bit_get(store_found(s), slot) && (!allow || (slot / 64 < allow_words && bit_get(allow, slot)));
         if (wanted) slots[n++] = slot;
         if (n < OFFER_ROWS && slot + 1 < s->n) continue;
         score(k, q, q_lo, q_hi, origin, base, scale, slots, n, distances);

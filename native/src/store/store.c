@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#define ROWS_PER_ITEM 256u       /* a crew item: some 100 us of work */
+#define ROWS_PER_ITEM 256u /* a crew item: some 100 us of work */
 
 static bool wants_inv_norm(const store *s) {
     return s->memory == FVDB_MEMORY_COMPACT && s->metric == FVDB_METRIC_COSINE;
@@ -52,7 +52,7 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
     uint32_t broken = 0, some = 0;
     for (uint32_t i = 0; i < s->dim; i++) {
         broken |= not_finite(x[i]);
-        some |= bits_of(x[i]) << 1;      /* without the sign: -0 is zero, too */
+        some |= bits_of(x[i]) << 1; /* without the sign: -0 is zero, too */
     }
     *component = 0;
     if (broken) {
@@ -73,8 +73,7 @@ static bool resize_bare(store *s, size_t n) {
 static bool resize_rows(store *s, size_t n) {
     size_t plane = n * s->dim16 * sizeof(uint16_t), coded = store_has_codes(s) ? n : 0;
     return region_resize(&s->high, plane) && region_resize(&s->low, plane) &&
-           region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) &&
-           (!s->bare.used || resize_bare(s, n)) &&
+           region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) && (!s->bare.used || resize_bare(s, n)) &&
            region_resize(&s->inv_norm, (wants_inv_norm(s) ? n : 0) * sizeof(float)) &&
            region_resize(&s->codes, coded * s->code_bytes) &&
            region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float));
@@ -91,7 +90,7 @@ fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *di
 
 static float inverse_norm(double norm2) {
     double inv = 1.0 / sqrt(norm2);
-    return inv < 3.0e38 ? (float)inv : 3.0e38f;      /* rows near the smallest float32: keep it finite */
+    return inv < 3.0e38 ? (float)inv : 3.0e38f; /* rows near the smallest float32: keep it finite */
 }
 
 /* Per-row values that follow from the planes. */
@@ -104,7 +103,7 @@ static void derive_row(store *s, uint32_t slot, const double *zeros) {
 
 typedef struct append_job {
     store *s;
-    const fvdb_rows *rows;       /* NULL: the planes are filled already (load) */
+    const fvdb_rows *rows; /* NULL: the planes are filled already (load) */
     const uint32_t *picked;
     uint32_t first, n;
 } append_job;
@@ -135,8 +134,8 @@ static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) 
 }
 
 /* All that can fail, the timestamps last. */
-static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
-                                  fvdb_diag *diag) {
+static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n,
+                                  uint64_t id_bytes, fvdb_diag *diag) {
     TRY(store_reserve(s, s->n + n, id_bytes, diag));
     if (any_bare(rows, picked, n)) TRY(store_reserve_bare(s, s->n + n, diag));
     int64_t *us = mem_alloc_array(n, sizeof *us);
@@ -147,8 +146,8 @@ static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_
     return status;
 }
 
-fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes, crew *c,
-                         fvdb_diag *diag) {
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
+                         crew *c, fvdb_diag *diag) {
     fvdb_status status = prepare_append(s, rows, picked, n, id_bytes, diag);
     if (status != FVDB_OK) {
         resize_rows(s, s->n);
@@ -168,7 +167,8 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
     const bool first = s->bare.used == 0;
     if (!resize_bare(s, n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    if (first && s->live.used) memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
+    if (first && s->live.used)
+        memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
     return FVDB_OK;
 }
 

@@ -16,11 +16,11 @@
  * unlinked (tombstones) keep their bytes until the store is compacted.  The table never holds the same id twice. */
 typedef struct id_map {
     region bytes;
-    region offsets;              /* (n + 1) uint32 */
-    uint32_t *table;             /* table_size slots, FVDB_NO_SLOT = free */
+    region offsets;  /* (n + 1) uint32 */
+    uint32_t *table; /* table_size slots, FVDB_NO_SLOT = free */
     uint32_t table_size;
-    uint32_t n;                  /* slots with an id */
-    uint32_t linked;             /* entries in the table */
+    uint32_t n;      /* slots with an id */
+    uint32_t linked; /* entries in the table */
     uint64_t seed;
 } id_map;
 
@@ -51,7 +51,7 @@ static inline void id_map_fetch_offset(const id_map *m, uint32_t slot) {
 static inline void id_map_fetch(const id_map *m, uint32_t slot) {
     __builtin_prefetch(m->bytes.base + ((const uint32_t *)m->offsets.base)[slot]);
 }
-int id_map_compare(const id_map *m, uint32_t a, uint32_t b);     /* memcmp order, shorter first on a tie */
+int id_map_compare(const id_map *m, uint32_t a, uint32_t b); /* memcmp order, shorter first on a tie */
 size_t id_map_resident(const id_map *m);
 /* Empty, over FVDB_ID_BYTES_MAX or not well-formed UTF-8 (no surrogates, no overlong forms): false. */
 bool id_valid(const uint8_t *id, size_t size);
@@ -76,7 +76,8 @@ int64_t timestamps_get(const timestamps *t, uint32_t slot);
 /* Rollback of the newest rows; cannot fail. */
 void timestamps_truncate(timestamps *t, uint32_t n);
 /* A copy of rows order[0] .. order[n - 1]; all or nothing. */
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out, fvdb_diag *diag);
+fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                fvdb_diag *diag);
 size_t timestamps_resident(const timestamps *t);
 
 /* ---- store.c: rows ---- */
@@ -91,22 +92,22 @@ typedef struct store {
     const kernel_table *kernels;
     uint32_t dim, dim16, dim64;
     uint32_t metric, memory;
-    uint32_t n;                  /* rows, tombstones included */
+    uint32_t n; /* rows, tombstones included */
     uint32_t live_count;
-    region high, low;            /* n x dim16 uint16 */
-    region inv_norm;             /* compact and cosine: n float32, 1 / |row| */
-    region codes;                /* default: n x code_bytes, once the codebook is trained */
-    region code_norm2;           /* default and L2: n float32, squared norm of the decoded row */
-    double code_error;           /* no coded row is farther than this from its decoded self */
+    region high, low;  /* n x dim16 uint16 */
+    region inv_norm;   /* compact and cosine: n float32, 1 / |row| */
+    region codes;      /* default: n x code_bytes, once the codebook is trained */
+    region code_norm2; /* default and L2: n float32, squared norm of the decoded row */
+    double code_error; /* no coded row is farther than this from its decoded self */
     uint32_t code_bytes;
     codebook book;
     id_map ids;
     timestamps times;
-    region live;                 /* bitmap over n rows, whole words */
-    region bare;                 /* the same of rows without a vector; none while there never was one */
-    region found;                /* where `bare` is: rows that are live and have a vector */
-    uint32_t found_count;        /* how many these are; live_count where there is no `bare` */
-    uint32_t bare_count;         /* rows without a vector, tombstones included */
+    region live;          /* bitmap over n rows, whole words */
+    region bare;          /* the same of rows without a vector; none while there never was one */
+    region found;         /* where `bare` is: rows that are live and have a vector */
+    uint32_t found_count; /* how many these are; live_count where there is no `bare` */
+    uint32_t bare_count;  /* rows without a vector, tombstones included */
 } store;
 
 static inline const uint16_t *store_high(const store *s, uint32_t slot) {
@@ -139,8 +140,8 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
 /* Room for rows up to n (vectors, codes, bitmap) and for their ids; changes nothing else. */
 fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag);
 /* Appends rows, not live and with unlinked ids; the vectors were checked.  All or nothing. */
-fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes, crew *c,
-                         fvdb_diag *diag);
+fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
+                         crew *c, fvdb_diag *diag);
 /* Room for marks of bare rows among n; then marks one of them, zeros in its planes. */
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
 void store_mark_bare(store *s, uint32_t slot);
@@ -155,7 +156,7 @@ void store_make_tombstone(store *s, uint32_t slot);
 void store_truncate(store *s, uint32_t n);
 /* All rows in a new order, those that go behind the `kept` that stay.  Both arrays are permutations of the n rows. */
 typedef struct arrangement {
-    uint32_t *order, *map;       /* new slot -> old slot, old slot -> new slot */
+    uint32_t *order, *map; /* new slot -> old slot, old slot -> new slot */
     uint32_t n, kept;
     uint64_t *marks;             /* scratch: n bits */
     region id_bytes, id_offsets; /* what the store does not use at the time: first the new ones, then the old */
@@ -215,19 +216,19 @@ void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
  * Distances are cosine distance, squared Euclidean distance or negative inner product, approximately. */
 typedef struct scorer {
     const store *s;
-    float *x;                    /* max(dim16, dim64) float32: the query, normalised under cosine */
-    double *wide;                /* dim16 float64: the query for exact distances */
-    uint16_t *planes;            /* 2 x dim16: room to split a query */
-    int8_t *q_lo, *q_hi;         /* dim64 / 2 each */
-    float base, scale;           /* inner product = base + scale x code product */
+    float *x;            /* max(dim16, dim64) float32: the query, normalised under cosine */
+    double *wide;        /* dim16 float64: the query for exact distances */
+    uint16_t *planes;    /* 2 x dim16: room to split a query */
+    int8_t *q_lo, *q_hi; /* dim64 / 2 each */
+    float base, scale;   /* inner product = base + scale x code product */
     float norm2;
-    double exact_norm2;          /* of the query */
+    double exact_norm2; /* of the query */
 } scorer;
 
 fvdb_status scorer_init(scorer *q, const store *s);
 void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
-void scorer_set_slot(scorer *q, uint32_t slot);      /* walk distances only */
+void scorer_set_slot(scorer *q, uint32_t slot); /* walk distances only */
 /* Brings what the walk distance of a row is made of near, without waiting. */
 static inline void scorer_fetch(const scorer *q, uint32_t slot) {
     const store *s = q->s;
@@ -252,13 +253,15 @@ double scorer_exact(const scorer *q, uint32_t slot);
 /* The same of a row that is elsewhere: dim16 halves each, zero-padded. */
 double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low);
 /* An exact distance as scorer_many gives it approximately. */
-static inline double walk_units(const store *s, double exact) { return s->metric == FVDB_METRIC_L2 ? exact * exact : exact; }
+static inline double walk_units(const store *s, double exact) {
+    return s->metric == FVDB_METRIC_L2 ? exact * exact : exact;
+}
 
 /* For a query with codes: scorer_many gives no row of exact distance at most `exact` more than reach_of(r, exact). */
 typedef struct reach {
     const scorer *q;
-    double product_error;        /* of base + scale x code product, against the product with the decoded row */
-    double norm;                 /* of the query */
+    double product_error; /* of base + scale x code product, against the product with the decoded row */
+    double norm;          /* of the query */
 } reach;
 void reach_init(reach *r, const scorer *q);
 double reach_of(const reach *r, double exact);
@@ -281,8 +284,8 @@ void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h);
 /* One query of a scan. */
 typedef struct scan {
     const scorer *query;
-    hit *hits;                   /* room for k */
-    uint32_t found;              /* out */
+    hit *hits;      /* room for k */
+    uint32_t found; /* out */
 } scan;
 /* Queries that share what is read from memory; more of them do not gain much. */
 #define SCAN_QUERIES_MAX 8u
@@ -296,10 +299,10 @@ void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uin
 /* Sketches of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
 typedef struct sketch {
     const store *s;
-    region codes;                /* n x code_bytes: 4-bit codes, each 0 or 1 */
-    region factors;              /* n float32 */
-    region norms;                /* L2: n float32, squared norms of the rows */
-    float *lo, *step, *middle;   /* dim64 each, zero-padded, one allocation at lo */
+    region codes;              /* n x code_bytes: 4-bit codes, each 0 or 1 */
+    region factors;            /* n float32 */
+    region norms;              /* L2: n float32, squared norms of the rows */
+    float *lo, *step, *middle; /* dim64 each, zero-padded, one allocation at lo */
 } sketch;
 
 size_t sketch_row_bytes(const store *s);

@@ -8,8 +8,8 @@
 
 struct timestamp_block {
     int64_t base;
-    uint32_t width;              /* bytes a row, 0 .. 8 */
-    uint8_t *offsets;            /* BLOCK_ROWS x width, NULL for width 0 */
+    uint32_t width;   /* bytes a row, 0 .. 8 */
+    uint8_t *offsets; /* BLOCK_ROWS x width, NULL for width 0 */
 };
 
 void timestamps_init(timestamps *t) { *t = (timestamps){0}; }
@@ -93,7 +93,8 @@ void timestamps_truncate(timestamps *t, uint32_t n) {
     t->n = n;
 }
 
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out, fvdb_diag *diag) {
+fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                fvdb_diag *diag) {
     int64_t chunk[BLOCK_ROWS];
     timestamps_init(out);
     for (uint32_t at = 0; at < n; at += BLOCK_ROWS) {
