@@ -22,7 +22,7 @@ typedef struct rows {
     uint16_t *high, *low;
     uint8_t *codes;
     uint32_t *in_order, *shuffled;
-    float *floats;               /* outputs nobody reads */
+    float *floats; /* outputs nobody reads */
     int32_t *integers;
 } rows;
 
@@ -38,7 +38,7 @@ static void *room(size_t bytes) {
         fputs("out of memory\n", stderr);
         exit(1);
     }
-    return (uint8_t *)p + (64 - (uintptr_t)p % 64) % 64;     /* lives until the program ends */
+    return (uint8_t *)p + (64 - (uintptr_t)p % 64) % 64; /* lives until the program ends */
 }
 
 static uint64_t random_state = UINT64_C(20261123);
@@ -110,7 +110,8 @@ static void call_exact_l2(const kernel_table *k, rows *r, const uint32_t *slots,
 }
 static void call_split_planes(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
-        k->split_planes(r->x + slots[i] * r->dim64, r->dim, r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16);
+        k->split_planes(r->x + slots[i] * r->dim64, r->dim, r->high + slots[i] * r->dim16,
+                        r->low + slots[i] * r->dim16);
 }
 static void call_join_planes(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
@@ -122,10 +123,11 @@ static void call_code_encode(const kernel_table *k, rows *r, const uint32_t *slo
 }
 
 /* Nanoseconds a row, over passes that take at least min_ns together. */
-static double time_rows(kernel_call call, const kernel_table *k, rows *r, const uint32_t *slots, size_t n, double min_ns) {
+static double time_rows(kernel_call call, const kernel_table *k, rows *r, const uint32_t *slots, size_t n,
+                        double min_ns) {
     double started, taken;
     size_t done = 0;
-    for (size_t at = 0; at < n && at < 4096; at += CALL_ROWS)        /* wakes caches and clocks */
+    for (size_t at = 0; at < n && at < 4096; at += CALL_ROWS) /* wakes caches and clocks */
         call(k, r, slots + at, (uint32_t)(n - at < CALL_ROWS ? n - at : CALL_ROWS));
     started = now_ns();
     do {
@@ -191,16 +193,12 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         kernel_call call;
-        size_t bytes;            /* read and written a row */
+        size_t bytes; /* read and written a row */
     } kernels[] = {
-        {"code_dot", call_code_dot, r.code_bytes},
-        {"high_dot", call_high_dot, 2 * r.dim16},
-        {"high_l2", call_high_l2, 2 * r.dim16},
-        {"exact_dot", call_exact_dot, 4 * r.dim16},
-        {"exact_l2", call_exact_l2, 4 * r.dim16},
-        {"split_planes", call_split_planes, 8 * r.dim16},
-        {"join_planes", call_join_planes, 4 * r.dim16},
-        {"code_encode", call_code_encode, 4 * r.dim64 + r.code_bytes},
+        {"code_dot", call_code_dot, r.code_bytes},      {"high_dot", call_high_dot, 2 * r.dim16},
+        {"high_l2", call_high_l2, 2 * r.dim16},         {"exact_dot", call_exact_dot, 4 * r.dim16},
+        {"exact_l2", call_exact_l2, 4 * r.dim16},       {"split_planes", call_split_planes, 8 * r.dim16},
+        {"join_planes", call_join_planes, 4 * r.dim16}, {"code_encode", call_code_encode, 4 * r.dim64 + r.code_bytes},
     };
     const struct {
         const char *name;
