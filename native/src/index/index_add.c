@@ -143,6 +143,7 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         s->book = trained;
         TRY(store_reserve(s, s->n, 0, diag));
         codes_encode(s, 0, s->n, w->crew);
+        TRY(codes_judge(s, due, w->crew, diag));
     }
     stretch refining = {control, linked, total, total, hnsw_rows(g)};
     return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
