@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeBusy, NativeIndex, NativeStats
 from fabstir_vectordb.config import Unset
-from fabstir_vectordb.index import Cursor, Effort, Index, IndexSettings
+from fabstir_vectordb.index import Cursor, Index, IndexSettings
+from fabstir_vectordb.index.efforts import Effort
 from fabstir_vectordb.metadata.arena import page_row
 from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.columns import Column
@@ -78,7 +79,7 @@ class LazyIndex(Index):
             assert self.native is not None
             self.native.check_part(raw)
 
-        self._within(check)
+        self.gate.within(check)
 
     @property
     def lazy(self) -> LazyVersion:
@@ -220,7 +221,7 @@ class LazyIndex(Index):
             return self._nearest_by_parts(self.native, query, k, most, threshold, include_vectors, allow)
 
         if where is None:
-            results = self._consistent(lambda: read(self._hidden().allow))
+            results = self.gate.read(lambda: read(self._hidden().allow))
         else:
             results = self._matching(where, lambda matches: read(matches.allow))
         self.plans_used[results.plan] += 1

@@ -360,7 +360,7 @@ def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: py
         nonlocal met
         hits = real(native, *args, **kwargs)
         # The reader that holds the lock keeps changes out.
-        if met < 100 and not index._write.locked():
+        if met < 100 and not index.gate.lock.locked():
             met += 1
             index.add(batch, "replace")
         return hits

@@ -141,7 +141,7 @@ def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPat
 
     closing = threading.Thread(target=close)
     closing.start()
-    while index._inside[0]:
+    while index.gate.is_open:
         threading.Event().wait(0.001)
     with pytest.raises(IndexClosed):
         index.get(["r1"])

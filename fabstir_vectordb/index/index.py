@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice, repeat
@@ -40,23 +38,22 @@ from fabstir_vectordb._native.handle import (
     PLAN_LISTS,
     Control,
     NativeBusy,
-    NativeCancelled,
     NativeIndex,
     NativeStats,
     NativeTooFew,
     pack_ids,
 )
 from fabstir_vectordb.budget import Forecast, kept_bytes, reserve_bytes
-from fabstir_vectordb.calibration import Calibration, calibrate, missed_by_code
 from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
-    IndexStateError,
     IntegrityError,
     InvalidInputError,
     MemoryBudgetExceededError,
     NotFoundError,
 )
+from fabstir_vectordb.index.efforts import Effort, Efforts
+from fabstir_vectordb.index.gate import Busy, Gate, IndexClosed
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.columns import Column, Columns
@@ -104,8 +101,6 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 #: Rows of the graph from which on their order is worth making.
 ARRANGED_ROWS_MIN: Final = 4_096
 _NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
-#: What half of a change can look like to a reader: such an error is believed only when there was no change.
-_HALF_CHANGED: Final = (IndexError, ValueError, NotFoundError)
 #: Offset and size of a row's metadata, with the arena's room for growth.
 _TABLE_BYTES_PER_ROW: Final = 14
 #: An object of bytes beside what it holds, and its place in a list.
@@ -116,22 +111,12 @@ _RENUMBERING_BYTES_PER_ROW: Final = 48
 _EXPIRY_BYTES_PER_ROW: Final = 8
 #: Slot and distance of a row that is streamed, twice while they are brought in order, and that order.
 _STREAM_BYTES_PER_ROW: Final = 32
-#: Pairs of k and recall target that are remembered: a program uses a few.
-_EFFORTS_MAX: Final = 1_000
-#: The last recall of the table of lists.
-_LISTS_RECALL_MOST: Final = 0.999
 _PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 _FILTERED_PLANS: Final[dict[int, Plan]] = {**_PLANS, PLAN_FLAT: "filtered exact"}
 #: Bytes of bitmaps, and of the filters they belong to, that are remembered until the next change: those of 600 filters
 #: over 100,000 rows, of six over ten million.
 _MATCHES_BYTES_MAX: Final = 8_000_000
 _T = TypeVar("_T")
-#: ef_search, exact and nprobe.
-Effort = tuple[int, bool, int]
-
-
-class IndexClosed(Exception):
-    """The index was closed: its session was destroyed, or loaded another one in its place."""
 
 
 class Cursor:
@@ -634,18 +619,9 @@ class Index:
         self._matches: dict[str, Matches] = {}
         self._matches_bytes = 0
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
-        self.calibration: Calibration | None = None
-        """What was measured of the rows; in no version, and no change."""
-        self._efforts: dict[tuple[int, float], Effort] = {}
-        # Live rows when it was measured last, or loaded, and the rows that came since.
-        self._rows_then = self._rows_since = 0
-        # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
-        self._missed_by_code: float | None = None
         self._scores = SCORES[settings.metric]
-        self._generation = 0
-        self._write = threading.Lock()
-        self._inside: deque[bool] = deque([True])
-        self._empty = threading.Event()
+        self.gate = Gate()
+        self.efforts = Efforts(self, self.gate)
 
     @classmethod
     def restore(cls, settings: IndexSettings, loaded: LoadedVersion) -> Index:
@@ -690,7 +666,7 @@ class Index:
         self.native = native
         self.last_change_us, self.schema = loaded.last_change_us, loaded.schema
         self.counts = self._native_stats()
-        self._rows_then = self.counts.live
+        self.efforts.loaded()
 
     @property
     def is_whole(self) -> bool:
@@ -709,7 +685,7 @@ class Index:
 
     def forget_caches(self) -> bool:
         """Lets go of what can be made or fetched again; whether there was anything."""
-        with self._write:
+        with self.gate.lock:
             held = self.column_bytes > 0
             self._forget_columns()
             return held
@@ -778,7 +754,7 @@ class Index:
         """Says that pages are stored which hold what the rows say, but for those that differ."""
         self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
 
-    def _are_bare(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    def are_bare(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which of some slots have no vector."""
         if self.native is None or not self.counts.bare:
             return np.zeros(len(slots), dtype=np.bool_)
@@ -796,82 +772,26 @@ class Index:
 
     def graph_stored(self) -> None:
         """Says that the graph, as it is now, is stored: later saves may store the steps from there instead."""
-        with self._write:
+        with self.gate.lock:
             if self.native is not None:
                 self.native.graph_stored()
 
     # ---- who is inside
-    #
-    # `_inside` begins with whether the index is open; behind that it has an entry for every call that is inside. What a
-    # deque does is atomic and in one order for all threads, with the GIL and without: either `close` sees a call that
-    # enters, or that call sees that the index is closed. A lock, taken twice, would cost a search 0.3 µs.
-
-    def _within(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns; `close` waits for it.
-
-        No context manager: Ctrl-C is heard where a function of Python begins, and would keep an ``__exit__`` from
-        taking the entry away. Calls of C, as here, are not interrupted, and what follows one is in the `try`.
-        """
-        inside = self._inside
-        try:
-            inside.append(True)
-            if not inside[0]:
-                raise IndexClosed
-            return work()
-        finally:
-            inside.pop()
-            if not inside[0] and len(inside) == 1:
-                self._empty.set()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """For worker threads alone, which hear no Ctrl-C."""
-        self._inside.append(True)
-        try:
-            if not self._inside[0]:
-                raise IndexClosed
-            with self._write:
-                self._generation += 1
-                try:
-                    self._bury_expired()
-                    yield
-                finally:
-                    self.counts = self._native_stats()
-                    self._efforts = {}  # after the counts, from which new ones come
-                    self._generation += 1
-        finally:
-            self._inside.pop()
-            if not self._inside[0] and len(self._inside) == 1:
-                self._empty.set()
-
-    def _consistent(self, read: Callable[[], _T], nowait: bool = False) -> _T:
-        """The result of `read` with no change between its start and its end."""
-
-        def undisturbed() -> _T:
-            generation = self._generation
-            if not generation & 1:
-                try:
-                    result = read()
-                except _HALF_CHANGED:
-                    if self._generation == generation:
-                        raise
-                else:
-                    if self._generation == generation:
-                        return result
-            if nowait:
-                raise NativeBusy
-            with self._write:
-                return read()
-
-        return self._within(undisturbed)
+        with self.gate.changing():
+            try:
+                self._bury_expired()
+                yield
+            finally:
+                self.counts = self._native_stats()
+                self.efforts.changed()  # after the counts, from which new ones come
 
     def close(self) -> None:
         """Waits for the calls inside, then frees native memory; idempotent."""
-        self._inside[0] = False
-        while len(self._inside) > 1:
-            # With a limit, as Ctrl-C may stop the last one out before it says so.
-            self._empty.wait(0.1)
-        with self._write:
+        self.gate.close()
+        with self.gate.lock:
             native, self.native = self.native, None
             if native is not None:
                 native.close()
@@ -1041,7 +961,7 @@ class Index:
         self._expire_never(draft, gone)
         if staged is not None:
             self._arena.commit(staged, slots[kept], np.flatnonzero(kept))
-        self._rows_since += added
+        self.efforts.added(added)
         if added:
             self.changes += 1
             self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
@@ -1197,13 +1117,13 @@ class Index:
         """
 
         def check() -> None:
-            with self._write:
+            with self.gate.lock:
                 if self.native is not None:
                     forecast = self._forecast(self.native.dim)
                     self._check_works("training lists", forecast.train())
                     self._check_works("a vacuum", forecast.vacuum() + self._renumbering_bytes())
 
-        self._within(check)
+        self.gate.within(check)
 
     def vacuum(self, control: Control | None = None) -> VacuumStats:
         """Removes tombstones and renumbers the rows: all or nothing.
@@ -1277,17 +1197,17 @@ class Index:
             NativeCancelled: `control` asked for it.
         """
 
-        effort = (0, False, 0) if recall_target is None else self._effort(k, recall_target, control=control)
+        effort = (0, False, 0) if recall_target is None else self.efforts.find(k, recall_target, control)
 
         def measure() -> RecallReport:
             native, counts, hidden = self.native, self.counts, self._hidden()
             if native is None:
                 return NO_RECALL
             slots = self._visible(native.live_slots(0, counts.live))
-            slots = slots[~self._are_bare(slots)]
+            slots = slots[~self.are_bare(slots)]
             return measure_recall(native, counts, slots, sample, k, hidden.allow, effort, control)
 
-        return self._consistent(measure)
+        return self.gate.read(measure)
 
     # ---- recent and historical
     #
@@ -1303,7 +1223,7 @@ class Index:
         """
 
         def train() -> bool:
-            with self._write:
+            with self.gate.lock:
                 counts, native = self.counts, self.native
                 if native is None or (counts.lists and not counts.training_due):
                     return False
@@ -1313,10 +1233,10 @@ class Index:
                 except NativeTooFew:
                     return False
                 self._sides_changed()
-                self._missed_by_code = None
+                self.efforts.trained()
                 return True
 
-        return self._within(train)
+        return self.gate.within(train)
 
     def migrate(self, cutoff_us: int, step: int, first: int = 0) -> tuple[int, int | None]:
         """Moves at most `step` recent rows older than the cutoff to lists.
@@ -1335,7 +1255,7 @@ class Index:
         """
 
         def move() -> tuple[int, int | None]:
-            with self._write:
+            with self.gate.lock:
                 if self.native is None or not self.counts.lists:
                     return 0, None
                 self._check_works("moving rows", self._forecast(self.native.dim).migrate(step))
@@ -1344,18 +1264,18 @@ class Index:
                     self._sides_changed()
                 return moved, None if after == NO_SLOT else after
 
-        return self._within(move)
+        return self.gate.within(move)
 
     def _sides_changed(self) -> None:
         self.counts = self._native_stats()
-        self._efforts = {}
+        self.efforts.changed()
         self.changes += 1
 
     def side(self, historical: bool) -> IndexSide:
         """The rows of one side."""
 
         def read() -> IndexSide:
-            with self._write:
+            with self.gate.lock:
                 counts, native = self.counts, self.native
                 if native is None:
                     return IndexSide("ivf" if historical else "flat", 0, 0, 0, ())
@@ -1370,7 +1290,7 @@ class Index:
             kind: Literal["flat", "hnsw"] = "hnsw" if counts.graph_rows else "flat"
             return IndexSide(kind, len(ids), counts.rows - counts.live - deleted, 0, ids)
 
-        return self._within(read)
+        return self.gate.within(read)
 
     def timestamps(self, ids: Sequence[str] | None) -> dict[str, float]:
         """Seconds since 1970 of the live rows among ids, or of all."""
@@ -1388,95 +1308,22 @@ class Index:
             times = native.get_timestamps(slots).tolist()
             return {id: us / 1e6 for id, us in zip(native.get_ids(slots), times, strict=True)}
 
-        return self._consistent(read)
+        return self.gate.read(read)
 
     # ---- what a recall takes
-    #
-    # Measured behind a change, with the lock of changes but under an even generation: reads go on beside it.
 
     @property
     def calibration_is_due(self) -> bool:
-        """Whether as many rows have come as there were when it was measured, or a vacuum took half of them."""
-        counts = self.counts
-        return counts.graph_rows > 0 and (self._rows_since >= self._rows_then or 2 * counts.rows < self._rows_then)
+        """Whether what a recall takes is to be measured anew."""
+        return self.efforts.is_due
 
     def calibrate_where_due(self, control: Control | None) -> None:
         """Measures anew where that is due; best effort, as no change depends on it."""
-        with suppress(NativeCancelled, IndexStateError, IndexClosed, MemoryError):
-            # What is known goes on to be used where this fails; else the first who asks measures.
-            if self.calibration_is_due:
-                self._calibrate(control)
-
-    def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
-        def measure() -> None:
-            with self._write:
-                counts = self.counts
-                if self.native is None or not counts.graph_rows or (only_missing and self.calibration is not None):
-                    return
-                # Only recent rows: how many lists it takes was measured when they were trained.
-                recent = ~self.native.historical() if counts.historical else None
-                if counts.bare:
-                    slots = self.native.live_slots(0, counts.live)
-                    found = bitmap_of(slots[~self._are_bare(slots)], counts.rows)
-                    recent = found if recent is None else found & recent
-                self.calibration = calibrate(self.native, self.metric, _recent(counts), control, recent)
-                self._rows_then, self._rows_since = counts.live, 0
-                self._efforts = {}  # after the calibration, from which new ones come
-
-        self._within(measure)
+        self.efforts.calibrate_where_due(control)
 
     def known_effort(self, k: int, recall_target: float) -> Effort | None:
         """ef_search, exact and nprobe of a search with a recall target; None where that is still to be found out."""
-        return self._efforts.get((k, recall_target)) or (None if self._is_measured else (0, False, 0))
-
-    @property
-    def _is_measured(self) -> bool:
-        """Whether there is anything to measure: else every search is exact."""
-        return self.counts.graph_rows > 0 or self.counts.lists > 0
-
-    def _effort(self, k: int, recall_target: float, nowait: bool = False, control: Control | None = None) -> Effort:
-        while (effort := self.known_effort(k, recall_target)) is None:
-            if nowait:
-                raise NativeBusy
-            if self.counts.graph_rows and self.calibration is None:
-                self._calibrate(control, only_missing=True)
-            if self.counts.historical and self._missed_by_code is None:
-                self._measure_codes(control)
-            self._find_effort(k, recall_target)
-        return effort
-
-    def _measure_codes(self, control: Control | None) -> None:
-        def measure() -> None:
-            with self._write:
-                if self.native is not None and self.counts.historical:
-                    self._missed_by_code = missed_by_code(self.native, self.native.historical(), control)
-
-        self._within(measure)
-
-    def _find_effort(self, k: int, recall_target: float) -> None:
-        """What each side takes; each row that is looked for is on one of them."""
-
-        def find() -> None:
-            efforts = self._efforts  # once: what is found out here must not outlive a change
-            calibration, counts, native = self.calibration, self.counts, self.native
-            ef: int | None = 0
-            exact, nprobe = False, 0
-            lost = self._missed_by_code
-            if native is None or (counts.graph_rows and calibration is None) or (counts.historical and lost is None):
-                return  # a change came between
-            if counts.graph_rows and calibration is not None:
-                ef = calibration.ef_for(k, recall_target, _recent(counts))
-                exact = ef is None
-            if counts.historical and lost is not None:
-                # The table is of the lists alone: what the codes lose is not theirs to miss.
-                recall = recall_target + lost
-                nprobe = native.probes(k, min(recall, 1.0))
-                exact = exact or recall > _LISTS_RECALL_MOST
-            if len(efforts) >= _EFFORTS_MAX:
-                efforts.clear()
-            efforts[k, recall_target] = (0, True, 0) if exact else (ef or 0, False, nprobe)
-
-        self._within(find)
+        return self.efforts.known(k, recall_target)
 
     # ---- what a filter takes
     #
@@ -1497,8 +1344,8 @@ class Index:
         if len(hidden.slots):
             mask = mask.copy()  # it may be a column's own
             mask[hidden.slots] = False
-        found = Matches(self._generation, rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
-        if not self._generation & 1:  # else a change is under way, and this its own question
+        found = Matches(self.gate.generation, rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
+        if not self.gate.generation & 1:  # else a change is under way, and this its own question
             self._remember(where.key, found)
         return found
 
@@ -1542,22 +1389,22 @@ class Index:
             if known is not None:
                 try:
                     result = read(known)
-                except _HALF_CHANGED:
-                    if self._generation == known.generation:
+                except Exception:
+                    if self.gate.generation == known.generation:
                         raise
                 else:
-                    if self._generation == known.generation:
+                    if self.gate.generation == known.generation:
                         return result
             if nowait:
                 raise NativeBusy
-            with self._write:
+            with self.gate.lock:
                 return read(self._match(where))
 
-        return self._within(undisturbed)
+        return self.gate.within(undisturbed)
 
     def _known_matches(self, where: Filter) -> Matches | None:
         found = self._matches.get(where.key)
-        if found is None or found.generation != self._generation or found.hidden is not self._hidden():
+        if found is None or found.generation != self.gate.generation or found.hidden is not self._hidden():
             return None
         return found
 
@@ -1582,10 +1429,10 @@ class Index:
             return self.native.get_ids(slots)
 
         def locked() -> list[str]:
-            with self._write:
+            with self.gate.lock:
                 return read(self._match(where))
 
-        return self._matching(where, read) if order is None else self._within(locked)
+        return self._matching(where, read) if order is None else self.gate.within(locked)
 
     def _order(self, slots: npt.NDArray[np.uint32], path: str, descending: bool) -> list[int]:
         """Positions of slots in the order of a field, those without a value of it last; under `_write`."""
@@ -1601,13 +1448,13 @@ class Index:
         """The distinct values of a field among the rows that a filter takes, the most frequent first."""
 
         def locked() -> list[FacetCount]:
-            with self._write:
+            with self.gate.lock:
                 slots = self._match(where).slots()
                 column = self._up_to_date([path])[path]
                 counted = [FacetCount(value, count) for value, count in column.values(slots)]
                 return sorted(counted, key=lambda facet: (-facet.count, repr(facet.value)))
 
-        return self._within(locked)
+        return self.gate.within(locked)
 
     @property
     def column_bytes(self) -> int:
@@ -1644,7 +1491,10 @@ class Index:
             NativeBusy: with `nowait`, a change is under way, or the target or the filter is still to be measured.
         """
         if recall_target is not None:
-            ef_search, exact, nprobe = self._effort(k, recall_target, nowait, control)
+            effort = self.efforts.known(k, recall_target)
+            if effort is None and nowait:
+                raise NativeBusy
+            ef_search, exact, nprobe = effort or self.efforts.find(k, recall_target, control)
         if where is not None:
             asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
             results = self._matching(
@@ -1652,28 +1502,13 @@ class Index:
             )
             self.plans_used[results.plan] += 1
             return results
-        # `_consistent` and `_within` written out for a search that meets no change: calling them would take 0.7 µs.
-        inside = self._inside
-        try:
-            inside.append(True)
-            generation, native = self._generation, self.native
-            if not generation & 1 and native is not None and inside[0] and self._expiries.is_empty:
-                results = self._nearest(native, query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait)
-                if self._generation == generation:
-                    self.plans_used[results.plan] += 1
-                    return results
-        except _HALF_CHANGED:
-            if self._generation == generation:
-                raise
-        finally:
-            inside.pop()
-            if not inside[0] and len(inside) == 1:
-                self._empty.set()
-
         asked = query, k, threshold, include_vectors, ef_search, exact, nprobe, nowait
-        results = self._consistent(lambda: self._nearest(self.native, *asked, self._hidden().allow), nowait)
-        self.plans_used[results.plan] += 1
-        return results
+        read = self.gate.try_read if nowait else self.gate.read
+        found = read(lambda: self._nearest(self.native, *asked, self._hidden().allow))
+        if isinstance(found, Busy):
+            raise NativeBusy
+        self.plans_used[found.plan] += 1
+        return found
 
     def _nearest(
         self,
@@ -1721,10 +1556,10 @@ class Index:
             MemoryBudgetExceededError: the columns that the filter compares would not fit.
         """
         if recall_target is not None:
-            ef_search, exact, nprobe = self._effort(k, recall_target, control=control)
+            ef_search, exact, nprobe = self.efforts.find(k, recall_target, control)
         if where is not None:
             return self._search_where(queries, k, threshold, include_vectors, ef_search, exact, nprobe, where, control)
-        results = self._consistent(
+        results = self.gate.read(
             lambda: self._nearest_of_each(
                 queries, k, threshold, include_vectors, ef_search, exact, nprobe, self._hidden().allow, _PLANS, control
             )
@@ -1832,18 +1667,18 @@ class Index:
             rows = iter(self._rows(native, slots[live], found))
             return [next(rows) if is_live else None for is_live in live]
 
-        return self._consistent(read)
+        return self.gate.read(read)
 
     def cursor(self) -> Cursor:
         """The start of a scan over the rows that are there now."""
 
         def start() -> Cursor:
-            with self._write:
+            with self.gate.lock:
                 cursor = Cursor(self.counts.rows)
                 self._cursors.add(cursor)
                 return cursor
 
-        return self._within(start)
+        return self.gate.within(start)
 
     def scan(self, cursor: Cursor, most: int, where: Filter | None = None) -> list[Row]:
         """The next live rows that a filter takes, in slot order, none at the end; moves the cursor past them.
@@ -1852,13 +1687,13 @@ class Index:
         """
 
         def page() -> list[Row]:
-            with self._write:
+            with self.gate.lock:
                 if self.native is None or cursor.next >= cursor.end:
                     return []
                 slots = self._page_of_slots(self.native, cursor, most, where)
                 return self._rows(self.native, slots, self.native.get_ids(slots))
 
-        return self._within(page)
+        return self.gate.within(page)
 
     def _page_of_slots(
         self, native: NativeIndex, cursor: Cursor, most: int, where: Filter | None
@@ -1894,13 +1729,13 @@ class Index:
 
         def start() -> Cursor:
             # Under the lock: a vacuum before the cursor is known would leave it in another numbering.
-            with self._write:
+            with self.gate.lock:
                 cursor = Cursor(0)
                 if self.native is not None:
                     _check_query_dim(len(query), self.vector_dim)
                     self._check_fits("a stream", self.counts.bytes_total + _STREAM_BYTES_PER_ROW * self.counts.live)
                     slots = self._match(where).slots()
-                    slots = slots[~self._are_bare(slots)]
+                    slots = slots[~self.are_bare(slots)]
                     if len(query) == self.native.dim:  # else no row has a vector yet
                         slots = self._nearest_first(self.native, query, slots, control)
                     cursor.slots = slots
@@ -1908,7 +1743,7 @@ class Index:
                 self._cursors.add(cursor)
                 return cursor
 
-        return self._within(start)
+        return self.gate.within(start)
 
     def _nearest_first(
         self,
@@ -1953,7 +1788,7 @@ class Index:
         """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
 
         def page() -> list[SearchResult]:
-            with self._write:  # as `scan`
+            with self.gate.lock:  # as `scan`
                 native, hits = self.native, SearchResults([], 0, "flat")
                 while native is not None and cursor.slots is not None and cursor.next < cursor.end and not hits:
                     slots = cursor.slots[cursor.next : cursor.next + most]
@@ -1966,7 +1801,7 @@ class Index:
                     cursor.next = cursor.end if hits.below_threshold else cursor.next + len(slots)
                 return list(hits)
 
-        return self._within(page)
+        return self.gate.within(page)
 
     def _rows(self, native: NativeIndex, slots: npt.NDArray[np.uint32], ids: Sequence[str]) -> list[Row]:
         metadata = [self._arena.get(slot) for slot in slots.tolist()]
@@ -1980,7 +1815,7 @@ class Index:
         vectors: npt.NDArray[np.float32],
         metadata: Sequence[bytes | None],
     ) -> list[Row]:
-        times, expires, bare = native.get_timestamps(slots), self._expiries.of(slots), self._are_bare(slots).tolist()
+        times, expires, bare = native.get_timestamps(slots), self._expiries.of(slots), self.are_bare(slots).tolist()
         rows = []
         for position, (id, raw) in enumerate(zip(ids, metadata, strict=True)):
             value = None if raw is None else decode_metadata(raw)
@@ -1990,7 +1825,7 @@ class Index:
 
     def _fresh_stats(self) -> NativeStats:
         stats, hidden = self._native_stats(), self._hidden().slots
-        return stats._replace(bare=stats.bare - int(self._are_bare(hidden).sum()))
+        return stats._replace(bare=stats.bare - int(self.are_bare(hidden).sum()))
 
     def stats(self) -> NativeStats:
         """Native counts and memory, expired rows not among the bare ones; while a change runs, those from before it."""
@@ -2000,13 +1835,13 @@ class Index:
             taken: list[bool] = []
             try:
                 # In one call of C: Ctrl-C cannot come between the taking and its being noted.
-                taken.extend(map(self._write.acquire, (False,)))
+                taken.extend(map(self.gate.lock.acquire, (False,)))
                 return self._fresh_stats() if taken[0] else self.counts
             finally:
                 if taken and taken[0]:
-                    self._write.release()
+                    self.gate.lock.release()
 
-        return self._within(fresh)
+        return self.gate.within(fresh)
 
     def _native_stats(self) -> NativeStats:
         return _NO_STATS if self.native is None else self.native.stats()
@@ -2019,13 +1854,7 @@ class Index:
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
         """What some recalls take, as far as it is known and matters."""
-        calibration, counts = self.calibration, self.counts
-        return () if calibration is None or not counts.graph_rows else calibration.points(_recent(counts))
-
-
-def _recent(counts: NativeStats) -> int:
-    """Live rows with a vector that are on no list."""
-    return counts.live - counts.historical - counts.bare
+        return self.efforts.points
 
 
 def _one_id(id: str) -> tuple[bytes, npt.NDArray[np.uint64]]:
