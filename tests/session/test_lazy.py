@@ -26,7 +26,7 @@ from fabstir_vectordb import (
     VectorDBSession,
     sync,
 )
-from fabstir_vectordb.lazy_index import LazyIndex, candidates_for
+from fabstir_vectordb.index.lazy import LazyIndex, candidates_for
 from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist.versions import PersistSettings
 
@@ -281,8 +281,8 @@ async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None
         native = (await session.get_stats()).memory_bytes
         index = session._index
         assert isinstance(index, LazyIndex)
-        assert index.lazy.parts.cache.bytes_max == 1_000_000
-        index.lazy.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
+        assert index.parts.cache.bytes_max == 1_000_000
+        index.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
         for query in rows_of(40, 13):
             await session.search(query, 10, threshold=None)
             stats = await session.get_stats()
