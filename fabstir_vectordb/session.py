@@ -51,7 +51,7 @@ from fabstir_vectordb.index import (
     take_items,
 )
 from fabstir_vectordb.index.aging import Step
-from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape
+from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape, taken
 from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Need, Reach, RowsNeed
 from fabstir_vectordb.maintenance import cutoff_us
 from fabstir_vectordb.metadata.arena import parse_page
@@ -59,7 +59,15 @@ from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.params import IndexParams, LoadOptions, RunParams, SearchOptions, SearchRequest, make_options
+from fabstir_vectordb.params import (
+    IndexParams,
+    LoadOptions,
+    RunParams,
+    SearchOptions,
+    SearchRequest,
+    check_bool,
+    make_options,
+)
 from fabstir_vectordb.persist.disk_cache import DiskCache
 from fabstir_vectordb.persist.load import (
     LazyVersion,
@@ -320,14 +328,15 @@ class VectorDBSession:
 
         Args:
             items: VectorInputs, or mappings with the same keys.
-            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of items with the same id,
+                ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
 
         Returns:
             How many rows were added, replaced and skipped.
 
         Raises:
             InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
-            ConflictError: an id is live already, or stands twice in the call.
+            ConflictError: with ``error``, an id is live already, or stands twice in the call.
             MemoryBudgetExceededError: they would not fit.
             SessionError: the session is destroyed.
         """
@@ -401,22 +410,44 @@ class VectorDBSession:
             for_lists,
         )
 
-    async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata.
+    async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many: all or nothing.
 
         Args:
-            id: the row.
-            metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+            id: the row; or a mapping of ids to their metadata, for many rows in one call.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none; left out where `id` is a mapping.
             merge: merge a dict into the stored dict instead, key by key.
 
         Raises:
-            NotFoundError: the id is not live.
+            NotFoundError: an id is not live.
             InvalidInputError: the metadata is refused.
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        one_id(id)
-        await self._change(lambda index, _: index.update_metadata(id, metadata, merge))
+        merge = check_bool("merge", merge)
+        if isinstance(id, Mapping):
+            if metadata is not None:
+                raise InvalidInputError("metadata stands in the mapping of ids: leave the second argument out")
+            ids, values = take_ids(id), list(id.values())
+        else:
+            ids, values = [one_id(id)], [metadata]
+        await self._change(lambda index, _: index.update_many(ids, values, merge))
+
+    async def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector. Its metadata, timestamp and expiry stay.
+
+        Args:
+            id: the row.
+            vector: dim numbers.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the vector is refused.
+            MemoryBudgetExceededError: it would not fit.
+            SessionError: the session is destroyed.
+        """
+        ids = [one_id(id)]
+        await self._change(lambda index, control: index.update_vectors(ids, [vector], control))
 
     async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index.
@@ -445,8 +476,39 @@ class VectorDBSession:
             InvalidInputError: the id is no string.
             SessionError: the session is destroyed.
         """
-        one_id(id)
-        return await self._change(lambda index, _: index.delete([id], missing_ok))
+        wanted, missing_ok = [one_id(id)], check_bool("missing_ok", missing_ok)
+        return await self._change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing; `vacuum` gives their memory back.
+
+        Args:
+            ids: the rows; an id that stands twice counts once.
+            missing_ok: pass over ids that are not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, and which.
+
+        Raises:
+            NotFoundError: an id is not live; nothing was deleted.
+            InvalidInputError: `ids` is no iterable of strings.
+            SessionError: the session is destroyed.
+        """
+        wanted, missing_ok = take_ids(ids), check_bool("missing_ok", missing_ok)
+        return await self._change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def clear(self) -> int:
+        """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
+
+        The next row with a vector may have any dimension. Saved versions stay as they are.
+
+        Returns:
+            How many rows there were.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        return await self._change(lambda index, _: index.clear())
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing.
@@ -741,6 +803,7 @@ class VectorDBSession:
         """
         if on_conflict not in ("error", "overwrite"):
             raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
+        verify_stored = check_bool("verify_stored", verify_stored)
         return await self._alone(
             lambda: self._save(cast(Literal["error", "overwrite"], on_conflict), verify_stored, progress)
         )
@@ -943,6 +1006,7 @@ class VectorDBSession:
         """
         if isinstance(keep, bool) or not isinstance(keep, int):
             raise InvalidInputError(f"keep must be an integer, got {keep!r}")
+        dry_run = check_bool("dry_run", dry_run)
 
         async def prune() -> PrunedHistory:
             settings = self._persist_settings()
@@ -1448,7 +1512,7 @@ def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Ma
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
     dated = []
-    for number, item in enumerate(rows):
+    for number, item in enumerate(taken(rows, "rows")):
         if isinstance(item, Row):
             row = VectorInput(item.id, item.vector, item.metadata, item.timestamp, item.expires_at)
         else:

@@ -20,6 +20,7 @@ from anyio.from_thread import BlockingPortal
 from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
 from fabstir_vectordb.errors import SessionError
 from fabstir_vectordb.index import IndexClosed, LazyIndex, prepare_queries, take_ids, take_items
+from fabstir_vectordb.index.incoming import taken
 from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Need, Reach, RowsNeed
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.params import LoadOptions, SearchOptions
@@ -140,7 +141,8 @@ class VectorDBSession:
         """Makes a session whose rows are on the sides that are said."""
         session = cls.create(config, **settings)
         try:
-            session._call(session._async.fill_from_parts, recent, historical, timestamps)
+            parts = (taken(rows, "rows") if isinstance(rows, Iterator) else rows for rows in (recent, historical))
+            session._call(session._async.fill_from_parts, *parts, timestamps)
         except BaseException:
             session.destroy()
             raise
@@ -224,9 +226,13 @@ class VectorDBSession:
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, **options)
 
-    def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata, or merges a dict into it."""
+    def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many by a mapping of ids, or merges dicts into it."""
         self._call(self._async.update_metadata, id, metadata, merge=merge)
+
+    def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector."""
+        self._call(self._async.update_vector, id, vector)
 
     def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index."""
@@ -235,6 +241,14 @@ class VectorDBSession:
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row."""
         return self._call(self._async.delete_vector, id, missing_ok=missing_ok)
+
+    def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing."""
+        return self._call(self._async.delete, take_ids(ids), missing_ok=missing_ok)
+
+    def clear(self) -> int:
+        """Deletes all rows, at once and for good."""
+        return self._call(self._async.clear)
 
     def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing."""

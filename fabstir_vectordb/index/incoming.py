@@ -47,6 +47,7 @@ __all__ = [
     "shown",
     "take_ids",
     "take_items",
+    "taken",
 ]
 
 _FLOAT32: Final = np.dtype(np.float32)
@@ -118,7 +119,7 @@ def prepare_batch(
         raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
     matrix, bare = _with_bare(vectors, ids, dim)
     n = len(matrix)
-    ids = ids if isinstance(ids, (list, tuple)) else _taken(ids, "ids")
+    ids = ids if isinstance(ids, (list, tuple)) else taken(ids, "ids")
     _check_lengths(n, ids=ids, metadata=metadata, timestamps=timestamps, expires_at=expires_at)
     for row, text in enumerate(ids):
         if not isinstance(text, str):
@@ -134,7 +135,7 @@ def prepare_batch(
         bare=bare,
         timestamps=_timestamps(timestamps, n, now_us, "timestamp"),
         expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at"),
-        metadata=None if metadata is None else encode_values(_taken(metadata, "metadata"), ids, room_bytes),
+        metadata=None if metadata is None else encode_values(taken(metadata, "metadata"), ids, room_bytes),
         copied=matrix is not vectors,
     )
 
@@ -149,7 +150,7 @@ def take_items(items: object) -> list[VectorInput]:
     """
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
-    return [as_input(row, item) for row, item in enumerate(_taken(items, "items"))]
+    return [as_input(row, item) for row, item in enumerate(taken(items, "items"))]
 
 
 def as_input(row: int, item: object) -> VectorInput:
@@ -184,7 +185,7 @@ def take_ids(ids: object) -> list[str]:
         raise InvalidInputError("ids must be a sequence of strings, not one string")
     if not isinstance(ids, Iterable):
         raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
-    listed = _taken(ids, "ids")
+    listed = taken(ids, "ids")
     for row, text in enumerate(listed):
         if not isinstance(text, str):
             raise InvalidInputError(f"an id must be a string, got {type(text).__name__}", details={"row": row})
@@ -202,8 +203,12 @@ def one_id(id: object) -> str:
     return id
 
 
-def _taken(values: Iterable[Any], what: str) -> list[Any]:
-    """The items of a foreign iterable."""
+def taken(values: Iterable[Any], what: str) -> list[Any]:
+    """The items of a foreign iterable.
+
+    Raises:
+        InvalidInputError: it failed; its error is the cause.
+    """
     try:
         return list(values)
     except Exception as error:
@@ -433,7 +438,7 @@ def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -
         return np.rint(values.astype(np.float64) * 1e6).astype(np.int64)
     out = np.empty(n, dtype=np.int64)
     missing: int | None = None
-    for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else _taken(values, what)):
+    for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else taken(values, what)):
         if value is None:
             missing = missing_us() if missing is None else missing
             out[row] = missing

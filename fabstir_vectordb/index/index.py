@@ -23,7 +23,7 @@ from fabstir_vectordb.index.cursor import Cursor, Cursors
 from fabstir_vectordb.index.efforts import Effort, Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters
 from fabstir_vectordb.index.gate import Gate
-from fabstir_vectordb.index.incoming import Batch, prepare_batch
+from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Searcher
@@ -373,8 +373,9 @@ class Index:
         """
         if len(ids) != len(metadata):
             raise InvalidInputError(f"There are {len(ids)} ids and {len(metadata)} values of metadata")
+        encoded = encode_values(metadata, ids, self.metadata_room_bytes)
         with self._changing():
-            self._cache.touch(self._rows.update_metadata(ids, metadata, merge))
+            self._cache.touch(self._rows.update_metadata(ids, encoded, metadata if merge else None))
 
     def set_schema(self, schema: Schema | None) -> None:
         """Makes later metadata follow a schema, which what is there already does.

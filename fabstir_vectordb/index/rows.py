@@ -477,23 +477,28 @@ class Rows:
             metadata=metadata if any(raw is not None for raw in metadata) else None,
         )
 
-    def update_metadata(self, ids: Sequence[str], values: Sequence[Any], merge: bool) -> Slots:
+    def update_metadata(
+        self, ids: Sequence[str], encoded: Sequence[bytes | None], updates: Sequence[Any] | None
+    ) -> Slots:
         """Gives live rows other metadata: all or nothing; which slots they have.
+
+        Args:
+            ids: different rows.
+            encoded: the new metadata.
+            updates: what to merge into the stored metadata instead; None to replace it.
 
         Raises:
             NotFoundError: an id is not live.
             InvalidInputError: a value is refused, an id stands twice, or there is no dict to merge with.
             MemoryBudgetExceededError: it would not fit.
         """
-        room = self.budget.left(self.nbytes)
-        encoded = encode_values(values, ids, room)
         slots = self.require(ids)
         if not len(slots):
             return slots
-        if merge:
+        if updates is not None:
             held = [self.arena.get(slot) for slot in slots.tolist()]
-            merged = [_merged(stored, value) for stored, value in zip(held, values, strict=True)]
-            encoded = encode_values(merged, ids, room)
+            merged = [_merged(stored, value) for stored, value in zip(held, updates, strict=True)]
+            encoded = encode_values(merged, ids, self.budget.left(self.nbytes))
         self._check_schema(encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
