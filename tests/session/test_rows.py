@@ -168,7 +168,7 @@ async def test_memory_threads_and_budget_do_not_decide_when_tombstones_go() -> N
     ):
         async with await session_on(f"memory:{settings['memory']}", **settings) as session:
             for round in range(4):
-                await session.add_batch([f"r{row}" for row in range(600)], rows + round, None, [9.0] * 600,
+                await session.add_batch([f"r{row}" for row in range(600)], rows * (1 + round), None, [9.0] * 600,
                                         on_conflict="replace")  # fmt: skip
             cids.append(await session.save_to_s5())
     assert cids[0] == cids[1]
@@ -220,19 +220,29 @@ def _broken() -> Iterator[VectorInput]:
     raise OSError("the file is gone")
 
 
-async def test_items_are_taken_on_the_callers_thread() -> None:
+def a_database() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE rows (id TEXT, x REAL)")
     connection.executemany("INSERT INTO rows VALUES (?, ?)", [("a", 1.0), ("b", 2.0)])
+    return connection
+
+
+async def test_items_are_taken_on_the_callers_thread() -> None:
+    connection = a_database()
     async with await session_on("memory:") as session:
         assert (await session.add_vectors(rows_of_a_database(connection))).added == 2
         with pytest.raises(InvalidInputError, match="the file is gone") as caught:
             await session.add_vectors(_broken())
         assert isinstance(caught.value.__cause__, OSError)
         assert await session.count() == 2
-    with SyncSession.create(s5_portal="memory:", user_seed_phrase="a secret", session_id="s") as sync:
-        assert sync.add_vectors(rows_of_a_database(connection)).added == 2
+    connection.close()
+
+
+def test_the_synchronous_twin_takes_items_on_the_callers_thread_too() -> None:
+    connection = a_database()
     settings = {"s5_portal": "memory:", "user_seed_phrase": "a secret", "session_id": "s"}
+    with SyncSession.create(**settings) as sync:
+        assert sync.add_vectors(rows_of_a_database(connection)).added == 2
     with SyncSession.from_parts(recent=rows_of_a_database(connection), **settings) as sync:
         assert sync.count() == 2
     connection.close()
