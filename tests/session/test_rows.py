@@ -159,18 +159,18 @@ async def test_upserts_of_the_same_rows_never_pile_up_tombstones() -> None:
         assert np.array_equal((await session.get(["r7"]))[0].vector, rows[7] + 11)
 
 
-async def test_memory_threads_and_budget_do_not_decide_when_tombstones_go() -> None:
+async def test_tier_threads_and_budget_do_not_decide_when_tombstones_go() -> None:
     rows = np.random.default_rng(2).standard_normal((600, 16)).astype(np.float32)
-    cids = []
-    for settings in (
-        {"memory": "default", "threads": 1, "memory_budget_mb": 512},
-        {"memory": "compact", "threads": 2, "memory_budget_mb": 20},
-    ):
-        async with await session_on(f"memory:{settings['memory']}", **settings) as session:
+    ids = [f"r{row}" for row in range(600)]
+    cids, deleted = [], []
+    for number, (memory, threads, budget) in enumerate([("default", 1, 512), ("default", 2, 20), ("compact", 1, 512)]):
+        settings = {"memory": memory, "threads": threads, "memory_budget_mb": budget}
+        async with await session_on(f"memory:tombstones-{number}", **settings) as session:
             for round in range(4):
-                await session.add_batch([f"r{row}" for row in range(600)], rows * (1 + round), None, [9.0] * 600,
-                                        on_conflict="replace")  # fmt: skip
+                await session.add_batch(ids, rows + round, None, [9.0] * 600, on_conflict="replace")
+                deleted.append((await session.get_stats()).deleted_count)
             cids.append(await session.save_to_s5())
+    assert deleted == [0, 600, 1_200, 600] * 3
     assert cids[0] == cids[1]
 
 
