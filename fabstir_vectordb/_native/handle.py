@@ -2,7 +2,7 @@
 
 numpy arrays go in and come out; statuses become this package's errors, with the C file and line in ``details``.
 The GIL is released while C runs. A `NativeIndex` may be used from several threads; closing it while a call is
-under way is the caller's mistake, which index.py prevents. An array of the wrong type or shape, and a call after
+under way is the caller's mistake, which index/gate.py prevents. An array of the wrong type or shape, and a call after
 `close`, raise before C sees them: it would read memory that is not there.
 """
 
