@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from fabstir_vectordb._native.handle import WORK_ADD, NativeIndex, estimate_bytes, estimate_work
-from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import (
     DecryptionError,
     IntegrityError,
@@ -25,9 +24,10 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     VectorDBError,
 )
+from fabstir_vectordb.index.budget import kept_bytes
+from fabstir_vectordb.index.contents import PartKey
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
-from fabstir_vectordb.persist.lazy import LazyParts, Room
 from fabstir_vectordb.persist.manifest import (
     BARE,
     CHANGES,
@@ -45,7 +45,7 @@ from fabstir_vectordb.persist.manifest import (
     part_name,
     split_name,
 )
-from fabstir_vectordb.persist.part_cache import CachedPart, PartKey
+from fabstir_vectordb.persist.part_source import CachedPart, LazyParts, Room
 from fabstir_vectordb.persist.records import read_catalogue, record_version
 from fabstir_vectordb.persist.versions import (
     BUFFERS_PER_TRANSFER,
@@ -327,7 +327,7 @@ def _loaded(
         document_rows=manifest.layout.document_rows,
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
-        changes=pages.get((CHANGES, 0), b""),
+        changes=pages.get(PartKey(CHANGES, 0), b""),
         lazy=lazy,
     )
 
@@ -508,7 +508,7 @@ def _room_for_parts(
     needed = manifest.rows * ((manifest.dim + 63) // 64 * 32 + 40)
     needed += 2 * sum(part.record.size for (kind, _), part in stored.items() if kind in FIRST_KINDS)
     if needed > settings.spare_bytes:
-        raise _too_large("to be loaded lazily", needed, settings, "")
+        raise _too_large(" to be loaded lazily", needed, settings, "")
     # What the session holds now it will not hold any more when there is something to be kept.
     spare = settings.spare_bytes + settings.held_bytes - needed
     largest = max(part.record.size for (kind, _), part in stored.items() if kind not in FIRST_KINDS)
@@ -521,7 +521,7 @@ def _too_large(how: str, needed: int, settings: PersistSettings, way_out: str) -
     held = f" beside the {settings.held_bytes / 1e6:.1f} MB that this session holds" if settings.held_bytes else ""
     needed += kept_bytes(settings.budget_bytes)
     return MemoryBudgetExceededError(
-        f"this version needs about {needed / 1e6:.1f} MB {how}{held}, more than the {settings.budget_bytes / 1e6:.1f} "
+        f"this version needs about {needed / 1e6:.1f} MB{how}{held}, more than the {settings.budget_bytes / 1e6:.1f} "
         f"MB of memory_budget_mb; raise it{way_out}{' or open it in a new session' if held else ''}",
         details={"needed_bytes": needed + settings.held_bytes, "budget_bytes": settings.budget_bytes},
     )
@@ -821,7 +821,7 @@ def _take_raw(part: StoredPart, raw: bytes, native: NativeIndex | None, pages: d
     with _naming(part.record):
         kind, number = split_name(part.record.name)
         if kind in PAGE_KINDS:
-            pages[kind, number] = raw
+            pages[PartKey(kind, number)] = raw
         elif native is None:
             raise IntegrityError("a version without a dimension has a native part")
         else:

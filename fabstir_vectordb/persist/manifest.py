@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
+from fabstir_vectordb.index.contents import DOCUMENTS, VECTORS, PartKey
 from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.s5 import cbor
 
@@ -96,14 +97,10 @@ _NATIVE_NAMES: Mapping[int, str] = {
 }
 CODES = 2
 """Kind number of the codes that lazy loads begin with."""
-VECTORS = 1
-"""Kind number of the vectors."""
 BARE = 10
 """Kind number of the part that says which rows have no vector."""
 GRAPH_KINDS = frozenset({6, 7})
 """Kind numbers of the graph and its head."""
-DOCUMENTS = 0
-"""Kind number of metadata pages; the native kinds start at 1."""
 EXPIRIES = -1
 """Kind number of the pages that say when rows expire."""
 CHANGES = -2
@@ -216,7 +213,7 @@ def part_name(kind: int, number: int) -> str:
     return f"{_PAGE_NAMES.get(kind) or _NATIVE_NAMES[kind]}.{number:04d}"
 
 
-def split_name(name: str) -> tuple[int, int]:
+def split_name(name: str) -> PartKey:
     """The kind and number of a part name.
 
     Raises:
@@ -226,7 +223,7 @@ def split_name(name: str) -> tuple[int, int]:
     if match is not None:
         prefix, number = match[1], int(match[2])
         if prefix in _KINDS:
-            return _KINDS[prefix], number
+            return PartKey(_KINDS[prefix], number)
     raise IntegrityError(f"manifest: unknown part name {name[:64]!r}", details={"part": name[:64]})
 
 

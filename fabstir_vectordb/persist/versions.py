@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
-from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import IntegrityError
-from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.index.budget import kept_bytes
+from fabstir_vectordb.index.contents import IndexSnapshot, NativeParts
 from fabstir_vectordb.persist.manifest import Layout, PartRecord
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.types import Progress, ProgressCallback
 from fabstir_vectordb.worker_threads import run_in_thread, settle_bytes, settle_threads
 
 __all__ = [
@@ -75,57 +76,6 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-class PartInfoLike(Protocol):
-    """One native part before it is written."""
-
-    @property
-    def kind(self) -> int: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-
-class NativeParts(Protocol):
-    """What a save needs from the native index."""
-
-    def parts(self, rows_per_part: int, rows_per_group: int) -> Sequence[PartInfoLike]: ...
-    def write_part(
-        self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int
-    ) -> bytes | bytearray: ...
-    def graph_steps(self) -> tuple[int, Sequence[int]]: ...
-    def stats(self) -> Any: ...
-
-
-class IndexSnapshot(Protocol):
-    """What a save needs from an index; nothing in it may change until the save has returned."""
-
-    @property
-    def dim(self) -> int | None: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def M(self) -> int: ...
-    @property
-    def ef_construction(self) -> int: ...
-    @property
-    def chunk_size(self) -> int | None: ...
-    @property
-    def native(self) -> NativeParts | None: ...
-    @property
-    def last_change_us(self) -> int: ...
-    @property
-    def schema(self) -> Schema | None: ...
-    def page_sizes(self, rows_per_page: int) -> Mapping[int, int]: ...
-    def page(self, number: int, rows_per_page: int) -> bytes: ...
-    def pages_kept(
-        self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
-    ) -> tuple[set[int], list[int]]: ...
-    def changes_of(self, slots: Sequence[int]) -> bytes: ...
-    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None: ...
-    def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistSettings:
     """The settings of a session that saving and loading depend on.
@@ -155,32 +105,6 @@ class PersistSettings:
         """What the budget leaves beside what the session holds; None without a budget."""
         budget = self.budget_bytes
         return None if budget is None else budget - kept_bytes(budget) - self.held_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a save, load or verification has come.
-
-    Attributes:
-        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
-        parts_done, parts_total: parts finished, and in all.
-        bytes_done, bytes_total: the same in bytes before compression.
-        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
-            done are worth.
-        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
-    """
-
-    stage: str
-    parts_done: int
-    parts_total: int
-    bytes_done: int
-    bytes_total: int
-    rows_done: int
-    rows_total: int
-    eta_s: float | None
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class Meter:
