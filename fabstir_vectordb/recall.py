@@ -53,7 +53,7 @@ def measure_recall(
         NativeCancelled: `control` asked for it.
         IndexStateError: memory could not be had.
     """
-    effort = (0, False, 0) if recall_target is None else index.efforts.find(k, recall_target, control)
+    effort = index.efforts.default(k, recall_target, control)
 
     def measure(rows: Sample | None) -> RecallReport:
         return NO_RECALL if rows is None else _measure(rows, sample, k, effort, control)

@@ -1209,6 +1209,7 @@ class VectorDBSession:
             memory_bytes=kinds,
             plans=dict(index.plans_used),
             recall_calibration=index.recall_calibration,
+            default_search=index.default_search,
             dirty=self._dirty,
             last_cid=self._last_cid,
         )

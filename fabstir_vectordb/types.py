@@ -17,6 +17,7 @@ from fabstir_vectordb.params import LoadOptions, SearchOptions
 __all__ = [
     "AddResult",
     "CalibrationPoint",
+    "DefaultSearch",
     "DeleteResult",
     "FacetCount",
     "IndexSide",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float32]
+DefaultSearch = Literal["usual", "wider", "exact", "unknown"]
 Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy"]
 
 
@@ -431,6 +433,9 @@ class SessionStats:
         without_vector_count: live rows that have no vector; they are among `vector_count`.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
+        default_search: what a search takes that names no setting, measured on the index's own rows: ``usual``, ``wider``
+            (more candidates), ``exact`` (every row), since the usual number finds fewer than 0.95 of the nearest rows
+            here; ``unknown`` until the first search after a load.
         recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
             index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.
@@ -447,5 +452,6 @@ class SessionStats:
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]
     recall_calibration: tuple[CalibrationPoint, ...]
+    default_search: DefaultSearch
     dirty: bool
     last_cid: str | None

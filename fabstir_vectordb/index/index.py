@@ -20,7 +20,7 @@ from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
 from fabstir_vectordb.index.cursor import Cursor, Cursors
-from fabstir_vectordb.index.efforts import Effort, Efforts
+from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
@@ -33,6 +33,7 @@ from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
+    DefaultSearch,
     DeleteResult,
     FacetCount,
     IndexSide,
@@ -492,9 +493,10 @@ class Index:
         """Measures anew where that is due; best effort, as no change depends on it."""
         self.efforts.calibrate_where_due(control)
 
-    def known_effort(self, k: int, recall_target: float) -> Effort | None:
-        """ef_search, exact and nprobe of a search with a recall target; None where that is still to be found out."""
-        return self.efforts.known(k, recall_target)
+    @property
+    def default_search(self) -> DefaultSearch:
+        """What a search takes that names no setting, in a word."""
+        return self.efforts.default_search
 
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
@@ -508,8 +510,7 @@ class Index:
             rows, hidden = self._rows, self._rows.hidden()
             if rows.native is None:
                 return read(None)
-            slots = rows.visible(rows.native.live_slots(0, rows.counts.live))
-            return read(Sample(rows.native, rows.counts, slots[~rows.are_bare(slots)], hidden.allow))
+            return read(Sample(rows.native, rows.counts, rows.visible(rows.slots_with_vector()), hidden.allow))
 
         return self.gate.read(sampled)
 
@@ -530,7 +531,7 @@ class Index:
             MemoryBudgetExceededError: the columns that the filter compares would not fit.
             IndexStateError: memory could not be had.
         """
-        request = self._with_effort(request, control)
+        request = self.efforts.find_request(request, control)
         where = request.where
         if where is None:
             found = self.gate.read(self._searcher.visible, request)
@@ -545,11 +546,10 @@ class Index:
     def search_at_once(self, request: SearchRequest) -> SearchResults | None:
         """The same on a thread that must not wait: None where the search is not short, or would meet a change."""
         where, searcher = request.where, self._searcher
-        if request.recall_target is not None:
-            effort = self.efforts.known(request.k, request.recall_target)
-            if effort is None:
-                return None
-            request = _with(request, effort)
+        known_request = self.efforts.known_request(request)
+        if known_request is None:
+            return None
+        request = known_request
         if where is None:
             if not searcher.is_short(request, None):
                 return None
@@ -579,7 +579,7 @@ class Index:
             InvalidInputError: a query is refused; details has ``row``.
             MemoryBudgetExceededError, IndexStateError: as `search`.
         """
-        request = self._with_effort(request, control)
+        request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
             results = self.gate.read(
@@ -592,11 +592,6 @@ class Index:
             )
         searcher.note(results)
         return results
-
-    def _with_effort(self, request: SearchRequest, control: Control | None) -> SearchRequest:
-        if request.recall_target is None:
-            return request
-        return _with(request, self.efforts.find(request.k, request.recall_target, control))
 
     # ---- other reads
 
@@ -664,11 +659,6 @@ class Index:
                     self.gate.lock.release()
 
         return self.gate.within(fresh)
-
-
-def _with(request: SearchRequest, effort: Effort) -> SearchRequest:
-    ef_search, exact, nprobe = effort
-    return request._replace(ef_search=ef_search, exact=exact, nprobe=nprobe, recall_target=None)
 
 
 # ---- Reads of rows -----------------------------------------------------------------------------------------

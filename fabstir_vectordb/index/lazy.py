@@ -34,7 +34,16 @@ from fabstir_vectordb.metadata.arena import page_row
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
-from fabstir_vectordb.types import CalibrationPoint, FacetCount, Plan, Receipt, Row, SearchResult, SearchResults
+from fabstir_vectordb.types import (
+    CalibrationPoint,
+    DefaultSearch,
+    FacetCount,
+    Plan,
+    Receipt,
+    Row,
+    SearchResult,
+    SearchResults,
+)
 
 __all__ = ["LazyIndex", "candidates_for"]
 
@@ -175,6 +184,11 @@ class LazyIndex:
     def live_count(self) -> int:
         """Rows that are neither deleted nor expired."""
         return self.counts.live - self.hidden_count
+
+    @property
+    def default_search(self) -> DefaultSearch:
+        """Nothing is measured here."""
+        return "unknown"
 
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:

@@ -176,6 +176,11 @@ class Rows:
         """Which slots have no vector."""
         return self.core.are_bare(slots) if self.counts.bare else np.zeros(len(slots), dtype=np.bool_)
 
+    def slots_with_vector(self) -> Slots:
+        """The live rows that have a vector, expired ones among them."""
+        slots = self.core.live_slots(0, self.counts.live)
+        return slots[~self.are_bare(slots)] if self.counts.bare else slots
+
     def live(self, slots: Slots) -> Slots:
         """Slots without tombstones."""
         if self.counts.live == self.counts.rows:
