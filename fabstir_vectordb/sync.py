@@ -283,13 +283,15 @@ class VectorDBSession:
         self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        request, index = self._async.request(query, k, options, fields), self._async.live_index()
-        if request.mmr is None and index.is_whole:
+        session = self._async
+        index = session.live_index()
+        request = session.request(index, query, k, options, fields)
+        if request.mmr is None and not isinstance(index, LazyIndex):
             try:
                 # Without a function on the way: that would be a fiftieth of a search of an index in memory.
                 return index.search(request)
             except IndexClosed:
-                self._async.check_replaced(index)
+                session.check_replaced(index)
         return self._read(*search_of(request))
 
     def search_batch(
