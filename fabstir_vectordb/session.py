@@ -625,7 +625,7 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        request = self.request(query, k, options, fields)
+        request = self.request(self.live_index(), query, k, options, fields)
         if request.mmr is None:
             if time.monotonic() - self._last_pause > _PAUSE_S:
                 await anyio.lowlevel.checkpoint()
@@ -1119,7 +1119,8 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        self.check_alive()
+        if self._destroyed:
+            raise self._gone()
         return self._index
 
     def _whole(self) -> Index:
@@ -1133,13 +1134,16 @@ class VectorDBSession:
             raise self._gone()
 
     def request(
-        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+        self,
+        index: AnyIndex,
+        query: Any,
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
     ) -> SearchRequest:
         """A search, with everything checked that does not depend on the rows it will meet."""
-        if self._destroyed:
-            raise self._gone()
         return make_request(
-            prepare_query(query, self._index.vector_dim),
+            prepare_query(query, index.vector_dim),
             k,
             options,
             fields,
@@ -1168,7 +1172,7 @@ class VectorDBSession:
     ) -> Callable[..., tuple[Index, Callable[[], list[SearchResult]]]]:
         """What starts a stream over an index: it gives that index, and what gives its next hits, none at the end."""
         fields = {"threshold": threshold, "include_vectors": include_vectors, "filter": filter}
-        request = self.request(query, 1, None, fields)
+        request = self.request(self.live_index(), query, 1, None, fields)
         vector, where = request.query, request.where or EVERYTHING
 
         def start(

@@ -141,7 +141,7 @@ class VectorDBSession:
         """Makes a session whose rows are on the sides that are said."""
         session = cls.create(config, **settings)
         try:
-            parts = (taken(rows, "rows") if isinstance(rows, Iterator) else rows for rows in (recent, historical))
+            parts = (_taken_here(rows) for rows in (recent, historical))
             session._call(session._async.fill_from_parts, *parts, timestamps)
         except BaseException:
             session.destroy()
@@ -283,13 +283,15 @@ class VectorDBSession:
         self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        request, index = self._async.request(query, k, options, fields), self._async.live_index()
-        if request.mmr is None and index.is_whole:
+        session = self._async
+        index = session.live_index()
+        request = session.request(index, query, k, options, fields)
+        if request.mmr is None and not isinstance(index, LazyIndex):
             try:
                 # Without a function on the way: that would be a fiftieth of a search of an index in memory.
                 return index.search(request)
             except IndexClosed:
-                self._async.check_replaced(index)
+                session.check_replaced(index)
         return self._read(*search_of(request))
 
     def search_batch(
@@ -388,3 +390,10 @@ class VectorDBSession:
     def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Reads every object of a version and checks all of it."""
         return self._call(self._async.verify, cid, progress=progress)
+
+
+def _taken_here(rows: Any) -> Any:
+    """Rows read on the caller's thread; what is no iterable of rows is refused later, by its type."""
+    if isinstance(rows, (list, tuple, str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        return rows
+    return taken(rows, "rows")

@@ -15,12 +15,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar, TypeVarTuple
 
 __all__ = ["BUSY", "Busy", "Gate", "IndexClosed"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+_Ts = TypeVarTuple("_Ts")
 _CLOSE_WAIT_S: Final = 0.1
 
 
@@ -88,7 +89,7 @@ class Gate:
 
         return self.within(locked)
 
-    def read(self, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def read(self, read: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """What `read` returns with no change between its start and its end; it may be called twice.
 
         Raises:
@@ -102,7 +103,7 @@ class Gate:
             generation = self.generation
             if not generation & 1:
                 try:
-                    result = read(*args, **kwargs)
+                    result = read(*args)
                 except Exception:
                     if self.generation == generation:
                         raise
@@ -110,13 +111,13 @@ class Gate:
                     if self.generation == generation:
                         return result
             with self.lock:
-                return read(*args, **kwargs)
+                return read(*args)
         finally:
             inside.pop()
             if not inside[0] and len(inside) == 1:
                 self._empty.set()
 
-    def try_read(self, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | Busy:
+    def try_read(self, read: Callable[[*_Ts], _T], *args: *_Ts) -> _T | Busy:
         """`read` without waiting: BUSY where a change came between, or the index is closed."""
         inside = self._inside
         try:
@@ -124,7 +125,7 @@ class Gate:
             generation = self.generation
             if not generation & 1 and inside[0]:
                 try:
-                    result = read(*args, **kwargs)
+                    result = read(*args)
                 except Exception:
                     if self.generation == generation:
                         raise

@@ -26,7 +26,7 @@ from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
-from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Searcher
+from fabstir_vectordb.index.searcher import Searcher
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
@@ -532,15 +532,13 @@ class Index:
             IndexStateError: memory could not be had.
         """
         request = self.efforts.find_request(request, control)
-        where = request.where
+        searcher, where = self._searcher, request.where
         if where is None:
-            found = self.gate.read(self._searcher.visible, request)
+            found = self.gate.read(searcher.nearest, request, None, False)
         else:
-            found = self._filters.read(
-                where, lambda matches: self._searcher.nearest(request, matches.allow, FILTERED_PLANS)
-            )
+            found = self._filters.read(where, lambda matches: searcher.nearest(request, matches, False))
         assert found is not None  # it waited
-        self._searcher.plans_used[found.plan] += 1
+        searcher.plans_used[found.plan] += 1
         return found
 
     def search_at_once(self, request: SearchRequest) -> SearchResults | None:
@@ -553,14 +551,12 @@ class Index:
         if where is None:
             if not searcher.is_short(request, None):
                 return None
-            found = self.gate.try_read(searcher.visible, request, True)
+            found = self.gate.try_read(searcher.nearest, request, None, True)
         else:
             known = self._filters.known(where)
             if known is None or not searcher.is_short(request, known.count):
                 return None
-            found = self._filters.try_read(
-                where, lambda matches: searcher.nearest(request, matches.allow, FILTERED_PLANS, True)
-            )
+            found = self._filters.try_read(where, lambda matches: searcher.nearest(request, matches, True))
         if not isinstance(found, SearchResults):
             return None
         searcher.plans_used[found.plan] += 1
@@ -582,13 +578,10 @@ class Index:
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
-            results = self.gate.read(
-                lambda: searcher.nearest_of_each(queries, request, self._rows.hidden().allow, PLANS, control)
-            )
+            results = self.gate.read(searcher.nearest_of_each, queries, request, None, control)
         else:
             results = self._filters.read(
-                where,
-                lambda matches: searcher.nearest_of_each(queries, request, matches.allow, FILTERED_PLANS, control),
+                where, lambda matches: searcher.nearest_of_each(queries, request, matches, control)
             )
         searcher.note(results)
         return results

@@ -98,6 +98,7 @@ class Rows:
         expiries: when rows expire, by slot.
         counts: native counts and memory after the last change: what may be asked for on an event loop's thread, where
             the native lock could make it wait for a whole change.
+        vector_dim: components that a vector must have; None while no row has one.
         schema: what metadata must look like, or None.
         changes: counts changes; a session is dirty while it differs from the count at the last save or load.
         last_change_us: the latest timestamp of a row that was added.
@@ -115,6 +116,7 @@ class Rows:
         self.arena = MetadataArena()
         self.expiries = Expiries()
         self.counts = NO_STATS
+        self.vector_dim: int | None = None
         self.schema: Schema | None = None
         self.changes = 0
         self.last_change_us = 0
@@ -137,11 +139,6 @@ class Rows:
     def dim(self) -> int | None:
         """Components of a row in memory and in parts; None before the first add."""
         return self.core.dim or None
-
-    @property
-    def vector_dim(self) -> int | None:
-        """Components that a vector must have; None while no row has one."""
-        return self.dim if self.counts.with_vector else None
 
     @property
     def metadata_bytes(self) -> int:
@@ -256,7 +253,7 @@ class Rows:
             self.expiries = Expiries(draft)
         self.core = core
         self.last_change_us, self.schema = contents.last_change_us, contents.schema
-        self.counts = core.stats()
+        self.refresh()
 
     def restore_metadata(
         self, pages: Iterable[tuple[int, bytes]], rows_per_page: int, changes: Mapping[int, bytes | None]
@@ -351,7 +348,9 @@ class Rows:
 
     def refresh(self) -> None:
         """Counts anew, behind a change."""
-        self.counts = self.core.stats()
+        core = self.core
+        self.counts = counts = core.stats()
+        self.vector_dim = core.dim if counts.with_vector else None
 
     def remove(self, slots: Slots) -> None:
         """Makes different live rows tombstones."""
@@ -568,7 +567,8 @@ class Rows:
         """Lets go of all memory; no call may be under way."""
         core, self.core = self.core, _EMPTY
         core.close()
-        self.arena, self.expiries, self.counts = MetadataArena(), Expiries(), NO_STATS
+        self.arena, self.expiries = MetadataArena(), Expiries()
+        self.refresh()
 
 
 def _merged(stored: bytes | None, update: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Final, get_args
 
@@ -19,12 +19,13 @@ from fabstir_vectordb._native.handle import (
     NativeIndex,
 )
 from fabstir_vectordb.config import Unset
+from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import NoRows, Rows
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import Plan, SearchResult, SearchResults
 
-__all__ = ["FILTERED_PLANS", "PLANS", "SCORES", "Scorer", "Searcher"]
+__all__ = ["SCORES", "Scorer", "Searcher"]
 
 PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 FILTERED_PLANS: Final[dict[int, Plan]] = {**PLANS, PLAN_FLAT: "filtered exact"}
@@ -117,27 +118,26 @@ class Searcher:
         for result in results:
             self.plans_used[result.plan] += 1
 
-    def visible(self, request: SearchRequest, nowait: bool = False) -> SearchResults | None:
-        """The nearest rows, without a filter; None with `nowait` where a writer holds the native index.
+    def nearest(self, request: SearchRequest, matches: Matches | None, nowait: bool) -> SearchResults | None:
+        """The nearest rows; None with `nowait` where a writer holds the native index.
+
+        Args:
+            request: the search, its recall target resolved.
+            matches: the rows that its filter takes; None without one.
+            nowait: see above.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
             IndexStateError: memory could not be had.
         """
-        rows = self._rows
-        return self.nearest(request, None if rows.expiries.is_empty else rows.hidden().allow, PLANS, nowait)
-
-    def nearest(
-        self,
-        request: SearchRequest,
-        allow: npt.NDArray[np.uint64] | None,
-        plans: Mapping[int, Plan],
-        nowait: bool = False,
-    ) -> SearchResults | None:
-        """The nearest of the rows that a bitmap allows; None for all rows. See `visible`."""
         query, k, threshold, include_vectors, ef_search, exact, nprobe, _, _, _ = request
         rows = self._rows
         core = rows.core
+        allow: npt.NDArray[np.uint64] | None
+        if matches is not None:
+            allow, plans = matches.allow, FILTERED_PLANS
+        else:
+            allow, plans = None if rows.expiries.is_empty else rows.hidden().allow, PLANS
         if len(query) != core.dim or isinstance(core, NoRows):
             check_query_dim(len(query), rows.vector_dim)
             return SearchResults([], 0, plans[PLAN_FLAT])  # no row has a vector yet
@@ -152,8 +152,7 @@ class Searcher:
         self,
         queries: npt.NDArray[np.float32],
         request: SearchRequest,
-        allow: npt.NDArray[np.uint64] | None,
-        plans: Mapping[int, Plan],
+        matches: Matches | None,
         control: Control | None,
     ) -> list[SearchResults]:
         """The nearest rows of each query; the request's own query is not looked at.
@@ -165,6 +164,7 @@ class Searcher:
         """
         rows = self._rows
         core, dim = rows.core, queries.shape[1]
+        allow, plans = (rows.hidden().allow, PLANS) if matches is None else (matches.allow, FILTERED_PLANS)
         if not len(queries) or dim != core.dim or isinstance(core, NoRows):
             if len(queries):
                 check_query_dim(dim, rows.vector_dim)

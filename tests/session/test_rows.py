@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,13 +160,13 @@ async def test_upserts_of_the_same_rows_never_pile_up_tombstones() -> None:
         assert np.array_equal((await session.get(["r7"]))[0].vector, rows[7] + 11)
 
 
-async def test_tier_threads_and_budget_do_not_decide_when_tombstones_go() -> None:
+async def test_tier_threads_and_budget_do_not_decide_when_tombstones_go(tmp_path: Path) -> None:
     rows = np.random.default_rng(2).standard_normal((600, 16)).astype(np.float32)
     ids = [f"r{row}" for row in range(600)]
     cids, deleted = [], []
     for number, (memory, threads, budget) in enumerate([("default", 1, 512), ("default", 2, 20), ("compact", 1, 512)]):
         settings = {"memory": memory, "threads": threads, "memory_budget_mb": budget}
-        async with await session_on(f"memory:tombstones-{number}", **settings) as session:
+        async with await session_on((tmp_path / str(number)).as_uri(), **settings) as session:
             for round in range(4):
                 await session.add_batch(ids, rows + round, None, [9.0] * 600, on_conflict="replace")
                 deleted.append((await session.get_stats()).deleted_count)
@@ -305,6 +306,15 @@ async def test_details_of_a_native_error_are_facts_and_name_the_c_source_under_o
             await session.add_batch(["x"], np.full((1, 4), np.nan))
         assert set(refused.value.details) == {"row", "id", "native"}
         assert refused.value.details["native"]["file"].endswith(".c")
+
+
+async def test_a_version_that_does_not_fit_is_refused_in_a_whole_sentence(tmp_path: Path) -> None:
+    async with await session_on(tmp_path.as_uri()) as session:
+        await session.add_batch([f"r{row}" for row in range(3_000)], np.ones((3_000, 256), dtype=np.float32))
+        await session.save_to_s5()
+    async with await session_on(tmp_path.as_uri(), memory_budget_mb=2) as session:
+        with pytest.raises(MemoryBudgetExceededError, match=r"needs about \d+\.\d MB, more than the 2\.0 MB"):
+            await session.load_user_vectors(lazy_load=False)
 
 
 # ---- options

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fabstir_vectordb.index
 from fabstir_vectordb import ConflictError, InvalidInputError, NotFoundError
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.index import Index, IndexClosed, prepare_batch, prepare_queries
@@ -176,3 +179,16 @@ def test_exact_searches_of_large_values_miss_nothing(metric: str, scale: float, 
         assert hits.plan == "flat"
         np.testing.assert_allclose([hit.distance for hit in hits], distances[:10], rtol=1e-9, atol=1e-9 * scale**2)
     index.close()
+
+
+def test_the_index_knows_no_store_and_no_event_loop() -> None:
+    package = Path(fabstir_vectordb.index.__file__).parent
+    above = ("fabstir_vectordb.persist", "fabstir_vectordb.storage", "fabstir_vectordb.session", "anyio", "asyncio")
+    for path in package.glob("*.py"):
+        imported = [
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+        ]
+        assert not [name for name in imported if name.startswith(above)], path.name
