@@ -35,7 +35,7 @@ _REPLACEMENT_TARGET: Final = 0.97
 _JUDGING_SAMPLE: Final = 48
 #: Candidates of which a walk may miss this share at most: else it is found out whether more of them help at all.
 _WIDE_EF: Final = 256
-_WIDE_MISSED_MAX: Final = 0.01
+_WIDE_MISSED_MAX: Final = 0.004
 #: Share of the rows there were at the last measuring that may come until the next.
 _DUE_SHARE: Final = 0.5
 
