@@ -12,6 +12,7 @@ from serving import Recorder, running
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from fabstir_vectordb import InvalidConfigError, VectorDBSession
 from fabstir_vectordb.errors import IntegrityError, S5Error, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.keys import ed25519_public_key
@@ -275,3 +276,20 @@ async def test_a_portal_that_never_answers_is_named(call: str) -> None:
             arguments: dict[str, tuple[Any, ...]] = {"get": (HELLO.hash, 5), "has": (HELLO.hash,), "put": (b"x",)}
             with pytest.raises(VectorDBError, match=r"The portal 127.0.0.1:\d+ did not answer within 0.2 s"):
                 await getattr(store, call)(*arguments[call])
+
+
+async def test_a_session_passes_the_permission_on() -> None:
+    async def created(**fields: Any) -> VectorDBSession:
+        return await VectorDBSession.create(
+            s5_portal="portal+http://127.0.0.1:1",
+            session_id="s",
+            user_seed_phrase="amid romance hotel blue most myself guess host lobby rubber hook victim about odds child",
+            **fields,
+        )
+
+    for allowed in (False, True):
+        async with await created(allow_private_redirects=allowed) as session:
+            store: Any = session._store
+            assert store._http._settings.private_redirects is allowed
+    with pytest.raises(InvalidConfigError, match="allow_private_redirects"):
+        await created(allow_private_redirects="yes")
