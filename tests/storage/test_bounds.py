@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -21,7 +21,7 @@ from typing import Final
 import anyio
 import pytest
 
-from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.errors import IntegrityError, StorageError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.keys import ed25519_public_key
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
@@ -339,6 +339,28 @@ async def test_what_is_no_regular_file_is_an_error_and_blocks_nobody(tmp_path: P
             assert await store.get(HELLO.hash, 5) == b"hello"
             await store.set_pointer(RegistryEntry.sign(SEED, 2, pointer_data(HELLO.hash)))
             assert await store.get_pointer(PUBLIC_KEY) is not None
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
+@pytest.mark.parametrize("linked", ["", "blobs", "pointers"])
+async def test_what_lies_behind_a_dangling_link_is_not_taken_for_absent(tmp_path: Path, linked: str) -> None:
+    root, disk = tmp_path / "store", tmp_path / "disk"
+    store = LocalDirStore(root)
+    await store.put(b"hello")
+    await store.set_pointer(RegistryEntry.sign(SEED, 1, pointer_data(HELLO.hash)))
+    (root / linked).rename(disk)
+    (root / linked).symlink_to(disk)
+    assert await store.get(HELLO.hash, 5) == b"hello"
+    assert await store.get_pointer(PUBLIC_KEY) is not None
+    disk.rename(tmp_path / "unplugged")
+    calls: list[Callable[[], Awaitable[object]]]
+    calls = [lambda: store.get_pointer(PUBLIC_KEY)] if linked == "pointers" else [lambda: store.get(HELLO.hash, 5)]
+    if linked != "pointers":
+        calls.append(lambda: store.has(HELLO.hash))
+    for call in calls:
+        with pytest.raises(StorageError, match="target of this link"):
+            await call()
 
 
 @pytest.mark.anyio
