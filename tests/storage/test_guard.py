@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -163,6 +164,29 @@ def test_allowed_hosts_and_origins_are_let_in(root: Path) -> None:
 def test_what_is_neither_host_nor_origin_is_refused(root: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfigError):
         create_app(root, **settings)
+
+
+def test_the_command_takes_hosts_and_origins_to_allow(root: Path) -> None:
+    command = [sys.executable, "-m", "fabstir_vectordb", "portal", str(root), "--port", "0"]
+    allowed = ["--allow-host", "portal.lan", "--allow-origin", "http://localhost:3000", "--allow-origin", "http://b"]
+    with subprocess.Popen([*command, *allowed], stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+", served.stdout.readline())
+            assert found is not None
+            for headers, status in (
+                ({}, 200),
+                ({"Host": "portal.lan"}, 200),
+                ({"Origin": "http://b"}, 200),
+                ({"Host": "evil.example"}, 403),
+                ({"Origin": "http://localhost:3001"}, 403),
+            ):
+                assert httpx.get(f"{found[0]}/s5/version", headers=headers).status_code == status
+        finally:
+            served.terminate()
+    refused = subprocess.run([*command, "--allow-origin", "*"], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "an origin to allow is" in refused.stderr
 
 
 # ---- in a browser
