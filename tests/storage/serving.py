@@ -30,7 +30,7 @@ def serving(root: Path, token: str | None = None, **settings: Any) -> Iterator[s
 @contextmanager
 def running(app: Callable[..., object]) -> Iterator[str]:
     """An ASGI application on loopback, in a thread of its own; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
     with _served(config) as address:
         yield address
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import socket
+import stat
 import subprocess
 import sys
 import zlib
@@ -303,12 +304,20 @@ def _loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-PLACES: Final = {
+def _device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # as /dev/zero
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+PLACES: Final[dict[str, Callable[[Path], object]]] = {
     "fifo": _fifo,
     "socket": _socket,
     "link": _link,
     "link to a device": _endless_link,
     "loop": _loop,
+    "device": _device,
     "directory": Path.mkdir,
 }
 

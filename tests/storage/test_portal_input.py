@@ -123,7 +123,7 @@ def test_no_input_ends_in_an_exception(tmp_path: Path, accounts: bool) -> None:
 
     async def ask() -> None:
         # Raises what the application raises.
-        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await client.put("/s5/fs/home/kept", content=b"kept")
             for request in _requests():
@@ -143,7 +143,7 @@ def test_a_disk_that_fails_is_a_500_that_says_so(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device", str(tmp_path))
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.put("/s5/fs/home/kept", content=b"kept")
 

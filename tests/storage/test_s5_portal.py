@@ -108,8 +108,9 @@ class TestFabstirGatewayStore(StoreContract):
         self.damage_blob(store, other, data)
 
 
-def test_one_store_serves_several_event_loops(portal: str) -> None:
-    check_one_store_serves_several_event_loops(open_store(portal))
+@pytest.mark.parametrize("kind", ["", "portal+", "gateway+"])
+def test_one_store_serves_several_event_loops(portal: str, kind: str) -> None:
+    check_one_store_serves_several_event_loops(open_store(kind + portal))
 
 
 # ---- what goes over the wire
