@@ -268,7 +268,7 @@ async def test_httpx_is_loaded_by_the_first_request_and_not_by_the_session() -> 
 @pytest.mark.parametrize("call", ["get", "has", "put"])
 async def test_a_portal_that_never_answers_is_named(call: str) -> None:
     async def silent(request: Request) -> Response:
-        await anyio.sleep(3)
+        await anyio.sleep(0.6)
         return Response()
 
     with running(Recorder(silent)) as address:
