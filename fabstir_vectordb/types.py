@@ -433,9 +433,9 @@ class SessionStats:
         without_vector_count: live rows that have no vector; they are among `vector_count`.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
-        default_search: what a search takes that names no setting, measured on the index's own rows: ``usual``, ``wider``
-            (more candidates), ``exact`` (every row), since the usual number finds fewer than 0.95 of the nearest rows
-            here; ``unknown`` until the first search after a load.
+        default_search: what a search takes that names no setting, as measured on the index's own rows: ``usual``, or
+            where that finds fewer than 0.95 of the nearest rows ``wider`` (more candidates) or ``exact`` (every row);
+            ``unknown`` until the first search after a load.
         recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
             index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.

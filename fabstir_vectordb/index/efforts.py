@@ -1,8 +1,8 @@
 """What searches take on an index's own rows: candidates of the walk, lists to look at, or a scan of every row.
 
-Two questions are asked of the rows. What does a recall target take? And: does the default find what it should? Codes and
-graphs that serve sentence embeddings can fail on other data, and no answer shows it. Where a sample of the rows says that
-the default finds less than DEFAULT_RECALL_MIN of the nearest, it takes more candidates, or scores every row.
+Two questions are asked of the rows. What does a recall target take? And does the default find what it should? Codes and
+graphs that serve sentence embeddings can fail on other data, and no answer shows it. Where a sample of the rows says
+that the default finds less than DEFAULT_RECALL_MIN of the nearest, it takes more candidates, or scores every row.
 
 Measured behind a change, under the lock of changes but with an even generation: reads go on beside it.
 """
@@ -27,8 +27,7 @@ from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
 
 __all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
 
-#: Expected recall below which the default is not left to itself (FAULTS A15's promise to users), and what its replacement
-#: aims at.
+#: Recall below which the default is not left to itself, and what its replacement aims at.
 DEFAULT_RECALL_MIN: Final = 0.95
 _REPLACEMENT_TARGET: Final = 0.97
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
@@ -170,7 +169,7 @@ class Efforts:
         allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
         n = min(_JUDGING_SAMPLE, len(slots))
         asked = ask(native, rows.metric, slots, n, allow, control)
-        verdict = Verdict(_finds_enough(asked, {k: (0, False, 0) for k in KS}))
+        verdict = Verdict(_finds_enough(asked, dict.fromkeys(KS, (0, False, 0))))
         if not verdict.suffices:
             self._prepare(control)
             efforts = {k: self._find(k, _REPLACEMENT_TARGET) or _EXACT for k in KS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.persist.load import read_directory, unlock_root
 from fabstir_vectordb.persist.manifest import MANIFEST_NAME
-from fabstir_vectordb.persist.versions import Lineage, PersistSettings, Workers, index_path
+from fabstir_vectordb.persist.versions import Lineage, PersistSettings, Workers, fetch_root, index_path
 from fabstir_vectordb.s5.cid import BlobId, ShareCid, parse_cid
 from fabstir_vectordb.s5.cipher import encrypt_mutable
 from fabstir_vectordb.s5.keys import Identity, root_nonce, share_key
@@ -43,7 +43,7 @@ async def share_version(
     if isinstance(asked, ShareCid):
         raise InvalidInputError("this is a share CID already: pass it on as it is")
     workers = Workers(settings.threads, settings.spare_bytes)
-    blob = await store.get(asked.hash, asked.known_size)
+    blob = await fetch_root(store, asked.hash, asked.known_size)
     root_id = BlobId(asked.hash, len(blob))
     root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)
     if root.index_name is None:
