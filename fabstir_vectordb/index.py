@@ -57,13 +57,14 @@ from fabstir_vectordb.errors import (
     MemoryBudgetExceededError,
     NotFoundError,
 )
-from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata, encode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.columns import Column, Columns
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import decode_metadata, encode_metadata
 from fabstir_vectordb.persist.load import LoadedVersion
 from fabstir_vectordb.persist.versions import now_us
 from fabstir_vectordb.recall import NO_RECALL, measure_recall

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.config import UNSET, Unset
-from fabstir_vectordb.metadata.arena import decode_metadata
+from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.persist.versions import Progress, ProgressCallback
 
 __all__ = [

@@ -21,8 +21,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.filter_parse import Scalar
+from fabstir_vectordb.metadata.values import decode_metadata
 
 __all__ = ["Column", "Columns", "Mask"]
 

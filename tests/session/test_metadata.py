@@ -11,7 +11,7 @@ import pytest
 from saving import content, rows, session_on
 
 from fabstir_vectordb import InvalidInputError, VectorDBSession
-from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
+from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 
 pytestmark = pytest.mark.anyio
 

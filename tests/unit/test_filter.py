@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb import InvalidInputError
-from fabstir_vectordb.metadata.arena import MetadataArena, encode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.columns import Columns
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import (
@@ -19,6 +19,7 @@ from fabstir_vectordb.metadata.filter_parse import (
     check_field,
     parse_filter,
 )
+from fabstir_vectordb.metadata.values import encode_metadata
 
 # ---- a second evaluator, row by row, as the documentation reads
 
