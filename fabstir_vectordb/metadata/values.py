@@ -22,11 +22,13 @@ from fabstir_vectordb.s5.cbor import DEPTH_MAX, decode as decode_strict
 __all__ = [
     "METADATA_BYTES_MAX",
     "METADATA_DEPTH_MAX",
+    "Key",
     "Scalar",
     "ScalarError",
     "check_stored",
     "decode_metadata",
     "encode_metadata",
+    "key_of",
     "plain_scalar",
     "shown",
     "step",
@@ -39,6 +41,8 @@ METADATA_BYTES_MAX: Final = 1 << 20
 METADATA_DEPTH_MAX: Final = DEPTH_MAX
 
 Scalar = None | bool | int | float | str | date | datetime | UUID
+#: A scalar that is no number, as columns compare it: a datetime is in UTC.
+Key = None | bool | str | date | datetime | UUID
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _PATH_SHOWN_MAX: Final = 200
@@ -94,6 +98,8 @@ def plain_scalar(value: Any) -> Scalar:
     kind = type(value)
     if value is None or kind is bool or kind is int:
         return value  # type: ignore[no-any-return]
+    if kind is datetime:
+        return _plain_datetime(value)
     if isinstance(value, str):
         text = str.__str__(value)
         if not text.isascii():
@@ -114,6 +120,11 @@ def plain_scalar(value: Any) -> Scalar:
     raise ScalarError(f"a value of type {kind.__name__}{_hint(value)}")
 
 
+def key_of(value: Any) -> Any:
+    """What a column compares in place of a plain scalar: a datetime's moment, else the value."""
+    return value.astimezone(UTC) if type(value) is datetime else value
+
+
 def _check_text(text: str) -> None:
     try:
         text.encode()
@@ -128,6 +139,9 @@ def _finite(number: float) -> float:
 
 
 def _plain_datetime(value: datetime) -> datetime:
+    if type(value) is datetime and value.tzinfo is UTC and not value.fold:
+        return value
+
     def plain() -> datetime:
         offset = value.utcoffset()
         if offset is None:
@@ -143,10 +157,11 @@ def _plain_datetime(value: datetime) -> datetime:
         return datetime(*fields, tzinfo=zone)
 
     moment: datetime = _made(value, plain)
-    try:
-        moment.astimezone(UTC)
-    except OverflowError:
-        raise ScalarError("a datetime that lies outside the years 1 to 9999 in UTC") from None
+    if moment.year in (1, 9999):
+        try:
+            moment.astimezone(UTC)
+        except OverflowError:
+            raise ScalarError("a datetime that lies outside the years 1 to 9999 in UTC") from None
     return moment
 
 
