@@ -25,6 +25,7 @@ from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.types import Progress, ProgressCallback
 from fabstir_vectordb.worker_threads import run_in_thread, settle_bytes, settle_threads
 
 __all__ = [
@@ -155,32 +156,6 @@ class PersistSettings:
         """What the budget leaves beside what the session holds; None without a budget."""
         budget = self.budget_bytes
         return None if budget is None else budget - kept_bytes(budget) - self.held_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a save, load or verification has come.
-
-    Attributes:
-        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
-        parts_done, parts_total: parts finished, and in all.
-        bytes_done, bytes_total: the same in bytes before compression.
-        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
-            done are worth.
-        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
-    """
-
-    stage: str
-    parts_done: int
-    parts_total: int
-    bytes_done: int
-    bytes_total: int
-    rows_done: int
-    rows_total: int
-    eta_s: float | None
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class Meter:
