@@ -280,13 +280,12 @@ class SearchResults(tuple[SearchResult, ...]):
 
     below_threshold: int
     plan: Plan
-    receipt: Receipt
+    receipt: Receipt = NOTHING_FETCHED
 
     def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> SearchResults:
-        self = super().__new__(cls, hits)
+        self = tuple.__new__(cls, hits)
         self.below_threshold = below_threshold
         self.plan = plan
-        self.receipt = NOTHING_FETCHED
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:

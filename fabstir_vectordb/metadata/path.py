@@ -104,24 +104,38 @@ def readings(value: Any, path: Path) -> list[list[Any]]:
     if len(path) == 1 and isinstance(value, dict):  # most rows and paths
         key = path[0][0][0]
         return [[value[key]]] if key in value else []
-    found: dict[tuple[int, ...], list[Any]] = {}
-    _read(value, path, (0,), found)
-    return list(found.values())
+    found: list[list[Any]] = []
+    _descend(value, path, 0, found)
+    return found
 
 
-def _read(value: Any, path: Path, taken: tuple[int, ...], found: dict[tuple[int, ...], list[Any]]) -> None:
-    """Adds to each reading's values; `taken` says where each key of this one begins, and where the next one does."""
+def _descend(value: Any, path: Path, at: int, found: list[list[Any]]) -> None:
+    if isinstance(value, dict):
+        for key, after in path[at]:
+            if key in value:
+                if after == len(path):
+                    found.append([value[key]])
+                else:
+                    _descend(value[key], path, after, found)
+    elif isinstance(value, list):
+        by_keys: dict[tuple[int, ...], list[Any]] = {}
+        _spread(value, path, (at,), by_keys)
+        found.extend(by_keys.values())
+
+
+def _spread(value: Any, path: Path, taken: tuple[int, ...], found: dict[tuple[int, ...], list[Any]]) -> None:
+    """The same below a list, where a reading may have several values; `taken` says where its keys begin."""
     if isinstance(value, dict):
         for key, after in path[taken[-1]]:
             if key in value:
                 if after == len(path):
-                    found.setdefault(taken, []).append(value[key])
+                    found.setdefault((*taken, after), []).append(value[key])
                 else:
-                    _read(value[key], path, (*taken, after), found)
+                    _spread(value[key], path, (*taken, after), found)
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, dict):
-                _read(item, path, taken, found)
+                _spread(item, path, taken, found)
 
 
 def _refused(path: str, reason: str) -> InvalidInputError:
