@@ -1,12 +1,13 @@
 """What goes in and what comes out: plain, small and immutable.
 
-Results have `to_dict()`, which is ready for JSON, and show themselves in a notebook. They compare by value.
+Results have `to_dict()`, which is ready for JSON, and show themselves in a notebook. They compare by value. Rows, hits,
+answers and inputs have a hash; a report that holds a list or a dict has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, overload
@@ -54,7 +55,10 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two values are equal; arrays where all of their numbers are."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return one is not None and other is not None and np.array_equal(one, other)
-    return bool(one == other)
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays within: no metadata holds them, but a hit made by hand may
+        return bool(json_ready(one) == json_ready(other))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +83,7 @@ class VectorInput:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VectorInput):
             return NotImplemented
-        return all(_same(getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        return all(_same(getattr(self, one.name), getattr(other, one.name)) for one in fields(VectorInput))
 
     def __hash__(self) -> int:
         return hash((self.id, self.timestamp))

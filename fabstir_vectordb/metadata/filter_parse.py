@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Final, NoReturn
 from uuid import UUID
@@ -77,6 +77,9 @@ class Values:
     wide: frozenset[int]
     keys: dict[Key, None]
 
+    def __repr__(self) -> str:
+        return f"<{len(self.numbers) + len(self.wide) + len(self.keys)} values>"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compare:
@@ -127,7 +130,7 @@ class Filter:
         paths: the fields that it compares.
     """
 
-    node: Node
+    node: Node = field(compare=False, repr=False)
     key: str
     paths: tuple[str, ...]
 

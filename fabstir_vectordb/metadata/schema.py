@@ -197,7 +197,7 @@ class _Parser:
             if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX or not _encodes(name):
                 raise _refused(f"has a field named {shown(name)}, names have 1 to {NAME_CHARS_MAX} letters", path)
             out[str.__str__(name)] = self._field(kind, _below(path, name), depth)
-        # Stored bytes must not depend on the order that somebody wrote fields in.
+        # Stored bytes must not depend on the order in which a schema was written.
         return dict(sorted(out.items()))
 
     def _field(self, given: object, path: str, depth: int) -> _Field:

@@ -174,6 +174,8 @@ def test_inputs_compare_by_value() -> None:
     assert one != VectorInput("a", VECTOR + 1, {"b": 1})
     assert one != VectorInput("a", None, {"b": 1})
     assert VectorInput("a", [1.0, 2.0]) == VectorInput("a", [1.0, 2.0])
+    assert hit(metadata={"a": VECTOR}) == hit(metadata={"a": VECTOR.copy()})
+    assert hit(metadata={"a": VECTOR}) != hit(metadata={"a": VECTOR + 1})
     assert "0.25" not in repr(one)
 
 
