@@ -244,6 +244,31 @@ async def test_dates_and_dotted_keys_through_a_session_and_a_load() -> None:
         assert (await session.delete_by_metadata({"v1.0": {"$ne": "keep"}})).deleted_ids == ["1", "2"]
 
 
+class Shy(str):
+    """A text that always shows itself alike."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "shy"
+
+    __str__ = __repr__
+
+
+async def test_answers_are_remembered_by_value() -> None:
+    async with await session_on("memory:") as session:
+        given = [{"u": Shy("a"), "n": 1}, {"u": Shy("b"), "n": True}, {"u": "c", "n": 2**60}]
+        await session.add_batch(["0", "1", "2"], np.eye(3), given)
+        for filter, ids in [
+            ({"u": Shy("a")}, ["0"]), ({"u": Shy("b")}, ["1"]), ({"u": "b"}, ["1"]), ({"n": 1}, ["0"]),
+            ({"n": True}, ["1"]), ({"n": 1.0}, ["0"]), ({"n": {"$in": [Shy("b"), 2**60]}}, ["2"]),
+            ({"n": 2**60 + 1}, []),
+        ]:  # fmt: skip
+            assert [row.id async for row in session.scan(filter)] == ids
+        assert await session.count({"n": {"$gt": 10**5000}}) == 0
+        assert await session.count({"n": {"$lt": 10**5000}}) == 2
+
+
 def test_the_twin_filters_too() -> None:
     with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s") as session:
         session.add_batch([str(row) for row in range(100)], rows(100), [metadata(row) for row in range(100)])

@@ -25,7 +25,7 @@ from fabstir_vectordb.metadata.filter_parse import (
     is_large,
     parse_filter,
 )
-from fabstir_vectordb.metadata.values import encode_metadata
+from fabstir_vectordb.metadata.values import METADATA_DEPTH_MAX, encode_metadata
 
 # ---- a second evaluator, row by row, as the documentation reads
 
@@ -511,6 +511,16 @@ def test_a_dotted_path_sorts_and_counts_by_its_readings() -> None:
     column = columns.get(["v1.0"], arena, 6)["v1.0"]
     assert dict(column.values(np.arange(6))) == {"keep": 4, "drop": 2, "other": 1}
     assert column.sort_keys(np.arange(6)) == [(3, "keep"), (3, "keep"), (3, "drop"), None, None, None]
+
+
+def test_a_path_reaches_as_deep_as_metadata_goes() -> None:
+    value: Any = "here"
+    for _ in range(METADATA_DEPTH_MAX // 2):
+        value = {"a": {"a.a": value}}
+    arena, columns = arena_of([value, {"a": value["a"]["a.a"]}]), Columns()
+    path = ".".join(["a"] * (3 * (METADATA_DEPTH_MAX // 2)))
+    assert taken(columns, arena, 2, {path: "here"}) == [0]
+    assert taken(columns, arena, 2, {".".join(['a."a.a"'] * (METADATA_DEPTH_MAX // 2)): "here"}) == [0]
 
 
 # ---- dates
