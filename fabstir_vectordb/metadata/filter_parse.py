@@ -77,8 +77,11 @@ class Values:
     wide: frozenset[int]
     keys: dict[Key, None]
 
+    def __len__(self) -> int:
+        return len(self.numbers) + len(self.wide) + len(self.keys)
+
     def __repr__(self) -> str:
-        return f"<{len(self.numbers) + len(self.wide) + len(self.keys)} values>"
+        return f"<{len(self)} values>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,8 +139,8 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it compares nothing, and so takes every row or none."""
-        return not self.paths
+        """Whether it compares nothing, or takes every row whatever they hold: ``{}``, or ``{}`` in an ``$or``."""
+        return not self.paths or _constant(self.node) is True
 
 
 def parse_filter(filter: object) -> Filter:
@@ -168,6 +171,20 @@ def is_large(filter: object) -> bool:
             if values < _LARGE_VALUES:
                 pending.extend(item for item in one if isinstance(item, Mapping))
     return values >= _LARGE_VALUES
+
+
+def _constant(node: Node) -> bool | None:
+    """What a filter says of every row, whatever it holds; None where that depends on the row."""
+    if isinstance(node, Compare):
+        return False if isinstance(node.value, Values) and not node.value else None
+    if isinstance(node, Not):
+        inner = _constant(node.part)
+        return None if inner is None else not inner
+    decides = isinstance(node, AnyOf)  # one part that is true decides an OR, one that is false an AND
+    parts = [_constant(part) for part in node.parts]
+    if decides in parts:
+        return decides
+    return None if None in parts else not decides
 
 
 def _key(node: Node) -> str:

@@ -560,6 +560,32 @@ def test_integers_are_compared_and_counted_as_they_are() -> None:
     assert {value: type(value) for value in counted if value != 3} == {v: type(v) for v in values if v != 3}
 
 
+@pytest.mark.parametrize(
+    ("filter", "is_empty"),
+    [
+        ({}, True),
+        ({"$and": [{}, {}]}, True),
+        ({"$not": {}}, True),
+        ({"$or": [{"a": 1}, {}]}, True),
+        ({"$not": {"$not": {"$or": [{"a": 1}, {"$and": [{}]}]}}}, True),
+        ({"a": {"$nin": []}}, True),
+        ({"$or": [{"a": 1}, {"b": {"$not": {"$in": []}}}]}, True),
+        ({"a": 1}, False),
+        ({"$and": [{}, {"a": 1}]}, False),
+        ({"$or": [{"a": 1}, {"$not": {}}]}, False),
+        ({"a": {"$in": []}}, False),
+        ({"a": {"$in": []}, "b": 1}, False),
+        ({"$not": {"$or": [{}, {"a": 1}]}}, False),
+    ],
+)
+def test_a_filter_that_takes_every_row_is_found_out(filter: Any, is_empty: bool) -> None:
+    where = parse_filter(filter)
+    assert where.is_empty is is_empty
+    rows = [{"a": 1}, {"b": 2}, {}]
+    if is_empty and where.paths:
+        assert taken(Columns(), arena_of(rows), 3, filter) == [0, 1, 2]
+
+
 def test_true_is_not_one() -> None:
     rows = [{"a": True}, {"a": 1}, {"a": [1.0]}, {"a": [True]}]
     arena, columns = arena_of(rows), Columns()
