@@ -302,6 +302,8 @@ class _Parser:
         if isinstance(given, np.ndarray):
             if given.ndim != 1:
                 _refuse(f"needs a list of values after {said}, got an array of {given.ndim} dimensions", path, said)
+            if isinstance(given, np.ma.MaskedArray):  # its masked values would become None
+                _refuse(f"needs a list of values after {said}, got a masked array: use its compressed()", path, said)
         elif isinstance(given, (str, bytes, bytearray, memoryview)) or not isinstance(given, (Sequence, AbstractSet)):
             _refuse(f"needs a list of values after {said}, got {shown(type(given).__name__)}", path, said)
         self._values += len(given)

@@ -286,6 +286,7 @@ def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
         ({"a": {"$in": [np.datetime64("2024-01-31")]}}, "no zone", "a", "$in"),
         ({"a": {"$in": np.array(["2024-01-31"], dtype="M8[s]")}}, "no zone", "a", "$in"),
         ({"a": {"$in": np.zeros((2, 2))}}, "2 dimensions", "a", "$in"),
+        ({"a": {"$in": np.ma.array([1, 2], mask=[0, 1])}}, "masked", "a", "$in"),
         ({"a": {"$in": [1.0, float("inf")]}}, "inf", "a", "$in"),
         ({"a": {"$in": ["b", "\ud800"]}}, "lone surrogate", "a", "$in"),
         ({"a": "\ud800"}, "lone surrogate", "a", "$eq"),

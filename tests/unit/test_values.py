@@ -120,6 +120,12 @@ def test_subclasses_and_numpy_scalars_are_stored_as_the_plain_type(given: Any, p
         assert repr(back) == repr(wanted)
 
 
+class Stamp(datetime):
+    """A moment of another library's, finer than microseconds."""
+
+    nanosecond = 5
+
+
 class Broken(tzinfo):
     def utcoffset(self, _: datetime | None) -> timedelta:
         raise RuntimeError("no offset today")
@@ -133,6 +139,7 @@ class Broken(tzinfo):
         (datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "outside the years 1 to 9999"),
         (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2))), "outside the years 1 to 9999"),
         (datetime(2024, 1, 31, tzinfo=Broken()), "cannot be read"),
+        (Stamp(2024, 1, 31, tzinfo=UTC), r"nanoseconds.*floor\('us'\)"),
         (np.datetime64("2024-01-31"), "datetime64, which has no zone"),
         (np.timedelta64(1, "s"), "type timedelta64"),
         (np.complex64(1), "type complex64"),
