@@ -20,6 +20,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.maintenance import Maintainer
+from fabstir_vectordb.params import LoadOptions, SearchOptions
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
 from fabstir_vectordb.types import (
@@ -28,7 +29,6 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
     Progress,
@@ -37,7 +37,6 @@ from fabstir_vectordb.types import (
     RecallReport,
     Receipt,
     Row,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,

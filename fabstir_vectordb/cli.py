@@ -28,6 +28,7 @@ import platformdirs
 from tqdm import tqdm
 
 from fabstir_vectordb.demo.story import tell
+from fabstir_vectordb.display import json_ready, json_text
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, VectorDBError
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
@@ -309,7 +310,10 @@ def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: 
 @click.pass_obj
 @_reporting
 def export(settings: _Settings, target: Path, cid: str | None) -> None:
-    """Write all rows with vectors and metadata to TARGET as jsonl, which `import` reads."""
+    """Write all rows with vectors and metadata to TARGET as jsonl, which `import` reads.
+
+    Dates, datetimes and UUIDs in metadata become strings.
+    """
     count = 0
     with _open(settings) as session, _Bar("load") as bar:
         session.load_user_vectors(cid, progress=bar)
@@ -320,7 +324,7 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
                     "id": row.id,
                     "vector": None if row.vector is None else [float(value) for value in row.vector],
                     "timestamp": row.timestamp,
-                    "metadata": row.metadata,
+                    "metadata": json_ready(row.metadata),
                 }
                 if row.expires_at is not None:
                     record["expires_at"] = row.expires_at
@@ -381,10 +385,10 @@ def search(
         hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold)
         for hit in hits:
             if as_json:
-                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit.metadata}
+                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
                 click.echo(json.dumps(record, ensure_ascii=False))
             else:
-                text = "" if hit.metadata is None else json.dumps(hit.metadata, ensure_ascii=False)
+                text = "" if hit.metadata is None else json_text(hit.metadata)
                 click.echo(f"{hit.score:.4f}  {hit.id}  {text}")
 
 

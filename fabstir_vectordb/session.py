@@ -455,11 +455,14 @@ class VectorDBSession:
 
         Args:
             schema: fields with their types, as ``{"title": {"type": "string", "required": True}, "tags":
-                "Array<String>"}``: string, number, boolean, array of a type, object with fields. Fields that it does
-                not name may hold anything, and null stands for an optional one that is not there. None for no schema.
+                "Array<String>"}`` or ``{"fields": {"title": "String", "tags": {"Array": "String"}}, "required":
+                ["title"]}``: string, number, boolean, date, datetime, UUID, array of a type, object with fields. Fields
+                that it does not name may hold anything, and null stands for an optional one that is not there. None
+                for no schema.
 
         Raises:
-            InvalidInputError: the schema is not understood (details ``path``), or a row breaks it (``id``, too).
+            InvalidInputError: the schema is not understood (details ``path``), or a row that is there already breaks it
+                (``id``, too); the schema before stays.
             SessionError: the session is destroyed.
         """
         parsed = None if schema is None else parse_schema(schema)

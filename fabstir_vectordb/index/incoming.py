@@ -16,9 +16,9 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import DIM_MAX, ID_BYTES_MAX, pack_ids
 from fabstir_vectordb.config import UNSET, Unset, check_recall_target, check_threshold
 from fabstir_vectordb.errors import ConflictError, InvalidInputError, MemoryBudgetExceededError
-from fabstir_vectordb.metadata.arena import encode_metadata
 from fabstir_vectordb.metadata.expiry import NEVER_US, Times
 from fabstir_vectordb.metadata.filter_parse import parse_filter
+from fabstir_vectordb.metadata.values import encode_metadata
 from fabstir_vectordb.params import (
     OPTION_NAMES,
     SearchOptions,

@@ -21,10 +21,11 @@ from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputE
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.contents import IndexContents
 from fabstir_vectordb.index.incoming import Batch, encode_values, named, of_row, seeming_shape, shown
-from fabstir_vectordb.metadata.arena import MetadataArena, Staged, decode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.types import AddResult, Row
 

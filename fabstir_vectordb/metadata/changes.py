@@ -15,8 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from fabstir_vectordb.errors import IntegrityError
-from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX
-from fabstir_vectordb.s5.cbor import decode as decode_strict
+from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 
 __all__ = ["StoredPages", "encode_changes", "parse_changes"]
 
@@ -121,6 +120,6 @@ def parse_changes(raw: bytes, rows: int | None = None) -> dict[int, bytes | None
             continue
         value = bytes(raw[at : at + size])
         at += size
-        decode_strict(value, max_bytes=METADATA_BYTES_MAX, what="changed metadata")
+        check_stored(value, "changed metadata")
         changes[slot] = value
     return changes

@@ -103,7 +103,7 @@ async def test_search_batch_gives_what_search_gives() -> None:
         queries = rows(30, 16, seed=3)
         many = await session.search_batch(queries, 7, threshold=0.5, include_vectors=True)
         for query, hits in zip(queries, many, strict=True):
-            single = await session.search(query, 7, threshold=0.5)
+            single = await session.search(query, 7, threshold=0.5, include_vectors=True)
             assert list(hits) == list(single)
             assert [hit.metadata for hit in hits] == [hit.metadata for hit in single]
             assert hits.below_threshold == single.below_threshold

@@ -123,7 +123,7 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(document_rows=0), "document_rows is not"),
         (lambda top: top.update(timestamp=2**63), "timestamp is not"),
         (lambda top: top.update(schema=[]), "wants a dict of fields"),
-        (lambda top: top.update(schema={"a": {"type": "date", "required": False}}), "has the type 'date'"),
+        (lambda top: top.update(schema={"a": {"type": "time", "required": False}}), "has the type 'time'"),
         (lambda top: top.update(schema={"a": "String"}), "schema is not spelled out"),
         (lambda top: top.update(schema={"a": {"type": "string"}}), "schema is not spelled out"),
         (lambda top: top.update(config=[]), "config is not a map"),
