@@ -790,6 +790,19 @@ class Index:
             return slots
         return slots[np.isin(slots, self.native.live_slots(0, self.counts.live))]
 
+    def metadata_size(self, slot: int) -> int:
+        """Bytes of a row's metadata, 0 for none."""
+        return self._arena.size(slot)
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+
+        Args:
+            row_bytes: those that it has of a row beside its metadata, on average.
+        """
+        pages = self._stored_pages
+        return pages.bytes_gone + row_bytes * (pages.rows_gone + self.hidden_count)
+
     def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages of a save that say when rows expire, by number."""
         return self._expiries.pages(rows_per_page)
@@ -1035,7 +1048,7 @@ class Index:
     ) -> AddResult:
         kept = slots != NO_SLOT
         added, gone = int(kept.sum()), replaced[replaced != NO_SLOT]
-        self._arena.drop(gone)
+        self._drop_metadata(gone)
         if draft is not None and batch.expires is not None:
             draft[slots[kept]] = batch.expires[kept]
         self._expire_never(draft, gone)
@@ -1052,6 +1065,11 @@ class Index:
     def _draft(self, rows: int, some_will_expire: bool = False) -> Times | None:
         """The times of as many rows for a change to fill in; None where no row expires."""
         return None if self._expiries.is_empty and not some_will_expire else self._expiries.draft(rows)
+
+    def _drop_metadata(self, gone: npt.NDArray[np.uint32]) -> None:
+        """Takes away the metadata of rows that became tombstones."""
+        self._stored_pages.note_gone(gone, self._arena.size)
+        self._arena.drop(gone)
 
     def _expire_never(self, draft: Times | None, gone: npt.NDArray[np.uint32]) -> None:
         """Ends a change of rows: those that are gone do not expire any more, the others do as the draft says."""
@@ -1076,7 +1094,7 @@ class Index:
             return
         draft = self._draft(self.counts.rows)
         self.native.delete(*pack_ids(self.native.get_ids(slots)), False)
-        self._arena.drop(slots)
+        self._drop_metadata(slots)
         self._expire_never(draft, slots)
         self.counts = self._native_stats()
         self.changes += 1
@@ -1117,6 +1135,7 @@ class Index:
                 content, scratch = self.counts.bytes_total + len(encoded), len(encoded) + self._arena.staging_bytes(end)
                 self._check_grows(f"metadata of {_shown(id)}", content, scratch)
             staged = self._arena.stage([encoded], int(slots[0]) + 1)
+            self._stored_pages.note_replaced(int(slots[0]), self._arena.size(int(slots[0])))
             self._arena.commit(staged, slots, np.zeros(1, dtype=np.intp))
             self._stored_pages.note([int(slots[0])])
             self._columns.touch(int(slots[0]))
@@ -1165,7 +1184,7 @@ class Index:
                     raise _not_found([ids[error.details["row"]]]) from None
             deleted = [id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT]
             if deleted:
-                self._arena.drop(slots[slots != NO_SLOT])
+                self._drop_metadata(slots[slots != NO_SLOT])
                 self._expire_never(draft, slots[slots != NO_SLOT])
                 self.changes += 1
             return DeleteResult(len(deleted), deleted)
@@ -1184,7 +1203,7 @@ class Index:
             if len(slots):
                 draft = self._draft(self.counts.rows)
                 self.native.delete(*pack_ids(ids), False)
-                self._arena.drop(slots)
+                self._drop_metadata(slots)
                 self._expire_never(draft, slots)
                 self.changes += 1
             return DeleteResult(len(ids), ids)
@@ -1206,7 +1225,7 @@ class Index:
         self._within(check)
 
     def vacuum(self, control: Control | None = None) -> VacuumStats:
-        """Removes tombstones and renumbers the rows: all or nothing.
+        """Removes tombstones and renumbers the rows: all or nothing. No later save names a page with replaced metadata.
 
         Raises:
             MemoryBudgetExceededError: what it needs beside the index would not fit.
@@ -1217,6 +1236,7 @@ class Index:
             before = self.counts
             removed = before.rows - before.live
             if self.native is None or not (removed or before.moved):
+                self._forget_superseded()
                 return VacuumStats(0, 0, 0)
             self._check_works("a vacuum", self._forecast(self.native.dim).vacuum() + self._renumbering_bytes())
             # Their order is known, so the new arena can be made before the native core changes.
@@ -1224,6 +1244,16 @@ class Index:
             self._renumber(kept, lambda: native.vacuum(control))
         from_lists = before.historical_deleted
         return VacuumStats(removed - from_lists if before.graph_rows else 0, from_lists, removed)
+
+    def _forget_superseded(self) -> None:
+        """Lets go of metadata that was replaced, in memory and in the pages that a save would keep."""
+        if self._arena.has_superseded:
+            self._check_works("a vacuum", self._renumbering_bytes())
+            self._arena = self._arena.compacted(np.arange(self.counts.rows))
+            self._forget_columns()
+        if self._stored_pages.has_superseded:
+            self._stored_pages = self._stored_pages.renumbered(self.counts.rows)
+            self.changes += 1
 
     def arrange(self, control: Control | None = None) -> bool:
         """Gives rows that are near each other slots that are, so that lazy loads fetch fewer parts; whether it did.
@@ -1261,7 +1291,8 @@ class Index:
         """What goes with a change of slots; `kept` are the old slots in the new order, `renumber` gives new by old."""
         arena, expiries = self._arena.compacted(kept), self._expiries.renumbered(kept)
         slot_map = renumber()
-        self._arena, self._expiries, self._stored_pages = arena, expiries, StoredPages()
+        self._arena, self._expiries = arena, expiries
+        self._stored_pages = self._stored_pages.renumbered(len(kept))
         try:
             self._columns.renumber(kept)
         except MemoryError:

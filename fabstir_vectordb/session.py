@@ -62,10 +62,10 @@ from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
 from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
-from fabstir_vectordb.persist.records import read_catalogue, read_history
+from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
+from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback
 from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
@@ -408,6 +408,9 @@ class VectorDBSession:
     async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
         """Replaces a row's metadata.
 
+        The value before is in no answer from here on. Its bytes leave memory, and the versions saved later, with the
+        next `vacuum`; versions saved earlier keep it until `prune_history` removes them.
+
         Args:
             id: the row.
             metadata: any JSON-shaped value of at most 1 MiB, or None for none.
@@ -437,7 +440,11 @@ class VectorDBSession:
         await self._change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes a row; `vacuum` gives its memory back.
+        """Deletes a row; it is in no answer from here on.
+
+        The row's id, vector and metadata leave memory, and the versions saved later, with the next `vacuum`. Versions
+        saved before keep them until `prune_history` removes these; so do their shares. `get_stats().superseded_bytes`
+        says how much the last saved version holds.
 
         Args:
             id: the row.
@@ -453,7 +460,7 @@ class VectorDBSession:
         return await self._change(lambda index, _: index.delete([id], missing_ok))
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Deletes the rows that a filter takes: all or nothing.
+        """Deletes the rows that a filter takes: all or nothing. When their bytes go, `delete_vector` says.
 
         Args:
             filter: as in SearchOptions; one that takes every row, as ``{}`` does, is refused.
@@ -469,7 +476,11 @@ class VectorDBSession:
         return await self._change(lambda index, _: index.delete_where(where))
 
     async def vacuum(self) -> VacuumStats:
-        """Removes deleted rows for good, repairs the graph and gives their memory back.
+        """Removes deleted rows and replaced metadata for good, repairs the graph and gives their memory back.
+
+        Rows that have expired are deleted first. No version that is saved from here on holds a removed row's id,
+        metadata, vector or code, nor metadata that was replaced before. Aggregates of many rows stay: centroids of
+        lists, ranges of codes, the timestamp of the last change. Memory is freed, not overwritten.
 
         Returns:
             How many rows were removed.
@@ -784,23 +795,21 @@ class VectorDBSession:
                 await self._stoppable(index.arrange)
             await self._settle_where_due()
         index.make_room()
-        changes = index.changes
-
-        def committed(version: Version) -> None:
-            self._saved_changes = changes
-            self._last_cid = str(version.cid)
-
+        changes, keys = index.changes, await self._keys()
         saved = await save_version(
             self._store,
-            await self._keys(),
+            keys,
             None if unchanged else index,
             self._lineage,
             settings,
             on_conflict=on_conflict,
             verify_stored=verify_stored,
             progress=progress,
-            committed=committed,
         )
+        self._saved_changes, self._last_cid = changes, str(saved.version.cid)
+        if not unchanged:
+            index.pages_stored(saved.version.layout.document_rows, saved.changed_rows)
+        await record_version(self._store, keys, settings, self._lineage, saved.entries, repair_damage=True)
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
@@ -952,6 +961,7 @@ class VectorDBSession:
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name.
 
+        This is how deleted rows leave old versions: `vacuum`, `save_to_s5`, then ``prune_history(1, dry_run=False)``.
         No other session may be saving this index meanwhile. Shares of versions that go are broken, too.
 
         Args:
@@ -985,8 +995,9 @@ class VectorDBSession:
     async def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else.
 
-        Whoever has it can read that version for good: treat it as a secret. Nothing but the version's list of parts is
-        stored again.
+        Everybody who has it can read that version for good: treat it as a secret. Nothing but the version's list of
+        parts is stored again. A version that still holds bytes of rows that were deleted, replaced or have expired by
+        now, or of replaced metadata, is refused: `vacuum`, `save_to_s5`, and share the CID that gives.
 
         Args:
             cid: the version.
@@ -997,6 +1008,8 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one stored in clear.
+            ConflictError: the version holds more than its live rows; details has ``superseded_bytes`` and
+                ``expired_rows``.
             NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
@@ -1228,7 +1241,7 @@ class VectorDBSession:
 
     def stats_here(self) -> SessionStats:
         """`get_stats` on this thread."""
-        index = self.live_index()
+        index, base = self.live_index(), self._lineage.base
         native = self.read_here(Index.stats)
         kinds = {
             name.removeprefix("bytes_"): value
@@ -1251,6 +1264,7 @@ class VectorDBSession:
             recall_calibration=index.recall_calibration,
             dirty=self._dirty,
             last_cid=self._last_cid,
+            superseded_bytes=0 if base is None else base.superseded_bytes + index.superseded_since_save(base.row_bytes),
         )
 
     # ---- helpers

@@ -463,6 +463,8 @@ class SessionStats:
             index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.
         last_cid: the version loaded or saved last, or None.
+        superseded_bytes: about how many bytes, before compression, that version still holds of rows that were deleted,
+            replaced or have expired, and of metadata that was replaced; 0 after a `vacuum` and a save.
     """
 
     vector_count: int
@@ -477,3 +479,4 @@ class SessionStats:
     recall_calibration: tuple[CalibrationPoint, ...]
     dirty: bool
     last_cid: str | None
+    superseded_bytes: int

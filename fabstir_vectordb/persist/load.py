@@ -80,6 +80,8 @@ __all__ = [
     "load_rest",
     "load_version",
     "read_directory",
+    "read_manifest",
+    "read_part",
     "unlock_root",
     "verify_version",
 ]
@@ -332,6 +334,17 @@ def _loaded(
     )
 
 
+async def read_part(store: Store, workers: Workers, part: StoredPart) -> bytes:
+    """Fetches a part: its bytes before compression, checked against the manifest."""
+    blob = await store.get(part.entry.hash, _blob_size(part.entry))
+
+    def unpack() -> bytes:
+        with _naming(part.record):
+            return _unpacked(part, blob)
+
+    return await workers.run(unpack)
+
+
 async def verify_version(
     store: Store,
     identity: Identity,
@@ -576,28 +589,40 @@ async def _open_version(
                 store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
             )
 
+    manifest, parts, size = await read_manifest(store, workers, root_id, files, encrypted=is_mutable(root_blob))
+    version = Version.of(root_id, manifest, parts, own=own, encrypted=is_mutable(root_blob))
+    return OpenedVersion(version, revision, manifest, parts, len(root_blob) + size)
+
+
+async def read_manifest(
+    store: Store, workers: Workers, root_id: BlobId, files: dict[str, FileEntry], *, encrypted: bool
+) -> tuple[Manifest, list[StoredPart], int]:
+    """Fetches and reads the manifest that a root names.
+
+    Args:
+        store: where it lives.
+        workers: for the cipher.
+        root_id: names the root in errors.
+        files: those of the root.
+        encrypted: whether the root is.
+
+    Returns:
+        The manifest, the parts, and bytes of the manifest as it is stored.
+
+    Raises:
+        IntegrityError: it is missing or damaged, or root and manifest disagree.
+        StorageError: a newer release wrote it.
+    """
     manifest_entry = files.get(MANIFEST_NAME)
     if manifest_entry is None or manifest_entry.size > MANIFEST_BYTES_MAX:
         raise IntegrityError(
             f"{root_id} has no file {MANIFEST_NAME!r} of a possible size: it is no version of an index",
             details={"cid": str(root_id), "part": MANIFEST_NAME},
         )
-    encrypted = is_mutable(root_blob)
     _check_entry(MANIFEST_NAME, manifest_entry, encrypted)
     blob = await store.get(manifest_entry.hash, _blob_size(manifest_entry))
     manifest, parts = await workers.run(_read_manifest, manifest_entry, blob, files, encrypted)
-    version = Version(
-        cid=root_id,
-        own=own,
-        encrypted=encrypted,
-        live=manifest.live,
-        rows=manifest.rows,
-        timestamp_us=manifest.timestamp_us,
-        layout=manifest.layout,
-        stored_rows=manifest.stored_rows,
-        parts={(part.record.name, part.record.hash): part for part in parts},
-    )
-    return OpenedVersion(version, revision, manifest, parts, len(root_blob) + len(blob))
+    return manifest, parts, len(blob)
 
 
 async def _open_root(

@@ -9,7 +9,7 @@ CID may come from anybody. ``docs/format.md`` describes every key.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "CODECS",
     "CODES",
     "DOCUMENTS",
+    "DRAFT",
     "EXPIRIES",
     "FIRST_KINDS",
     "FORMAT_VERSION",
@@ -33,11 +34,13 @@ __all__ = [
     "PARTS_MAX",
     "PART_BYTES_MAX",
     "PART_TARGET_BYTES",
+    "ROW_KINDS",
     "STEPS_MAX",
     "VECTORS",
     "Layout",
     "Manifest",
     "PartRecord",
+    "bytes_of_rows",
     "decode_manifest",
     "encode_manifest",
     "layout_for",
@@ -47,6 +50,10 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout.  Until 1.0 of the package it stays 0 and may change."""
+
+DRAFT = 1
+"""Draft of format 0 that is written. Drafts 0 (manifests without the key) and 1 are read; a later one is refused by
+name."""
 
 MANIFEST_NAME = "metadata"
 """Name of the manifest among the root's files, kept from the original layout."""
@@ -102,6 +109,8 @@ BARE = 10
 """Kind number of the part that says which rows have no vector."""
 GRAPH_KINDS = frozenset({6, 7})
 """Kind numbers of the graph and its head."""
+ROW_KINDS = frozenset({1, 2, 3, 4})
+"""Kind numbers of what has so many bytes of each row."""
 DOCUMENTS = 0
 """Kind number of metadata pages; the native kinds start at 1."""
 EXPIRIES = -1
@@ -172,6 +181,8 @@ class Manifest:
         layout: rows of a part.
         stored_rows: rows before the first whose links are in no part; `rows` where there are no steps.
         steps: rows after each add that linked rows to the stored graph.
+        superseded: bytes before compression that the parts hold of tombstones and of metadata that was replaced; 0 for
+            a version that holds nothing but what its live rows are. Of a draft 0, which does not say it, an estimate.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         schema: what metadata must look like, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
@@ -190,6 +201,7 @@ class Manifest:
     layout: Layout
     stored_rows: int
     steps: tuple[int, ...]
+    superseded: int
     timestamp_us: int
     schema: Schema | None
     parts: tuple[PartRecord, ...]
@@ -256,6 +268,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return cbor.encode(
         {
             "version": FORMAT_VERSION,
+            "draft": DRAFT,
             "config": {
                 "dim": manifest.dim,
                 "metric": manifest.metric,
@@ -275,6 +288,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "document_rows": manifest.layout.document_rows,
             "stored_rows": manifest.stored_rows,
             "steps": list(manifest.steps),
+            "superseded": manifest.superseded,
             "schema": None if manifest.schema is None else manifest.schema.document(),
             "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
         }
@@ -292,7 +306,7 @@ def decode_manifest(raw: bytes) -> Manifest:
 
     Raises:
         IntegrityError: the bytes break a rule of the format; the message names it.
-        StorageError: a newer release wrote it.
+        StorageError: a newer release wrote it: its format, or its draft of this format, is a later one.
     """
     top = cbor.decode(raw, max_bytes=MANIFEST_BYTES_MAX, what="manifest")
     if not isinstance(top, dict):
@@ -305,7 +319,14 @@ def decode_manifest(raw: bytes) -> Manifest:
             "upgrade fabstir-vectordb",
             details={"format_version": version, "supported": FORMAT_VERSION},
         )
-    _exact_keys(top, _TOP_KEYS, "it")
+    draft = _integer(top, "draft", 1, 2**31) if "draft" in top else 0
+    if draft > DRAFT:
+        raise StorageError(
+            f"this version was saved in draft {draft} of format {version}; this release reads drafts up to {DRAFT}: "
+            "upgrade fabstir-vectordb",
+            details={"format_version": version, "draft": draft, "supported": DRAFT},
+        )
+    _exact_keys(top, _TOP_KEYS if draft else _TOP_KEYS - _NEW_IN_DRAFT_1, "it")
     config = top["config"]
     if not isinstance(config, dict):
         raise _broken("config is not a map")
@@ -326,6 +347,10 @@ def decode_manifest(raw: bytes) -> Manifest:
     dim = _integer(config, "dim", 0, _DIM_MAX)
     if dim == 0 and rows:
         raise _broken("it has rows but no dimension")
+    parts = _decode_parts(top["parts"])
+    superseded = _integer(top, "superseded", 0, 2**63 - 1) if draft else _superseded_of_draft_0(parts, rows, live)
+    if rows > live and not superseded:
+        raise _broken("it has tombstones, and says that nothing is superseded")
     return Manifest(
         dim=dim,
         metric=metric,
@@ -344,15 +369,17 @@ def decode_manifest(raw: bytes) -> Manifest:
         ),
         stored_rows=_integer(top, "stored_rows", 0, rows),
         steps=_decode_steps(top["steps"], rows),
+        superseded=superseded,
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
         schema=_decode_schema(top["schema"]),
-        parts=_decode_parts(top["parts"]),
+        parts=parts,
     )
 
 
 _TOP_KEYS = frozenset(
     [
         "version",
+        "draft",
         "config",
         "recent_count",
         "historical_count",
@@ -366,11 +393,25 @@ _TOP_KEYS = frozenset(
         "document_rows",
         "stored_rows",
         "steps",
+        "superseded",
         "schema",
         "parts",
     ]
 )
+_NEW_IN_DRAFT_1 = frozenset(["draft", "superseded"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
+
+
+def bytes_of_rows(parts: Iterable[PartRecord]) -> int:
+    """Bytes before compression of the parts that have so many of each row: vectors, codes, ids, timestamps."""
+    return sum(part.size for part in parts if split_name(part.name)[0] in ROW_KINDS)
+
+
+def _superseded_of_draft_0(parts: Sequence[PartRecord], rows: int, live: int) -> int:
+    # What changed metadata took before is not known without the pages: as much as it takes now.
+    changed = sum(part.size for part in parts if split_name(part.name)[0] == CHANGES)
+    of_rows = max(bytes_of_rows(parts) // rows, 1) * (rows - live) if rows else 0
+    return of_rows + changed
 
 
 def _decode_schema(document: Any) -> Schema | None:

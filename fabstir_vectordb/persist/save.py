@@ -13,7 +13,7 @@ keeps its blob.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -28,6 +28,7 @@ from fabstir_vectordb.persist.manifest import (
     MANIFEST_NAME,
     PART_BYTES_MAX,
     PARTS_MAX,
+    ROW_KINDS,
     Layout,
     Manifest,
     PartRecord,
@@ -92,6 +93,8 @@ class SavedVersion:
         moved: False when the newest version had this CID already, so that no new revision was needed.
         parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
         bytes_stored: bytes handed to the store, after compression and encryption.
+        changed_rows: rows whose metadata differs from what the version's pages say.
+        entries: what the history should list; `record_version` enters them.
     """
 
     version: Version
@@ -100,6 +103,8 @@ class SavedVersion:
     parts_stored: int
     parts_reused: int
     bytes_stored: int
+    changed_rows: Sequence[int] = field(repr=False)
+    entries: Sequence[HistoryEntry] = field(repr=False)
 
 
 async def save_version(
@@ -112,12 +117,12 @@ async def save_version(
     on_conflict: OnConflict = "error",
     verify_stored: bool = False,
     progress: ProgressCallback | None = None,
-    committed: Callable[[Version], None] | None = None,
 ) -> SavedVersion:
     """Stores the index as a version and makes it the newest.
 
     The index must not change while this runs.  A cancellation before the pointer moves leaves the session as
-    it was; the pointer's move itself is not interrupted, and `committed` tells that it happened.
+    it was; the pointer's move itself is not interrupted, and this returns without a pause behind it: the caller
+    notes the version first, then writes the records (`record_version` with the entries that are returned).
 
     Args:
         store: where to save.
@@ -129,7 +134,6 @@ async def save_version(
             ``overwrite`` it supersedes the newest.
         verify_stored: ask the store for every part that would be reused, and store again those it has lost.
         progress: called on the event loop's thread after every part.
-        committed: called with the version as soon as the pointer names it, before the records are written.
 
     Returns:
         What was saved; its CID is ``str(saved.version.cid)``.
@@ -165,10 +169,6 @@ async def save_version(
             lineage.base = version
             lineage.attempted.clear()
             lineage.unfinished.clear()
-            if index is not None:
-                index.pages_stored(version.layout.document_rows, changed)
-            if committed is not None:
-                committed(version)
     if refused_entry is not None:
         await record_version(store, identity, settings, lineage, [refused_entry], repair_damage=True)
         raise _conflict(version, head_cid, lineage.base, settings)
@@ -177,8 +177,7 @@ async def save_version(
     # A version that was the newest already is in the history, unless that record was lost: then the time of
     # the last change is the best that can be said, and the merge prefers a later one.
     entries.append(_entry_of(version, settings.clock() if moved else version.timestamp_us, revision))
-    await record_version(store, identity, settings, lineage, entries, repair_damage=True)
-    return SavedVersion(version, revision, moved, *counts)
+    return SavedVersion(version, revision, moved, *counts, changed_rows=changed, entries=entries)
 
 
 async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettings) -> bool:
@@ -227,6 +226,7 @@ class _Plan:
     stored_rows: int
     steps: Sequence[int]
     changed: Sequence[int]
+    superseded: int
     rows: int
     live: int
     graph_rows: int
@@ -301,6 +301,7 @@ async def _store_parts_and_root(
         layout=plan.layout,
         stored_rows=plan.stored_rows,
         steps=tuple(plan.steps),
+        superseded=plan.superseded,
         timestamp_us=index.last_change_us,
         schema=index.schema,
         parts=tuple(part.record for part in parts),
@@ -312,17 +313,7 @@ async def _store_parts_and_root(
     root_blob = await workers.run(_seal_root, files, root_key)
     root_id = await store.put(root_blob)
     meter.stage("pointer")
-    version = Version(
-        cid=root_id,
-        own=True,
-        encrypted=settings.encrypt_at_rest,
-        live=plan.live,
-        rows=plan.rows,
-        timestamp_us=manifest.timestamp_us,
-        layout=plan.layout,
-        stored_rows=manifest.stored_rows,
-        parts={(part.record.name, part.record.hash): part for part in parts},
-    )
+    version = Version.of(root_id, manifest, parts, own=True, encrypted=settings.encrypt_at_rest)
     counts = parts_stored, len(parts) - parts_stored, bytes_stored + len(manifest_blob) + len(root_blob)
     return version, counts, plan.changed
 
@@ -410,10 +401,12 @@ def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Pla
         if kept is not None and kept.layout.rows_per_group == layout.rows_per_group:
             graph = kept.graph
         jobs = _native_jobs(index.native, layout, GRAPH_KINDS if graph else frozenset())
-    layout, page_jobs, pages, changed = _page_jobs(index, layout, kept)
+    of_rows = sum(job.size for job in jobs if job.kind in ROW_KINDS)
+    layout, page_jobs, pages, changed, replaced = _page_jobs(index, layout, kept)
     return _Plan(
         jobs=[*jobs, *page_jobs],
         kept=[*graph, *pages],
+        superseded=replaced + (of_rows // rows * (rows - live) if rows else 0),
         stored_rows=kept.stored_rows if kept is not None and graph else rows,
         steps=kept.steps if kept is not None and graph else (),
         changed=changed,
@@ -439,8 +432,13 @@ def _native_jobs(native: NativeParts, layout: Layout, without: Collection[int]) 
 
 def _page_jobs(
     index: IndexSnapshot, layout: Layout, kept: _Kept | None
-) -> tuple[Layout, list[_Job], list[StoredPart], list[int]]:
-    """Jobs of metadata and expiries, the pages of the base that stay, and the rows that differ from what these say."""
+) -> tuple[Layout, list[_Job], list[StoredPart], list[int], int]:
+    """Jobs of metadata and expiries, and what stays of the base.
+
+    Returns:
+        The layout, the jobs, the pages of the base that stay, the rows that differ from what these say, and the bytes
+        that these hold of rows that differ or are gone.
+    """
     document_rows = layout.document_rows
     sizes = index.page_sizes(document_rows)
     while document_rows > 1 and max(sizes.values(), default=0) > _PAGE_TARGET_BYTES:
@@ -457,7 +455,11 @@ def _page_jobs(
     if changed:
         ready.append((CHANGES, 0, index.changes_of(changed)))
     jobs += [_Job(kind, part_name(kind, number), len(raw), partial(bytes, raw)) for kind, number, raw in ready]
-    return replace(layout, document_rows=document_rows), jobs, [stored[number] for number in sorted(staying)], changed
+    pages = [stored[number] for number in sorted(staying)]
+    # A row that stayed the same has as many bytes in the page as it was, and as it would be.
+    replaced = sum(page.record.size for page in pages) - sum(sizes[number] for number in staying)
+    replaced += sum(map(index.metadata_size, changed))
+    return replace(layout, document_rows=document_rows), jobs, pages, changed, replaced
 
 
 def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:

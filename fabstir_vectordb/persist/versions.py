@@ -20,7 +20,7 @@ import anyio
 from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.schema import Schema
-from fabstir_vectordb.persist.manifest import Layout, PartRecord
+from fabstir_vectordb.persist.manifest import Layout, Manifest, PartRecord, bytes_of_rows
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
@@ -122,7 +122,7 @@ class IndexSnapshot(Protocol):
         self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
     ) -> tuple[set[int], list[int]]: ...
     def changes_of(self, slots: Sequence[int]) -> bytes: ...
-    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None: ...
+    def metadata_size(self, slot: int) -> int: ...
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...
 
 
@@ -236,6 +236,8 @@ class Version:
         timestamp_us: time of the last change to a row.
         layout: how many rows its parts cover.
         stored_rows: rows of the graph that its parts have; those behind it come by steps.
+        superseded_bytes: bytes that its parts hold of tombstones and of metadata that was replaced.
+        row_bytes: bytes that its parts hold of a row beside its metadata, on average.
         parts: its parts by name and BLAKE3 of their bytes before compression.
     """
 
@@ -247,7 +249,26 @@ class Version:
     timestamp_us: int
     layout: Layout
     stored_rows: int
+    superseded_bytes: int
+    row_bytes: int
     parts: Mapping[tuple[str, bytes], StoredPart] = field(repr=False)
+
+    @classmethod
+    def of(cls, cid: BlobId, manifest: Manifest, parts: Sequence[StoredPart], *, own: bool, encrypted: bool) -> Version:
+        """The version that a manifest describes."""
+        return cls(
+            cid=cid,
+            own=own,
+            encrypted=encrypted,
+            live=manifest.live,
+            rows=manifest.rows,
+            timestamp_us=manifest.timestamp_us,
+            layout=manifest.layout,
+            stored_rows=manifest.stored_rows,
+            superseded_bytes=manifest.superseded,
+            row_bytes=bytes_of_rows(manifest.parts) // max(manifest.rows, 1),
+            parts={(part.record.name, part.record.hash): part for part in parts},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

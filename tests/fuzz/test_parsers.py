@@ -68,6 +68,7 @@ def _manifest(rows: int) -> Manifest:
         layout=Layout(512, 1024, 256),
         stored_rows=rows - 20,
         steps=(rows - 10, rows),
+        superseded=1_000,
         schema=parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"}),
         timestamp_us=1_700_000_000_000_000,
         parts=tuple(PartRecord(part_name(kind, number), bytes([kind]) * 32, 1000, "zstd") for kind, number in kinds),
