@@ -7,7 +7,7 @@ never a result.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -23,6 +23,8 @@ __all__ = [
     "BLOB_BYTES_MAX",
     "ENTRY_BYTES_MAX",
     "IO_THREADS",
+    "UPLOAD_BYTES_MAX",
+    "AtMost",
     "Store",
     "blob_details",
     "check_blob",
@@ -37,8 +39,17 @@ __all__ = [
     "storage_error",
 ]
 
+#: Most bytes of one upload that a real S5 node takes: 32 MiB. A larger blob has a place in no network store.
+UPLOAD_BYTES_MAX: Final = 32 * 1024 * 1024
+
 # Worker threads the stores of one kind use at once within one event loop.
 IO_THREADS: Final = 8
+
+
+class AtMost(NamedTuple):
+    """The bound of a fetch whose exact size nobody knows: the largest size that a blob of this kind can have."""
+
+    size: int
 
 
 class Store(Protocol):
