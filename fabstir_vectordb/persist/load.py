@@ -59,6 +59,7 @@ from fabstir_vectordb.persist.versions import (
     Version,
     Workers,
     checked_pointer,
+    fetch_root,
     index_path,
     run_bounded,
     transfers_for,
@@ -572,14 +573,14 @@ async def _open_version(
             return None
         revision = head.revision
         root_hash = pointer_hash(head.data)
-        root_blob = await store.get(root_hash)
+        root_blob = await fetch_root(store, root_hash)
         root_id = BlobId(root_hash, len(root_blob))
         files, own = await _open_root(
             store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
         )
     else:
         asked = parse_cid(cid)
-        root_blob = await store.get(asked.hash, asked.known_size if isinstance(asked, BlobId) else None)
+        root_blob = await fetch_root(store, asked.hash, asked.known_size if isinstance(asked, BlobId) else None)
         root_id = BlobId(asked.hash, len(root_blob))
         if isinstance(asked, ShareCid):
             # Somebody else's key: what a later save reuses must lie under our own.

@@ -21,6 +21,7 @@ from fabstir_vectordb.persist.versions import (
     PersistSettings,
     Workers,
     checked_pointer,
+    fetch_root,
     index_path,
     run_bounded,
 )
@@ -156,7 +157,7 @@ async def _read_root(
     store: Store, identity: Identity, lineage: Lineage, settings: PersistSettings, workers: Workers, digest: bytes
 ) -> tuple[int, dict[str, FileEntry]]:
     """The size of a root and its files; no files where it is stored in clear."""
-    blob = await store.get(digest)
+    blob = await fetch_root(store, digest)
     if is_directory(blob):
         # Parts in clear have the same hash for everybody: other people's versions may name them, too.
         return len(blob), {}

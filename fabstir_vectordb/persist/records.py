@@ -31,6 +31,7 @@ from fabstir_vectordb.persist.versions import (
     Lineage,
     PersistSettings,
     checked_pointer,
+    fetch_root,
     history_path,
     run_bounded,
 )
@@ -229,7 +230,7 @@ async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, i
         entry = await checked_pointer(store, record.keys.public_key, lineage, record.what)
         if entry is None:
             return None, 0
-        blob = await store.get(pointer_hash(entry.data))
+        blob = await fetch_root(store, pointer_hash(entry.data))
         value = await anyio.to_thread.run_sync(_open, record, blob)
     except (IntegrityError, DecryptionError, NotFoundError) as error:
         kind = NotFoundError if isinstance(error, NotFoundError) else IntegrityError

@@ -50,6 +50,7 @@ from fabstir_vectordb.persist.versions import (
     Version,
     Workers,
     checked_pointer,
+    fetch_root,
     index_path,
     run_bounded,
     transfers_for,
@@ -626,7 +627,7 @@ async def _head_cid(store: Store, head_hash: bytes, lineage: Lineage) -> BlobId:
         if entry.cid.hash == head_hash:
             return entry.cid
     try:
-        return BlobId(head_hash, len(await store.get(head_hash)))
+        return BlobId(head_hash, len(await fetch_root(store, head_hash)))
     except (IntegrityError, NotFoundError, StorageError):
         return BlobId(head_hash, 0)
 

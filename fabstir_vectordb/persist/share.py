@@ -23,6 +23,7 @@ from fabstir_vectordb.persist.versions import (
     PersistSettings,
     StoredPart,
     Workers,
+    fetch_root,
     index_path,
     run_bounded,
 )
@@ -60,7 +61,7 @@ async def share_version(
     if isinstance(asked, ShareCid):
         raise InvalidInputError("this is a share CID already: pass it on as it is")
     workers = Workers(settings.threads, settings.spare_bytes)
-    blob = await store.get(asked.hash, asked.known_size)
+    blob = await fetch_root(store, asked.hash, asked.known_size)
     root_id = BlobId(asked.hash, len(blob))
     root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)
     if root.index_name is None:

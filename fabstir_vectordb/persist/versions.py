@@ -18,13 +18,14 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from fabstir_vectordb.budget import kept_bytes
-from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.manifest import Layout, Manifest, PartRecord, bytes_of_rows
 from fabstir_vectordb.s5.cid import BlobId
+from fabstir_vectordb.s5.cipher import MUTABLE_BLOB_BYTES_MAX
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.s5.registry import RegistryEntry
-from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.storage.base import AtMost, Store
 from fabstir_vectordb.worker_threads import run_in_thread, settle_bytes, settle_threads
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Version",
     "Workers",
     "checked_pointer",
+    "fetch_root",
     "history_path",
     "index_path",
     "run_bounded",
@@ -324,6 +326,33 @@ class Lineage:
 
     def __repr__(self) -> str:
         return f"Lineage(base={self.base.cid if self.base else None})"
+
+
+async def fetch_root(store: Store, hash: bytes, known_size: int | None = None) -> bytes:
+    """Fetches the root of a version, or a record: an S5 directory or a mutable blob, of which both are small.
+
+    Args:
+        store: the store to ask.
+        hash: BLAKE3-256 of the blob.
+        known_size: its size, where a CID says it.
+
+    Returns:
+        The blob, at most `MUTABLE_BLOB_BYTES_MAX` bytes.
+
+    Raises:
+        InvalidInputError: the CID's size is larger than that.
+        NotFoundError, IntegrityError: the store lacks it, or has something else, or something larger.
+        VectorDBError: the store failed.
+    """
+    if known_size is None:
+        return await store.get(hash, AtMost(MUTABLE_BLOB_BYTES_MAX))
+    if known_size > MUTABLE_BLOB_BYTES_MAX:
+        raise InvalidInputError(
+            f"{BlobId(hash, known_size)} names no version of an index: a root has at most "
+            f"{MUTABLE_BLOB_BYTES_MAX} bytes, this blob has {known_size}",
+            details={"cid": str(BlobId(hash, known_size)), "limit": MUTABLE_BLOB_BYTES_MAX, "actual": known_size},
+        )
+    return await store.get(hash, known_size)
 
 
 async def checked_pointer(store: Store, public_key: bytes, lineage: Lineage, what: str) -> RegistryEntry | None:

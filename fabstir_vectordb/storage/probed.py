@@ -7,7 +7,8 @@ import anyio
 from fabstir_vectordb.errors import S5Error
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
-from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.storage.base import AtMost, Store
+from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX
 from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
 from fabstir_vectordb.storage.http import HttpClient
 from fabstir_vectordb.storage.s5_account import AccountSeed
@@ -43,12 +44,12 @@ class ProbedStore:
 
     async def _probe(self) -> Store:
         """An S5 node tells its version; a gateway tells its health, which no node does."""
-        version = await self._http.request("GET", "/s5/version")
+        version = await self._http.request("GET", "/s5/version", body_most=ANSWER_BYTES_MAX)
         document = version.json() if version.ok else None
         if isinstance(document, dict) and "node" in document:
             return S5PortalStore(self._http, self._account_seed)
         for path in ("/health", "/s5/health"):
-            health = await self._http.request("GET", path)
+            health = await self._http.request("GET", path, body_most=ANSWER_BYTES_MAX)
             document = health.json() if health.ok else None
             if isinstance(document, dict) and "status" in document:
                 return FabstirGatewayStore(self._http)
@@ -63,7 +64,7 @@ class ProbedStore:
         """Store a blob."""
         return await (await self._store()).put(data)
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
         return await (await self._store()).get(hash, size)
 

@@ -21,10 +21,11 @@ from fabstir_vectordb import ConflictError, VectorDBSession
 from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist.versions import index_path
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
-from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static
+from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypted_size
 from fabstir_vectordb.s5.compress import zstd
 from fabstir_vectordb.s5.dirv1 import decode_directory
 from fabstir_vectordb.storage import open_store
+from fabstir_vectordb.storage.base import AtMost
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "storage"))
 from serving import serving
@@ -97,11 +98,11 @@ async def parts_of(uri: str, cid: str) -> dict[str, bytes]:
     key = identity().path_keys(index_path("default")).encryption_key
     if isinstance(named, ShareCid):
         key = named.key
-    root = decrypt_mutable(key, await store.get(named.hash))
+    root = decrypt_mutable(key, await store.get(named.hash, AtMost(2**21)))
     parts = {"root": root}
     for name, entry in decode_directory(root).files.items():
         assert entry.encryption is not None
-        raw = decrypt_static(entry.encryption.key, await store.get(entry.hash), entry.size)
+        raw = decrypt_static(entry.encryption.key, await store.get(entry.hash, encrypted_size(entry.size)), entry.size)
         if raw[:4] == b"\x28\xb5\x2f\xfd":  # a zstd frame, which names its content's size
             raw = zstd.decompress(raw)
         parts[name] = raw
