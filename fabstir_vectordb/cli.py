@@ -30,12 +30,11 @@ from tqdm import tqdm
 
 from fabstir_vectordb.demo.story import tell
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, VectorDBError
-from fabstir_vectordb.persist.versions import Progress
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
 from fabstir_vectordb.storage import open_store
 from fabstir_vectordb.sync import VectorDBSession
-from fabstir_vectordb.types import RecallPoint
+from fabstir_vectordb.types import Progress, RecallPoint
 
 __all__ = ["cli"]
 

@@ -48,6 +48,7 @@ from fabstir_vectordb._native.handle import (
 )
 from fabstir_vectordb.budget import Forecast, kept_bytes, reserve_bytes
 from fabstir_vectordb.calibration import Calibration, calibrate, missed_by_code
+from fabstir_vectordb.clock import now_us
 from fabstir_vectordb.config import Memory, Metric, Unset
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -65,7 +66,6 @@ from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of, evaluate, s
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist.load import LoadedVersion
-from fabstir_vectordb.persist.versions import now_us
 from fabstir_vectordb.recall import NO_RECALL, measure_recall
 from fabstir_vectordb.types import (
     AddResult,

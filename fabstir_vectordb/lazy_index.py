@@ -23,10 +23,9 @@ from fabstir_vectordb.metadata.arena import page_row
 from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.columns import Column
 from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.persist.contents import DOCUMENTS, VECTORS, PartKey
 from fabstir_vectordb.persist.lazy import WholeNeeded
 from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion
-from fabstir_vectordb.persist.manifest import DOCUMENTS, VECTORS
-from fabstir_vectordb.persist.part_cache import PartKey
 from fabstir_vectordb.types import IndexSide, Receipt, Row, SearchResult, SearchResults
 
 __all__ = ["LazyIndex"]

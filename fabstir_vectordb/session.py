@@ -57,15 +57,16 @@ from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
+from fabstir_vectordb.persist.contents import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.persist.disk_cache import DiskCache
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
-from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
-from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.persist.load import LoadedVersion, load_rest, load_version
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback
+from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings
 from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
@@ -78,6 +79,7 @@ from fabstir_vectordb.types import (
     LoadOptions,
     OptimizeProgress,
     OptimizeResult,
+    ProgressCallback,
     PruneReport,
     RecallReport,
     Receipt,

@@ -22,7 +22,6 @@ from fabstir_vectordb.errors import SessionError
 from fabstir_vectordb.index import Index, IndexClosed
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
-from fabstir_vectordb.persist.versions import ProgressCallback
 from fabstir_vectordb.session import (
     VectorDBSession as AsyncSession,
     as_ids,
@@ -39,6 +38,7 @@ from fabstir_vectordb.types import (
     LoadOptions,
     OptimizeProgress,
     OptimizeResult,
+    ProgressCallback,
     PruneReport,
     RecallReport,
     Row,

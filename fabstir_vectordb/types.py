@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from fabstir_vectordb.config import UNSET, Unset
 from fabstir_vectordb.metadata.arena import decode_metadata
-from fabstir_vectordb.persist.versions import Progress, ProgressCallback
 
 __all__ = [
     "AddResult",
@@ -289,6 +288,32 @@ class IndexSide:
     deleted_count: int
     list_count: int
     ids: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a save, load or verification has come.
+
+    Attributes:
+        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
+        parts_done, parts_total: parts finished, and in all.
+        bytes_done, bytes_total: the same in bytes before compression.
+        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
+            done are worth.
+        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
+    """
+
+    stage: str
+    parts_done: int
+    parts_total: int
+    bytes_done: int
+    bytes_total: int
+    rows_done: int
+    rows_total: int
+    eta_s: float | None
+
+
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)

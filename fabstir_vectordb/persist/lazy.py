@@ -14,7 +14,8 @@ from typing import TypeAlias
 import anyio
 
 from fabstir_vectordb.persist.part_cache import CachedPart, PartCache, PartKey
-from fabstir_vectordb.persist.versions import StoredPart, run_bounded
+from fabstir_vectordb.persist.parts import StoredPart
+from fabstir_vectordb.persist.transfer import run_bounded
 from fabstir_vectordb.types import Receipt
 
 __all__ = ["Fetched", "LazyParts", "PartsNeeded", "Room", "WholeNeeded"]

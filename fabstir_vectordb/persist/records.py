@@ -1,11 +1,10 @@
-"""History and catalogue: two small encrypted records beside the versions, written last and never
-authoritative.
+"""History and catalogue: two small encrypted records beside the versions, written last and never authoritative.
 
-The history of an index lists its versions, the catalogue lists the user's index names.  Each is one CBOR blob
-in S5's mutable encryption under the keys of its own hidden-DB path, named by its own pointer.  A version
-never depends on them: losing one costs a list, not data.  Several writers may meet here, so an update reads,
-merges, writes and tries again when somebody was faster.  `record_version` therefore reports failures to the
-log only, and what could not be written is kept in the session's `Lineage` for the next save or load.
+The history of an index lists its versions, the catalogue lists the user's index names. Each is one CBOR blob in S5's
+mutable encryption under the keys of its own hidden-DB path, named by its own pointer. A version never depends on them:
+losing one costs a list, not data. Several writers may meet here, so an update reads, merges, writes and tries again
+when another writer was faster. `record_version` therefore reports failures to the log only, and what could not be
+written is kept in the session's `Lineage` for the next save or load.
 """
 
 from __future__ import annotations
@@ -25,16 +24,9 @@ from fabstir_vectordb.errors import (
     StorageError,
     VectorDBError,
 )
-from fabstir_vectordb.persist.versions import (
-    CATALOGUE_PATH,
-    HistoryEntry,
-    Lineage,
-    PersistSettings,
-    checked_pointer,
-    fetch_root,
-    history_path,
-    run_bounded,
-)
+from fabstir_vectordb.persist.pointer import checked_pointer
+from fabstir_vectordb.persist.transfer import fetch_root, run_bounded
+from fabstir_vectordb.persist.version import CATALOGUE_PATH, HistoryEntry, Lineage, PersistSettings, history_path
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import decrypt_mutable, encrypt_mutable

@@ -15,18 +15,12 @@ import numpy as np
 
 from fabstir_vectordb.errors import ConflictError, InvalidInputError
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
-from fabstir_vectordb.persist.load import read_directory, read_manifest, read_part, unlock_root
-from fabstir_vectordb.persist.manifest import EXPIRIES, Manifest, split_name
-from fabstir_vectordb.persist.versions import (
-    PARALLEL_TRANSFERS,
-    Lineage,
-    PersistSettings,
-    StoredPart,
-    Workers,
-    fetch_root,
-    index_path,
-    run_bounded,
-)
+from fabstir_vectordb.persist.contents import EXPIRIES
+from fabstir_vectordb.persist.manifest import Manifest
+from fabstir_vectordb.persist.open import read_directory, read_manifest, read_part, unlock_root
+from fabstir_vectordb.persist.parts import StoredPart, split_name
+from fabstir_vectordb.persist.transfer import PARALLEL_TRANSFERS, Workers, fetch_root, run_bounded
+from fabstir_vectordb.persist.version import Lineage, PersistSettings, index_path
 from fabstir_vectordb.s5.cid import BlobId, ShareCid, parse_cid
 from fabstir_vectordb.s5.cipher import encrypt_mutable
 from fabstir_vectordb.s5.keys import Identity, root_nonce, share_key

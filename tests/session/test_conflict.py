@@ -12,7 +12,7 @@ from saving import Objects, add_rows, content, identity, session_on
 
 from fabstir_vectordb import storage
 from fabstir_vectordb.errors import ConflictError, S5Error, StorageError
-from fabstir_vectordb.persist.versions import index_path
+from fabstir_vectordb.persist.version import index_path
 from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry, pointer_data
 from fabstir_vectordb.storage import Store, open_store
 

@@ -19,7 +19,7 @@ from saving import START_US, add_rows, content, identity, rows, session_on
 
 from fabstir_vectordb import ConflictError, VectorDBSession
 from fabstir_vectordb.persist import load as load_module
-from fabstir_vectordb.persist.versions import index_path
+from fabstir_vectordb.persist.version import index_path
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypted_size
 from fabstir_vectordb.s5.compress import zstd

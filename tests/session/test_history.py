@@ -13,7 +13,7 @@ from saving import Objects, add_rows, content, identity, session_on
 from fabstir_vectordb.errors import IntegrityError, NotFoundError, VectorDBError
 from fabstir_vectordb.persist import records
 from fabstir_vectordb.persist.records import HISTORY_ENTRIES_MAX, read_history, record_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import encrypt_mutable

@@ -13,18 +13,20 @@ from hypothesis import given, settings, strategies as st
 from fabstir_vectordb.errors import IntegrityError, StorageError
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
+from fabstir_vectordb.persist.contents import DOCUMENTS
 from fabstir_vectordb.persist.manifest import (
-    DOCUMENTS,
     DRAFT,
     FORMAT_VERSION,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+from fabstir_vectordb.persist.parts import (
     PART_BYTES_MAX,
     PART_TARGET_BYTES,
     PARTS_MAX,
     Layout,
-    Manifest,
     PartRecord,
-    decode_manifest,
-    encode_manifest,
     layout_for,
     part_name,
     split_name,
@@ -41,6 +43,7 @@ def example(**changes: Any) -> Manifest:
         "chunk_size": None,
         "rows": 10_000,
         "live": 9_900,
+        "with_vector": 9_999,
         "graph_rows": 10_000,
         "historical": 0,
         "lists": 0,
@@ -70,7 +73,7 @@ def test_every_field_comes_back() -> None:
     for manifest in (
         example(),
         example(chunk_size=1000, metric="dot"),
-        example(rows=0, live=0, graph_rows=0, stored_rows=0, steps=(), superseded=0, dim=0, parts=()),
+        example(rows=0, live=0, with_vector=0, graph_rows=0, stored_rows=0, steps=(), superseded=0, dim=0, parts=()),
         example(graph_rows=0, stored_rows=10_000, steps=(), timestamp_us=-1),
         example(graph_rows=4_000, historical=5_000, lists=90),
     ):
@@ -95,10 +98,10 @@ def test_a_newer_draft_is_refused_by_name() -> None:
 
 def test_draft_0_had_no_number_and_did_not_say_what_is_superseded() -> None:
     def older(top: dict[str, Any]) -> None:
-        del top["draft"], top["superseded"]
+        del top["draft"], top["superseded"], top["with_vector"]
 
     manifest = decode_manifest(broken(older))
-    assert manifest == example(superseded=manifest.superseded)
+    assert manifest == example(superseded=manifest.superseded, with_vector=None)
     assert manifest.superseded > 0
     for number in (0, -1, True, "1"):
         with pytest.raises(IntegrityError):
