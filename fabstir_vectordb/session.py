@@ -62,7 +62,7 @@ from fabstir_vectordb.persist.disk_cache import DiskCache
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.persist.load import LoadedVersion, load_rest, load_version
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
-from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
+from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
@@ -947,7 +947,9 @@ class VectorDBSession:
             raise
 
     async def history(self) -> list[VersionInfo]:
-        """The versions of this index, newest first.
+        """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.
+
+        A refused version stands below the one that it lost against.
 
         Raises:
             IntegrityError: the record is damaged; the next save repairs it.
@@ -955,10 +957,11 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def read() -> list[HistoryEntry]:
-            return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
+        async def read() -> list[VersionInfo]:
+            settings = self._persist_settings()
+            return _as_infos(*await list_versions(self._store, await self._keys(), settings, self._lineage))
 
-        return _as_infos(await self._alone(read))
+        return await self._alone(read)
 
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name.
@@ -1437,7 +1440,7 @@ class VectorDBSession:
         return outcome.get()
 
 
-def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
+def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> list[VersionInfo]:
     return [
         VersionInfo(
             cid=str(entry.cid),
@@ -1446,6 +1449,7 @@ def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
             vector_count=entry.vector_count,
             deleted_count=entry.deleted_count,
             refused=entry.refused,
+            head=entry.cid.hash == head,
         )
         for entry in entries
     ]

@@ -409,6 +409,7 @@ class VersionInfo:
         vector_count: live rows, or None where only the pointer was known.
         deleted_count: tombstones, or None likewise.
         refused: stored, but never the newest, because another version came between.
+        head: the newest version: what `load_user_vectors()` loads.
     """
 
     cid: str
@@ -417,6 +418,7 @@ class VersionInfo:
     vector_count: int | None
     deleted_count: int | None
     refused: bool
+    head: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

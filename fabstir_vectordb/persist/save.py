@@ -54,6 +54,9 @@ _MEDIA_TYPE_MANIFEST = "application/cbor"
 # Bytes of one metadata page from which on pages cover fewer rows.
 _PAGE_TARGET_BYTES = 16 * 1024 * 1024
 
+# Rows of a group that are not made fewer: 64 of the longest ids take 66 KB.
+_GROUP_ROWS_MIN = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SavedVersion:
@@ -393,11 +396,11 @@ def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Pla
 
 def _with_groups_that_fit(index: IndexSnapshot, layout: Layout, blob_bytes_max: int) -> Layout:
     """Fewer rows a group where ids or links are long: a group of 73,728 ids of 1 KiB would be an upload of 75 MB."""
-    while index.native is not None and layout.rows_per_group > layout.rows_per_part:
+    while index.native is not None and layout.rows_per_group > _GROUP_ROWS_MIN:
         infos = index.native.parts(layout.rows_per_part, layout.rows_per_group)
         if all(encrypted_size(info.size) <= blob_bytes_max for info in infos if info.kind in GROUP_KINDS):
             break
-        layout = replace(layout, rows_per_group=max(layout.rows_per_group // 2, layout.rows_per_part))
+        layout = replace(layout, rows_per_group=max(layout.rows_per_group // 2, _GROUP_ROWS_MIN))
     return layout
 
 

@@ -182,8 +182,8 @@ async def test_an_unreadable_head_is_named_by_its_hash_alone(store: Store) -> No
     listed = await read_history(store, IDENTITY, "default", lineage)
     assert [(entry.revision, entry.refused, entry.vector_count) for entry in listed] == [
         (2, False, 0),
-        (1, True, 0),
         (1, False, None),
+        (1, True, 0),
     ]
 
 
