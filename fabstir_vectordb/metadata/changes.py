@@ -142,7 +142,7 @@ def parse_changes(raw: bytes, rows: int | None = None) -> dict[int, bytes | None
     slots = np.frombuffer(raw, dtype=_CELL, count=1 + count)[1:].astype(np.int64)
     sizes = np.frombuffer(raw, dtype=_CELL, count=1 + 2 * count)[1 + count :].astype(np.int64) - 1
     if (np.diff(slots) <= 0).any() or (rows is not None and int(slots[-1]) >= rows):
-        raise IntegrityError("changed metadata is of rows out of order, or of rows that there are not")
+        raise IntegrityError("changed metadata is of rows out of order, or beyond the last row")
     if int(sizes.max()) > METADATA_BYTES_MAX or head + int(sizes[sizes > 0].sum()) != len(raw):
         raise IntegrityError("changed metadata has another size than its rows add up to")
     changes: dict[int, bytes | None] = {}

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-from fabstir_vectordb._native.library import lib
+from fabstir_vectordb._native.handle import (
+    PART_BARE,
+    PART_CODES,
+    PART_GRAPH,
+    PART_GRAPH_HEAD,
+    PART_IDS,
+    PART_LISTS,
+    PART_LISTS_HEAD,
+    PART_TIMESTAMPS,
+    PART_TOMBSTONES,
+    PART_VECTORS,
+)
 from fabstir_vectordb.metadata.schema import Schema
 
 __all__ = [
@@ -32,16 +43,16 @@ __all__ = [
 ]
 
 # Kinds of native parts: what each holds stands in docs/format.md.
-VECTORS: Final = int(lib.FVDB_PART_VECTORS)
-CODES: Final = int(lib.FVDB_PART_CODES)
-IDS: Final = int(lib.FVDB_PART_IDS)
-TIMESTAMPS: Final = int(lib.FVDB_PART_TIMESTAMPS)
-TOMBSTONES: Final = int(lib.FVDB_PART_TOMBSTONES)
-GRAPH: Final = int(lib.FVDB_PART_GRAPH)
-GRAPH_HEAD: Final = int(lib.FVDB_PART_GRAPH_HEAD)
-LISTS: Final = int(lib.FVDB_PART_LISTS)
-LISTS_HEAD: Final = int(lib.FVDB_PART_LISTS_HEAD)
-BARE: Final = int(lib.FVDB_PART_BARE)
+VECTORS: Final = PART_VECTORS
+CODES: Final = PART_CODES
+IDS: Final = PART_IDS
+TIMESTAMPS: Final = PART_TIMESTAMPS
+TOMBSTONES: Final = PART_TOMBSTONES
+GRAPH: Final = PART_GRAPH
+GRAPH_HEAD: Final = PART_GRAPH_HEAD
+LISTS: Final = PART_LISTS
+LISTS_HEAD: Final = PART_LISTS_HEAD
+BARE: Final = PART_BARE
 
 # Kinds of parts that the native core does not know; its own start at 1.
 DOCUMENTS: Final = 0

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 0
-"""Version of the stored layout.  Until 1.0 of the package it stays 0 and may change."""
+"""Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
 DRAFT = 1
 """Draft of format 0 that is written. Drafts 0 (manifests without the key) and 1 are read; a later one is refused by
 name."""

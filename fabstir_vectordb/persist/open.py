@@ -93,7 +93,7 @@ async def open_version(
         root_blob = await fetch_root(store, asked.hash, asked.known_size if isinstance(asked, BlobId) else None)
         root_id = BlobId(asked.hash, len(root_blob))
         if isinstance(asked, ShareCid):
-            # Somebody else's key: what a later save reuses must lie under our own.
+            # The key is of another user: what a later save reuses must lie under our own.
             files, own = await workers.run(_open_shared, asked, root_blob), False
         else:
             files, own = await _open_root(

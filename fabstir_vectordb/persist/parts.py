@@ -106,14 +106,14 @@ _LEVEL_TEXT = 3
 _TEXT_KINDS = frozenset({DOCUMENTS, CHANGES, IDS})
 
 PARTS_MAX = 900
-"""Most parts of a version.  S5.js loses keys in directories of 1000 entries; the rest is room
+"""Most parts of a version. S5.js loses keys in directories of 1000 entries; the rest is room
 for the manifest and for files that later releases add."""
 PART_TARGET_BYTES = 7 * 256 * 1024
-"""Bytes of a part with vectors before compression that the row count aims at.  A search of an index that is
+"""Bytes of a part with vectors before compression that the row count aims at. A search of an index that is
 loaded lazily fetches some five of them, so they are small; an upload takes 1-2 s whatever its size, so they
 are few: 87 for 100,000 rows of 384 dimensions."""
 PART_BYTES_MAX = 1024 * 1024 * 1024
-"""Most bytes of one part before compression.  S5.js writes wrong sizes from 2^31 up."""
+"""Most bytes of one part before compression. S5.js writes wrong sizes from 2^31 up."""
 CODECS = ("raw", "zstd")
 """How a part is stored: as it is, or as one zstd frame."""
 # Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors

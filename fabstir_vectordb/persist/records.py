@@ -25,7 +25,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.persist.pointer import checked_pointer
-from fabstir_vectordb.persist.transfer import fetch_root, run_bounded
+from fabstir_vectordb.persist.transfer import fetch_root, is_on_this_machine, run_bounded
 from fabstir_vectordb.persist.version import (
     CATALOGUE_PATH,
     HistoryEntry,
@@ -155,7 +155,7 @@ async def record_version(
     *,
     repair_damage: bool,
 ) -> None:
-    """Enters versions into the history and the index into the catalogue.  Failures are logged, never raised.
+    """Enters versions into the history and the index into the catalogue. Failures are logged, never raised.
 
     Args:
         store: where the records live.
@@ -163,7 +163,7 @@ async def record_version(
         settings: index name.
         lineage: entries that could not be written stay in it for the next call.
         entries: versions that the history should list.
-        repair_damage: replace a record that cannot be read by what this session knows.  A save does; a load
+        repair_damage: replace a record that cannot be read by what this session knows. A save does; a load
             only reports it, because reading must not destroy what might still be rescued.
     """
     known = {entry.key for entry in lineage.unrecorded}
@@ -325,14 +325,15 @@ async def _update(
             continue
         lineage.seen[public_key] = revision
         record.remember(lineage, merged)
-        if before is not None and pointer_hash(before.data) != blob_id.hash:
+        if before is not None and pointer_hash(before.data) != blob_id.hash and is_on_this_machine(store):
             await _delete_superseded(store, record, pointer_hash(before.data))
         return
     raise StorageError(f"{record.what} changed {_UPDATE_TRIES} times while it was being updated", retryable=True)
 
 
 async def _delete_superseded(store: Store, record: _Record, digest: bytes) -> None:
-    # A history grows by each save: kept, all of them together would grow with the square of the number of saves.
+    # A history grows with each save: kept, all of them together would grow with the square of the number of saves. Not
+    # on a network, where a node may answer with the pointer before the newest for a while.
     try:
         await store.delete(digest)
     except (VectorDBError, OSError) as error:

@@ -1,6 +1,6 @@
 """Saving a version: parts -> root -> pointer -> records, in this order and never another.
 
-Until the pointer moves, nobody can see the new version; from then on everybody who has the phrase does. A crash, a
+Until the pointer moves, the new version is not found; from then on it is what the phrase opens. A crash, a
 cancellation or a dead store at any point therefore leaves the previous version or the new one, never a mixture, and
 what a save leaves behind without a pointer are only blobs that nothing names. The session remembers them, so that
 saving once more stores only what is missing.
@@ -39,7 +39,7 @@ from fabstir_vectordb.persist.parts import (
 )
 from fabstir_vectordb.persist.pointer import OnConflict, RefusedError, conflict, head_cid_of, move_pointer
 from fabstir_vectordb.persist.records import record_version
-from fabstir_vectordb.persist.transfer import Meter, Workers, run_bounded, transfers_for
+from fabstir_vectordb.persist.transfer import Meter, Workers, is_on_this_machine, run_bounded, transfers_for
 from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version, index_path
 from fabstir_vectordb.s5.cid import BLOB_BYTES_MAX, blake3_hash
 from fabstir_vectordb.s5.cipher import encrypt_mutable, encrypted_size
@@ -95,9 +95,9 @@ async def save_version(
 ) -> SavedVersion:
     """Stores the index as a version and makes it the newest.
 
-    The index must not change while this runs.  A cancellation before the pointer moves leaves the session as
-    it was; the pointer's move itself is not interrupted, and this returns without a pause behind it: the caller
-    notes the version first, then writes the records (`record_version` with the entries that are returned).
+    The index must not change while this runs. A cancellation before the pointer moves leaves the session as it was; the
+    pointer's move itself is not interrupted, and this returns without a pause behind it: the caller notes the version
+    first, then writes the records (`record_version` with the entries that are returned).
 
     Args:
         store: where to save.
@@ -345,7 +345,7 @@ async def _kept(
 
 def _blob_bytes_max(store: Store) -> int:
     """Most bytes of a blob that a store takes."""
-    return BLOB_BYTES_MAX if store.uri.startswith(("file:", "memory:")) else UPLOAD_BYTES_MAX
+    return BLOB_BYTES_MAX if is_on_this_machine(store) else UPLOAD_BYTES_MAX
 
 
 def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Plan:

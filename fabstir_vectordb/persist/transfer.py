@@ -31,6 +31,7 @@ __all__ = [
     "Workers",
     "fetch_part",
     "fetch_root",
+    "is_on_this_machine",
     "run_bounded",
     "too_large",
     "transfers_beside",
@@ -215,6 +216,11 @@ def too_large(how: str, needed: int, settings: PersistSettings, way_out: str) ->
         f"MB of memory_budget_mb; raise it{way_out}{', or open it in a new session' if held else ''}",
         details={"needed_bytes": needed + settings.held_bytes, "budget_bytes": settings.budget_bytes},
     )
+
+
+def is_on_this_machine(store: Store) -> bool:
+    """Whether a store is a directory or memory: it takes blobs of any size, and answers with what was written last."""
+    return store.uri.startswith(("file:", "memory:"))
 
 
 async def fetch_root(store: Store, hash: bytes, known_size: int | None = None) -> bytes:

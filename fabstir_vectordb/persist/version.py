@@ -50,7 +50,7 @@ class PersistSettings:
         encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
         memory: native memory setting of a loaded index, ``default`` or ``compact``.
         threads: most threads a native call may use.
-        hash_seed: seed of a loaded index's id table; random, so that nobody can choose ids that collide.
+        hash_seed: seed of a loaded index's id table; random, so that ids cannot be chosen that collide.
         budget_bytes: most bytes a load may take, everything counted; None for no limit.
         held_bytes: what the session holds meanwhile, and counts with it.
         clock: microseconds since 1970, for history entries.
@@ -153,7 +153,7 @@ class Lineage:
         base: the version that the session's content was loaded from or saved as, or None.
         seen: the highest revision met, by registry key: a lower one later is a rollback.
         attempted: roots this session tried to make the head without learning the outcome, for example because
-            the connection broke.  Meeting one of them as the head is our own success, not somebody else's
+            the connection broke. Meeting one of them as the head is our own success, not another writer's
             version.
         unfinished: parts that this session stored for versions that did not become its base, by name and BLAKE3 as
             in `Version.parts`: the next save names them instead of storing them again.
