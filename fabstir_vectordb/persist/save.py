@@ -354,9 +354,7 @@ def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Pla
     Raises:
         StorageError: no number of rows a part keeps every limit.
     """
-    layout = layout_for(index.dim or 1, index.chunk_size)
-    if index.chunk_size is None:
-        layout = _with_groups_that_fit(index, layout, blob_bytes_max)
+    layout = _with_groups_that_fit(index, layout_for(index.dim or 1, index.chunk_size))
     rows = 0 if index.native is None else index.native.stats().rows
     while True:
         # Counted first: pages of metadata are only made for a number of rows that may hold.
@@ -394,11 +392,14 @@ def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Pla
     return plan
 
 
-def _with_groups_that_fit(index: IndexSnapshot, layout: Layout, blob_bytes_max: int) -> Layout:
-    """Fewer rows a group where ids or links are long: a group of 73,728 ids of 1 KiB would be an upload of 75 MB."""
+def _with_groups_that_fit(index: IndexSnapshot, layout: Layout) -> Layout:
+    """Fewer rows a group where ids or links are long: a group of 73,728 ids of 1 KiB would be an upload of 75 MB.
+
+    The same for every store, as a version has one CID in all of them.
+    """
     while index.native is not None and layout.rows_per_group > _GROUP_ROWS_MIN:
         infos = index.native.parts(layout.rows_per_part, layout.rows_per_group)
-        if all(encrypted_size(info.size) <= blob_bytes_max for info in infos if info.kind in GROUP_KINDS):
+        if all(encrypted_size(info.size) <= UPLOAD_BYTES_MAX for info in infos if info.kind in GROUP_KINDS):
             break
         layout = replace(layout, rows_per_group=max(layout.rows_per_group // 2, _GROUP_ROWS_MIN))
     return layout

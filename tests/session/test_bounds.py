@@ -10,7 +10,7 @@ import pytest
 from saving import Objects, add_rows, session_on
 
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, StorageError
-from fabstir_vectordb.persist import load as load_module, save as save_module
+from fabstir_vectordb.persist import save as save_module
 from fabstir_vectordb.s5.cid import BlobId, blake3_hash
 from fabstir_vectordb.s5.cipher import MUTABLE_BLOB_BYTES_MAX
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
@@ -101,13 +101,18 @@ async def test_a_chunk_size_whose_parts_no_portal_takes_is_refused_before_any_up
         await session.save_to_s5()
 
 
-async def test_groups_of_long_ids_cover_fewer_rows_on_a_portal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_groups_of_long_ids_cover_fewer_rows_in_every_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(save_module, "UPLOAD_BYTES_MAX", 80_000)
-    monkeypatch.setattr(load_module, "_LAZY_BYTES_MIN", 10**9)
-    with serving(tmp_path) as address:
-        async with await session_on(address) as session:
-            ids = [f"{number:06d}" + "x" * 900 for number in range(300)]
-            await session.add_batch(ids, [[1.0, float(number)] for number in range(300)])
-            cid = await session.save_to_s5()
-            await session.load_user_vectors(cid)
-            assert await session.count() == 300
+    ids = [f"{number:06d}" + "x" * 900 for number in range(300)]
+    cids = set()
+    with serving(tmp_path / "served") as address:
+        for uri in (address, (tmp_path / "local").as_uri()):
+            async with await session_on(uri) as session:
+                await session.add_batch(ids, [[1.0, float(number)] for number in range(300)], timestamps=[1.0] * 300)
+                cids.add(await session.save_to_s5())
+                await session.load_user_vectors()
+                assert await session.count() == 300
+    (cid,) = cids
+    assert {name for name in Objects(tmp_path / "local").files(cid) if name.startswith("ids.")} > {"ids.0003"}
