@@ -19,31 +19,17 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from fabstir_vectordb._native.handle import NativeStats
-
 if TYPE_CHECKING:
     from fabstir_vectordb.session import VectorDBSession
 
-__all__ = ["STEP_ROWS", "Maintainer", "cutoff_us", "vacuum_is_due"]
+__all__ = ["Maintainer", "cutoff_us"]
 
-#: Rows that move in one step: some milliseconds beside searches, 0.1 ms in their way.
-STEP_ROWS: Final = 1_000
 _INT64_MIN: Final = -(2**63)
-# A vacuum in the background comes when so many rows, and such a part of all, are tombstones or still in the graph
-# though they moved: they make walks longer by about that part.
-_VACUUM_ROWS: Final = 1_000
-_VACUUM_SHARE: Final = 5
 
 
 def cutoff_us(now_us: int, window_s: float) -> int:
     """Rows before this moment are old: microseconds since 1970."""
     return max(_INT64_MIN, now_us - round(window_s * 1e6))
-
-
-def vacuum_is_due(counts: NativeStats, expired_count: int) -> bool:
-    """Whether a vacuum pays for what it holds up."""
-    idle = counts.rows - counts.live + expired_count + counts.moved
-    return idle >= _VACUUM_ROWS and idle * _VACUUM_SHARE >= counts.rows
 
 
 class Maintainer:
@@ -86,15 +72,6 @@ class Maintainer:
 
     async def _look(self) -> None:
         session = self._session
-        await self._turn()
-        await session.train_lists()
-        first: int | None = 0
-        while first is not None:
+        for step in session.background_steps():
             await self._turn()
-            _, first = await session.migrate_step(first)
-        await self._turn()
-        await session.train_lists()
-        index = session.live_index()
-        if vacuum_is_due(index.counts, index.hidden_count):
-            await self._turn()
-            await session.vacuum()
+            await session.run_step(step)

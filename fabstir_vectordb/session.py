@@ -28,9 +28,9 @@ import anyio.lowlevel
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeBusy, NativeCancelled, kernels
-from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
-from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
+from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeCancelled, kernels
+from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target
+from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
 from fabstir_vectordb.errors import (
     ConflictError,
     InvalidConfigError,
@@ -39,34 +39,46 @@ from fabstir_vectordb.errors import (
     SessionError,
 )
 from fabstir_vectordb.index import (
+    AgingSteps,
     Index,
     IndexClosed,
-    IndexSettings,
-    check_ef,
-    check_exact,
-    check_k,
-    check_nprobe,
+    LazyIndex,
+    make_request,
     prepare_batch,
     prepare_queries,
     prepare_query,
+    take_ids,
+    take_items,
 )
-from fabstir_vectordb.lazy_index import LazyIndex
-from fabstir_vectordb.maintenance import STEP_ROWS, cutoff_us
+from fabstir_vectordb.index.aging import Step
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape, taken
+from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Need, Reach, RowsNeed
+from fabstir_vectordb.maintenance import cutoff_us
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
-from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.persist.contents import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.params import (
+    IndexParams,
+    LoadOptions,
+    RunParams,
+    SearchOptions,
+    SearchRequest,
+    check_bool,
+    make_options,
+)
 from fabstir_vectordb.persist.disk_cache import DiskCache
-from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
-from fabstir_vectordb.persist.load import LoadedVersion, load_rest, load_version
+from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion, load_rest, load_version
+from fabstir_vectordb.persist.part_source import shape_of
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
 from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings
+from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
@@ -76,15 +88,12 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
     ProgressCallback,
     PruneReport,
     RecallReport,
-    Receipt,
     Row,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -101,18 +110,8 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-_O = TypeVar("_O", SearchOptions, LoadOptions)
-# ef_search, exact, nprobe and recall_target.
-_Effort = tuple[int, bool, int, float | None]
-# Query, k, threshold, include_vectors, the three of the effort, and the filter.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, int, float | None, Filter | None]
-
-# A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
-# or a scan of this many float32 values is below a millisecond.
-_INLINE_EF_MAX: Final = 1_000
-_INLINE_SCAN_VALUES_MAX: Final = 1 << 20
-# Lists are scanned by code: a few times faster.
-_INLINE_PROBED_VALUES_MAX: Final = 1 << 23
+AnyIndex = Index | LazyIndex
+_NO_QUERY: Final = np.empty(0, dtype=np.float32)
 SCAN_PAGE_ROWS: Final = 512
 # Older than this is every row.
 _ANY_AGE_US: Final = 2**63 - 1
@@ -174,7 +173,8 @@ class VectorDBSession:
         self._budget_bytes = config.budget_bytes
         self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
         self._now_us = partial(_clock_us, config.clock)
-        self._index = self._new_index()
+        self._index: AnyIndex = self._new_index()
+        self._lazy: LazyVersion | None = None
         self._saved_changes = 0
         self._last_cid: str | None = None
         self._one_at_a_time = anyio.Lock()
@@ -251,11 +251,9 @@ class VectorDBSession:
         past, present = (_dated(rows, timestamps or {}) for rows in (historical, recent))
         fill_lists = sum(row.vector is not None for row in past) >= LISTS_ROWS_MIN
         await self._change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
-        if await self._beside(lambda index, control: index.train(_ANY_AGE_US, control)):
-            first: int | None = 0
-            while first is not None:
-                _, first = await self._move(first, _ANY_AGE_US)
-            await self.vacuum()
+        if fill_lists:
+            for step in AgingSteps(_ANY_AGE_US, arranges=False):
+                await self.run_step(step)
         await self.add_vectors(present)
 
     @staticmethod
@@ -324,23 +322,22 @@ class VectorDBSession:
 
         Args:
             items: VectorInputs, or mappings with the same keys.
-            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of items with the same id,
+                ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
 
         Returns:
             How many rows were added, replaced and skipped.
 
         Raises:
             InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
-            ConflictError: an id is live already, or stands twice in the call.
+            ConflictError: with ``error``, an id is live already, or stands twice in the call.
             MemoryBudgetExceededError: they would not fit.
             SessionError: the session is destroyed.
         """
-
-        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
-            raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
+        self.check_alive()
+        rows = take_items(items)
 
         def add(index: Index, control: Control) -> AddResult:
-            rows = [_as_input(row, item) for row, item in enumerate(items)]
             return self._add_inputs(rows, on_conflict, index, control)
 
         return await self._change(add)
@@ -388,8 +385,8 @@ class VectorDBSession:
         for_lists: bool = False,
     ) -> AddResult:
         index.check_room(vectors)
-        known = index.vector_dim, index.schema
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, *known, expires_at)
+        room = index.metadata_room_bytes
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.vector_dim, expires_at, room)
         return index.add(batch, on_conflict, control, for_lists)
 
     def _add_inputs(
@@ -407,24 +404,47 @@ class VectorDBSession:
             for_lists,
         )
 
-    async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata.
+    async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many: all or nothing.
 
         The value before is in no answer from here on. Its bytes leave memory, and the versions saved later, with the
         next `vacuum`; versions saved earlier keep it until `prune_history` removes them.
 
         Args:
-            id: the row.
-            metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+            id: the row; or a mapping of ids to their metadata, for many rows in one call.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none; left out where `id` is a mapping.
             merge: merge a dict into the stored dict instead, key by key.
 
         Raises:
-            NotFoundError: the id is not live.
+            NotFoundError: an id is not live.
             InvalidInputError: the metadata is refused.
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        await self._change(lambda index, _: index.update_metadata(id, metadata, merge))
+        merge = check_bool("merge", merge)
+        if isinstance(id, Mapping):
+            if metadata is not None:
+                raise InvalidInputError("metadata stands in the mapping of ids: leave the second argument out")
+            ids, values = take_ids(id), list(id.values())
+        else:
+            ids, values = [one_id(id)], [metadata]
+        await self._change(lambda index, _: index.update_many(ids, values, merge))
+
+    async def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector. Its metadata, timestamp and expiry stay.
+
+        Args:
+            id: the row.
+            vector: dim numbers.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the vector is refused.
+            MemoryBudgetExceededError: it would not fit.
+            SessionError: the session is destroyed.
+        """
+        ids = [one_id(id)]
+        await self._change(lambda index, control: index.update_vectors(ids, [vector], control))
 
     async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index.
@@ -457,9 +477,39 @@ class VectorDBSession:
             InvalidInputError: the id is no string.
             SessionError: the session is destroyed.
         """
-        if not isinstance(id, str):
-            raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
-        return await self._change(lambda index, _: index.delete([id], missing_ok))
+        wanted, missing_ok = [one_id(id)], check_bool("missing_ok", missing_ok)
+        return await self._change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing; `vacuum` gives their memory back.
+
+        Args:
+            ids: the rows; an id that stands twice counts once.
+            missing_ok: pass over ids that are not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, and which.
+
+        Raises:
+            NotFoundError: an id is not live; nothing was deleted.
+            InvalidInputError: `ids` is no iterable of strings.
+            SessionError: the session is destroyed.
+        """
+        wanted, missing_ok = take_ids(ids), check_bool("missing_ok", missing_ok)
+        return await self._change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def clear(self) -> int:
+        """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
+
+        The next row with a vector may have any dimension. Saved versions stay as they are.
+
+        Returns:
+            How many rows there were.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        return await self._change(lambda index, _: index.clear())
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing. When their bytes go, `delete_vector` says.
@@ -514,37 +564,20 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        def tell(stage: Literal["train", "migrate", "vacuum"], rows_done: int) -> None:
-            if progress is not None:
-                progress(OptimizeProgress(stage, rows_done, self.live_index().counts.rows))
+        steps = AgingSteps(self._cutoff_us())
+        for step in steps:
+            if progress is not None and step.stage in ("train", "migrate", "vacuum"):
+                progress(OptimizeProgress(step.stage, step.rows_done, self.live_index().counts.rows))
+            await self.run_step(step)
+        return OptimizeResult(steps.trained, steps.migrated, steps.vacuumed)
 
-        await self._beside(lambda index, _: index.check_optimizes())
-        tell("train", 0)
-        trained, migrated = await self.train_lists(), 0
-        first: int | None = 0
-        while first is not None:
-            tell("migrate", first)
-            moved, first = await self.migrate_step(first)
-            migrated += moved
-        trained = await self.train_lists() or trained
-        tell("vacuum", 0)
-        removed = await self.vacuum()
-        if migrated or removed.total_removed:
-            # Rows got other slots, and parts other bytes, anyway.
-            with suppress(MemoryBudgetExceededError):
-                await self._change(Index.arrange)
-        return OptimizeResult(trained, migrated, removed)
+    def background_steps(self) -> AgingSteps:
+        """What an `optimize` in the background does now."""
+        return AgingSteps(self._cutoff_us(), in_background=True)
 
-    async def train_lists(self) -> bool:
-        """Trains lists where that is due, beside searches; whether it did. A step of `optimize`."""
-        return await self._beside(lambda index, control: index.train(self._cutoff_us(), control))
-
-    async def migrate_step(self, first: int) -> tuple[int, int | None]:
-        """Moves some old rows from slot `first` on: how many, and where to go on. A step of `optimize`."""
-        return await self._move(first, self._cutoff_us())
-
-    async def _move(self, first: int, cutoff_us: int) -> tuple[int, int | None]:
-        return await self._beside(lambda index, _: index.migrate(cutoff_us, STEP_ROWS, first))
+    async def run_step(self, step: Step) -> None:
+        """Runs one step of an `optimize`."""
+        await (self._change if step.holds_up_reads else self._beside)(step.run)
 
     def _cutoff_us(self) -> int:
         return cutoff_us(self._now_us(), self._config.recent_window_s)
@@ -555,7 +588,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._read(lambda index: index.side(False))
+        return await self._read(Reach.WHOLE, lambda index, _: index.side(False))
 
     async def get_historical_index(self) -> IndexSide:
         """The historical side: rows on lists.
@@ -563,7 +596,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._read(lambda index: index.side(True))
+        return await self._read(Reach.WHOLE, lambda index, _: index.side(True))
 
     async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """When rows are from: seconds since 1970 by id.
@@ -575,12 +608,14 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = None if ids is None else as_ids(ids)
-        return await self._read(lambda index: index.timestamps(wanted))
+        wanted = None if ids is None else take_ids(ids)
+        return await self._read(Reach.IDS, lambda index, _: index.timestamps(wanted))
 
     # ---- rows out
 
-    async def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
+    async def search(
+        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
+    ) -> SearchResults:
         """Finds the k rows nearest to a query.
 
         Args:
@@ -595,24 +630,20 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self.check_alive()
-        if _wants_mmr(options, fields):
-            diverse = self._search_diverse(query, k, options, fields)
-            return await self._answered(lambda control: self.read_here(partial(diverse, control=control)))
-        asked = self._asked(query, k, options, fields)
-        if self._is_short(self._index, asked):
+        request = self.request(query, k, options, fields)
+        if request.mmr is None:
             if time.monotonic() - self._last_pause > _PAUSE_S:
                 await anyio.lowlevel.checkpoint()
                 self._last_pause = time.monotonic()
-            try:
-                return self.live_index().search(*asked, nowait=True)
-            except (NativeBusy, IndexClosed):
-                pass
+            found = self._index.search_at_once(request)
+            if found is not None:
+                return found
+        need, search = search_of(request)
         # Stoppable, as it may have to find out first what its recall takes.
-        return await self._answered(lambda control: self.read_here(lambda index: index.search(*asked, control=control)))
+        return await self._answered(need, search)
 
     async def search_batch(
-        self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
+        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
@@ -627,9 +658,12 @@ class VectorDBSession:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self.check_alive()
-        search = self._search_batch(queries, k, options, fields)
-        return await self._answered(lambda control: self.read_here(partial(search, control=control)))
+        request = self.batch_request(queries, k, options, fields)
+        dim = self.live_index().vector_dim
+        ready = isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous
+        matrix = prepare_queries(queries, dim) if ready else await self._in_thread(prepare_queries, queries, dim)
+        need, search = search_batch_of(matrix, request)
+        return await self._answered(need, search)
 
     async def search_stream(
         self,
@@ -655,8 +689,8 @@ class VectorDBSession:
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         start = self.start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = await self._answered(lambda control: self.read_here(partial(start, control=control)))
-        while hits := await self._read(partial(next_page, index, next_hits)):
+        index, next_hits = await self._answered(Reach.WHOLE, start)
+        while hits := await self._read(Reach.IDS, partial(next_page, index, next_hits)):
             for hit in hits:
                 yield hit
 
@@ -667,8 +701,8 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = as_ids(ids)
-        return await self._read(lambda index: index.get(wanted))
+        wanted = take_ids(ids)
+        return await self._read(RowsNeed(wanted), lambda index, gathered: index.get(wanted, gathered))
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes.
@@ -684,7 +718,7 @@ class VectorDBSession:
         if filter is None:
             return self.live_index().live_count
         where = parse_filter(filter)
-        return await self._read(lambda index: index.count_where(where))
+        return await self._read(FilterNeed(), lambda index, _: index.count_where(where))
 
     async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it, the most frequent first.
@@ -699,7 +733,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return await self._read(lambda index: index.facets(path, where))
+        return await self._read(FilterNeed(), lambda index, _: index.facets(path, where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """How much of the truth searches find on the index's own rows, and at what cost, over `ef_search` and `nprobe`.
@@ -718,14 +752,9 @@ class VectorDBSession:
         check_range("sample", sample, 10_000)
         check_range("k", k, 1_000)
 
-        def measure(control: Control) -> RecallReport:
-            def read(index: Index) -> RecallReport:
-                index.require_whole()
-                return index.recall(sample, k, self._recall_target, control)
-
-            return self.read_here(read)
-
-        return await self._answered(measure)
+        return await self._answered(
+            Reach.WHOLE, lambda index, _, control: measure_recall(index, sample, k, self._recall_target, control)
+        )
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -747,8 +776,8 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        index, next_rows = await self._read(partial(start_of_scan, filter, order))
-        while rows := await self._read(partial(next_page, index, next_rows)):
+        index, next_rows = await self._read(Reach.WHOLE, partial(start_of_scan, filter, order))
+        while rows := await self._read(Reach.IDS, partial(next_page, index, next_rows)):
             for row in rows:
                 yield row
 
@@ -779,6 +808,7 @@ class VectorDBSession:
         """
         if on_conflict not in ("error", "overwrite"):
             raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
+        verify_stored = check_bool("verify_stored", verify_stored)
         return await self._alone(
             lambda: self._save(cast(Literal["error", "overwrite"], on_conflict), verify_stored, progress)
         )
@@ -791,7 +821,7 @@ class VectorDBSession:
         if not unchanged:
             await self._load_rest()
         index = self._index
-        if self._lineage.base is None:
+        if self._lineage.base is None and isinstance(index, Index):
             # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
             with suppress(MemoryBudgetExceededError):
                 await self._stoppable(index.arrange)
@@ -801,7 +831,7 @@ class VectorDBSession:
         saved = await save_version(
             self._store,
             keys,
-            None if unchanged else index,
+            None if unchanged else self._whole(),
             self._lineage,
             settings,
             on_conflict=on_conflict,
@@ -810,18 +840,18 @@ class VectorDBSession:
         )
         self._saved_changes, self._last_cid = changes, str(saved.version.cid)
         if not unchanged:
-            index.pages_stored(saved.version.layout.document_rows, saved.changed_rows)
+            self._whole().pages_stored(saved.version.layout.document_rows, saved.changed_rows)
         await record_version(self._store, keys, settings, self._lineage, saved.entries, repair_damage=True)
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
         if not unchanged and saved.version.stored_rows == saved.version.rows:
             # Should this not be reached, the next save stores the graph anew.
-            await self._in_thread(index.graph_stored)
+            await self._in_thread(self._whole().graph_stored)
         return str(saved.version.cid)
 
     async def load_user_vectors(
-        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any
+        self, cid: str | None = None, options: LoadOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> None:
         """Replaces the content by a saved version: all or nothing.
 
@@ -840,8 +870,7 @@ class VectorDBSession:
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
-        chosen = _merged_options(LoadOptions, options, fields)
-        _check_load_options(chosen)
+        chosen = make_options(LoadOptions, options, fields)
         if cid is not None and not isinstance(cid, str):
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
         await self._alone(lambda: self._load(cid, chosen))
@@ -870,20 +899,21 @@ class VectorDBSession:
             )
         )
         if loaded is None:
-            fresh, base, last_cid = self._new_index(), None, None
+            fresh: AnyIndex = self._new_index()
+            base, last_cid = None, None
         else:
-            fresh = await self._restored(loaded)
+            fresh = await self._restored(loaded, options.become_whole)
             base, last_cid = loaded.version, str(loaded.version.cid)
         self._budget_bytes = budget
         self._lineage.base, self._last_cid = base, last_cid
-        await self._exchange(fresh)
+        await self._exchange(fresh, None if loaded is None else loaded.lazy)
         logger.debug("session %s: loaded %s", self._config.session_id, last_cid or "nothing: no version yet")
 
-    async def _exchange(self, fresh: Index) -> None:
+    async def _exchange(self, fresh: AnyIndex, lazy: LazyVersion | None = None) -> None:
         """Puts another index, that of a version, in the place of the one there is."""
         # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
         fresh.budget_bytes = self._budget_bytes
-        old, self._index = self._index, fresh
+        old, self._index, self._lazy = self._index, fresh, lazy
         self._saved_changes = fresh.changes
         with anyio.CancelScope(shield=True):
             await self._in_thread(old.close)
@@ -918,29 +948,28 @@ class VectorDBSession:
                 index.stay_lazy()
 
     async def _load_rest(self, progress: ProgressCallback | None = None) -> None:
-        index = self._index
-        if isinstance(index, LazyIndex):
-            loaded = await self._with_room(
-                lambda settings: load_rest(self._store, index.lazy, settings, progress=progress)
-            )
+        index, lazy = self._index, self._lazy
+        if isinstance(index, LazyIndex) and lazy is not None:
+            loaded = await self._with_room(lambda settings: load_rest(self._store, lazy, settings, progress=progress))
             fresh = await self._restored(loaded)
-            fresh.plans_used = index.plans_used
+            if isinstance(fresh, Index):
+                fresh.count_plans(index.plans_used)
             await self._exchange(fresh)
             logger.debug("session %s: loaded the rest", self._config.session_id)
 
-    async def _restored(self, loaded: LoadedVersion) -> Index:
-        settings = IndexSettings(
+    async def _restored(self, loaded: LoadedVersion, become_whole: bool = True) -> AnyIndex:
+        params = IndexParams(
             metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
-            memory=self._config.memory,
             M=loaded.M,
             ef_construction=loaded.ef_construction,
-            threads=self._config.native_threads,
             chunk_size=loaded.chunk_size,
-            now_us=self._now_us,
         )
-        restore = Index.restore if loaded.lazy is None else LazyIndex.of
+        run, lazy = self._run_params(), loaded.lazy
         try:
-            return await self._in_thread(restore, settings, loaded)
+            if lazy is None:
+                return await self._in_thread(Index.restore, params, run, loaded)
+            shape = shape_of(lazy.opened.manifest)
+            return await self._in_thread(LazyIndex, params, run, loaded, lazy.parts, shape, become_whole)
         except BaseException:
             if loaded.native is not None:
                 loaded.native.close()
@@ -984,6 +1013,7 @@ class VectorDBSession:
         """
         if isinstance(keep, bool) or not isinstance(keep, int):
             raise InvalidInputError(f"keep must be an integer, got {keep!r}")
+        dry_run = check_bool("dry_run", dry_run)
 
         async def prune() -> PrunedHistory:
             settings = self._persist_settings()
@@ -1093,7 +1123,7 @@ class VectorDBSession:
     def _dirty(self) -> bool:
         return self._index.changes != self._saved_changes
 
-    def live_index(self) -> Index:
+    def live_index(self) -> AnyIndex:
         """The index, while there is one.
 
         Raises:
@@ -1102,152 +1132,74 @@ class VectorDBSession:
         self.check_alive()
         return self._index
 
-    def read_here(self, read: Callable[[Index], _T]) -> _T:
-        """The result of a read, on this thread; goes on to the next index where a load replaced the one it met."""
-        while True:
-            index = self.live_index()
-            try:
-                return read(index)
-            except IndexClosed:
-                if self._index is index:
-                    raise self._gone() from None
+    def _whole(self) -> Index:
+        """The index, once all of it is in memory."""
+        assert isinstance(self._index, Index)
+        return self._index
 
-    def search_here(
-        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> SearchResults:
-        """`search` on this thread; waits for a change that is under way."""
-        self.check_alive()
-        if _wants_mmr(options, fields):
-            return self.read_here(self._search_diverse(query, k, options, fields))
-        asked = self._asked(query, k, options, fields)
-        try:
-            return self._index.search(*asked)
-        except IndexClosed:
-            return self.read_here(lambda index: index.search(*asked))
+    def check_replaced(self, index: AnyIndex) -> None:
+        """Raises SessionError for an index that is closed, unless another one took its place."""
+        if self._index is index:
+            raise self._gone()
 
-    def search_batch_here(
-        self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> list[SearchResults]:
-        """`search_batch` on this thread."""
-        self.check_alive()
-        return self.read_here(self._search_batch(queries, k, options, fields))
+    def request(
+        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """A search, with everything checked that does not depend on the rows it will meet."""
+        if self._destroyed:
+            raise self._gone()
+        return make_request(
+            prepare_query(query, self._index.vector_dim),
+            k,
+            options,
+            fields,
+            default_threshold=self._config.default_threshold,
+            default_target=self._recall_target,
+        )
+
+    def batch_request(
+        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """The same for a search of many queries, which the request does not hold."""
+        dim, (_, actual) = self.live_index().vector_dim, seeming_shape(queries)
+        if actual and dim is not None:
+            check_query_dim(actual, dim)
+        return make_request(
+            _NO_QUERY,
+            k,
+            options,
+            fields,
+            default_threshold=self._config.default_threshold,
+            default_target=self._recall_target,
+        )
 
     def start_of_stream(
         self, query: Any, threshold: float | Unset | None, include_vectors: bool, filter: Mapping[str, Any] | None
     ) -> Callable[..., tuple[Index, Callable[[], list[SearchResult]]]]:
         """What starts a stream over an index: it gives that index, and what gives its next hits, none at the end."""
-        self.check_alive()
-        vector, least = prepare_query(query), self._threshold(threshold)
-        where = EVERYTHING if filter is None else parse_filter(filter)
+        fields = {"threshold": threshold, "include_vectors": include_vectors, "filter": filter}
+        request = self.request(query, 1, None, fields)
+        vector, where = request.query, request.where or EVERYTHING
 
-        def start(index: Index, control: Control | None = None) -> tuple[Index, Callable[[], list[SearchResult]]]:
+        def start(
+            index: Index, gathered: Gathered, control: Control | None = None
+        ) -> tuple[Index, Callable[[], list[SearchResult]]]:
             cursor = index.stream(vector, where, control)
-            return index, lambda: index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
+            shown = request.threshold, request.include_vectors
+            return index, lambda: index.stream_page(cursor, vector, SCAN_PAGE_ROWS, *shown)
 
         return start
-
-    def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
-        """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
-        return (
-            prepare_query(query),
-            check_k(k),
-            None if threshold is None else self._threshold(threshold),
-            include_vectors,
-            *self._effort(ef_search, exact, nprobe, recall_target),
-            None if filter is None else parse_filter(filter),
-        )
-
-    def _search_diverse(
-        self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
-    ) -> Callable[..., SearchResults]:
-        wide, k, mmr, include_vectors = _with_candidates(k, options, given)
-        asked = self._asked(query, candidates_for(k), wide, {})
-
-        def search(index: Index, control: Control | None = None) -> SearchResults:
-            candidates = index.search(*asked, control=control)
-            return most_diverse(candidates, k, mmr, index.metric, include_vectors)
-
-        return search
-
-    def _search_batch(
-        self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
-    ) -> Callable[..., list[SearchResults]]:
-        if _wants_mmr(options, given):
-            wide, k, mmr, include_vectors = _with_candidates(k, options, given)
-            candidates = self._search_batch(queries, candidates_for(k), wide, {})
-
-            def diverse(index: Index, control: Control | None = None) -> list[SearchResults]:
-                each = candidates(index, control)
-                return [most_diverse(found, k, mmr, index.metric, include_vectors) for found in each]
-
-            return diverse
-        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
-        k, threshold = check_k(k), self._threshold(threshold)
-        effort = self._effort(ef_search, exact, nprobe, recall_target)
-        where = None if filter is None else parse_filter(filter)
-
-        def search(index: Index, control: Control | None = None) -> list[SearchResults]:
-            # Many queries take a while to convert: in the worker thread, too.
-            matrix = prepare_queries(queries, index.vector_dim)
-            return index.search_batch(matrix, k, threshold, include_vectors, *effort, where, control)
-
-        return search
-
-    def _threshold(self, threshold: float | Unset | None) -> float | Unset | None:
-        if isinstance(threshold, Unset):
-            return self._config.default_threshold
-        check_threshold("threshold", threshold, InvalidInputError)
-        return threshold
-
-    def _effort(self, ef_search: Any, exact: Any, nprobe: Any, recall_target: Any) -> _Effort:
-        ef, probes = check_ef(ef_search), check_nprobe(nprobe)
-        if exact is False and recall_target is None:
-            return ef, False, probes, None if ef or probes else self._recall_target
-        exact = check_exact(exact, ef or probes)
-        target = check_recall_target(recall_target, InvalidInputError)
-        if target is None:
-            return ef, exact, probes, None if ef or exact or probes else self._recall_target
-        if ef or exact or probes:
-            raise InvalidInputError(
-                "recall_target stands in place of ef_search, nprobe and exact: give it or these",
-                details={"recall_target": target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
-            )
-        return 0, False, 0, target
-
-    @staticmethod
-    def _is_short(index: Index, asked: _Asked) -> bool:
-        counts = index.counts
-        _, k, _, _, ef, exact, nprobe, recall_target, where = asked
-        if recall_target is not None:
-            effort = index.known_effort(k, recall_target)
-            if effort is None:
-                return False
-            ef, exact, nprobe = effort
-        if where is not None:
-            # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
-            count = index.count_known(where)
-            if count is None or (exact and count * (index.dim or 0) > _INLINE_SCAN_VALUES_MAX):
-                return False
-            return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
-                counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
-            )
-        if (counts.graph_rows or counts.lists) and not exact:
-            # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
-            # long as well, a thread is the right place.
-            recent, dim = counts.live - counts.historical, index.dim or 0
-            probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
-            return (
-                max(k, ef) <= _INLINE_EF_MAX
-                and (2 * recent > counts.graph_rows or recent * dim <= _INLINE_PROBED_VALUES_MAX)
-                and probed * dim <= _INLINE_PROBED_VALUES_MAX
-            )
-        return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
     def stats_here(self) -> SessionStats:
         """`get_stats` on this thread."""
         index, base = self.live_index(), self._lineage.base
-        native = self.read_here(Index.stats)
+        while True:
+            try:
+                native = index.stats()
+                break
+            except IndexClosed:
+                self.check_replaced(index)
+                index = self.live_index()
         kinds = {
             name.removeprefix("bytes_"): value
             for name, value in native._asdict().items()
@@ -1276,17 +1228,18 @@ class VectorDBSession:
 
     def _new_index(self) -> Index:
         config = self._config
-        return Index(
-            IndexSettings(
-                metric=config.metric,
-                memory=config.memory,
-                M=config.M,
-                ef_construction=config.ef_construction,
-                threads=config.native_threads,
-                chunk_size=config.chunk_size,
-                budget_bytes=self._budget_bytes,
-                now_us=self._now_us,
-            )
+        params = IndexParams(
+            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+        )
+        return Index(params, self._run_params())
+
+    def _run_params(self) -> RunParams:
+        config = self._config
+        return RunParams(
+            memory=config.memory,
+            threads=config.native_threads,
+            budget_bytes=self._budget_bytes,
+            now_us=self._now_us,
         )
 
     def _persist_settings(self) -> PersistSettings:
@@ -1352,13 +1305,13 @@ class VectorDBSession:
             await self._load_rest()
             self._change_over = over = anyio.Event()
             try:
-                result = await self._stoppable(partial(once.pop(), self._index))
+                result = await self._stoppable(partial(once.pop(), self._whole()))
             finally:
                 self._change_over = None
                 over.set()
                 await self._settle_where_due()
-            if self._index.calibration_is_due:
-                await self._stoppable(self._index.calibrate_where_due)
+            if self._whole().calibration_is_due:
+                await self._stoppable(self._whole().calibrate_where_due)
             return result
 
         return await self._alone(change)
@@ -1369,7 +1322,7 @@ class VectorDBSession:
         async def change() -> _T:
             await self._load_rest()
             try:
-                return await self._stoppable(partial(function, self._index))
+                return await self._stoppable(partial(function, self._whole()))
             finally:
                 await self._settle_where_due()
 
@@ -1387,31 +1340,35 @@ class VectorDBSession:
         if self._change_over is not None:
             await self._change_over.wait()
 
-    async def _read(self, read: Callable[[Index], _T]) -> _T:
+    async def _read(self, need: Need, read: Callable[[Any, Gathered], _T]) -> _T:
         """Runs a read of the index in a thread."""
-        self.check_alive()
-        return await self._with_parts(lambda: self._in_thread(self.read_here, read))
+        return await self._with_parts(need, lambda index, gathered: self._in_thread(read, index, gathered))
 
-    async def _answered(self, search: Callable[[Control], _T]) -> _T:
+    async def _answered(self, need: Need, search: Callable[[Any, Gathered, Control], _T]) -> _T:
         """Runs a search in a thread that a cancellation stops."""
-        return await self._with_parts(lambda: self._stoppable(search))
+        return await self._with_parts(need, lambda index, gathered: self._stoppable(partial(search, index, gathered)))
 
-    async def _with_parts(self, read: Callable[[], Awaitable[_T]]) -> _T:
+    async def _with_parts(self, need: Need, read: Callable[[AnyIndex, Gathered], Awaitable[_T]]) -> _T:
         """The result of a read, of an index that may have to fetch first what it is about."""
-        fetched: list[Fetched] = []
         while True:
             await self._no_change()
+            index, gathered = self.live_index(), Gathered()
             try:
-                result = await read()
-            except PartsNeeded as needed:
-                with suppress(IndexClosed):  # another index has taken its place, and is asked then
-                    # Held, as the cache may be smaller than what is needed.
-                    fetched.append(await needed.fetch())
-            except WholeNeeded as needed:
-                await self.become_whole(needed.optional)
-            else:
-                note_receipt(result, fetched)
-                return result
+                if not isinstance(index, LazyIndex) or await self.gather(index, need, gathered):
+                    return await read(index, gathered)
+            except IndexClosed:  # another index has taken its place, and is asked then
+                self.check_replaced(index)
+
+    async def gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
+        """Fetches what a call lacks; False where another index took this one's place instead."""
+        while True:
+            missing = await self._in_thread(index.missing, need, gathered)
+            if missing.whole:
+                await self.become_whole(missing.optional)
+                return False
+            if not missing.keys:
+                return True
+            gathered.take(await index.parts.fetch(missing.keys, index.check_part))
 
     async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await run_in_thread(partial(function, *args, **kwargs), self._threads)
@@ -1455,22 +1412,29 @@ def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> lis
     ]
 
 
-def note_receipt(result: object, fetched: Sequence[Fetched]) -> None:
-    """Enters into the results of a search what was fetched for them."""
-    if not fetched or not isinstance(result, (SearchResults, list)):
-        return
-    requests, size = sum(one.receipt.requests for one in fetched), sum(one.receipt.bytes for one in fetched)
-    for results in result if isinstance(result, list) else [result]:
-        if isinstance(results, SearchResults):
-            hits = max(results.receipt.cache_hits - requests, 0)
-            results.receipt = Receipt(requests=requests, bytes=size, cache_hits=hits)
+def search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
+    """What a search needs, and what does it."""
+    if request.mmr is None:
+        return request, lambda index, gathered, control=None: index.search(request, gathered, control)
+    return widened(request), lambda index, gathered, control=None: search_diverse(index, request, gathered, control)
+
+
+def search_batch_of(
+    queries: npt.NDArray[np.float32], request: SearchRequest
+) -> tuple[Need, Callable[..., list[SearchResults]]]:
+    """The same of a search of many queries."""
+    if request.mmr is None:
+        need = BatchNeed(queries, request)
+        return need, lambda index, gathered, control=None: index.search_batch(queries, request, gathered, control)
+    return BatchNeed(queries, widened(request)), lambda index, gathered, control=None: search_batch_diverse(
+        index, queries, request, gathered, control
+    )
 
 
 def start_of_scan(
-    filter: Mapping[str, Any] | None, order: str | None, index: Index
+    filter: Mapping[str, Any] | None, order: str | None, index: Index, gathered: Gathered
 ) -> tuple[Index, Callable[[], list[Row]]]:
     """The index a scan is about, and what gives its next rows, none at the end."""
-    index.require_whole()
     where = None if filter is None else parse_filter(filter)
     if order is None:
         cursor = index.cursor()
@@ -1487,7 +1451,7 @@ def start_of_scan(
     return index, next_rows
 
 
-def next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[_T]:
+def next_page(begun: Index, page: Callable[[], list[_T]], index: AnyIndex, gathered: Gathered) -> list[_T]:
     """The next page of a scan or stream.
 
     Raises:
@@ -1536,85 +1500,17 @@ def make_config(config: VectorDBConfig | Mapping[str, Any] | None, settings: Map
     return VectorDBConfig(**{**given, **settings})
 
 
-def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]) -> _O:
-    if options is not None and not isinstance(options, kind):
-        raise InvalidInputError(f"options must be {kind.__name__}, got {type(options).__name__}")
-    for name in given:
-        if name not in _OPTION_NAMES[kind]:
-            known = ", ".join(sorted(_OPTION_NAMES[kind]))
-            raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {known}")
-    return kind(**given) if options is None else replace(options, **given)
-
-
-def _search_options(
-    options: SearchOptions | None, given: Mapping[str, Any]
-) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
-    """threshold, include_vectors, ef_search, exact, nprobe, recall_target and filter, not yet checked."""
-    if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
-        # Without a SearchOptions on the way, which takes half a microsecond to make.
-        get = given.get
-        threshold, include_vectors = get("threshold", UNSET), get("include_vectors", False)
-        effort = get("ef_search"), get("exact", False), get("nprobe"), get("recall_target")
-        return threshold, include_vectors, *effort, get("filter")
-    chosen = _merged_options(SearchOptions, options, given)
-    effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
-    return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
-
-
-def _wants_mmr(options: SearchOptions | None, given: Mapping[str, Any]) -> bool:
-    if options is None or "mmr" in given:
-        return given.get("mmr") is not None
-    return getattr(options, "mmr", None) is not None
-
-
-def _with_candidates(
-    k: int, options: SearchOptions | None, given: Mapping[str, Any]
-) -> tuple[SearchOptions, int, float, bool]:
-    """Options for the search that finds the candidates; k, λ and include_vectors of the search that was asked for."""
-    chosen, k = _merged_options(SearchOptions, options, given), check_k(k)
-    mmr = check_mmr(chosen.mmr, k)
-    return replace(chosen, include_vectors=True, mmr=None), k, mmr, chosen.include_vectors
-
-
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {
     (False, False): "flat",
     (True, False): "hnsw",
     (False, True): "ivf",
     (True, True): "hybrid",
 }
-_OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {
-    kind: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
-}
-
-
-def _check_load_options(options: LoadOptions) -> None:
-    if not isinstance(options.lazy_load, bool):
-        raise InvalidInputError(f"lazy_load must be True or False, got {options.lazy_load!r}")
-    budget = options.memory_budget_mb
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
-        raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")
 
 
 def _none_or(values: list[Any]) -> list[Any] | None:
     """The values, None where all of them are."""
     return values if any(value is not None for value in values) else None
-
-
-def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
-    if isinstance(item, VectorInput):
-        return item
-    if not isinstance(item, Mapping):
-        raise InvalidInputError(
-            f"row {row} must be a VectorInput or a mapping, got {type(item).__name__}", details={"row": row}
-        )
-    try:
-        return VectorInput(**item)
-    except TypeError:
-        known = ", ".join(field.name for field in fields(VectorInput))
-        raise InvalidInputError(
-            f"row {row} needs id and vector and knows only {known}; it has {', '.join(map(str, item))}",
-            details={"row": row},
-        ) from None
 
 
 def check_range(name: str, value: int, most: int) -> None:
@@ -1628,22 +1524,10 @@ def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Ma
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
     dated = []
-    for number, item in enumerate(rows):
+    for number, item in enumerate(taken(rows, "rows")):
         if isinstance(item, Row):
             row = VectorInput(item.id, item.vector, item.metadata, item.timestamp, item.expires_at)
         else:
-            row = _as_input(number, item)
+            row = as_input(number, item)
         dated.append(replace(row, timestamp=timestamps[row.id]) if row.id in timestamps else row)
     return dated
-
-
-def as_ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, (str, bytes)):
-        raise InvalidInputError("ids must be a sequence of strings, not one string")
-    if not isinstance(ids, Iterable):
-        raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
-    listed = list(ids)
-    for row, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise InvalidInputError(f"an id must be a string, got {type(text).__name__}", details={"row": row})
-    return listed

@@ -19,15 +19,17 @@ from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
 from fabstir_vectordb.errors import SessionError
-from fabstir_vectordb.index import Index, IndexClosed
+from fabstir_vectordb.index import IndexClosed, LazyIndex, prepare_queries, take_ids, take_items
+from fabstir_vectordb.index.incoming import taken
+from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Need, Reach, RowsNeed
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
-from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
+from fabstir_vectordb.params import LoadOptions, SearchOptions
 from fabstir_vectordb.session import (
     VectorDBSession as AsyncSession,
-    as_ids,
     make_config,
     next_page,
-    note_receipt,
+    search_batch_of,
+    search_of,
     start_of_scan,
 )
 from fabstir_vectordb.types import (
@@ -35,14 +37,12 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
     ProgressCallback,
     PruneReport,
     RecallReport,
     Row,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -141,7 +141,8 @@ class VectorDBSession:
         """Makes a session whose rows are on the sides that are said."""
         session = cls.create(config, **settings)
         try:
-            session._call(session._async.fill_from_parts, recent, historical, timestamps)
+            parts = (taken(rows, "rows") if isinstance(rows, Iterator) else rows for rows in (recent, historical))
+            session._call(session._async.fill_from_parts, *parts, timestamps)
         except BaseException:
             session.destroy()
             raise
@@ -175,23 +176,24 @@ class VectorDBSession:
                     self._loop.portal.start_task_soon(task.stop)
             raise
 
-    def _read(self, read: Callable[[Index], _T]) -> _T:
-        return self._with_parts(lambda: self._async.read_here(read))
-
-    def _with_parts(self, read: Callable[[], _T]) -> _T:
+    def _read(self, need: Need, read: Callable[[Any, Gathered], _T]) -> _T:
         """The result of a read, of an index that may have to fetch first what it is about."""
-        fetched: list[Fetched] = []
         while True:
+            index, gathered = self._async.live_index(), Gathered()
             try:
-                result = read()
-            except PartsNeeded as needed:
-                with contextlib.suppress(IndexClosed):  # another index has taken its place, and is asked then
-                    fetched.append(self._call(needed.fetch))
-            except WholeNeeded as needed:
-                self._call(self._async.become_whole, needed.optional)
-            else:
-                note_receipt(result, fetched)
-                return result
+                if not isinstance(index, LazyIndex) or self._gather(index, need, gathered):
+                    return read(index, gathered)
+            except IndexClosed:  # another index has taken its place, and is asked then
+                self._async.check_replaced(index)
+
+    def _gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
+        """Fetches what a call lacks; False where another index took this one's place instead."""
+        while not (missing := index.missing(need, gathered)).whole:
+            if not missing.keys:
+                return True
+            gathered.take(self._call(index.parts.fetch, missing.keys, index.check_part))
+        self._call(self._async.become_whole, missing.optional)
+        return False
 
     def destroy(self) -> None:
         """Forgets everything; idempotent."""
@@ -208,7 +210,7 @@ class VectorDBSession:
 
     def add_vectors(self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error") -> AddResult:
         """Adds rows: all or nothing."""
-        return self._call(self._async.add_vectors, items, on_conflict=on_conflict)
+        return self._call(self._async.add_vectors, take_items(items), on_conflict=on_conflict)
 
     def add_batch(
         self,
@@ -224,9 +226,13 @@ class VectorDBSession:
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, **options)
 
-    def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata, or merges a dict into it."""
+    def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many by a mapping of ids, or merges dicts into it."""
         self._call(self._async.update_metadata, id, metadata, merge=merge)
+
+    def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector."""
+        self._call(self._async.update_vector, id, vector)
 
     def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index."""
@@ -235,6 +241,14 @@ class VectorDBSession:
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row."""
         return self._call(self._async.delete_vector, id, missing_ok=missing_ok)
+
+    def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing."""
+        return self._call(self._async.delete, take_ids(ids), missing_ok=missing_ok)
+
+    def clear(self) -> int:
+        """Deletes all rows, at once and for good."""
+        return self._call(self._async.clear)
 
     def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing."""
@@ -250,32 +264,40 @@ class VectorDBSession:
 
     def get_recent_index(self) -> IndexSide:
         """The recent side."""
-        return self._read(lambda index: index.side(False))
+        side: IndexSide = self._read(Reach.WHOLE, lambda index, _: index.side(False))
+        return side
 
     def get_historical_index(self) -> IndexSide:
         """The historical side."""
-        return self._read(lambda index: index.side(True))
+        side: IndexSide = self._read(Reach.WHOLE, lambda index, _: index.side(True))
+        return side
 
     def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """Seconds since 1970 by id."""
-        wanted = None if ids is None else as_ids(ids)
-        return self._read(lambda index: index.timestamps(wanted))
+        wanted = None if ids is None else take_ids(ids)
+        return self._read(Reach.IDS, lambda index, _: index.timestamps(wanted))
 
     # ---- reads
 
-    def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
+    def search(
+        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
+    ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        try:
-            # Without a function on the way: that would be a fiftieth of a search of an index in memory.
-            return self._async.search_here(query, k, options, fields)
-        except (PartsNeeded, WholeNeeded):
-            return self._with_parts(lambda: self._async.search_here(query, k, options, fields))
+        request, index = self._async.request(query, k, options, fields), self._async.live_index()
+        if request.mmr is None and index.is_whole:
+            try:
+                # Without a function on the way: that would be a fiftieth of a search of an index in memory.
+                return index.search(request)
+            except IndexClosed:
+                self._async.check_replaced(index)
+        return self._read(*search_of(request))
 
     def search_batch(
-        self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
+        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, on all threads."""
-        return self._with_parts(lambda: self._async.search_batch_here(queries, k, options, fields))
+        request = self._async.batch_request(queries, k, options, fields)
+        return self._read(*search_batch_of(prepare_queries(queries, self._async.live_index().vector_dim), request))
 
     def search_stream(
         self,
@@ -287,26 +309,27 @@ class VectorDBSession:
     ) -> Iterator[SearchResult]:
         """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are."""
         start = self._async.start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = self._read(start)
-        while hits := self._read(partial(next_page, index, next_hits)):
+        index, next_hits = self._read(Reach.WHOLE, start)
+        while hits := self._read(Reach.IDS, partial(next_page, index, next_hits)):
             yield from hits
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
-        wanted = as_ids(ids)
-        return self._read(lambda index: index.get(wanted))
+        wanted = take_ids(ids)
+        return self._read(RowsNeed(wanted), lambda index, gathered: index.get(wanted, gathered))
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes."""
         if filter is None:
             return self._async.live_index().live_count
         where = parse_filter(filter)
-        return self._read(lambda index: index.count_where(where))
+        count: int = self._read(FilterNeed(), lambda index, _: index.count_where(where))
+        return count
 
     def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it."""
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return self._read(lambda index: index.facets(path, where))
+        return self._read(FilterNeed(), lambda index, _: index.facets(path, where))
 
     def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """How much of the truth searches find on the index's own rows, and at what cost."""
@@ -314,8 +337,8 @@ class VectorDBSession:
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
-        index, next_rows = self._read(partial(start_of_scan, filter, order))
-        while rows := self._read(partial(next_page, index, next_rows)):
+        index, next_rows = self._read(Reach.WHOLE, partial(start_of_scan, filter, order))
+        while rows := self._read(Reach.IDS, partial(next_page, index, next_rows)):
             yield from rows
 
     def get_stats(self) -> SessionStats:
@@ -336,7 +359,9 @@ class VectorDBSession:
             self._async.save_to_s5, on_conflict=on_conflict, verify_stored=verify_stored, progress=progress
         )
 
-    def load_user_vectors(self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any) -> None:
+    def load_user_vectors(
+        self, cid: str | None = None, options: LoadOptions | Mapping[str, Any] | None = None, **fields: Any
+    ) -> None:
         """Replaces the content by a saved version: all or nothing."""
         self._call(self._async.load_user_vectors, cid, options, **fields)
 

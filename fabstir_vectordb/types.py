@@ -11,8 +11,8 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.config import UNSET, Unset
 from fabstir_vectordb.metadata.arena import decode_metadata
+from fabstir_vectordb.params import LoadOptions, SearchOptions
 
 __all__ = [
     "AddResult",
@@ -215,6 +215,32 @@ class SearchResults(Sequence[SearchResult]):
         return f"SearchResults({self._hits!r}, below_threshold={self.below_threshold}, plan={self.plan!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a save, load or verification has come.
+
+    Attributes:
+        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
+        parts_done, parts_total: parts finished, and in all.
+        bytes_done, bytes_total: the same in bytes before compression.
+        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
+            done are worth.
+        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
+    """
+
+    stage: str
+    parts_done: int
+    parts_total: int
+    bytes_done: int
+    bytes_total: int
+    rows_done: int
+    rows_total: int
+    eta_s: float | None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallPoint:
     """What one setting finds, and how long it takes.
@@ -291,32 +317,6 @@ class IndexSide:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a save, load or verification has come.
-
-    Attributes:
-        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
-        parts_done, parts_total: parts finished, and in all.
-        bytes_done, bytes_total: the same in bytes before compression.
-        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
-            done are worth.
-        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
-    """
-
-    stage: str
-    parts_done: int
-    parts_total: int
-    bytes_done: int
-    bytes_total: int
-    rows_done: int
-    rows_total: int
-    eta_s: float | None
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
 class OptimizeProgress:
     """How far an `optimize` has come.
 
@@ -343,59 +343,6 @@ class OptimizeResult:
     trained: bool
     migrated: int
     vacuum: VacuumStats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
-    """How to search.
-
-    Attributes:
-        threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
-        include_vectors: fill `SearchResult.vector`.
-        ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
-        exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
-        recall_target: instead of `ef_search` or `exact`, the expected share of the k nearest rows that is found, above
-            0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
-            no number of them is known to be: an average over queries like the rows, no promise for one of them. None
-            takes the session's default.
-        nprobe: lists of historical rows to look at, together with `ef_search` or without; no more than there are. None
-            takes as many as held 99 % of the nearest rows when they were trained.
-        filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
-            there are k. None takes all rows.
-        mmr: choose hits that also differ from each other, by maximal marginal relevance (Carbonell & Goldstein 1998):
-            from 1, by nearness alone, to 0, by difference alone. They are chosen from the 4 k nearest rows, at least
-            k + 32, that pass the threshold, and come in the order in which they are chosen; k is at most 1,000. None
-            returns the nearest.
-    """
-
-    threshold: float | Unset | None = UNSET
-    include_vectors: bool = False
-    ef_search: int | None = None
-    exact: bool = False
-    recall_target: float | None = None
-    filter: Mapping[str, Any] | None = None
-    nprobe: int | None = None
-    mmr: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How to load.
-
-    Attributes:
-        lazy_load: fetch what a first search needs, and the rest when it is needed; a small version comes as a whole.
-            False fetches everything before the call returns.
-        missing_ok: where no version was ever saved, start empty instead of raising.
-        memory_budget_mb: another budget from this load on, in 10^6 bytes.
-        discard_unsaved: drop unsaved changes instead of raising CONFLICT.
-        progress: called after every part.
-    """
-
-    lazy_load: bool = True
-    missing_ok: bool = False
-    memory_budget_mb: int | None = None
-    discard_unsaved: bool = False
-    progress: ProgressCallback | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

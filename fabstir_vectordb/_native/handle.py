@@ -2,7 +2,7 @@
 
 numpy arrays go in and come out; statuses become this package's errors, with the C file and line in ``details``.
 The GIL is released while C runs. A `NativeIndex` may be used from several threads; closing it while a call is
-under way is the caller's mistake, which index.py prevents. An array of the wrong type or shape, and a call after
+under way is the caller's mistake, which index/gate.py prevents. An array of the wrong type or shape, and a call after
 `close`, raise before C sees them: it would read memory that is not there.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from struct import Struct
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -449,8 +449,7 @@ class _Answer:
         return [self.id_bytes[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
-# Answers that no call uses. The pop and the append of a list are atomic, with the GIL and without.
-_spare: list[_Answer] = []
+# Answers of so many results are kept by their index for the next search.
 _SPARE_K = 128
 # A Struct takes half the time of ffi.unpack.
 _DOUBLES = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
@@ -474,7 +473,7 @@ class NativeIndex:
         IndexStateError: memory or a lock could not be had.
     """
 
-    __slots__ = ("_index", "_query_bytes", "dim")
+    __slots__ = ("_index", "_query_bytes", "_spare", "dim")
 
     def __init__(
         self, dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
@@ -484,8 +483,13 @@ class NativeIndex:
         status = lib.fvdb_create(config, out, diag)
         if status:
             _raise(status, diag)
+        self._own(out[0], dim)
+
+    def _own(self, index: Any, dim: int) -> None:
         self.dim, self._query_bytes = dim, 4 * dim
-        self._index = ffi.gc(out[0], lib.fvdb_free)
+        # Answers that no call uses. The pop and the append of a list are atomic, with the GIL and without.
+        self._spare: list[_Answer] = []
+        self._index = ffi.gc(index, lib.fvdb_free)
 
     @classmethod
     def load_begin(
@@ -547,8 +551,7 @@ class NativeIndex:
     @classmethod
     def _owning(cls, index: Any, dim: int) -> NativeIndex:
         self = cls.__new__(cls)
-        self.dim, self._query_bytes = dim, 4 * dim
-        self._index = ffi.gc(index, lib.fvdb_free)
+        self._own(index, dim)
         return self
 
     def with_dim(self, dim: int) -> NativeIndex:
@@ -691,6 +694,7 @@ class NativeIndex:
     def close(self) -> None:
         """Frees all memory at once; idempotent. No other call may be under way."""
         index, self._index = self._index, None  # cffi refuses None with a TypeError; C would follow a NULL
+        self._spare.clear()  # they hold the ids of the last hits
         if index is not None:
             ffi.release(index)
 
@@ -755,6 +759,19 @@ class NativeIndex:
             _raise(status, diag)
         return slots, replaced
 
+    @overload
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: Literal[False] = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int]: ...
+    @overload
     def search_one(
         self,
         query: Float32Array,
@@ -765,7 +782,18 @@ class NativeIndex:
         with_slots: bool = True,
         nprobe: int = 0,
         allow: UInt64Array | None = None,
-    ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None: ...
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
         Args:
@@ -773,7 +801,7 @@ class NativeIndex:
             k: 1 to K_MAX.
             ef_search: 0 lets the library choose.
             exact: score every row exactly.
-            nowait: raise NativeBusy instead of waiting for a writer.
+            nowait: return None instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
             nprobe: lists to look at; 0 lets the library choose.
             allow: as of `search`.
@@ -783,13 +811,12 @@ class NativeIndex:
 
         Raises:
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
-            NativeBusy: with `nowait`.
             IndexStateError: memory could not be had.
         """
         if query.nbytes != self._query_bytes:
             _expect("query", query, np.float32, (self.dim,))
         try:
-            answer = _spare.pop() if k <= _SPARE_K else _Answer(k)
+            answer = self._spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
         c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
@@ -798,6 +825,10 @@ class NativeIndex:
             c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
         while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):
+            if status == lib.FVDB_ERR_BUSY:
+                c.allow, c.allow_words = ffi.NULL, 0
+                self._spare.append(answer)
+                return None
             if status != lib.FVDB_ERR_BUFFER:
                 _raise(status, c.diag)
             answer.reserve(int(c.diag.expected))
@@ -814,7 +845,7 @@ class NativeIndex:
         if allow is not None:
             c.allow, c.allow_words = ffi.NULL, 0
         if k <= _SPARE_K:
-            _spare.append(answer)
+            self._spare.append(answer)
         return slots, distances, ids, plan
 
     def search(

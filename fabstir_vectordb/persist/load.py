@@ -13,13 +13,12 @@ from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
+from fabstir_vectordb.index.contents import BARE, CHANGES, CODES, DOCUMENTS, EXPIRIES, VECTORS, PartKey
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
-from fabstir_vectordb.persist.contents import BARE, CHANGES, CODES, DOCUMENTS, EXPIRIES, VECTORS, PartKey
-from fabstir_vectordb.persist.lazy import LazyParts, Room
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.open import OpenedVersion, open_version
-from fabstir_vectordb.persist.part_cache import CachedPart
+from fabstir_vectordb.persist.part_source import CachedPart, LazyParts, Room
 from fabstir_vectordb.persist.parts import (
     FIRST_KINDS,
     MANIFEST_NAME,
@@ -282,7 +281,7 @@ def _loaded(
         document_rows=manifest.layout.document_rows,
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
-        changes=pages.get((CHANGES, 0), b""),
+        changes=pages.get(PartKey(CHANGES, 0), b""),
         lazy=lazy,
     )
 
@@ -399,7 +398,7 @@ def _take_raw(part: StoredPart, raw: bytes, native: NativeIndex | None, pages: d
     with naming(part.record):
         kind, number = split_name(part.record.name)
         if kind in PAGE_KINDS:
-            pages[kind, number] = raw
+            pages[PartKey(kind, number)] = raw
         elif native is None:
             raise IntegrityError("a version without a dimension has a native part")
         else:

@@ -15,8 +15,7 @@ from typing import Any, get_args
 from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M_MIN, ROWS_MAX, STEPS_MAX
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
-from fabstir_vectordb.metadata.schema import Schema, parse_schema
-from fabstir_vectordb.persist.contents import (
+from fabstir_vectordb.index.contents import (
     BARE,
     CHANGES,
     CODES,
@@ -31,6 +30,7 @@ from fabstir_vectordb.persist.contents import (
     TOMBSTONES,
     VECTORS,
 )
+from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.persist.parts import (
     CODECS,
     MANIFEST_NAME,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, StorageError
-from fabstir_vectordb.persist.contents import (
+from fabstir_vectordb.index.contents import (
     BARE,
     CHANGES,
     CODES,
@@ -173,7 +173,7 @@ def part_name(kind: int, number: int) -> str:
     """The file name of a part.
 
     Args:
-        kind: one of `persist.contents`.
+        kind: one of `index.contents`.
         number: its 0-based number within the kind.
 
     Returns:
@@ -190,7 +190,7 @@ def part_name(kind: int, number: int) -> str:
     return f"{_NAMES[kind]}.{number:04d}"
 
 
-def split_name(name: str) -> tuple[int, int]:
+def split_name(name: str) -> PartKey:
     """The kind and number of a part name.
 
     Raises:
@@ -200,7 +200,7 @@ def split_name(name: str) -> tuple[int, int]:
     if match is not None:
         prefix, number = match[1], int(match[2])
         if prefix in _KINDS:
-            return _KINDS[prefix], number
+            return PartKey(_KINDS[prefix], number)
     raise IntegrityError(f"manifest: unknown part name {name[:64]!r}", details={"part": name[:64]})
 
 

@@ -18,7 +18,7 @@ from functools import partial
 import anyio
 
 from fabstir_vectordb.errors import StorageError
-from fabstir_vectordb.persist.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts
 from fabstir_vectordb.persist.manifest import Manifest, encode_manifest
 from fabstir_vectordb.persist.parts import (
     GRAPH_KINDS,

@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 
 from fabstir_vectordb.errors import ConflictError, InvalidInputError
+from fabstir_vectordb.index.contents import EXPIRIES
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
-from fabstir_vectordb.persist.contents import EXPIRIES
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.open import read_directory, read_manifest, read_part, unlock_root
 from fabstir_vectordb.persist.parts import StoredPart, split_name

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import anyio
 
 from fabstir_vectordb._native.handle import WORK_ADD, estimate_bytes, estimate_work
-from fabstir_vectordb.budget import kept_bytes
 from fabstir_vectordb.errors import InvalidInputError, MemoryBudgetExceededError
-from fabstir_vectordb.persist.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS
+from fabstir_vectordb.index.budget import kept_bytes
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.parts import StoredPart, blob_size, split_name
 from fabstir_vectordb.persist.version import PersistSettings

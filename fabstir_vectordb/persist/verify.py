@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, NotFoundError
-from fabstir_vectordb.persist.contents import CODES, PartKey
+from fabstir_vectordb.index.contents import CODES, PartKey
 from fabstir_vectordb.persist.load import begin_load, finish_load, no_version, take_part
 from fabstir_vectordb.persist.open import OpenedVersion, open_version
 from fabstir_vectordb.persist.parts import StoredPart, part_cid, part_name, split_name

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fabstir_vectordb.budget import kept_bytes
-from fabstir_vectordb.clock import now_us
+from fabstir_vectordb.index.budget import kept_bytes
+from fabstir_vectordb.params import wall_clock_us
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.parts import Layout, StoredPart, bytes_of_rows
 from fabstir_vectordb.s5.cid import BlobId
@@ -63,7 +63,7 @@ class PersistSettings:
     hash_seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"), repr=False)
     budget_bytes: int | None = None
     held_bytes: int = 0
-    clock: Callable[[], int] = now_us
+    clock: Callable[[], int] = wall_clock_us
 
     @property
     def spare_bytes(self) -> int | None:

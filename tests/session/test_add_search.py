@@ -280,7 +280,7 @@ async def test_bad_arrays_are_refused() -> None:
         ([1, 2], True, {}, "k must be"),
         ([1, 2], 1.5, {}, "k must be"),
         ([1, 2, 3], 1, {}, "Query vector dimension mismatch: expected 2 dimensions, got 3"),
-        ([[1, 2]], 1, {}, "search_batch"),
+        ([[1, 2], [1, 2]], 1, {}, "search_batch"),
         ([math.nan, 2], 1, {}, "NaN"),
         ([0, 0], 1, {}, "zero vector"),
         ("ab", 1, {}, "real numbers"),
@@ -304,7 +304,7 @@ async def test_bad_searches_are_refused(query: Any, k: Any, fields: dict[str, An
             with pytest.raises(VectorDBError):
                 await session.search_batch([query], k, **fields)
         with pytest.raises(InvalidInputError, match="SearchOptions"):
-            await session.search([1, 2], 1, {"threshold": 0})  # type: ignore[arg-type]
+            await session.search([1, 2], 1, [("threshold", 0)])  # type: ignore[arg-type]
 
 
 async def test_ids_of_every_plane_and_values_of_every_shape_come_back() -> None:

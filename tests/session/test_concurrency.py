@@ -24,7 +24,8 @@ from saving import PHRASE, SEED, add_rows, rows, session_on
 import fabstir_vectordb.session
 from fabstir_vectordb import ConflictError, SessionError, VectorDBSession, sync
 from fabstir_vectordb._native.handle import NativeIndex
-from fabstir_vectordb.index import Index, IndexSettings, prepare_batch
+from fabstir_vectordb.index import Index, prepare_batch
+from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -350,7 +351,7 @@ async def test_search_batch_finishes_beside_adds_without_end() -> None:
 def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever the native core is asked, a change is waiting to come in between: the worst case, made certain."""
     base = rows(40, 8)
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     batch = prepare_batch([f"r{i}" for i in range(40)], base, None, None, lambda: 0, None)
     index.add(batch)
     met = 0
@@ -360,13 +361,13 @@ def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: py
         nonlocal met
         hits = real(native, *args, **kwargs)
         # The reader that holds the lock keeps changes out.
-        if met < 100 and not index._write.locked():
+        if met < 100 and not index.gate.lock.locked():
             met += 1
             index.add(batch, "replace")
         return hits
 
     monkeypatch.setattr(NativeIndex, "search", search)
-    assert [hits[0].id for hits in index.search_batch(base[:3], 1, None)] == ["r0", "r1", "r2"]
+    assert [hits[0].id for hits in index.search_batch(base[:3], SearchRequest(base[0], 1, None))] == ["r0", "r1", "r2"]
     assert met == 1
     index.close()
 

@@ -227,7 +227,7 @@ async def test_redacted_metadata_goes_without_a_deleted_row(tmp_path: Path) -> N
             await session.share(second)
         assert (await session.vacuum()).total_removed == 0
         assert (await session.get_stats()).dirty
-        assert f"{SECRET} {UPDATED}".encode() not in bytes(session._index._arena._data)
+        assert f"{SECRET} {UPDATED}".encode() not in bytes(session._index._rows.arena._data)
         third = await session.save_to_s5()
         await session.share(third)
         assert not any(f"{SECRET} {UPDATED}".encode() in raw for raw in (await parts_of(uri, third)).values())
@@ -278,9 +278,34 @@ async def test_values_of_removed_rows_leave_the_columns_with_a_vacuum(tmp_path: 
         text = f"{SECRET} {REMOVED['deleted']}"
         assert await session.count({"text": text}) == 1
         await session.delete_vector(f"gone-{REMOVED['deleted']:06d}")
-        column = session._index._columns._columns["text"]
+        column = session._index._cache.columns._columns["text"]
         assert text in column._code_of
         await session.vacuum()
         assert text not in column._code_of
         assert await session.count({"text": f"{SECRET} {REMOVED['replaced']}"}) == 1
         assert await session.count({"text": {"$gte": "sentence 990"}}) == 10 + 4
+
+
+async def test_what_other_changes_take_away_goes_likewise(tmp_path: Path) -> None:
+    """A vector that `update_vector` replaces, rows of `delete`, metadata of many rows, and `clear`."""
+    uri, clock = tmp_path.as_uri(), Clock()
+    vectors = rows(ROWS, DIM)
+    async with await opened(uri, clock) as session:
+        await filled(session)
+        await session.save_to_s5()
+        await session.update_vector(f"row-{UPDATED:06d}", rows(1, DIM, seed=5)[0])
+        await session.delete([f"gone-{REMOVED[what]:06d}" for what in REMOVED])
+        await session.update_metadata({f"row-{number:06d}": {"text": "[redacted]"} for number in (UPDATED, 5)})
+        assert (await session.get_stats()).superseded_bytes > 5 * 4 * DIM
+        await session.vacuum()
+        clean = await parts_of(uri, await session.save_to_s5())
+        stored = vectors_in(clean)
+        for number in (*REMOVED.values(), UPDATED):
+            assert not (stored == vectors[number]).all(axis=1).any()
+            assert not any(f"{SECRET} {number}".encode() in raw for raw in clean.values())
+        assert (await session.get_stats()).superseded_bytes == 0
+        await session.clear()
+        assert (await session.get_stats()).superseded_bytes > ROWS * 2 * DIM
+        empty = await parts_of(uri, await session.save_to_s5())
+        assert set(empty) == {"root", "metadata"}
+        assert (await session.get_stats()).superseded_bytes == 0

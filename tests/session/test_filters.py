@@ -298,7 +298,7 @@ async def test_columns_are_counted_and_give_way() -> None:
 
 
 async def test_what_filters_take_is_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabstir_vectordb.index._MATCHES_BYTES_MAX", 20_000)
+    monkeypatch.setattr("fabstir_vectordb.index.filters.MATCHES_BYTES_MAX", 20_000)
     evaluated: list[str] = []
     real = Columns.get
 

@@ -18,6 +18,7 @@ from saving import PHRASE, Objects, session_on
 
 from fabstir_vectordb import (
     IntegrityError,
+    InternalError,
     InvalidConfigError,
     InvalidInputError,
     MemoryBudgetExceededError,
@@ -26,7 +27,10 @@ from fabstir_vectordb import (
     VectorDBSession,
     sync,
 )
-from fabstir_vectordb.lazy_index import LazyIndex, candidates_for
+from fabstir_vectordb._native.handle import NativeIndex
+from fabstir_vectordb.index.lazy import LazyIndex, candidates_for
+from fabstir_vectordb.index.protocol import Gathered, Missing, Reach
+from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist.version import PersistSettings
 
@@ -281,8 +285,8 @@ async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None
         native = (await session.get_stats()).memory_bytes
         index = session._index
         assert isinstance(index, LazyIndex)
-        assert index.lazy.parts.cache.bytes_max == 1_000_000
-        index.lazy.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
+        assert index.parts.cache.bytes_max == 1_000_000
+        index.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
         for query in rows_of(40, 13):
             await session.search(query, 10, threshold=None)
             stats = await session.get_stats()
@@ -303,6 +307,50 @@ async def test_an_index_most_of_whose_parts_came_becomes_whole(saved: tuple[Path
     async with opened(saved, memory_budget_mb=2) as session:
         for query in rows_of(200, 14):
             assert (await session.search(query, 10, threshold=None)).plan == "lazy"
+
+
+async def test_an_index_that_is_to_stay_lazy_stays_lazy(saved: tuple[Path, str]) -> None:
+    async with await session_on(saved[0].as_uri()) as session:
+        await session.load_user_vectors(become_whole=False)
+        for query in rows_of(400, 14):
+            assert (await session.search(query, 10, threshold=None)).plan == "lazy"
+        assert await session.count({"kind": "odd"}) > 0
+        assert not session._index.is_whole
+        # What every row is needed for gets it all the same.
+        await session.delete(["row-00001"])
+        assert session._index.is_whole
+
+
+async def test_an_index_says_what_it_misses_and_scans_its_codes_once(
+    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await session_on(saved[0].as_uri()) as session:
+        await session.load_user_vectors(become_whole=False)
+        index = session._index
+        assert isinstance(index, LazyIndex)
+        scans = 0
+        real = NativeIndex.candidates
+
+        def candidates(native: NativeIndex, *args: Any) -> Any:
+            nonlocal scans
+            scans += 1
+            return real(native, *args)
+
+        monkeypatch.setattr(NativeIndex, "candidates", candidates)
+        request, gathered = SearchRequest(rows_of(1, 21)[0], 5, None), Gathered()
+        missing = index.missing(request, gathered)
+        assert missing.keys
+        assert not missing.whole
+        with pytest.raises(InternalError, match="asked what it misses first"):
+            index.search(request)
+        hits = await session.search(request.query, 5, threshold=None)
+        assert hits.receipt.requests == len(missing.keys)
+        assert index.missing(request, gathered).keys == ()
+        assert summary(index.search(request, gathered)) == summary(hits)
+        assert scans == 2  # one of each search
+        assert index.missing(request._replace(exact=True), Gathered()).whole
+        assert index.missing(Reach.WHOLE, Gathered()).whole
+        assert index.missing(Reach.IDS, Gathered()) == Missing()
 
 
 async def test_expired_rows_do_not_come(tmp_path: Path) -> None:

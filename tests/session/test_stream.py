@@ -125,7 +125,7 @@ async def test_an_empty_index_streams_nothing() -> None:
         ([1.0, float("nan"), 0.0], {}, "NaN or infinity"),
         ([0.0, 0.0, 0.0], {}, "zero"),
         ([1.0, 0.0], {}, "Query vector dimension mismatch: expected 3"),
-        ([[1.0, 0.0, 0.0]], {}, "one vector"),
+        ([[1.0, 0.0, 0.0]] * 2, {}, "one vector"),
         ([1.0, 0.0, 0.0], {"threshold": 2}, "threshold"),
         ([1.0, 0.0, 0.0], {"filter": {"a": {"$near": 1}}}, "near"),
     ],

@@ -401,7 +401,7 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
         (b'"abc"', "real numbers"),
         (b"{}", "real numbers|vector"),
         (b"[1, 2]", "expected 3 dimensions, got 2"),
-        (b"[[1, 2, 3]]", "one vector"),
+        (b"[[1, 2, 3], [1, 2, 3]]", "one vector"),
         (b"[NaN, 1, 1]", "NaN"),
     ]:
         query.write_bytes(raw)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, StorageError
+from fabstir_vectordb.index.contents import DOCUMENTS
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
-from fabstir_vectordb.persist.contents import DOCUMENTS
 from fabstir_vectordb.persist.manifest import (
     DRAFT,
     FORMAT_VERSION,
