@@ -332,16 +332,20 @@ def _raise(status: int, diag: Any) -> NoReturn:
     if status == lib.FVDB_ERR_UNTRAINED:
         raise NativeUntrained
     message = _text(diag.message) or _text(lib.fvdb_status_text(status))
-    details: dict[str, Any] = {
-        "status": int(status),
-        "row": int(diag.row),
-        "expected": int(diag.expected),
-        "actual": int(diag.actual),
-        "c_file": _text(diag.file).replace("\\", "/").rpartition("native/src/")[2],
-        "c_line": int(diag.line),
-    }
+    expected, actual = int(diag.expected), int(diag.actual)
+    details: dict[str, Any] = {"row": int(diag.row)}
+    if expected:
+        details["expected"] = expected
+    if (expected or actual) and actual != _UINT64_MAX and status != lib.FVDB_ERR_DUPLICATE_ID:
+        details["actual"] = actual
     if status == lib.FVDB_ERR_DUPLICATE_ID:
-        details["first_row"] = None if details["actual"] == _UINT64_MAX else details["actual"]
+        details["first_row"] = None if actual == _UINT64_MAX else actual
+    # For whoever debugs the core, under one key.
+    details["native"] = {
+        "status": int(status),
+        "file": _text(diag.file).replace("\\", "/").rpartition("native/src/")[2],
+        "line": int(diag.line),
+    }
     raise _ERRORS.get(status, InternalError)(message, details=details)
 
 

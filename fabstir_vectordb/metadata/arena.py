@@ -195,7 +195,7 @@ class Staged:
 
 
 class MetadataArena:
-    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change: index/gate.py finds out."""
+    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change, which the gate finds out."""
 
     __slots__ = ("_data", "_offset_at", "_offsets", "_size_at", "_sizes", "_used", "is_empty")
 

@@ -193,7 +193,7 @@ async def test_a_failed_batch_leaves_nothing_behind() -> None:
                 await session.add_batch([f"r{i}" for i in range(1000)], base, [{"n": i} for i in range(1000)])
             assert caught.value.details["row"] == 700
             assert caught.value.details["id"] == "r700"
-            assert caught.value.details["c_line"] > 0
+            assert caught.value.details["native"]["line"] > 0
         stats = await session.get_stats()
         assert stats.vector_count == 0
         assert not stats.dirty

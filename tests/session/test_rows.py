@@ -292,6 +292,21 @@ def test_a_subclass_of_datetime_is_a_time() -> None:
     assert batch.timestamps.tolist() == [1_767_225_600_000_001]
 
 
+# ---- what errors say
+
+
+async def test_details_of_a_native_error_are_facts_and_name_the_c_source_under_one_key() -> None:
+    async with await filled() as session:
+        with pytest.raises(ConflictError) as caught:
+            await session.add_batch(["x", "r3"], BASE[:2])
+        assert set(caught.value.details) == {"row", "id", "first_row", "native"}
+        assert caught.value.details["first_row"] is None
+        with pytest.raises(InvalidInputError) as refused:
+            await session.add_batch(["x"], np.full((1, 4), np.nan))
+        assert set(refused.value.details) == {"row", "id", "native"}
+        assert refused.value.details["native"]["file"].endswith(".c")
+
+
 # ---- options
 
 

@@ -429,7 +429,7 @@ def test_parts_that_do_not_fit_are_integrity_errors(index: NativeIndex) -> None:
     ):
         with pytest.raises(IntegrityError) as caught:
             restore(index, list(wrong))
-        assert caught.value.details["c_file"].startswith("format/")
+        assert caught.value.details["native"]["file"].startswith("format/")
 
 
 def test_part_calls_check_their_arguments(index: NativeIndex) -> None:
@@ -505,9 +505,9 @@ def test_wrong_ids_name_their_row_and_the_limit(index: NativeIndex, name: str) -
         fill(index, ["fine", name])
     details = caught.value.details
     assert (details["row"], details["expected"], details["actual"]) == (1, handle.ID_BYTES_MAX, len(name))
-    assert details["status"] == lib.FVDB_ERR_ID
-    assert details["c_file"] == "index/index_add.c"
-    assert details["c_line"] > 0
+    assert details["native"]["status"] == lib.FVDB_ERR_ID
+    assert details["native"]["file"] == "index/index_add.c"
+    assert details["native"]["line"] > 0
 
 
 @pytest.mark.parametrize(("k", "ef"), [(0, 0), (handle.K_MAX + 1, 0), (1, handle.EF_MAX + 1)])
@@ -569,7 +569,7 @@ def test_every_status_has_its_error(status: int, expected: type[Exception]) -> N
         handle._raise(status, diag)
     if isinstance(caught.value, VectorDBError):  # a diagnostic without a message falls back on the status' own text
         assert caught.value.message == ffi.string(lib.fvdb_status_text(status)).decode()
-        assert caught.value.details["c_file"] == ""
+        assert caught.value.details["native"]["file"] == ""
 
 
 # ---- control, locks, kernels
