@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -494,9 +493,13 @@ def stats(settings: _Settings, as_json: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--accounts", is_flag=True, help="Let in who has an account; to make one takes the token, if there is.")
+@click.option("--allow-host", multiple=True, help="Another name that it may be asked for by; may be repeated.")
+@click.option("--allow-origin", multiple=True, help="Let web pages of this origin use it; may be repeated.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @_reporting
-def portal(host: str, port: int, accounts: bool, directory: Path) -> None:
+def portal(
+    host: str, port: int, accounts: bool, allow_host: tuple[str, ...], allow_origin: tuple[str, ...], directory: Path
+) -> None:
     """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`).
 
     Where FABSTIR_PORTAL_TOKEN is set, clients must send it.
@@ -505,13 +508,16 @@ def portal(host: str, port: int, accounts: bool, directory: Path) -> None:
         import uvicorn
 
         from fabstir_vectordb.portal.app import create_app
+        from fabstir_vectordb.portal.server import listen, server_config
     except ImportError as error:
         raise InvalidConfigError(f"{error.name} is missing: install fabstir_vectordb[portal]") from None
-    app = create_app(directory.absolute(), _portal_token(), accounts=accounts)
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+    app = create_app(
+        directory.absolute(), _portal_token(), accounts=accounts, hosts=(host, *allow_host), origins=allow_origin
+    )
+    with listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"Serving {directory} at http://{shown}:{listener.getsockname()[1]}; Ctrl-C ends it.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        server = uvicorn.Server(server_config(app))
         # Ctrl-C is how it ends; by the time that it is raised here, the server has finished what it was doing.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

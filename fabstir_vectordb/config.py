@@ -108,6 +108,8 @@ class VectorDBConfig:
         max_retries: repetitions of a request that failed on its way.
         portal_token: a portal's access token, or its invitation to make an account; never in a repr, log or error,
             never sent to another host.
+        allow_private_redirects: let a portal of the internet redirect reads to loopback, link-local and private
+            addresses.
         clock: seconds since 1970 as a float, in place of the system's.
         threads: most threads of a native call; None for one per core. Never changes a result.
         chunk_size: rows a part, where it must be fixed; None lets the size decide.
@@ -136,6 +138,7 @@ class VectorDBConfig:
     timeout_s: float = 30.0
     max_retries: int = 3
     portal_token: str | None = field(default=None, repr=False)
+    allow_private_redirects: bool = False
     clock: Callable[[], float] | None = None
     threads: int | None = None
     chunk_size: int | None = None
@@ -165,7 +168,7 @@ class VectorDBConfig:
             _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
         self._check_http()
         self._check_disk_cache()
-        for name in ("debug", "encrypt_at_rest"):
+        for name in ("debug", "encrypt_at_rest", "allow_private_redirects"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, f"{name} must be True or False")
         if not isinstance(self.default_threshold, Unset):

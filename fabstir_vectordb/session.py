@@ -161,6 +161,7 @@ class VectorDBSession:
             timeout_s=config.timeout_s,
             max_retries=config.max_retries,
             token=config.portal_token,
+            private_redirects=config.allow_private_redirects,
             account_seed=self._account_seed,
         )
         if config.disk_cache_dir is not None:

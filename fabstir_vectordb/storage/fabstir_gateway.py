@@ -37,6 +37,7 @@ from fabstir_vectordb.storage.base import (
 )
 from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
 from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.retry import second_look
 
 __all__ = ["FabstirGatewayStore"]
@@ -67,7 +68,7 @@ class FabstirGatewayStore:
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
-        self._moving = anyio.Lock()
+        self._moving = LoopLock()
         self._content_type = 0
 
     @property
@@ -172,7 +173,7 @@ class FabstirGatewayStore:
         """Move a pointer, read it before and after; best effort, as the gateway compares nothing."""
         check_new_entry(entry)
         failure: VectorDBError | None = None
-        async with self._moving:
+        async with self._moving.here():
             check_pointer_advances(await self._stored(entry.public_key), entry)
             try:
                 await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")

@@ -173,6 +173,7 @@ class LocalDirStore:
                     # One byte more than it has: it may be growing.
                     return file.read(actual + 1)
             except FileNotFoundError:
+                self._check_links()
                 raise missing_blob(hash, size) from None
             except IntegrityError as error:
                 raise IntegrityError(
@@ -183,7 +184,10 @@ class LocalDirStore:
     def _has(self, hash: bytes) -> bool:
         path = self.blob_path(hash)
         with _reporting(f"look up {path}"):
-            return is_regular(path)
+            found = is_regular(path)
+            if not found:
+                self._check_links()
+            return found
 
     def _delete(self, hash: bytes) -> bool:
         path = self.blob_path(hash)
@@ -200,6 +204,7 @@ class LocalDirStore:
             try:
                 raw = read_regular(path, ENTRY_BYTES_MAX)
             except FileNotFoundError:
+                self._check_links()
                 return None
             except IntegrityError as error:
                 raise IntegrityError(
@@ -237,6 +242,13 @@ class LocalDirStore:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+    def _check_links(self) -> None:
+        """Raise FileNotFoundError where a directory is a link to a place that is not there, as on a disk that is not
+        mounted: what it lacks is not absent."""
+        for directory in (self._root, self._blobs, self._pointers):
+            if directory.is_symlink() and not directory.exists():
+                raise FileNotFoundError(errno.ENOENT, "the target of this link is not there", str(directory))
 
     def _sweep_once(self) -> None:
         with self._sweep_lock:

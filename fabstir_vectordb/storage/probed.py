@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import anyio
-
 from fabstir_vectordb.errors import S5Error
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
@@ -11,6 +9,7 @@ from fabstir_vectordb.storage.base import AtMost, Store
 from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX
 from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
 from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.s5_account import AccountSeed
 from fabstir_vectordb.storage.s5_portal import S5PortalStore
 
@@ -29,7 +28,7 @@ class ProbedStore:
         self._http = http
         self._account_seed = account_seed
         self._found: Store | None = None
-        self._probing = anyio.Lock()
+        self._probing = LoopLock()
 
     @property
     def uri(self) -> str:
@@ -38,7 +37,7 @@ class ProbedStore:
 
     async def _store(self) -> Store:
         if self._found is None:
-            async with self._probing:
+            async with self._probing.here():
                 self._found = self._found or await self._probe()
         return self._found
 

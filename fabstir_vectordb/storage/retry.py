@@ -6,7 +6,6 @@ not come back together. A server that says how long to wait gets its way, within
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -101,6 +100,8 @@ def asked_pause(retry_after: str | None) -> float:
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
+    import tenacity
+
     failed = None if state.outcome is None else state.outcome.exception()
-    backoff_s = random.uniform(0.0, min(_PAUSE_S * 2 ** (state.attempt_number - 1), _PAUSE_MOST_S))
-    return max(backoff_s, failed.pause_s if isinstance(failed, NotNowError) else 0.0)
+    backoff = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_PAUSE_MOST_S)
+    return max(backoff(state), failed.pause_s if isinstance(failed, NotNowError) else 0.0)

@@ -42,6 +42,7 @@ from fabstir_vectordb.storage.base import (
 )
 from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
 from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.retry import second_look
 from fabstir_vectordb.storage.s5_account import AccountSeed, sign_in
 
@@ -87,7 +88,7 @@ class S5PortalStore:
     def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
         self._http = http
         self._account_seed = account_seed
-        self._signing_in = anyio.Lock()
+        self._signing_in = LoopLock()
         self._route = 0
         self._is_node = False
 
@@ -282,7 +283,7 @@ class S5PortalStore:
     async def _sign_in(self, refused: str | None) -> None:
         """Gets another token than the one that was refused."""
         assert self._account_seed is not None
-        async with self._signing_in:
+        async with self._signing_in.here():
             if self._http.token == refused:  # else another task was here first
                 self._http.token = await sign_in(self._http, self._account_seed)
 

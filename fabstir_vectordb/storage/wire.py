@@ -82,7 +82,7 @@ class _Watch:
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.started":
-            self._is_direct = info["kwargs"]["host"] == self._host  # else it is a proxy of the user's
+            self._is_direct = info["host"] == self._host  # else it is a proxy of the user's
         elif event == "connection.connect_tcp.complete" and self._is_direct:
             stream = info["return_value"]
             address = _peer(stream)

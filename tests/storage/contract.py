@@ -290,8 +290,17 @@ class StoreContract:
 def check_one_store_serves_several_event_loops(store: Store) -> None:
     """Use one store object from loops of both kinds, one after the other; the sync twin runs a loop of its own."""
 
+    revision = 0
+
     async def use(data: bytes) -> bytes:
+        nonlocal revision
+        revision += 1
         try:
+            # At once, so that tasks meet at the store's locks.
+            async with anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(store.has, blake3_hash(b"%d" % number))
+            await store.set_pointer(entry(revision))
             blob = await store.put(data)
             return await store.get(blob.hash, ANY)
         finally:
