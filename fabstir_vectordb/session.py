@@ -51,6 +51,7 @@ from fabstir_vectordb.index import (
     take_items,
 )
 from fabstir_vectordb.index.aging import Step
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape, taken
 from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Need, Reach, RowsNeed
 from fabstir_vectordb.maintenance import cutoff_us
@@ -69,21 +70,14 @@ from fabstir_vectordb.params import (
     make_options,
 )
 from fabstir_vectordb.persist.disk_cache import DiskCache
-from fabstir_vectordb.persist.load import (
-    LazyVersion,
-    LoadedVersion,
-    VerifiedVersion,
-    load_rest,
-    load_version,
-    verify_version,
-)
-from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion, load_rest, load_version
 from fabstir_vectordb.persist.part_source import shape_of
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
-from fabstir_vectordb.persist.records import read_catalogue, read_history
+from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, Version
+from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
@@ -414,6 +408,9 @@ class VectorDBSession:
     async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
         """Replaces the metadata of a row, or of many: all or nothing.
 
+        The value before is in no answer from here on. Its bytes leave memory, and the versions saved later, with the
+        next `vacuum`; versions saved earlier keep it until `prune_history` removes them.
+
         Args:
             id: the row; or a mapping of ids to their metadata, for many rows in one call.
             metadata: any JSON-shaped value of at most 1 MiB, or None for none; left out where `id` is a mapping.
@@ -469,7 +466,11 @@ class VectorDBSession:
         await self._change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes a row; `vacuum` gives its memory back.
+        """Deletes a row; it is in no answer from here on.
+
+        The row's id, vector and metadata leave memory, and the versions saved later, with the next `vacuum`. Versions
+        saved before keep them until `prune_history` removes these; so do their shares. `get_stats().superseded_bytes`
+        says how much the last saved version holds.
 
         Args:
             id: the row.
@@ -515,7 +516,7 @@ class VectorDBSession:
         return await self._change(lambda index, _: index.clear())
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Deletes the rows that a filter takes: all or nothing.
+        """Deletes the rows that a filter takes: all or nothing. When their bytes go, `delete_vector` says.
 
         Args:
             filter: as in SearchOptions; one that takes every row, as ``{}`` does, is refused.
@@ -531,7 +532,11 @@ class VectorDBSession:
         return await self._change(lambda index, _: index.delete_where(where))
 
     async def vacuum(self) -> VacuumStats:
-        """Removes deleted rows for good, repairs the graph and gives their memory back.
+        """Removes deleted rows and replaced metadata for good, repairs the graph and gives their memory back.
+
+        Rows that have expired are deleted first. No version that is saved from here on holds a removed row's id,
+        metadata, vector or code, nor metadata that was replaced before. Aggregates of many rows stay: centroids of
+        lists, ranges of codes, the timestamp of the last change. Memory is freed, not overwritten.
 
         Returns:
             How many rows were removed.
@@ -826,23 +831,21 @@ class VectorDBSession:
                 await self._stoppable(index.arrange)
             await self._settle_where_due()
         index.make_room()
-        changes = index.changes
-
-        def committed(version: Version) -> None:
-            self._saved_changes = changes
-            self._last_cid = str(version.cid)
-
+        changes, keys = index.changes, await self._keys()
         saved = await save_version(
             self._store,
-            await self._keys(),
+            keys,
             None if unchanged else self._whole(),
             self._lineage,
             settings,
             on_conflict=on_conflict,
             verify_stored=verify_stored,
             progress=progress,
-            committed=committed,
         )
+        self._saved_changes, self._last_cid = changes, str(saved.version.cid)
+        if not unchanged:
+            self._whole().pages_stored(saved.version.layout.document_rows, saved.changed_rows)
+        await record_version(self._store, keys, settings, self._lineage, saved.entries, repair_damage=True)
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
@@ -977,7 +980,9 @@ class VectorDBSession:
             raise
 
     async def history(self) -> list[VersionInfo]:
-        """The versions of this index, newest first.
+        """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.
+
+        A refused version stands below the one that it lost against.
 
         Raises:
             IntegrityError: the record is damaged; the next save repairs it.
@@ -985,14 +990,16 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def read() -> list[HistoryEntry]:
-            return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
+        async def read() -> list[VersionInfo]:
+            settings = self._persist_settings()
+            return _as_infos(*await list_versions(self._store, await self._keys(), settings, self._lineage))
 
-        return _as_infos(await self._alone(read))
+        return await self._alone(read)
 
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name.
 
+        This is how deleted rows leave old versions: `vacuum`, `save_to_s5`, then ``prune_history(1, dry_run=False)``.
         No other session may be saving this index meanwhile. Shares of versions that go are broken, too.
 
         Args:
@@ -1027,8 +1034,9 @@ class VectorDBSession:
     async def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else.
 
-        Whoever has it can read that version for good: treat it as a secret. Nothing but the version's list of parts is
-        stored again.
+        Everybody who has it can read that version for good: treat it as a secret. Nothing but the version's list of
+        parts is stored again. A version that still holds bytes of rows that were deleted, replaced or have expired by
+        now, or of replaced metadata, is refused: `vacuum`, `save_to_s5`, and share the CID that gives.
 
         Args:
             cid: the version.
@@ -1039,6 +1047,8 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one stored in clear.
+            ConflictError: the version holds more than its live rows; details has ``superseded_bytes`` and
+                ``expired_rows``.
             NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
@@ -1190,7 +1200,7 @@ class VectorDBSession:
 
     def stats_here(self) -> SessionStats:
         """`get_stats` on this thread."""
-        index = self.live_index()
+        index, base = self.live_index(), self._lineage.base
         while True:
             try:
                 native = index.stats()
@@ -1220,6 +1230,7 @@ class VectorDBSession:
             default_search=index.default_search,
             dirty=self._dirty,
             last_cid=self._last_cid,
+            superseded_bytes=0 if base is None else base.superseded_bytes + index.superseded_since_save(base.row_bytes),
         )
 
     # ---- helpers
@@ -1395,7 +1406,7 @@ class VectorDBSession:
         return outcome.get()
 
 
-def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
+def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> list[VersionInfo]:
     return [
         VersionInfo(
             cid=str(entry.cid),
@@ -1404,6 +1415,7 @@ def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
             vector_count=entry.vector_count,
             deleted_count=entry.deleted_count,
             refused=entry.refused,
+            head=entry.cid.hash == head,
         )
         for entry in entries
     ]

@@ -488,6 +488,7 @@ class VersionInfo(Record):
         vector_count: live rows, or None where only the pointer was known.
         deleted_count: tombstones, or None likewise.
         refused: stored, but never the newest, because another version came between.
+        head: the newest version: what `load_user_vectors()` loads.
     """
 
     cid: str
@@ -496,6 +497,7 @@ class VersionInfo(Record):
     vector_count: int | None
     deleted_count: int | None
     refused: bool
+    head: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,6 +572,8 @@ class SessionStats(Record):
             index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.
         last_cid: the version loaded or saved last, or None.
+        superseded_bytes: about how many bytes, before compression, that version still holds of rows that were deleted,
+            replaced or have expired, and of metadata that was replaced; 0 after a `vacuum` and a save.
     """
 
     vector_count: int
@@ -585,3 +589,4 @@ class SessionStats(Record):
     default_search: DefaultSearch
     dirty: bool
     last_cid: str | None
+    superseded_bytes: int

@@ -132,6 +132,10 @@ class Aging:
         rows, before = self._rows, self._rows.counts
         native, removed = rows.native, before.rows - before.live
         if native is None or not (removed or before.moved):
+            if rows.has_superseded:
+                self._require("a vacuum", self._renumbering_bytes())
+                rows.forget_superseded()
+                self._cache.clear()
             return VacuumStats(0, 0, 0)
         self._require("a vacuum", rows.forecast().vacuum() + self._renumbering_bytes())
         # Their order is known, so what follows the rows can be made before the native core changes.

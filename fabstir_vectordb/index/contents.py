@@ -9,12 +9,35 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from fabstir_vectordb._native.handle import NativeIndex
+from fabstir_vectordb._native.handle import (
+    PART_BARE,
+    PART_CODES,
+    PART_GRAPH,
+    PART_GRAPH_HEAD,
+    PART_IDS,
+    PART_LISTS,
+    PART_LISTS_HEAD,
+    PART_TIMESTAMPS,
+    PART_TOMBSTONES,
+    PART_VECTORS,
+    NativeIndex,
+)
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.types import Receipt
 
 __all__ = [
+    "BARE",
+    "CHANGES",
+    "CODES",
     "DOCUMENTS",
+    "EXPIRIES",
+    "GRAPH",
+    "GRAPH_HEAD",
+    "IDS",
+    "LISTS",
+    "LISTS_HEAD",
+    "TIMESTAMPS",
+    "TOMBSTONES",
     "VECTORS",
     "Fetched",
     "IndexContents",
@@ -25,10 +48,25 @@ __all__ = [
     "PartSource",
 ]
 
-VECTORS: Final = 1
-"""Kind of the parts with vectors, FVDB_PART_VECTORS of the native header."""
+# Kinds of native parts: what each holds stands in docs/format.md.
+VECTORS: Final = PART_VECTORS
+CODES: Final = PART_CODES
+IDS: Final = PART_IDS
+TIMESTAMPS: Final = PART_TIMESTAMPS
+TOMBSTONES: Final = PART_TOMBSTONES
+GRAPH: Final = PART_GRAPH
+GRAPH_HEAD: Final = PART_GRAPH_HEAD
+LISTS: Final = PART_LISTS
+LISTS_HEAD: Final = PART_LISTS_HEAD
+BARE: Final = PART_BARE
+
+# Kinds of parts that the native core does not know; its own start at 1.
 DOCUMENTS: Final = 0
-"""Kind of the pages with metadata; the native kinds start at 1."""
+"""Pages of metadata."""
+EXPIRIES: Final = -1
+"""Pages that say when rows expire."""
+CHANGES: Final = -2
+"""Metadata that differs from what the pages say."""
 
 
 class PartKey(NamedTuple):
@@ -189,5 +227,5 @@ class IndexSnapshot(Protocol):
         self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
     ) -> tuple[set[int], list[int]]: ...
     def changes_of(self, slots: Sequence[int]) -> bytes: ...
-    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None: ...
+    def metadata_size(self, slot: int) -> int: ...
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...

@@ -293,6 +293,18 @@ class Index:
         """Says that pages are stored which hold what the rows say, but for those that differ."""
         self._rows.pages_stored(rows_per_page, changed)
 
+    def metadata_size(self, slot: int) -> int:
+        """Bytes of a row's metadata, 0 for none."""
+        return self._rows.arena.size(slot)
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+
+        Args:
+            row_bytes: those that it has of a row beside its metadata, on average.
+        """
+        return self._rows.superseded_since_save(row_bytes)
+
     def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages of a save that say when rows expire, by number."""
         return self._rows.expiries.pages(rows_per_page)
@@ -430,7 +442,7 @@ class Index:
         self._aging.check()
 
     def vacuum(self, control: Control | None = None) -> VacuumStats:
-        """Removes tombstones and renumbers the rows: all or nothing.
+        """Removes tombstones and renumbers the rows: all or nothing. No later save names a page with replaced metadata.
 
         Raises:
             MemoryBudgetExceededError: what it needs beside the index would not fit.

@@ -180,6 +180,10 @@ class LazyIndex:
         """Rows that have expired."""
         return len(self._rows.hidden().slots)
 
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the version holds of rows that have expired; nothing else changes here."""
+        return self._rows.superseded_since_save(row_bytes)
+
     @property
     def live_count(self) -> int:
         """Rows that are neither deleted nor expired."""

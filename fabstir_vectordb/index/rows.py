@@ -365,6 +365,7 @@ class Rows:
 
     def _forget(self, slots: Slots, draft: Times | None) -> None:
         """What goes with rows that went; the times of all others are in the draft, where there are any."""
+        self._stored_pages.note_gone(slots, self.arena.size)
         self.arena.drop(slots)
         if draft is not None:
             draft[slots] = NEVER_US
@@ -509,6 +510,8 @@ class Rows:
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
         self._require_for_good(what, self.counts.bytes_total + size, size + self.arena.staging_bytes(end))
         staged = self.arena.stage(encoded, end)
+        for slot in slots.tolist():
+            self._stored_pages.note_replaced(slot, self.arena.size(slot))
         self.arena.commit(staged, slots, np.arange(len(slots)))
         self._stored_pages.note(slots.tolist())
         self.changes += 1
@@ -553,15 +556,39 @@ class Rows:
         """
         arena, expiries = self.arena.compacted(kept), self.expiries.renumbered(kept)
         slot_map = renumber()
-        self.arena, self.expiries, self._stored_pages = arena, expiries, StoredPages()
+        self.arena, self.expiries = arena, expiries
+        self._stored_pages = self._stored_pages.renumbered(len(kept))
         self.changes += 1
         return slot_map
 
+    @property
+    def has_superseded(self) -> bool:
+        """Whether metadata that was replaced is in memory, or in pages that a save would keep."""
+        return self.arena.has_superseded or self._stored_pages.has_superseded
+
+    def forget_superseded(self) -> None:
+        """Lets go of metadata that was replaced, in memory and in the pages that a save would keep."""
+        if self.arena.has_superseded:
+            self.arena = self.arena.compacted(np.arange(self.counts.rows))
+        if self._stored_pages.has_superseded:
+            self._stored_pages = self._stored_pages.renumbered(self.counts.rows)
+            self.changes += 1
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+
+        Args:
+            row_bytes: those that it has of a row beside its metadata, on average.
+        """
+        pages = self._stored_pages
+        return pages.bytes_gone + row_bytes * (pages.rows_gone + len(self.hidden().slots))
+
     def clear(self) -> None:
         """Takes all rows away, at once and for good; the next vector may have any dimension."""
+        self._stored_pages.note_gone(self.core.live_slots(0, self.counts.live), self.arena.size)
         # The native index is not closed: a reader may still be in it, and it goes with its last reference.
         self.core, self.arena, self.expiries = _EMPTY, MetadataArena(), Expiries()
-        self._stored_pages = StoredPages()
+        self._stored_pages = self._stored_pages.renumbered(0)
         self.changes += 1
 
     def free(self) -> None:

@@ -75,6 +75,11 @@ class MetadataArena:
         except IndexError:  # the table ends with the last slot that has some
             return [self.get_many([slot])[0] if slot < len(size_at) else bytearray() for slot in slots]
 
+    @property
+    def has_superseded(self) -> bool:
+        """Whether bytes are held that no slot uses any more."""
+        return len(self._data) > self._used
+
     def stage(self, values: Sequence[bytes | None], slots_end: int) -> Staged:
         """Takes in values ahead of a change, so that `commit` needs no memory; `abandon` forgets them.
 

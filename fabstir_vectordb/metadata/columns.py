@@ -194,6 +194,21 @@ class Column:
         self._list_slots = to[self._list_slots]
         self._keep_listed(self._list_slots >= 0)
         self._wide = [wide._replace(slot=int(to[wide.slot])) for wide in self._wide if to[wide.slot] >= 0]
+        self._forget_unused_keys()
+
+    def _forget_unused_keys(self) -> None:
+        # Values of rows that went must not stay in memory.
+        used = np.unique(np.append(self._codes, self._list_codes))
+        used = used[used != _NONE]
+        if len(used) == len(self._keys):
+            return
+        codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # its last entry is that of _NONE
+        codes[used] = np.arange(len(used), dtype=np.int32)
+        self._codes, self._list_codes = codes[self._codes], codes[self._list_codes]
+        self._keys = [self._keys[code] for code in used.tolist()]
+        self._code_of = {key: code for code, key in enumerate(self._keys)}
+        self._key_bytes = sum(sys.getsizeof(key) + _ENTRY_BYTES for key in self._keys)
+        self._ranks = {}
 
     # ---- comparisons: each gives a new mask of n slots
 

@@ -16,7 +16,8 @@ import anyio
 
 from fabstir_vectordb.index.contents import Fetched, LazyShape, PartKey
 from fabstir_vectordb.persist.manifest import Manifest
-from fabstir_vectordb.persist.versions import StoredPart, run_bounded
+from fabstir_vectordb.persist.parts import StoredPart
+from fabstir_vectordb.persist.transfer import run_bounded
 from fabstir_vectordb.types import Receipt
 
 __all__ = ["CachedPart", "LazyParts", "PartCache", "Room", "shape_of"]

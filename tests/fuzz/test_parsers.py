@@ -19,15 +19,8 @@ from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
 from fabstir_vectordb.metadata.changes import encode_changes, parse_changes
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.metadata.values import encode_metadata
-from fabstir_vectordb.persist.manifest import (
-    Layout,
-    Manifest,
-    PartRecord,
-    decode_manifest,
-    encode_manifest,
-    part_name,
-    split_name,
-)
+from fabstir_vectordb.persist.manifest import Manifest, decode_manifest, encode_manifest
+from fabstir_vectordb.persist.parts import Layout, PartRecord, part_name, split_name
 from fabstir_vectordb.persist.records import (
     _decode_catalogue,
     _decode_history,
@@ -35,7 +28,7 @@ from fabstir_vectordb.persist.records import (
     _encode_history,
     _History,
 )
-from fabstir_vectordb.persist.versions import HistoryEntry
+from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId, EncryptedBlobCid, ShareCid, multibase_decode
 from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, encrypt_mutable, encrypt_static
@@ -66,12 +59,14 @@ def _manifest(rows: int) -> Manifest:
         chunk_size=None,
         rows=rows,
         live=rows - 7,
+        with_vector=rows,
         graph_rows=rows,
         historical=0,
         lists=0,
         layout=Layout(512, 1024, 256),
         stored_rows=rows - 20,
         steps=(rows - 10, rows),
+        superseded=1_000,
         schema=parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"}),
         timestamp_us=1_700_000_000_000_000,
         parts=tuple(PartRecord(part_name(kind, number), bytes([kind]) * 32, 1000, "zstd") for kind, number in kinds),

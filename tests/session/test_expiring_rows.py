@@ -12,7 +12,7 @@ import pytest
 from saving import Objects, rows, session_on
 
 from fabstir_vectordb import ConflictError, InvalidInputError, Maintainer, NotFoundError, VectorDBSession, VectorInput
-from fabstir_vectordb.persist.manifest import split_name
+from fabstir_vectordb.persist.parts import split_name
 
 pytestmark = pytest.mark.anyio
 

@@ -32,7 +32,7 @@ from fabstir_vectordb.index.lazy import LazyIndex, candidates_for
 from fabstir_vectordb.index.protocol import Gathered, Missing, Reach
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.persist import load as load_module
-from fabstir_vectordb.persist.versions import PersistSettings
+from fabstir_vectordb.persist.version import PersistSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -486,7 +486,8 @@ async def test_what_does_not_fit_as_a_whole_is_still_searched(saved: tuple[Path,
 
 async def test_a_shared_version_is_read_lazily_and_saved_as_ones_own(saved: tuple[Path, str], tmp_path: Path) -> None:
     async with opened(saved) as owner:
-        shared = await owner.share(saved[1])
+        await owner.vacuum()
+        shared = await owner.share(await owner.save_to_s5(on_conflict="overwrite"))
     async with await session_on(saved[0].as_uri(), user_seed_phrase="somebody else") as session:
         await session.load_user_vectors(shared)
         assert (await session.search(rows_of(1, 19)[0], 3, threshold=None)).plan == "lazy"

@@ -21,7 +21,7 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     StorageError,
 )
-from fabstir_vectordb.persist.manifest import MANIFEST_NAME
+from fabstir_vectordb.persist.parts import MANIFEST_NAME
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import decrypt_mutable
 from fabstir_vectordb.s5.dirv1 import FileEntry, decode_directory, encode_directory
