@@ -336,9 +336,10 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         self.check_alive()
-        rows = take_items(items)
+        taken_items = take_items(items)
 
         def add(index: Index, control: Control) -> AddResult:
+            rows = [as_input(row, item) for row, item in enumerate(taken_items)]
             return self._add_inputs(rows, on_conflict, index, control)
 
         return await self._change(add)

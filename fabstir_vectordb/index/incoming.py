@@ -140,17 +140,17 @@ def prepare_batch(
     )
 
 
-def take_items(items: object) -> list[VectorInput]:
-    """Rows from VectorInputs, or mappings with the same keys.
+def take_items(items: object) -> Sequence[Any]:
+    """The items of an add, taken from their iterable; `as_input` makes rows of them.
 
     To be called on the caller's thread: what an iterable reads from, a database's cursor say, may belong to it.
 
     Raises:
-        InvalidInputError: an item is something else (details ``row``), or the iterable failed.
+        InvalidInputError: they are no iterable of rows, or it failed.
     """
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
-    return [as_input(row, item) for row, item in enumerate(taken(items, "items"))]
+    return items if isinstance(items, (list, tuple)) else taken(items, "items")
 
 
 def as_input(row: int, item: object) -> VectorInput:

@@ -21,6 +21,7 @@ import pytest
 from holding import Held, turns, until
 from saving import PHRASE, SEED, add_rows, rows, session_on
 
+import fabstir_vectordb.index.searcher
 import fabstir_vectordb.session
 from fabstir_vectordb import ConflictError, SessionError, VectorDBSession, sync
 from fabstir_vectordb._native.handle import NativeIndex
@@ -112,7 +113,7 @@ async def test_a_scan_of_many_rows_leaves_the_event_loops_thread(monkeypatch: py
         await add_rows(session, 1200)
         query = rows(1)[0]
         for exact, values in [(False, 1), (True, 1200 * 16), (True, 1200 * 16 - 1)]:
-            monkeypatch.setattr(fabstir_vectordb.session, "_INLINE_SCAN_VALUES_MAX", values)
+            monkeypatch.setattr(fabstir_vectordb.index.searcher, "_SHORT_SCAN_VALUES_MAX", values)
             await session.search(query, 1, exact=exact, ef_search=None if exact else 10)
     assert there == [True, True, False]
 
