@@ -74,7 +74,7 @@ def results(n: int = 3, **fields: Any) -> SearchResults:
 
 
 POINT = RecallPoint(ef_search=64, nprobe=None, exact=False, recall=0.9, p50_us=1.0, p99_us=2.0, queries_per_s=3.0)
-VERSION = VersionInfo(cid="u1", saved_at=1.0, revision=1, vector_count=2, deleted_count=0, refused=False)
+VERSION = VersionInfo(cid="u1", saved_at=1.0, revision=1, vector_count=2, deleted_count=0, refused=False, head=True)
 RECORDS: list[Any] = [
     AddResult(1, 2, 3),
     CalibrationPoint(k=10, recall=0.9, ef_search=None),
@@ -92,6 +92,8 @@ RECORDS: list[Any] = [
         vector_count=1, memory_usage_mb=0.5, index_type="flat", hnsw_vector_count=0, ivf_vector_count=0,
         deleted_count=0, without_vector_count=0, memory_bytes={"rows": 5}, plans={"flat": 1}, dirty=True, last_cid=None,
         recall_calibration=(CalibrationPoint(k=10, recall=0.9, ef_search=64),),
+        default_search="usual",
+        superseded_bytes=0,
     ),
     VacuumStats(1, 2, 3),
     VerifyReport(cid="u1", parts=1, bytes=2, rows=3),
