@@ -56,8 +56,9 @@ def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
     native = session.live_index().native
     assert native is not None
     search, answer = handle.lib.fvdb_search_one, handle._Answer(K)
+    answer.ask((K, EF, False, False, 0))
     pointer = handle.ffi.from_buffer("float[]", query)
-    return lambda: search(native._index, pointer, K, EF, 0, 0, answer.c)
+    return lambda: search(native._index, pointer, answer.params, answer.c)
 
 
 def stages(sync: SyncSession, session: VectorDBSession, described: VectorDBSession, query: Any) -> dict[str, Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,8 +77,15 @@ def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: P
 
 
 def test_there_is_a_program_for_each_folder() -> None:
-    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "store")
+    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "states", "store")
     assert [f"test_{name}" for name in names] == PROGRAMS
+
+
+def test_every_entry_is_tried_in_every_state(build: ModuleType) -> None:
+    entries = re.findall(r"\b(fvdb_\w+)\(fvdb_index \*index", build.declarations())
+    tried = set(re.findall(r"ROW\((\w+),", (ROOT / "tests" / "native" / "test_states.c").read_text()))
+    assert len(entries) > 30
+    assert set(entries) - tried == {"fvdb_free"}
 
 
 @pytest.mark.parametrize("target", ["aarch64-linux-gnu", "x86_64-linux-musl", "aarch64-macos", "x86_64-windows-gnu"])

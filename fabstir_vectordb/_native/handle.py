@@ -115,8 +115,6 @@ PART_LISTS = int(lib.FVDB_PART_LISTS)
 PART_LISTS_HEAD = int(lib.FVDB_PART_LISTS_HEAD)
 PART_BARE = int(lib.FVDB_PART_BARE)
 
-_NOWAIT, _EXACT = int(lib.FVDB_SEARCH_NOWAIT), int(lib.FVDB_SEARCH_EXACT)
-
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
 _MEMORY = {"default": lib.FVDB_MEMORY_DEFAULT, "compact": lib.FVDB_MEMORY_COMPACT}
 _ON_CONFLICT = {
@@ -430,15 +428,23 @@ def _bitmap(allow: UInt64Array) -> Any:
 class _Answer:
     """Memory that answers of up to k results come in: allocating it would cost as much as a small walk."""
 
-    __slots__ = ("c", "distance_bytes", "distances", "id_bytes", "id_ends", "slot_bytes", "slots")
+    __slots__ = ("asked", "c", "distance_bytes", "distances", "id_bytes", "id_ends", "params", "slot_bytes", "slots")
 
     def __init__(self, k: int) -> None:
         self.slots, self.distances = ffi.new("uint32_t[]", k), ffi.new("double[]", k)
         self.slot_bytes, self.distance_bytes = ffi.buffer(self.slots), ffi.buffer(self.distances)
         self.id_ends = ffi.new("uint64_t[]", k)
         self.c = ffi.new("fvdb_answer *")
+        # Most searches ask as the last one did: the params are written only when they differ.
+        self.params, self.asked = ffi.new("fvdb_search_params *"), (0, 0, False, False, 0)
         self.c.slots, self.c.distances, self.c.id_ends = self.slots, self.distances, self.id_ends
         self.reserve(k * _ID_ROOM_PER_HIT)
+
+    def ask(self, asked: tuple[int, int, bool, bool, int]) -> None:
+        """Writes the params: k, ef_search, exact, nowait, nprobe."""
+        params = self.params
+        params.k, params.ef_search, params.exact, params.nowait, params.nprobe = asked
+        self.asked = asked
 
     def reserve(self, size: int) -> None:
         """Makes room for ids."""
@@ -823,12 +829,14 @@ class NativeIndex:
             answer = self._spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
-        c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
+        c, asked = answer.c, (k, ef_search, exact, nowait, nprobe)
+        if asked != answer.asked:
+            answer.ask(asked)
         if allow is not None:
             bitmap = _bitmap(allow)  # a name keeps it alive
             c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
-        while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):
+        while status := lib.fvdb_search_one(self._index, vector, answer.params, c):
             if status == lib.FVDB_ERR_BUSY:
                 c.allow, c.allow_words = ffi.NULL, 0
                 self._spare.append(answer)
@@ -928,14 +936,17 @@ class NativeIndex:
     def find(self, id_bytes: bytes, id_offsets: UInt64Array) -> UInt32Array:
         """Slots of ids, NO_SLOT for ids that are not live."""
         n = _expect_ids(id_bytes, id_offsets)
-        slots = np.empty(n, dtype=np.uint32)
-        lib.fvdb_find(
+        slots, diag = np.empty(n, dtype=np.uint32), ffi.new("fvdb_diag *")
+        status = lib.fvdb_find(
             self._index,
             ffi.from_buffer("uint8_t[]", id_bytes),
             _pointer("uint64_t[]", id_offsets),
             n,
             _pointer("uint32_t[]", slots),
+            diag,
         )
+        if status:
+            _raise(status, diag)
         return slots
 
     def get_vectors(self, slots: UInt32Array) -> Float32Array:
@@ -1013,9 +1024,20 @@ class NativeIndex:
     def live_slots(self, first: int, capacity: int) -> UInt32Array:
         """At most `capacity` live slots from `first` on, ascending."""
         out = np.empty(capacity, dtype=np.uint32)
-        count = ffi.new("uint32_t *")
-        lib.fvdb_live_slots(self._index, first, _pointer("uint32_t[]", out), capacity, count)
+        count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_live_slots(self._index, first, _pointer("uint32_t[]", out), capacity, count, diag)
+        if status:
+            _raise(status, diag)
         return out[: count[0]]
+
+    def live_bitmap(self) -> UInt64Array:
+        """Bitmap of the live rows, as `search` takes one."""
+        out = np.empty((self.stats().rows + 63) // 64, dtype=np.uint64)
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_live_bitmap(self._index, _pointer("uint64_t[]", out), len(out), diag)
+        if status:
+            _raise(status, diag)
+        return out
 
     # ---- recent and historical
 
@@ -1059,7 +1081,11 @@ class NativeIndex:
 
     def probes(self, k: int, recall: float) -> int:
         """Lists that hold this share of the k nearest historical rows, as measured at training; 0 without lists."""
-        return int(lib.fvdb_probes(self._index, k, recall))
+        lists, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_probes(self._index, k, recall, lists, diag)
+        if status:
+            _raise(status, diag)
+        return int(lists[0])
 
     # ---- delete, vacuum, statistics
 
@@ -1144,8 +1170,10 @@ class NativeIndex:
 
     def stats(self) -> NativeStats:
         """Counts and memory; O(1)."""
-        out = ffi.new("fvdb_stats *")
-        lib.fvdb_get_stats(self._index, out)
+        out, diag = ffi.new("fvdb_stats *"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_get_stats(self._index, out, diag)
+        if status:
+            _raise(status, diag)
         return NativeStats(*(int(getattr(out, name)) for name in NativeStats._fields))
 
     # ---- parts
@@ -1158,7 +1186,9 @@ class NativeIndex:
             rows_per_group: rows of a part of another kind.
         """
         count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
-        lib.fvdb_parts(self._index, rows_per_part, rows_per_group, ffi.NULL, 0, count, diag)
+        status = lib.fvdb_parts(self._index, rows_per_part, rows_per_group, ffi.NULL, 0, count, diag)
+        if status and status != lib.FVDB_ERR_BUFFER:
+            _raise(status, diag)
         out = ffi.new("fvdb_part[]", count[0])
         status = lib.fvdb_parts(self._index, rows_per_part, rows_per_group, out, count[0], count, diag)
         if status:
@@ -1167,13 +1197,18 @@ class NativeIndex:
 
     def graph_steps(self) -> tuple[int, list[int]]:
         """Rows of the stored graph, 0 where it must be stored anew, and of rows after each add since then."""
-        steps, count = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t *")
-        stored = lib.fvdb_graph_steps(self._index, steps, count)
-        return int(stored), ffi.unpack(steps, count[0])
+        steps, counts, diag = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t[2]"), ffi.new("fvdb_diag *")
+        status = lib.fvdb_graph_steps(self._index, counts, steps, counts + 1, diag)
+        if status:
+            _raise(status, diag)
+        return int(counts[0]), ffi.unpack(steps, counts[1])
 
     def graph_stored(self) -> None:
         """Says that the graph is stored as it is now."""
-        lib.fvdb_graph_stored(self._index)
+        diag = ffi.new("fvdb_diag *")
+        status = lib.fvdb_graph_stored(self._index, diag)
+        if status:
+            _raise(status, diag)
 
     def write_part(self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int) -> bytearray:
         """The bytes of one part; `size` as `parts` gave it."""

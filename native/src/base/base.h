@@ -33,6 +33,11 @@ static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const c
 #define FAIL_AT(diag, status, message, row, expected, actual) \
     diag_fill(diag, status, __FILE__, (uint32_t)__LINE__, message, row, expected, actual)
 #define FAIL(diag, status, message) FAIL_AT(diag, status, message, 0, 0, 0)
+/* ---- status.c ---- */
+
+/* Static text for a status code; one for numbers that are none, too. */
+const char *status_text(fvdb_status status);
+
 /* Returns from the caller when `call` did not succeed; for functions that own nothing at that point. */
 #define TRY(call)                                     \
     do {                                              \

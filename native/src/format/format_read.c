@@ -83,6 +83,7 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
         index_free(index);
         return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     }
+    index->state = INDEX_LOADING;
     *out = index;
     return FVDB_OK;
 }
@@ -114,18 +115,6 @@ fvdb_status format_read_header(const fvdb_index *index, reader *r, part_header *
     return FVDB_OK;
 }
 
-static void join_bytes(const uint8_t *low, const uint8_t *high, uint32_t n, uint16_t *out) {
-    for (uint32_t i = 0; i < n; i++) out[i] = (uint16_t)(low[i] | (uint32_t)high[i] << 8);
-}
-
-void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high,
-                     uint16_t *low) {
-    const size_t plane = (size_t)span.n * dim;
-    payload += (size_t)row * dim;
-    join_bytes(payload, payload + plane, dim, high);
-    join_bytes(payload + 2 * plane, payload + 3 * plane, dim, low);
-}
-
 /* Planes are had when the first vectors come: an index that is opened lazily has none. */
 static fvdb_status reserve_planes(fvdb_index *index, fvdb_diag *diag) {
     struct loading *l = index->loading;
@@ -144,9 +133,9 @@ static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader 
     REQUIRE(r->left == size, "vectors have another size");
     TRY(reserve_planes(index, diag));
     const uint8_t *payload = read_bytes(r, size);
-    for (uint32_t i = 0; i < h->span.n; i++)
-        format_part_row(payload, h->span, s->dim, i, (uint16_t *)store_high(s, h->span.first + i),
-                        (uint16_t *)store_low(s, h->span.first + i));
+    const part_rows rows = {payload, h->span.first, h->span.n};
+    for (uint32_t i = 0; i < rows.n; i++)
+        part_row(&rows, s->dim, i, (uint16_t *)store_high(s, rows.first + i), (uint16_t *)store_low(s, rows.first + i));
     return FVDB_OK;
 }
 
@@ -160,7 +149,6 @@ static fvdb_status keep_payload(part_blob *b, reader *r, fvdb_diag *diag) {
 
 fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
     struct loading *l = index->loading;
-    if (!l) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
     reader r = reader_over(bytes, (size_t)size);
     part_header h;
     TRY(format_read_header(index, &r, &h, diag));
@@ -612,7 +600,7 @@ static fvdb_status check_steps(const fvdb_index *index, const uint32_t *steps, u
 
 fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
                             fvdb_diag *diag) {
-    if (!index->loading) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
+    index->state = INDEX_BROKEN; /* until all that can fail is done */
     if (n_steps > FVDB_STEPS_MAX) return FAIL_AT(diag, FVDB_ERR_FORMAT, "too many steps", 0, FVDB_STEPS_MAX, n_steps);
     crew *c;
     TRY(crew_start(index->config.threads, &c, diag));
@@ -620,6 +608,8 @@ fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n
     crew_stop(c);
     if (status == FVDB_OK) status = check_steps(index, steps, n_steps, diag);
     if (status == FVDB_OK) status = index_repeat_steps(index, steps, n_steps, control, diag);
-    if (status == FVDB_OK) format_load_abandon(index);
-    return status;
+    if (status != FVDB_OK) return status;
+    format_load_abandon(index);
+    index->state = INDEX_WHOLE;
+    return FVDB_OK;
 }

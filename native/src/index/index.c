@@ -1,8 +1,6 @@
 /* Life of an index, its statistics, its pool of search memory, and deletion. */
 #include "index.h"
 
-#include "../format/format.h"
-
 fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
     const kernel_table *kernels = kernels_get();
     if (!kernels)
@@ -34,7 +32,7 @@ static void delete_walk(walk *w) {
 
 void index_free(fvdb_index *index) {
     if (!index) return;
-    format_load_abandon(index);
+    assert(!index->loading); /* format/ frees what it made, before */
     sketch_free(&index->sketch);
     for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
     mem_free(index->idle);

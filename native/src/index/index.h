@@ -24,9 +24,18 @@ typedef struct graph_steps {
 /* Of the stored rows, at most one in so many is linked again: some 5 % of the time that the graph took. */
 #define INDEX_STEP_SHARE 16u
 
+/* What an index answers: api.c refuses every call that its state does not allow. */
+typedef enum index_state {
+    INDEX_WHOLE,   /* empty or not: has all it needs */
+    INDEX_LOADING, /* parts are coming; the store is half filled */
+    INDEX_LAZY,    /* ids, timestamps, tombstones and sketches; no vectors, no graph, no lists */
+    INDEX_BROKEN   /* a load failed on the way: only to be freed */
+} index_state;
+
 struct fvdb_index {
     fvdb_config config;
     rwlock *lock;
+    index_state state; /* changed under the writer lock, by format/ */
     store store;
     hnsw graph; /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
     ivf lists;
@@ -108,6 +117,8 @@ fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *con
 /* Gives the row of slot order[i] the slot i.  [writer] */
 fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *diag);
 
+/* ---- index_search.c ---- */
+
 typedef struct search_outputs {
     uint32_t *slots;
     double *distances;
@@ -119,6 +130,30 @@ typedef struct search_outputs {
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
                          const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag);
+
+/* ---- index_lazy.c: an index without vectors of its own ---- */
+
+/* Rows first .. first + n - 1 that are not in the store: four byte planes of n x dim each, the low and the high bytes of
+ * the high halves, then those of the low halves. */
+typedef struct part_rows {
+    const uint8_t *planes;
+    uint32_t first, n;
+} part_rows;
+/* The halves of row first + row. */
+void part_row(const part_rows *p, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
+/* The live rows nearest to a query by sketch. */
+fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
+                             uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+/* The live rows of a part nearest to a query, by exact distance. */
+fvdb_status index_part_search(const fvdb_index *index, const part_rows *rows, const float *query, uint32_t k,
+                              const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
+                              uint32_t *out_count, fvdb_diag *diag);
+/* The exact vectors of slots of a part. */
+fvdb_status index_part_vectors(const fvdb_index *index, const part_rows *rows, const uint32_t *slots, uint32_t n,
+                               float *out, fvdb_diag *diag);
+
+/* ---- index_vacuum.c ---- */
+
 /* Slots in the order of a vacuum into `order`, which has room for all rows: historical ones, whose number it returns, recent
  * ones, tombstones. */
 uint32_t index_order(const fvdb_index *index, uint32_t *order);

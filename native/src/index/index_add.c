@@ -56,7 +56,7 @@ static fvdb_status check_rows(const store *s, const fvdb_rows *rows, crew *c, fv
     if (status == FVDB_ERR_ID)
         return FAIL_AT(diag, status, "an id is empty, too long or not UTF-8", row, FVDB_ID_BYTES_MAX,
                        rows->id_offsets[row + 1] - rows->id_offsets[row]);
-    return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), row, 0, component);
+    return FAIL_AT(diag, status, status_text(status), row, 0, component);
 }
 
 /* ---- 2. resolve ids ---- */

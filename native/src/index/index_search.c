@@ -307,7 +307,7 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
     uint32_t component;
     for (uint32_t i = 0; i < n; i++) {
         fvdb_status status = store_check_vector(s, queries + (size_t)i * s->dim, &component);
-        if (status != FVDB_OK) return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), i, 0, component);
+        if (status != FVDB_OK) return FAIL_AT(diag, status, status_text(status), i, 0, component);
     }
     return FVDB_OK;
 }
