@@ -11,10 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bitmap.h"
 #include "fabstir_vectordb.h"
+#include "topk.h"
 
 #define FVDB_LIKELY(x) __builtin_expect(!!(x), 1)
-#define FVDB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /* Fills diag (may be NULL) and returns status; `message` must be static text. */
 static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const char *file, uint32_t line,
@@ -118,12 +119,6 @@ static inline uint64_t mix64(uint64_t x) {
     x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
     return x ^ (x >> 31);
 }
-
-/* ---- bitmap: slot sets, bit s % 64 of word s / 64 ---- */
-
-static inline bool bit_get(const uint64_t *words, uint32_t s) { return words[s >> 6] >> (s & 63) & 1; }
-static inline void bit_set(uint64_t *words, uint32_t s) { words[s >> 6] |= UINT64_C(1) << (s & 63); }
-static inline void bit_clear(uint64_t *words, uint32_t s) { words[s >> 6] &= ~(UINT64_C(1) << (s & 63)); }
 
 /* ---- threads.c: run one function on several threads for the length of a call ---- */
 

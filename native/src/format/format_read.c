@@ -222,16 +222,15 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
 
 static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
-    const size_t size = (l->shape.rows + 7u) / 8;
+    const size_t size = byte_bits_size(l->shape.rows);
     if (l->numbers[FVDB_PART_BARE].end == 0) return FVDB_OK;
     reader r = payload_of(l, FVDB_PART_BARE, 0);
     REQUIRE(r.left == size, "the marks of rows without a vector have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0,
-            "a row without a vector is past the last row");
+    REQUIRE(byte_bits_padded(bits, l->shape.rows), "a row without a vector is past the last row");
     TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
     for (uint32_t slot = 0; slot < l->shape.rows; slot++)
-        if (bits[slot / 8] >> (slot % 8) & 1) store_mark_bare(&index->store, slot);
+        if (byte_bit_get(bits, slot)) store_mark_bare(&index->store, slot);
     REQUIRE(index->store.bare_count, "no row is without a vector");
     return FVDB_OK;
 }
@@ -243,12 +242,12 @@ static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
     if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t)))
         return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     reader r = payload_of(l, FVDB_PART_TOMBSTONES, 0);
-    size_t size = (l->shape.rows + 7u) / 8;
+    const size_t size = byte_bits_size(l->shape.rows);
     REQUIRE(r.left == size, "the tombstones have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a tombstone is past the last row");
+    REQUIRE(byte_bits_padded(bits, l->shape.rows), "a tombstone is past the last row");
     for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
-        if (bits[slot / 8] >> (slot % 8) & 1) continue;
+        if (byte_bit_get(bits, slot)) continue;
         size_t id_size;
         const uint8_t *id = id_map_get(&s->ids, slot, &id_size);
         if (id_map_find(&s->ids, id, id_size) != FVDB_NO_SLOT) return BAD_ROW("an id is live twice", slot);

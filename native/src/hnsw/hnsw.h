@@ -135,9 +135,8 @@ typedef struct row_filter {
     uint32_t pool_most; /* candidates of a walk, those that only guide it included */
 } row_filter;
 static inline bool row_allowed(const row_filter *f, uint32_t slot) {
-    return (!f->live || bit_get(f->live, slot)) &&
-           (!f->allow || (slot / 64 < f->allow_words && bit_get(f->allow, slot))) &&
-           !(f->moved && slot / 64 < f->moved_words && bit_get(f->moved, slot));
+    return row_passes(f->live, f->allow, f->allow_words, slot) &&
+           !(f->moved && bit_within(f->moved, f->moved_words, slot));
 }
 
 /* Nearest node to w->query on the levels above `level`: the greedy descent of Alg. 5.  An upper number, or a slot when

@@ -18,15 +18,6 @@ uint32_t index_clusters(uint32_t rows) {
 
 /* ---- the order ---- */
 
-/* Rows `first` and up, cluster by cluster, in the order of their slots within one. */
-static void sort_by_cluster(const uint32_t *clusters, uint32_t n, uint32_t first, uint32_t *starts, uint32_t nlist,
-                            uint32_t *out) {
-    memset(starts, 0, ((size_t)nlist + 1) * sizeof *starts);
-    for (uint32_t i = 0; i < n; i++) starts[clusters[i] + 1]++;
-    for (uint32_t list = 0; list < nlist; list++) starts[list + 1] += starts[list];
-    for (uint32_t i = 0; i < n; i++) out[starts[clusters[i]]++] = first + i;
-}
-
 static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, uint32_t *clusters, const workers *w,
                            fvdb_control *control, uint32_t *out, fvdb_diag *diag) {
     const store *s = &index->store;
@@ -39,7 +30,8 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     fvdb_status status = ivf_train(s, slots, n, nlist, w->crew, &all, &centroids, diag);
     if (status == FVDB_OK) {
         ivf_assign(&centroids, s, slots, n, w->crew, clusters, NULL);
-        sort_by_cluster(clusters, n, first, starts, nlist, out + first);
+        counting_sort(clusters, n, nlist, starts, out + first);
+        for (uint32_t i = 0; i < n; i++) out[first + i] += first;
         ivf_centroids_free(&centroids);
     }
     mem_free(starts);

@@ -8,47 +8,6 @@
 #include <float.h>
 #include <math.h>
 
-/* ---- keys ---- */
-
-/* Hoare's quickselect. */
-void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
-    uint32_t from = 0, to = n;
-    while (m > from && m < to && to - from > 1) {
-        uint64_t pivot = keys[from + (to - from - 1) / 2]; /* never the last, or nothing may move */
-        uint32_t low = from, high = to - 1;
-        for (;;) {
-            while (keys[low] < pivot) low++;
-            while (keys[high] > pivot) high--;
-            if (low >= high) break;
-            uint64_t swap = keys[low];
-            keys[low++] = keys[high];
-            keys[high--] = swap;
-        }
-        if (m <= high + 1) to = high + 1;
-        else from = high + 1;
-    }
-}
-
-static void sift_down(uint64_t *keys, uint32_t n, uint32_t at) {
-    uint64_t key = keys[at];
-    for (uint32_t child; (child = 2 * at + 1) < n; at = child) {
-        child += child + 1 < n && keys[child + 1] > keys[child];
-        if (keys[child] <= key) break;
-        keys[at] = keys[child];
-    }
-    keys[at] = key;
-}
-
-void keys_sort(uint64_t *keys, uint32_t n) {
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(keys, n, i);
-    for (uint32_t end = n; end > 1; end--) {
-        uint64_t largest = keys[0];
-        keys[0] = keys[end - 1];
-        keys[end - 1] = largest;
-        sift_down(keys, end - 1, 0);
-    }
-}
-
 /* ---- the nearest rows ---- */
 
 #define FETCH_ROWS 16u
@@ -62,8 +21,7 @@ static void keep_nearest(nearest *near) {
 }
 
 static bool returns(const nearest *near, uint32_t slot) {
-    return (!near->live || bit_get(near->live, slot)) &&
-           (!near->allow || (slot / 64 < near->allow_words && bit_get(near->allow, slot)));
+    return row_passes(near->live, near->allow, near->allow_words, slot);
 }
 
 static void scan_chunk(nearest *near, const uint32_t *slots, uint32_t n) {
@@ -177,9 +135,9 @@ void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys) {
     ivf_list_keys(&v->centroids, near->query->s, near->query->x, keys);
     const uint64_t *lists = nearest_lists(keys, v->centroids.nlist, nprobe);
     for (uint32_t i = 0; i < nprobe; i++) {
-        const ivf_list *list = &v->lists[(uint32_t)lists[i]];
+        const ivf_list *list = &v->lists[near_number(lists[i])];
         if (i + 1 < nprobe) {
-            const ivf_list *next = &v->lists[(uint32_t)lists[i + 1]];
+            const ivf_list *next = &v->lists[near_number(lists[i + 1])];
             fetch_rows(near, next->slots, min_u32(next->n, FETCH_ROWS));
         }
         nearest_scan(near, list->slots, list->n);

@@ -194,15 +194,7 @@ static fvdb_status begin(trainer *t, const uint32_t *slots, uint32_t n) {
 
 /* ---- Lloyd ---- */
 
-static void sort_by_list(trainer *t) {
-    uint32_t nlist = t->c->nlist;
-    memset(t->starts, 0, (nlist + 1) * sizeof *t->starts);
-    for (uint32_t i = 0; i < t->n; i++) t->starts[t->lists[i] + 1]++;
-    for (uint32_t list = 0; list < nlist; list++) t->starts[list + 1] += t->starts[list];
-    for (uint32_t i = 0; i < t->n; i++) t->by_list[t->starts[t->lists[i]]++] = i;
-    for (uint32_t list = nlist; list > 0; list--) t->starts[list] = t->starts[list - 1];
-    t->starts[0] = 0;
-}
+static void sort_by_list(trainer *t) { counting_sort(t->lists, t->n, t->c->nlist, t->starts, t->by_list); }
 
 /* The mean of a list's rows, added in row order; under cosine at length 1, as they are (spherical k-means, Dhillon & Modha
  * 2001): at 48 lists that is 0.004 of recall. */

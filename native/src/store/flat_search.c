@@ -25,25 +25,13 @@ bool hit_before(const store *s, hit a, hit b) {
     return id_map_compare(&s->ids, a.slot, b.slot) < 0;
 }
 
-/* Binary max-heap by hit_before: the worst hit is at 0. */
-static void sift_down(const store *s, hit *heap, uint32_t n, uint32_t at) {
-    for (;;) {
-        uint32_t worst = at, left = 2 * at + 1;
-        for (uint32_t child = left; child < n && child < left + 2; child++)
-            if (hit_before(s, heap[worst], heap[child])) worst = child;
-        if (worst == at) return;
-        hit swap = heap[at];
-        heap[at] = heap[worst];
-        heap[worst] = swap;
-        at = worst;
-    }
-}
+DEFINE_HEAP(hits, const store *, hit, hit_before)
 
 void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h) {
     if (*n == k) {
         if (!hit_before(s, h, heap[0])) return;
         heap[0] = h;
-        sift_down(s, heap, k, 0);
+        hits_sink(s, heap, k, 0);
         return;
     }
     uint32_t at = (*n)++;
@@ -51,16 +39,7 @@ void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h) {
     heap[at] = h;
 }
 
-/* Heap sort in place: no allocation, and the order of hit_before is total, so the result does not depend on it. */
-void hits_sort(const store *s, hit *hits, uint32_t n) {
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(s, hits, n, i);
-    for (uint32_t end = n; end > 1; end--) {
-        hit worst = hits[0];
-        hits[0] = hits[end - 1];
-        hits[end - 1] = worst;
-        sift_down(s, hits, end - 1, 0);
-    }
-}
+void hits_sort(const store *s, hit *hits, uint32_t n) { hits_heap_sort(s, hits, n); }
 
 /* The rows a scan may return, in slot order, a bitmap word at a time. */
 typedef struct row_set {
@@ -108,48 +87,25 @@ static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, c
     }
 }
 
-typedef struct waiting {
-    float near; /* as its code has it */
-    uint32_t slot;
-} waiting;
-
 /* A query of a scan at work. */
 typedef struct seeker {
     scan *scan;
     reach reach;
-    double cut; /* a row whose code puts it farther is surely not among the nearest */
-    waiting rows[WAITING_MAX];
+    double cut;                 /* a row whose code puts it farther is surely not among the nearest */
+    uint64_t rows[WAITING_MAX]; /* keys of those that wait for an exact distance */
     uint32_t n;
 } seeker;
-
-/* Brings the m nearest to the front (Hoare's quickselect). */
-static void select_nearest(waiting *rows, uint32_t n, uint32_t m) {
-    for (uint32_t from = 0, to = n; to - from > 1 && from < m && m < to;) {
-        float pivot = rows[from + (to - from - 1) / 2].near;
-        uint32_t low = from, high = to - 1;
-        for (;; low++, high--) {
-            while (rows[low].near < pivot) low++;
-            while (rows[high].near > pivot) high--;
-            if (low >= high) break;
-            waiting swap = rows[low];
-            rows[low] = rows[high];
-            rows[high] = swap;
-        }
-        if (m <= high + 1) to = high + 1;
-        else from = high + 1;
-    }
-}
 
 /* A distance by code that may have overflowed on its way rules nothing out. */
 static bool beyond(float near, double cut) { return (double)near > cut && near < FLT_MAX / 2; }
 
 /* Rows that may be among the nearest. */
-static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, waiting *out) {
+static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, uint64_t *out) {
     uint32_t gone = 0, kept = 0;
     for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], cut);
     if (gone == n) return 0; /* as in most words */
     for (uint32_t i = 0; i < n; i++) {
-        out[kept] = (waiting){near[i], slots[i]};
+        out[kept] = near_key(near[i], slots[i]);
         kept += !beyond(near[i], cut);
     }
     return kept;
@@ -157,14 +113,14 @@ static uint32_t within(double cut, const float *near, const uint32_t *slots, uin
 
 static void score_waiting(seeker *s, uint32_t k) {
     uint32_t slots[WAITING_MAX], first = min_u32(s->n, k + FIRST_EXTRA), n = 0;
-    select_nearest(s->rows, s->n, first);
-    for (; n < first; n++) slots[n] = s->rows[n].slot;
+    keys_select(s->rows, s->n, first);
+    for (; n < first; n++) slots[n] = near_number(s->rows[n]);
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
     n = 0;
     for (uint32_t i = first; i < s->n; i++) {
-        slots[n] = s->rows[i].slot;
-        n += !beyond(s->rows[i].near, s->cut);
+        slots[n] = near_number(s->rows[i]);
+        n += !beyond(near_distance(s->rows[i]), s->cut);
     }
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);

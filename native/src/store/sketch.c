@@ -17,7 +17,7 @@
 #define CODE_MIDDLE 7.5f
 #define OFFER_ROWS 64u
 
-static uint32_t bit_bytes(const store *s) { return (s->dim + 7) / 8; }
+static uint32_t bit_bytes(const store *s) { return (uint32_t)byte_bits_size(s->dim); }
 
 size_t sketch_row_bytes(const store *s) {
     return bit_bytes(s) + sizeof(uint16_t) + (s->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
@@ -51,7 +51,7 @@ void sketch_write(const store *s, uint32_t first, uint32_t n, uint8_t *out) {
         coded_row(s, first + i, x);
         for (uint32_t d = 0; d < s->dim; d++) {
             const double off = (double)x[d] - (double)middle(&s->book, d);
-            if (off > 0) out[d / 8] |= (uint8_t)(1u << (d % 8));
+            if (off > 0) byte_bit_set(out, d);
             square += off * off;
             along += fabs(off) * (double)s->book.step[d];
             norm2 += (double)x[d] * (double)x[d];
@@ -103,11 +103,11 @@ bool sketch_read(sketch *k, uint32_t first, uint32_t n, const uint8_t *in) {
         uint8_t *code = k->codes.base + (size_t)(first + i) * s->code_bytes;
         memset(code, 0, s->code_bytes);
         for (uint32_t d = 0; d < s->dim; d++) {
-            const uint32_t bit = in[d / 8] >> (d % 8) & 1, at = d % CODE_DIMS;
+            const uint32_t bit = byte_bit_get(in, d), at = d % CODE_DIMS;
             code[d / CODE_DIMS * CODE_BLOCK_BYTES + at % CODE_BLOCK_BYTES] |=
                 (uint8_t)(at < CODE_BLOCK_BYTES ? bit : bit << 4);
         }
-        if (s->dim % 8 && in[bytes - 1] >> (s->dim % 8)) return false;
+        if (!byte_bits_padded(in, s->dim)) return false;
         const float factor = from_upper_half((uint16_t)load_le(factors + i * sizeof(uint16_t), sizeof(uint16_t)));
         if (!isfinite(factor) || signbit(factor)) return false;
         ((float *)k->factors.base)[first + i] = factor;
@@ -150,9 +150,7 @@ void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most
     for (uint32_t d = 0; d < s->dim; d++) origin += q->x[d] * k->middle[d];
     *found = 0;
     for (uint32_t slot = 0; slot < s->n; slot++) {
-        const bool wanted =
-            bit_get(store_found(s), slot) && (!allow || (slot / 64 < allow_words && bit_get(allow, slot)));
-        if (wanted) slots[n++] = slot;
+        if (row_passes(store_found(s), allow, allow_words, slot)) slots[n++] = slot;
         if (n < OFFER_ROWS && slot + 1 < s->n) continue;
         score(k, q, q_lo, q_hi, origin, base, scale, slots, n, distances);
         for (uint32_t i = 0; i < n; i++) {
