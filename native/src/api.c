@@ -193,7 +193,7 @@ fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t c
     TRY(enter_read(index, WHOLE, diag));
     const uint32_t live = index->store.live_count;
     uint32_t *order = mem_alloc_array(index->store.n, sizeof *order);
-    fvdb_status status = !order            ? FAIL(diag, FVDB_ERR_MEMORY, "allocation failed")
+    fvdb_status status = !order            ? FAIL_MEMORY(diag)
                          : capacity < live ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, live, capacity)
                                            : FVDB_OK;
     if (status == FVDB_OK) {

@@ -34,6 +34,8 @@ static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const c
 #define FAIL_AT(diag, status, message, row, expected, actual) \
     diag_fill(diag, status, __FILE__, (uint32_t)__LINE__, message, row, expected, actual)
 #define FAIL(diag, status, message) FAIL_AT(diag, status, message, 0, 0, 0)
+/* The one failure with nothing more to say. */
+#define FAIL_MEMORY(diag) FAIL(diag, FVDB_ERR_MEMORY, "allocation failed")
 /* ---- status.c ---- */
 
 /* Static text for a status code; one for numbers that are none, too. */

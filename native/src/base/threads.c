@@ -114,7 +114,7 @@ fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag) {
     if (!c || !handles) {
         mem_free(c);
         mem_free(handles);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     c->size = threads;
     c->threads = handles;

@@ -81,7 +81,7 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     index->state = INDEX_LOADING;
     *out = index;
@@ -124,7 +124,7 @@ static fvdb_status reserve_planes(fvdb_index *index, fvdb_diag *diag) {
     const bool had = mul_size(l->shape.rows, s->dim16 * sizeof(uint16_t), &plane) &&
                      (s->low.used == plane || (region_resize(&s->high, plane) && region_resize(&s->low, plane)));
     mutex_unlock(&l->lock);
-    return had ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return had ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader *r, fvdb_diag *diag) {
@@ -142,7 +142,7 @@ static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader 
 static fvdb_status keep_payload(part_blob *b, reader *r, fvdb_diag *diag) {
     b->size = r->left;
     b->bytes = mem_alloc(b->size);
-    if (!b->bytes) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!b->bytes) return FAIL_MEMORY(diag);
     memcpy(b->bytes, r->at, b->size);
     return FVDB_OK;
 }
@@ -239,8 +239,7 @@ static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     store *s = &index->store;
     if (l->shape.rows == 0) return FVDB_OK;
-    if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t)))
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t))) return FAIL_MEMORY(diag);
     reader r = payload_of(l, FVDB_PART_TOMBSTONES, 0);
     const size_t size = byte_bits_size(l->shape.rows);
     REQUIRE(r.left == size, "the tombstones have another size");
@@ -353,7 +352,7 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     reader r = payload_of(l, FVDB_PART_LISTS_HEAD, 0);
     const size_t size = LISTS_HEAD_BYTES + (size_t)s->dim * 2 * sizeof(float) + (size_t)l->shape.lists * s->code_bytes;
     REQUIRE(r.left == size && read_u32(&r) == l->shape.lists, "the lists' head has another size");
-    if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL_MEMORY(diag);
     c->trained_rows = read_u32(&r);
     index->graph.first = read_u32(&r);
     REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN && read_u32(&r) == 0, "the lists were trained on too few rows");
@@ -410,7 +409,7 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
     if (l->numbers[FVDB_PART_LISTS].end) {
         TRY(read_lists_head(index, diag));
         uint32_t *slots = mem_alloc_array(2 * (size_t)l->shape.rows, sizeof *slots);
-        if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (!slots) return FAIL_MEMORY(diag);
         fvdb_status status = fill_lists(index, slots, slots + l->shape.rows, diag);
         mem_free(slots);
         if (status != FVDB_OK) return status;
@@ -425,7 +424,7 @@ static fvdb_status read_codebook(fvdb_index *index, uint32_t trained, reader *r,
     store *s = &index->store;
     const uint32_t trained_rows = trained & ~COARSE_BIT;
     REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
-    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL_MEMORY(diag);
     TRY(read_book(r, &s->book, s->dim, diag));
     REQUIRE(r->ok && r->left == 0, "the graph's head has another size");
     codebook_derive(&s->book, s->dim64);

@@ -32,7 +32,7 @@ fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag) {
     u->touched_upper = mem_alloc_array(g->upper_n / 64 + 1, sizeof(uint64_t));
     if (u->touched0 && u->touched_upper) return FVDB_OK;
     hnsw_undo_free(u);
-    return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return FAIL_MEMORY(diag);
 }
 
 void hnsw_undo_free(hnsw_undo *u) {
@@ -288,8 +288,7 @@ static void collect_edges(batch *b, uint32_t level) {
 
 static fvdb_status merge_edges(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
     for (uint32_t i = 0; i < b->n_groups; i++)
-        if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32)))
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32))) return FAIL_MEMORY(diag);
     crew_run(c, merge_target, b, b->n_groups);
     return FVDB_OK;
 }
@@ -325,8 +324,7 @@ static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *dia
 
 static fvdb_status reserve_walks(walk *const *walks, const crew *c, uint32_t n, uint32_t candidates, fvdb_diag *diag) {
     for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(walks[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK)
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (walk_reserve(walks[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK) return FAIL_MEMORY(diag);
     return FVDB_OK;
 }
 
@@ -340,8 +338,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
-    fvdb_status status =
-        b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) status = reserve_walks(walks, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
         if (control_cancelled(stretch->control)) {
@@ -426,7 +423,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     crew_run(c, find_links, r, rows);
     if (control_cancelled(r->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
-        if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (!undo_save(undo, b->g, 0, row)) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < rows; i++) hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
     collect_edges(b, 0);
     return merge_edges(b, c, undo, diag);
@@ -450,8 +447,8 @@ fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_und
                   .stretch = stretch};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
                 reserve_edges(&r.b, (size_t)rows * g->M0);
-    fvdb_status status = room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
-                              : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status =
+        room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag) : FAIL_MEMORY(diag);
     for (uint32_t first = g->first; first < g->n && status == FVDB_OK; first = r.b.end) {
         r.b.first = first;
         r.b.end = first + min_u32(rows, g->n - first);

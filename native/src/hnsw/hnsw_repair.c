@@ -110,8 +110,7 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
         if (slot != FVDB_NO_SLOT) TRY(hnsw_append_upper(r->out, slot, hnsw_upper_level(g, u), diag));
     }
     for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1) != FVDB_OK)
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1) != FVDB_OK) return FAIL_MEMORY(diag);
     for (uint32_t level = 0; level <= g->max_level; level++) {
         repair_level(r, level, c);
         if (control_cancelled(r->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
@@ -139,7 +138,7 @@ fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uin
                     .nodes = nodes};
         status = without(&r, n, upper_map, stays, c, diag);
     } else {
-        status = FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        status = FAIL_MEMORY(diag);
     }
     if (status != FVDB_OK) hnsw_free(out);
     mem_free(upper_map);

@@ -13,7 +13,7 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
         mem_free(index);
         rwlock_free(lock);
         mem_free(idle);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     index->config = *config;
     index->lock = lock;
@@ -84,7 +84,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
         out->walks[out->n] = index_take_walk(index);
         if (out->walks[out->n]) continue;
         workers_stop(index, out);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     return FVDB_OK;
 }

@@ -231,7 +231,7 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
                       uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     plan p = {.picked = mem_alloc_array(rows->n, sizeof(uint32_t)), .replaced = out_replaced};
-    if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!p.picked) return FAIL_MEMORY(diag);
     workers w;
     /* Below some tens of rows a thread costs more than it brings. */
     fvdb_status status = workers_start(index, rows->n / 32, 1, &w, diag);

@@ -25,7 +25,7 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     ivf_centroids centroids;
     stretch all = {control, 0, n, n, n};
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);
-    if (!starts) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!starts) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;
     fvdb_status status = ivf_train(s, slots, n, nlist, w->crew, &all, &centroids, diag);
     if (status == FVDB_OK) {
@@ -44,8 +44,7 @@ fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *con
     if (n < INDEX_GRAPH_ROWS_MIN) return FVDB_OK;
     uint32_t *slots = mem_alloc_array(n, sizeof *slots), *clusters = mem_alloc_array(n, sizeof *clusters);
     workers w;
-    fvdb_status status = slots && clusters ? workers_start(index, FVDB_THREADS_MAX, 0, &w, diag)
-                                           : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && clusters ? workers_start(index, FVDB_THREADS_MAX, 0, &w, diag) : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         status = cluster(index, first, slots, clusters, &w, control, out, diag);
         workers_stop(index, &w);
@@ -73,7 +72,7 @@ static fvdb_status renumber_lists(const fvdb_index *index, const arrangement *ro
     uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots),
              *numbers = mem_alloc_array(lists->n, sizeof *numbers);
     uint32_t *list_of = mem_alloc_array(rows->n, sizeof *list_of);
-    fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         for (uint32_t list = 0; list < lists->centroids.nlist; list++)
             for (uint32_t i = 0; i < lists->lists[list].n; i++) list_of[lists->lists[list].slots[i]] = list;

@@ -23,7 +23,7 @@ fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32
                              uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag) {
     const store *s = &index->store;
     scorer q;
-    if (scorer_init(&q, s) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (scorer_init(&q, s) != FVDB_OK) return FAIL_MEMORY(diag);
     hit *hits = mem_alloc_array(most, sizeof *hits);
     int8_t *room = mem_alloc_array(s->dim64, 1);
     if (hits && room) {
@@ -35,7 +35,7 @@ fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32
     mem_free(hits);
     mem_free(room);
     scorer_free(&q);
-    return had ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return had ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 fvdb_status index_part_search(const fvdb_index *index, const part_rows *rows, const float *query, uint32_t k,
@@ -47,7 +47,7 @@ fvdb_status index_part_search(const fvdb_index *index, const part_rows *rows, co
     uint16_t high[FVDB_DIM_MAX] = {0}, low[FVDB_DIM_MAX] = {0};
     scorer q;
     uint32_t found = 0;
-    if (scorer_init(&q, s) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (scorer_init(&q, s) != FVDB_OK) return FAIL_MEMORY(diag);
     hit *hits = mem_alloc_array(k, sizeof *hits);
     if (hits) {
         scorer_set_vector(&q, query);
@@ -66,7 +66,7 @@ fvdb_status index_part_search(const fvdb_index *index, const part_rows *rows, co
     const bool had = hits != NULL;
     mem_free(hits);
     scorer_free(&q);
-    return had ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return had ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 fvdb_status index_part_vectors(const fvdb_index *index, const part_rows *rows, const uint32_t *slots, uint32_t n,

@@ -110,7 +110,7 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
     mem_free(members);
     mem_free(counts);
     mem_free(m->ranks);
-    if (!room) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!room) return FAIL_MEMORY(diag);
     return control_cancelled(m->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 
@@ -120,7 +120,7 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
 static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, crew *c, fvdb_diag *diag) {
     const store *s = &index->store;
     uint32_t n = 0, *numbers = mem_alloc_array(index->lists.n, sizeof *numbers);
-    if (!numbers) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!numbers) return FAIL_MEMORY(diag);
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (ivf_has(&index->lists, slot)) slots[n++] = slot;
     ivf_assign(&lists->centroids, s, slots, n, c, numbers, NULL);
@@ -153,7 +153,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
 fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     uint32_t n = 0, *slots = mem_alloc_array(s->n, sizeof *slots);
-    if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!slots) return FAIL_MEMORY(diag);
     *out = (training){.arrangement = index->arrangement};
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
@@ -208,7 +208,7 @@ fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uin
     out->errors = mem_alloc_array(most, sizeof *out->errors);
     if (!out->slots || !out->lists || !out->errors) {
         migration_free(out);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     for (out->next = max_u32(first, index->graph.first); out->next < s->n && out->n < most; out->next++)
         if (is_old(index, out->next, cutoff_us)) out->slots[out->n++] = out->next;

@@ -57,7 +57,7 @@ static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
     uint32_t n = v->historical, at = 0;
     uint32_t *slots = mem_alloc_array(n, sizeof *slots), *lists = mem_alloc_array(n, sizeof *lists);
     uint64_t *live = mem_alloc_array(n / 64 + 1, sizeof *live);
-    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         for (uint32_t list = 0; list < index->lists.centroids.nlist; list++)
             for (uint32_t i = 0; i < index->lists.lists[list].n; i++)
@@ -114,7 +114,7 @@ static bool repairs(const vacuum *v) {
 static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
     fvdb_index *index = v->index;
     uint32_t n = index->store.n, *map = mem_alloc_array(n, sizeof *map);
-    if (!map) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!map) return FAIL_MEMORY(diag);
     for (uint32_t slot = 0; slot < n; slot++) {
         uint32_t to = v->rows.map[slot];
         map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;

@@ -107,7 +107,7 @@ fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint3
         free_lists(v->lists, nlist);
         v->lists = NULL;
         region_free(&v->rows);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     v->n = n;
     v->live = 0;
@@ -132,7 +132,7 @@ fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows
         room = needed <= list->room || make_room(list, needed + needed / 8);
     }
     mem_free(more);
-    return room ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return room ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error) {

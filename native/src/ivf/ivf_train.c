@@ -339,7 +339,7 @@ static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag
         crew_run(c, average_list, t, t->c->nlist);
         split_largest(t, sizes);
     }
-    if (!put_near_together(t)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!put_near_together(t)) return FAIL_MEMORY(diag);
     code_centres(t);
     return FVDB_OK;
 }
@@ -355,7 +355,7 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
                       const stretch *stretch, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
-    if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL_MEMORY(diag);
     trainer t = {.s = s, .stretch = stretch, .c = out, .n = m};
     t.rows = mem_alloc_array(m, sizeof *t.rows);
     t.lists = mem_alloc_array(m, sizeof *t.lists);

@@ -86,7 +86,7 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
     if (!job.sums || !job.rows || codebook_alloc(out, s->dim64) != FVDB_OK) {
         mem_free(job.sums);
         mem_free(job.rows);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     crew_run(c, train_block, &job, blocks);
     uint32_t with_vector = 0;

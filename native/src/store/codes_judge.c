@@ -154,5 +154,5 @@ fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag) {
         mem_free(j->before);
         mem_free(j);
     }
-    return status == FVDB_OK ? FVDB_OK : FAIL(diag, status, "allocation failed");
+    return status == FVDB_OK ? FVDB_OK : FAIL_MEMORY(diag);
 }

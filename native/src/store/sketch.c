@@ -83,7 +83,7 @@ fvdb_status sketch_init(sketch *k, const store *s, uint32_t n, fvdb_diag *diag) 
     if (!k->lo || !sized || !region_resize(&k->codes, codes) || !region_resize(&k->factors, n * sizeof(float)) ||
         (s->metric == FVDB_METRIC_L2 && !region_resize(&k->norms, n * sizeof(float)))) {
         sketch_free(k);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     k->step = k->lo + s->dim64;
     k->middle = k->step + s->dim64;

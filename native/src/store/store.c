@@ -83,7 +83,7 @@ fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *di
     TRY(id_map_reserve(&s->ids, n - s->n, id_bytes, diag));
     if (!resize_rows(s, n)) {
         resize_rows(s, s->n);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     return FVDB_OK;
 }
@@ -139,7 +139,7 @@ static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_
     TRY(store_reserve(s, s->n + n, id_bytes, diag));
     if (any_bare(rows, picked, n)) TRY(store_reserve_bare(s, s->n + n, diag));
     int64_t *us = mem_alloc_array(n, sizeof *us);
-    if (!us) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!us) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) us[i] = rows->timestamps[picked[i]];
     fvdb_status status = timestamps_append(&s->times, us, n, diag);
     mem_free(us);
@@ -166,7 +166,7 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
 
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
     const bool first = s->bare.used == 0;
-    if (!resize_bare(s, n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!resize_bare(s, n)) return FAIL_MEMORY(diag);
     if (first && s->live.used)
         memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
     return FVDB_OK;
@@ -223,7 +223,7 @@ fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag) {
     a->marks = mem_alloc_array(n / 64 + 1, sizeof *a->marks);
     if (a->order && a->map && a->marks) return FVDB_OK;
     arrangement_free(a);
-    return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return FAIL_MEMORY(diag);
 }
 
 void arrangement_free(arrangement *a) {
@@ -341,7 +341,7 @@ void store_arranged(store *s) {
 }
 
 fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
-    if (!resize_rows(s, s->n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!resize_rows(s, s->n)) return FAIL_MEMORY(diag);
     append_job job = {s, NULL, NULL, 0, s->n};
     fill_rows(&job, c);
     codes_encode(s, 0, s->n, c);
