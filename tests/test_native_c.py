@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 
 # Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
-SANITIZE = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
 def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
     """Locks, crews of threads and the control word in test_base; parallel builds and searches in test_index."""
     target = tmp_path / program
-    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-fsanitize=thread"]
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-UNDEBUG", "-fsanitize=thread"]
     includes = ["-Inative/include", "-Inative/src", "-Itests/native"]
     files = [f"tests/native/{program}.c", *map(str, build.sources())]
     subprocess.run([*flags, *includes, *files, "-o", str(target), "-lm", "-lpthread"], cwd=ROOT, check=True)

@@ -85,6 +85,7 @@ static fvdb_status check_state(const fvdb_index *index, uint32_t states, fvdb_di
         [INDEX_LAZY] = "the index was loaded lazily, without the vectors and the graph that this call needs",
         [INDEX_BROKEN] = "the index was left unusable by a load that failed",
     };
+    index_assert(index);
     if (states >> index->state & 1) return FVDB_OK;
     return FAIL(diag, FVDB_ERR_ARGUMENT, refusals[index->state]);
 }
@@ -107,6 +108,11 @@ static fvdb_status enter_write(fvdb_index *index, uint32_t states, fvdb_diag *di
     return status;
 }
 
+static void leave_write(fvdb_index *index) {
+    index_assert(index);
+    rwlock_write_done(index->lock);
+}
+
 /* ---- add, search, delete, vacuum ---- */
 
 fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots,
@@ -118,7 +124,7 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
     fvdb_status status = rows->for_lists && hnsw_rows(&index->graph)
                              ? FAIL(diag, FVDB_ERR_ARGUMENT, "rows for lists cannot join a graph")
                              : index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -185,7 +191,7 @@ fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64
     TRY(enter_write(index, WHOLE, diag));
     fvdb_status status = check_offsets(id_offsets, n, diag);
     if (status == FVDB_OK) status = index_delete(index, id_bytes, id_offsets, n, missing_ok != 0, out_slots, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -212,7 +218,7 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
     fvdb_status status = map_capacity < rows
                              ? FAIL_AT(diag, FVDB_ERR_BUFFER, "the map is too small", 0, rows, map_capacity)
                              : index_vacuum(index, out_map, control, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -231,7 +237,7 @@ fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, 
     const uint32_t rows = index->store.n;
     fvdb_status status = n != rows ? FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the order has other rows", 0, rows, n)
                                    : index_renumber(index, order, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -246,7 +252,7 @@ fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *contr
         if (status != FVDB_OK) return status;
         rwlock_write(index->lock);
         installed = index_install_lists(index, &t);
-        rwlock_write_done(index->lock);
+        leave_write(index);
     }
     return FVDB_OK;
 }
@@ -262,7 +268,7 @@ fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows
         if (status != FVDB_OK) return status;
         rwlock_write(index->lock);
         status = index_move(index, &m, out_moved, &stale, diag);
-        rwlock_write_done(index->lock);
+        leave_write(index);
         if (status == FVDB_OK && !stale) *next = m.next;
         migration_free(&m);
         if (status != FVDB_OK) return status;
@@ -429,7 +435,7 @@ fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t 
 fvdb_status fvdb_graph_stored(fvdb_index *index, fvdb_diag *diag) {
     TRY(enter_write(index, WHOLE, diag));
     index->steps = (graph_steps){.stored = hnsw_rows(&index->graph) ? index->graph.n : 0};
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return FVDB_OK;
 }
 
@@ -463,7 +469,7 @@ fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_s
                           fvdb_diag *diag) {
     TRY(enter_write(index, LOADING, diag));
     fvdb_status status = format_load_end(index, steps, n_steps, control, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -472,7 +478,7 @@ fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_s
 fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag) {
     TRY(enter_write(index, LOADING, diag));
     fvdb_status status = format_load_lazy(index, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 

@@ -92,7 +92,42 @@ static void test_readers_never_see_half_a_write(void) {
     rwlock_free(s.lock);
 }
 
+static void test_debug_builds_fill_fresh_memory(void) {
+    uint8_t *bytes = mem_alloc(100);
+    for (uint32_t i = 0; i < 100; i++) CHECK(bytes[i] == 0xCD);
+    mem_free(bytes);
+    uint8_t *zeros = mem_alloc_array(100, 1);
+    for (uint32_t i = 0; i < 100; i++) CHECK(zeros[i] == 0);
+    mem_free(zeros);
+}
+
+static void test_keys_put_nan_last(void) {
+    CHECK(near_key(-2, 9) < near_key(-1, 0) && near_key(-1, 0) < near_key(0, 0) && near_key(0, 0) < near_key(0, 1));
+    CHECK(near_key(1e30f, 0) < near_key(__builtin_nanf(""), 0) && near_distance(near_key(-2.5f, 7)) == -2.5f);
+}
+
+static void test_classes_are_sorted_in_order(void) {
+    const uint32_t classes[] = {2, 0, 2, 1, 0, 4}, want[] = {1, 4, 3, 0, 2, 5}, want_starts[] = {0, 2, 3, 5, 5, 6};
+    uint32_t starts[6], out[6];
+    counting_sort(classes, 6, 5, starts, out);
+    CHECK(memcmp(out, want, sizeof want) == 0 && memcmp(starts, want_starts, sizeof starts) == 0);
+}
+
+static void test_bits_past_a_set_are_not_in_it(void) {
+    const uint64_t words[] = {UINT64_MAX, 1};
+    CHECK(bit_within(words, 2, 64) && !bit_within(words, 2, 65) && !bit_within(words, 1, 64));
+    CHECK(row_passes(NULL, NULL, 0, 7) && row_passes(words, NULL, 0, 64) && !row_passes(words, words, 1, 64));
+    uint8_t bytes[2] = {0};
+    byte_bit_set(bytes, 9);
+    CHECK(byte_bit_get(bytes, 9) && !byte_bit_get(bytes, 8) && byte_bits_size(10) == 2);
+    CHECK(byte_bits_padded(bytes, 10) && !byte_bits_padded(bytes, 9) && byte_bits_padded(bytes, 8));
+}
+
 int main(void) {
+    RUN(test_debug_builds_fill_fresh_memory);
+    RUN(test_keys_put_nan_last);
+    RUN(test_classes_are_sorted_in_order);
+    RUN(test_bits_past_a_set_are_not_in_it);
     RUN(test_a_region_grows_with_zeros_and_keeps_its_content);
     RUN(test_a_region_that_cannot_grow_stays);
     RUN(test_a_crew_does_each_item_once);

@@ -140,6 +140,7 @@ void crew_run(crew *c, crew_fn fn, void *context, uint32_t items) {
         return;
     }
     os_mutex_lock(&c->lock);
+    assert(c->busy == 0 && !c->stop);
     c->fn = fn;
     c->context = context;
     c->items = items;
@@ -216,6 +217,7 @@ bool rwlock_try_read(rwlock *l) {
 
 void rwlock_read_done(rwlock *l) {
     os_mutex_lock(&l->lock);
+    assert(l->readers > 0 && !l->writing);
     if (--l->readers == 0 && l->writers_waiting) os_cond_broadcast(&l->changed);
     os_mutex_unlock(&l->lock);
 }
@@ -225,12 +227,14 @@ void rwlock_write(rwlock *l) {
     l->writers_waiting++;
     while (l->writing || l->readers) os_cond_wait(&l->changed, &l->lock);
     l->writers_waiting--;
+    assert(l->readers == 0 && !l->writing);
     l->writing = true;
     os_mutex_unlock(&l->lock);
 }
 
 void rwlock_write_done(rwlock *l) {
     os_mutex_lock(&l->lock);
+    assert(l->writing && l->readers == 0);
     l->writing = false;
     os_cond_broadcast(&l->changed);
     os_mutex_unlock(&l->lock);

@@ -1,7 +1,11 @@
 /* Selecting and sorting keys, and a counting sort. */
 #include "topk.h"
 
+#include <assert.h>
+#include <stddef.h>
+
 void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
+    assert(m <= n);
     uint32_t from = 0, to = n;
     while (m > from && m < to && to - from > 1) {
         uint64_t pivot = keys[from + (to - from - 1) / 2]; /* never the last, or nothing may move */
@@ -32,4 +36,5 @@ void counting_sort(const uint32_t *classes, uint32_t n, uint32_t n_classes, uint
     /* Each start has become the end of its class, which is the start of the next. */
     for (uint32_t c = n_classes; c > 0; c--) starts[c] = starts[c - 1];
     starts[0] = 0;
+    assert(starts[n_classes] == n);
 }

@@ -68,6 +68,7 @@ void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out);
  * end, hold FVDB_NO_SLOT.  `room` takes M0 entries. */
 static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t node, uint32_t *room, uint32_t *n) {
     *n = level ? g->M : g->M0;
+    assert(level ? node < g->upper_n : node >= g->first);
     if (level) return hnsw_upper_links(g, node, level);
     if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)(node - g->first) * g->M0;
     hnsw_unpack0(g, node, room);

@@ -79,6 +79,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
     uint32_t threads = index->config.threads;
     if (most < threads) threads = most ? (uint32_t)most : 1;
     out->n = 0;
+    assert((uint64_t)threads * each <= sizeof out->walks / sizeof *out->walks);
     TRY(crew_start(threads, &out->crew, diag));
     for (; out->n < threads * each; out->n++) {
         out->walks[out->n] = index_take_walk(index);
@@ -108,6 +109,22 @@ fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, f
 /* ---- statistics ---- */
 
 uint32_t index_moved(const fvdb_index *index) { return index->lists.n - index->graph.first; }
+
+void index_assert(const fvdb_index *index) {
+    const store *s = &index->store;
+    const hnsw *g = &index->graph;
+    const ivf *lists = &index->lists;
+    (void)s, (void)g, (void)lists;
+    assert(index->state <= INDEX_BROKEN);
+    if (index->state != INDEX_WHOLE && index->state != INDEX_LAZY) return;
+    assert(!index->loading == (index->state == INDEX_WHOLE) && !index->sketch.s == (index->state == INDEX_WHOLE));
+    assert(s->ids.n == s->n && s->times.n == s->n && s->ids.linked == s->live_count);
+    assert(s->found_count <= s->live_count && s->live_count <= s->n && s->bare_count <= s->n);
+    if (index->state == INDEX_LAZY) return;
+    assert(s->high.used == (size_t)s->n * s->dim16 * sizeof(uint16_t) && s->low.used == s->high.used);
+    assert(hnsw_rows(g) == 0 || g->n == s->n);
+    assert(lists->live <= lists->n && lists->n >= g->first && lists->live <= s->live_count);
+}
 
 void index_stats(fvdb_index *index, fvdb_stats *out) {
     const store *s = &index->store;

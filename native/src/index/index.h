@@ -63,6 +63,8 @@ fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, f
 void index_stats(fvdb_index *index, fvdb_stats *out);
 fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                          bool missing_ok, uint32_t *out_slots, fvdb_diag *diag);
+/* In debug builds: what holds whenever nobody changes the index.  api.c asks before each call and after each change. */
+void index_assert(const fvdb_index *index);
 /* Search memory for one thread: from the idle ones, or new. */
 walk *index_take_walk(fvdb_index *index);
 void index_give_walk(fvdb_index *index, walk *w);

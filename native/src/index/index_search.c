@@ -249,6 +249,7 @@ static void scan_queries(const search_job *job, walk *const *walks, uint32_t n, 
 }
 
 static void write_answer(const search_job *job, uint32_t query, const hit *hits, uint32_t found, uint32_t plan) {
+    assert(found <= job->k && job->k <= job->params->k);
     uint32_t k = job->params->k, *slots = job->out->slots + (size_t)query * k;
     double *distances = job->out->distances + (size_t)query * k;
     for (uint32_t i = 0; i < k; i++) {

@@ -188,6 +188,7 @@ static fvdb_status run(vacuum *v, fvdb_diag *diag) {
     }
     if (index->lists.centroids.nlist) install_lists(v);
     store_arranged(&index->store);
+    assert(index->store.n == index->store.live_count && index_moved(index) == 0);
     index->steps = (graph_steps){0};
     index->arrangement++;
     return FVDB_OK;

@@ -13,6 +13,7 @@
 #define FETCH_ROWS 16u
 
 static void keep_nearest(nearest *near) {
+    assert(near->n >= near->most && near->n <= nearest_room(near->most));
     keys_select(near->keys, near->n, near->most);
     near->n = near->most;
     uint64_t farthest = 0;

@@ -124,6 +124,7 @@ static void score_waiting(seeker *s, uint32_t k) {
     }
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
+    assert(s->scan->found <= k);
     s->n = 0;
 }
 
@@ -154,6 +155,7 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
 
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control) {
+    assert(n >= 1 && n <= SCAN_QUERIES_MAX && k >= 1);
     const store *s = scans[0].query->s;
     row_set set = {store_found(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
     if (allow && allow_words < set.words) set.words = allow_words;

@@ -122,6 +122,7 @@ void id_map_unlink(id_map *m, uint32_t slot) {
 
 void id_map_append(id_map *m, const uint8_t *id, size_t size) {
     uint32_t at = bytes_used(m);
+    assert(size <= m->bytes.used - at && (m->n + 2) * sizeof(uint32_t) <= m->offsets.used); /* was reserved */
     memcpy(m->bytes.base + at, id, size);
     offsets_of(m)[m->n] = at;
     offsets_of(m)[++m->n] = at + (uint32_t)size;

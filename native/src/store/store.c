@@ -173,6 +173,7 @@ fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
 }
 
 void store_mark_bare(store *s, uint32_t slot) {
+    assert(!store_is_bare(s, slot));
     bit_set((uint64_t *)s->bare.base, slot);
     s->bare_count++;
 }
@@ -186,6 +187,7 @@ uint32_t store_rows_with_vector(const store *s, uint64_t count) {
 }
 
 void store_make_live(store *s, uint32_t slot) {
+    assert(slot < s->ids.n && !bit_get(store_live(s), slot));
     id_map_link(&s->ids, slot);
     bit_set(store_live(s), slot);
     s->live_count++;
@@ -195,6 +197,7 @@ void store_make_live(store *s, uint32_t slot) {
 }
 
 void store_make_tombstone(store *s, uint32_t slot) {
+    assert(slot < s->n && bit_get(store_live(s), slot) && s->live_count > 0);
     id_map_unlink(&s->ids, slot);
     bit_clear(store_live(s), slot);
     s->live_count--;
@@ -349,5 +352,6 @@ fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
 }
 
 void store_get(const store *s, uint32_t slot, float *out) {
+    assert(slot < s->n && s->high.used); /* a lazily loaded index has no planes: api.c refuses the call */
     s->kernels->join_planes(store_high(s, slot), store_low(s, slot), s->dim, out);
 }
