@@ -10,12 +10,12 @@
 static inline uint64_t near_key(float distance, uint32_t number) {
     uint32_t bits;
     memcpy(&bits, &distance, sizeof bits);
-    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    bits ^= (0u - (bits >> 31)) | 0x80000000u; /* all bits of a negative number, else the sign alone */
     return (uint64_t)bits << 32 | number;
 }
 static inline float near_distance(uint64_t key) {
     uint32_t bits = (uint32_t)(key >> 32);
-    bits = bits >> 31 ? bits & 0x7fffffffu : ~bits;
+    bits ^= ((bits >> 31) - 1) | 0x80000000u;
     float distance;
     memcpy(&distance, &bits, sizeof distance);
     return distance;
@@ -41,7 +41,7 @@ void counting_sort(const uint32_t *classes, uint32_t n, uint32_t n_classes, uint
         const item moved = heap[at];                                                     \
         (void)context;                                                                   \
         for (uint32_t child; (child = 2 * at + 1) < n; at = child) {                     \
-            if (child + 1 < n && before(context, heap[child], heap[child + 1])) child++; \
+            child += child + 1 < n && before(context, heap[child], heap[child + 1]);     \
             if (!before(context, moved, heap[child])) break;                             \
             heap[at] = heap[child];                                                      \
         }                                                                                \
