@@ -77,13 +77,13 @@ static inline void control_progress(fvdb_control *c, int64_t done, int64_t total
     __atomic_store_n(&c->done, done, __ATOMIC_RELAXED);
 }
 
-/* A stretch of a long call: `rows` steps that take the progress from `from` to `to`, of `total`. */
-typedef struct stretch {
+/* The range of progress that one step of a long call covers: its `rows` rows take the progress from `from` to `to`, of `total`. */
+typedef struct progress_range {
     fvdb_control *control;
     int64_t from, to, total;
     uint32_t rows;
-} stretch;
-static inline void stretch_report(const stretch *p, uint32_t rows_done) {
+} progress_range;
+static inline void progress_report(const progress_range *p, uint32_t rows_done) {
     control_progress(p->control, p->from + (p->to - p->from) * rows_done / (p->rows ? p->rows : 1), p->total);
 }
 

@@ -171,9 +171,9 @@ void hnsw_undo_free(hnsw_undo *u);
 /* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member.  On failure the caller
  * applies the undo. */
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
-                      const stretch *stretch, fvdb_diag *diag);
+                      const progress_range *range, fvdb_diag *diag);
 /* Links all rows anew on level 0, knowing the whole graph. */
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
+fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const progress_range *range,
                         fvdb_diag *diag);
 /* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, walks and undo. */
 uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows);

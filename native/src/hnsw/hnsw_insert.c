@@ -334,21 +334,21 @@ uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows) {
 }
 
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
-                      const stretch *stretch, fvdb_diag *diag) {
+                      const progress_range *range, fvdb_diag *diag) {
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
     fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) status = reserve_walks(walks, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
-        if (control_cancelled(stretch->control)) {
+        if (control_cancelled(range->control)) {
             status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
             break;
         }
         b.first = g->n;
         b.end = g->n + min_u32(rows, end - g->n);
         status = link_batch(&b, c, undo, diag);
-        stretch_report(stretch, g->n - start);
+        progress_report(range, g->n - start);
     }
     mem_free(b.upper);
     free_edges(&b);
@@ -359,7 +359,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 
 typedef struct refining {
     batch b;
-    const stretch *stretch;
+    const progress_range *range;
     uint32_t done; /* rows whose links were looked for, by all workers */
     region links;  /* uint32, of the rows of the batch: their number, then M0 cells each */
 } refining;
@@ -391,13 +391,13 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     walk *w = r->b.walks[worker];
     uint32_t item = (uint32_t)edges_of(&r->b)[place], row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
     float distances[HNSW_M0_MAX];
-    if (control_cancelled(r->stretch->control)) return;
+    if (control_cancelled(r->range->control)) return;
     if (store_is_bare(r->b.s, row)) {
         links_of(r, item)[0] = 0;
         return;
     }
     uint32_t done = __atomic_add_fetch(&r->done, 1, __ATOMIC_RELAXED);
-    if (worker == 0) stretch_report(r->stretch, done); /* one of them alone, so that it never goes back */
+    if (worker == 0) progress_report(r->range, done); /* one of them alone, so that it never goes back */
     ask_for_row(r, w, row);
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), REFINE_EF(g->ef_construction), NULL);
     walk_begin_marks(w);
@@ -421,7 +421,7 @@ static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag
     crew_run(c, find_place, r, rows);
     sort_edges(edges_of(b), edges_of(b) + rows, rows);
     crew_run(c, find_links, r, rows);
-    if (control_cancelled(r->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+    if (control_cancelled(r->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < rows; i++) hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
@@ -439,12 +439,12 @@ uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked) {
     return rows * (1 + M0) * sizeof(uint32_t) + edges_bytes(rows * M0);
 }
 
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
+fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const progress_range *range,
                         fvdb_diag *diag) {
     const uint32_t linked = hnsw_rows(g), rows = rows_a_batch(g->M0, linked);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
-                  .stretch = stretch};
+                  .range = range};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
                 reserve_edges(&r.b, (size_t)rows * g->M0);
     fvdb_status status =
@@ -454,7 +454,7 @@ fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_und
         r.b.end = first + min_u32(rows, g->n - first);
         status = refine_batch(&r, c, undo, diag);
     }
-    if (status == FVDB_OK) stretch_report(stretch, linked);
+    if (status == FVDB_OK) progress_report(range, linked);
     region_free(&r.links);
     free_edges(&r.b);
     return status;

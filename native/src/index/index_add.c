@@ -137,8 +137,8 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         const uint32_t due = store_rows_with_vector(s, codes_next_training(s->book.trained_rows));
         const uint32_t end = min_u32(s->n, due);
         if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
-            stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
-                               end - g->n};
+            progress_range linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
+                                      end - g->n};
             TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
         }
         if (due == FVDB_NO_SLOT) break;
@@ -152,7 +152,7 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         codes_encode(s, 0, s->n, w->crew);
         TRY(codes_judge(s, due, w->crew, diag));
     }
-    stretch refining = {control, linked, total, total, hnsw_rows(g)};
+    progress_range refining = {control, linked, total, total, hnsw_rows(g)};
     return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
@@ -202,7 +202,7 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     TRY(workers_start(index, FVDB_THREADS_MAX, 1, &w, diag));
     fvdb_status status = hnsw_undo_begin(&undo, g, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
-        stretch linking = {control, 0, 0, 0, steps[i] - g->n};
+        progress_range linking = {control, 0, 0, 0, steps[i] - g->n};
         status = hnsw_link(g, &index->store, steps[i], w.walks, w.crew, &undo, &linking, diag);
     }
     hnsw_undo_free(&undo);

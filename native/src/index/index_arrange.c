@@ -23,7 +23,7 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     const store *s = &index->store;
     const uint32_t n = s->n - first, nlist = index_clusters(n);
     ivf_centroids centroids;
-    stretch all = {control, 0, n, n, n};
+    progress_range all = {control, 0, n, n, n};
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);
     if (!starts) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;

@@ -132,7 +132,7 @@ static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, cr
 static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *out, const workers *w,
                          fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
-    stretch iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
+    progress_range iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
     TRY(ivf_train(s, slots, n, ivf_nlist(n), w->crew, &iterations, &out->centroids, diag));
     measuring m = {.s = s,
                    .c = &out->centroids,

@@ -146,7 +146,7 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     const workers *w = v->workers;
     const uint32_t rows = recent_rows(v);
     if (rows < INDEX_GRAPH_ROWS_MIN || s->book.trained_rows == 0) return FVDB_OK;
-    stretch linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
+    progress_range linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
     hnsw_undo undo; /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));
     fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->crew, &undo, &linking, diag);

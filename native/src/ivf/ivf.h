@@ -60,7 +60,7 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones have
  * near numbers.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
-                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag);
+                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
 
 /* Room for the centroids of nlist lists. */
 fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist);

@@ -85,7 +85,7 @@ void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
 
 typedef struct trainer {
     const store *s;
-    const stretch *stretch;
+    const progress_range *range;
     ivf_centroids *c;
     uint32_t n; /* rows of the sample */
     uint32_t *rows;
@@ -328,10 +328,10 @@ static double mean_error(const trainer *t) {
 static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag) {
     double before = (double)INFINITY;
     for (uint32_t i = 0; i < ITERATIONS_MAX; i++) {
-        if (control_cancelled(t->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+        if (control_cancelled(t->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         code_centres(t);
         ivf_assign(t->c, t->s, t->rows, t->n, c, t->lists, t->errors);
-        stretch_report(t->stretch, (i + 1) * t->stretch->rows / ITERATIONS_MAX);
+        progress_report(t->range, (i + 1) * t->range->rows / ITERATIONS_MAX);
         double error = mean_error(t);
         if (error > before * (1 - GAIN_MIN)) break;
         before = error;
@@ -353,10 +353,10 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
 }
 
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
-                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag) {
+                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
     if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL_MEMORY(diag);
-    trainer t = {.s = s, .stretch = stretch, .c = out, .n = m};
+    trainer t = {.s = s, .range = range, .c = out, .n = m};
     t.rows = mem_alloc_array(m, sizeof *t.rows);
     t.lists = mem_alloc_array(m, sizeof *t.lists);
     t.errors = mem_alloc_array(m, sizeof *t.errors);
