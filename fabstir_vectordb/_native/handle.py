@@ -102,8 +102,8 @@ __all__ = [
     "estimate_work",
     "kernels",
     "pack_ids",
-    "settle",
-    "settle_thread",
+    "trim",
+    "trim_thread",
 ]
 
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
@@ -130,14 +130,14 @@ def kernels() -> str:
     return text_of(lib.fvdb_kernels())
 
 
-def settle() -> None:
+def trim() -> None:
     """Gives memory that was freed but kept by the allocator back to the system, where it knows how."""
-    lib.fvdb_settle()
+    lib.fvdb_trim()
 
 
-def settle_thread() -> None:
+def trim_thread() -> None:
     """The same of what only this thread can give back."""
-    lib.fvdb_settle_thread()
+    lib.fvdb_trim_thread()
 
 
 def estimate_bytes(

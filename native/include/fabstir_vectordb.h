@@ -111,8 +111,8 @@ const char *fvdb_status_text(uint32_t status);
 /* Gives memory that was freed but kept by the allocator back to the system, where it knows how (glibc): after a large add
  * or load the process should take what the index takes.  Of heaps that glibc made for other threads the end remains, which
  * only these can give back: the second is for them. */
-void fvdb_settle(void);
-void fvdb_settle_thread(void);
+void fvdb_trim(void);
+void fvdb_trim_thread(void);
 
 /* ---- Create and free ------------------------------------------------------------------------------------------- */
 

@@ -28,9 +28,9 @@ const char *fvdb_kernels(void) {
 
 const char *fvdb_status_text(uint32_t status) { return status_text((fvdb_status)status); }
 
-void fvdb_settle(void) { mem_settle(); }
+void fvdb_trim(void) { mem_trim(); }
 
-void fvdb_settle_thread(void) { mem_settle_thread(); }
+void fvdb_trim_thread(void) { mem_trim_thread(); }
 
 /* ---- create and free ---- */
 

@@ -76,7 +76,7 @@ static bool give_back(void *block) {
     return madvise((void *)from, end - from, MADV_DONTNEED) == 0;
 }
 
-void mem_settle_thread(void) {
+void mem_trim_thread(void) {
     void *blocks[END_BLOCKS];
     uint32_t n = 0;
     /* Blocks up to the size of one that was mapped and freed are not mapped any more. */
@@ -86,15 +86,15 @@ void mem_settle_thread(void) {
     while (n) free(blocks[--n]);
 }
 
-void mem_settle(void) {
+void mem_trim(void) {
     malloc_trim(0);
-    mem_settle_thread();
+    mem_trim_thread();
 }
 
 #else
 
-void mem_settle_thread(void) {}
-void mem_settle(void) {}
+void mem_trim_thread(void) {}
+void mem_trim(void) {}
 
 #endif
 

@@ -96,8 +96,8 @@ void *mem_realloc(void *p, size_t bytes);
 void mem_free(void *p);
 /* Freed heap pages go back to the system, where the allocator knows how: all but the end of other threads' heaps; or that
  * of this thread's alone. */
-void mem_settle(void);
-void mem_settle_thread(void);
+void mem_trim(void);
+void mem_trim_thread(void);
 /* Test hook: the nth allocation from now fails (0 = never).  Compiled in always, costs one predictable branch. */
 void mem_fail_after(int64_t n);
 
