@@ -156,7 +156,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
 
 /* ---- delete ---- */
 
-void index_bury(fvdb_index *index, uint32_t slot) {
+void index_tombstone(fvdb_index *index, uint32_t slot) {
     index->lists.live -= ivf_has(&index->lists, slot);
     store_make_tombstone(&index->store, slot);
 }
@@ -171,7 +171,7 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
     }
     for (uint32_t i = 0; i < n; i++) {
         if (out_slots[i] == FVDB_NO_SLOT) continue;
-        if (bit_get(store_live(s), out_slots[i])) index_bury(index, out_slots[i]);
+        if (bit_get(store_live(s), out_slots[i])) index_tombstone(index, out_slots[i]);
         else out_slots[i] = FVDB_NO_SLOT; /* the same id stood earlier in this call */
     }
     return FVDB_OK;

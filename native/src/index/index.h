@@ -69,7 +69,7 @@ void index_assert(const fvdb_index *index);
 walk *index_take_walk(fvdb_index *index);
 void index_give_walk(fvdb_index *index, walk *w);
 /* Makes a live row a tombstone, on its side. */
-void index_bury(fvdb_index *index, uint32_t slot);
+void index_tombstone(fvdb_index *index, uint32_t slot);
 /* Rows of lists that the graph still has. */
 uint32_t index_moved(const fvdb_index *index);
 /* A crew and walks for its members, `each` of them: member m has those from m x each on.  Threads are no more than

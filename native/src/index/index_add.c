@@ -174,7 +174,7 @@ static void commit(fvdb_index *index, uint32_t first, const plan *p, uint32_t n,
     for (uint32_t i = 0; i < p->n; i++) {
         uint32_t row = p->picked[i];
         out_slots[row] = first + i;
-        if (p->replaced[row] != FVDB_NO_SLOT) index_bury(index, p->replaced[row]);
+        if (p->replaced[row] != FVDB_NO_SLOT) index_tombstone(index, p->replaced[row]);
         store_make_live(&index->store, first + i);
     }
     /* A row left out replaced nothing. */
