@@ -57,11 +57,11 @@ static inline size_t round_up(size_t n, size_t multiple) { return (n + multiple 
 
 #define CACHE_LINE 64u
 static inline const char *line_of(const void *p) { return (const char *)((uintptr_t)p & ~(uintptr_t)(CACHE_LINE - 1)); }
-static inline void fetch_bytes(const void *p, size_t bytes) {
+static inline void prefetch_bytes(const void *p, size_t bytes) {
     for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line);
 }
 /* The same for what is read once: it does not push out what the next search reads again. */
-static inline void fetch_once(const void *p, size_t bytes) {
+static inline void prefetch_once(const void *p, size_t bytes) {
     for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE)
         __builtin_prefetch(line, 0, 0);
 }

@@ -75,10 +75,10 @@ static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t
     return room;
 }
 /* Brings the links of a node near. */
-static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
+static inline void hnsw_prefetch(const hnsw *g, uint32_t level, uint32_t node) {
     if (level) return; /* small enough to be near */
     size_t bytes = (size_t)g->M0 * g->link_bits / 8;
-    fetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
+    prefetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
 }
 /* Links of a node into out (M0 entries of room); returns how many. */
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);

@@ -189,7 +189,7 @@ static void gather(walk *w, uint32_t level, uint32_t node, frontier *f) {
     }
     for (; f->n < n; f->n++) {
         f->slots[f->n] = hnsw_node_slot(w->g, level, f->nodes[f->n]);
-        scorer_fetch(&w->query, f->slots[f->n]);
+        scorer_prefetch(&w->query, f->slots[f->n]);
     }
 }
 
@@ -224,11 +224,11 @@ void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const
     for (;;) {
         expand(w, level, beam, &cursor, next);
         if (scored->n == 0 && next->n == 0) break;
-        scorer_fetched(&w->query, scored->slots, scored->n, distances);
+        scorer_prefetched(&w->query, scored->slots, scored->n, distances);
         for (uint32_t i = 0; i < scored->n; i++) {
             bool full = allowed >= ef || w->pool_n >= capacity;
             if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
-            hnsw_fetch(g, level, scored->nodes[i]);
+            hnsw_prefetch(g, level, scored->nodes[i]);
             cursor = min_u32(cursor, pool_insert(w, distances[i], scored->nodes[i]));
             allowed += returns(w, level, filter, scored->nodes[i]);
             /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */

@@ -174,11 +174,11 @@ static void keep_allowed(const search_job *job, walk *w) {
 static uint32_t rescore(const search_job *job, walk *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    uint32_t most = w->pool_n, fetched = 0;
+    uint32_t most = w->pool_n, prefetched = 0;
     for (uint32_t i = 0; i < most; i++) {
-        for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) {
-            scorer_fetch_exact(&w->query, w->pool[fetched].node);
-            id_map_fetch_offset(&w->s->ids, w->pool[fetched].node);
+        for (; prefetched < most && prefetched < i + EXACT_AHEAD; prefetched++) {
+            scorer_prefetch_exact(&w->query, w->pool[prefetched].node);
+            id_map_prefetch_offset(&w->s->ids, w->pool[prefetched].node);
         }
         candidate c = w->pool[i];
         bool enough = i >= max_u32(k, RESIDUALS_MIN);
@@ -187,7 +187,7 @@ static uint32_t rescore(const search_job *job, walk *w) {
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);
     }
-    for (uint32_t i = 0; i < found; i++) id_map_fetch(&w->s->ids, w->hits[i].slot);
+    for (uint32_t i = 0; i < found; i++) id_map_prefetch(&w->s->ids, w->hits[i].slot);
     hits_sort(w->s, w->hits, found);
     return found;
 }

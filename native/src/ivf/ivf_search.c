@@ -1,6 +1,6 @@
 /* Searching lists: the nearest centroids, then a scan of their rows by code.
  *
- * Rows are fetched some ahead, also consecutive ones: hardware follows a stretch of memory only to the end of its page, and
+ * Rows are prefetched some ahead, also consecutive ones: hardware follows a stretch of memory only to the end of its page, and
  * a list has a few.  What a scan keeps is a buffer of keys, cut down to the nearest whenever it is
  * full: a row costs one comparison more than its distance. */
 #include "ivf.h"
@@ -10,7 +10,7 @@
 
 /* ---- the nearest rows ---- */
 
-#define FETCH_ROWS 16u
+#define PREFETCH_ROWS 16u
 
 static void keep_nearest(nearest *near) {
     assert(near->n >= near->most && near->n <= nearest_room(near->most));
@@ -27,7 +27,7 @@ static bool returns(const nearest *near, uint32_t slot) {
 
 static void scan_chunk(nearest *near, const uint32_t *slots, uint32_t n) {
     float distances[IVF_CHUNK];
-    scorer_fetched(near->query, slots, n, distances);
+    scorer_prefetched(near->query, slots, n, distances);
     if (near->n > nearest_room(near->most) - IVF_CHUNK) keep_nearest(near);
     for (uint32_t i = 0; i < n; i++)
         if (distances[i] <= near->cut && returns(near, slots[i]))
@@ -44,15 +44,15 @@ static uint32_t allowed_of(const nearest *near, const uint32_t *slots, uint32_t 
     return kept;
 }
 
-static void fetch_rows(const nearest *near, const uint32_t *slots, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(near->query, slots[i]);
+static void prefetch_rows(const nearest *near, const uint32_t *slots, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) scorer_prefetch(near->query, slots[i]);
 }
 
 static void scan_allowed(nearest *near, const uint32_t *slots, uint32_t n) {
     uint32_t allowed[IVF_CHUNK];
     for (uint32_t at = 0; at < n; at += IVF_CHUNK) {
         uint32_t m = allowed_of(near, slots + at, min_u32(IVF_CHUNK, n - at), allowed);
-        fetch_rows(near, allowed, m);
+        prefetch_rows(near, allowed, m);
         if (m) scan_chunk(near, allowed, m);
     }
 }
@@ -62,10 +62,10 @@ void nearest_scan(nearest *near, const uint32_t *slots, uint32_t n) {
         scan_allowed(near, slots, n);
         return;
     }
-    for (uint32_t at = 0; at < n; at += FETCH_ROWS) {
-        uint32_t ahead = at + FETCH_ROWS;
-        if (ahead < n) fetch_rows(near, slots + ahead, min_u32(FETCH_ROWS, n - ahead));
-        scan_chunk(near, slots + at, min_u32(FETCH_ROWS, n - at));
+    for (uint32_t at = 0; at < n; at += PREFETCH_ROWS) {
+        uint32_t ahead = at + PREFETCH_ROWS;
+        if (ahead < n) prefetch_rows(near, slots + ahead, min_u32(PREFETCH_ROWS, n - ahead));
+        scan_chunk(near, slots + at, min_u32(PREFETCH_ROWS, n - at));
     }
 }
 
@@ -139,7 +139,7 @@ void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys) {
         const ivf_list *list = &v->lists[near_number(lists[i])];
         if (i + 1 < nprobe) {
             const ivf_list *next = &v->lists[near_number(lists[i + 1])];
-            fetch_rows(near, next->slots, min_u32(next->n, FETCH_ROWS));
+            prefetch_rows(near, next->slots, min_u32(next->n, PREFETCH_ROWS));
         }
         nearest_scan(near, list->slots, list->n);
     }

@@ -263,7 +263,7 @@ void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, floa
     else score_high(q, slots, n, out);
 }
 
-void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     if (q->by == WALK_BY_EXACT) score_exact(q, slots, n, out);
     else scorer_approximate(q, slots, n, out);
 }

@@ -11,7 +11,7 @@
 
 #define WORD_ROWS 64u /* rows of one bitmap word */
 #define WORDS_PER_POLL 64u
-/* Codes that are fetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
+/* Codes that are prefetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
  * waited for (1,000 of 100 K x 384: 81 ns a row). */
 #define BATCH_ROWS 64u
 /* Rows that wait for an exact distance.  The longer they wait, the nearer are the rows that are known by then, and the
@@ -59,11 +59,11 @@ typedef struct batch {
     uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
 } batch;
 
-/* Fetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
-static void fetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+/* Prefetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
+static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
     b->n = 0;
     while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
-    for (uint32_t i = 0; i < b->n; i++) scorer_fetch_by(q, store_approximate(q->s), b->slots[i]);
+    for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
 static bool stopped(const fvdb_control *control, uint64_t word) {
@@ -73,7 +73,7 @@ static bool stopped(const fvdb_control *control, uint64_t word) {
 static void offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32_t n) {
     const scorer *q = one->query;
     for (uint32_t i = 0; i < n; i++) {
-        if (i + EXACT_AHEAD < n) scorer_fetch_exact(q, slots[i + EXACT_AHEAD]);
+        if (i + EXACT_AHEAD < n) scorer_prefetch_exact(q, slots[i + EXACT_AHEAD]);
         hit h = {scorer_exact(q, slots[i]), slots[i]};
         if (one->found < k || h.distance <= one->hits[0].distance) hits_offer(q->s, one->hits, &one->found, k, h);
     }
@@ -129,7 +129,7 @@ static void score_waiting(seeker *s, uint32_t k) {
 }
 
 static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    batch batches[2]; /* one is scored while the next is fetched */
+    batch batches[2]; /* one is scored while the next is prefetched */
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) {
@@ -140,10 +140,10 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
     }
     uint64_t w = 0;
     uint32_t turn = 0;
-    fetch_batch(&batches[0], scans[0].query, set, &w);
+    prefetch_batch(&batches[0], scans[0].query, set, &w);
     for (; batches[turn].n && !control_cancelled(control); turn ^= 1) {
         const batch *b = &batches[turn];
-        fetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
+        prefetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
         for (seeker *s = seekers; s < seekers + n; s++) {
             scorer_approximate(s->scan->query, b->slots, b->n, near);
             s->n += within(s->cut, near, b->slots, b->n, s->rows + s->n);

@@ -45,10 +45,10 @@ fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, 
 void id_map_exchange(id_map *m, region *bytes, region *offsets, uint32_t n, const uint64_t *live);
 const uint8_t *id_map_get(const id_map *m, uint32_t slot, size_t *size);
 /* Brings near where a slot's id begins; and then, in a call of its own, the id. */
-static inline void id_map_fetch_offset(const id_map *m, uint32_t slot) {
+static inline void id_map_prefetch_offset(const id_map *m, uint32_t slot) {
     __builtin_prefetch((const uint32_t *)m->offsets.base + slot);
 }
-static inline void id_map_fetch(const id_map *m, uint32_t slot) {
+static inline void id_map_prefetch(const id_map *m, uint32_t slot) {
     __builtin_prefetch(m->bytes.base + ((const uint32_t *)m->offsets.base)[slot]);
 }
 int id_map_compare(const id_map *m, uint32_t a, uint32_t b); /* memcmp order, shorter first on a tie */
@@ -250,31 +250,31 @@ void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
 void scorer_set_slot(scorer *q, uint32_t slot); /* walk distances only */
 /* Brings what the walk distance of a row is made of near, without waiting. */
-static inline void scorer_fetch_by(const scorer *q, walk_distance by, uint32_t slot) {
+static inline void scorer_prefetch_by(const scorer *q, walk_distance by, uint32_t slot) {
     const store *s = q->s;
     const size_t plane = s->dim16 * sizeof(uint16_t);
     if (by == WALK_BY_CODE) {
-        fetch_bytes(store_code(s, slot), s->code_bytes);
+        prefetch_bytes(store_code(s, slot), s->code_bytes);
         return;
     }
-    fetch_bytes(store_high(s, slot), plane);
-    if (by == WALK_BY_EXACT) fetch_bytes(store_low(s, slot), plane);
+    prefetch_bytes(store_high(s, slot), plane);
+    if (by == WALK_BY_EXACT) prefetch_bytes(store_low(s, slot), plane);
 }
-static inline void scorer_fetch(const scorer *q, uint32_t slot) { scorer_fetch_by(q, q->by, slot); }
-/* Distances of rows that were fetched before. */
-void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+static inline void scorer_prefetch(const scorer *q, uint32_t slot) { scorer_prefetch_by(q, q->by, slot); }
+/* Distances of rows that were prefetched. */
+void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
 /* The same by codes or high planes, coarse as they may be. */
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
-/* Fetches, then scores. */
+/* Prefetches, then scores. */
 static inline void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
-    scorer_fetched(q, slots, n, out);
+    for (uint32_t i = 0; i < n; i++) scorer_prefetch(q, slots[i]);
+    scorer_prefetched(q, slots, n, out);
 }
 /* Brings what scorer_exact reads near. */
-static inline void scorer_fetch_exact(const scorer *q, uint32_t slot) {
+static inline void scorer_prefetch_exact(const scorer *q, uint32_t slot) {
     size_t bytes = q->s->dim16 * sizeof(uint16_t);
-    fetch_once(store_high(q->s, slot), bytes);
-    fetch_once(store_low(q->s, slot), bytes);
+    prefetch_once(store_high(q->s, slot), bytes);
+    prefetch_once(store_low(q->s, slot), bytes);
 }
 /* The exact distance of the metric, float64. */
 double scorer_exact(const scorer *q, uint32_t slot);
@@ -307,7 +307,7 @@ void hits_sort(const store *s, hit *hits, uint32_t n);
 /* Puts h into a heap of at most k hits, the worst on top; *n is its size. */
 void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h);
 
-/* Exact rows fetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
+/* Exact rows prefetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
 #define EXACT_AHEAD 4u
 /* One query of a scan. */
 typedef struct scan {
