@@ -43,20 +43,20 @@ static void count(void *context, uint32_t worker, uint32_t item) {
     t->workers[worker]++;
 }
 
-static void test_a_crew_does_each_item_once(void) {
+static void test_a_thread_pool_does_each_item_once(void) {
     for (uint32_t threads = 1; threads <= 8; threads++) {
-        crew *c;
-        CHECK(crew_start(threads, &c, NULL) == FVDB_OK && crew_size(c) == threads);
+        thread_pool *c;
+        CHECK(thread_pool_start(threads, &c, NULL) == FVDB_OK && thread_pool_size(c) == threads);
         for (uint32_t run = 0; run < 20; run++) {
             tally *t = calloc(1, sizeof *t);
             uint32_t done = 0;
-            crew_run(c, count, t, 5000);
+            thread_pool_run(c, count, t, 5000);
             for (uint32_t i = 0; i < 5000; i++) CHECK(t->seen[i] == 1);
             for (uint32_t w = 0; w < 8; w++) done += t->workers[w];
             CHECK(done == 5000);
             free(t);
         }
-        crew_stop(c);
+        thread_pool_stop(c);
     }
 }
 
@@ -82,13 +82,13 @@ static void read_or_write(void *context, uint32_t worker, uint32_t item) {
 }
 
 static void test_readers_never_see_half_a_write(void) {
-    crew *c;
+    thread_pool *c;
     shared s = {.lock = rwlock_new()};
     CHECK(s.lock != NULL);
-    CHECK(crew_start(4, &c, NULL) == FVDB_OK);
-    crew_run(c, read_or_write, &s, 20000);
+    CHECK(thread_pool_start(4, &c, NULL) == FVDB_OK);
+    thread_pool_run(c, read_or_write, &s, 20000);
     CHECK(s.torn == 0);
-    crew_stop(c);
+    thread_pool_stop(c);
     rwlock_free(s.lock);
 }
 
@@ -130,7 +130,7 @@ int main(void) {
     RUN(test_bits_past_a_set_are_not_in_it);
     RUN(test_a_region_grows_with_zeros_and_keeps_its_content);
     RUN(test_a_region_that_cannot_grow_stays);
-    RUN(test_a_crew_does_each_item_once);
+    RUN(test_a_thread_pool_does_each_item_once);
     RUN(test_readers_never_see_half_a_write);
     return check_done();
 }

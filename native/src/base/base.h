@@ -124,14 +124,14 @@ static inline uint64_t mix64(uint64_t x) {
 
 /* ---- threads.c: run one function on several threads for the length of a call ---- */
 
-typedef struct crew crew;
+typedef struct thread_pool thread_pool;
 /* Runs fn(context, worker, item) for item 0 .. items-1, items handed out one by one in order, worker in 0 .. threads-1.
  * The calling thread is worker 0.  Returns when all items are done.  fn must not fail; it notes errors in context. */
-typedef void (*crew_fn)(void *context, uint32_t worker, uint32_t item);
-fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag); /* 1 thread starts none */
-void crew_run(crew *c, crew_fn fn, void *context, uint32_t items);
-uint32_t crew_size(const crew *c);
-void crew_stop(crew *c);
+typedef void (*thread_pool_fn)(void *context, uint32_t worker, uint32_t item);
+fvdb_status thread_pool_start(uint32_t threads, thread_pool **out, fvdb_diag *diag); /* 1 thread starts none */
+void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items);
+uint32_t thread_pool_size(const thread_pool *c);
+void thread_pool_stop(thread_pool *c);
 
 typedef struct mutex {
     void *impl[8];

@@ -297,9 +297,9 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-static fvdb_status check_planes(fvdb_index *index, crew *c, fvdb_diag *diag) {
+static fvdb_status check_planes(fvdb_index *index, thread_pool *c, fvdb_diag *diag) {
     plane_check job = {&index->store, FVDB_NO_SLOT};
-    crew_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
     return job.bad_row == FVDB_NO_SLOT
                ? FVDB_OK
                : BAD_ROW("a vector is not finite, zero under cosine, or not split into nearest halves", job.bad_row);
@@ -573,7 +573,7 @@ fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, fvdb_diag *diag) {
+static fvdb_status assemble(fvdb_index *index, thread_pool *c, fvdb_control *control, fvdb_diag *diag) {
     TRY(check_all_came(index->loading, diag));
     TRY(format_read_rows(index, diag));
     TRY(check_planes(index, c, diag));
@@ -600,10 +600,10 @@ fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n
                             fvdb_diag *diag) {
     index->state = INDEX_BROKEN; /* until all that can fail is done */
     if (n_steps > FVDB_STEPS_MAX) return FAIL_AT(diag, FVDB_ERR_FORMAT, "too many steps", 0, FVDB_STEPS_MAX, n_steps);
-    crew *c;
-    TRY(crew_start(index->config.threads, &c, diag));
+    thread_pool *c;
+    TRY(thread_pool_start(index->config.threads, &c, diag));
     fvdb_status status = assemble(index, c, control, diag);
-    crew_stop(c);
+    thread_pool_stop(c);
     if (status == FVDB_OK) status = check_steps(index, steps, n_steps, diag);
     if (status == FVDB_OK) status = index_repeat_steps(index, steps, n_steps, control, diag);
     if (status != FVDB_OK) return status;

@@ -168,13 +168,13 @@ fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag);
 void hnsw_undo_apply(hnsw_undo *u, hnsw *g);
 void hnsw_undo_free(hnsw_undo *u);
 
-/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member.  On failure the caller
+/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per thread of the pool.  On failure the caller
  * applies the undo. */
-fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
+fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, thread_pool *c, hnsw_undo *undo,
                       const progress_range *range, fvdb_diag *diag);
 /* Links all rows anew on level 0, knowing the whole graph. */
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const progress_range *range,
-                        fvdb_diag *diag);
+fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, thread_pool *c, hnsw_undo *undo,
+                        const progress_range *range, fvdb_diag *diag);
 /* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, walks and undo. */
 uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows);
 uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked);
@@ -190,7 +190,7 @@ uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float s
 
 /* New links for every row that stays, as a fresh graph numbered by map (old slot -> new slot, FVDB_NO_SLOT = goes).
  * `g` and its store are read only; `out` replaces g once the store is compacted. */
-fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks, crew *c,
-                         fvdb_control *control, hnsw *out, fvdb_diag *diag);
+fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks,
+                         thread_pool *c, fvdb_control *control, hnsw *out, fvdb_diag *diag);
 
 #endif

@@ -286,10 +286,10 @@ static void collect_edges(batch *b, uint32_t level) {
     groups[b->n_groups] = b->n_edges;
 }
 
-static fvdb_status merge_edges(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status merge_edges(batch *b, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     for (uint32_t i = 0; i < b->n_groups; i++)
         if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32))) return FAIL_MEMORY(diag);
-    crew_run(c, merge_target, b, b->n_groups);
+    thread_pool_run(c, merge_target, b, b->n_groups);
     return FVDB_OK;
 }
 
@@ -303,11 +303,11 @@ static fvdb_status append_batch_nodes(batch *b, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status link_batch(batch *b, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     hnsw *g = b->g;
     uint32_t first_upper = g->upper_n, top = 0;
     TRY(append_batch_nodes(b, diag));
-    crew_run(c, link_row, b, b->end - b->first);
+    thread_pool_run(c, link_row, b, b->end - b->first);
     for (uint32_t u = first_upper; u < g->upper_n; u++) top = max_u32(top, hnsw_upper_level(g, u));
     for (uint32_t level = 0; level <= top; level++) {
         collect_edges(b, level);
@@ -322,8 +322,9 @@ static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *dia
     return FVDB_OK;
 }
 
-static fvdb_status reserve_walks(walk *const *walks, const crew *c, uint32_t n, uint32_t candidates, fvdb_diag *diag) {
-    for (uint32_t i = 0; i < crew_size(c); i++)
+static fvdb_status reserve_walks(walk *const *walks, const thread_pool *c, uint32_t n, uint32_t candidates,
+                                 fvdb_diag *diag) {
+    for (uint32_t i = 0; i < thread_pool_size(c); i++)
         if (walk_reserve(walks[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK) return FAIL_MEMORY(diag);
     return FVDB_OK;
 }
@@ -333,7 +334,7 @@ uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows) {
     return rows * sizeof(uint32_t) + edges_bytes(rows * M);
 }
 
-fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
+fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, thread_pool *c, hnsw_undo *undo,
                       const progress_range *range, fvdb_diag *diag) {
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
@@ -413,14 +414,14 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     out[0] = hnsw_select(w, 0, row, g->M0, r->b.slack, out + 1);
 }
 
-static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status refine_batch(refining *r, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     batch *b = &r->b;
     uint32_t rows = b->end - b->first;
     /* Neighbours one after the other: they find in the cache what the one before them read.  What is found does not
      * depend on the order. */
-    crew_run(c, find_place, r, rows);
+    thread_pool_run(c, find_place, r, rows);
     sort_edges(edges_of(b), edges_of(b) + rows, rows);
-    crew_run(c, find_links, r, rows);
+    thread_pool_run(c, find_links, r, rows);
     if (control_cancelled(r->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
         if (!undo_save(undo, b->g, 0, row)) return FAIL_MEMORY(diag);
@@ -439,8 +440,8 @@ uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked) {
     return rows * (1 + M0) * sizeof(uint32_t) + edges_bytes(rows * M0);
 }
 
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const progress_range *range,
-                        fvdb_diag *diag) {
+fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, thread_pool *c, hnsw_undo *undo,
+                        const progress_range *range, fvdb_diag *diag) {
     const uint32_t linked = hnsw_rows(g), rows = rows_a_batch(g->M0, linked);
     bool lengths = s->metric != FVDB_METRIC_DOT;
     refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},

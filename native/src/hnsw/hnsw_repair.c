@@ -88,7 +88,7 @@ static void repair_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-static void repair_level(repair *r, uint32_t level, crew *c) {
+static void repair_level(repair *r, uint32_t level, thread_pool *c) {
     r->level = level;
     r->n_nodes = r->g->n;
     if (level) {
@@ -96,10 +96,11 @@ static void repair_level(repair *r, uint32_t level, crew *c) {
         for (uint32_t u = 0; u < r->g->upper_n; u++)
             if (hnsw_upper_level(r->g, u) >= level && r->upper_map[u] != FVDB_NO_SLOT) r->nodes[r->n_nodes++] = u;
     }
-    crew_run(c, repair_item, r, (r->n_nodes + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    thread_pool_run(c, repair_item, r, (r->n_nodes + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
-static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t *stays, crew *c, fvdb_diag *diag) {
+static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t *stays, thread_pool *c,
+                           fvdb_diag *diag) {
     const hnsw *g = r->g;
     for (uint32_t slot = 0; slot < g->n; slot++)
         if (r->map[slot] != FVDB_NO_SLOT) bit_set(stays, slot);
@@ -109,7 +110,7 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
         upper_map[u] = slot == FVDB_NO_SLOT ? FVDB_NO_SLOT : r->out->upper_n;
         if (slot != FVDB_NO_SLOT) TRY(hnsw_append_upper(r->out, slot, hnsw_upper_level(g, u), diag));
     }
-    for (uint32_t i = 0; i < crew_size(c); i++)
+    for (uint32_t i = 0; i < thread_pool_size(c); i++)
         if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1) != FVDB_OK) return FAIL_MEMORY(diag);
     for (uint32_t level = 0; level <= g->max_level; level++) {
         repair_level(r, level, c);
@@ -120,8 +121,8 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
     return FVDB_OK;
 }
 
-fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks, crew *c,
-                         fvdb_control *control, hnsw *out, fvdb_diag *diag) {
+fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks,
+                         thread_pool *c, fvdb_control *control, hnsw *out, fvdb_diag *diag) {
     uint32_t *upper_map = mem_alloc_array(g->upper_n, sizeof *upper_map);
     uint32_t *nodes = mem_alloc_array(g->upper_n, sizeof *nodes);
     uint64_t *stays = mem_alloc_array(g->n / 64 + 1, sizeof *stays);

@@ -80,7 +80,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
     if (most < threads) threads = most ? (uint32_t)most : 1;
     out->n = 0;
     assert((uint64_t)threads * each <= sizeof out->walks / sizeof *out->walks);
-    TRY(crew_start(threads, &out->crew, diag));
+    TRY(thread_pool_start(threads, &out->pool, diag));
     for (; out->n < threads * each; out->n++) {
         out->walks[out->n] = index_take_walk(index);
         if (out->walks[out->n]) continue;
@@ -92,7 +92,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
 
 void workers_stop(fvdb_index *index, workers *w) {
     for (uint32_t i = 0; i < w->n; i++) index_give_walk(index, w->walks[i]);
-    crew_stop(w->crew);
+    thread_pool_stop(w->pool);
     w->n = 0;
 }
 

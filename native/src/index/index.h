@@ -72,10 +72,10 @@ void index_give_walk(fvdb_index *index, walk *w);
 void index_tombstone(fvdb_index *index, uint32_t slot);
 /* Rows of lists that the graph still has. */
 uint32_t index_moved(const fvdb_index *index);
-/* A crew and walks for its members, `each` of them: member m has those from m x each on.  Threads are no more than
+/* A thread pool and walks for its threads, `each` of them: member m has those from m x each on.  Threads are no more than
  * config.threads and `most`. */
 typedef struct workers {
-    crew *crew;
+    thread_pool *pool;
     walk *walks[FVDB_THREADS_MAX * SCAN_QUERIES_MAX];
     uint32_t n;
 } workers;

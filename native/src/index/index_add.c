@@ -47,9 +47,9 @@ static void check_item(void *context, uint32_t worker, uint32_t item) {
 }
 
 /* The first bad row is reported, whichever thread met one first. */
-static fvdb_status check_rows(const store *s, const fvdb_rows *rows, crew *c, fvdb_diag *diag) {
+static fvdb_status check_rows(const store *s, const fvdb_rows *rows, thread_pool *c, fvdb_diag *diag) {
     check_job job = {s, rows, UINT64_MAX};
-    crew_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
     if (job.first_bad == UINT64_MAX) return FVDB_OK;
     uint32_t row = (uint32_t)(job.first_bad >> 32), component;
     fvdb_status status = check_row(s, rows, row, &component);
@@ -139,24 +139,24 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
             progress_range linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
                                       end - g->n};
-            TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
+            TRY(hnsw_link(g, s, end, w->walks, w->pool, &undo->graph, &linking, diag));
         }
         if (due == FVDB_NO_SLOT) break;
         codebook trained;
-        TRY(codes_train(s, due, &trained, w->crew, diag));
+        TRY(codes_train(s, due, &trained, w->pool, diag));
         if (undo->retrained) codebook_free(&s->book);
         else undo->book = s->book;
         undo->retrained = true;
         s->book = trained;
         TRY(store_reserve(s, s->n, 0, diag));
-        codes_encode(s, 0, s->n, w->crew);
-        TRY(codes_judge(s, due, w->crew, diag));
+        codes_encode(s, 0, s->n, w->pool);
+        TRY(codes_judge(s, due, w->pool, diag));
     }
     progress_range refining = {control, linked, total, total, hnsw_rows(g)};
-    return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
+    return refines ? hnsw_refine(g, s, w->walks, w->pool, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
-static void take_back(fvdb_index *index, add_undo *undo, crew *c) {
+static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
     store *s = &index->store;
     hnsw_undo_apply(&undo->graph, &index->graph);
     if (undo->retrained) {
@@ -203,7 +203,7 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     fvdb_status status = hnsw_undo_begin(&undo, g, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
         progress_range linking = {control, 0, 0, 0, steps[i] - g->n};
-        status = hnsw_link(g, &index->store, steps[i], w.walks, w.crew, &undo, &linking, diag);
+        status = hnsw_link(g, &index->store, steps[i], w.walks, w.pool, &undo, &linking, diag);
     }
     hnsw_undo_free(&undo);
     workers_stop(index, &w);
@@ -215,11 +215,11 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
     TRY(hnsw_undo_begin(&undo.graph, &index->graph, diag));
-    fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->crew, diag);
+    fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->pool, diag);
     if (status == FVDB_OK) {
-        codes_encode(s, undo.rows, s->n, w->crew);
+        codes_encode(s, undo.rows, s->n, w->pool);
         status = link_rows(index, rows->for_lists != 0, w, &undo, control, diag);
-        if (status != FVDB_OK) take_back(index, &undo, w->crew);
+        if (status != FVDB_OK) take_back(index, &undo, w->pool);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
         if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);
     }
@@ -237,7 +237,7 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
     fvdb_status status = workers_start(index, rows->n / 32, 1, &w, diag);
     if (status == FVDB_OK) {
         uint32_t first = s->n;
-        status = check_rows(s, rows, w.crew, diag);
+        status = check_rows(s, rows, w.pool, diag);
         if (status == FVDB_OK) status = check_duplicates(rows, on_conflict, out_slots, diag);
         if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, out_slots, &p, diag);
         if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");

@@ -27,9 +27,9 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);
     if (!starts) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;
-    fvdb_status status = ivf_train(s, slots, n, nlist, w->crew, &all, &centroids, diag);
+    fvdb_status status = ivf_train(s, slots, n, nlist, w->pool, &all, &centroids, diag);
     if (status == FVDB_OK) {
-        ivf_assign(&centroids, s, slots, n, w->crew, clusters, NULL);
+        ivf_assign(&centroids, s, slots, n, w->pool, clusters, NULL);
         counting_sort(clusters, n, nlist, starts, out + first);
         for (uint32_t i = 0; i < n; i++) out[first + i] += first;
         ivf_centroids_free(&centroids);

@@ -104,7 +104,7 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
     if (room) {
         for (uint32_t i = 0; i < m->n; i++) bit_set(members, m->slots[i]);
         m->members = members;
-        crew_run(w->crew, measure_item, m, (m->queries + SCAN_QUERIES_MAX - 1) / SCAN_QUERIES_MAX);
+        thread_pool_run(w->pool, measure_item, m, (m->queries + SCAN_QUERIES_MAX - 1) / SCAN_QUERIES_MAX);
         if (!control_cancelled(m->control)) fill_probes(m, c, counts);
     }
     mem_free(members);
@@ -117,7 +117,7 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
 /* ---- train ---- */
 
 /* Historical rows get their new lists at once; those that will move get theirs when they do. */
-static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, crew *c, fvdb_diag *diag) {
+static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, thread_pool *c, fvdb_diag *diag) {
     const store *s = &index->store;
     uint32_t n = 0, *numbers = mem_alloc_array(index->lists.n, sizeof *numbers);
     if (!numbers) return FAIL_MEMORY(diag);
@@ -133,7 +133,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                          fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     progress_range iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
-    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->crew, &iterations, &out->centroids, diag));
+    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->pool, &iterations, &out->centroids, diag));
     measuring m = {.s = s,
                    .c = &out->centroids,
                    .slots = slots,
@@ -145,7 +145,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                    .control = control};
     TRY(measure(&m, &out->centroids, w, diag));
     control_progress(control, (int64_t)n * MEASURING_SHARE / 8, n);
-    TRY(assign_all(index, out, slots, w->crew, diag));
+    TRY(assign_all(index, out, slots, w->pool, diag));
     control_progress(control, n, n);
     return FVDB_OK;
 }
@@ -219,7 +219,7 @@ fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uin
         migration_free(out);
         return status;
     }
-    ivf_assign(&index->lists.centroids, s, out->slots, out->n, w.crew, out->lists, out->errors);
+    ivf_assign(&index->lists.centroids, s, out->slots, out->n, w.pool, out->lists, out->errors);
     workers_stop(index, &w);
     return FVDB_OK;
 }

@@ -326,7 +326,7 @@ static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
     for (uint32_t i = 0; i < w->n; i++)
         if (reserve(job, w->walks[i]) != FVDB_OK) return FAIL_MEMORY(diag);
     job->walks = w->walks;
-    crew_run(w->crew, search_queries, job, (job->n_queries + job->together - 1) / job->together);
+    thread_pool_run(w->pool, search_queries, job, (job->n_queries + job->together - 1) / job->together);
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 

@@ -120,7 +120,7 @@ static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
         map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;
     }
     fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks,
-                                      v->workers->crew, v->control, &v->graph, diag);
+                                      v->workers->pool, v->control, &v->graph, diag);
     mem_free(map);
     return status;
 }
@@ -131,11 +131,11 @@ static fvdb_status code_anew(vacuum *v, fvdb_diag *diag) {
     uint64_t count = CODES_FIRST_ROWS;
     while (count * 8 <= store_with_vector(s)) count *= 8;
     const uint32_t rows = store_rows_with_vector(s, count);
-    if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->crew, diag));
+    if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->pool, diag));
     exchange_books(v);
-    codes_encode(s, 0, s->n, v->workers->crew);
+    codes_encode(s, 0, s->n, v->workers->pool);
     if (rows == FVDB_NO_SLOT) return FVDB_OK;
-    const fvdb_status status = codes_judge(s, rows, v->workers->crew, diag);
+    const fvdb_status status = codes_judge(s, rows, v->workers->pool, diag);
     if (status != FVDB_OK) exchange_books(v);
     return status;
 }
@@ -149,8 +149,8 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     progress_range linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
     hnsw_undo undo; /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));
-    fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->crew, &undo, &linking, diag);
-    if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->crew, &undo, &refining, diag);
+    fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->pool, &undo, &linking, diag);
+    if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->pool, &undo, &refining, diag);
     hnsw_undo_free(&undo);
     return status;
 }
@@ -168,7 +168,7 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
         exchange_books(v);
     }
     store_arrange_back(s, &v->rows);
-    codes_encode(s, 0, s->n, v->workers->crew);
+    codes_encode(s, 0, s->n, v->workers->pool);
     return status;
 }
 

@@ -59,7 +59,7 @@ uint32_t ivf_nlist(uint32_t rows);
 uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones have
  * near numbers.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
                       const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
 
 /* Room for the centroids of nlist lists. */
@@ -86,8 +86,8 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance);
 /* ---- ivf_lists.c: assign, append, remove ---- */
 
 /* The list of each row, and its squared distance from the centroid (may be NULL). */
-void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
-                float *errors);
+void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
+                uint32_t *lists, float *errors);
 /* Lists holding `slots` (n of them, ascending), out of rows rows; `live` tells tombstones.  v->centroids stays as it is. */
 fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
                      const uint64_t *live, fvdb_diag *diag);

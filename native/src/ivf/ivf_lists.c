@@ -75,10 +75,10 @@ static void assign_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
-                float *errors) {
+void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
+                uint32_t *lists, float *errors) {
     assign_job job = {c, s, slots, n, lists, errors};
-    crew_run(crew, assign_item, &job, (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    thread_pool_run(pool, assign_item, &job, (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
 /* ---- fill ---- */

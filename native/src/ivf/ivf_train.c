@@ -325,7 +325,7 @@ static double mean_error(const trainer *t) {
     return sum / t->n;
 }
 
-static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag) {
+static fvdb_status iterate(trainer *t, thread_pool *c, uint32_t *sizes, fvdb_diag *diag) {
     double before = (double)INFINITY;
     for (uint32_t i = 0; i < ITERATIONS_MAX; i++) {
         if (control_cancelled(t->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
@@ -336,7 +336,7 @@ static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag
         if (error > before * (1 - GAIN_MIN)) break;
         before = error;
         sort_by_list(t);
-        crew_run(c, average_list, t, t->c->nlist);
+        thread_pool_run(c, average_list, t, t->c->nlist);
         split_largest(t, sizes);
     }
     if (!put_near_together(t)) return FAIL_MEMORY(diag);
@@ -352,7 +352,7 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
            seeds * (centre + code + 2 * sizeof(uint32_t)) + sample * 4 * sizeof(uint32_t);
 }
 
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
                       const progress_range *range, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
     if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL_MEMORY(diag);

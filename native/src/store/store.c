@@ -123,8 +123,8 @@ static void append_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-static void fill_rows(append_job *job, crew *c) {
-    crew_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+static void fill_rows(append_job *job, thread_pool *c) {
+    thread_pool_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
 static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) {
@@ -147,7 +147,7 @@ static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_
 }
 
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
-                         crew *c, fvdb_diag *diag) {
+                         thread_pool *c, fvdb_diag *diag) {
     fvdb_status status = prepare_append(s, rows, picked, n, id_bytes, diag);
     if (status != FVDB_OK) {
         resize_rows(s, s->n);
@@ -343,7 +343,7 @@ void store_arranged(store *s) {
     resize_rows(s, s->n);
 }
 
-fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
+fvdb_status store_finish_load(store *s, thread_pool *c, fvdb_diag *diag) {
     if (!resize_rows(s, s->n)) return FAIL_MEMORY(diag);
     append_job job = {s, NULL, NULL, 0, s->n};
     fill_rows(&job, c);

@@ -142,7 +142,7 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
 fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag);
 /* Appends rows, not live and with unlinked ids; the vectors were checked.  All or nothing. */
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
-                         crew *c, fvdb_diag *diag);
+                         thread_pool *c, fvdb_diag *diag);
 /* Room for marks of bare rows among n; then marks one of them, zeros in its planes. */
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
 void store_mark_bare(store *s, uint32_t slot);
@@ -175,7 +175,7 @@ void store_arrange_back(store *s, arrangement *a);
 /* Gives back the memory of the rows that went; from here there is no way back. */
 void store_arranged(store *s);
 /* After a load filled the planes, ids, times and bitmap of all n rows and the codebook: derives the rest. */
-fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag);
+fvdb_status store_finish_load(store *s, thread_pool *c, fvdb_diag *diag);
 /* The exact float32 row. */
 void store_get(const store *s, uint32_t slot, float *out);
 
@@ -209,14 +209,14 @@ void codebook_free(codebook *b);
 void codebook_derive(codebook *b, uint32_t dim64);
 
 /* Trains `out` on rows 0 .. n-1, those with a vector, of which there is one.  The same bits for any number of threads. */
-fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag);
+fvdb_status codes_train(const store *s, uint32_t n, codebook *out, thread_pool *c, fvdb_diag *diag);
 /* Codes rows first .. end-1 with the current codebook; nothing under memory="compact". */
-void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
+void codes_encode(store *s, uint32_t first, uint32_t end, thread_pool *c);
 
 /* ---- codes_judge.c ---- */
 
 /* Says in s->book.coarse whether approximate distances tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
-fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag);
+fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag);
 /* Bytes that it takes while it runs. */
 uint64_t codes_judge_scratch(uint32_t dim, uint32_t n);
 
