@@ -64,7 +64,7 @@ def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
 @pytest.mark.parametrize("program", ["test_base", pytest.param("test_index", marks=pytest.mark.long)])
 def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
-    """Locks, crews of threads and the control word in test_base; parallel builds and searches in test_index."""
+    """Locks, pools of threads and the control word in test_base; parallel builds and searches in test_index."""
     target = tmp_path / program
     flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-UNDEBUG", "-fsanitize=thread"]
     includes = ["-Inative/include", "-Inative/src", "-Itests/native"]

@@ -1,4 +1,4 @@
-/* Regions, crews and the lock. */
+/* Regions, thread pools and the lock, sets and keys. */
 #include "check.h"
 #include "data.h"
 

@@ -138,8 +138,8 @@ static void test_coarse_codes_are_noticed(void) {
         float centre, spread; /* of the clusters, of the rows in one */
         bool coarse[2];       /* by memory setting */
     } kinds[] = {{0, 1, {false, false}}, {10, 0.5f, {true, false}}, {1000, 0.5f, {true, true}}};
-    thread_pool *crews[2];
-    CHECK(thread_pool_start(1, &crews[0], NULL) == FVDB_OK && thread_pool_start(3, &crews[1], NULL) == FVDB_OK);
+    thread_pool *pools[2];
+    CHECK(thread_pool_start(1, &pools[0], NULL) == FVDB_OK && thread_pool_start(3, &pools[1], NULL) == FVDB_OK);
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
         test_rows t = make_rows(N, DIM, "row", 0, 7);
         for (uint32_t i = 0; i < N; i++)
@@ -150,14 +150,14 @@ static void test_coarse_codes_are_noticed(void) {
         for (uint32_t memory = 0; memory < 2; memory++) {
             for (size_t at = 0; at < 2; at++) {
                 store s;
-                fill(&s, &t, FVDB_METRIC_L2, memory, DIM, crews[at]);
-                CHECK(codes_train(&s, N, &s.book, crews[at], NULL) == FVDB_OK);
+                fill(&s, &t, FVDB_METRIC_L2, memory, DIM, pools[at]);
+                CHECK(codes_train(&s, N, &s.book, pools[at], NULL) == FVDB_OK);
                 CHECK(store_reserve(&s, s.n, 0, NULL) == FVDB_OK);
-                codes_encode(&s, 0, s.n, crews[at]);
-                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_OK);
+                codes_encode(&s, 0, s.n, pools[at]);
+                CHECK(codes_judge(&s, N, pools[at], NULL) == FVDB_OK);
                 CHECK(s.book.coarse == kinds[kind].coarse[memory]);
                 mem_fail_after(1);
-                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_ERR_MEMORY);
+                CHECK(codes_judge(&s, N, pools[at], NULL) == FVDB_ERR_MEMORY);
                 mem_fail_after(0);
                 CHECK(s.book.coarse == kinds[kind].coarse[memory]);
                 store_free(&s);
@@ -165,8 +165,8 @@ static void test_coarse_codes_are_noticed(void) {
         }
         free_rows(&t);
     }
-    thread_pool_stop(crews[0]);
-    thread_pool_stop(crews[1]);
+    thread_pool_stop(pools[0]);
+    thread_pool_stop(pools[1]);
 }
 
 int main(void) {

@@ -8,8 +8,8 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
                     "FVDB_KERNELS names kernels that this CPU cannot run or that do not exist");
     fvdb_index *index = mem_alloc_array(1, sizeof *index);
     rwlock *lock = rwlock_new();
-    walk **idle = mem_alloc_array(IDLE_WALKS_MAX, sizeof *idle);
-    if (!index || !lock || !idle || !mutex_init(&index->walks_lock)) {
+    search_scratch **idle = mem_alloc_array(IDLE_SCRATCH_MAX, sizeof *idle);
+    if (!index || !lock || !idle || !mutex_init(&index->idle_lock)) {
         mem_free(index);
         rwlock_free(lock);
         mem_free(idle);
@@ -25,8 +25,8 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
     return FVDB_OK;
 }
 
-static void delete_walk(walk *w) {
-    walk_free(w);
+static void delete_scratch(search_scratch *w) {
+    scratch_free(w);
     mem_free(w);
 }
 
@@ -34,56 +34,56 @@ void index_free(fvdb_index *index) {
     if (!index) return;
     assert(!index->loading); /* format/ frees what it made, before */
     sketch_free(&index->sketch);
-    for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
+    for (uint32_t i = 0; i < index->n_idle; i++) delete_scratch(index->idle[i]);
     mem_free(index->idle);
     hnsw_free(&index->graph);
     ivf_free(&index->lists);
     store_free(&index->store);
-    mutex_destroy(&index->walks_lock);
+    mutex_destroy(&index->idle_lock);
     rwlock_free(index->lock);
     mem_free(index);
 }
 
 /* ---- search memory ---- */
 
-walk *index_take_walk(fvdb_index *index) {
-    walk *w = NULL;
-    mutex_lock(&index->walks_lock);
+search_scratch *index_take_scratch(fvdb_index *index) {
+    search_scratch *w = NULL;
+    mutex_lock(&index->idle_lock);
     if (index->n_idle) {
         w = index->idle[--index->n_idle];
         index->idle_bytes -= w->bytes;
     }
-    mutex_unlock(&index->walks_lock);
+    mutex_unlock(&index->idle_lock);
     if (w) return w;
     w = mem_alloc(sizeof *w);
-    if (w && walk_init(w, &index->store, &index->graph) != FVDB_OK) {
+    if (w && scratch_init(w, &index->store, &index->graph) != FVDB_OK) {
         mem_free(w);
         return NULL;
     }
     return w;
 }
 
-void index_give_walk(fvdb_index *index, walk *w) {
+void index_give_scratch(fvdb_index *index, search_scratch *w) {
     if (!w) return;
-    mutex_lock(&index->walks_lock);
-    bool keep = index->n_idle < IDLE_WALKS_MAX;
+    mutex_lock(&index->idle_lock);
+    bool keep = index->n_idle < IDLE_SCRATCH_MAX;
     if (keep) {
         index->idle[index->n_idle++] = w;
         index->idle_bytes += w->bytes;
     }
-    mutex_unlock(&index->walks_lock);
-    if (!keep) delete_walk(w);
+    mutex_unlock(&index->idle_lock);
+    if (!keep) delete_scratch(w);
 }
 
 fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag) {
     uint32_t threads = index->config.threads;
     if (most < threads) threads = most ? (uint32_t)most : 1;
     out->n = 0;
-    assert((uint64_t)threads * each <= sizeof out->walks / sizeof *out->walks);
+    assert((uint64_t)threads * each <= sizeof out->scratch / sizeof *out->scratch);
     TRY(thread_pool_start(threads, &out->pool, diag));
     for (; out->n < threads * each; out->n++) {
-        out->walks[out->n] = index_take_walk(index);
-        if (out->walks[out->n]) continue;
+        out->scratch[out->n] = index_take_scratch(index);
+        if (out->scratch[out->n]) continue;
         workers_stop(index, out);
         return FAIL_MEMORY(diag);
     }
@@ -91,7 +91,7 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
 }
 
 void workers_stop(fvdb_index *index, workers *w) {
-    for (uint32_t i = 0; i < w->n; i++) index_give_walk(index, w->walks[i]);
+    for (uint32_t i = 0; i < w->n; i++) index_give_scratch(index, w->scratch[i]);
     thread_pool_stop(w->pool);
     w->n = 0;
 }
@@ -145,10 +145,10 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bytes_graph = hnsw_resident(&index->graph);
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);
-    mutex_lock(&index->walks_lock);
+    mutex_lock(&index->idle_lock);
     out->bytes_scratch = sizeof *index + region_resident(&s->live) + region_resident(&s->bare) +
                          region_resident(&s->found) + index->idle_bytes;
-    mutex_unlock(&index->walks_lock);
+    mutex_unlock(&index->idle_lock);
     out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_lists + out->bytes_ids +
                        out->bytes_timestamps + out->bytes_scratch;
     out->id_bytes = s->ids.n ? ((const uint32_t *)s->ids.offsets.base)[s->ids.n] : 0;

@@ -41,8 +41,8 @@ struct fvdb_index {
     ivf lists;
     uint64_t arrangement; /* changes whenever a row gets another slot or list */
     graph_steps steps;
-    mutex walks_lock;
-    walk **idle; /* search memory not in use, at most n_idle of them kept */
+    mutex idle_lock;
+    search_scratch **idle; /* search memory not in use, at most n_idle of them kept */
     uint32_t n_idle;
     size_t idle_bytes;
     struct loading
@@ -50,8 +50,8 @@ struct fvdb_index {
     sketch sketch; /* of a lazily loaded index, which has no vectors and no graph */
 };
 
-/* Idle walks kept for the next search: one per core of a busy host; more are freed when they come back. */
-#define IDLE_WALKS_MAX 8u
+/* Scratch kept for the next search: one per core of a busy host; more are freed when they come back. */
+#define IDLE_SCRATCH_MAX 8u
 
 /* ---- index.c ---- */
 
@@ -66,17 +66,17 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
 /* In debug builds: what holds whenever nobody changes the index.  api.c asks before each call and after each change. */
 void index_assert(const fvdb_index *index);
 /* Search memory for one thread: from the idle ones, or new. */
-walk *index_take_walk(fvdb_index *index);
-void index_give_walk(fvdb_index *index, walk *w);
+search_scratch *index_take_scratch(fvdb_index *index);
+void index_give_scratch(fvdb_index *index, search_scratch *w);
 /* Makes a live row a tombstone, on its side. */
 void index_tombstone(fvdb_index *index, uint32_t slot);
 /* Rows of lists that the graph still has. */
 uint32_t index_moved(const fvdb_index *index);
-/* A thread pool and walks for its threads, `each` of them: member m has those from m x each on.  Threads are no more than
+/* A thread pool and scratch memory for its threads, `each` of them: member m has those from m x each on.  Threads are no more than
  * config.threads and `most`. */
 typedef struct workers {
     thread_pool *pool;
-    walk *walks[FVDB_THREADS_MAX * SCAN_QUERIES_MAX];
+    search_scratch *scratch[FVDB_THREADS_MAX * SCAN_QUERIES_MAX];
     uint32_t n;
 } workers;
 fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag);

@@ -139,7 +139,7 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
             progress_range linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
                                       end - g->n};
-            TRY(hnsw_link(g, s, end, w->walks, w->pool, &undo->graph, &linking, diag));
+            TRY(hnsw_link(g, s, end, w->scratch, w->pool, &undo->graph, &linking, diag));
         }
         if (due == FVDB_NO_SLOT) break;
         codebook trained;
@@ -153,7 +153,7 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         TRY(codes_judge(s, due, w->pool, diag));
     }
     progress_range refining = {control, linked, total, total, hnsw_rows(g)};
-    return refines ? hnsw_refine(g, s, w->walks, w->pool, &undo->graph, &refining, diag) : FVDB_OK;
+    return refines ? hnsw_refine(g, s, w->scratch, w->pool, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
 static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
@@ -203,7 +203,7 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     fvdb_status status = hnsw_undo_begin(&undo, g, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
         progress_range linking = {control, 0, 0, 0, steps[i] - g->n};
-        status = hnsw_link(g, &index->store, steps[i], w.walks, w.pool, &undo, &linking, diag);
+        status = hnsw_link(g, &index->store, steps[i], w.scratch, w.pool, &undo, &linking, diag);
     }
     hnsw_undo_free(&undo);
     workers_stop(index, &w);

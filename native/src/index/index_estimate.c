@@ -39,7 +39,7 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
     return rows * row + graph_bytes(config, graph_rows, rows) + lists + historical * SLOT_BYTES + rows * SLOT_BYTES +
            id_bytes + table_bytes(rows) +
-           (uint64_t)(config->threads < IDLE_WALKS_MAX ? config->threads : IDLE_WALKS_MAX) * (rows * 9 / 8);
+           (uint64_t)(config->threads < IDLE_SCRATCH_MAX ? config->threads : IDLE_SCRATCH_MAX) * (rows * 9 / 8);
 }
 
 /* ---- what comes on top while a call runs ---- */

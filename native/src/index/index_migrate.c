@@ -28,7 +28,7 @@ typedef struct measuring {
     uint32_t n, queries, k;
     const uint64_t *members; /* the same as a bitmap */
     uint64_t words;
-    walk *const *walks; /* SCAN_QUERIES_MAX a worker */
+    search_scratch *const *scratch; /* SCAN_QUERIES_MAX a worker */
     const fvdb_control *control;
     uint32_t *ranks; /* queries x k: the place of a neighbour's list among the nearest lists */
 } measuring;
@@ -58,18 +58,18 @@ static void rank_hits(const measuring *m, uint32_t query, const hit *hits, uint3
 
 static void measure_item(void *context, uint32_t worker, uint32_t item) {
     const measuring *m = context;
-    walk *const *walks = m->walks + worker * SCAN_QUERIES_MAX;
+    search_scratch *const *scratch = m->scratch + worker * SCAN_QUERIES_MAX;
     scan scans[SCAN_QUERIES_MAX];
     uint32_t first = item * SCAN_QUERIES_MAX, n = min_u32(SCAN_QUERIES_MAX, m->queries - first);
     float x[FVDB_DIM_MAX];
     for (uint32_t i = 0; i < n; i++) {
         store_get(m->s, query_slot(m, first + i), x);
-        scorer_set_vector(&walks[i]->query, x);
-        scans[i] = (scan){.query = &walks[i]->query, .hits = walks[i]->hits};
+        scorer_set_vector(&scratch[i]->query, x);
+        scans[i] = (scan){.query = &scratch[i]->query, .hits = scratch[i]->hits};
     }
     flat_search(scans, n, m->k + 1, m->members, m->words, m->control);
     if (control_cancelled(m->control)) return;
-    for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, walks[i]->room);
+    for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, scratch[i]->room);
 }
 
 /* The least number of lists on which so many of the k nearest are, for each recall. */
@@ -99,8 +99,8 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
     m->ranks = mem_alloc_array((size_t)m->queries * m->k, sizeof *m->ranks);
     bool room = members && counts && m->ranks;
     for (uint32_t i = 0; i < w->n && room; i++)
-        room = walk_reserve_hits(w->walks[i], m->k + 1) == FVDB_OK &&
-               walk_reserve_room(w->walks[i], c->nlist * sizeof(uint64_t)) == FVDB_OK;
+        room = scratch_reserve_hits(w->scratch[i], m->k + 1) == FVDB_OK &&
+               scratch_reserve_room(w->scratch[i], c->nlist * sizeof(uint64_t)) == FVDB_OK;
     if (room) {
         for (uint32_t i = 0; i < m->n; i++) bit_set(members, m->slots[i]);
         m->members = members;
@@ -141,7 +141,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                    .queries = min_u32(n, MEASURED_QUERIES),
                    .k = min_u32(n - 1, MEASURED_K),
                    .words = (s->n + 63u) / 64,
-                   .walks = w->walks,
+                   .scratch = w->scratch,
                    .control = control};
     TRY(measure(&m, &out->centroids, w, diag));
     control_progress(control, (int64_t)n * MEASURING_SHARE / 8, n);

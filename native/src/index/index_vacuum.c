@@ -119,7 +119,7 @@ static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
         uint32_t to = v->rows.map[slot];
         map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;
     }
-    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks,
+    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->scratch,
                                       v->workers->pool, v->control, &v->graph, diag);
     mem_free(map);
     return status;
@@ -149,8 +149,8 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     progress_range linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
     hnsw_undo undo; /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));
-    fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->pool, &undo, &linking, diag);
-    if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->pool, &undo, &refining, diag);
+    fvdb_status status = hnsw_link(g, s, s->n, w->scratch, w->pool, &undo, &linking, diag);
+    if (status == FVDB_OK) status = hnsw_refine(g, s, w->scratch, w->pool, &undo, &refining, diag);
     hnsw_undo_free(&undo);
     return status;
 }

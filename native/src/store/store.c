@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#define ROWS_PER_ITEM 256u /* a crew item: some 100 us of work */
+#define ROWS_PER_ITEM 256u /* an item of a thread pool: some 100 us of work */
 
 static bool wants_inv_norm(const store *s) {
     return s->memory == FVDB_MEMORY_COMPACT && s->metric == FVDB_METRIC_COSINE;
