@@ -70,7 +70,7 @@ class Aging(Rows):
         call(lib.fvdb_vacuum, self._index, pointer("uint32_t[]", slot_map), len(slot_map), word_of(control))
         return slot_map
 
-    def near_order(self, control: Control | None = None) -> UInt32Array:
+    def locality_order(self, control: Control | None = None) -> UInt32Array:
         """All slots in an order in which recent rows that are near each other stand together.
 
         Raises:
@@ -78,7 +78,7 @@ class Aging(Rows):
             NativeCancelled: `control` asked for it.
         """
         out = np.empty(self.stats().rows, dtype=np.uint32)
-        call(lib.fvdb_near_order, self._index, pointer("uint32_t[]", out), len(out), word_of(control))
+        call(lib.fvdb_locality_order, self._index, pointer("uint32_t[]", out), len(out), word_of(control))
         return out
 
     def renumber(self, order: UInt32Array) -> None:

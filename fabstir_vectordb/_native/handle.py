@@ -48,7 +48,7 @@ from fabstir_vectordb._native.constants import (
     STEPS_MAX,
     THREADS_MAX,
     WORK_ADD,
-    WORK_ARRANGE,
+    WORK_REORDER,
     WORK_TRAIN,
     WORK_VACUUM,
 )
@@ -86,7 +86,7 @@ __all__ = [
     "STEPS_MAX",
     "THREADS_MAX",
     "WORK_ADD",
-    "WORK_ARRANGE",
+    "WORK_REORDER",
     "WORK_TRAIN",
     "WORK_VACUUM",
     "Control",
@@ -185,7 +185,7 @@ def estimate_work(
 
     Args:
         dim, metric, memory, M, ef_construction, threads: as `NativeIndex`.
-        kind: WORK_ADD, WORK_VACUUM, WORK_TRAIN, or WORK_ARRANGE for `near_order` and `renumber`.
+        kind: WORK_ADD, WORK_VACUUM, WORK_TRAIN, or WORK_REORDER for `locality_order` and `renumber`.
         rows: rows of the index, those that are added included.
         graph_rows: rows in the graph when the call is over.
         historical: rows on lists.

@@ -151,14 +151,14 @@ uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t 
 #define FVDB_WORK_ADD 0
 #define FVDB_WORK_VACUUM 1
 #define FVDB_WORK_TRAIN 2
-#define FVDB_WORK_ARRANGE 3
+#define FVDB_WORK_REORDER 3
 
 /* Most bytes that a call takes beside the index while it runs, but for what the caller gives it: of `rows` rows,
  * `historical` of them on lists, whose ids take `id_bytes` bytes.
  * FVDB_WORK_ADD: fvdb_add of `added` rows; the others count them, too, but for id_bytes, which are those of the call.
  *   graph_rows: the rows of the graph by then.
  * FVDB_WORK_VACUUM: graph_rows: those that it will leave in the graph.
- * FVDB_WORK_TRAIN: fvdb_train.   FVDB_WORK_ARRANGE: fvdb_near_order, then fvdb_renumber.
+ * FVDB_WORK_TRAIN: fvdb_train.   FVDB_WORK_REORDER: fvdb_locality_order, then fvdb_renumber.
  * 0 where an argument is impossible. */
 uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
                             uint64_t historical, uint64_t added, uint64_t id_bytes);
@@ -340,8 +340,8 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
 /* All slots in an order in which recent rows that are near each other stand together; historical rows that a vacuum put
  * in front stay there.  capacity: room, >= fvdb_stats.rows entries.  control may be NULL.            [reader, whole]
  * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
-fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
-                            fvdb_diag *diag);
+fvdb_status fvdb_locality_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                                fvdb_diag *diag);
 
 /* Gives the row of slot order[i] the slot i, for all n = fvdb_stats.rows of them, tombstones too; what searches find stays
  * the same, but for ties of approximate distances.  All or nothing.                                  [writer, whole]

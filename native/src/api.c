@@ -66,7 +66,7 @@ uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t 
 uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
                             uint64_t historical, uint64_t added, uint64_t id_bytes) {
     const index_work work = {kind, rows, graph_rows, historical, added, id_bytes};
-    const bool possible = kind <= FVDB_WORK_ARRANGE && graph_rows <= rows && added <= graph_rows;
+    const bool possible = kind <= FVDB_WORK_REORDER && graph_rows <= rows && added <= graph_rows;
     return possible && check_config(config, NULL) == FVDB_OK ? index_scratch(config, &work) : 0;
 }
 
@@ -222,12 +222,12 @@ fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capac
     return status;
 }
 
-fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
-                            fvdb_diag *diag) {
+fvdb_status fvdb_locality_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                                fvdb_diag *diag) {
     TRY(enter_read(index, WHOLE, diag));
     const uint32_t rows = index->store.n;
     fvdb_status status = capacity < rows ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, rows, capacity)
-                                         : index_near_order(index, out_slots, control, diag);
+                                         : index_locality_order(index, out_slots, control, diag);
     rwlock_read_done(index->lock);
     return status;
 }

@@ -79,7 +79,7 @@ ENTRY(fvdb_probes) { return fvdb_probes(index, 10, 0.9, &room.n, diag); }
 ENTRY(fvdb_delete) { return fvdb_delete(index, extra.ids, extra.offsets, 1, 1, room.slots, diag); }
 ENTRY(fvdb_vacuum_order) { return fvdb_vacuum_order(index, room.slots, ROWS, diag); }
 ENTRY(fvdb_vacuum) { return fvdb_vacuum(index, room.slots, ROWS, NULL, diag); }
-ENTRY(fvdb_near_order) { return fvdb_near_order(index, room.slots, ROWS, NULL, diag); }
+ENTRY(fvdb_locality_order) { return fvdb_locality_order(index, room.slots, ROWS, NULL, diag); }
 ENTRY(fvdb_renumber) {
     for (uint32_t i = 0; i < ROWS; i++) room.slots[i] = i;
     return fvdb_renumber(index, room.slots, index && index->state == INDEX_WHOLE ? index->store.n : ROWS, diag);
@@ -136,7 +136,7 @@ static const struct {
     ROW(fvdb_delete, EMPTY | WHOLE),
     ROW(fvdb_vacuum_order, EMPTY | WHOLE),
     ROW(fvdb_vacuum, EMPTY | WHOLE),
-    ROW(fvdb_near_order, EMPTY | WHOLE),
+    ROW(fvdb_locality_order, EMPTY | WHOLE),
     ROW(fvdb_renumber, EMPTY | WHOLE),
     ROW(fvdb_get_stats, EMPTY | WHOLE | LAZY),
     ROW(fvdb_parts, EMPTY | WHOLE),

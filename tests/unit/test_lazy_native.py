@@ -203,7 +203,7 @@ NEED_ROWS: dict[str, Callable[[NativeIndex], object]] = {
     "graph_stored": lambda index: index.graph_stored(),
     "historical": lambda index: index.historical(),
     "migrate": lambda index: index.migrate(2**62, 100),
-    "near_order": lambda index: index.near_order(),
+    "locality_order": lambda index: index.locality_order(),
     "parts": lambda index: index.parts(*LAYOUT),
     "probes": lambda index: index.probes(10, 0.9),
     "renumber": lambda index: index.renumber(np.arange(ROWS, dtype=np.uint32)),
@@ -293,7 +293,7 @@ def test_live_rows_come_as_a_bitmap() -> None:
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_new_slots_change_no_answer(metric: str, memory: str) -> None:
     index, other = made(metric, memory), made(metric, memory)
-    order = index.near_order()
+    order = index.locality_order()
     assert np.array_equal(np.sort(order), np.arange(ROWS))
     index.renumber(order)
     assert index.get_ids(np.arange(ROWS, dtype=np.uint32)) == other.get_ids(order)
@@ -320,13 +320,13 @@ def test_near_rows_get_near_slots() -> None:
     index = NativeIndex(DIM, "l2", "default", 8, 60, 2)
     add(index, (middles[clusters] + rng.standard_normal((ROWS, DIM)) * 0.2).astype(np.float32), 0)
     before = np.count_nonzero(np.diff(clusters))
-    after = np.count_nonzero(np.diff(clusters[index.near_order()]))
+    after = np.count_nonzero(np.diff(clusters[index.locality_order()]))
     assert after < before / 3
 
 
 def test_the_order_is_that_of_any_threads_and_memory() -> None:
     settings = [(memory, threads) for memory in ("default", "compact") for threads in (1, 3)]
-    orders = {made("cosine", *setting).near_order().tobytes() for setting in settings}
+    orders = {made("cosine", *setting).locality_order().tobytes() for setting in settings}
     assert len(orders) == 1
 
 
@@ -341,7 +341,7 @@ def test_lists_and_settled_rows_keep_their_places() -> None:
     add(index, rows_of(20, seed=8), 60_000)
     index.migrate(11_000, 300)
     on_lists = historical_ids(index)
-    order = index.near_order()
+    order = index.locality_order()
     assert np.array_equal(order[:settled], np.arange(settled))
     stats = index.stats()
     index.renumber(order)

@@ -39,7 +39,7 @@ struct fvdb_index {
     store store;
     hnsw graph; /* without rows: recent ones are scanned; otherwise it has all from graph.first on */
     ivf lists;
-    uint64_t arrangement; /* changes whenever a row gets another slot or list */
+    uint64_t slots_epoch; /* changes whenever a row gets another slot or list */
     graph_steps steps;
     mutex idle_lock;
     search_scratch **idle; /* search memory not in use, at most n_idle of them kept */
@@ -109,13 +109,13 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
 fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_t n, fvdb_control *control,
                                fvdb_diag *diag);
 
-/* ---- index_arrange.c ---- */
+/* ---- index_reorder.c ---- */
 
 /* Clusters that so many rows of the graph are put in order by. */
 uint32_t index_clusters(uint32_t rows);
 
 /* All slots in an order in which rows of the graph that are near each other stand together.  [reader] */
-fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag);
+fvdb_status index_locality_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag);
 /* Gives the row of slot order[i] the slot i.  [writer] */
 fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *diag);
 
@@ -166,7 +166,7 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
 /* Lists to be.  [reader] makes one; [writer] installs it, and is false where rows got other slots or lists in between. */
 typedef struct training {
     ivf lists;
-    uint64_t arrangement;
+    uint64_t slots_epoch;
 } training;
 fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag);
 bool index_install_lists(fvdb_index *index, training *t);
@@ -176,7 +176,7 @@ typedef struct migration {
     uint32_t *slots, *lists;
     float *errors;
     uint32_t n, next;
-    uint64_t arrangement;
+    uint64_t slots_epoch;
 } migration;
 fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out,
                        fvdb_diag *diag);

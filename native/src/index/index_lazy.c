@@ -2,7 +2,7 @@
  *
  * It has ids, timestamps, tombstones and sketches.  A search asks the sketches where the nearest rows may be, the caller
  * brings the parts with the vectors of these, and every live row of such a part is scored exactly.  Rows of a part lie near
- * each other (index_arrange.c), so the few parts of the likeliest rows hold most of the nearest.
+ * each other (index_reorder.c), so the few parts of the likeliest rows hold most of the nearest.
  *
  * The scratch memory of an index is made for walks of its graph; there is none here, so these calls allocate their own. */
 #include "index.h"

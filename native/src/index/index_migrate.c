@@ -154,7 +154,7 @@ fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvd
     const store *s = &index->store;
     uint32_t n = 0, *slots = mem_alloc_array(s->n, sizeof *slots);
     if (!slots) return FAIL_MEMORY(diag);
-    *out = (training){.arrangement = index->arrangement};
+    *out = (training){.slots_epoch = index->slots_epoch};
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
             slots[n++] = slot;
@@ -173,12 +173,12 @@ fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvd
 
 bool index_install_lists(fvdb_index *index, training *t) {
     const store *s = &index->store;
-    bool fresh = t->arrangement == index->arrangement;
+    bool fresh = t->slots_epoch == index->slots_epoch;
     if (fresh) {
         ivf old = index->lists;
         index->lists = t->lists;
         t->lists = old;
-        index->arrangement++;
+        index->slots_epoch++;
         /* Rows may have been deleted since. */
         index->lists.live = 0;
         for (uint64_t w = 0; w < ivf_words(&index->lists); w++)
@@ -200,7 +200,7 @@ void migration_free(migration *m) {
 fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out,
                        fvdb_diag *diag) {
     const store *s = &index->store;
-    *out = (migration){.arrangement = index->arrangement};
+    *out = (migration){.slots_epoch = index->slots_epoch};
     if (index->lists.centroids.nlist == 0) return FAIL(diag, FVDB_ERR_UNTRAINED, "there are no lists to move rows to");
     if (most > s->n) most = s->n;
     out->slots = mem_alloc_array(most, sizeof *out->slots);
@@ -226,7 +226,7 @@ fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uin
 
 fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_moved, bool *stale, fvdb_diag *diag) {
     *out_moved = 0;
-    *stale = m->arrangement != index->arrangement;
+    *stale = m->slots_epoch != index->slots_epoch;
     if (*stale || m->n == 0) return FVDB_OK;
     TRY(ivf_reserve(&index->lists, m->lists, m->n, index->store.n, diag));
     for (uint32_t i = 0; i < m->n; i++) {
@@ -234,6 +234,6 @@ fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_move
         ivf_put(&index->lists, m->slots[i], m->lists[i], m->errors[i]);
         ++*out_moved;
     }
-    index->arrangement++;
+    index->slots_epoch++;
     return FVDB_OK;
 }

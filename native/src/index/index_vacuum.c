@@ -14,7 +14,7 @@ typedef struct vacuum {
     fvdb_index *index;
     workers *workers;
     fvdb_control *control;
-    arrangement rows;    /* kept rows: historical ones, then recent ones */
+    reordering rows;     /* kept rows: historical ones, then recent ones */
     uint32_t historical; /* of the kept rows */
     ivf lists;           /* as they will be, but for the centroids */
     /* The new ones, and the old ones once these are in place. */
@@ -158,7 +158,7 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
 /* Everything in its new place; on failure it is back in the old one. */
 static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
     store *s = &v->index->store;
-    store_arrange(s, &v->rows);
+    store_reorder(s, &v->rows);
     fvdb_status status = code_anew(v, diag);
     if (status == FVDB_OK) {
         exchange_graphs(v); /* walks look at the index's own */
@@ -167,7 +167,7 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
         exchange_graphs(v);
         exchange_books(v);
     }
-    store_arrange_back(s, &v->rows);
+    store_reorder_back(s, &v->rows);
     codes_encode(s, 0, s->n, v->workers->pool);
     return status;
 }
@@ -176,21 +176,21 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
 
 static fvdb_status run(vacuum *v, fvdb_diag *diag) {
     fvdb_index *index = v->index;
-    TRY(arrangement_prepare(&v->rows, &index->store, diag));
+    TRY(reordering_prepare(&v->rows, &index->store, diag));
     TRY(prepare_lists(v, diag));
     v->graph.first = v->graph.n = v->historical;
     if (repairs(v)) {
         TRY(repair(v, diag));
-        store_arrange(&index->store, &v->rows);
+        store_reorder(&index->store, &v->rows);
         exchange_graphs(v);
     } else {
         TRY(rebuild(v, diag));
     }
     if (index->lists.centroids.nlist) install_lists(v);
-    store_arranged(&index->store);
+    store_reordered(&index->store);
     assert(index->store.n == index->store.live_count && index_moved(index) == 0);
     index->steps = (graph_steps){0};
-    index->arrangement++;
+    index->slots_epoch++;
     return FVDB_OK;
 }
 
@@ -198,7 +198,7 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
     workers w;
     vacuum v = {.index = index, .workers = &w, .control = control};
     uint32_t n = index->store.n;
-    TRY(arrangement_alloc(&v.rows, n, diag));
+    TRY(reordering_alloc(&v.rows, n, diag));
     v.historical = index_order(index, v.rows.order);
     v.rows.kept = index->store.live_count;
     for (uint32_t slot = 0; slot < n; slot++) out_map[v.rows.order[slot]] = slot < v.rows.kept ? slot : FVDB_NO_SLOT;
@@ -214,6 +214,6 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
             workers_stop(index, &w);
         }
     }
-    arrangement_free(&v.rows);
+    reordering_free(&v.rows);
     return status;
 }

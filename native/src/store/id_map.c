@@ -147,8 +147,8 @@ void id_map_truncate(id_map *m, uint32_t n) {
     region_resize(&m->offsets, n ? ((size_t)n + 1) * sizeof(uint32_t) : 0);
 }
 
-fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
-                            fvdb_diag *diag) {
+fvdb_status id_map_reordered(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                             fvdb_diag *diag) {
     size_t total = 0, size;
     for (uint32_t i = 0; i < n; i++) {
         id_map_get(m, order[i], &size);

@@ -219,30 +219,30 @@ void store_truncate(store *s, uint32_t n) {
 
 /* ---- a new order ---- */
 
-fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag) {
-    *a = (arrangement){.n = n};
+fvdb_status reordering_alloc(reordering *a, uint32_t n, fvdb_diag *diag) {
+    *a = (reordering){.n = n};
     a->order = mem_alloc_array(n, sizeof *a->order);
     a->map = mem_alloc_array(n, sizeof *a->map);
     a->marks = mem_alloc_array(n / 64 + 1, sizeof *a->marks);
     if (a->order && a->map && a->marks) return FVDB_OK;
-    arrangement_free(a);
+    reordering_free(a);
     return FAIL_MEMORY(diag);
 }
 
-void arrangement_free(arrangement *a) {
+void reordering_free(reordering *a) {
     mem_free(a->order);
     mem_free(a->map);
     mem_free(a->marks);
     region_free(&a->id_bytes);
     region_free(&a->id_offsets);
     timestamps_free(&a->times);
-    *a = (arrangement){0};
+    *a = (reordering){0};
 }
 
-fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag) {
+fvdb_status reordering_prepare(reordering *a, const store *s, fvdb_diag *diag) {
     for (uint32_t slot = 0; slot < a->n; slot++) a->map[a->order[slot]] = slot;
-    TRY(timestamps_arranged(&s->times, a->order, a->kept, &a->times, diag));
-    return id_map_arranged(&s->ids, a->order, a->kept, &a->id_bytes, &a->id_offsets, diag);
+    TRY(timestamps_reordered(&s->times, a->order, a->kept, &a->times, diag));
+    return id_map_reordered(&s->ids, a->order, a->kept, &a->id_bytes, &a->id_offsets, diag);
 }
 
 /* Row i becomes what was row from[i], a cycle at a time. */
@@ -272,7 +272,7 @@ static void permute_all(store *s, const uint32_t *from, uint32_t n, uint64_t *ma
 }
 
 /* Bit i becomes what was bit from[i], those from n on 0. */
-static void permute_bits(region *r, const uint32_t *from, uint32_t n, arrangement *a) {
+static void permute_bits(region *r, const uint32_t *from, uint32_t n, reordering *a) {
     if (r->used == 0) return;
     memset(a->marks, 0, (a->n / 64 + 1) * sizeof *a->marks);
     for (uint32_t i = 0; i < n; i++)
@@ -288,13 +288,13 @@ static void derive_found(store *s) {
     for (uint32_t slot = 0; slot < s->n && s->bare.used; slot++) s->bare_count += store_is_bare(s, slot);
 }
 
-static void exchange_times(store *s, arrangement *a) {
+static void exchange_times(store *s, reordering *a) {
     timestamps swap = s->times;
     s->times = a->times;
     a->times = swap;
 }
 
-void store_arrange(store *s, arrangement *a) {
+void store_reorder(store *s, reordering *a) {
     permute_all(s, a->order, a->n, a->marks);
     exchange_times(s, a);
     permute_bits(&s->live, a->order, a->kept, a);
@@ -304,7 +304,7 @@ void store_arrange(store *s, arrangement *a) {
     derive_found(s);
 }
 
-void store_arrange_back(store *s, arrangement *a) {
+void store_reorder_back(store *s, reordering *a) {
     permute_all(s, a->map, a->n, a->marks);
     exchange_times(s, a);
     memset(s->live.base, 0, s->live.used);
@@ -317,12 +317,12 @@ void store_arrange_back(store *s, arrangement *a) {
 }
 
 fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
-    arrangement a;
+    reordering a;
     if (from->n == 0) return FVDB_OK;
-    TRY(arrangement_alloc(&a, from->n, diag));
+    TRY(reordering_alloc(&a, from->n, diag));
     for (uint32_t slot = 0; slot < from->n; slot++) a.order[slot] = slot;
     a.kept = from->n;
-    fvdb_status status = arrangement_prepare(&a, from, diag);
+    fvdb_status status = reordering_prepare(&a, from, diag);
     if (status == FVDB_OK) status = store_reserve(to, from->n, 0, diag);
     if (status == FVDB_OK) status = store_reserve_bare(to, from->n, diag);
     if (status == FVDB_OK) {
@@ -334,11 +334,11 @@ fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
         to->live_count = from->live_count;
         derive_found(to);
     }
-    arrangement_free(&a);
+    reordering_free(&a);
     return status;
 }
 
-void store_arranged(store *s) {
+void store_reordered(store *s) {
     for (uint32_t slot = s->n; slot % 64 && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
     resize_rows(s, s->n);
 }

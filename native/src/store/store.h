@@ -39,8 +39,8 @@ void id_map_unlink(id_map *m, uint32_t slot);
 /* Drops slots >= n (rollback); they must be unlinked already. */
 void id_map_truncate(id_map *m, uint32_t n);
 /* The ids of slots order[0] .. order[n - 1], one after the other, as a second arena. */
-fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
-                            fvdb_diag *diag);
+fvdb_status id_map_reordered(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                             fvdb_diag *diag);
 /* Exchanges arenas; only the ids of slots in `live` are linked afterwards.  Cannot fail. */
 void id_map_exchange(id_map *m, region *bytes, region *offsets, uint32_t n, const uint64_t *live);
 const uint8_t *id_map_get(const id_map *m, uint32_t slot, size_t *size);
@@ -76,8 +76,8 @@ int64_t timestamps_get(const timestamps *t, uint32_t slot);
 /* Rollback of the newest rows; cannot fail. */
 void timestamps_truncate(timestamps *t, uint32_t n);
 /* A copy of rows order[0] .. order[n - 1]; all or nothing. */
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
-                                fvdb_diag *diag);
+fvdb_status timestamps_reordered(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                 fvdb_diag *diag);
 size_t timestamps_resident(const timestamps *t);
 
 /* ---- store.c: rows ---- */
@@ -156,24 +156,24 @@ void store_make_tombstone(store *s, uint32_t slot);
 /* Drops rows >= n, none of them live. */
 void store_truncate(store *s, uint32_t n);
 /* All rows in a new order, those that go behind the `kept` that stay.  Both arrays are permutations of the n rows. */
-typedef struct arrangement {
+typedef struct reordering {
     uint32_t *order, *map; /* new slot -> old slot, old slot -> new slot */
     uint32_t n, kept;
     uint64_t *marks;             /* scratch: n bits */
     region id_bytes, id_offsets; /* what the store does not use at the time: first the new ones, then the old */
     timestamps times;
-} arrangement;
-/* Room for an arrangement of n rows, whose caller fills order and `kept`. */
-fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag);
-void arrangement_free(arrangement *a);
+} reordering;
+/* Room for a reordering of n rows, whose caller fills order and `kept`. */
+fvdb_status reordering_alloc(reordering *a, uint32_t n, fvdb_diag *diag);
+void reordering_free(reordering *a);
 /* From the order: the map, and all that can fail. */
-fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag);
+fvdb_status reordering_prepare(reordering *a, const store *s, fvdb_diag *diag);
 /* Brings the rows into the new order, in place.  Cannot fail. */
-void store_arrange(store *s, arrangement *a);
+void store_reorder(store *s, reordering *a);
 /* Takes it back, where those that stay were the live ones. */
-void store_arrange_back(store *s, arrangement *a);
+void store_reorder_back(store *s, reordering *a);
 /* Gives back the memory of the rows that went; from here there is no way back. */
-void store_arranged(store *s);
+void store_reordered(store *s);
 /* After a load filled the planes, ids, times and bitmap of all n rows and the codebook: derives the rest. */
 fvdb_status store_finish_load(store *s, thread_pool *c, fvdb_diag *diag);
 /* The exact float32 row. */

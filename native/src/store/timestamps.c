@@ -93,8 +93,8 @@ void timestamps_truncate(timestamps *t, uint32_t n) {
     t->n = n;
 }
 
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
-                                fvdb_diag *diag) {
+fvdb_status timestamps_reordered(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                 fvdb_diag *diag) {
     int64_t chunk[BLOCK_ROWS];
     timestamps_init(out);
     for (uint32_t at = 0; at < n; at += BLOCK_ROWS) {

@@ -38,7 +38,7 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     return status;
 }
 
-fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag) {
+fvdb_status index_locality_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag) {
     const uint32_t first = index->graph.first, n = index->store.n - first;
     for (uint32_t slot = 0; slot < index->store.n; slot++) out[slot] = slot;
     if (n < INDEX_GRAPH_ROWS_MIN) return FVDB_OK;
@@ -67,7 +67,7 @@ static bool is_order(const fvdb_index *index, const uint32_t *order, uint64_t *s
 }
 
 /* The same lists, whose rows have other slots. */
-static fvdb_status renumber_lists(const fvdb_index *index, const arrangement *rows, ivf *out, fvdb_diag *diag) {
+static fvdb_status renumber_lists(const fvdb_index *index, const reordering *rows, ivf *out, fvdb_diag *diag) {
     const ivf *lists = &index->lists;
     uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots),
              *numbers = mem_alloc_array(lists->n, sizeof *numbers);
@@ -99,21 +99,21 @@ static void exchange_lists(ivf *lists, ivf *renumbered) {
     renumbered->rows = rows;
 }
 
-static fvdb_status run(fvdb_index *index, arrangement *rows, fvdb_diag *diag) {
+static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
     hnsw graph;
     ivf lists = {0};
-    TRY(arrangement_prepare(rows, &index->store, diag));
+    TRY(reordering_prepare(rows, &index->store, diag));
     hnsw_init(&graph, &index->config);
     fvdb_status status = hnsw_renumbered(&index->graph, rows->order, rows->map, &graph, diag);
     if (status == FVDB_OK && index->lists.centroids.nlist) status = renumber_lists(index, rows, &lists, diag);
     if (status == FVDB_OK) {
-        store_arrange(&index->store, rows);
+        store_reorder(&index->store, rows);
         hnsw old = index->graph;
         index->graph = graph;
         graph = old;
         if (index->lists.centroids.nlist) exchange_lists(&index->lists, &lists);
         index->steps = (graph_steps){0};
-        index->arrangement++;
+        index->slots_epoch++;
     }
     hnsw_free(&graph);
     ivf_free(&lists);
@@ -121,9 +121,9 @@ static fvdb_status run(fvdb_index *index, arrangement *rows, fvdb_diag *diag) {
 }
 
 fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *diag) {
-    arrangement rows;
+    reordering rows;
     const uint32_t n = index->store.n;
-    TRY(arrangement_alloc(&rows, n, diag));
+    TRY(reordering_alloc(&rows, n, diag));
     fvdb_status status = is_order(index, order, rows.marks)
                              ? FVDB_OK
                              : FAIL(diag, FVDB_ERR_ARGUMENT, "it is no order of the rows behind the settled ones");
@@ -132,6 +132,6 @@ fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *
         rows.kept = n;
         status = run(index, &rows, diag);
     }
-    arrangement_free(&rows);
+    reordering_free(&rows);
     return status;
 }
