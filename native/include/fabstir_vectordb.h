@@ -381,8 +381,8 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag);
 
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
  * and cover rows [number x r, (number + 1) x r), where r is rows_per_part for vectors and rows_per_group for the others. */
-#define FVDB_PART_VECTORS 1 /* both planes */
-#define FVDB_PART_CODES 2   /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
+#define FVDB_PART_VECTORS 1   /* both planes */
+#define FVDB_PART_BIT_CODES 2 /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
 #define FVDB_PART_TOMBSTONES 5 /* always one part over all rows */

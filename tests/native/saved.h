@@ -27,7 +27,7 @@ static inline void save(fvdb_index *index, saved *out) {
     for (uint32_t i = 0; i < out->n; i++) {
         out->bytes[i] = malloc(parts[i].size);
         out->kinds[i] = parts[i].kind;
-        out->has_codes |= parts[i].kind == FVDB_PART_CODES;
+        out->has_codes |= parts[i].kind == FVDB_PART_BIT_CODES;
         out->has_bare |= parts[i].kind == FVDB_PART_BARE;
         CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size,
                               &out->size[i], NULL) == FVDB_OK);

@@ -128,7 +128,7 @@ static void test_missing_and_doubled_parts_are_refused(void) {
         for (uint32_t i = 0; i < s.n; i++)
             if (i != skip) CHECK(fvdb_load_part(index, s.bytes[i], s.size[i], NULL) == FVDB_OK);
         CHECK(fvdb_load_part(index, s.bytes[(skip + 1) % s.n], s.size[(skip + 1) % s.n], NULL) == FVDB_ERR_FORMAT);
-        const bool needed = s.kinds[skip] != FVDB_PART_CODES;
+        const bool needed = s.kinds[skip] != FVDB_PART_BIT_CODES;
         CHECK(fvdb_load_end(index, NULL, 0, NULL, NULL) == (needed ? FVDB_ERR_FORMAT : FVDB_OK));
         fvdb_free(index);
     }

@@ -15,7 +15,7 @@
  *
  * Payloads, for n rows:
  *   VECTORS      both planes, high ones first: n x dim uint16 without padding, as byte planes: low bytes, then high bytes
- *   CODES        n x (dim + 7) / 8 bytes of sign bits, n uint16 factors, under L2 n float32 squared norms (sketch.c)
+ *   BIT_CODES    n x (dim + 7) / 8 bytes of sign bits, n uint16 factors, under L2 n float32 squared norms (bit_codes.c)
  *   IDS          n uint16 sizes, then the ids' bytes
  *   TIMESTAMPS   int64 smallest value, uint8 width, 7 zero bytes, then `width` byte planes of n offsets from it
  *   TOMBSTONES   bitmap of all rows of the index, 1 = tombstone, unused bits zero
@@ -96,7 +96,7 @@ typedef struct part_numbers {
 } part_numbers;
 static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
-    const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_CODES;
+    const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_BIT_CODES;
     if (shape.rows == 0 || (kind == FVDB_PART_BARE && !shape.has_bare) || (of_lists && shape.lists == 0) ||
         (of_codes && !shape.coded) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
         return (part_numbers){0, 0};

@@ -1,18 +1,18 @@
-/* Ending a load lazily: the index has ids, timestamps, tombstones and sketches, while vectors and links stay in their stored
+/* Ending a load lazily: the index has ids, timestamps, tombstones and bit codes, while vectors and links stay in their stored
  * parts.  index_lazy.c searches it.  A part with vectors comes from outside, so it is opened and checked here. */
 #include "format.h"
 
 #define BAD(message) FAIL(diag, FVDB_ERR_FORMAT, message)
 
-static fvdb_status read_sketches(fvdb_index *index, fvdb_diag *diag) {
+static fvdb_status read_bit_codes(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
-    const size_t row = sketch_row_bytes(&index->store);
-    TRY(sketch_init(&index->sketch, &index->store, l->shape.rows, diag));
-    for (uint32_t number = 0; number < l->numbers[FVDB_PART_CODES].end; number++) {
-        const part_blob *b = &l->parts[FVDB_PART_CODES][number];
-        const part_span span = format_span(l->shape, l->layout, FVDB_PART_CODES, number);
+    const size_t row = bit_codes_row_bytes(&index->store);
+    TRY(bit_codes_init(&index->bit_codes, &index->store, l->shape.rows, diag));
+    for (uint32_t number = 0; number < l->numbers[FVDB_PART_BIT_CODES].end; number++) {
+        const part_blob *b = &l->parts[FVDB_PART_BIT_CODES][number];
+        const part_span span = format_span(l->shape, l->layout, FVDB_PART_BIT_CODES, number);
         if (b->size != span.n * row) return BAD("the codes have another size");
-        if (!sketch_read(&index->sketch, span.first, span.n, b->bytes)) return BAD("a code is none of ours");
+        if (!bit_codes_read(&index->bit_codes, span.first, span.n, b->bytes)) return BAD("a code is none of ours");
     }
     return FVDB_OK;
 }
@@ -28,16 +28,16 @@ static void drop_payloads(struct loading *l) {
 }
 
 fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag) {
-    static const uint32_t needed[] = {FVDB_PART_CODES,      FVDB_PART_IDS,        FVDB_PART_TIMESTAMPS,
+    static const uint32_t needed[] = {FVDB_PART_BIT_CODES,  FVDB_PART_IDS,        FVDB_PART_TIMESTAMPS,
                                       FVDB_PART_TOMBSTONES, FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
     struct loading *l = index->loading;
     if (!l->shape.coded)
-        return FAIL(diag, FVDB_ERR_ARGUMENT, "the index has too few rows with a vector to have sketches");
+        return FAIL(diag, FVDB_ERR_ARGUMENT, "the index has too few rows with a vector to have bit codes");
     index->state = INDEX_BROKEN; /* until all that can fail is done */
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) TRY(format_check_came(l, needed[i], diag));
     TRY(format_read_rows(index, diag));
     TRY(format_read_book(index, diag));
-    TRY(read_sketches(index, diag));
+    TRY(read_bit_codes(index, diag));
     drop_payloads(l);
     index->state = INDEX_LAZY;
     return FVDB_OK;

@@ -555,10 +555,10 @@ fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag 
     return FVDB_OK;
 }
 
-/* Sketches are for lazy loads: an index that has its rows needs none. */
+/* Bit codes are for lazy loads: an index that has its rows needs none. */
 static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
     for (uint32_t kind = 1; kind < PART_KINDS; kind++)
-        if (kind != FVDB_PART_CODES) TRY(format_check_came(l, kind, diag));
+        if (kind != FVDB_PART_BIT_CODES) TRY(format_check_came(l, kind, diag));
     return FVDB_OK;
 }
 

@@ -50,7 +50,7 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span 
     int64_t low;
     switch (kind) {
     case FVDB_PART_VECTORS: return (uint64_t)s.n * st->dim * 2 * sizeof(uint16_t);
-    case FVDB_PART_CODES: return (uint64_t)s.n * sketch_row_bytes(st);
+    case FVDB_PART_BIT_CODES: return (uint64_t)s.n * bit_codes_row_bytes(st);
     case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
     case FVDB_PART_TOMBSTONES:
@@ -183,7 +183,9 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
         write_plane(w, st, &st->high, s);
         write_plane(w, st, &st->low, s);
         return;
-    case FVDB_PART_CODES: sketch_write(st, s.first, s.n, write_space(w, (size_t)s.n * sketch_row_bytes(st))); return;
+    case FVDB_PART_BIT_CODES:
+        bit_codes_write(st, s.first, s.n, write_space(w, (size_t)s.n * bit_codes_row_bytes(st)));
+        return;
     case FVDB_PART_IDS: write_ids(w, &st->ids, s); return;
     case FVDB_PART_TIMESTAMPS: write_timestamps(w, &st->times, s); return;
     case FVDB_PART_TOMBSTONES: write_bits(w, store_live(st), st->n, true); return;

@@ -33,7 +33,7 @@ static void delete_scratch(search_scratch *w) {
 void index_free(fvdb_index *index) {
     if (!index) return;
     assert(!index->loading); /* format/ frees what it made, before */
-    sketch_free(&index->sketch);
+    bit_codes_free(&index->bit_codes);
     for (uint32_t i = 0; i < index->n_idle; i++) delete_scratch(index->idle[i]);
     mem_free(index->idle);
     hnsw_free(&index->graph);
@@ -117,7 +117,7 @@ void index_assert(const fvdb_index *index) {
     (void)s, (void)g, (void)lists;
     assert(index->state <= INDEX_BROKEN);
     if (index->state != INDEX_WHOLE && index->state != INDEX_LAZY) return;
-    assert(!index->loading == (index->state == INDEX_WHOLE) && !index->sketch.s == (index->state == INDEX_WHOLE));
+    assert(!index->loading == (index->state == INDEX_WHOLE) && !index->bit_codes.s == (index->state == INDEX_WHOLE));
     assert(s->ids.n == s->n && s->times.n == s->n && s->ids.linked == s->live_count);
     assert(s->found_count <= s->live_count && s->live_count <= s->n && s->bare_count <= s->n);
     if (index->state == INDEX_LAZY) return;
@@ -141,7 +141,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
     out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
-                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + sketch_resident(&index->sketch);
+                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + bit_codes_resident(&index->bit_codes);
     out->bytes_graph = hnsw_resident(&index->graph);
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);

@@ -28,7 +28,7 @@ typedef struct graph_steps {
 typedef enum index_state {
     INDEX_WHOLE,   /* empty or not: has all it needs */
     INDEX_LOADING, /* parts are coming; the store is half filled */
-    INDEX_LAZY,    /* ids, timestamps, tombstones and sketches; no vectors, no graph, no lists */
+    INDEX_LAZY,    /* ids, timestamps, tombstones and bit codes; no vectors, no graph, no lists */
     INDEX_BROKEN   /* a load failed on the way: only to be freed */
 } index_state;
 
@@ -46,8 +46,8 @@ struct fvdb_index {
     uint32_t n_idle;
     size_t idle_bytes;
     struct loading
-        *loading;  /* format/: non-NULL from fvdb_load_begin to fvdb_load_end, or for good after a lazy load */
-    sketch sketch; /* of a lazily loaded index, which has no vectors and no graph */
+        *loading;        /* format/: non-NULL from fvdb_load_begin to fvdb_load_end, or for good after a lazy load */
+    bit_codes bit_codes; /* of a lazily loaded index, which has no vectors and no graph */
 };
 
 /* Scratch kept for the next search: one per core of a busy host; more are freed when they come back. */
@@ -143,7 +143,7 @@ typedef struct part_rows {
 } part_rows;
 /* The halves of row first + row. */
 void part_row(const part_rows *p, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
-/* The live rows nearest to a query by sketch. */
+/* The live rows nearest to a query by bit code. */
 fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
                              uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
 /* The live rows of a part nearest to a query, by exact distance. */

@@ -93,7 +93,7 @@ uint64_t index_scratch(const fvdb_config *config, const index_work *w) {
     case FVDB_WORK_VACUUM: return vacuum_bytes(config, w);
     case FVDB_WORK_TRAIN: return training_bytes(config, w);
     }
-    /* An arrangement first clusters the rows. */
+    /* A locality order first clusters the rows. */
     const uint64_t order = 3 * w->rows * SLOT_BYTES +
                            ivf_train_scratch(config->dim, to_rows(w->rows), index_clusters(to_rows(w->graph_rows)));
     const uint64_t renumbering = renumbering_bytes(config, w) + w->rows * SLOT_BYTES;

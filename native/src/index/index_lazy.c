@@ -1,6 +1,6 @@
 /* Searching an index whose vectors and links stay where they are stored.
  *
- * It has ids, timestamps, tombstones and sketches.  A search asks the sketches where the nearest rows may be, the caller
+ * It has ids, timestamps, tombstones and bit codes.  A search asks the bit codes where the nearest rows may be, the caller
  * brings the parts with the vectors of these, and every live row of such a part is scored exactly.  Rows of a part lie near
  * each other (index_reorder.c), so the few parts of the likeliest rows hold most of the nearest.
  *
@@ -28,7 +28,7 @@ fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32
     int8_t *room = mem_alloc_array(s->dim64, 1);
     if (hits && room) {
         scorer_set_vector(&q, query);
-        sketch_search(&index->sketch, &q, room, most, allow, allow_words, hits, out_count);
+        bit_codes_search(&index->bit_codes, &q, room, most, allow, allow_words, hits, out_count);
         for (uint32_t i = 0; i < *out_count; i++) out_slots[i] = hits[i].slot;
     }
     const bool had = hits && room;

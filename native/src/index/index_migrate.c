@@ -1,7 +1,7 @@
 /* Rows grow old: lists are trained for them, and they move from the recent to the historical side, some at a time.
  *
  * Training and choosing lists read the index beside searches; installing and moving, under the writer lock, take a moment.
- * In between rows may come and go, but none may change its slot or list: `arrangement` tells, and the caller begins
+ * In between rows may come and go, but none may change its slot or list: `slots_epoch` tells, and the caller begins
  * again. */
 #include "index.h"
 

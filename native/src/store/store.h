@@ -322,28 +322,28 @@ typedef struct scan {
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control);
 
-/* ---- sketch.c: a bit a dimension, for a first look ---- */
+/* ---- bit_codes.c: a bit a dimension, for a first look ---- */
 
-/* Sketches of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
-typedef struct sketch {
+/* Bit codes of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
+typedef struct bit_codes {
     const store *s;
     region codes;              /* n x code_bytes: 4-bit codes, each 0 or 1 */
     region factors;            /* n float32 */
     region norms;              /* L2: n float32, squared norms of the rows */
     float *lo, *step, *middle; /* dim64 each, zero-padded, one allocation at lo */
-} sketch;
+} bit_codes;
 
-size_t sketch_row_bytes(const store *s);
-/* Sketches of rows first .. first + n - 1 of a store that has them: n x sketch_row_bytes. */
-void sketch_write(const store *s, uint32_t first, uint32_t n, uint8_t *out);
-/* Room for n sketches. */
-fvdb_status sketch_init(sketch *k, const store *s, uint32_t n, fvdb_diag *diag);
-void sketch_free(sketch *k);
-/* Takes what sketch_write wrote; false for bytes that it does not write. */
-bool sketch_read(sketch *k, uint32_t first, uint32_t n, const uint8_t *in);
-size_t sketch_resident(const sketch *k);
-/* The `most` nearest live rows by sketch, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
-void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
-                   uint64_t allow_words, hit *hits, uint32_t *found);
+size_t bit_codes_row_bytes(const store *s);
+/* Bit codes of rows first .. first + n - 1 of a store that has them: n x bit_codes_row_bytes. */
+void bit_codes_write(const store *s, uint32_t first, uint32_t n, uint8_t *out);
+/* Room for n bit codes. */
+fvdb_status bit_codes_init(bit_codes *k, const store *s, uint32_t n, fvdb_diag *diag);
+void bit_codes_free(bit_codes *k);
+/* Takes what bit_codes_write wrote; false for bytes that it does not write. */
+bool bit_codes_read(bit_codes *k, uint32_t first, uint32_t n, const uint8_t *in);
+size_t bit_codes_resident(const bit_codes *k);
+/* The `most` nearest live rows by bit code, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
+void bit_codes_search(const bit_codes *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
+                      uint64_t allow_words, hit *hits, uint32_t *found);
 
 #endif
