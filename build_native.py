@@ -92,7 +92,8 @@ def _baseline(target: str) -> list[str]:
 
 def command(target: str, output: Path, *, debug: bool = False, sanitize: str = "") -> list[str]:
     """The one command that builds the library; it runs in ROOT, so that no path of this machine enters the result."""
-    optimise = ["-O1", "-g"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
+    # zig cc defines NDEBUG by itself wherever it optimises and adds no sanitiser.
+    optimise = ["-O1", "-g", "-UNDEBUG"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
     if sanitize:
         optimise += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     elif not os.environ.get("FVDB_CC"):
@@ -111,7 +112,7 @@ def build_library(target: str, directory: Path, *, debug: bool = False, sanitize
     Args:
         target: a key of TARGETS.
         directory: where the library goes; made if missing.
-        debug: assertions and symbols instead of speed.
+        debug: assertions, poisoned memory and symbols instead of speed.
         sanitize: sanitisers of the compiler, for example ``undefined``; the first finding ends the process.
 
     Returns:
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--target", default=os.environ.get("FVDB_TARGET"), help=f"one of {', '.join(TARGETS)}")
     parser.add_argument("--output", type=Path, default=PACKAGE, help="directory to build into")
-    parser.add_argument("--debug", action="store_true", help="assertions and symbols")
+    parser.add_argument("--debug", action="store_true", help="assertions, poisoned memory and symbols")
     parser.add_argument("--sanitize", default="", metavar="NAME", help="a sanitiser to build in, such as undefined")
     options = parser.parse_args(arguments)
     target = options.target or host_target()

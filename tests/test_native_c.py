@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 
 # Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
-SANITIZE = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +64,9 @@ def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
 @pytest.mark.parametrize("program", ["test_base", pytest.param("test_index", marks=pytest.mark.long)])
 def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
-    """Locks, crews of threads and the control word in test_base; parallel builds and searches in test_index."""
+    """Locks, pools of threads and the control word in test_base; parallel builds and searches in test_index."""
     target = tmp_path / program
-    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-fsanitize=thread"]
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-UNDEBUG", "-fsanitize=thread"]
     includes = ["-Inative/include", "-Inative/src", "-Itests/native"]
     files = [f"tests/native/{program}.c", *map(str, build.sources())]
     subprocess.run([*flags, *includes, *files, "-o", str(target), "-lm", "-lpthread"], cwd=ROOT, check=True)
@@ -76,8 +77,15 @@ def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: P
 
 
 def test_there_is_a_program_for_each_folder() -> None:
-    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "store")
+    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "states", "store")
     assert [f"test_{name}" for name in names] == PROGRAMS
+
+
+def test_every_entry_is_tried_in_every_state(build: ModuleType) -> None:
+    entries = re.findall(r"\b(fvdb_\w+)\(fvdb_index \*index", build.declarations())
+    tried = set(re.findall(r"ROW\((\w+),", (ROOT / "tests" / "native" / "test_states.c").read_text()))
+    assert len(entries) > 30
+    assert set(entries) - tried == {"fvdb_free"}
 
 
 @pytest.mark.parametrize("target", ["aarch64-linux-gnu", "x86_64-linux-musl", "aarch64-macos", "x86_64-windows-gnu"])

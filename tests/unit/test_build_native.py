@@ -167,6 +167,14 @@ def test_the_command_line_builds_where_it_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "declarations.py").exists()
 
 
+def test_a_debug_build_has_its_assertions(build: ModuleType, tmp_path: Path) -> None:
+    """zig cc leaves them out of whatever it optimises, unless told otherwise."""
+    assertion = b"s->live_count <= s->n"
+    target = build.host_target()
+    assert assertion in build.build_library(target, tmp_path, debug=True).read_bytes()
+    assert assertion not in build.build_library(target, tmp_path).read_bytes()
+
+
 def test_the_command_line_refuses_an_unknown_target(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build.main(["--target", "vax-ultrix"])

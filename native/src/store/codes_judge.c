@@ -133,7 +133,7 @@ uint64_t codes_judge_scratch(uint32_t dim, uint32_t n) {
            (uint64_t)queries_for(n) * (dim * 20u + blocks_of(n) * (sizeof(asked) + NEAR * sizeof(uint32_t)));
 }
 
-fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag) {
+fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag) {
     judge *j = mem_alloc_array(1, sizeof *j);
     fvdb_status status = FVDB_ERR_MEMORY;
     if (j) {
@@ -144,9 +144,9 @@ fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag) {
         j->before = mem_alloc_array(cells * NEAR, sizeof *j->before);
         if (!j->found || !j->before) status = FVDB_ERR_MEMORY;
         if (status == FVDB_OK) {
-            crew_run(c, find_near, j, blocks_of(n));
+            thread_pool_run(c, find_near, j, blocks_of(n));
             merge_near(j);
-            crew_run(c, count_before, j, blocks_of(n));
+            thread_pool_run(c, count_before, j, blocks_of(n));
             s->book.coarse = lost_share(j) > LOST_SHARE_MAX;
         }
         for (uint32_t i = 0; i < j->n_asked; i++) scorer_free(&j->scorers[i]);
@@ -154,5 +154,5 @@ fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag) {
         mem_free(j->before);
         mem_free(j);
     }
-    return status == FVDB_OK ? FVDB_OK : FAIL(diag, status, "allocation failed");
+    return status == FVDB_OK ? FVDB_OK : FAIL_MEMORY(diag);
 }
