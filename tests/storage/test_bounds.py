@@ -227,7 +227,6 @@ def _pointer_to_a_root(path: str) -> bytes | None:
 
 def _entries() -> dict[str, dict[str, object]]:
     from fabstir_vectordb.persist.version import CATALOGUE_PATH, history_path, index_path
-
     from fabstir_vectordb.s5.keys import Identity
     from fabstir_vectordb.s5.phrase import parse_phrase
 
