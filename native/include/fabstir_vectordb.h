@@ -363,6 +363,7 @@ typedef struct fvdb_stats {
     uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
     uint64_t training_due;       /* 1: four times as many rows are on lists as at training, or those that came since lie
                                     1.25 times as far (squared) from their centroids */
+    uint64_t bits_serve;         /* 1: bit codes were found to tell the nearest rows from the rest */
     uint64_t bytes_vectors;      /* resident bytes of the two planes */
     uint64_t bytes_codes;
     uint64_t bytes_graph;

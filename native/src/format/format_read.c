@@ -422,7 +422,7 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
 /* What follows the graph's own fields in its head. */
 static fvdb_status read_codebook(fvdb_index *index, uint32_t trained, reader *r, fvdb_diag *diag) {
     store *s = &index->store;
-    const uint32_t trained_rows = trained & ~COARSE_BIT;
+    const uint32_t trained_rows = trained & ~(COARSE_BIT | BITS_SERVE_BIT);
     REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
     if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL_MEMORY(diag);
     TRY(read_book(r, &s->book, s->dim, diag));
@@ -430,6 +430,7 @@ static fvdb_status read_codebook(fvdb_index *index, uint32_t trained, reader *r,
     codebook_derive(&s->book, s->dim64);
     s->book.trained_rows = trained_rows;
     s->book.coarse = trained & COARSE_BIT;
+    s->book.bits_serve = trained & BITS_SERVE_BIT;
     return FVDB_OK;
 }
 

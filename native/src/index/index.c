@@ -138,6 +138,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->lists = lists->centroids.nlist;
     out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);
     out->training_due = ivf_training_is_due(lists);
+    out->bits_serve = s->book.bits_serve;
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
     out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +

@@ -127,35 +127,42 @@ size_t bit_codes_resident(const bit_codes *k) {
 
 /* ---- search ---- */
 
-/* A distance that orders as that of the metric does, roughly. */
-static void score(const bit_codes *k, const scorer *q, const int8_t *q_lo, const int8_t *q_hi, float origin, float base,
-                  float scale, const uint32_t *slots, uint32_t n, float *out) {
+void bit_query_init(bit_query *b, const bit_codes *k, const scorer *q, int8_t *room) {
+    const store *s = k->s;
+    *b = (bit_query){.q = q, .q_lo = room, .q_hi = room + s->dim64 / 2};
+    s->kernels->code_prepare(q->x, k->lo, k->step, s->dim64, room, room + s->dim64 / 2, &b->base, &b->scale);
+    for (uint32_t d = 0; d < s->dim; d++) b->origin += q->x[d] * k->middle[d];
+}
+
+void bit_query_score(const bit_query *b, const bit_codes *k, const uint32_t *numbers, uint32_t n, float *out) {
     const store *s = k->s;
     const float *factors = (const float *)k->factors.base, *norms = (const float *)k->norms.base;
     int32_t products[OFFER_ROWS];
-    s->kernels->code_dot(q_lo, q_hi, k->codes.base, s->code_bytes, slots, n, products);
-    for (uint32_t i = 0; i < n; i++) {
-        const float product = origin + factors[slots[i]] * (base + scale * (float)products[i]);
-        out[i] = s->metric == FVDB_METRIC_L2 ? (q->norm2 - 2 * product) + norms[slots[i]] : -product;
+    for (uint32_t at = 0; at < n; at += OFFER_ROWS, numbers += OFFER_ROWS, out += OFFER_ROWS) {
+        const uint32_t m = min_u32(OFFER_ROWS, n - at);
+        s->kernels->code_dot(b->q_lo, b->q_hi, k->codes.base, s->code_bytes, numbers, m, products);
+        for (uint32_t i = 0; i < m; i++) {
+            const float product = b->origin + factors[numbers[i]] * (b->base + b->scale * (float)products[i]);
+            const float near = s->metric == FVDB_METRIC_L2 ? (b->q->norm2 - 2 * product) + norms[numbers[i]] : -product;
+            out[i] = near == near ? near : INFINITY; /* what overflowed is far, and must stay orderable */
+        }
     }
 }
 
 void bit_codes_search(const bit_codes *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
                       uint64_t allow_words, hit *hits, uint32_t *found) {
     const store *s = k->s;
-    int8_t *q_lo = room, *q_hi = room + s->dim64 / 2;
-    float base, scale, origin = 0, distances[OFFER_ROWS];
+    bit_query query;
+    float distances[OFFER_ROWS];
     uint32_t slots[OFFER_ROWS], n = 0;
-    s->kernels->code_prepare(q->x, k->lo, k->step, s->dim64, q_lo, q_hi, &base, &scale);
-    for (uint32_t d = 0; d < s->dim; d++) origin += q->x[d] * k->middle[d];
+    bit_query_init(&query, k, q, room);
     *found = 0;
     for (uint32_t slot = 0; slot < s->n; slot++) {
         if (row_passes(store_found(s), allow, allow_words, slot)) slots[n++] = slot;
         if (n < OFFER_ROWS && slot + 1 < s->n) continue;
-        score(k, q, q_lo, q_hi, origin, base, scale, slots, n, distances);
+        bit_query_score(&query, k, slots, n, distances);
         for (uint32_t i = 0; i < n; i++) {
-            /* What overflowed is far, and must stay orderable. */
-            const hit h = {distances[i] == distances[i] ? distances[i] : (double)INFINITY, slots[i]};
+            const hit h = {distances[i], slots[i]};
             if (*found < most || h.distance <= hits[0].distance) hits_offer(s, hits, found, most, h);
         }
         n = 0;

@@ -87,6 +87,7 @@ typedef struct codebook {
     float *lo, *step, *inv_step; /* dim64 each, zero-padded, one allocation at lo; NULL while untrained */
     uint32_t trained_rows;       /* rows it was trained on; 0: untrained */
     bool coarse;                 /* walk distances tell neighbours apart too badly: links and walks go by exact ones */
+    bool bits_serve;             /* bit codes were found to tell them apart */
 } codebook;
 
 typedef struct store {
@@ -215,10 +216,10 @@ void codes_encode(store *s, uint32_t first, uint32_t end, thread_pool *c);
 
 /* ---- codes_judge.c ---- */
 
-/* Says in s->book.coarse whether approximate distances tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
+/* Says in s->book whether walk distances and bit codes tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
 fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag);
 /* Bytes that it takes while it runs. */
-uint64_t codes_judge_scratch(uint32_t dim, uint32_t n);
+uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads);
 
 /* ---- codes.c: distances ---- */
 
@@ -342,6 +343,15 @@ void bit_codes_free(bit_codes *k);
 /* Takes what bit_codes_write wrote; false for bytes that it does not write. */
 bool bit_codes_read(bit_codes *k, uint32_t first, uint32_t n, const uint8_t *in);
 size_t bit_codes_resident(const bit_codes *k);
+/* A query for bit codes that share a codebook.  room: dim64 bytes, borrowed. */
+typedef struct bit_query {
+    const scorer *q;
+    const int8_t *q_lo, *q_hi;
+    float origin, base, scale;
+} bit_query;
+void bit_query_init(bit_query *b, const bit_codes *k, const scorer *q, int8_t *room);
+/* Distances of some codes of k, by their number; they order roughly as those of the metric do. */
+void bit_query_score(const bit_query *b, const bit_codes *k, const uint32_t *numbers, uint32_t n, float *out);
 /* The `most` nearest live rows by bit code, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
 void bit_codes_search(const bit_codes *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
                       uint64_t allow_words, hit *hits, uint32_t *found);
