@@ -76,6 +76,26 @@ def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: P
     assert " 0 failed" in result.stdout
 
 
+#: Folders from the left to the right: a file includes headers of its own folder and of those to the right.
+LAYERS = ("api", "format", "index", "hnsw ivf", "store", "kernels", "base")
+
+
+def test_includes_point_one_way() -> None:
+    """Those of one layer (hnsw, ivf) know each other as little as what is above them."""
+    source = ROOT / "native" / "src"
+    rank = {folder: place for place, layer in enumerate(LAYERS) for folder in layer.split()}
+    for path in source.rglob("*.[ch]"):
+        here = path.parent.name if path.parent != source else "api"
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r'#include "([^"]+)"', text):
+            if name == "fabstir_vectordb.h":
+                continue
+            there = (path.parent / name).resolve().parent.name
+            assert there == here or rank[there] > rank[here], f"{path.name} includes {name}"
+        code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+        assert here == "api" or not re.search(r"\bfvdb_\w+\(", code), f"{path.name} calls an entry of api.c"
+
+
 def test_there_is_a_program_for_each_folder() -> None:
     names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "states", "store")
     assert [f"test_{name}" for name in names] == PROGRAMS

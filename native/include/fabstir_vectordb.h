@@ -108,9 +108,9 @@ const char *fvdb_kernels(void);
 /* Static text for a status code, for example "allocation failed". */
 const char *fvdb_status_text(uint32_t status);
 
-/* Gives memory that was freed but kept by the allocator back to the system, where it knows how (glibc): after a large add
- * or load the process should take what the index takes.  Of heaps that glibc made for other threads the end remains, which
- * only these can give back: the second is for them. */
+/* Gives freed memory that the allocator keeps back to the system (glibc; elsewhere nothing happens): after a large add or
+ * load the process should take what the index takes.  glibc has a heap for each thread, and only that thread can give back
+ * the end of it: fvdb_trim_thread does this for the calling thread, fvdb_trim all the rest too. */
 void fvdb_trim(void);
 void fvdb_trim_thread(void);
 

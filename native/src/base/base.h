@@ -94,8 +94,8 @@ void *mem_alloc(size_t bytes);
 void *mem_alloc_array(size_t count, size_t size); /* zeroed; NULL on overflow */
 void *mem_realloc(void *p, size_t bytes);
 void mem_free(void *p);
-/* Freed heap pages go back to the system, where the allocator knows how: all but the end of other threads' heaps; or that
- * of this thread's alone. */
+/* Gives freed heap pages back to the system, where the allocator knows how.  mem_trim: the pages of all heaps, but for the end
+ * of other threads' heaps.  mem_trim_thread: the end of this thread's heap. */
 void mem_trim(void);
 void mem_trim_thread(void);
 /* Test hook: the nth allocation from now fails (0 = never).  Compiled in always, costs one predictable branch. */
@@ -112,7 +112,7 @@ bool region_resize(region *r, size_t bytes); /* false: out of memory, region unc
 void region_free(region *r);
 size_t region_resident(const region *r); /* `used`, rounded up to pages */
 
-/* ---- random.h: seeded, same everywhere ---- */
+/* ---- random numbers: seeded, the same everywhere ---- */
 
 /* splitmix64 (Steele, Lea & Flood 2014): a strong 64-bit mix of a counter. */
 static inline uint64_t mix64(uint64_t x) {

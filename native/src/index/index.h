@@ -72,8 +72,8 @@ void index_give_scratch(fvdb_index *index, search_scratch *w);
 void index_tombstone(fvdb_index *index, uint32_t slot);
 /* Rows of lists that the graph still has. */
 uint32_t index_moved(const fvdb_index *index);
-/* A thread pool and scratch memory for its threads, `each` of them: member m has those from m x each on.  Threads are no more than
- * config.threads and `most`. */
+/* A thread pool and scratch memory for its threads, `each` pieces a thread: those of thread t begin at t x each.  There are at
+ * most config.threads and `most` threads. */
 typedef struct workers {
     thread_pool *pool;
     search_scratch *scratch[FVDB_THREADS_MAX * SCAN_QUERIES_MAX];
