@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
+from fabstir_vectordb.extras import install_command
 
 if TYPE_CHECKING:
     from fabstir_vectordb.types import RecallPoint, RecallReport
@@ -63,6 +64,6 @@ def _figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidConfigError(
-            "drawing needs matplotlib: python -m pip install 'fabstir_vectordb[plot]'", details={"extra": "plot"}
+            f"drawing needs matplotlib: {install_command('plot')}", details={"extra": "plot"}
         ) from None
     return Figure(figsize=(7, 5), layout="constrained")

@@ -18,6 +18,7 @@ import pytest
 
 from fabstir_vectordb import __main__, get_version, sync
 from fabstir_vectordb.demo import story
+from fabstir_vectordb.extras import install_command
 from fabstir_vectordb.s5.phrase import parse_phrase
 
 for needed in ("click", "platformdirs", "tqdm"):
@@ -512,4 +513,4 @@ def test_without_the_extra_it_says_what_to_install(
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "the command line needs click: pip install 'fabstir_vectordb[cli]'\n"
+    assert capsys.readouterr().err == f"the command line needs click: {install_command('cli')}\n"
