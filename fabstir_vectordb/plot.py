@@ -12,13 +12,13 @@ from fabstir_vectordb.extras import install_command
 if TYPE_CHECKING:
     from fabstir_vectordb.types import RecallPoint, RecallReport
 
-__all__ = ["draw_recall"]
+__all__ = ["check_picture", "draw_recall"]
 
 _SUFFIXES: Final = (".pdf", ".png", ".svg")
 
 
-def draw_recall(report: RecallReport, path: Path) -> None:
-    """Recall against the median latency of a search.
+def check_picture(path: Path) -> None:
+    """Checks that a picture can be drawn, before anything is measured for it.
 
     Raises:
         InvalidConfigError: matplotlib is not installed.
@@ -28,7 +28,18 @@ def draw_recall(report: RecallReport, path: Path) -> None:
         raise InvalidInputError(
             f"a picture ends in {', '.join(_SUFFIXES)}, got {path.name!r}", details={"suffix": path.suffix}
         )
-    figure = _figure()
+    _figure_class()
+
+
+def draw_recall(report: RecallReport, path: Path) -> None:
+    """Draws recall against the median latency of a search.
+
+    Raises:
+        InvalidConfigError: matplotlib is not installed.
+        InvalidInputError: the suffix is that of no picture.
+    """
+    check_picture(path)
+    figure = _figure_class()(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, points in (
         ("ef_search", [point for point in report.points if point.ef_search]),
@@ -58,7 +69,7 @@ def _draw_line(axes: Any, name: str, points: Sequence[RecallPoint]) -> None:
         axes.annotate(str(value), (point.p50_us, point.recall), textcoords="offset points", xytext=(4, -10), fontsize=7)
 
 
-def _figure() -> Any:
+def _figure_class() -> Any:
     try:
         # The object itself: pyplot would look for a screen.
         from matplotlib.figure import Figure
@@ -66,4 +77,4 @@ def _figure() -> Any:
         raise InvalidConfigError(
             f"drawing needs matplotlib: {install_command('plot')}", details={"extra": "plot"}
         ) from None
-    return Figure(figsize=(7, 5), layout="constrained")
+    return Figure
