@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import griffe
 import pytest
 
 import fabstir_vectordb
 from fabstir_vectordb import errors
-
-griffe = pytest.importorskip("griffe", reason="the extra 'test' is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
 
