@@ -124,9 +124,15 @@ _THREADS_MAX: Final = 8
 
 def get_version() -> str:
     """The version of this package."""
-    from importlib.metadata import version  # loads email and zipfile, a tenth of the package's import
+    from importlib.metadata import PackageNotFoundError, version  # email and zipfile: a tenth of the package's import
 
-    return version("fabstir_vectordb")
+    try:
+        return version("fabstir_vectordb")
+    except PackageNotFoundError:  # imported from a source tree that was never installed
+        import tomllib
+
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def get_platform_info() -> dict[str, str]:
