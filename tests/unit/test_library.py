@@ -144,6 +144,13 @@ def in_clone(clone: Path, *arguments: str, path: Path | None = None) -> subproce
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+def differ(clone: Path) -> Path:
+    """Gives a clone other sources than any installed library was built from; a header of it."""
+    header = clone / "native" / "src" / "hnsw" / "hnsw.h"
+    header.write_text(header.read_text(encoding="utf-8") + "/* of the clone */\n", encoding="utf-8")
+    return header
+
+
 SHOW = "import fabstir_vectordb as f; from fabstir_vectordb._native import library as n; print(f.__file__, n.find())"
 
 
@@ -165,7 +172,7 @@ def test_the_first_example_runs_in_a_clone_that_hides_the_installed_package(clon
 
 
 def test_a_source_tree_builds_what_it_lacks_and_what_has_changed(clone: Path, compiler: Path) -> None:
-    header = clone / "native" / "src" / "hnsw" / "hnsw.h"
+    header = differ(clone)
     for builds in (1, 1, 2):
         if builds == 2:
             header.write_text(header.read_text(encoding="utf-8") + "/* changed */\n", encoding="utf-8")
@@ -186,6 +193,7 @@ def test_a_source_tree_builds_what_it_lacks_and_what_has_changed(clone: Path, co
 def test_processes_that_begin_together_build_once(clone: Path, compiler: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("Windows lets both build")
+    differ(clone)
     environment = {**os.environ, "PYTHONPATH": ""}
     running = [subprocess.Popen([sys.executable, "-c", SHOW], cwd=clone, env=environment) for _ in range(3)]
     assert [process.wait(300) for process in running] == [0, 0, 0]
