@@ -27,9 +27,12 @@ from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
 
 __all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
 
-#: Recall below which the default is not left to itself, and what its replacement aims at.
+#: Recall that the default has on every kind of data.
 DEFAULT_RECALL_MIN: Final = 0.95
-_REPLACEMENT_TARGET: Final = 0.97
+#: Recall on the sample below which the default is not left to itself, and what its replacement aims at. Queries are up to
+#: 0.03 harder than rows and strangers.
+_SAMPLE_RECALL_MIN: Final = 0.975
+_REPLACEMENT_TARGET: Final = 0.98
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
 _JUDGING_SAMPLE: Final = 48
 #: Candidates of which a walk may miss this share at most: else it is found out whether more of them help at all.
@@ -94,6 +97,8 @@ class Efforts:
         self._efforts: dict[tuple[int, float], Effort] = {}
         # Live rows when it was measured last, or loaded, and the rows that came since.
         self._rows_then = self._rows_since = 0
+        # Live rows when `calibration` was measured; 0 while it was not.
+        self._calibrated_rows = 0
         # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
         self._missed_by_code: float | None = None
         self.verdict: Verdict | None = _FINE
@@ -131,7 +136,7 @@ class Efforts:
         """Whether half as many rows have come as there were when it was measured, or a vacuum took half of them."""
         counts = self._rows.counts
         grown = self._rows_since >= _DUE_SHARE * self._rows_then
-        return counts.graph_rows > 0 and (grown or 2 * counts.rows < self._rows_then)
+        return self._is_measured and (grown or 2 * counts.rows < self._rows_then)
 
     def calibrate_where_due(self, control: Control | None) -> None:
         """Measures anew where that is due; best effort, as no change depends on it.
@@ -148,7 +153,7 @@ class Efforts:
 
     def _measure(self, control: Control | None) -> None:
         self._judge(control)  # first, as searches that name no setting may wait for it
-        if self.is_due:
+        if self._calibrated_rows != self._rows.counts.live:
             self._calibrate(control)
 
     def _calibrate(self, control: Control | None) -> None:
@@ -162,12 +167,13 @@ class Efforts:
             found = bitmap_of(rows.slots_with_vector(), counts.rows)
             recent = found if recent is None else found & recent
         self.calibration = calibrate(native, rows.metric, _recent(counts), control, recent)
-        self._rows_then, self._rows_since = counts.live, 0
+        self._calibrated_rows = counts.live
         self._efforts = {}  # after the calibration, from which new ones come
 
     def _judge(self, control: Control | None) -> None:
         """How the default stands: measured, and what is to take its place where it falls short."""
         rows, counts = self._rows, self._rows.counts
+        self._rows_then, self._rows_since = counts.live, 0
         native, slots = rows.native, rows.slots_with_vector()
         if native is None or not self._is_measured or len(slots) <= KS[-1] + 1:
             self.verdict = _FINE
@@ -318,9 +324,9 @@ def _recent(counts: NativeStats) -> int:
 
 
 def _finds_enough(asked: Asked, efforts: dict[int, Effort]) -> bool:
-    """Whether searches for each k find DEFAULT_RECALL_MIN of the nearest."""
+    """Whether searches for each k find enough of the nearest."""
     bounds = [asked.missed(k, ef, nprobe) for k, (ef, exact, nprobe) in efforts.items() if not exact]
-    return all(bound is None or bound <= 1.0 - DEFAULT_RECALL_MIN for bound in bounds)
+    return all(bound is None or bound <= 1.0 - _SAMPLE_RECALL_MIN for bound in bounds)
 
 
 def _with(request: SearchRequest, effort: Effort) -> SearchRequest:

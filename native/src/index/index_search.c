@@ -84,7 +84,11 @@ static uint64_t cost_of_walk(const search_job *job) {
     return (uint64_t)job->ef * WALK_ROWS_PER_EF * hnsw_rows(g) / job->recent * scanned_per_walked(&job->index->store);
 }
 
-/* Lists to look at.  With a share p of their rows allowed the nearest ones are on 1 / p times as many. */
+/* Candidates of a walk for k rows where the caller names none. */
+static uint32_t default_ef(uint32_t k) { return max_u32(EF_DEFAULT_MIN, k + k / 2); }
+
+/* Lists to look at.  With a share p of their rows allowed the nearest ones are on 1 / p times as many; and who asks for more
+ * candidates than the default asks for more lists. */
 static uint32_t lists_to_probe(const search_job *job) {
     const ivf *lists = &job->index->lists;
     const ivf_centroids *c = &lists->centroids;
@@ -92,6 +96,7 @@ static uint32_t lists_to_probe(const search_job *job) {
     uint32_t asked = job->params->nprobe;
     if (asked) return min_u32(asked, c->nlist);
     uint64_t nprobe = (uint64_t)ivf_probes(lists, job->k, IVF_RECALL_DEFAULT) * lists->live / job->historical;
+    nprobe = nprobe * max_u32(job->ef, default_ef(job->k)) / default_ef(job->k);
     return nprobe < c->nlist ? (uint32_t)nprobe : c->nlist;
 }
 
@@ -118,7 +123,7 @@ static void plan_search(search_job *job) {
     count_allowed(job);
     job->k = min_u32(job->params->k, job->allowed);
     uint32_t ef = job->params->ef_search;
-    if (ef == FVDB_EF_DEFAULT) ef = max_u32(EF_DEFAULT_MIN, job->k + job->k / 2);
+    if (ef == FVDB_EF_DEFAULT) ef = default_ef(job->k);
     job->ef = min_u32(max_u32(ef, job->k), s->n);
     plan_sides(job);
     job->together = 1;
