@@ -22,6 +22,7 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.maintenance import Maintainer
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
+from fabstir_vectordb.storage import forget_memory_store
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -89,6 +90,7 @@ __all__ = [
     "VectorInput",
     "VerifyReport",
     "VersionInfo",
+    "forget_memory_store",
     "get_platform_info",
     "get_version",
     "new_seed_phrase",

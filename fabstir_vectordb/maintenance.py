@@ -15,16 +15,19 @@ the rows is to go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, Protocol, TypeAlias
 
 import anyio
 
 from fabstir_vectordb._native.handle import NativeStats
+from fabstir_vectordb.index import Index
+from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.types import OptimizeResult, VacuumStats
 
-if TYPE_CHECKING:
-    from fabstir_vectordb.session import VectorDBSession
+__all__ = ["STEP_ROWS", "Aging", "Maintainer", "vacuum_is_due"]
 
-__all__ = ["STEP_ROWS", "Maintainer", "cutoff_us", "vacuum_is_due"]
+Stage: TypeAlias = Literal["train", "migrate", "vacuum"]
 
 #: Rows that move in one step: some milliseconds beside searches, 0.1 ms in their way.
 STEP_ROWS: Final = 1_000
@@ -35,27 +38,89 @@ _VACUUM_ROWS: Final = 1_000
 _VACUUM_SHARE: Final = 5
 
 
-def cutoff_us(now_us: int, window_s: float) -> int:
-    """Rows before this moment are old: microseconds since 1970."""
-    return max(_INT64_MIN, now_us - round(window_s * 1e6))
-
-
 def vacuum_is_due(counts: NativeStats, expired_count: int) -> bool:
     """Whether a vacuum pays for what it holds up."""
     idle = counts.rows - counts.live + expired_count + counts.moved
     return idle >= _VACUUM_ROWS and idle * _VACUUM_SHARE >= counts.rows
 
 
+def _is_worth_it(index: Index) -> bool:
+    return vacuum_is_due(index.counts, index.hidden_count)
+
+
+async def _go_on(stage: Stage, rows_done: int) -> None:
+    """Waits for nothing."""
+
+
+class Aging:
+    """The steps that bring rows to the side of their age: train lists, move rows, train again, vacuum.
+
+    Args:
+        runtime: runs the steps, on the index it has.
+        now_us: the session's clock, microseconds since 1970.
+        window_s: age in seconds from which a row is old.
+    """
+
+    def __init__(self, runtime: Runtime, now_us: Callable[[], int], window_s: float) -> None:
+        self.runtime = runtime
+        self._now_us = now_us
+        self._window_us = round(window_s * 1e6)
+
+    async def run(
+        self,
+        before: Callable[[Stage, int], Awaitable[None]] = _go_on,
+        *,
+        vacuum_where: Callable[[Index], bool] = lambda _: True,
+        of_any_age: bool = False,
+    ) -> OptimizeResult:
+        """Does all steps; a cancellation between two of them leaves what is done.
+
+        Args:
+            before: awaited before each step, with the rows that the stage has looked at.
+            vacuum_where: whether the index gets a vacuum in the end.
+            of_any_age: take every row for an old one.
+        """
+        await before("train", 0)
+        trained, migrated = await self._train(of_any_age), 0
+        first: int | None = 0
+        while first is not None:
+            await before("migrate", first)
+            moved, first = await self._migrate(first, of_any_age)
+            migrated += moved
+        trained = await self._train(of_any_age) or trained
+        removed = VacuumStats(0, 0, 0)
+        if vacuum_where(self.runtime.index):
+            await before("vacuum", 0)
+            removed = await self.runtime.change(Index.vacuum)
+        return OptimizeResult(trained, migrated, removed)
+
+    async def _train(self, of_any_age: bool) -> bool:
+        cutoff = self._cutoff_us(of_any_age)
+        return await self.runtime.concurrent(lambda index, control: index.train(cutoff, control))
+
+    async def _migrate(self, first: int, of_any_age: bool) -> tuple[int, int | None]:
+        cutoff = self._cutoff_us(of_any_age)
+        return await self.runtime.concurrent(lambda index, _: index.migrate(cutoff, STEP_ROWS, first))
+
+    def _cutoff_us(self, of_any_age: bool) -> int:
+        """Rows before this moment are old: microseconds since 1970."""
+        return 2**63 - 1 if of_any_age else max(_INT64_MIN, self._now_us() - self._window_us)
+
+
+class _Session(Protocol):
+    _aging: Aging
+
+
 class Maintainer:
     """Keeps a session's index in shape, in the background.
 
     Args:
-        session: whose index.
+        session: the `VectorDBSession` whose index it is.
         interval_s: seconds between two looks.
     """
 
-    def __init__(self, session: VectorDBSession, *, interval_s: float = 60.0) -> None:
-        self._session = session
+    def __init__(self, session: _Session, *, interval_s: float = 60.0) -> None:
+        self._aging = session._aging
         self._interval_s = interval_s
         self._resumed: anyio.Event | None = None
 
@@ -66,7 +131,7 @@ class Maintainer:
             VectorDBError: something failed, or the session was destroyed; the index is whole.
         """
         while True:
-            await self._look()
+            await self._aging.run(self._turn, vacuum_where=_is_worth_it)
             await anyio.sleep(self._interval_s)
 
     def pause(self) -> None:
@@ -80,21 +145,6 @@ class Maintainer:
             self._resumed.set()
             self._resumed = None
 
-    async def _turn(self) -> None:
+    async def _turn(self, stage: Stage, rows_done: int) -> None:
         if self._resumed is not None:
             await self._resumed.wait()
-
-    async def _look(self) -> None:
-        session = self._session
-        await self._turn()
-        await session.train_lists()
-        first: int | None = 0
-        while first is not None:
-            await self._turn()
-            _, first = await session.migrate_step(first)
-        await self._turn()
-        await session.train_lists()
-        index = session.live_index()
-        if vacuum_is_due(index.counts, index.hidden_count):
-            await self._turn()
-            await session.vacuum()

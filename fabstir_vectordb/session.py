@@ -1,7 +1,7 @@
 """VectorDBSession: every public verb, each a few readable lines.
 
-A session belongs to one user. Changes, saves and loads run one after the other; reads run beside them, and see the rows
-from before or after a change, never half of it. Whatever takes longer than a walk of the graph runs in a worker thread.
+A session belongs to one user. `runtime` says who may run when: changes, saves and loads run one after the other; reads
+run beside them, and see the rows from before or after a change, never half of it. `workspace` keeps the versions.
 Cancelling the task that awaits a change, save or load stops it, waits until no thread works on the index any more, and
 then raises the cancellation; the change was made whole by then, or left no trace.
 """
@@ -9,30 +9,36 @@ then raises the cancellation; the change was made whole by then, or left no trac
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import sys
 import time
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast
+from typing import Any, Final, Generic, Literal, NoReturn, Self, SupportsIndex, TypeVar, Unpack, cast
 
-import anyio
-import anyio.lowlevel
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeBusy, NativeCancelled, kernels
-from fabstir_vectordb.config import UNSET, SeedPhrase, Unset, VectorDBConfig, check_recall_target, check_threshold
+from fabstir_vectordb import log_level
+from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeBusy, NativeStats, kernels
+from fabstir_vectordb.config import (
+    UNSET,
+    ConfigFields,
+    Given,
+    Unset,
+    VectorDBConfig,
+    check_known,
+    check_recall_target,
+    check_threshold,
+    config_of,
+)
 from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
 from fabstir_vectordb.errors import (
-    ConflictError,
     InvalidConfigError,
     InvalidInputError,
     MemoryBudgetExceededError,
@@ -41,7 +47,6 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.index import (
     Index,
     IndexClosed,
-    IndexSettings,
     check_ef,
     check_exact,
     check_k,
@@ -50,38 +55,26 @@ from fabstir_vectordb.index import (
     prepare_queries,
     prepare_query,
 )
-from fabstir_vectordb.lazy_index import LazyIndex
-from fabstir_vectordb.maintenance import STEP_ROWS, cutoff_us
-from fabstir_vectordb.metadata.arena import parse_page
-from fabstir_vectordb.metadata.changes import parse_changes
-from fabstir_vectordb.metadata.expiry import parse_expiry_page
+from fabstir_vectordb.maintenance import Aging, Stage
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.persist.disk_cache import DiskCache
-from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
-from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
-from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
-from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
-from fabstir_vectordb.persist.records import read_catalogue, read_history
-from fabstir_vectordb.persist.save import is_base_stored, save_version
-from fabstir_vectordb.persist.share import share_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
-from fabstir_vectordb.s5.cid import ShareCid
-from fabstir_vectordb.s5.keys import Identity
-from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase, secret_to_entropy
-from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.persist.lazy import PartsNeeded, WholeNeeded
+from fabstir_vectordb.persist.versions import HistoryEntry, ProgressCallback
+from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
     IndexSide,
+    LoadFields,
     LoadOptions,
     OptimizeProgress,
     OptimizeResult,
     PruneReport,
     RecallReport,
-    Receipt,
     Row,
+    SearchFields,
     SearchOptions,
     SearchResult,
     SearchResults,
@@ -91,14 +84,14 @@ from fabstir_vectordb.types import (
     VerifyReport,
     VersionInfo,
 )
-from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
+from fabstir_vectordb.workspace import Workspace
 
 __all__ = ["VectorDBSession", "get_platform_info", "get_version"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_P = ParamSpec("_P")
+_S = TypeVar("_S", bound="VectorDBSession")
 _O = TypeVar("_O", SearchOptions, LoadOptions)
 # ef_search, exact, nprobe and recall_target.
 _Effort = tuple[int, bool, int, float | None]
@@ -112,13 +105,8 @@ _INLINE_SCAN_VALUES_MAX: Final = 1 << 20
 # Lists are scanned by code: a few times faster.
 _INLINE_PROBED_VALUES_MAX: Final = 1 << 23
 SCAN_PAGE_ROWS: Final = 512
-# Older than this is every row.
-_ANY_AGE_US: Final = 2**63 - 1
-# Searches on the caller's thread let other tasks run at least this often: each takes a fraction of a millisecond, a
-# thousand in a row would not.
-_PAUSE_S: Final = 0.005
-# Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
-_THREADS_MAX: Final = 8
+# The moments that a clock may give, seconds since 1970: from the year 1 to the year 9999.
+_CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
 
 
 def get_version() -> str:
@@ -152,41 +140,29 @@ class VectorDBSession:
         ['a']
     """
 
-    def __init__(self, config: VectorDBConfig) -> None:
-        self._destroyed = True  # until it is whole: a refused session owes nobody a destroy()
-        self._config = config
-        self._store: Store = open_store(
-            config.s5_portal,
-            timeout_s=config.timeout_s,
-            max_retries=config.max_retries,
-            token=config.portal_token,
-            account_seed=self._account_seed,
-        )
-        if config.disk_cache_dir is not None:
-            directory = Path(os.fspath(config.disk_cache_dir))
-            self._store = DiskCache(self._store, directory, config.disk_cache_mb * 1_000_000)
-        self._check_phrase(config.secret)
-        self._secret: SeedPhrase | None = config.secret
-        self._identity: Identity | None = None
-        self._lineage = Lineage()
-        self._budget_bytes = config.budget_bytes
-        self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
+    def __init__(self, config: VectorDBConfig, runtime_type: type[Runtime] = Runtime) -> None:
+        self._config = config.without_secrets()
+        if len(config.secret.reveal().split()) == PHRASE_WORDS:
+            # What looks like a phrase of S5 must be one: a mistyped word would otherwise open another, empty identity.
+            parse_phrase(config.secret.reveal())
         self._now_us = partial(_clock_us, config.clock)
-        self._index = self._new_index()
-        self._saved_changes = 0
-        self._last_cid: str | None = None
-        self._one_at_a_time = anyio.Lock()
-        self._threads = anyio.CapacityLimiter(_THREADS_MAX)
-        self._change_over: anyio.Event | None = None
-        self._last_pause = 0.0
+        runtime = runtime_type(config.session_id)
+        self._workspace = Workspace(config, runtime, self._now_us)
+        self._aging = Aging(runtime, self._now_us, config.recent_window_s)
+        self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
+        self._told_of_default = False
         if config.debug:
-            logging.getLogger("fabstir_vectordb").setLevel(logging.DEBUG)
-        self._destroyed = False
+            log_level.begin_debug()
+        self._runtime = runtime  # last: a refused session owes nobody a destroy()
         logger.debug("session %s: created", config.session_id)
 
     @classmethod
-    async def create(cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Any) -> Self:
+    def create(
+        cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Unpack[ConfigFields]
+    ) -> Creation[Self]:
         """Makes a session; validates only, touches no store.
+
+        Await it, or use it in ``async with``, with ``await`` or without.
 
         Args:
             config: the settings, or a mapping of them.
@@ -196,12 +172,16 @@ class VectorDBSession:
             An empty session.
 
         Raises:
-            InvalidConfigError: a setting is missing or out of range.
+            InvalidConfigError: a setting is missing, unknown or out of range.
         """
-        return cls(make_config(config, settings))
+        return Creation(cls._create(Given(config, settings)))
 
     @classmethod
-    async def from_parts(
+    async def _create(cls, given: Given) -> Self:
+        return cls(config_of(given))
+
+    @classmethod
+    def from_parts(
         cls,
         config: VectorDBConfig | Mapping[str, Any] | None = None,
         /,
@@ -209,8 +189,8 @@ class VectorDBSession:
         recent: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
         historical: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
         timestamps: Mapping[str, float] | None = None,
-        **settings: Any,
-    ) -> Self:
+        **settings: Unpack[ConfigFields],
+    ) -> Creation[Self]:
         """Makes a session whose rows are on the sides that are said, whatever their age.
 
         What `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` give of one session makes another
@@ -228,39 +208,38 @@ class VectorDBSession:
             InvalidConfigError, InvalidInputError, ConflictError, MemoryBudgetExceededError: as `create` and
                 `add_vectors`; no session was made.
         """
-        session = await cls.create(config, **settings)
+        return Creation(cls._from_parts(cls._create(Given(config, settings)), recent, historical, timestamps))
+
+    @staticmethod
+    async def _from_parts(
+        creation: Coroutine[Any, Any, _S],
+        recent: Iterable[VectorInput | Row | Mapping[str, Any]],
+        historical: Iterable[VectorInput | Row | Mapping[str, Any]],
+        timestamps: Mapping[str, float] | None,
+    ) -> _S:
+        session = await creation
         try:
-            await session.fill_from_parts(recent, historical, timestamps)
+            await session._fill(recent, historical, timestamps)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await session.destroy()
+            await session.destroy()
             raise
         return session
 
-    async def fill_from_parts(
+    async def _fill(
         self,
         recent: Iterable[VectorInput | Row | Mapping[str, Any]],
         historical: Iterable[VectorInput | Row | Mapping[str, Any]],
         timestamps: Mapping[str, float] | None,
     ) -> None:
-        """Gives an empty session rows on both sides. A step of `from_parts`."""
+        """Gives an empty session rows on both sides."""
         if timestamps is not None and not isinstance(timestamps, Mapping):
             raise InvalidInputError(f"timestamps must be a mapping of ids, got {type(timestamps).__name__}")
         past, present = (_dated(rows, timestamps or {}) for rows in (historical, recent))
         fill_lists = sum(row.vector is not None for row in past) >= LISTS_ROWS_MIN
-        await self._change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
-        if await self._beside(lambda index, control: index.train(_ANY_AGE_US, control)):
-            first: int | None = 0
-            while first is not None:
-                _, first = await self._move(first, _ANY_AGE_US)
-            await self.vacuum()
+        await self._runtime.change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
+        if fill_lists:
+            await self._aging.run(of_any_age=True)
         await self.add_vectors(present)
-
-    @staticmethod
-    def _check_phrase(secret: SeedPhrase) -> None:
-        # What looks like a phrase of S5 must be one: a typing mistake would otherwise open another, empty identity.
-        if len(secret.reveal().split()) == PHRASE_WORDS:
-            parse_phrase(secret.reveal())
 
     # ---- life
 
@@ -273,9 +252,12 @@ class VectorDBSession:
         await self.destroy()
 
     def __del__(self) -> None:
-        if not getattr(self, "_destroyed", True):
+        runtime = getattr(self, "_runtime", None)
+        if runtime is not None and runtime.is_open:
+            self._end_debug()
+            way = "'with'" if runtime.is_blocking else "'async with'"
             warnings.warn(
-                f"session {self._config.session_id!r} was never destroyed: call destroy(), or use 'async with'",
+                f"session {self._config.session_id!r} was never destroyed: call destroy(), or use {way}",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -284,34 +266,40 @@ class VectorDBSession:
     def __repr__(self) -> str:
         return f"<VectorDBSession {self._config.session_id!r} index={self._config.index_name!r}>"
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise SessionError(
+            "a VectorDBSession cannot be copied or pickled: it owns memory, keys and connections. Save it and load it "
+            "in another session, which opens in any process",
+            details={"session_id": self._config.session_id},
+        )
+
     async def destroy(self) -> None:
         """Forgets everything: frees native memory, wipes keys as far as CPython allows, closes the store.
 
-        Waits for a running change, save or load. Idempotent; every later call raises SessionError.
+        Waits for a running change, save or load. Idempotent; every later call raises SessionError. In a child process
+        of the one that made the session it only wipes the child's copy of the keys.
+
+        Raises:
+            SessionError: the session is in use on another event loop.
         """
-        if self._destroyed:
-            return
-        self._destroyed = True
+        if self._runtime.was_forked:
+            self._workspace.forget()
+        await self._runtime.end(self._forget, self._workspace.store.aclose)
 
-        async def forget() -> None:
-            with anyio.CancelScope(shield=True):
-                async with self._one_at_a_time:
-                    await self._forget()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(forget)
-        logger.debug("session %s: destroyed", self._config.session_id)
-
-    async def _forget(self) -> None:
-        if self._dirty:
+    def _forget(self) -> None:
+        if self._workspace.is_dirty:
             logger.warning("session %s: destroyed with unsaved changes", self._config.session_id)
-        await self._in_thread(self._index.close)
-        self._secret = None
-        if self._identity is not None:
-            self._identity.wipe()
-        self._identity = None
-        self._config = replace(self._config, user_seed_phrase=SeedPhrase("wiped"))
-        await self._store.aclose()
+        self._workspace.forget()
+        logger.debug("session %s: destroyed", self._config.session_id)
+        self._end_debug()
+
+    def _end_debug(self) -> None:
+        if self._config.debug:
+            log_level.end_debug()
+
+    @property
+    def _index(self) -> Index:
+        return self._runtime.index
 
     # ---- rows in
 
@@ -341,7 +329,7 @@ class VectorDBSession:
             rows = [_as_input(row, item) for row, item in enumerate(items)]
             return self._add_inputs(rows, on_conflict, index, control)
 
-        return await self._change(add)
+        return await self._runtime.change(add)
 
     async def add_batch(
         self,
@@ -371,7 +359,9 @@ class VectorDBSession:
         Raises:
             InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
         """
-        return await self._change(partial(self._add, ids, vectors, metadata, timestamps, expires_at, on_conflict))
+        return await self._runtime.change(
+            partial(self._add, ids, vectors, metadata, timestamps, expires_at, on_conflict)
+        )
 
     def _add(
         self,
@@ -419,7 +409,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        await self._change(lambda index, _: index.update_metadata(id, metadata, merge))
+        await self._runtime.change(lambda index, _: index.update_metadata(id, metadata, merge))
 
     async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index.
@@ -434,7 +424,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         parsed = None if schema is None else parse_schema(schema)
-        await self._change(lambda index, _: index.set_schema(parsed))
+        await self._runtime.change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; `vacuum` gives its memory back.
@@ -450,7 +440,7 @@ class VectorDBSession:
         """
         if not isinstance(id, str):
             raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
-        return await self._change(lambda index, _: index.delete([id], missing_ok))
+        return await self._runtime.change(lambda index, _: index.delete([id], missing_ok))
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing.
@@ -466,7 +456,7 @@ class VectorDBSession:
         where = parse_filter(filter)
         if where.is_empty:
             raise InvalidInputError("an empty filter would delete every row: name a field, as in {'kind': 'draft'}")
-        return await self._change(lambda index, _: index.delete_where(where))
+        return await self._runtime.change(lambda index, _: index.delete_where(where))
 
     async def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good, repairs the graph and gives their memory back.
@@ -479,7 +469,7 @@ class VectorDBSession:
             IndexStateError: there was not enough memory beside the index; nothing changed.
             SessionError: the session is destroyed.
         """
-        return await self._change(Index.vacuum)
+        return await self._runtime.change(Index.vacuum)
 
     async def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
         """Brings the index into its best shape for what it holds now.
@@ -501,40 +491,17 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        def tell(stage: Literal["train", "migrate", "vacuum"], rows_done: int) -> None:
+        async def tell(stage: Stage, rows_done: int) -> None:
             if progress is not None:
-                progress(OptimizeProgress(stage, rows_done, self.live_index().counts.rows))
+                progress(OptimizeProgress(stage, rows_done, self._index.counts.rows))
 
-        await self._beside(lambda index, _: index.check_optimizes())
-        tell("train", 0)
-        trained, migrated = await self.train_lists(), 0
-        first: int | None = 0
-        while first is not None:
-            tell("migrate", first)
-            moved, first = await self.migrate_step(first)
-            migrated += moved
-        trained = await self.train_lists() or trained
-        tell("vacuum", 0)
-        removed = await self.vacuum()
-        if migrated or removed.total_removed:
+        await self._runtime.concurrent(lambda index, _: index.check_optimizes())
+        result = await self._aging.run(tell)
+        if result.migrated or result.vacuum.total_removed:
             # Rows got other slots, and parts other bytes, anyway.
             with suppress(MemoryBudgetExceededError):
-                await self._change(Index.arrange)
-        return OptimizeResult(trained, migrated, removed)
-
-    async def train_lists(self) -> bool:
-        """Trains lists where that is due, beside searches; whether it did. A step of `optimize`."""
-        return await self._beside(lambda index, control: index.train(self._cutoff_us(), control))
-
-    async def migrate_step(self, first: int) -> tuple[int, int | None]:
-        """Moves some old rows from slot `first` on: how many, and where to go on. A step of `optimize`."""
-        return await self._move(first, self._cutoff_us())
-
-    async def _move(self, first: int, cutoff_us: int) -> tuple[int, int | None]:
-        return await self._beside(lambda index, _: index.migrate(cutoff_us, STEP_ROWS, first))
-
-    def _cutoff_us(self) -> int:
-        return cutoff_us(self._now_us(), self._config.recent_window_s)
+                await self._runtime.change(Index.arrange)
+        return result
 
     async def get_recent_index(self) -> IndexSide:
         """The recent side: rows that are found through the graph, or scanned while they are few.
@@ -542,7 +509,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._read(lambda index: index.side(False))
+        return await self._runtime.read(lambda index: index.side(False))
 
     async def get_historical_index(self) -> IndexSide:
         """The historical side: rows on lists.
@@ -550,7 +517,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._read(lambda index: index.side(True))
+        return await self._runtime.read(lambda index: index.side(True))
 
     async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """When rows are from: seconds since 1970 by id.
@@ -562,18 +529,21 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = None if ids is None else as_ids(ids)
-        return await self._read(lambda index: index.timestamps(wanted))
+        wanted = None if ids is None else _as_ids(ids)
+        return await self._runtime.read(lambda index: index.timestamps(wanted))
 
     # ---- rows out
 
-    async def search(self, query: Any, k: int, options: SearchOptions | None = None, **fields: Any) -> SearchResults:
+    async def search(
+        self, query: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
+    ) -> SearchResults:
         """Finds the k rows nearest to a query.
 
         Args:
             query: dim numbers.
             k: 1 to 10 000; more than there are rows returns all.
-            options, **fields: see SearchOptions.
+            options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
+                a warning is logged.
 
         Returns:
             The hits, nearest first, ties by id.
@@ -582,24 +552,30 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self.check_alive()
+        runtime, results = self._runtime, None
+        runtime.check()
         if _wants_mmr(options, fields):
-            diverse = self._search_diverse(query, k, options, fields)
-            return await self._answered(lambda control: self.read_here(partial(diverse, control=control)))
-        asked = self._asked(query, k, options, fields)
-        if self._is_short(self._index, asked):
-            if time.monotonic() - self._last_pause > _PAUSE_S:
-                await anyio.lowlevel.checkpoint()
-                self._last_pause = time.monotonic()
+            results = await runtime.cancellable(self._search_diverse(query, k, options, fields))
+        else:
+            asked = self._asked(query, k, options, fields)
+            index = runtime.index
             try:
-                return self.live_index().search(*asked, nowait=True)
-            except (NativeBusy, IndexClosed):
+                if runtime.is_blocking:
+                    results = index.search(*asked)
+                elif self._is_short(index, asked):
+                    await runtime.let_others_run()
+                    results = index.search(*asked, nowait=True)
+            except (NativeBusy, IndexClosed, PartsNeeded, WholeNeeded):
                 pass
-        # Stoppable, as it may have to find out first what its recall takes.
-        return await self._answered(lambda control: self.read_here(lambda index: index.search(*asked, control=control)))
+            if results is None:
+                # Stoppable, as it may have to find out first what its recall takes.
+                results = await runtime.cancellable(lambda index, control: index.search(*asked, control=control))
+        if results.below_threshold and not self._told_of_default:
+            self._tell_of_default(results.below_threshold, _threshold_of(options, fields))
+        return results
 
     async def search_batch(
-        self, queries: Any, k: int, options: SearchOptions | None = None, **fields: Any
+        self, queries: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
@@ -614,9 +590,11 @@ class VectorDBSession:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self.check_alive()
-        search = self._search_batch(queries, k, options, fields)
-        return await self._answered(lambda control: self.read_here(partial(search, control=control)))
+        self._runtime.check()
+        results = await self._runtime.cancellable(self._search_batch(queries, k, options, fields))
+        if not self._told_of_default:
+            self._tell_of_default(sum(each.below_threshold for each in results), _threshold_of(options, fields))
+        return results
 
     async def search_stream(
         self,
@@ -641,9 +619,9 @@ class VectorDBSession:
             MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
-        start = self.start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = await self._answered(lambda control: self.read_here(partial(start, control=control)))
-        while hits := await self._read(partial(next_page, index, next_hits)):
+        start = self._start_of_stream(query, threshold, include_vectors, filter)
+        index, next_hits = await self._runtime.cancellable(start)
+        while hits := await self._runtime.read(partial(_next_page, index, next_hits)):
             for hit in hits:
                 yield hit
 
@@ -654,8 +632,8 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = as_ids(ids)
-        return await self._read(lambda index: index.get(wanted))
+        wanted = _as_ids(ids)
+        return await self._runtime.read(lambda index: index.get(wanted))
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes.
@@ -669,9 +647,10 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         if filter is None:
-            return self.live_index().live_count
+            self._runtime.check()
+            return self._index.live_count
         where = parse_filter(filter)
-        return await self._read(lambda index: index.count_where(where))
+        return await self._runtime.read(lambda index: index.count_where(where))
 
     async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it, the most frequent first.
@@ -686,7 +665,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return await self._read(lambda index: index.facets(path, where))
+        return await self._runtime.read(lambda index: index.facets(path, where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """How much of the truth searches find on the index's own rows, and at what cost, over `ef_search` and `nprobe`.
@@ -702,17 +681,14 @@ class VectorDBSession:
             InvalidInputError: `sample` or `k` is out of range.
             SessionError: the session is destroyed.
         """
-        check_range("sample", sample, 10_000)
-        check_range("k", k, 1_000)
+        _check_range("sample", sample, 10_000)
+        _check_range("k", k, 1_000)
 
-        def measure(control: Control) -> RecallReport:
-            def read(index: Index) -> RecallReport:
-                index.require_whole()
-                return index.recall(sample, k, self._recall_target, control)
+        def measure(index: Index, control: Control | None) -> RecallReport:
+            index.require_whole()
+            return index.recall(sample, k, self._recall_target, control)
 
-            return self.read_here(read)
-
-        return await self._answered(measure)
+        return await self._runtime.cancellable(measure)
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -734,8 +710,8 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        index, next_rows = await self._read(partial(start_of_scan, filter, order))
-        while rows := await self._read(partial(next_page, index, next_rows)):
+        index, next_rows = await self._runtime.read(partial(_start_of_scan, filter, order))
+        while rows := await self._runtime.read(partial(_next_page, index, next_rows)):
             for row in rows:
                 yield row
 
@@ -766,51 +742,11 @@ class VectorDBSession:
         """
         if on_conflict not in ("error", "overwrite"):
             raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
-        return await self._alone(
-            lambda: self._save(cast(Literal["error", "overwrite"], on_conflict), verify_stored, progress)
-        )
-
-    async def _save(
-        self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
-    ) -> str:
-        settings = self._persist_settings()
-        unchanged = not self._dirty and not verify_stored and await is_base_stored(self._store, self._lineage, settings)
-        if not unchanged:
-            await self._load_rest()
-        index = self._index
-        if self._lineage.base is None:
-            # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
-            with suppress(MemoryBudgetExceededError):
-                await self._stoppable(index.arrange)
-            await self._settle_where_due()
-        index.make_room()
-        changes = index.changes
-
-        def committed(version: Version) -> None:
-            self._saved_changes = changes
-            self._last_cid = str(version.cid)
-
-        saved = await save_version(
-            self._store,
-            await self._keys(),
-            None if unchanged else index,
-            self._lineage,
-            settings,
-            on_conflict=on_conflict,
-            verify_stored=verify_stored,
-            progress=progress,
-            committed=committed,
-        )
-        logger.debug(
-            "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
-        )
-        if not unchanged and saved.version.stored_rows == saved.version.rows:
-            # Should this not be reached, the next save stores the graph anew.
-            await self._in_thread(index.graph_stored)
-        return str(saved.version.cid)
+        chosen = cast(Literal["error", "overwrite"], on_conflict)
+        return await self._runtime.exclusive(partial(self._workspace.save, chosen, verify_stored, progress))
 
     async def load_user_vectors(
-        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Any
+        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Unpack[LoadFields]
     ) -> None:
         """Replaces the content by a saved version: all or nothing.
 
@@ -825,6 +761,8 @@ class VectorDBSession:
             DecryptionError: none of the user's keys opens it.
             IntegrityError: bytes are not what they should be.
             InvalidInputError: `cid` is no CID, or names something that is no version.
+            InvalidConfigError: `metric`, `M`, `ef_construction` or `chunk_size` was passed to `create`, and the version
+                has another; the session stays as it was.
             MemoryBudgetExceededError: it would not fit.
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
@@ -833,50 +771,7 @@ class VectorDBSession:
         _check_load_options(chosen)
         if cid is not None and not isinstance(cid, str):
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
-        await self._alone(lambda: self._load(cid, chosen))
-
-    async def _load(self, cid: str | None, options: LoadOptions) -> None:
-        if self._dirty and not options.discard_unsaved:
-            raise ConflictError(
-                "there are unsaved changes: save them, or load with discard_unsaved=True",
-                details={"last_cid": self._last_cid},
-            )
-        budget = self._budget_bytes
-        if options.memory_budget_mb is not None:
-            budget = options.memory_budget_mb * 1_000_000
-        cache_bytes = self._config.cache_size_mb * 1_000_000
-        keys = await self._keys()
-        loaded = await self._with_room(
-            lambda settings: load_version(
-                self._store,
-                keys,
-                self._lineage,
-                replace(settings, budget_bytes=budget),
-                cid,
-                missing_ok=options.missing_ok,
-                lazy_cache_bytes=cache_bytes if options.lazy_load else None,
-                progress=options.progress,
-            )
-        )
-        if loaded is None:
-            fresh, base, last_cid = self._new_index(), None, None
-        else:
-            fresh = await self._restored(loaded)
-            base, last_cid = loaded.version, str(loaded.version.cid)
-        self._budget_bytes = budget
-        self._lineage.base, self._last_cid = base, last_cid
-        await self._exchange(fresh)
-        logger.debug("session %s: loaded %s", self._config.session_id, last_cid or "nothing: no version yet")
-
-    async def _exchange(self, fresh: Index) -> None:
-        """Puts another index, that of a version, in the place of the one there is."""
-        # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
-        fresh.budget_bytes = self._budget_bytes
-        old, self._index = self._index, fresh
-        self._saved_changes = fresh.changes
-        with anyio.CancelScope(shield=True):
-            await self._in_thread(old.close)
-            await settle_threads()
+        await self._runtime.exclusive(partial(self._workspace.load, cid, chosen))
 
     async def warm(self, progress: ProgressCallback | None = None) -> None:
         """Fetches what a lazy load left in the store: from here on no search waits for a network.
@@ -891,49 +786,9 @@ class VectorDBSession:
             IntegrityError, NotFoundError, StorageError, S5Error: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
-        self.check_alive()
+        self._runtime.check()
         if not self._index.is_whole:
-            await self._alone(lambda: self._load_rest(progress))
-
-    async def become_whole(self, optional: bool) -> None:
-        """`warm` for a call that needs it, or, where it is optional, that would be the faster for it."""
-        try:
-            await self.warm()
-        except MemoryBudgetExceededError:
-            if not optional:
-                raise
-            index = self._index
-            if isinstance(index, LazyIndex):
-                index.stay_lazy()
-
-    async def _load_rest(self, progress: ProgressCallback | None = None) -> None:
-        index = self._index
-        if isinstance(index, LazyIndex):
-            loaded = await self._with_room(
-                lambda settings: load_rest(self._store, index.lazy, settings, progress=progress)
-            )
-            fresh = await self._restored(loaded)
-            fresh.plans_used = index.plans_used
-            await self._exchange(fresh)
-            logger.debug("session %s: loaded the rest", self._config.session_id)
-
-    async def _restored(self, loaded: LoadedVersion) -> Index:
-        settings = IndexSettings(
-            metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
-            memory=self._config.memory,
-            M=loaded.M,
-            ef_construction=loaded.ef_construction,
-            threads=self._config.native_threads,
-            chunk_size=loaded.chunk_size,
-            now_us=self._now_us,
-        )
-        restore = Index.restore if loaded.lazy is None else LazyIndex.of
-        try:
-            return await self._in_thread(restore, settings, loaded)
-        except BaseException:
-            if loaded.native is not None:
-                loaded.native.close()
-            raise
+            await self._runtime.exclusive(partial(self._workspace.load_rest, progress))
 
     async def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first.
@@ -944,10 +799,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def read() -> list[HistoryEntry]:
-            return await read_history(self._store, await self._keys(), self._config.index_name, self._lineage)
-
-        return _as_infos(await self._alone(read))
+        return _as_infos(await self._runtime.exclusive(self._workspace.history))
 
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name.
@@ -970,11 +822,7 @@ class VectorDBSession:
         if isinstance(keep, bool) or not isinstance(keep, int):
             raise InvalidInputError(f"keep must be an integer, got {keep!r}")
 
-        async def prune() -> PrunedHistory:
-            settings = self._persist_settings()
-            return await prune_history(self._store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run)
-
-        pruned = await self._alone(prune)
+        pruned = await self._runtime.exclusive(partial(self._workspace.prune, keep, dry_run))
         return PruneReport(
             versions=_as_infos(pruned.versions),
             blobs=pruned.blobs,
@@ -1003,10 +851,7 @@ class VectorDBSession:
         if not isinstance(cid, str):
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
 
-        async def share() -> ShareCid:
-            return await share_version(self._store, await self._keys(), self._lineage, self._persist_settings(), cid)
-
-        return (await self._alone(share)).reveal()
+        return (await self._runtime.exclusive(partial(self._workspace.share, cid))).reveal()
 
     async def list_indexes(self) -> list[str]:
         """The names of the user's saved indexes, sorted.
@@ -1017,10 +862,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def read() -> list[str]:
-            return await read_catalogue(self._store, await self._keys(), self._lineage)
-
-        return await self._alone(read)
+        return await self._runtime.exclusive(self._workspace.indexes)
 
     async def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Reads every object of a version and checks all of it, without touching the session's content.
@@ -1035,22 +877,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def read() -> VerifiedVersion:
-            return await verify_version(
-                self._store,
-                await self._keys(),
-                self._lineage,
-                self._persist_settings(),
-                cid,
-                check_pages={
-                    DOCUMENTS: parse_page,
-                    EXPIRIES: parse_expiry_page,
-                    CHANGES: lambda *page: parse_changes(page[-1]),
-                },
-                progress=progress,
-            )
-
-        found = await self._alone(read)
+        found = await self._runtime.exclusive(partial(self._workspace.verify, cid, progress))
         return VerifyReport(cid=str(found.cid), parts=found.parts, bytes=found.bytes, rows=found.rows)
 
     async def get_stats(self) -> SessionStats:
@@ -1059,72 +886,44 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return self.stats_here()
+        self._runtime.check()
+        index = self._index
+        native = self._runtime.here(Index.stats)
+        return _stats(index, native, self._workspace.is_dirty, self._workspace.last_cid)
 
-    # ---- what the synchronous twin shares: the same on the caller's thread
+    # ---- searches
 
-    def check_alive(self) -> None:
-        """Raises SessionError once the session is destroyed."""
-        if self._destroyed:
-            raise self._gone()
+    def _tell_of_default(self, dropped: int, threshold: object) -> None:
+        """Warns, once, where hits were dropped by a threshold that nobody asked for."""
+        if dropped and threshold is UNSET and self._config.default_threshold is UNSET:
+            self._told_of_default = True
+            logger.warning(
+                "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
+                "keep them, or create the session with default_threshold=None (this is said once)",
+                self._config.session_id,
+                self._index.metric,
+                dropped,
+            )
 
-    def _gone(self) -> SessionError:
-        return SessionError("Session already destroyed", details={"session_id": self._config.session_id})
-
-    @property
-    def _dirty(self) -> bool:
-        return self._index.changes != self._saved_changes
-
-    def live_index(self) -> Index:
-        """The index, while there is one.
-
-        Raises:
-            SessionError: the session is destroyed.
-        """
-        self.check_alive()
-        return self._index
-
-    def read_here(self, read: Callable[[Index], _T]) -> _T:
-        """The result of a read, on this thread; goes on to the next index where a load replaced the one it met."""
-        while True:
-            index = self.live_index()
-            try:
-                return read(index)
-            except IndexClosed:
-                if self._index is index:
-                    raise self._gone() from None
-
-    def search_here(
-        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> SearchResults:
-        """`search` on this thread; waits for a change that is under way."""
-        self.check_alive()
-        if _wants_mmr(options, fields):
-            return self.read_here(self._search_diverse(query, k, options, fields))
-        asked = self._asked(query, k, options, fields)
-        try:
-            return self._index.search(*asked)
-        except IndexClosed:
-            return self.read_here(lambda index: index.search(*asked))
-
-    def search_batch_here(
-        self, queries: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> list[SearchResults]:
-        """`search_batch` on this thread."""
-        self.check_alive()
-        return self.read_here(self._search_batch(queries, k, options, fields))
-
-    def start_of_stream(
+    def _start_of_stream(
         self, query: Any, threshold: float | Unset | None, include_vectors: bool, filter: Mapping[str, Any] | None
     ) -> Callable[..., tuple[Index, Callable[[], list[SearchResult]]]]:
         """What starts a stream over an index: it gives that index, and what gives its next hits, none at the end."""
-        self.check_alive()
+        self._runtime.check()
         vector, least = prepare_query(query), self._threshold(threshold)
         where = EVERYTHING if filter is None else parse_filter(filter)
 
         def start(index: Index, control: Control | None = None) -> tuple[Index, Callable[[], list[SearchResult]]]:
             cursor = index.stream(vector, where, control)
-            return index, lambda: index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
+
+            def next_hits() -> list[SearchResult]:
+                first = cursor.next
+                hits = index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
+                if first < cursor.end == cursor.next and not self._told_of_default:
+                    self._tell_of_default(cursor.end - first - len(hits), threshold)
+                return hits
+
+            return index, next_hits
 
         return start
 
@@ -1226,199 +1025,63 @@ class VectorDBSession:
             )
         return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
-    def stats_here(self) -> SessionStats:
-        """`get_stats` on this thread."""
-        index = self.live_index()
-        native = self.read_here(Index.stats)
-        kinds = {
-            name.removeprefix("bytes_"): value
-            for name, value in native._asdict().items()
-            if name.startswith("bytes_") and name != "bytes_total"
-        }
-        kinds["metadata"] = index.metadata_bytes
-        kinds["columns"] = index.column_bytes
-        kinds["cache"] = index.cache_bytes
-        return SessionStats(
-            vector_count=native.live - index.hidden_count,
-            memory_usage_mb=sum(kinds.values()) / 1e6,
-            index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
-            hnsw_vector_count=native.live - native.historical - native.bare if native.graph_rows else 0,
-            ivf_vector_count=native.historical,
-            deleted_count=native.rows - native.live + index.hidden_count,
-            without_vector_count=native.bare,
-            memory_bytes=kinds,
-            plans=dict(index.plans_used),
-            recall_calibration=index.recall_calibration,
-            dirty=self._dirty,
-            last_cid=self._last_cid,
-        )
 
-    # ---- helpers
+class Creation(Coroutine[Any, Any, _S], Generic[_S]):
+    """A session on its way: await it, or enter it with ``async with``."""
 
-    def _new_index(self) -> Index:
-        config = self._config
-        return Index(
-            IndexSettings(
-                metric=config.metric,
-                memory=config.memory,
-                M=config.M,
-                ef_construction=config.ef_construction,
-                threads=config.native_threads,
-                chunk_size=config.chunk_size,
-                budget_bytes=self._budget_bytes,
-                now_us=self._now_us,
-            )
-        )
+    def __init__(self, creation: Coroutine[Any, Any, _S]) -> None:
+        self._creation = creation
+        self._session: _S | None = None
 
-    def _persist_settings(self) -> PersistSettings:
-        return PersistSettings(
-            index_name=self._config.index_name,
-            encrypt_at_rest=self._config.encrypt_at_rest,
-            memory=self._config.memory,
-            threads=self._config.native_threads,
-            budget_bytes=self._budget_bytes,
-            held_bytes=self._index.held_bytes,
-            clock=self._now_us,
-        )
+    def __await__(self) -> Generator[Any, Any, _S]:
+        return self._creation.__await__()
 
-    async def _with_room(self, load: Callable[[PersistSettings], Awaitable[_T]]) -> _T:
-        """Loads something; caches give way where it does not fit beside them."""
-        try:
-            return await load(self._persist_settings())
-        except MemoryBudgetExceededError:
-            if not self._index.forget_caches():
-                raise
-        return await load(self._persist_settings())
+    def send(self, value: Any) -> Any:
+        """As of a coroutine."""
+        return self._creation.send(value)
 
-    async def _keys(self) -> Identity:
-        """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
-        if self._identity is None:
-            if self._secret is None:
-                raise self._gone()
-            self._identity = Identity(await self._in_thread(secret_to_entropy, self._secret.reveal()))
-        return self._identity
+    def throw(self, *error: Any) -> Any:
+        """As of a coroutine."""
+        return self._creation.throw(*error)
 
-    async def _account_seed(self, authority: str) -> bytes:
-        return (await self._keys()).own_account_seed(authority)
+    def close(self) -> None:
+        """As of a coroutine."""
+        self._creation.close()
 
-    async def _alone(self, operation: Callable[[], Awaitable[_T]]) -> _T:
-        """Runs one change, save or load at a time, in a task of its own.
+    async def __aenter__(self) -> _S:
+        self._session = await self._creation
+        return await self._session.__aenter__()
 
-        The task is for asyncio: its own cancellation (Task.cancel, wait_for, timeout) breaks into a wait for a thread
-        even where anyio shields that wait. A child of a task group only ever meets anyio's cancellation, and the group
-        waits for it. So when this returns, no thread is left that works on the index.
-        """
-        self.check_alive()
-        outcome = Outcome[_T]()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.__aexit__(kind, error, trace)
 
-        async def run() -> None:
-            # An error would come out of the group as an ExceptionGroup.
-            with outcome:
-                async with self._one_at_a_time:
-                    self.check_alive()
-                    outcome.value = await operation()
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-        return outcome.get()
-
-    async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
-        """Runs a change in a thread, alone, on the index that is there when its turn has come."""
-
-        # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
-        once = [function]
-        del function
-
-        async def change() -> _T:
-            await self._load_rest()
-            self._change_over = over = anyio.Event()
-            try:
-                result = await self._stoppable(partial(once.pop(), self._index))
-            finally:
-                self._change_over = None
-                over.set()
-                await self._settle_where_due()
-            if self._index.calibration_is_due:
-                await self._stoppable(self._index.calibrate_where_due)
-            return result
-
-        return await self._alone(change)
-
-    async def _beside(self, function: Callable[[Index, Control], _T]) -> _T:
-        """Runs a change that reads need not wait for in a thread, alone."""
-
-        async def change() -> _T:
-            await self._load_rest()
-            try:
-                return await self._stoppable(partial(function, self._index))
-            finally:
-                await self._settle_where_due()
-
-        return await self._alone(change)
-
-    async def _settle_where_due(self) -> None:
-        index = self._index
-        if index.unsettled_bytes >= settle_bytes(self._budget_bytes // 16):
-            index.unsettled_bytes = 0
-            await settle_threads()
-
-    async def _no_change(self) -> None:
-        # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
-        # with one change after the other it would never get its turn.
-        if self._change_over is not None:
-            await self._change_over.wait()
-
-    async def _read(self, read: Callable[[Index], _T]) -> _T:
-        """Runs a read of the index in a thread."""
-        self.check_alive()
-        return await self._with_parts(lambda: self._in_thread(self.read_here, read))
-
-    async def _answered(self, search: Callable[[Control], _T]) -> _T:
-        """Runs a search in a thread that a cancellation stops."""
-        return await self._with_parts(lambda: self._stoppable(search))
-
-    async def _with_parts(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of a read, of an index that may have to fetch first what it is about."""
-        fetched: list[Fetched] = []
-        while True:
-            await self._no_change()
-            try:
-                result = await read()
-            except PartsNeeded as needed:
-                with suppress(IndexClosed):  # another index has taken its place, and is asked then
-                    # Held, as the cache may be smaller than what is needed.
-                    fetched.append(await needed.fetch())
-            except WholeNeeded as needed:
-                await self.become_whole(needed.optional)
-            else:
-                note_receipt(result, fetched)
-                return result
-
-    async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await run_in_thread(partial(function, *args, **kwargs), self._threads)
-
-    async def _stoppable(self, function: Callable[[Control], _T]) -> _T:
-        """Runs a native call in a thread; a cancellation stops it and waits until it has left no trace."""
-        control = Control()
-        outcome = Outcome[_T]()
-        once = [function]
-        del function
-
-        async def stop_on_cancellation() -> None:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                control.cancel()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(stop_on_cancellation)
-            with outcome:
-                # run_sync shields itself and waits for the thread; the other task tells that to hurry.
-                outcome.value = await self._in_thread(lambda: once.pop()(control))
-            group.cancel_scope.cancel()
-        if isinstance(outcome.error, NativeCancelled):
-            await anyio.lowlevel.checkpoint_if_cancelled()
-        return outcome.get()
+def _stats(index: Index, native: NativeStats, is_dirty: bool, last_cid: str | None) -> SessionStats:
+    kinds = {
+        name.removeprefix("bytes_"): value
+        for name, value in native._asdict().items()
+        if name.startswith("bytes_") and name != "bytes_total"
+    }
+    kinds["metadata"] = index.metadata_bytes
+    kinds["columns"] = index.column_bytes
+    kinds["cache"] = index.cache_bytes
+    return SessionStats(
+        vector_count=native.live - index.hidden_count,
+        memory_usage_mb=sum(kinds.values()) / 1e6,
+        index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
+        hnsw_vector_count=native.live - native.historical - native.bare if native.graph_rows else 0,
+        ivf_vector_count=native.historical,
+        deleted_count=native.rows - native.live + index.hidden_count,
+        without_vector_count=native.bare,
+        memory_bytes=kinds,
+        plans=dict(index.plans_used),
+        recall_calibration=index.recall_calibration,
+        dirty=is_dirty,
+        last_cid=last_cid,
+    )
 
 
 def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
@@ -1435,18 +1098,7 @@ def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
     ]
 
 
-def note_receipt(result: object, fetched: Sequence[Fetched]) -> None:
-    """Enters into the results of a search what was fetched for them."""
-    if not fetched or not isinstance(result, (SearchResults, list)):
-        return
-    requests, size = sum(one.receipt.requests for one in fetched), sum(one.receipt.bytes for one in fetched)
-    for results in result if isinstance(result, list) else [result]:
-        if isinstance(results, SearchResults):
-            hits = max(results.receipt.cache_hits - requests, 0)
-            results.receipt = Receipt(requests=requests, bytes=size, cache_hits=hits)
-
-
-def start_of_scan(
+def _start_of_scan(
     filter: Mapping[str, Any] | None, order: str | None, index: Index
 ) -> tuple[Index, Callable[[], list[Row]]]:
     """The index a scan is about, and what gives its next rows, none at the end."""
@@ -1467,7 +1119,7 @@ def start_of_scan(
     return index, next_rows
 
 
-def next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[_T]:
+def _next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[_T]:
     """The next page of a scan or stream.
 
     Raises:
@@ -1485,44 +1137,28 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
     """
     if clock is None:
         return time.time_ns() // 1000
-    now = clock()
+    now: Any = None
     try:
-        return round(now * 1e6)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidConfigError(
-            f"clock must return seconds since 1970, it returned {now!r}", details={"field": "clock"}
-        ) from None
+        now = clock()
+        if _CLOCK_S[0] <= now < _CLOCK_S[1]:
+            return round(float(now) * 1e6)
+        cause = None
+    except Exception as error:
+        cause = error
+    said = f"it returned {now!r}" if cause is None or now is not None else f"it raised {type(cause).__name__}: {cause}"
+    raise InvalidConfigError(
+        f"clock must return seconds since 1970, from the year 1 to 9999; {said}", details={"field": "clock"}
+    ) from cause
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
-
-
-def make_config(config: VectorDBConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> VectorDBConfig:
-    """One configuration from an object, a mapping and single settings, the later winning.
-
-    Raises:
-        InvalidConfigError: a setting is missing, unknown or out of range.
-    """
-    if isinstance(config, VectorDBConfig):
-        if not settings:
-            return config
-        given = {field.name: getattr(config, field.name) for field in fields(config)}
-    elif config is None:
-        given = {}
-    elif isinstance(config, Mapping):
-        given = dict(config)
-    else:
-        raise InvalidConfigError(f"config must be a VectorDBConfig or a mapping, got {type(config).__name__}")
-    return VectorDBConfig(**{**given, **settings})
 
 
 def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]) -> _O:
     if options is not None and not isinstance(options, kind):
         raise InvalidInputError(f"options must be {kind.__name__}, got {type(options).__name__}")
     for name in given:
-        if name not in _OPTION_NAMES[kind]:
-            known = ", ".join(sorted(_OPTION_NAMES[kind]))
-            raise InvalidInputError(f"{name} is not one of {kind.__name__}'s fields: {known}")
+        check_known(name, sorted(_OPTION_NAMES[kind]), f"one of {kind.__name__}'s fields", InvalidInputError)
     return kind(**given) if options is None else replace(options, **given)
 
 
@@ -1539,6 +1175,10 @@ def _search_options(
     chosen = _merged_options(SearchOptions, options, given)
     effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
     return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
+
+
+def _threshold_of(options: SearchOptions | None, given: Mapping[str, Any]) -> object:
+    return given.get("threshold", UNSET if options is None else options.threshold)
 
 
 def _wants_mmr(options: SearchOptions | None, given: Mapping[str, Any]) -> bool:
@@ -1597,7 +1237,7 @@ def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
         ) from None
 
 
-def check_range(name: str, value: int, most: int) -> None:
+def _check_range(name: str, value: int, most: int) -> None:
     """Raises InvalidInputError unless a number is an integer from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidInputError(f"{name} must be an integer from 1 to {most}, got {value!r}", details={"limit": most})
@@ -1617,7 +1257,7 @@ def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Ma
     return dated
 
 
-def as_ids(ids: Sequence[str]) -> list[str]:
+def _as_ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
     if not isinstance(ids, Iterable):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ __all__ = [
     "DeleteResult",
     "FacetCount",
     "IndexSide",
+    "LoadFields",
     "LoadOptions",
     "OptimizeProgress",
     "OptimizeResult",
@@ -32,6 +33,7 @@ __all__ = [
     "RecallReport",
     "Receipt",
     "Row",
+    "SearchFields",
     "SearchOptions",
     "SearchResult",
     "SearchResults",
@@ -353,6 +355,19 @@ class SearchOptions:
     mmr: float | None = None
 
 
+class SearchFields(TypedDict, total=False):
+    """The fields of SearchOptions as keyword arguments."""
+
+    threshold: float | Unset | None
+    include_vectors: bool
+    ef_search: int | None
+    exact: bool
+    recall_target: float | None
+    filter: Mapping[str, Any] | None
+    nprobe: int | None
+    mmr: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """How to load.
@@ -371,6 +386,16 @@ class LoadOptions:
     memory_budget_mb: int | None = None
     discard_unsaved: bool = False
     progress: ProgressCallback | None = None
+
+
+class LoadFields(TypedDict, total=False):
+    """The fields of LoadOptions as keyword arguments."""
+
+    lazy_load: bool
+    missing_ok: bool
+    memory_budget_mb: int | None
+    discard_unsaved: bool
+    progress: ProgressCallback | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

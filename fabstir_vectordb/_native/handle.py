@@ -673,6 +673,11 @@ class NativeIndex:
         if index is not None:
             ffi.release(index)
 
+    def leave_to_parent(self) -> None:
+        """Never frees the memory: in a child process, locks of threads that are not there would make that wait."""
+        if self._index is not None:
+            ffi.gc(self._index, None)
+
     # ---- add and search
 
     def add(

@@ -87,7 +87,7 @@ class SavedVersion:
     """What a save did.
 
     Attributes:
-        version: the stored version; it is the session's base now.
+        version: the stored version.
         revision: the pointer's revision that names it.
         moved: False when the newest version had this CID already, so that no new revision was needed.
         parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
@@ -129,7 +129,8 @@ async def save_version(
             ``overwrite`` it supersedes the newest.
         verify_stored: ask the store for every part that would be reused, and store again those it has lost.
         progress: called on the event loop's thread after every part.
-        committed: called with the version as soon as the pointer names it, before the records are written.
+        committed: called with the version as soon as the pointer names it, before the records are written; makes it
+            the lineage's base.
 
     Returns:
         What was saved; its CID is ``str(saved.version.cid)``.
@@ -162,7 +163,6 @@ async def save_version(
             refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
             head_cid = await _head_cid(store, refused.head_hash, lineage)
         else:
-            lineage.base = version
             lineage.attempted.clear()
             lineage.unfinished.clear()
             if index is not None:

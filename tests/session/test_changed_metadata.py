@@ -149,7 +149,7 @@ async def test_an_unfinished_save_forgets_no_change(tmp_path: Path, monkeypatch:
     async with await filled(tmp_path) as session:
         await session.save_to_s5()
         await session.update_metadata(row(3), {"text": "new"})
-        store: Any = session._store
+        store: Any = session._workspace.store
         with monkeypatch.context() as patch:
             patch.setattr(store, "set_pointer", None)
             with pytest.raises(TypeError):

@@ -87,7 +87,7 @@ class Requests:
     def __init__(self, session: VectorDBSession, monkeypatch: pytest.MonkeyPatch) -> None:
         self.got: Counter[bytes] = Counter()
         self.put = 0
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, put = store.get, store.put
 
         async def counted_get(digest: bytes, *args: Any) -> bytes:
@@ -357,7 +357,7 @@ async def test_a_damaged_or_lost_part_is_found_when_it_is_needed(tmp_path: Path)
 async def test_a_cancelled_fetch_is_fetched_again(saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     query = rows_of(1, 17)[0]
     async with opened(saved) as session:
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, stuck, asked = store.get, True, anyio.Event()
 
         async def hang(digest: bytes, *args: Any) -> bytes:
@@ -389,7 +389,7 @@ async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
 ) -> None:
     query = rows_of(1, 21)[0]
     async with opened(saved) as session:
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, asked, held = store.get, anyio.Event(), anyio.Event()
         names = {entry.hash: name for name, entry in Objects(saved[0]).files(saved[1]).items()}
 

@@ -1,0 +1,595 @@
+"""Who may run when: one change at a time, reads beside it, all of it on one event loop and in one process.
+
+`Runtime` serves a session whose verbs are awaited, `BlockingRuntime` one whose verbs block. Both have the same methods
+for verbs, and both are awaited, so that a verb is written once; those of a `BlockingRuntime` never wait for an event
+loop, and `run_here` runs such a verb to its end on the caller's thread.
+
+Event loops. Locks, limits and connections belong to an event loop. A `Runtime` is bound to the loop that uses it first;
+while that loop runs, calls from another one are refused, as they could wait for each other for ever. Once the loop is
+over, the next one takes its place.
+
+Fork. A child process has the memory of its parent, but none of its other threads: locks that those held stay locked,
+and the loop of a `BlockingRuntime` is gone. So a session refuses every call in a child process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
+from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar
+
+import anyio
+import anyio.lowlevel
+from anyio.from_thread import BlockingPortal
+
+from fabstir_vectordb._native.handle import Control, NativeCancelled
+from fabstir_vectordb.errors import InternalError, MemoryBudgetExceededError, SessionError
+from fabstir_vectordb.index import Index, IndexClosed
+from fabstir_vectordb.lazy_index import LazyIndex
+from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
+from fabstir_vectordb.types import Receipt, SearchResults
+from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
+
+__all__ = ["BlockingRuntime", "Runtime", "iterate_here", "run_here"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+#: Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
+_THREADS_MAX: Final = 8
+#: Searches on the event loop's thread let other tasks run at least this often: each takes a fraction of a millisecond,
+#: a thousand in a row would not.
+_PAUSE_S: Final = 0.005
+
+_DESTROYED: Final = "Session already destroyed"
+_FORKED: Final = (
+    "this session was made before os.fork(), and a child process cannot use it: its threads and locks stayed in the "
+    "parent. Create a session in the child, or start processes with the method 'spawn' or 'forkserver'"
+)
+_ELSEWHERE: Final = (
+    "this session is in use on another event loop, which is still running: use it on one event loop at a time, create "
+    "a session for each loop, or share a fabstir_vectordb.sync.VectorDBSession between threads"
+)
+_ABANDONED: Final = (
+    "the event loop that this session was used on was closed in the middle of a call: destroy the session and create "
+    "another one"
+)
+_NO_LOOP: Final = "an event loop must be running (asyncio or trio): without one use fabstir_vectordb.sync"
+_INSIDE: Final = (
+    "a callback of this session called the session and would wait for itself: call it when the first call has returned"
+)
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@dataclass(eq=False, slots=True)
+class _Binding:
+    """What belongs to the event loop that a session is used on.
+
+    Attributes:
+        loop: the event loop, as asyncio or trio know it.
+        thread: the loop's thread.
+        turn: held by the one operation that may change the session.
+        threads: limits the worker threads of the session.
+        change_over: set when the change that holds up reads is over; None while there is none.
+        calls: calls that wait for something.
+    """
+
+    loop: Any
+    thread: int = field(default_factory=get_ident)
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
+    threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_THREADS_MAX))
+    change_over: anyio.Event | None = None
+    calls: int = 0
+
+
+class Runtime:
+    """Runs the verbs of a session on the caller's event loop and in worker threads.
+
+    Args:
+        session_id: names the session in errors.
+
+    Attributes:
+        index: the index there is now; a load replaces it while it has the turn.
+    """
+
+    is_blocking: ClassVar[bool] = False
+
+    index: Index
+
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
+        self._ended: str | None = None
+        self._binding: _Binding | None = None
+        self._binding_lock = threading.Lock()
+        self._last_pause = 0.0
+        _runtimes.add(self)
+
+    def install(self, index: Index, load_rest: Callable[[], Awaitable[None]]) -> None:
+        """Gives the runtime its first index, and what puts a whole index in the place of a lazily loaded one."""
+        self.index = index
+        self._load_rest = load_rest
+
+    # ---- whether a call may begin
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are taken: the session is not destroyed, and this is the process that made it."""
+        return self._ended is None
+
+    @property
+    def was_forked(self) -> bool:
+        """Whether this is a child process, and the session its parent's."""
+        return self._ended is _FORKED
+
+    def check(self) -> None:
+        """Checks that a call may begin here and now.
+
+        Raises:
+            SessionError: the session is destroyed, or belongs to another event loop or process.
+        """
+        if self._ended is not None:
+            raise self._refused(self._ended)
+        binding = self._binding
+        if binding is None or binding.thread != get_ident():
+            self._bind()
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise self._refused(self._ended)
+
+    def _refused(self, reason: str) -> SessionError:
+        return SessionError(reason, details={"session_id": self._session_id})
+
+    def _bind(self, *, to_end: bool = False) -> _Binding:
+        """What belongs to the running event loop."""
+        try:
+            loop = _running_loop()
+        except RuntimeError:
+            raise self._refused(_NO_LOOP) from None
+        with self._binding_lock:
+            before = self._binding
+            if before is not None and before.loop is loop:
+                return before
+            if before is not None and not _is_over(before.loop):
+                raise self._refused(_ELSEWHERE)
+            if before is not None and before.calls and not to_end:
+                # What that call holds, as the lock of a store, would never be let go of.
+                raise self._refused(_ABANDONED)
+            self._binding = binding = _Binding(loop)
+            return binding
+
+    @contextlib.contextmanager
+    def _called(self) -> Iterator[_Binding]:
+        self._check_open()
+        binding = self._bind()
+        binding.calls += 1
+        try:
+            yield binding
+        finally:
+            binding.calls -= 1
+
+    def leave_to_parent(self) -> None:
+        """Ends this copy of the session, in a child process, without a lock, a thread or an event loop."""
+        self._ended = self._ended or _FORKED
+        if self.index.native is not None:
+            self.index.native.leave_to_parent()
+
+    # ---- what verbs call
+
+    async def exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of an operation that has the turn: no other one, and no change, runs meanwhile."""
+        return await self._on_loop(partial(self._exclusive, operation))
+
+    async def change(self, function: Callable[[Index, Control], _T]) -> _T:
+        """The result of a change, made in a worker thread on the index there is when its turn has come."""
+        return await self._on_loop(partial(self._change, function))
+
+    async def concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
+        """The result of a change that reads need not wait for."""
+        return await self._on_loop(partial(self._concurrent, function))
+
+    async def read(self, function: Callable[[Index], _T]) -> _T:
+        """The result of a read of the index; no change comes between its start and its end."""
+        with self._called():
+            return await self._answer(lambda: self.in_thread(self.here, function))
+
+    async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
+        """The result of a read that a cancellation stops."""
+        with self._called():
+            return await self._answer(
+                lambda: self.stoppable(lambda control: self.here(lambda index: function(index, control)))
+            )
+
+    def here(self, read: Callable[[Index], _T]) -> _T:
+        """The result of a read on this thread; goes on to the next index where a load replaced the one it met."""
+        while True:
+            self._check_open()
+            index = self.index
+            try:
+                return read(index)
+            except IndexClosed:
+                if self.index is index:
+                    raise self._refused(self._ended or _DESTROYED) from None
+
+    async def let_others_run(self) -> None:
+        """Lets other tasks run, where none could for a while."""
+        if time.monotonic() - self._last_pause > _PAUSE_S:
+            await anyio.lowlevel.checkpoint()
+            self._last_pause = time.monotonic()
+
+    async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+        """Refuses all later calls, waits for those that run, and closes the index. Idempotent.
+
+        Args:
+            forget: wipes secrets.
+            close: closes connections, on the event loop.
+        """
+        if self._ended is None:
+            self._bind(to_end=True)
+            self._ended = _DESTROYED
+            await self._end(forget, close)
+
+    # ---- on the event loop
+
+    async def _on_loop(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        return await operation()
+
+    async def _exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """Runs an operation in a task of its own, when its turn has come.
+
+        The task is for asyncio: its own cancellation (Task.cancel, wait_for, timeout) breaks into a wait for a thread
+        even where anyio shields that wait. A child of a task group only ever meets anyio's cancellation, and the group
+        waits for it. So when this returns, no thread is left that works on the index.
+        """
+        outcome = Outcome[_T]()
+        with self._called() as binding:
+
+            async def run() -> None:
+                # An error would come out of the group as an ExceptionGroup.
+                with outcome:
+                    async with binding.turn:
+                        self._check_open()
+                        outcome.value = await operation()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+        return outcome.get()
+
+    async def _end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+        binding, outcome = self._bind(to_end=True), Outcome[None]()
+
+        async def run() -> None:
+            with outcome, anyio.CancelScope(shield=True):
+                async with binding.turn:
+                    await self.in_thread(self.index.close)
+                    forget()
+                    await close()
+                    outcome.value = None
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+        outcome.get()
+
+    async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
+        # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
+        once = [function]
+        del function
+
+        async def change() -> _T:
+            await self._load_rest()
+            binding = self._bind()
+            binding.change_over = over = anyio.Event()
+            try:
+                result = await self.stoppable(partial(once.pop(), self.index))
+            finally:
+                binding.change_over = None
+                over.set()
+                await self.settle_where_due()
+            if self.index.calibration_is_due:
+                await self.stoppable(self.index.calibrate_where_due)
+            return result
+
+        return await self._exclusive(change)
+
+    async def _concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
+        async def change() -> _T:
+            await self._load_rest()
+            try:
+                return await self.stoppable(partial(function, self.index))
+            finally:
+                await self.settle_where_due()
+
+        return await self._exclusive(change)
+
+    async def _answer(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of a read of an index that may have to fetch first what the read is about."""
+        fetched: list[Fetched] = []
+        while True:
+            await self._no_change()
+            try:
+                result = await read()
+            except PartsNeeded as needed:
+                with contextlib.suppress(IndexClosed):  # another index has taken its place, and is asked then
+                    # Held, as the cache may be smaller than what is needed.
+                    fetched.append(await self._on_loop(needed.fetch))
+            except WholeNeeded as needed:
+                await self._on_loop(partial(self._become_whole, needed.optional))
+            else:
+                _note_receipt(result, fetched)
+                return result
+
+    async def _no_change(self) -> None:
+        # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
+        # with one change after the other it would never get its turn.
+        if self._binding is not None and self._binding.change_over is not None:
+            await self._binding.change_over.wait()
+
+    async def _become_whole(self, optional: bool) -> None:
+        """Puts a whole index in the place of a lazily loaded one, for a call that needs it or would be faster."""
+        try:
+            await self._exclusive(self._load_rest)
+        except MemoryBudgetExceededError:
+            if not optional:
+                raise
+            if isinstance(self.index, LazyIndex):
+                self.index.stay_lazy()
+
+    # ---- what operations that have the turn call
+
+    async def in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The result of a function in a worker thread; a cancellation waits for it."""
+        return await run_in_thread(partial(function, *args, **kwargs), self._bind(to_end=True).threads)
+
+    async def stoppable(self, function: Callable[[Control], _T]) -> _T:
+        """The result of a native call in a worker thread; a cancellation stops it and waits until it left no trace."""
+        control = Control()
+        outcome = Outcome[_T]()
+        once = [function]
+        del function
+
+        async def stop_on_cancellation() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                control.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop_on_cancellation)
+            with outcome:
+                # run_sync shields itself and waits for the thread; the other task tells that to hurry.
+                outcome.value = await self.in_thread(lambda: once.pop()(control))
+            group.cancel_scope.cancel()
+        if isinstance(outcome.error, NativeCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        return outcome.get()
+
+    async def settle_where_due(self) -> None:
+        """Gives memory that changes have freed back to the system, once that is much."""
+        index = self.index
+        budget = index.budget_bytes
+        if index.unsettled_bytes >= settle_bytes(None if budget is None else budget // 16):
+            index.unsettled_bytes = 0
+            await settle_threads()
+
+
+class BlockingRuntime(Runtime):
+    """Runs the verbs of a session for callers without an event loop, from any thread.
+
+    Reads run on the caller's thread: a warm search hops no thread. Changes, saves and loads run on an event loop in a
+    thread of the session's own, which starts with the first of them.
+    """
+
+    is_blocking: ClassVar[bool] = True
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(session_id)
+        self._thread: _LoopThread | None = None
+        self._thread_lock = threading.Lock()
+
+    def check(self) -> None:
+        """Checks that the session is alive: any thread may call it."""
+        self._check_open()
+
+    async def read(self, function: Callable[[Index], _T]) -> _T:
+        """The result of a read on the caller's thread; waits for a change that is under way."""
+        return await self._answer(partial(self._now, function))
+
+    async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
+        """As `read`: nothing cancels a call that blocks, but for Ctrl-C."""
+        return await self._answer(partial(self._now, lambda index: function(index, None)))
+
+    async def _now(self, function: Callable[[Index], _T]) -> _T:
+        return self.here(function)
+
+    async def _no_change(self) -> None:
+        """The index makes the caller wait."""
+
+    async def let_others_run(self) -> None:
+        """Nobody else is on the caller's thread."""
+
+    async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+        """Refuses all later calls, waits for those that run, and ends the loop's thread. Idempotent."""
+        with self._thread_lock:
+            if self._ended is not None:
+                return
+            self._ended = _DESTROYED
+            thread, self._thread = self._thread, None
+        if thread is None:
+            # No operation ever ran: no connection is open.
+            self.index.close()
+            forget()
+            return
+        try:
+            thread.run(partial(self._end, forget, close))
+        finally:
+            thread.stop()
+
+    async def _on_loop(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        with self._thread_lock:
+            self._check_open()
+            thread = self._thread = self._thread or _LoopThread(self._refused)
+        return thread.run(operation)
+
+
+class _LoopThread:
+    """An event loop in a daemon thread: a program that forgets `destroy` must still be able to end.
+
+    Args:
+        refused: makes the error of a loop that cannot start or be called.
+    """
+
+    def __init__(self, refused: Callable[[str], SessionError]) -> None:
+        started: Future[BlockingPortal] = Future()
+        self._refused = refused
+        self._thread = threading.Thread(target=self._run, args=(started,), name="fabstir_vectordb", daemon=True)
+        try:
+            self._thread.start()
+            self._portal = started.result()
+        except Exception as error:
+            raise refused(f"the event loop of this session could not start: {error}") from error
+
+    @staticmethod
+    def _run(started: Future[BlockingPortal]) -> None:
+        async def serve() -> None:
+            async with BlockingPortal() as portal:
+                started.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    def run(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of an operation on the loop; Ctrl-C stops it."""
+        if get_ident() == self._thread.ident:
+            raise self._refused(_INSIDE)
+        task, call = _Task(operation), None
+        del operation
+        try:
+            call = self._portal.start_task_soon(task.run)
+            call.result()
+            return task.outcome.get()
+        except BaseException:
+            # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
+            # under way and `call` not yet there; a loop that has ended has nothing left to stop.
+            if not (call and call.done()):
+                with contextlib.suppress(RuntimeError):
+                    self._portal.start_task_soon(task.stop)
+            raise
+
+    def stop(self) -> None:
+        """Ends the loop and its thread."""
+        with contextlib.suppress(RuntimeError):  # another thread was faster
+            self._portal.call(self._portal.stop)
+        self._thread.join()
+
+
+class _Task(Generic[_T]):
+    """An operation on its way to the loop, which can be stopped whether it has begun or not."""
+
+    def __init__(self, operation: Callable[[], Awaitable[_T]]) -> None:
+        self._operation = operation
+        self._scope: anyio.CancelScope | None = None
+        self._stopped = False
+        self.outcome = Outcome[_T]()
+
+    async def run(self) -> None:
+        with self.outcome, anyio.CancelScope() as self._scope:
+            if self._stopped:
+                self._scope.cancel()
+            self.outcome.value = await self._operation()
+
+    async def stop(self) -> None:
+        self._stopped = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+# ---- Verbs without an event loop ---------------------------------------------------------------------------
+
+
+def run_here(verb: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a verb of a session with a `BlockingRuntime`, on this thread."""
+    try:
+        verb.send(None)
+    except StopIteration as returned:
+        value: _T = returned.value
+        return value
+    verb.close()
+    raise InternalError("a blocking session waited for an event loop")
+
+
+def iterate_here(verb: AsyncGenerator[_T, None]) -> Iterator[_T]:
+    """What a verb of a session with a `BlockingRuntime` yields, on this thread."""
+    # An event loop of the caller's must not take the generator for one of its own.
+    hooks = sys.get_asyncgen_hooks()
+    try:
+        sys.set_asyncgen_hooks(None, None)
+        try:
+            item = run_here(_step(verb))
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+        while item is not _END:
+            yield item
+            item = run_here(_step(verb))
+    finally:
+        run_here(verb.aclose())
+
+
+_END: Final[Any] = object()
+
+
+async def _step(verb: AsyncGenerator[_T, None]) -> _T:
+    return await anext(verb, _END)
+
+
+# ---- Event loops and processes -----------------------------------------------------------------------------
+
+
+def _running_loop() -> Any:
+    token = anyio.lowlevel.current_token()
+    return getattr(token, "native_token", token)  # the loop itself before anyio 4.11
+
+
+def _is_over(loop: Any) -> bool:
+    """Whether an event loop does not run any more."""
+    if hasattr(loop, "is_running"):
+        return not loop.is_running()
+    try:
+        loop.run_sync_soon(bool)  # a trio token: it says whether its run has finished in no other way
+    except RuntimeError:
+        return True
+    return False
+
+
+def _leave_to_parent() -> None:
+    for runtime in list(_runtimes):
+        runtime.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _note_receipt(result: object, fetched: Sequence[Fetched]) -> None:
+    """Enters into the results of a search what was fetched for them."""
+    if not fetched or not isinstance(result, (SearchResults, list)):
+        return
+    requests, size = sum(one.receipt.requests for one in fetched), sum(one.receipt.bytes for one in fetched)
+    for results in result if isinstance(result, list) else [result]:
+        if isinstance(results, SearchResults):
+            hits = max(results.receipt.cache_hits - requests, 0)
+            results.receipt = Receipt(requests=requests, bytes=size, cache_hits=hits)
