@@ -1,7 +1,5 @@
 """fabstir_vectordb: an embedded vector database whose index lives encrypted and verifiable on S5."""
 
-import logging
-
 from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -95,5 +93,3 @@ __all__ = [
     "get_version",
     "new_seed_phrase",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -274,16 +274,21 @@ def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
     show_default=True,
     help="For ids that are in the index.",
 )
-@click.option("--metric", type=click.Choice(["cosine", "l2", "dot"]), default="cosine", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "l2", "dot"]),
+    help="Of a new index, cosine where it is left out; an index that is there must have it.",
+)
 @click.pass_obj
 @_reporting
-def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: str, metric: str) -> None:
+def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: str, metric: str | None) -> None:
     """Add ROWS (jsonl: "id", other fields are metadata) to the index, or start it, and save.
 
     Nothing is saved when a row is refused.
     """
     totals = [0, 0, 0]
-    with _open(settings, metric=metric) as session, _Bar("save") as bar:
+    fields = {} if metric is None else {"metric": metric}
+    with _open(settings, **fields) as session, _Bar("save") as bar:
         session.load_user_vectors(missing_ok=True)
         with tqdm(desc="add", unit="row", leave=False, disable=None, file=sys.stderr) as added:
             for batch in _batches(rows, vectors):

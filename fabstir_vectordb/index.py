@@ -2042,7 +2042,7 @@ def _merged(stored: bytes | None, update: Any) -> Any:
 
 
 def _not_found(ids: Sequence[str]) -> NotFoundError:
-    return NotFoundError(f"there is no row with id {_shown(ids[0])}", details={"id": ids[0]})
+    return NotFoundError(f"Vector not found: there is no row with id {_shown(ids[0])}", details={"id": ids[0]})
 
 
 def _named(error: InvalidInputError | ConflictError, batch: Batch) -> InvalidInputError | ConflictError:
@@ -2053,7 +2053,7 @@ def _named(error: InvalidInputError | ConflictError, batch: Batch) -> InvalidInp
     size = int(batch.id_offsets[row + 1] - batch.id_offsets[row])
     if isinstance(error, ConflictError):
         first = error.details.get("first_row")
-        where = "is in the index already" if first is None else f"stands in rows {first} and {row} of this call"
+        where = "already exists in the index" if first is None else f"stands in rows {first} and {row} of this call"
         hint = "; on_conflict='replace' or 'skip' allows it" if first is None else ""
         return ConflictError(f"duplicate id {_shown(id)}: it {where}{hint}", details=details)
     if size == 0:

@@ -21,6 +21,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 import anyio
 
 from fabstir_vectordb._native.handle import NativeStats
+from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index import Index
 from fabstir_vectordb.runtime import Runtime
 from fabstir_vectordb.types import OptimizeResult, VacuumStats
@@ -115,11 +116,16 @@ class Maintainer:
     """Keeps a session's index in shape, in the background.
 
     Args:
-        session: the `VectorDBSession` whose index it is.
+        session: the `VectorDBSession` whose index it is; one of `fabstir_vectordb.sync` has no event loop to work on.
         interval_s: seconds between two looks.
+
+    Raises:
+        InvalidInputError: `session` is none.
     """
 
     def __init__(self, session: _Session, *, interval_s: float = 60.0) -> None:
+        if not isinstance(getattr(session, "_aging", None), Aging):
+            raise InvalidInputError(f"a Maintainer needs a VectorDBSession, got {type(session).__name__}")
         self._aging = session._aging
         self._interval_s = interval_s
         self._resumed: anyio.Event | None = None

@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Final, Generic, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -64,6 +64,10 @@ _ABANDONED: Final = (
     "another one"
 )
 _NO_LOOP: Final = "an event loop must be running (asyncio or trio): without one use fabstir_vectordb.sync"
+_COPIED: Final = (
+    "a VectorDBSession cannot be copied or pickled: it owns memory, keys and connections. Save it and load it in "
+    "another session, in any process"
+)
 _INSIDE: Final = (
     "a callback of this session called the session and would wait for itself: call it when the first call has returned"
 )
@@ -113,6 +117,9 @@ class Runtime:
         self._binding_lock = threading.Lock()
         self._last_pause = 0.0
         _runtimes.add(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise self._refused(_COPIED)
 
     def install(self, index: Index, load_rest: Callable[[], Awaitable[None]]) -> None:
         """Gives the runtime its first index, and what puts a whole index in the place of a lazily loaded one."""

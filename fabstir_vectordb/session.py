@@ -267,11 +267,7 @@ class VectorDBSession:
         return f"<VectorDBSession {self._config.session_id!r} index={self._config.index_name!r}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise SessionError(
-            "a VectorDBSession cannot be copied or pickled: it owns memory, keys and connections. Save it and load it "
-            "in another session, which opens in any process",
-            details={"session_id": self._config.session_id},
-        )
+        self._runtime.__reduce_ex__(protocol)
 
     async def destroy(self) -> None:
         """Forgets everything: frees native memory, wipes keys as far as CPython allows, closes the store.

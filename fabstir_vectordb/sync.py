@@ -98,7 +98,7 @@ class VectorDBSession:
         self.destroy()
 
     def __repr__(self) -> str:
-        return repr(self._verbs)
+        return repr(self._verbs) if hasattr(self, "_verbs") else f"<{type(self).__name__} that could not be made>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         self._verbs.__reduce_ex__(protocol)

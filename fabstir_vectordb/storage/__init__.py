@@ -38,7 +38,7 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
         InvalidConfigError: the URI names no store.
     """
     if not isinstance(uri, str) or not uri:
-        raise InvalidConfigError(f"s5_portal is required: {_SCHEMES}")
+        raise InvalidConfigError(f"Missing required field: s5_portal is required: {_SCHEMES}")
     scheme, separator, rest = uri.partition(":")
     scheme = scheme.lower() if separator else ""
     kind, plus, transport = scheme.rpartition("+")

@@ -69,7 +69,7 @@ if hasattr(os, "register_at_fork"):
 def forget_memory_store(name: str) -> bool:
     """Frees what sessions have saved under ``memory:name``.
 
-    Sessions that are open keep what they have in memory; what they ask the store for is not found.
+    Sessions that are open keep what they have in memory, and meet a store that has lost their versions.
 
     Args:
         name: the name, without ``memory:``.
