@@ -1,8 +1,6 @@
 """Who may run when: one change at a time, reads beside it, all of it on one event loop and in one process.
 
-`Runtime` serves a session whose verbs are awaited, `BlockingRuntime` one whose verbs block. Both have the same methods
-for verbs, and both are awaited, so that a verb is written once; those of a `BlockingRuntime` never wait for an event
-loop, and `run_here` runs such a verb to its end on the caller's thread.
+`Runtime` serves a session whose verbs are awaited; `blocking` has its twin for verbs that block.
 
 Event loops. Locks, limits and connections belong to an event loop. A `Runtime` is bound to the loop that uses it first;
 while that loop runs, calls from another one are refused, as they could wait for each other for ever. Once the loop is
@@ -16,30 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, ClassVar, Final, Generic, NoReturn, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import anyio
 import anyio.lowlevel
-from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb._native.handle import Control, NativeCancelled
-from fabstir_vectordb.errors import InternalError, MemoryBudgetExceededError, SessionError
+from fabstir_vectordb.errors import MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, IndexClosed
 from fabstir_vectordb.lazy_index import LazyIndex
 from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
 from fabstir_vectordb.types import Receipt, SearchResults
 from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
 
-__all__ = ["BlockingRuntime", "Runtime", "iterate_here", "run_here"]
+__all__ = ["DESTROYED", "Runtime"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -50,7 +45,8 @@ _THREADS_MAX: Final = 8
 #: a thousand in a row would not.
 _PAUSE_S: Final = 0.005
 
-_DESTROYED: Final = "Session already destroyed"
+#: Why a destroyed session refuses a call.
+DESTROYED: Final = "Session already destroyed"
 _FORKED: Final = (
     "this session was made before os.fork(), and a child process cannot use it: its threads and locks stayed in the "
     "parent. Create a session in the child, or start processes with the method 'spawn' or 'forkserver'"
@@ -67,9 +63,6 @@ _NO_LOOP: Final = "an event loop must be running (asyncio or trio): without one 
 _COPIED: Final = (
     "a VectorDBSession cannot be copied or pickled: it owns memory, keys and connections. Save it and load it in "
     "another session, in any process"
-)
-_INSIDE: Final = (
-    "a callback of this session called the session and would wait for itself: call it when the first call has returned"
 )
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -226,7 +219,7 @@ class Runtime:
                 return read(index)
             except IndexClosed:
                 if self.index is index:
-                    raise self._refused(self._ended or _DESTROYED) from None
+                    raise self._refused(self._ended or DESTROYED) from None
 
     async def let_others_run(self) -> None:
         """Lets other tasks run, where none could for a while."""
@@ -243,7 +236,7 @@ class Runtime:
         """
         if self._ended is None:
             self._bind(to_end=True)
-            self._ended = _DESTROYED
+            self._ended = DESTROYED
             await self._end(forget, close)
 
     # ---- on the event loop
@@ -387,180 +380,6 @@ class Runtime:
         if index.unsettled_bytes >= settle_bytes(None if budget is None else budget // 16):
             index.unsettled_bytes = 0
             await settle_threads()
-
-
-class BlockingRuntime(Runtime):
-    """Runs the verbs of a session for callers without an event loop, from any thread.
-
-    Reads run on the caller's thread: a warm search hops no thread. Changes, saves and loads run on an event loop in a
-    thread of the session's own, which starts with the first of them.
-    """
-
-    is_blocking: ClassVar[bool] = True
-
-    def __init__(self, session_id: str) -> None:
-        super().__init__(session_id)
-        self._thread: _LoopThread | None = None
-        self._thread_lock = threading.Lock()
-
-    def check(self) -> None:
-        """Checks that the session is alive: any thread may call it."""
-        self._check_open()
-
-    async def read(self, function: Callable[[Index], _T]) -> _T:
-        """The result of a read on the caller's thread; waits for a change that is under way."""
-        return await self._answer(partial(self._now, function))
-
-    async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
-        """As `read`: nothing cancels a call that blocks, but for Ctrl-C."""
-        return await self._answer(partial(self._now, lambda index: function(index, None)))
-
-    async def _now(self, function: Callable[[Index], _T]) -> _T:
-        return self.here(function)
-
-    async def _no_change(self) -> None:
-        """The index makes the caller wait."""
-
-    async def let_others_run(self) -> None:
-        """Nobody else is on the caller's thread."""
-
-    async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
-        """Refuses all later calls, waits for those that run, and ends the loop's thread. Idempotent."""
-        with self._thread_lock:
-            if self._ended is not None:
-                return
-            self._ended = _DESTROYED
-            thread, self._thread = self._thread, None
-        if thread is None:
-            # No operation ever ran: no connection is open.
-            self.index.close()
-            forget()
-            return
-        try:
-            thread.run(partial(self._end, forget, close))
-        finally:
-            thread.stop()
-
-    async def _on_loop(self, operation: Callable[[], Awaitable[_T]]) -> _T:
-        with self._thread_lock:
-            self._check_open()
-            thread = self._thread = self._thread or _LoopThread(self._refused)
-        return thread.run(operation)
-
-
-class _LoopThread:
-    """An event loop in a daemon thread: a program that forgets `destroy` must still be able to end.
-
-    Args:
-        refused: makes the error of a loop that cannot start or be called.
-    """
-
-    def __init__(self, refused: Callable[[str], SessionError]) -> None:
-        started: Future[BlockingPortal] = Future()
-        self._refused = refused
-        self._thread = threading.Thread(target=self._run, args=(started,), name="fabstir_vectordb", daemon=True)
-        try:
-            self._thread.start()
-            self._portal = started.result()
-        except Exception as error:
-            raise refused(f"the event loop of this session could not start: {error}") from error
-
-    @staticmethod
-    def _run(started: Future[BlockingPortal]) -> None:
-        async def serve() -> None:
-            async with BlockingPortal() as portal:
-                started.set_result(portal)
-                await portal.sleep_until_stopped()
-
-        try:
-            anyio.run(serve)
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    def run(self, operation: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of an operation on the loop; Ctrl-C stops it."""
-        if get_ident() == self._thread.ident:
-            raise self._refused(_INSIDE)
-        task, call = _Task(operation), None
-        del operation
-        try:
-            call = self._portal.start_task_soon(task.run)
-            call.result()
-            return task.outcome.get()
-        except BaseException:
-            # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
-            # under way and `call` not yet there; a loop that has ended has nothing left to stop.
-            if not (call and call.done()):
-                with contextlib.suppress(RuntimeError):
-                    self._portal.start_task_soon(task.stop)
-            raise
-
-    def stop(self) -> None:
-        """Ends the loop and its thread."""
-        with contextlib.suppress(RuntimeError):  # another thread was faster
-            self._portal.call(self._portal.stop)
-        self._thread.join()
-
-
-class _Task(Generic[_T]):
-    """An operation on its way to the loop, which can be stopped whether it has begun or not."""
-
-    def __init__(self, operation: Callable[[], Awaitable[_T]]) -> None:
-        self._operation = operation
-        self._scope: anyio.CancelScope | None = None
-        self._stopped = False
-        self.outcome = Outcome[_T]()
-
-    async def run(self) -> None:
-        with self.outcome, anyio.CancelScope() as self._scope:
-            if self._stopped:
-                self._scope.cancel()
-            self.outcome.value = await self._operation()
-
-    async def stop(self) -> None:
-        self._stopped = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-
-# ---- Verbs without an event loop ---------------------------------------------------------------------------
-
-
-def run_here(verb: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a verb of a session with a `BlockingRuntime`, on this thread."""
-    try:
-        verb.send(None)
-    except StopIteration as returned:
-        value: _T = returned.value
-        return value
-    verb.close()
-    raise InternalError("a blocking session waited for an event loop")
-
-
-def iterate_here(verb: AsyncGenerator[_T, None]) -> Iterator[_T]:
-    """What a verb of a session with a `BlockingRuntime` yields, on this thread."""
-    # An event loop of the caller's must not take the generator for one of its own.
-    hooks = sys.get_asyncgen_hooks()
-    try:
-        sys.set_asyncgen_hooks(None, None)
-        try:
-            item = run_here(_step(verb))
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-        while item is not _END:
-            yield item
-            item = run_here(_step(verb))
-    finally:
-        run_here(verb.aclose())
-
-
-_END: Final[Any] = object()
-
-
-async def _step(verb: AsyncGenerator[_T, None]) -> _T:
-    return await anext(verb, _END)
 
 
 # ---- Event loops and processes -----------------------------------------------------------------------------

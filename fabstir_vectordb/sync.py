@@ -1,4 +1,4 @@
-"""The same verbs without ``await``: each runs the body of its namesake on the caller's thread (see `runtime`).
+"""The same verbs without ``await``: each runs the body of its namesake on the caller's thread (see `blocking`).
 
 Reads go straight to the index: a warm search hops no thread. Changes, saves and loads run on an event loop in a thread
 of the session's own, which starts with the first of them.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, SupportsIndex, Unpack
 
+from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
 from fabstir_vectordb.persist.versions import ProgressCallback
-from fabstir_vectordb.runtime import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.types import (
     AddResult,

@@ -195,6 +195,7 @@ def test_a_child_that_merely_exits_is_silent(options: tuple[str, ...]) -> None:
 import gc
 s = sync.VectorDBSession.create(SETTINGS, s5_portal="memory:")
 s.add_batch(IDS, BASE)
+s.save_to_s5()
 scan = s.scan()
 next(scan)
 
@@ -204,6 +205,7 @@ async def main():
     # On another thread than the fork: a child that goes on with its parent's event loop breaks that.
     async with VectorDBSession.create(SETTINGS, s5_portal="memory:") as a:
         await a.add_batch(IDS, BASE)
+        await a.save_to_s5()
         kept.append(a)
         made.set()
         await asyncio.to_thread(over.wait, 60)
@@ -283,7 +285,7 @@ def test_forks_beside_sessions_at_work_for_a_minute() -> None:
     """Children are forked at any moment of saves, loads, adds and searches, in threads and on loops."""
     run(
         """
-import concurrent.futures, multiprocessing, random, time
+import concurrent.futures, faulthandler, multiprocessing, random, time
 end, failures, children = time.monotonic() + 60, [], 0
 
 def work(seed):
@@ -299,11 +301,13 @@ def work(seed):
                     s.search(BASE[row])
                 s.delete_vector("r1")
                 s.vacuum()
+                s.save_to_s5()
                 open_sessions.remove(s)
     except BaseException as error:
         failures.append(error)
 
 def ask(_):
+    faulthandler.dump_traceback_later(60, exit=True)  # says where it hangs
     codes = []
     for s in list(open_sessions):
         for call in (lambda: s.search(BASE[0]), lambda: s.add_batch(["y"], BASE[:1]), lambda: s.get(["r1"])):
@@ -317,6 +321,7 @@ def ask(_):
         own.add_batch(IDS[:50], BASE[:50])
         own.save_to_s5()
         codes.append(str(own.count()))
+    faulthandler.cancel_dump_traceback_later()
     return codes
 
 open_sessions = []

@@ -17,7 +17,7 @@ import pytest
 from holding import Held
 from saving import PHRASE, rows, session_on
 
-from fabstir_vectordb import SessionError, VectorDBError, VectorDBSession, runtime, sync
+from fabstir_vectordb import SessionError, VectorDBError, VectorDBSession, blocking, sync
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -152,7 +152,7 @@ def test_a_loop_that_cannot_start_is_an_error_and_no_wait(monkeypatch: pytest.Mo
 
     with _twin() as session:
         with monkeypatch.context() as patch:
-            patch.setattr(runtime.anyio, "run", fail)
+            patch.setattr(blocking.anyio, "run", fail)
             with pytest.raises(SessionError, match=r"could not start: .*Too many open files"):
                 session.add_batch(["a"], rows(1, 4))
             assert session.count() == 0
