@@ -70,8 +70,10 @@ class BlockingRuntime(Runtime):
 
     async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
         """Refuses all later calls, waits for those that run, and ends the loop's thread. Idempotent."""
+        if not self.is_open:
+            return
         with self._thread_lock:
-            if self._ended is not None:
+            if not self.is_open:  # another thread was faster
                 return
             self._ended = DESTROYED
             thread, self._thread = self._thread, None
@@ -86,6 +88,7 @@ class BlockingRuntime(Runtime):
             thread.stop()
 
     async def _on_loop(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        self._check_open()  # first: in a child process the lock may stay locked
         with self._thread_lock:
             self._check_open()
             thread = self._thread = self._thread or _LoopThread(self._refused)

@@ -174,12 +174,14 @@ changing.start()
 assert inside.wait(60)
 
 def child():
-    # The index's lock, the turn and the loop's thread are all taken.
+    # The index's lock, the turn, the loop's thread and the locks of the runtime are all taken.
     for name in ("add_batch", "search", "get", "count", "get_stats", "vacuum"):
         refused(lambda: getattr(s, name)(*CALLS[name]))
     s.destroy()
 
-assert forked(child) == 0
+runtime = s._verbs._runtime
+with runtime._thread_lock, runtime._binding_lock:
+    assert forked(child) == 0
 go_on.set()
 changing.join()
 s.destroy()
