@@ -213,7 +213,7 @@ async def load_version(
         if missing_ok:
             return None
         raise NotFoundError(
-            f"index {settings.index_name!r} not found: no version of it was saved under this phrase",
+            f"Version not found: no version of index {settings.index_name!r} was saved under this phrase",
             details={"index_name": settings.index_name},
         )
     if lazy_cache_bytes is not None and _is_worth_a_lazy_load(opened):
@@ -367,7 +367,7 @@ async def verify_version(
     opened = await _open_version(store, identity, lineage, settings, workers=workers, cid=cid)
     if opened is None:
         raise NotFoundError(
-            f"index {settings.index_name!r} not found: no version of it was saved under this phrase",
+            f"Version not found: no version of index {settings.index_name!r} was saved under this phrase",
             details={"index_name": settings.index_name},
         )
     manifest = opened.manifest
