@@ -21,6 +21,7 @@ from anyio.from_thread import BlockingPortal
 from fabstir_vectordb._native.handle import Control
 from fabstir_vectordb.errors import InternalError, SessionError
 from fabstir_vectordb.index import Index
+from fabstir_vectordb.persist.lazy import PartsNeeded, WholeNeeded
 from fabstir_vectordb.runtime import DESTROYED, Runtime
 from fabstir_vectordb.worker_threads import Outcome
 
@@ -53,6 +54,11 @@ class BlockingRuntime(Runtime):
 
     async def read(self, function: Callable[[Index], _T]) -> _T:
         """The result of a read on the caller's thread; waits for a change that is under way."""
+        if self.index.is_whole:
+            try:
+                return self.here(function)
+            except (PartsNeeded, WholeNeeded):
+                pass  # a load has put another index in its place
         return await self._answer(partial(self._now, function))
 
     async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
@@ -65,8 +71,10 @@ class BlockingRuntime(Runtime):
     async def _no_change(self) -> None:
         """The index makes the caller wait."""
 
-    async def let_others_run(self) -> None:
-        """Nobody else is on the caller's thread."""
+    @property
+    def is_pause_due(self) -> bool:
+        """Never: no task is on the caller's thread."""
+        return False
 
     async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
         """Refuses all later calls, waits for those that run, and ends the loop's thread. Idempotent."""

@@ -221,11 +221,15 @@ class Runtime:
                 if self.index is index:
                     raise self._refused(self._ended or DESTROYED) from None
 
+    @property
+    def is_pause_due(self) -> bool:
+        """Whether reads on the event loop's thread have kept other tasks from running for a while."""
+        return time.monotonic() - self._last_pause > _PAUSE_S
+
     async def let_others_run(self) -> None:
-        """Lets other tasks run, where none could for a while."""
-        if time.monotonic() - self._last_pause > _PAUSE_S:
-            await anyio.lowlevel.checkpoint()
-            self._last_pause = time.monotonic()
+        """Lets other tasks run."""
+        await anyio.lowlevel.checkpoint()
+        self._last_pause = time.monotonic()
 
     async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
         """Refuses all later calls, waits for those that run, and closes the index. Idempotent.

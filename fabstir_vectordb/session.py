@@ -548,26 +548,18 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        runtime, results = self._runtime, None
-        runtime.check()
+        if self._runtime.is_pause_due:
+            await self._runtime.let_others_run()
+        found = self._search_at_once(query, k, options, fields)
+        if found is not None:
+            return found
         if _wants_mmr(options, fields):
-            results = await runtime.cancellable(self._search_diverse(query, k, options, fields))
+            results = await self._runtime.cancellable(self._search_diverse(query, k, options, fields))
         else:
             asked = self._asked(query, k, options, fields)
-            index = runtime.index
-            try:
-                if runtime.is_blocking:
-                    results = index.search(*asked)
-                elif self._is_short(index, asked):
-                    await runtime.let_others_run()
-                    results = index.search(*asked, nowait=True)
-            except (NativeBusy, IndexClosed, PartsNeeded, WholeNeeded):
-                pass
-            if results is None:
-                # Stoppable, as it may have to find out first what its recall takes.
-                results = await runtime.cancellable(lambda index, control: index.search(*asked, control=control))
-        if results.below_threshold and not self._told_of_default:
-            self._tell_of_default(results.below_threshold, _threshold_of(options, fields))
+            # Stoppable, as it may have to find out first what its recall takes.
+            results = await self._runtime.cancellable(lambda index, control: index.search(*asked, control=control))
+        self._tell_of_default(results.below_threshold, options, fields)
         return results
 
     async def search_batch(
@@ -588,8 +580,7 @@ class VectorDBSession:
         """
         self._runtime.check()
         results = await self._runtime.cancellable(self._search_batch(queries, k, options, fields))
-        if not self._told_of_default:
-            self._tell_of_default(sum(each.below_threshold for each in results), _threshold_of(options, fields))
+        self._tell_of_default(sum(each.below_threshold for each in results), options, fields)
         return results
 
     async def search_stream(
@@ -889,9 +880,34 @@ class VectorDBSession:
 
     # ---- searches
 
-    def _tell_of_default(self, dropped: int, threshold: object) -> None:
+    def _search_at_once(
+        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
+    ) -> SearchResults | None:
+        """`search` on this thread, or None where it would take long. No coroutine: that takes a microsecond."""
+        runtime = self._runtime
+        runtime.check()
+        if _wants_mmr(options, fields):
+            return None
+        asked = self._asked(query, k, options, fields)
+        index = runtime.index
+        try:
+            if runtime.is_blocking:
+                results = index.search(*asked)
+            elif self._is_short(index, asked):
+                results = index.search(*asked, nowait=True)
+            else:
+                return None
+        except (NativeBusy, IndexClosed, PartsNeeded, WholeNeeded):
+            return None
+        if results.below_threshold:
+            self._tell_of_default(results.below_threshold, options, fields)
+        return results
+
+    def _tell_of_default(self, dropped: int, options: SearchOptions | None, fields: Mapping[str, Any]) -> None:
         """Warns, once, where hits were dropped by a threshold that nobody asked for."""
-        if dropped and threshold is UNSET and self._config.default_threshold is UNSET:
+        if self._told_of_default or not dropped or self._config.default_threshold is not UNSET:
+            return
+        if fields.get("threshold", UNSET if options is None else options.threshold) is UNSET:
             self._told_of_default = True
             logger.warning(
                 "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
@@ -915,8 +931,8 @@ class VectorDBSession:
             def next_hits() -> list[SearchResult]:
                 first = cursor.next
                 hits = index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
-                if first < cursor.end == cursor.next and not self._told_of_default:
-                    self._tell_of_default(cursor.end - first - len(hits), threshold)
+                if first < cursor.end == cursor.next:
+                    self._tell_of_default(cursor.end - first - len(hits), None, {"threshold": threshold})
                 return hits
 
             return index, next_hits
@@ -1171,10 +1187,6 @@ def _search_options(
     chosen = _merged_options(SearchOptions, options, given)
     effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
     return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
-
-
-def _threshold_of(options: SearchOptions | None, given: Mapping[str, Any]) -> object:
-    return given.get("threshold", UNSET if options is None else options.threshold)
 
 
 def _wants_mmr(options: SearchOptions | None, given: Mapping[str, Any]) -> bool:

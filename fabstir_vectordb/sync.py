@@ -169,7 +169,8 @@ class VectorDBSession:
         self, query: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
     ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        return run_here(self._verbs.search(query, k, options, **fields))
+        found = self._verbs._search_at_once(query, k, options, fields)
+        return run_here(self._verbs.search(query, k, options, **fields)) if found is None else found
 
     def search_batch(
         self, queries: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
