@@ -181,8 +181,9 @@ class Runtime:
     def leave_to_parent(self) -> None:
         """Ends this copy of the session, in a child process, without a lock, a thread or an event loop."""
         self._ended = self._ended or _FORKED
-        if self.index.native is not None:
-            self.index.native.leave_to_parent()
+        index = getattr(self, "index", None)  # another thread may have been about to install it
+        if index is not None and index.native is not None:
+            index.native.leave_to_parent()
 
     # ---- what verbs call
 
