@@ -893,7 +893,7 @@ class VectorDBSession:
         try:
             if runtime.is_blocking:
                 results = index.search(*asked)
-            elif self._is_short(index, asked):
+            elif _is_short(index, asked):
                 results = index.search(*asked, nowait=True)
             else:
                 return None
@@ -947,7 +947,7 @@ class VectorDBSession:
             check_k(k),
             None if threshold is None else self._threshold(threshold),
             include_vectors,
-            *self._effort(ef_search, exact, nprobe, recall_target),
+            *_effort_of(ef_search, exact, nprobe, recall_target, self._recall_target),
             None if filter is None else parse_filter(filter),
         )
 
@@ -977,7 +977,7 @@ class VectorDBSession:
             return diverse
         threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
         k, threshold = check_k(k), self._threshold(threshold)
-        effort = self._effort(ef_search, exact, nprobe, recall_target)
+        effort = _effort_of(ef_search, exact, nprobe, recall_target, self._recall_target)
         where = None if filter is None else parse_filter(filter)
 
         def search(index: Index, control: Control | None = None) -> list[SearchResults]:
@@ -992,50 +992,6 @@ class VectorDBSession:
             return self._config.default_threshold
         check_threshold("threshold", threshold, InvalidInputError)
         return threshold
-
-    def _effort(self, ef_search: Any, exact: Any, nprobe: Any, recall_target: Any) -> _Effort:
-        ef, probes = check_ef(ef_search), check_nprobe(nprobe)
-        if exact is False and recall_target is None:
-            return ef, False, probes, None if ef or probes else self._recall_target
-        exact = check_exact(exact, ef or probes)
-        target = check_recall_target(recall_target, InvalidInputError)
-        if target is None:
-            return ef, exact, probes, None if ef or exact or probes else self._recall_target
-        if ef or exact or probes:
-            raise InvalidInputError(
-                "recall_target stands in place of ef_search, nprobe and exact: give it or these",
-                details={"recall_target": target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
-            )
-        return 0, False, 0, target
-
-    @staticmethod
-    def _is_short(index: Index, asked: _Asked) -> bool:
-        counts = index.counts
-        _, k, _, _, ef, exact, nprobe, recall_target, where = asked
-        if recall_target is not None:
-            effort = index.known_effort(k, recall_target)
-            if effort is None:
-                return False
-            ef, exact, nprobe = effort
-        if where is not None:
-            # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
-            count = index.count_known(where)
-            if count is None or (exact and count * (index.dim or 0) > _INLINE_SCAN_VALUES_MAX):
-                return False
-            return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
-                counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
-            )
-        if (counts.graph_rows or counts.lists) and not exact:
-            # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
-            # long as well, a thread is the right place.
-            recent, dim = counts.live - counts.historical, index.dim or 0
-            probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
-            return (
-                max(k, ef) <= _INLINE_EF_MAX
-                and (2 * recent > counts.graph_rows or recent * dim <= _INLINE_PROBED_VALUES_MAX)
-                and probed * dim <= _INLINE_PROBED_VALUES_MAX
-            )
-        return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
 
 class Creation(Coroutine[Any, Any, _S], Generic[_S]):
@@ -1069,6 +1025,51 @@ class Creation(Coroutine[Any, Any, _S], Generic[_S]):
     ) -> None:
         if self._session is not None:
             await self._session.__aexit__(kind, error, trace)
+
+
+def _effort_of(ef_search: Any, exact: Any, nprobe: Any, recall_target: Any, default_target: float | None) -> _Effort:
+    ef, probes = check_ef(ef_search), check_nprobe(nprobe)
+    if exact is False and recall_target is None:
+        return ef, False, probes, None if ef or probes else default_target
+    exact = check_exact(exact, ef or probes)
+    target = check_recall_target(recall_target, InvalidInputError)
+    if target is None:
+        return ef, exact, probes, None if ef or exact or probes else default_target
+    if ef or exact or probes:
+        raise InvalidInputError(
+            "recall_target stands in place of ef_search, nprobe and exact: give it or these",
+            details={"recall_target": target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
+        )
+    return 0, False, 0, target
+
+
+def _is_short(index: Index, asked: _Asked) -> bool:
+    counts = index.counts
+    _, k, _, _, ef, exact, nprobe, recall_target, where = asked
+    if recall_target is not None:
+        effort = index.known_effort(k, recall_target)
+        if effort is None:
+            return False
+        ef, exact, nprobe = effort
+    if where is not None:
+        # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
+        count = index.count_known(where)
+        if count is None or (exact and count * (index.dim or 0) > _INLINE_SCAN_VALUES_MAX):
+            return False
+        return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
+            counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
+        )
+    if (counts.graph_rows or counts.lists) and not exact:
+        # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
+        # long as well, a thread is the right place.
+        recent, dim = counts.live - counts.historical, index.dim or 0
+        probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
+        return (
+            max(k, ef) <= _INLINE_EF_MAX
+            and (2 * recent > counts.graph_rows or recent * dim <= _INLINE_PROBED_VALUES_MAX)
+            and probed * dim <= _INLINE_PROBED_VALUES_MAX
+        )
+    return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
 
 
 def _stats(index: Index, native: NativeStats, is_dirty: bool, last_cid: str | None) -> SessionStats:
