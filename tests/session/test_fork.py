@@ -327,6 +327,12 @@ def ask(_):
     return codes
 
 open_sessions = []
+# All modules are loaded before the first fork: a child waits for ever for one that a thread of its parent was importing.
+with sync.VectorDBSession.create(SETTINGS, s5_portal="memory:", user_seed_phrase="a secret") as warm:
+    warm.add_batch(IDS, BASE)
+    warm.save_to_s5()
+    warm.load_user_vectors(lazy_load=True)
+    warm.vacuum()
 workers = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
 for worker in workers:
     worker.start()
