@@ -327,7 +327,7 @@ def ask(_):
     return codes
 
 open_sessions = []
-# All modules are loaded before the first fork: a child waits for ever for one that a thread of its parent was importing.
+# All modules are loaded before the first fork: a child waits for ever for one that its parent was importing.
 with sync.VectorDBSession.create(SETTINGS, s5_portal="memory:", user_seed_phrase="a secret") as warm:
     warm.add_batch(IDS, BASE)
     warm.save_to_s5()
