@@ -15,7 +15,7 @@ from harness import curves, datasets, ours, rounds
 
 from fabstir_vectordb import SearchResults, VectorDBSession
 from fabstir_vectordb._native import handle
-from fabstir_vectordb.metadata.arena import decode_metadata, encode_metadata
+from fabstir_vectordb.metadata.values import decode_metadata, encode_metadata
 from fabstir_vectordb.sync import VectorDBSession as SyncSession
 
 ROWS = 2_000

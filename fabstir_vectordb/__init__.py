@@ -18,6 +18,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.maintenance import Maintainer
+from fabstir_vectordb.params import LoadOptions, SearchOptions
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
 from fabstir_vectordb.storage import forget_memory_store
@@ -27,7 +28,6 @@ from fabstir_vectordb.types import (
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
     Progress,
@@ -36,7 +36,6 @@ from fabstir_vectordb.types import (
     RecallReport,
     Receipt,
     Row,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,

@@ -13,21 +13,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from concurrent.futures import Future
 from functools import partial
 from threading import get_ident
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, ParamSpec, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from fabstir_vectordb._native.handle import Control
 from fabstir_vectordb.errors import InternalError, SessionError
-from fabstir_vectordb.index import Index
-from fabstir_vectordb.persist.lazy import PartsNeeded, WholeNeeded
-from fabstir_vectordb.runtime import DESTROYED, Runtime
+from fabstir_vectordb.index import LazyIndex
+from fabstir_vectordb.index.protocol import Gathered, Missing, Need
+from fabstir_vectordb.runtime import DESTROYED, AnyIndex, Runtime
 from fabstir_vectordb.worker_threads import Outcome
 
 __all__ = ["BlockingRuntime", "iterate_here", "run_here"]
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 _INSIDE: Final = (
     "a callback of this session called the session and would wait for itself: call it when the first call has returned"
@@ -52,21 +53,24 @@ class BlockingRuntime(Runtime):
         """Checks that the session is alive: any thread may call it."""
         self._check_open()
 
-    async def read(self, function: Callable[[Index], _T]) -> _T:
+    async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
         """The result of a read on the caller's thread; waits for a change that is under way."""
-        if self.index.is_whole:
-            try:
-                return self.here(function)
-            except (PartsNeeded, WholeNeeded):
-                pass  # a load has put another index in its place
-        return await self._answer(partial(self._now, function))
 
-    async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
+        async def read(index: AnyIndex, gathered: Gathered) -> _T:
+            return function(index, gathered)
+
+        return await self._answer(need, read)
+
+    async def cancellable(self, need: Need, function: Callable[[Any, Gathered, Control | None], _T]) -> _T:
         """As `read`: nothing cancels a call that blocks, but for Ctrl-C."""
-        return await self._answer(partial(self._now, lambda index: function(index, None)))
+        return await self.read(need, lambda index, gathered: function(index, gathered, None))
 
-    async def _now(self, function: Callable[[Index], _T]) -> _T:
-        return self.here(function)
+    async def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The result of a function on the caller's thread."""
+        return function(*args, **kwargs)
+
+    async def _ask(self, index: LazyIndex, need: Need, gathered: Gathered) -> Missing:
+        return index.missing(need, gathered)
 
     async def _no_change(self) -> None:
         """The index makes the caller wait."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
 from fabstir_vectordb.types import CalibrationPoint
 
-__all__ = ["Calibration", "Curve", "calibrate", "missed_by_code"]
+__all__ = ["KS", "Asked", "Calibration", "Curve", "ask", "calibrate", "missed_by_code"]
 
 #: The k that are measured. A smaller one takes what the first takes: the nearest row is found more easily than the ten
 #: nearest on average. Between them ef is interpolated, beyond the last it grows in proportion to k.
@@ -42,6 +42,7 @@ _NEAR: Final = 32
 _STEP: Final = 1.7
 _ROWS_PER_EF: Final = 64
 _MISSED_LEAST: Final = 0.001
+_MISSED_FEW: Final = 0.002
 _STANDSTILL: Final = 0.9
 # Rows may double until the next calibration, and ef grows with a power of them: 0 to 0.8 measured over smaller adds,
 # which link less well than one that doubles the rows (0012). Nearer to the worst: a target is to be met.
@@ -67,6 +68,11 @@ class Curve:
     k: int
     efs: tuple[int, ...]
     missed: tuple[float, ...]
+
+    @property
+    def ceiling(self) -> int | None:
+        """The ef from which on more candidates are not known to help, though some rows are missed; None for none."""
+        return self.efs[-1] if self.missed[-1] > _MISSED_FEW else None
 
     def ef_for(self, missed: float) -> float:
         """The least ef that misses no more, infinite where none is known.
@@ -128,35 +134,103 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Queries:
     """Queries, and how far their nearest rows are.
 
     Attributes:
-        queries: (n, dim).
+        vectors: (n, dim).
         own: the slot of each query's row, which is no answer to it; None for strangers.
-        truth: (n, k most) distances, ascending.
-        allow: bitmap of the rows that are looked for; None for all.
+        truth: (n, most) distances, ascending.
     """
 
-    queries: Float32Array
+    vectors: Float32Array
     own: UInt32Array | None
     truth: Float64Array
-    allow: UInt64Array | None
 
-    def missed(self, native: NativeIndex, k: int, ef: int, control: Control | None, nprobe: int = 0) -> float | None:
-        """An upper bound of the share of the k nearest that a walk misses; None where searches scan."""
-        asked = k + (self.own is not None)
-        hits = native.search(
-            self.queries, asked, ef_search=ef, nprobe=nprobe, allow=self.allow, with_ids=False, control=control
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An index and what it is asked, in both ways.
+
+    Attributes:
+        native: the index; nobody changes it meanwhile.
+        allow: bitmap of the rows that are looked for; None for all.
+        queries: those of each way.
+        control: cancellation.
+    """
+
+    native: NativeIndex
+    allow: UInt64Array | None
+    queries: tuple[_Queries, ...]
+    control: Control | None
+
+    def missed(self, k: int, ef: int, nprobe: int = 0) -> float | None:
+        """An upper bound of the share of the k nearest that a search misses; None where all of them scan.
+
+        Raises:
+            NativeCancelled, IndexStateError: as `calibrate`.
+        """
+        bounds = [self._missed(queries, k, ef, nprobe) for queries in self.queries]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None
+
+    def _missed(self, queries: _Queries, k: int, ef: int, nprobe: int) -> float | None:
+        asked = k + (queries.own is not None)
+        hits = self.native.search(
+            queries.vectors,
+            asked,
+            ef_search=ef,
+            nprobe=nprobe,
+            allow=self.allow,
+            with_ids=False,
+            control=self.control,
         )
         if not hits.plans.any():
             return None
         # By distance: of rows that are equally far any will do.
-        shares = (_others(hits, self.own, k)[1] > self.truth[:, k - 1 : k]).mean(axis=1)
+        shares = (_others(hits, queries.own, k)[1] > queries.truth[:, k - 1 : k]).mean(axis=1)
         n = len(shares)
         # One standard error above the mean; by Laplace's rule of succession one more of all rows asked for is missed,
         # since that none was does not mean that none will be.
         return float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k))
+
+
+def ask(
+    native: NativeIndex,
+    metric: str,
+    slots: UInt32Array,
+    n: int,
+    allow: UInt64Array | None = None,
+    control: Control | None = None,
+) -> Asked:
+    """Asks an index for rows of its own, and for strangers between them; the same for equal indexes.
+
+    Args:
+        native: the index; nobody changes it meanwhile.
+        metric: its metric.
+        slots: rows to choose from, more than ``KS[-1] + 1``.
+        n: how many are chosen.
+        allow: bitmap of `slots`, where searches could return other rows.
+        control: cancellation.
+
+    Raises:
+        NativeCancelled, IndexStateError: as `calibrate`.
+    """
+    most = KS[-1]
+    rng = np.random.default_rng(_SEED)
+    chosen = slots[rng.choice(len(slots), n, replace=False)]
+
+    def exact(queries: Float32Array, k: int) -> SearchHits:
+        return native.search(queries, k, exact=True, allow=allow, with_ids=False, control=control)
+
+    rows = native.get_vectors(chosen)
+    near, distances = _others(exact(rows, most + 1), chosen, most)
+    strangers = _strangers(native, metric, rows, near, rng)
+    queries = (
+        _Queries(rows, chosen, distances),
+        _Queries(strangers, None, exact(strangers, most).distances),
+    )
+    return Asked(native, allow, queries, control)
 
 
 def calibrate(
@@ -179,27 +253,14 @@ def calibrate(
         NativeCancelled: `control` asked for it.
         IndexStateError: memory or threads could not be had.
     """
-    most = KS[-1]
-    if live <= most + 1:
+    if live <= KS[-1] + 1:
         return Calibration(live, ())
-    rng = np.random.default_rng(_SEED)
     n = min(max(_SAMPLE_LEAST, round(_SAMPLE_SCALE * math.sqrt(live))), _SAMPLE_MOST)
     slots = native.live_slots(0, native.stats().live)
     if allow is not None:
         slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
-    slots = slots[rng.choice(live, n, replace=False)]
-
-    def exact(queries: Float32Array, k: int) -> SearchHits:
-        return native.search(queries, k, exact=True, allow=allow, with_ids=False, control=control)
-
-    rows = native.get_vectors(slots)
-    near, distances = _others(exact(rows, most + 1), slots, most)
-    strangers = _strangers(native, metric, rows, near, rng)
-    asked = (
-        _Asked(rows, slots, distances, allow),
-        _Asked(strangers, None, exact(strangers, most).distances, allow),
-    )
-    curves = (_curve(native, k, live / _ROWS_PER_EF, asked, control) for k in KS)
+    asked = ask(native, metric, slots, n, allow, control)
+    curves = (_curve(asked, k, live / _ROWS_PER_EF) for k in KS)
     return Calibration(live, tuple(curve for curve in curves if curve.efs))
 
 
@@ -227,8 +288,8 @@ def missed_by_code(native: NativeIndex, allow: UInt64Array, control: Control | N
     slots = slots[np.random.default_rng(_SEED).choice(len(slots), n, replace=False)]
     rows = native.get_vectors(slots)
     truth = native.search(rows, k + 1, exact=True, allow=allow, with_ids=False, control=control)
-    asked = _Asked(rows, slots, _others(truth, slots, k)[1], allow)
-    return asked.missed(native, k, 0, control, nprobe=max(1, stats.lists // 2)) or 0.0
+    asked = Asked(native, allow, (_Queries(rows, slots, _others(truth, slots, k)[1]),), control)
+    return asked.missed(k, 0, nprobe=max(1, stats.lists // 2)) or 0.0
 
 
 def _others(hits: SearchHits, own: UInt32Array | None, most: int) -> tuple[UInt32Array, Float64Array]:
@@ -265,17 +326,17 @@ def _comparable(metric: str, vectors: Float32Array) -> Float64Array:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True) if metric == "cosine" else wide
 
 
-def _curve(native: NativeIndex, k: int, ef_most: float, asked: tuple[_Asked, ...], control: Control | None) -> Curve:
+def _curve(asked: Asked, k: int, ef_most: float) -> Curve:
     efs: list[int] = []
     missed: list[float] = []
     step = float(k)
     while step <= ef_most:
-        shares = [queries.missed(native, k, round(step), control) for queries in asked]
-        if any(share is None for share in shares):
+        share = asked.missed(k, round(step))
+        if share is None:
             break
         efs.append(round(step))
         # More candidates find no fewer: what says otherwise is chance.
-        missed.append(min([*missed[-1:], max(share for share in shares if share is not None)]))
+        missed.append(min([*missed[-1:], share]))
         if missed[-1] <= _MISSED_LEAST or (len(missed) > 2 and missed[-1] > _STANDSTILL * missed[-3]):
             break
         step *= _STEP

@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -29,13 +28,13 @@ import platformdirs
 from tqdm import tqdm
 
 from fabstir_vectordb.demo.story import tell
+from fabstir_vectordb.display import json_ready, json_text
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, VectorDBError
-from fabstir_vectordb.persist.versions import Progress
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
 from fabstir_vectordb.storage import open_store
 from fabstir_vectordb.sync import VectorDBSession
-from fabstir_vectordb.types import RecallPoint
+from fabstir_vectordb.types import Progress, RecallPoint
 
 __all__ = ["cli"]
 
@@ -316,7 +315,10 @@ def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: 
 @click.pass_obj
 @_reporting
 def export(settings: _Settings, target: Path, cid: str | None) -> None:
-    """Write all rows with vectors and metadata to TARGET as jsonl, which `import` reads."""
+    """Write all rows with vectors and metadata to TARGET as jsonl, which `import` reads.
+
+    Dates, datetimes and UUIDs in metadata become strings.
+    """
     count = 0
     with _open(settings) as session, _Bar("load") as bar:
         session.load_user_vectors(cid, progress=bar)
@@ -327,7 +329,7 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
                     "id": row.id,
                     "vector": None if row.vector is None else [float(value) for value in row.vector],
                     "timestamp": row.timestamp,
-                    "metadata": row.metadata,
+                    "metadata": json_ready(row.metadata),
                 }
                 if row.expires_at is not None:
                     record["expires_at"] = row.expires_at
@@ -388,10 +390,10 @@ def search(
         hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold)
         for hit in hits:
             if as_json:
-                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit.metadata}
+                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
                 click.echo(json.dumps(record, ensure_ascii=False))
             else:
-                text = "" if hit.metadata is None else json.dumps(hit.metadata, ensure_ascii=False)
+                text = "" if hit.metadata is None else json_text(hit.metadata)
                 click.echo(f"{hit.score:.4f}  {hit.id}  {text}")
 
 
@@ -500,9 +502,13 @@ def stats(settings: _Settings, as_json: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--accounts", is_flag=True, help="Let in who has an account; to make one takes the token, if there is.")
+@click.option("--allow-host", multiple=True, help="Another name that it may be asked for by; may be repeated.")
+@click.option("--allow-origin", multiple=True, help="Let web pages of this origin use it; may be repeated.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @_reporting
-def portal(host: str, port: int, accounts: bool, directory: Path) -> None:
+def portal(
+    host: str, port: int, accounts: bool, allow_host: tuple[str, ...], allow_origin: tuple[str, ...], directory: Path
+) -> None:
     """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`).
 
     Where FABSTIR_PORTAL_TOKEN is set, clients must send it.
@@ -511,13 +517,16 @@ def portal(host: str, port: int, accounts: bool, directory: Path) -> None:
         import uvicorn
 
         from fabstir_vectordb.portal.app import create_app
+        from fabstir_vectordb.portal.server import listen, server_config
     except ImportError as error:
         raise InvalidConfigError(f"{error.name} is missing: install fabstir_vectordb[portal]") from None
-    app = create_app(directory.absolute(), _portal_token(), accounts=accounts)
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+    app = create_app(
+        directory.absolute(), _portal_token(), accounts=accounts, hosts=(host, *allow_host), origins=allow_origin
+    )
+    with listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"Serving {directory} at http://{shown}:{listener.getsockname()[1]}; Ctrl-C ends it.")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        server = uvicorn.Server(server_config(app))
         # Ctrl-C is how it ends; by the time that it is raised here, the server has finished what it was doing.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypedDict
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
 from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
+from fabstir_vectordb.metadata.values import shown
 
 __all__ = ["UNSET", "ConfigFields", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig", "config_of"]
 
@@ -33,6 +34,8 @@ CHUNK_SIZE_MAX: Final = 1 << 24
 TIMEOUT_S_MAX: Final = 3_600
 RETRIES_MAX: Final = 20
 _MB: Final = 1_000_000
+#: Bytes that an int64 counts.
+MEMORY_MB_MAX: Final = (2**63 - 1) // _MB
 
 
 class Unset:
@@ -161,6 +164,7 @@ class ConfigFields(TypedDict, total=False):
     timeout_s: float
     max_retries: int
     portal_token: str | None
+    allow_private_redirects: bool
     clock: Callable[[], float] | None
     threads: int | None
     chunk_size: int | None
@@ -201,6 +205,8 @@ class VectorDBConfig(metaclass=_Sealing):
         max_retries: repetitions of a request that failed on its way.
         portal_token: a portal's access token, or its invitation to make an account; never in a repr, log or error,
             never sent to another host.
+        allow_private_redirects: let a portal of the internet redirect reads to loopback, link-local and private
+            addresses.
         clock: seconds since 1970 as a float, in place of the system's.
         threads: most threads of a native call; None for as many as there are CPUs that the process may use, by its
             affinity and its cgroup's quota. Never changes a result.
@@ -230,6 +236,7 @@ class VectorDBConfig(metaclass=_Sealing):
     timeout_s: float = 30.0
     max_retries: int = 3
     portal_token: str | None = field(default=None, repr=False)
+    allow_private_redirects: bool = False
     clock: Callable[[], float] | None = None
     threads: int | None = None
     chunk_size: int | None = None
@@ -237,9 +244,9 @@ class VectorDBConfig(metaclass=_Sealing):
     def __post_init__(self) -> None:
         self._check_text()
         for name, low, high in (
-            ("memory_budget_mb", 1, None),
-            ("cache_size_mb", 1, None),
-            ("disk_cache_mb", 1, None),
+            ("memory_budget_mb", 1, MEMORY_MB_MAX),
+            ("cache_size_mb", 1, MEMORY_MB_MAX),
+            ("disk_cache_mb", 1, MEMORY_MB_MAX),
             ("M", M_MIN, M_MAX),
             ("ef_construction", 1, EF_MAX),
             ("threads", 1, THREADS_MAX),
@@ -248,7 +255,7 @@ class VectorDBConfig(metaclass=_Sealing):
             _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
         self._check_http()
         self._check_disk_cache()
-        for name in ("debug", "encrypt_at_rest"):
+        for name in ("debug", "encrypt_at_rest", "allow_private_redirects"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, f"{name} must be True or False")
         if not isinstance(self.default_threshold, Unset):
@@ -256,7 +263,7 @@ class VectorDBConfig(metaclass=_Sealing):
         check_recall_target(self.recall_target, InvalidConfigError)
         window = self.recent_window_s
         if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:
-            raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {window!r}")
+            raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {shown(window)}")
         if self.clock is not None and not callable(self.clock):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
 
@@ -270,16 +277,16 @@ class VectorDBConfig(metaclass=_Sealing):
         if not isinstance(self.index_name, str) or not _INDEX_NAME.fullmatch(self.index_name):
             raise _invalid("index_name", "index_name must be 1 to 64 characters of [a-z0-9._-]")
         if self.metric not in METRICS:
-            raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+            raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {shown(self.metric)}")
         if self.memory not in MEMORIES:
-            raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
+            raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {shown(self.memory)}")
 
     def _check_http(self) -> None:
         seconds, retries = self.timeout_s, self.max_retries
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= TIMEOUT_S_MAX:
-            raise _invalid("timeout_s", f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {seconds!r}")
+            raise _invalid("timeout_s", f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {shown(seconds)}")
         if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
-            raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {retries!r}")
+            raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {shown(retries)}")
         if self.portal_token is not None and not _is_printable(self.portal_token):
             raise _invalid("portal_token", "portal_token must be printable ASCII text")
 
@@ -288,7 +295,7 @@ class VectorDBConfig(metaclass=_Sealing):
         if directory is None:
             return
         if not isinstance(directory, (str, os.PathLike)) or not os.path.isabs(directory):
-            raise _invalid("disk_cache_dir", f"disk_cache_dir must be an absolute path, got {directory!r}")
+            raise _invalid("disk_cache_dir", f"disk_cache_dir must be an absolute path, got {shown(directory)}")
         if not self.encrypt_at_rest:
             raise _invalid("disk_cache_dir", "disk_cache_dir would keep blobs in clear: not with encrypt_at_rest=False")
 
@@ -370,7 +377,7 @@ class Given:
         _seal(self.settings)
         unknown = next((name for name in self.settings if not isinstance(name, str)), None)
         if unknown is not None:
-            self.problem = f"{unknown!r} is not a setting: settings have names"
+            self.problem = f"{shown(unknown)} is not a setting: settings have names"
 
 
 def check_known(name: str, names: Iterable[str], what: str, error: type[VectorDBError]) -> None:
@@ -409,19 +416,19 @@ def _invalid(field: str, message: str) -> InvalidConfigError:
     return InvalidConfigError(message, details={"field": field})
 
 
-def _check_integer(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:
+def _check_integer(name: str, value: object, low: int, high: int, *, optional: bool) -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _invalid(name, f"{name} must be an integer, got {value!r}")
+        raise _invalid(name, f"{name} must be an integer, got {shown(value)}")
     if value <= 0:
         raise InvalidConfigError(
-            f"{name} must be greater than zero, got {value}", details={"field": name, "value": value}
+            f"{name} must be greater than zero, got {shown(value)}", details={"field": name, "value": value}
         )
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+    if not low <= value <= high:
         raise InvalidConfigError(
-            f"{name} must be {bounds}, got {value}", details={"field": name, "value": value, "low": low, "high": high}
+            f"{name} must be between {low} and {high}, got {shown(value)}",
+            details={"field": name, "value": value, "low": low, "high": high},
         )
 
 
@@ -435,7 +442,7 @@ def check_recall_target(value: object, error: type[VectorDBError]) -> float | No
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
         raise error(
-            f"recall_target must be None or a share above 0, at most 1, got {value!r}",
+            f"recall_target must be None or a share above 0, at most 1, got {shown(value)}",
             details={"field": "recall_target", "value": value},
         )
     return float(value)
@@ -446,4 +453,4 @@ def check_threshold(name: str, value: object, error: type[Exception]) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise error(f"{name} must be None or a score between 0 and 1, got {value!r}")
+        raise error(f"{name} must be None or a score between 0 and 1, got {shown(value)}")

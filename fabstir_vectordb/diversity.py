@@ -11,15 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import K_MAX
+from fabstir_vectordb._native.handle import K_MAX, Control
 from fabstir_vectordb.config import Metric
-from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.index.protocol import Gathered, ReadableIndex
+from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import SearchResults
 
-__all__ = ["MMR_K_MAX", "candidates_for", "check_mmr", "most_diverse"]
+__all__ = ["candidates_for", "most_diverse", "search_batch_diverse", "search_diverse", "widened"]
 
-#: Hits at most: every step compares all candidates with the one before.
-MMR_K_MAX: Final = 1_000
 #: Candidates for k hits: so many times k, and at least so many more than k.
 _TIMES: Final = 4
 _MORE: Final = 32
@@ -27,24 +26,39 @@ _MORE: Final = 32
 Float64Array = npt.NDArray[np.float64]
 
 
-def check_mmr(mmr: object, k: int) -> float:
-    """λ: a number from 0 (hits that differ) to 1 (hits that are near).
-
-    Raises:
-        InvalidInputError: it is something else, or `k` is more than MMR_K_MAX.
-    """
-    if isinstance(mmr, bool) or not isinstance(mmr, (int, float, np.number)) or not 0.0 <= mmr <= 1.0:
-        raise InvalidInputError(f"mmr must be None or a number between 0 and 1, got {mmr!r}", details={"mmr": mmr})
-    if k > MMR_K_MAX:
-        raise InvalidInputError(
-            f"with mmr, k must be at most {MMR_K_MAX}, got {k}", details={"k": k, "limit": MMR_K_MAX}
-        )
-    return float(mmr)
-
-
 def candidates_for(k: int) -> int:
     """How many of the nearest rows k hits are chosen from."""
     return min(max(_TIMES * k, k + _MORE), K_MAX)
+
+
+def widened(request: SearchRequest) -> SearchRequest:
+    """The search for the candidates of a search with `mmr`."""
+    return request._replace(k=candidates_for(request.k), include_vectors=True, mmr=None)
+
+
+def search_diverse(
+    index: ReadableIndex, request: SearchRequest, gathered: Gathered, control: Control | None = None
+) -> SearchResults:
+    """The hits of a search with `mmr`; what a lazily loaded index misses is asked with `widened`."""
+    candidates = index.search(widened(request), gathered, control)
+    return _chosen(candidates, request, index)
+
+
+def search_batch_diverse(
+    index: ReadableIndex,
+    queries: npt.NDArray[np.float32],
+    request: SearchRequest,
+    gathered: Gathered,
+    control: Control | None = None,
+) -> list[SearchResults]:
+    """`search_diverse` for each of many queries."""
+    each = index.search_batch(queries, widened(request), gathered, control)
+    return [_chosen(candidates, request, index) for candidates in each]
+
+
+def _chosen(candidates: SearchResults, request: SearchRequest, index: ReadableIndex) -> SearchResults:
+    assert request.mmr is not None
+    return most_diverse(candidates, request.k, request.mmr, index.metric, request.include_vectors)
 
 
 def most_diverse(candidates: SearchResults, k: int, mmr: float, metric: Metric, include_vectors: bool) -> SearchResults:
@@ -62,7 +76,9 @@ def most_diverse(candidates: SearchResults, k: int, mmr: float, metric: Metric, 
     if not include_vectors:
         for hit in chosen:
             hit.vector = None
-    return SearchResults(chosen, missing, candidates.plan)
+    results = SearchResults(chosen, missing, candidates.plan)
+    results.receipt = candidates.receipt
+    return results
 
 
 def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) -> list[int]:
@@ -87,7 +103,7 @@ def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) ->
 
 
 def _scores(rows: Float64Array, row: Float64Array, metric: Metric) -> Float64Array:
-    """The scores that rows have to one of them, as index.py defines them for hits."""
+    """The scores that rows have to one of them, as index/searcher.py defines them for hits."""
     found: Any
     if metric == "l2":
         found = 1.0 / (1.0 + np.linalg.norm(rows - row, axis=1))

@@ -16,45 +16,34 @@ the rows is to go.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import anyio
 
-from fabstir_vectordb._native.handle import NativeStats
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.index import Index
+from fabstir_vectordb.index import AgingSteps
+from fabstir_vectordb.index.aging import Step
 from fabstir_vectordb.runtime import Runtime
-from fabstir_vectordb.types import OptimizeResult, VacuumStats
+from fabstir_vectordb.types import OptimizeResult
 
-__all__ = ["STEP_ROWS", "Aging", "Maintainer", "vacuum_is_due"]
+__all__ = ["Aging", "Maintainer", "cutoff_us"]
 
-Stage: TypeAlias = Literal["train", "migrate", "vacuum"]
-
-#: Rows that move in one step: some milliseconds beside searches, 0.1 ms in their way.
-STEP_ROWS: Final = 1_000
 _INT64_MIN: Final = -(2**63)
-# A vacuum in the background comes when so many rows, and such a part of all, are tombstones or still in the graph
-# though they moved: they make walks longer by about that part.
-_VACUUM_ROWS: Final = 1_000
-_VACUUM_SHARE: Final = 5
+#: Older than this is every row.
+_ANY_AGE_US: Final = 2**63 - 1
 
 
-def vacuum_is_due(counts: NativeStats, expired_count: int) -> bool:
-    """Whether a vacuum pays for what it holds up."""
-    idle = counts.rows - counts.live + expired_count + counts.moved
-    return idle >= _VACUUM_ROWS and idle * _VACUUM_SHARE >= counts.rows
+def cutoff_us(now_us: int, window_s: float) -> int:
+    """Rows before this moment are old: microseconds since 1970."""
+    return max(_INT64_MIN, now_us - round(window_s * 1e6))
 
 
-def _is_worth_it(index: Index) -> bool:
-    return vacuum_is_due(index.counts, index.hidden_count)
-
-
-async def _go_on(stage: Stage, rows_done: int) -> None:
+async def _go_on(step: Step) -> None:
     """Waits for nothing."""
 
 
 class Aging:
-    """The steps that bring rows to the side of their age: train lists, move rows, train again, vacuum.
+    """Drives `AgingSteps`, which bring rows to the side of their age, over the index of a session.
 
     Args:
         runtime: runs the steps, on the index it has.
@@ -65,47 +54,33 @@ class Aging:
     def __init__(self, runtime: Runtime, now_us: Callable[[], int], window_s: float) -> None:
         self.runtime = runtime
         self._now_us = now_us
-        self._window_us = round(window_s * 1e6)
+        self._window_s = window_s
 
-    async def run(
-        self,
-        before: Callable[[Stage, int], Awaitable[None]] = _go_on,
-        *,
-        vacuum_where: Callable[[Index], bool] = lambda _: True,
-        of_any_age: bool = False,
-    ) -> OptimizeResult:
-        """Does all steps; a cancellation between two of them leaves what is done.
+    async def run(self, before: Callable[[Step], Awaitable[None]] = _go_on) -> OptimizeResult:
+        """All steps, as `optimize` wants them; a cancellation between two of them leaves what is done.
 
         Args:
-            before: awaited before each step, with the rows that the stage has looked at.
-            vacuum_where: whether the index gets a vacuum in the end.
-            of_any_age: take every row for an old one.
+            before: awaited before each step.
         """
-        await before("train", 0)
-        trained, migrated = await self._train(of_any_age), 0
-        first: int | None = 0
-        while first is not None:
-            await before("migrate", first)
-            moved, first = await self._migrate(first, of_any_age)
-            migrated += moved
-        trained = await self._train(of_any_age) or trained
-        removed = VacuumStats(0, 0, 0)
-        if vacuum_where(self.runtime.index):
-            await before("vacuum", 0)
-            removed = await self.runtime.change(Index.vacuum)
-        return OptimizeResult(trained, migrated, removed)
+        return await self._run(AgingSteps(self._cutoff_us()), before)
 
-    async def _train(self, of_any_age: bool) -> bool:
-        cutoff = self._cutoff_us(of_any_age)
-        return await self.runtime.concurrent(lambda index, control: index.train(cutoff, control))
+    async def run_in_background(self, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
+        """The same, with a vacuum only where it pays for what it holds up."""
+        return await self._run(AgingSteps(self._cutoff_us(), in_background=True), before)
 
-    async def _migrate(self, first: int, of_any_age: bool) -> tuple[int, int | None]:
-        cutoff = self._cutoff_us(of_any_age)
-        return await self.runtime.concurrent(lambda index, _: index.migrate(cutoff, STEP_ROWS, first))
+    async def run_for_all(self) -> OptimizeResult:
+        """The steps that bring every row to lists, whatever its age."""
+        return await self._run(AgingSteps(_ANY_AGE_US, arranges=False), _go_on)
 
-    def _cutoff_us(self, of_any_age: bool) -> int:
-        """Rows before this moment are old: microseconds since 1970."""
-        return 2**63 - 1 if of_any_age else max(_INT64_MIN, self._now_us() - self._window_us)
+    async def _run(self, steps: AgingSteps, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
+        for step in steps:
+            await before(step)
+            run = self.runtime.change if step.holds_up_reads else self.runtime.concurrent
+            await run(step.run)
+        return OptimizeResult(steps.trained, steps.migrated, steps.vacuumed)
+
+    def _cutoff_us(self) -> int:
+        return cutoff_us(self._now_us(), self._window_s)
 
 
 class _Session(Protocol):
@@ -137,7 +112,7 @@ class Maintainer:
             VectorDBError: something failed, or the session was destroyed; the index is whole.
         """
         while True:
-            await self._aging.run(self._turn, vacuum_where=_is_worth_it)
+            await self._aging.run_in_background(self._turn)
             await anyio.sleep(self._interval_s)
 
     def pause(self) -> None:
@@ -151,6 +126,6 @@ class Maintainer:
             self._resumed.set()
             self._resumed = None
 
-    async def _turn(self, stage: Stage, rows_done: int) -> None:
+    async def _turn(self, step: Step) -> None:
         if self._resumed is not None:
             await self._resumed.wait()

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
 
-if TYPE_CHECKING:
-    from fabstir_vectordb.types import RecallPoint, RecallReport
-
-__all__ = ["draw_recall"]
+__all__ = ["Point", "Report", "draw_recall"]
 
 _SUFFIXES: Final = (".pdf", ".png", ".svg")
 
 
-def draw_recall(report: RecallReport, path: Path) -> None:
+class Point(Protocol):
+    """What is drawn of a `types.RecallPoint`."""
+
+    @property
+    def ef_search(self) -> int | None: ...
+    @property
+    def nprobe(self) -> int | None: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def recall(self) -> float: ...
+    @property
+    def p50_us(self) -> float: ...
+
+
+class Report(Protocol):
+    """What is drawn of a `types.RecallReport`."""
+
+    @property
+    def k(self) -> int: ...
+    @property
+    def sample(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def default(self) -> Point: ...
+    @property
+    def points(self) -> Sequence[Point]: ...
+
+
+def draw_recall(report: Report, path: Path) -> None:
     """Recall against the median latency of a search.
 
     Raises:
@@ -48,7 +75,7 @@ def draw_recall(report: RecallReport, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_line(axes: Any, name: str, points: Sequence[RecallPoint]) -> None:
+def _draw_line(axes: Any, name: str, points: Sequence[Point]) -> None:
     if not points:
         return
     axes.plot([point.p50_us for point in points], [point.recall for point in points], "o-", label=name)

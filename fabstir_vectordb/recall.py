@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex, NativeStats
+from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeStats
+from fabstir_vectordb.index.index import Index, Sample
 from fabstir_vectordb.types import RecallPoint, RecallReport
 
 __all__ = ["NO_RECALL", "measure_recall"]
@@ -38,31 +38,31 @@ NO_RECALL: Final = RecallReport(
 
 
 def measure_recall(
-    native: NativeIndex,
-    stats: NativeStats,
-    slots: npt.NDArray[np.uint32],
-    sample: int,
-    k: int,
-    allow: npt.NDArray[np.uint64] | None,
-    effort: tuple[int, bool, int] = (0, False, 0),
-    control: Control | None = None,
+    index: Index, sample: int, k: int, recall_target: float | None, control: Control | None = None
 ) -> RecallReport:
     """Measures settings one after the other, each with every query of the sample.
 
     Args:
-        native: the index; nobody changes it meanwhile.
-        stats: its counts.
-        slots: its rows that searches can return.
-        sample: how many of them to ask for.
+        index: the index; no change comes between.
+        sample: how many of its rows to ask for.
         k: neighbours of each.
-        allow: bitmap of `slots` where some live rows are not among them.
-        effort: ef_search, exact and nprobe of a search that names none of them.
+        recall_target: of a search that names no setting; None for the library's own number of candidates.
         control: cancellation.
 
     Raises:
         NativeCancelled: `control` asked for it.
         IndexStateError: memory could not be had.
     """
+    effort = index.efforts.default(k, recall_target, control)
+
+    def measure(rows: Sample | None) -> RecallReport:
+        return NO_RECALL if rows is None else _measure(rows, sample, k, effort, control)
+
+    return index.sampled(measure)
+
+
+def _measure(rows: Sample, sample: int, k: int, effort: tuple[int, bool, int], control: Control | None) -> RecallReport:
+    native, slots, allow = rows.native, rows.slots, rows.allow
     k = min(k, max(len(slots) - 1, 1))
     if len(slots) < 2:
         return replace(NO_RECALL, rows=len(slots))
@@ -95,7 +95,7 @@ def measure_recall(
         )
 
     exact = ask(0, 0, True)
-    points = [ask(ef, nprobe, False) for ef, nprobe in _settings(stats, k)]
+    points = [ask(ef, nprobe, False) for ef, nprobe in _settings(rows.counts, k)]
     ef, is_exact, nprobe = effort
     default = ask(ef, nprobe, is_exact)
     return RecallReport(k=k, sample=len(own), rows=len(slots), default=default, points=(*points, exact))

@@ -17,27 +17,27 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, ClassVar, Final, NoReturn, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, ParamSpec, SupportsIndex, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from fabstir_vectordb._native.handle import Control, NativeCancelled
 from fabstir_vectordb.errors import MemoryBudgetExceededError, SessionError
-from fabstir_vectordb.index import Index, IndexClosed
-from fabstir_vectordb.lazy_index import LazyIndex
-from fabstir_vectordb.persist.lazy import Fetched, PartsNeeded, WholeNeeded
-from fabstir_vectordb.types import Receipt, SearchResults
+from fabstir_vectordb.index import Index, IndexClosed, LazyIndex
+from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
 
-__all__ = ["DESTROYED", "Runtime"]
+__all__ = ["DESTROYED", "AnyIndex", "Runtime"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+AnyIndex: TypeAlias = Index | LazyIndex
 
 #: Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
 _THREADS_MAX: Final = 8
@@ -101,7 +101,7 @@ class Runtime:
 
     is_blocking: ClassVar[bool] = False
 
-    index: Index
+    index: AnyIndex
 
     def __init__(self, session_id: str) -> None:
         self._session_id = session_id
@@ -114,7 +114,7 @@ class Runtime:
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise self._refused(_COPIED)
 
-    def install(self, index: Index, load_rest: Callable[[], Awaitable[None]]) -> None:
+    def install(self, index: AnyIndex, load_rest: Callable[[], Awaitable[None]]) -> None:
         """Gives the runtime its first index, and what puts a whole index in the place of a lazily loaded one."""
         self.index = index
         self._load_rest = load_rest
@@ -199,19 +199,27 @@ class Runtime:
         """The result of a change that reads need not wait for."""
         return await self._on_loop(partial(self._concurrent, function))
 
-    async def read(self, function: Callable[[Index], _T]) -> _T:
-        """The result of a read of the index; no change comes between its start and its end."""
-        with self._called():
-            return await self._answer(lambda: self.in_thread(self.here, function))
+    async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
+        """The result of a read of the index; no change comes between its start and its end.
 
-    async def cancellable(self, function: Callable[[Index, Control | None], _T]) -> _T:
+        Args:
+            need: what the read is about: a lazily loaded index fetches it first.
+            function: the read, called with the index there is then, and what was gathered for it.
+        """
+        with self._called():
+            return await self._answer(need, lambda *asked: self.in_thread(function, *asked))
+
+    async def cancellable(self, need: Need, function: Callable[[Any, Gathered, Control | None], _T]) -> _T:
         """The result of a read that a cancellation stops."""
         with self._called():
-            return await self._answer(
-                lambda: self.stoppable(lambda control: self.here(lambda index: function(index, control)))
-            )
+            return await self._answer(need, lambda *asked: self.stoppable(partial(function, *asked)))
 
-    def here(self, read: Callable[[Index], _T]) -> _T:
+    async def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The result of a function that takes long and touches no index, without holding up the event loop."""
+        with self._called():
+            return await self.in_thread(function, *args, **kwargs)
+
+    def here(self, read: Callable[[AnyIndex], _T]) -> _T:
         """The result of a read on this thread; goes on to the next index where a load replaced the one it met."""
         while True:
             self._check_open()
@@ -219,8 +227,16 @@ class Runtime:
             try:
                 return read(index)
             except IndexClosed:
-                if self.index is index:
-                    raise self._refused(self._ended or DESTROYED) from None
+                self.check_replaced(index)
+
+    def check_replaced(self, index: AnyIndex) -> None:
+        """Checks that a closed index was replaced by another one, which is asked then.
+
+        Raises:
+            SessionError: it was not: the session is destroyed.
+        """
+        if self.index is index:
+            raise self._refused(self._ended or DESTROYED) from None
 
     @property
     def is_pause_due(self) -> bool:
@@ -295,13 +311,13 @@ class Runtime:
             binding = self._bind()
             binding.change_over = over = anyio.Event()
             try:
-                result = await self.stoppable(partial(once.pop(), self.index))
+                result = await self.stoppable(partial(once.pop(), self.whole()))
             finally:
                 binding.change_over = None
                 over.set()
                 await self.settle_where_due()
-            if self.index.calibration_is_due:
-                await self.stoppable(self.index.calibrate_where_due)
+            if self.whole().calibration_is_due:
+                await self.stoppable(self.whole().calibrate_where_due)
             return result
 
         return await self._exclusive(change)
@@ -310,28 +326,37 @@ class Runtime:
         async def change() -> _T:
             await self._load_rest()
             try:
-                return await self.stoppable(partial(function, self.index))
+                return await self.stoppable(partial(function, self.whole()))
             finally:
                 await self.settle_where_due()
 
         return await self._exclusive(change)
 
-    async def _answer(self, read: Callable[[], Awaitable[_T]]) -> _T:
+    async def _answer(self, need: Need, read: Callable[[AnyIndex, Gathered], Awaitable[_T]]) -> _T:
         """The result of a read of an index that may have to fetch first what the read is about."""
-        fetched: list[Fetched] = []
         while True:
             await self._no_change()
+            self._check_open()
+            index, gathered = self.index, Gathered()
             try:
-                result = await read()
-            except PartsNeeded as needed:
-                with contextlib.suppress(IndexClosed):  # another index has taken its place, and is asked then
-                    # Held, as the cache may be smaller than what is needed.
-                    fetched.append(await self._on_loop(needed.fetch))
-            except WholeNeeded as needed:
-                await self._on_loop(partial(self._become_whole, needed.optional))
-            else:
-                _note_receipt(result, fetched)
-                return result
+                if not isinstance(index, LazyIndex) or await self._gather(index, need, gathered):
+                    return await read(index, gathered)
+            except IndexClosed:  # another index has taken its place, and is asked then
+                self.check_replaced(index)
+
+    async def _gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
+        """Fetches what a call lacks; False where another index took this one's place instead, or is asked again."""
+        while True:
+            missing = await self._ask(index, need, gathered)
+            if missing.whole:
+                await self._on_loop(partial(self._become_whole, missing.optional))
+                return False
+            if not missing.keys:
+                return True
+            gathered.take(await self._on_loop(partial(index.parts.fetch, missing.keys, index.check_part)))
+
+    async def _ask(self, index: LazyIndex, need: Need, gathered: Gathered) -> Missing:
+        return await self.in_thread(index.missing, need, gathered)
 
     async def _no_change(self) -> None:
         # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
@@ -350,6 +375,11 @@ class Runtime:
                 self.index.stay_lazy()
 
     # ---- what operations that have the turn call
+
+    def whole(self) -> Index:
+        """The index, once all of it is in memory."""
+        assert isinstance(self.index, Index)
+        return self.index
 
     async def in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The result of a function in a worker thread; a cancellation waits for it."""
@@ -413,14 +443,3 @@ def _leave_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def _note_receipt(result: object, fetched: Sequence[Fetched]) -> None:
-    """Enters into the results of a search what was fetched for them."""
-    if not fetched or not isinstance(result, (SearchResults, list)):
-        return
-    requests, size = sum(one.receipt.requests for one in fetched), sum(one.receipt.bytes for one in fetched)
-    for results in result if isinstance(result, list) else [result]:
-        if isinstance(results, SearchResults):
-            hits = max(results.receipt.cache_hits - requests, 0)
-            results.receipt = Receipt(requests=requests, bytes=size, cache_hits=hits)

@@ -14,68 +14,63 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NoReturn, Self, SupportsIndex, TypeVar, Unpack, cast
 
+import anyio
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb import log_level
-from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeBusy, NativeStats, kernels
-from fabstir_vectordb.config import (
-    UNSET,
-    ConfigFields,
-    Given,
-    Unset,
-    VectorDBConfig,
-    check_known,
-    check_recall_target,
-    check_threshold,
-    config_of,
-)
-from fabstir_vectordb.diversity import candidates_for, check_mmr, most_diverse
-from fabstir_vectordb.errors import (
-    InvalidConfigError,
-    InvalidInputError,
-    MemoryBudgetExceededError,
-    SessionError,
-)
+from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
+from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, check_recall_target, config_of
+from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
+from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Index,
     IndexClosed,
-    check_ef,
-    check_exact,
-    check_k,
-    check_nprobe,
+    LazyIndex,
+    make_request,
     prepare_batch,
     prepare_queries,
     prepare_query,
+    take_ids,
+    take_items,
 )
-from fabstir_vectordb.maintenance import Aging, Stage
-from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, parse_filter
+from fabstir_vectordb.index.aging import Step
+from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape, taken
+from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Need, Reach, RowsNeed
+from fabstir_vectordb.maintenance import Aging
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, is_large, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
-from fabstir_vectordb.persist.lazy import PartsNeeded, WholeNeeded
-from fabstir_vectordb.persist.versions import HistoryEntry, ProgressCallback
-from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import (
+    LoadFields,
+    LoadOptions,
+    SearchFields,
+    SearchOptions,
+    SearchRequest,
+    check_bool,
+    make_options,
+)
+from fabstir_vectordb.persist.version import HistoryEntry
+from fabstir_vectordb.recall import measure_recall
+from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadFields,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
+    ProgressCallback,
     PruneReport,
     RecallReport,
     Row,
-    SearchFields,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -92,18 +87,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
-_O = TypeVar("_O", SearchOptions, LoadOptions)
-# ef_search, exact, nprobe and recall_target.
-_Effort = tuple[int, bool, int, float | None]
-# Query, k, threshold, include_vectors, the three of the effort, and the filter.
-_Asked = tuple[npt.NDArray[np.float32], int, float | Unset | None, bool, int, bool, int, float | None, Filter | None]
-
-# A search runs on the caller's thread when it takes less than a thread hop is worth: a walk of this many candidates
-# or a scan of this many float32 values is below a millisecond.
-_INLINE_EF_MAX: Final = 1_000
-_INLINE_SCAN_VALUES_MAX: Final = 1 << 20
-# Lists are scanned by code: a few times faster.
-_INLINE_PROBED_VALUES_MAX: Final = 1 << 23
+_NO_QUERY: Final = np.empty(0, dtype=np.float32)
 SCAN_PAGE_ROWS: Final = 512
 # The moments that a clock may give, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
@@ -221,7 +205,8 @@ class VectorDBSession:
         try:
             await session._fill(recent, historical, timestamps)
         except BaseException:
-            await session.destroy()
+            with anyio.CancelScope(shield=True):
+                await session.destroy()
             raise
         return session
 
@@ -238,7 +223,7 @@ class VectorDBSession:
         fill_lists = sum(row.vector is not None for row in past) >= LISTS_ROWS_MIN
         await self._runtime.change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
         if fill_lists:
-            await self._aging.run(of_any_age=True)
+            await self._aging.run_for_all()
         await self.add_vectors(present)
 
     # ---- life
@@ -293,10 +278,6 @@ class VectorDBSession:
         if self._config.debug:
             log_level.end_debug()
 
-    @property
-    def _index(self) -> Index:
-        return self._runtime.index
-
     # ---- rows in
 
     async def add_vectors(
@@ -306,23 +287,23 @@ class VectorDBSession:
 
         Args:
             items: VectorInputs, or mappings with the same keys.
-            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of items with the same id,
+                ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
 
         Returns:
             How many rows were added, replaced and skipped.
 
         Raises:
             InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
-            ConflictError: an id is live already, or stands twice in the call.
+            ConflictError: with ``error``, an id is live already, or stands twice in the call.
             MemoryBudgetExceededError: they would not fit.
             SessionError: the session is destroyed.
         """
-
-        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
-            raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
+        self._runtime.check()
+        taken_items = take_items(items)
 
         def add(index: Index, control: Control) -> AddResult:
-            rows = [_as_input(row, item) for row, item in enumerate(items)]
+            rows = [as_input(row, item) for row, item in enumerate(taken_items)]
             return self._add_inputs(rows, on_conflict, index, control)
 
         return await self._runtime.change(add)
@@ -372,8 +353,8 @@ class VectorDBSession:
         for_lists: bool = False,
     ) -> AddResult:
         index.check_room(vectors)
-        known = index.vector_dim, index.schema
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, *known, expires_at)
+        room = index.metadata_room_bytes
+        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.vector_dim, expires_at, room)
         return index.add(batch, on_conflict, control, for_lists)
 
     def _add_inputs(
@@ -391,39 +372,72 @@ class VectorDBSession:
             for_lists,
         )
 
-    async def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata.
+    async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many: all or nothing.
+
+        The value before is in no answer from here on. Its bytes leave memory, and the versions saved later, with the
+        next `vacuum`; versions saved earlier keep it until `prune_history` removes them.
 
         Args:
-            id: the row.
-            metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+            id: the row; or a mapping of ids to their metadata, for many rows in one call.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none; left out where `id` is a mapping.
             merge: merge a dict into the stored dict instead, key by key.
 
         Raises:
-            NotFoundError: the id is not live.
+            NotFoundError: an id is not live.
             InvalidInputError: the metadata is refused.
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        await self._runtime.change(lambda index, _: index.update_metadata(id, metadata, merge))
+        merge = check_bool("merge", merge)
+        if isinstance(id, Mapping):
+            if metadata is not None:
+                raise InvalidInputError("metadata stands in the mapping of ids: leave the second argument out")
+            ids, values = take_ids(id), list(id.values())
+        else:
+            ids, values = [one_id(id)], [metadata]
+        await self._runtime.change(lambda index, _: index.update_many(ids, values, merge))
+
+    async def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector. Its metadata, timestamp and expiry stay.
+
+        Args:
+            id: the row.
+            vector: dim numbers.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the vector is refused.
+            MemoryBudgetExceededError: it would not fit.
+            SessionError: the session is destroyed.
+        """
+        ids = [one_id(id)]
+        await self._runtime.change(lambda index, control: index.update_vectors(ids, [vector], control))
 
     async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index.
 
         Args:
             schema: fields with their types, as ``{"title": {"type": "string", "required": True}, "tags":
-                "Array<String>"}``: string, number, boolean, array of a type, object with fields. Fields that it does
-                not name may hold anything, and null stands for an optional one that is not there. None for no schema.
+                "Array<String>"}`` or ``{"fields": {"title": "String", "tags": {"Array": "String"}}, "required":
+                ["title"]}``: string, number, boolean, date, datetime, UUID, array of a type, object with fields. Fields
+                that it does not name may hold anything, and null stands for an optional one that is not there. None
+                for no schema.
 
         Raises:
-            InvalidInputError: the schema is not understood (details ``path``), or a row breaks it (``id``, too).
+            InvalidInputError: the schema is not understood (details ``path``), or a row that is there already breaks it
+                (``id``, too); the schema before stays.
             SessionError: the session is destroyed.
         """
         parsed = None if schema is None else parse_schema(schema)
         await self._runtime.change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes a row; `vacuum` gives its memory back.
+        """Deletes a row; it is in no answer from here on.
+
+        The row's id, vector and metadata leave memory, and the versions saved later, with the next `vacuum`. Versions
+        saved before keep them until `prune_history` removes these; so do their shares. `get_stats().superseded_bytes`
+        says how much the last saved version holds.
 
         Args:
             id: the row.
@@ -434,12 +448,42 @@ class VectorDBSession:
             InvalidInputError: the id is no string.
             SessionError: the session is destroyed.
         """
-        if not isinstance(id, str):
-            raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
-        return await self._runtime.change(lambda index, _: index.delete([id], missing_ok))
+        wanted, missing_ok = [one_id(id)], check_bool("missing_ok", missing_ok)
+        return await self._runtime.change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing; `vacuum` gives their memory back.
+
+        Args:
+            ids: the rows; an id that stands twice counts once.
+            missing_ok: pass over ids that are not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, and which.
+
+        Raises:
+            NotFoundError: an id is not live; nothing was deleted.
+            InvalidInputError: `ids` is no iterable of strings.
+            SessionError: the session is destroyed.
+        """
+        wanted, missing_ok = take_ids(ids), check_bool("missing_ok", missing_ok)
+        return await self._runtime.change(lambda index, _: index.delete(wanted, missing_ok))
+
+    async def clear(self) -> int:
+        """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
+
+        The next row with a vector may have any dimension. Saved versions stay as they are.
+
+        Returns:
+            How many rows there were.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
+        return await self._runtime.change(lambda index, _: index.clear())
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Deletes the rows that a filter takes: all or nothing.
+        """Deletes the rows that a filter takes: all or nothing. When their bytes go, `delete_vector` says.
 
         Args:
             filter: as in SearchOptions; one that takes every row, as ``{}`` does, is refused.
@@ -449,13 +493,17 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns that the filter compares would not fit.
             SessionError: the session is destroyed.
         """
-        where = parse_filter(filter)
+        where = await self._parsed(filter)
         if where.is_empty:
             raise InvalidInputError("an empty filter would delete every row: name a field, as in {'kind': 'draft'}")
         return await self._runtime.change(lambda index, _: index.delete_where(where))
 
     async def vacuum(self) -> VacuumStats:
-        """Removes deleted rows for good, repairs the graph and gives their memory back.
+        """Removes deleted rows and replaced metadata for good, repairs the graph and gives their memory back.
+
+        Rows that have expired are deleted first. No version that is saved from here on holds a removed row's id,
+        metadata, vector or code, nor metadata that was replaced before. Aggregates of many rows stay: centroids of
+        lists, ranges of codes, the timestamp of the last change. Memory is freed, not overwritten.
 
         Returns:
             How many rows were removed.
@@ -487,17 +535,11 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        async def tell(stage: Stage, rows_done: int) -> None:
-            if progress is not None:
-                progress(OptimizeProgress(stage, rows_done, self._index.counts.rows))
+        async def tell(step: Step) -> None:
+            if progress is not None and step.stage in ("train", "migrate", "vacuum"):
+                progress(OptimizeProgress(step.stage, step.rows_done, self._runtime.index.counts.rows))
 
-        await self._runtime.concurrent(lambda index, _: index.check_optimizes())
-        result = await self._aging.run(tell)
-        if result.migrated or result.vacuum.total_removed:
-            # Rows got other slots, and parts other bytes, anyway.
-            with suppress(MemoryBudgetExceededError):
-                await self._runtime.change(Index.arrange)
-        return result
+        return await self._aging.run(tell)
 
     async def get_recent_index(self) -> IndexSide:
         """The recent side: rows that are found through the graph, or scanned while they are few.
@@ -505,7 +547,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._runtime.read(lambda index: index.side(False))
+        return await self._runtime.read(Reach.WHOLE, lambda index, _: index.side(False))
 
     async def get_historical_index(self) -> IndexSide:
         """The historical side: rows on lists.
@@ -513,7 +555,7 @@ class VectorDBSession:
         Raises:
             SessionError: the session is destroyed.
         """
-        return await self._runtime.read(lambda index: index.side(True))
+        return await self._runtime.read(Reach.WHOLE, lambda index, _: index.side(True))
 
     async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """When rows are from: seconds since 1970 by id.
@@ -525,13 +567,17 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = None if ids is None else _as_ids(ids)
-        return await self._runtime.read(lambda index: index.timestamps(wanted))
+        wanted = None if ids is None else take_ids(ids)
+        return await self._runtime.read(Reach.IDS, lambda index, _: index.timestamps(wanted))
 
     # ---- rows out
 
     async def search(
-        self, query: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
+        self,
+        query: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> SearchResults:
         """Finds the k rows nearest to a query.
 
@@ -548,22 +594,23 @@ class VectorDBSession:
             InvalidInputError: the query, `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        if self._runtime.is_pause_due:
-            await self._runtime.let_others_run()
-        found = self._search_at_once(query, k, options, fields)
-        if found is not None:
-            return found
-        if _wants_mmr(options, fields):
-            results = await self._runtime.cancellable(self._search_diverse(query, k, options, fields))
+        runtime = self._runtime
+        if runtime.is_pause_due:
+            await runtime.let_others_run()
+        runtime.check()
+        if _has_large_filter(options, fields):
+            request = await runtime.compute(self._request, query, k, options, fields)
         else:
-            asked = self._asked(query, k, options, fields)
-            # Stoppable, as it may have to find out first what its recall takes.
-            results = await self._runtime.cancellable(lambda index, control: index.search(*asked, control=control))
-        self._tell_of_default(results.below_threshold, options, fields)
-        return results
+            request = self._request(query, k, options, fields)
+        found = self._search_at_once(request)
+        return await self._search_aside(request) if found is None else found
 
     async def search_batch(
-        self, queries: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
+        self,
+        queries: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
@@ -578,9 +625,18 @@ class VectorDBSession:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
             SessionError: the session is destroyed.
         """
-        self._runtime.check()
-        results = await self._runtime.cancellable(self._search_batch(queries, k, options, fields))
-        self._tell_of_default(sum(each.below_threshold for each in results), options, fields)
+        runtime = self._runtime
+        runtime.check()
+        request = (
+            await runtime.compute(self._batch_request, queries, k, options, fields)
+            if _has_large_filter(options, fields)
+            else self._batch_request(queries, k, options, fields)
+        )
+        dim = runtime.index.vector_dim
+        ready = isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous
+        matrix = prepare_queries(queries, dim) if ready else await runtime.compute(prepare_queries, queries, dim)
+        results = await runtime.cancellable(*_search_batch_of(matrix, request))
+        self._tell_of_default(sum(each.below_threshold for each in results), request)
         return results
 
     async def search_stream(
@@ -606,9 +662,11 @@ class VectorDBSession:
             MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
-        start = self._start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = await self._runtime.cancellable(start)
-        while hits := await self._runtime.read(partial(_next_page, index, next_hits)):
+        self._runtime.check()
+        where = await self._parsed(filter)
+        request = self._request(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
+        index, next_hits = await self._runtime.cancellable(Reach.WHOLE, partial(self._start_of_stream, request, where))
+        while hits := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_hits)):
             for hit in hits:
                 yield hit
 
@@ -619,8 +677,8 @@ class VectorDBSession:
             InvalidInputError: `ids` is no sequence of strings.
             SessionError: the session is destroyed.
         """
-        wanted = _as_ids(ids)
-        return await self._runtime.read(lambda index: index.get(wanted))
+        wanted = take_ids(ids)
+        return await self._runtime.read(RowsNeed(wanted), lambda index, gathered: index.get(wanted, gathered))
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes.
@@ -635,9 +693,9 @@ class VectorDBSession:
         """
         if filter is None:
             self._runtime.check()
-            return self._index.live_count
-        where = parse_filter(filter)
-        return await self._runtime.read(lambda index: index.count_where(where))
+            return self._runtime.index.live_count
+        where = await self._parsed(filter)
+        return await self._runtime.read(FilterNeed(), lambda index, _: index.count_where(where))
 
     async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it, the most frequent first.
@@ -651,8 +709,8 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed.
         """
-        path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return await self._runtime.read(lambda index: index.facets(path, where))
+        path, where = check_field(field), await self._parsed(filter)
+        return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(path, where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """How much of the truth searches find on the index's own rows, and at what cost, over `ef_search` and `nprobe`.
@@ -671,11 +729,9 @@ class VectorDBSession:
         _check_range("sample", sample, 10_000)
         _check_range("k", k, 1_000)
 
-        def measure(index: Index, control: Control | None) -> RecallReport:
-            index.require_whole()
-            return index.recall(sample, k, self._recall_target, control)
-
-        return await self._runtime.cancellable(measure)
+        return await self._runtime.cancellable(
+            Reach.WHOLE, lambda index, _, control: measure_recall(index, sample, k, self._recall_target, control)
+        )
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -697,8 +753,9 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        index, next_rows = await self._runtime.read(partial(_start_of_scan, filter, order))
-        while rows := await self._runtime.read(partial(_next_page, index, next_rows)):
+        where = None if filter is None else await self._parsed(filter)
+        index, next_rows = await self._runtime.read(Reach.WHOLE, partial(_start_of_scan, where, order))
+        while rows := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_rows)):
             for row in rows:
                 yield row
 
@@ -728,12 +785,16 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         if on_conflict not in ("error", "overwrite"):
-            raise InvalidInputError(f"on_conflict must be error or overwrite, got {on_conflict!r}")
+            raise InvalidInputError(f"on_conflict must be error or overwrite, got {shown(on_conflict)}")
+        verify_stored = check_bool("verify_stored", verify_stored)
         chosen = cast(Literal["error", "overwrite"], on_conflict)
         return await self._runtime.exclusive(partial(self._workspace.save, chosen, verify_stored, progress))
 
     async def load_user_vectors(
-        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Unpack[LoadFields]
+        self,
+        cid: str | None = None,
+        options: LoadOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[LoadFields],
     ) -> None:
         """Replaces the content by a saved version: all or nothing.
 
@@ -754,8 +815,7 @@ class VectorDBSession:
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
-        chosen = _merged_options(LoadOptions, options, fields)
-        _check_load_options(chosen)
+        chosen = make_options(LoadOptions, options, fields)
         if cid is not None and not isinstance(cid, str):
             raise InvalidInputError(f"a CID must be a string, got {type(cid).__name__}")
         await self._runtime.exclusive(partial(self._workspace.load, cid, chosen))
@@ -774,11 +834,13 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         self._runtime.check()
-        if not self._index.is_whole:
+        if not self._runtime.index.is_whole:
             await self._runtime.exclusive(partial(self._workspace.load_rest, progress))
 
     async def history(self) -> list[VersionInfo]:
-        """The versions of this index, newest first.
+        """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.
+
+        A refused version stands below the one that it lost against.
 
         Raises:
             IntegrityError: the record is damaged; the next save repairs it.
@@ -786,11 +848,12 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
 
-        return _as_infos(await self._runtime.exclusive(self._workspace.history))
+        return _as_infos(*await self._runtime.exclusive(self._workspace.history))
 
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name.
 
+        This is how deleted rows leave old versions: `vacuum`, `save_to_s5`, then ``prune_history(1, dry_run=False)``.
         No other session may be saving this index meanwhile. Shares of versions that go are broken, too.
 
         Args:
@@ -807,8 +870,8 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         if isinstance(keep, bool) or not isinstance(keep, int):
-            raise InvalidInputError(f"keep must be an integer, got {keep!r}")
-
+            raise InvalidInputError(f"keep must be an integer, got {shown(keep)}")
+        dry_run = check_bool("dry_run", dry_run)
         pruned = await self._runtime.exclusive(partial(self._workspace.prune, keep, dry_run))
         return PruneReport(
             versions=_as_infos(pruned.versions),
@@ -820,8 +883,9 @@ class VectorDBSession:
     async def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else.
 
-        Whoever has it can read that version for good: treat it as a secret. Nothing but the version's list of parts is
-        stored again.
+        Everybody who has it can read that version for good: treat it as a secret. Nothing but the version's list of
+        parts is stored again. A version that still holds bytes of rows that were deleted, replaced or have expired by
+        now, or of replaced metadata, is refused: `vacuum`, `save_to_s5`, and share the CID that gives.
 
         Args:
             cid: the version.
@@ -832,6 +896,8 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one stored in clear.
+            ConflictError: the version holds more than its live rows; details has ``superseded_bytes`` and
+                ``expired_rows``.
             NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
@@ -874,124 +940,103 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         self._runtime.check()
-        index = self._index
-        native = self._runtime.here(Index.stats)
-        return _stats(index, native, self._workspace.is_dirty, self._workspace.last_cid)
+        return self._runtime.here(self._stats)
 
     # ---- searches
 
-    def _search_at_once(
-        self, query: Any, k: int, options: SearchOptions | None, fields: Mapping[str, Any]
-    ) -> SearchResults | None:
-        """`search` on this thread, or None where it would take long. No coroutine: that takes a microsecond."""
+    def _request(
+        self,
+        query: Any,
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> SearchRequest:
+        """A search, with everything checked that does not depend on the rows it will meet."""
+        return make_request(
+            prepare_query(query, self._runtime.index.vector_dim),
+            k,
+            options,
+            fields,
+            default_threshold=self._config.default_threshold,
+            default_target=self._recall_target,
+        )
+
+    def _batch_request(
+        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """The same for a search of many queries, which the request does not hold."""
+        dim, (_, actual) = self._runtime.index.vector_dim, seeming_shape(queries)
+        if actual and dim is not None:
+            check_query_dim(actual, dim)
+        return make_request(
+            _NO_QUERY,
+            k,
+            options,
+            fields,
+            default_threshold=self._config.default_threshold,
+            default_target=self._recall_target,
+        )
+
+    def _search_at_once(self, request: SearchRequest) -> SearchResults | None:
+        """A search on this thread, or None where it would take long. No coroutine: that takes a microsecond."""
+        if request.mmr is not None:
+            return None
         runtime = self._runtime
-        runtime.check()
-        if _wants_mmr(options, fields):
-            return None
-        asked = self._asked(query, k, options, fields)
         index = runtime.index
-        try:
-            if runtime.is_blocking:
-                results = index.search(*asked)
-            elif _is_short(index, asked):
-                results = index.search(*asked, nowait=True)
-            else:
-                return None
-        except (NativeBusy, IndexClosed, PartsNeeded, WholeNeeded):
+        if not runtime.is_blocking:
+            results = index.search_at_once(request)
+        elif isinstance(index, LazyIndex):
             return None
-        if results.below_threshold:
-            self._tell_of_default(results.below_threshold, options, fields)
+        else:
+            try:
+                results = index.search(request)
+            except IndexClosed:  # the next index is asked, or says that there is none
+                return None
+        if results is not None and results.below_threshold:
+            self._tell_of_default(results.below_threshold, request)
         return results
 
-    def _tell_of_default(self, dropped: int, options: SearchOptions | None, fields: Mapping[str, Any]) -> None:
+    async def _search_aside(self, request: SearchRequest) -> SearchResults:
+        """A search that takes long. It can be stopped, as it may have to find out first what its recall takes."""
+        results = await self._runtime.cancellable(*_search_of(request))
+        self._tell_of_default(results.below_threshold, request)
+        return results
+
+    def _tell_of_default(self, dropped: int, request: SearchRequest) -> None:
         """Warns, once, where hits were dropped by a threshold that nobody asked for."""
-        if self._told_of_default or not dropped or self._config.default_threshold is not UNSET:
-            return
-        if fields.get("threshold", UNSET if options is None else options.threshold) is UNSET:
+        if dropped and not self._told_of_default and isinstance(request.threshold, Unset):
             self._told_of_default = True
             logger.warning(
                 "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
                 "keep them, or create the session with default_threshold=None (this is said once)",
                 self._config.session_id,
-                self._index.metric,
+                self._runtime.index.metric,
                 dropped,
             )
 
     def _start_of_stream(
-        self, query: Any, threshold: float | Unset | None, include_vectors: bool, filter: Mapping[str, Any] | None
-    ) -> Callable[..., tuple[Index, Callable[[], list[SearchResult]]]]:
-        """What starts a stream over an index: it gives that index, and what gives its next hits, none at the end."""
-        self._runtime.check()
-        vector, least = prepare_query(query), self._threshold(threshold)
-        where = EVERYTHING if filter is None else parse_filter(filter)
+        self, request: SearchRequest, where: Filter, index: Index, gathered: Gathered, control: Control | None
+    ) -> tuple[Index, Callable[[], list[SearchResult]]]:
+        """The index a stream is about, and what gives its next hits, none at the end."""
+        cursor = index.stream(request.query, where, control)
 
-        def start(index: Index, control: Control | None = None) -> tuple[Index, Callable[[], list[SearchResult]]]:
-            cursor = index.stream(vector, where, control)
+        def next_hits() -> list[SearchResult]:
+            first, shows = cursor.next, (request.threshold, request.include_vectors)
+            hits = index.stream_page(cursor, request.query, SCAN_PAGE_ROWS, *shows)
+            if first < cursor.end == cursor.next:
+                self._tell_of_default(cursor.end - first - len(hits), request)
+            return hits
 
-            def next_hits() -> list[SearchResult]:
-                first = cursor.next
-                hits = index.stream_page(cursor, vector, SCAN_PAGE_ROWS, least, include_vectors)
-                if first < cursor.end == cursor.next:
-                    self._tell_of_default(cursor.end - first - len(hits), None, {"threshold": threshold})
-                return hits
+        return index, next_hits
 
-            return index, next_hits
+    async def _parsed(self, filter: Mapping[str, Any] | None) -> Filter:
+        if filter is None:
+            return EVERYTHING
+        return await self._runtime.compute(parse_filter, filter) if is_large(filter) else parse_filter(filter)
 
-        return start
-
-    def _asked(self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]) -> _Asked:
-        """The arguments of `Index.search`, with everything checked that does not depend on the index it will meet."""
-        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
-        return (
-            prepare_query(query),
-            check_k(k),
-            None if threshold is None else self._threshold(threshold),
-            include_vectors,
-            *_effort_of(ef_search, exact, nprobe, recall_target, self._recall_target),
-            None if filter is None else parse_filter(filter),
-        )
-
-    def _search_diverse(
-        self, query: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
-    ) -> Callable[..., SearchResults]:
-        wide, k, mmr, include_vectors = _with_candidates(k, options, given)
-        asked = self._asked(query, candidates_for(k), wide, {})
-
-        def search(index: Index, control: Control | None = None) -> SearchResults:
-            candidates = index.search(*asked, control=control)
-            return most_diverse(candidates, k, mmr, index.metric, include_vectors)
-
-        return search
-
-    def _search_batch(
-        self, queries: Any, k: int, options: SearchOptions | None, given: Mapping[str, Any]
-    ) -> Callable[..., list[SearchResults]]:
-        if _wants_mmr(options, given):
-            wide, k, mmr, include_vectors = _with_candidates(k, options, given)
-            candidates = self._search_batch(queries, candidates_for(k), wide, {})
-
-            def diverse(index: Index, control: Control | None = None) -> list[SearchResults]:
-                each = candidates(index, control)
-                return [most_diverse(found, k, mmr, index.metric, include_vectors) for found in each]
-
-            return diverse
-        threshold, include_vectors, ef_search, exact, nprobe, recall_target, filter = _search_options(options, given)
-        k, threshold = check_k(k), self._threshold(threshold)
-        effort = _effort_of(ef_search, exact, nprobe, recall_target, self._recall_target)
-        where = None if filter is None else parse_filter(filter)
-
-        def search(index: Index, control: Control | None = None) -> list[SearchResults]:
-            # Many queries take a while to convert: in the worker thread, too.
-            matrix = prepare_queries(queries, index.vector_dim)
-            return index.search_batch(matrix, k, threshold, include_vectors, *effort, where, control)
-
-        return search
-
-    def _threshold(self, threshold: float | Unset | None) -> float | Unset | None:
-        if isinstance(threshold, Unset):
-            return self._config.default_threshold
-        check_threshold("threshold", threshold, InvalidInputError)
-        return threshold
+    def _stats(self, index: AnyIndex) -> SessionStats:
+        workspace = self._workspace
+        return _stats_of(index, index.stats(), workspace.is_dirty, workspace.last_cid, workspace.superseded_bytes)
 
 
 class Creation(Coroutine[Any, Any, _S], Generic[_S]):
@@ -1027,52 +1072,9 @@ class Creation(Coroutine[Any, Any, _S], Generic[_S]):
             await self._session.__aexit__(kind, error, trace)
 
 
-def _effort_of(ef_search: Any, exact: Any, nprobe: Any, recall_target: Any, default_target: float | None) -> _Effort:
-    ef, probes = check_ef(ef_search), check_nprobe(nprobe)
-    if exact is False and recall_target is None:
-        return ef, False, probes, None if ef or probes else default_target
-    exact = check_exact(exact, ef or probes)
-    target = check_recall_target(recall_target, InvalidInputError)
-    if target is None:
-        return ef, exact, probes, None if ef or exact or probes else default_target
-    if ef or exact or probes:
-        raise InvalidInputError(
-            "recall_target stands in place of ef_search, nprobe and exact: give it or these",
-            details={"recall_target": target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
-        )
-    return 0, False, 0, target
-
-
-def _is_short(index: Index, asked: _Asked) -> bool:
-    counts = index.counts
-    _, k, _, _, ef, exact, nprobe, recall_target, where = asked
-    if recall_target is not None:
-        effort = index.known_effort(k, recall_target)
-        if effort is None:
-            return False
-        ef, exact, nprobe = effort
-    if where is not None:
-        # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
-        count = index.count_known(where)
-        if count is None or (exact and count * (index.dim or 0) > _INLINE_SCAN_VALUES_MAX):
-            return False
-        return count * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX or (
-            counts.graph_rows > 0 and max(k, ef) * counts.rows <= _INLINE_EF_MAX * count
-        )
-    if (counts.graph_rows or counts.lists) and not exact:
-        # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
-        # long as well, a thread is the right place.
-        recent, dim = counts.live - counts.historical, index.dim or 0
-        probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
-        return (
-            max(k, ef) <= _INLINE_EF_MAX
-            and (2 * recent > counts.graph_rows or recent * dim <= _INLINE_PROBED_VALUES_MAX)
-            and probed * dim <= _INLINE_PROBED_VALUES_MAX
-        )
-    return counts.rows * (index.dim or 0) <= _INLINE_SCAN_VALUES_MAX
-
-
-def _stats(index: Index, native: NativeStats, is_dirty: bool, last_cid: str | None) -> SessionStats:
+def _stats_of(
+    index: AnyIndex, native: NativeStats, is_dirty: bool, last_cid: str | None, superseded_bytes: int
+) -> SessionStats:
     kinds = {
         name.removeprefix("bytes_"): value
         for name, value in native._asdict().items()
@@ -1092,12 +1094,14 @@ def _stats(index: Index, native: NativeStats, is_dirty: bool, last_cid: str | No
         memory_bytes=kinds,
         plans=dict(index.plans_used),
         recall_calibration=index.recall_calibration,
+        default_search=index.default_search,
         dirty=is_dirty,
         last_cid=last_cid,
+        superseded_bytes=superseded_bytes,
     )
 
 
-def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
+def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> list[VersionInfo]:
     return [
         VersionInfo(
             cid=str(entry.cid),
@@ -1106,17 +1110,35 @@ def _as_infos(entries: Iterable[HistoryEntry]) -> list[VersionInfo]:
             vector_count=entry.vector_count,
             deleted_count=entry.deleted_count,
             refused=entry.refused,
+            head=entry.cid.hash == head,
         )
         for entry in entries
     ]
 
 
+def _search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
+    """What a search needs, and what does it."""
+    if request.mmr is None:
+        return request, lambda index, gathered, control=None: index.search(request, gathered, control)
+    return widened(request), lambda index, gathered, control=None: search_diverse(index, request, gathered, control)
+
+
+def _search_batch_of(
+    queries: npt.NDArray[np.float32], request: SearchRequest
+) -> tuple[Need, Callable[..., list[SearchResults]]]:
+    """The same of a search of many queries."""
+    if request.mmr is None:
+        need = BatchNeed(queries, request)
+        return need, lambda index, gathered, control=None: index.search_batch(queries, request, gathered, control)
+    return BatchNeed(queries, widened(request)), lambda index, gathered, control=None: search_batch_diverse(
+        index, queries, request, gathered, control
+    )
+
+
 def _start_of_scan(
-    filter: Mapping[str, Any] | None, order: str | None, index: Index
+    where: Filter | None, order: str | None, index: Index, gathered: Gathered
 ) -> tuple[Index, Callable[[], list[Row]]]:
     """The index a scan is about, and what gives its next rows, none at the end."""
-    index.require_whole()
-    where = None if filter is None else parse_filter(filter)
     if order is None:
         cursor = index.cursor()
         return index, lambda: index.scan(cursor, SCAN_PAGE_ROWS, where)
@@ -1132,7 +1154,7 @@ def _start_of_scan(
     return index, next_rows
 
 
-def _next_page(begun: Index, page: Callable[[], list[_T]], index: Index) -> list[_T]:
+def _next_page(begun: Index, page: Callable[[], list[_T]], index: AnyIndex, gathered: Gathered) -> list[_T]:
     """The next page of a scan or stream.
 
     Raises:
@@ -1158,7 +1180,11 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
         cause = None
     except Exception as error:
         cause = error
-    said = f"it returned {now!r}" if cause is None or now is not None else f"it raised {type(cause).__name__}: {cause}"
+    said = (
+        f"it returned {shown(now)}"
+        if cause is None or now is not None
+        else f"it raised {type(cause).__name__}: {cause}"
+    )
     raise InvalidConfigError(
         f"clock must return seconds since 1970, from the year 1 to 9999; {said}", details={"field": "clock"}
     ) from cause
@@ -1167,42 +1193,15 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
 # ---- Arguments ---------------------------------------------------------------------------------------------
 
 
-def _merged_options(kind: type[_O], options: _O | None, given: Mapping[str, Any]) -> _O:
-    if options is not None and not isinstance(options, kind):
-        raise InvalidInputError(f"options must be {kind.__name__}, got {type(options).__name__}")
-    for name in given:
-        check_known(name, sorted(_OPTION_NAMES[kind]), f"one of {kind.__name__}'s fields", InvalidInputError)
-    return kind(**given) if options is None else replace(options, **given)
-
-
-def _search_options(
-    options: SearchOptions | None, given: Mapping[str, Any]
-) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
-    """threshold, include_vectors, ef_search, exact, nprobe, recall_target and filter, not yet checked."""
-    if options is None and _OPTION_NAMES[SearchOptions].issuperset(given):
-        # Without a SearchOptions on the way, which takes half a microsecond to make.
-        get = given.get
-        threshold, include_vectors = get("threshold", UNSET), get("include_vectors", False)
-        effort = get("ef_search"), get("exact", False), get("nprobe"), get("recall_target")
-        return threshold, include_vectors, *effort, get("filter")
-    chosen = _merged_options(SearchOptions, options, given)
-    effort = chosen.ef_search, chosen.exact, chosen.nprobe, chosen.recall_target
-    return chosen.threshold, chosen.include_vectors, *effort, chosen.filter
-
-
-def _wants_mmr(options: SearchOptions | None, given: Mapping[str, Any]) -> bool:
-    if options is None or "mmr" in given:
-        return given.get("mmr") is not None
-    return getattr(options, "mmr", None) is not None
-
-
-def _with_candidates(
-    k: int, options: SearchOptions | None, given: Mapping[str, Any]
-) -> tuple[SearchOptions, int, float, bool]:
-    """Options for the search that finds the candidates; k, λ and include_vectors of the search that was asked for."""
-    chosen, k = _merged_options(SearchOptions, options, given), check_k(k)
-    mmr = check_mmr(chosen.mmr, k)
-    return replace(chosen, include_vectors=True, mmr=None), k, mmr, chosen.include_vectors
+def _has_large_filter(options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> bool:
+    """Whether a search has a filter that takes long to parse."""
+    if "filter" in fields or options is None:
+        filter = fields.get("filter")
+    elif isinstance(options, Mapping):
+        filter = options.get("filter")
+    else:
+        filter = getattr(options, "filter", None)
+    return filter is not None and is_large(filter)
 
 
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {
@@ -1211,17 +1210,6 @@ _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybr
     (False, True): "ivf",
     (True, True): "hybrid",
 }
-_OPTION_NAMES: Final[dict[type[Any], frozenset[str]]] = {
-    kind: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
-}
-
-
-def _check_load_options(options: LoadOptions) -> None:
-    if not isinstance(options.lazy_load, bool):
-        raise InvalidInputError(f"lazy_load must be True or False, got {options.lazy_load!r}")
-    budget = options.memory_budget_mb
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
-        raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")
 
 
 def _none_or(values: list[Any]) -> list[Any] | None:
@@ -1229,27 +1217,12 @@ def _none_or(values: list[Any]) -> list[Any] | None:
     return values if any(value is not None for value in values) else None
 
 
-def _as_input(row: int, item: VectorInput | Mapping[str, Any]) -> VectorInput:
-    if isinstance(item, VectorInput):
-        return item
-    if not isinstance(item, Mapping):
-        raise InvalidInputError(
-            f"row {row} must be a VectorInput or a mapping, got {type(item).__name__}", details={"row": row}
-        )
-    try:
-        return VectorInput(**item)
-    except TypeError:
-        known = ", ".join(field.name for field in fields(VectorInput))
-        raise InvalidInputError(
-            f"row {row} needs id and vector and knows only {known}; it has {', '.join(map(str, item))}",
-            details={"row": row},
-        ) from None
-
-
 def _check_range(name: str, value: int, most: int) -> None:
     """Raises InvalidInputError unless a number is an integer from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidInputError(f"{name} must be an integer from 1 to {most}, got {value!r}", details={"limit": most})
+        raise InvalidInputError(
+            f"{name} must be an integer from 1 to {most}, got {shown(value)}", details={"limit": most}
+        )
 
 
 def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Mapping[str, float]) -> list[VectorInput]:
@@ -1257,22 +1230,10 @@ def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Ma
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
     dated = []
-    for number, item in enumerate(rows):
+    for number, item in enumerate(taken(rows, "rows")):
         if isinstance(item, Row):
             row = VectorInput(item.id, item.vector, item.metadata, item.timestamp, item.expires_at)
         else:
-            row = _as_input(number, item)
+            row = as_input(number, item)
         dated.append(replace(row, timestamp=timestamps[row.id]) if row.id in timestamps else row)
     return dated
-
-
-def _as_ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, (str, bytes)):
-        raise InvalidInputError("ids must be a sequence of strings, not one string")
-    if not isinstance(ids, Iterable):
-        raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
-    listed = list(ids)
-    for row, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise InvalidInputError(f"an id must be a string, got {type(text).__name__}", details={"row": row})
-    return listed

@@ -12,22 +12,19 @@ from typing import Any, NoReturn, Self, SupportsIndex, Unpack
 
 from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
-from fabstir_vectordb.persist.versions import ProgressCallback
+from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
     IndexSide,
-    LoadFields,
-    LoadOptions,
     OptimizeProgress,
     OptimizeResult,
+    ProgressCallback,
     PruneReport,
     RecallReport,
     Row,
-    SearchFields,
-    SearchOptions,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -127,9 +124,13 @@ class VectorDBSession:
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return run_here(self._verbs.add_batch(ids, vectors, metadata, timestamps, **options))
 
-    def update_metadata(self, id: str, metadata: Any, *, merge: bool = False) -> None:
-        """Replaces a row's metadata, or merges a dict into it."""
+    def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
+        """Replaces the metadata of a row, or of many by a mapping of ids, or merges dicts into it."""
         run_here(self._verbs.update_metadata(id, metadata, merge=merge))
+
+    def update_vector(self, id: str, vector: Any) -> None:
+        """Gives a row another vector."""
+        run_here(self._verbs.update_vector(id, vector))
 
     def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index."""
@@ -138,6 +139,14 @@ class VectorDBSession:
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row."""
         return run_here(self._verbs.delete_vector(id, missing_ok=missing_ok))
+
+    def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
+        """Deletes many rows: all or nothing."""
+        return run_here(self._verbs.delete(ids, missing_ok=missing_ok))
+
+    def clear(self) -> int:
+        """Deletes all rows, at once and for good."""
+        return run_here(self._verbs.clear())
 
     def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing."""
@@ -148,7 +157,7 @@ class VectorDBSession:
         return run_here(self._verbs.vacuum())
 
     def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
-        """Moves old rows to lists and vacuums; `progress` is called on another thread."""
+        """Moves old rows to lists and vacuums; `progress` is called on this thread."""
         return run_here(self._verbs.optimize(progress))
 
     def get_recent_index(self) -> IndexSide:
@@ -166,14 +175,25 @@ class VectorDBSession:
     # ---- reads
 
     def search(
-        self, query: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
+        self,
+        query: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        found = self._verbs._search_at_once(query, k, options, fields)
-        return run_here(self._verbs.search(query, k, options, **fields)) if found is None else found
+        verbs = self._verbs
+        verbs._runtime.check()
+        request = verbs._request(query, k, options, fields)
+        found = verbs._search_at_once(request)
+        return run_here(verbs._search_aside(request)) if found is None else found
 
     def search_batch(
-        self, queries: Any, k: int = 10, options: SearchOptions | None = None, **fields: Unpack[SearchFields]
+        self,
+        queries: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, on all threads."""
         return run_here(self._verbs.search_batch(queries, k, options, **fields))
@@ -227,7 +247,10 @@ class VectorDBSession:
         return run_here(self._verbs.save_to_s5(on_conflict=on_conflict, verify_stored=verify_stored, progress=progress))
 
     def load_user_vectors(
-        self, cid: str | None = None, options: LoadOptions | None = None, **fields: Unpack[LoadFields]
+        self,
+        cid: str | None = None,
+        options: LoadOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[LoadFields],
     ) -> None:
         """Replaces the content by a saved version: all or nothing."""
         run_here(self._verbs.load_user_vectors(cid, options, **fields))

@@ -1,28 +1,31 @@
-"""What goes in and what comes out: plain, small and immutable."""
+"""What goes in and what comes out: plain, small and immutable.
+
+Results have `to_dict()`, which is ready for JSON, and show themselves in a notebook. They compare by value. Rows, hits,
+answers and inputs have a hash; a report that holds a list or a dict has none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.config import UNSET, Unset
-from fabstir_vectordb.metadata.arena import decode_metadata
-from fabstir_vectordb.persist.versions import Progress, ProgressCallback
+from fabstir_vectordb.display import Record, html_record, html_table, json_ready, short
+from fabstir_vectordb.metadata.values import decode_metadata
+from fabstir_vectordb.plot import draw_recall
 
 __all__ = [
     "AddResult",
     "CalibrationPoint",
+    "DefaultSearch",
     "DeleteResult",
     "FacetCount",
     "IndexSide",
-    "LoadFields",
-    "LoadOptions",
     "OptimizeProgress",
     "OptimizeResult",
     "Plan",
@@ -33,8 +36,6 @@ __all__ = [
     "RecallReport",
     "Receipt",
     "Row",
-    "SearchFields",
-    "SearchOptions",
     "SearchResult",
     "SearchResults",
     "SessionStats",
@@ -45,30 +46,50 @@ __all__ = [
 ]
 
 Vector = npt.NDArray[np.float32]
+DefaultSearch = Literal["usual", "wider", "exact", "unknown"]
 Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy"]
 
 
-@dataclass(frozen=True, slots=True)
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; arrays where all of their numbers are."""
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return one is not None and other is not None and np.array_equal(one, other)
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays within: no metadata holds them, but a hit made by hand may
+        return bool(json_ready(one) == json_ready(other))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class VectorInput:
     """A row to add.
 
     Attributes:
         id: any non-empty string of at most 1 KiB of UTF-8.
         vector: dim numbers, kept as float32; None for a row that no search finds.
-        metadata: any JSON-shaped value of at most 1 MiB, or None for none.
+        metadata: any JSON-shaped value of at most 1 MiB, with dates, aware datetimes and UUIDs as further values, or
+            None for none.
         timestamp: seconds since 1970 or an aware datetime; None for now.
         expires_at: when the row is gone from all answers, as `timestamp`; None for never.
     """
 
     id: str
-    vector: Any
+    vector: Any = field(repr=False)
     metadata: Any = None
     timestamp: float | datetime | None = None
     expires_at: float | datetime | None = None
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VectorInput):
+            return NotImplemented
+        return all(_same(getattr(self, one.name), getattr(other, one.name)) for one in fields(VectorInput))
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.timestamp))
+
 
 @dataclass(frozen=True, slots=True)
-class AddResult:
+class AddResult(Record):
     """How many rows an add added, replaced and skipped."""
 
     added: int
@@ -77,15 +98,18 @@ class AddResult:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteResult:
+class DeleteResult(Record):
     """What a delete deleted."""
 
     deleted_count: int
     deleted_ids: list[str]
 
+    def __repr__(self) -> str:
+        return f"DeleteResult(deleted_count={self.deleted_count}, deleted_ids={short(self.deleted_ids)})"
+
 
 @dataclass(frozen=True, slots=True)
-class FacetCount:
+class FacetCount(Record):
     """A distinct value of a field, and how many rows have it."""
 
     value: Any
@@ -93,7 +117,7 @@ class FacetCount:
 
 
 @dataclass(frozen=True, slots=True)
-class VacuumStats:
+class VacuumStats(Record):
     """Rows a vacuum removed for good: from the graph, from the lists, and in all, flat ones included."""
 
     hnsw_removed: int
@@ -101,9 +125,46 @@ class VacuumStats:
     total_removed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A stored row.
+class _Fields:
+    """What a row and a hit share: fields that compare by value, read as a mapping, and become a dict.
+
+    They are no dataclasses, because tools that take a dataclass apart, such as FastAPI, do not know what to do with the
+    array in it; `dict(hit)` is ready for JSON.
+    """
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
+    # Else Python would look for numbered items.
+    __iter__ = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON: the vector as a list or None, dates as ISO strings, UUIDs as text."""
+        return {name: json_ready(getattr(self, name)) for name in self.__match_args__}
+
+    def keys(self) -> list[str]:
+        """The names of the fields."""
+        return list(self.__match_args__)
+
+    def __getitem__(self, name: str) -> Any:
+        """A field as `to_dict` gives it."""
+        if name not in self.__match_args__:
+            raise KeyError(name)
+        return json_ready(getattr(self, name))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, name), getattr(other, name)) for name in self.__match_args__)
+
+    def __hash__(self) -> int:
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return html_record(type(self).__name__, self.to_dict())
+
+
+class Row(_Fields):
+    """A stored row, immutable; it compares by value, and its hash is that of its id and timestamp.
 
     Attributes:
         id: the row's id.
@@ -113,15 +174,44 @@ class Row:
         expires_at: when the row is gone, seconds since 1970; None for never.
     """
 
+    __slots__ = __match_args__ = ("id", "vector", "metadata", "timestamp", "expires_at")
+
     id: str
-    vector: Vector | None = field(repr=False)
+    vector: Vector | None
     metadata: Any
     timestamp: float
-    expires_at: float | None = None
+    expires_at: float | None
+
+    def __init__(
+        self, id: str, vector: Vector | None, metadata: Any, timestamp: float, expires_at: float | None = None
+    ) -> None:
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "vector", vector)
+        put(self, "metadata", metadata)
+        put(self, "timestamp", timestamp)
+        put(self, "expires_at", expires_at)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Row, (self.id, self.vector, self.metadata, self.timestamp, self.expires_at)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.timestamp))
+
+    def __repr__(self) -> str:
+        vector = "None" if self.vector is None else f"<{len(self.vector)} numbers>"
+        times = f"timestamp={self.timestamp!r}, expires_at={self.expires_at!r}"
+        return f"Row(id={self.id!r}, vector={vector}, metadata={short(self.metadata)}, {times})"
 
 
-class SearchResult:
-    """One hit.
+class SearchResult(_Fields):
+    """One hit; it compares by value, and its hash is that of its id, score and distance.
 
     Attributes:
         id: the row's id.
@@ -132,6 +222,7 @@ class SearchResult:
     """
 
     __slots__ = ("_metadata", "distance", "id", "score", "vector")
+    __match_args__ = ("id", "score", "distance", "metadata", "vector")
 
     def __init__(
         self, id: str, score: float, distance: float, metadata: Any = None, vector: Vector | None = None
@@ -146,24 +237,19 @@ class SearchResult:
     def metadata(self) -> Any:
         """The row's metadata, or None."""
         metadata = self._metadata
-        if type(metadata) is bytearray:  # which no JSON-shaped value is: stored bytes, none of them for none
+        if type(metadata) is bytearray:  # which no value is: stored bytes, none of them for none
             metadata = self._metadata = decode_metadata(metadata) if metadata else None
         return metadata
 
     def __repr__(self) -> str:
         return f"SearchResult(id={self.id!r}, score={self.score:.4f}, distance={self.distance:.4f})"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SearchResult):
-            return NotImplemented
-        return (self.id, self.score, self.distance) == (other.id, other.score, other.distance)
-
     def __hash__(self) -> int:
         return hash((self.id, self.score, self.distance))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(Record):
     """What an answer took from the store.
 
     Attributes:
@@ -181,8 +267,10 @@ NOTHING_FETCHED = Receipt()
 """The receipt of an answer from memory alone."""
 
 
-class SearchResults(Sequence[SearchResult]):
+class SearchResults(tuple[SearchResult, ...]):
     """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
+
+    A tuple; a slice of it is a list of hits. Two are equal where their hits and `below_threshold` are.
 
     Attributes:
         below_threshold: how many of the k nearest the threshold removed.
@@ -193,33 +281,76 @@ class SearchResults(Sequence[SearchResult]):
         receipt: what the answer took from the store; nothing once the index is in memory as a whole.
     """
 
-    __slots__ = ("_hits", "below_threshold", "plan", "receipt")
+    below_threshold: int
+    plan: Plan
+    receipt: Receipt = NOTHING_FETCHED
 
-    def __init__(self, hits: list[SearchResult], below_threshold: int, plan: Plan) -> None:
-        self._hits = hits
+    def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> SearchResults:
+        self = tuple.__new__(cls, hits)
         self.below_threshold = below_threshold
         self.plan = plan
-        self.receipt = NOTHING_FETCHED
+        return self
 
-    def __len__(self) -> int:
-        return len(self._hits)
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self.below_threshold, self.plan
 
-    def __iter__(self) -> Iterator[SearchResult]:
-        return iter(self._hits)
-
-    @overload
-    def __getitem__(self, position: int) -> SearchResult: ...
+    @overload  # type: ignore[override]
+    def __getitem__(self, position: SupportsIndex) -> SearchResult: ...
     @overload
     def __getitem__(self, position: slice) -> list[SearchResult]: ...
-    def __getitem__(self, position: int | slice) -> SearchResult | list[SearchResult]:
-        return self._hits[position]
+    def __getitem__(self, position: Any) -> Any:
+        found = super().__getitem__(position)
+        return list(found) if isinstance(position, slice) else found
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the hits, in their order."""
+        return [hit.id for hit in self]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The hits as dicts, ready for JSON or a data frame."""
+        return [hit.to_dict() for hit in self]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hits and how they were found, ready for JSON."""
+        return {
+            "hits": self.to_dicts(),
+            "below_threshold": self.below_threshold,
+            "plan": self.plan,
+            "receipt": self.receipt.to_dict(),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchResults):
+            return NotImplemented
+        return self.below_threshold == other.below_threshold and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    __hash__ = tuple.__hash__
 
     def __repr__(self) -> str:
-        return f"SearchResults({self._hits!r}, below_threshold={self.below_threshold}, plan={self.plan!r})"
+        shown = [repr(hit) for hit in self[:_HITS_SHOWN]]
+        if len(self) > _HITS_SHOWN:
+            shown.append(f"… {len(self) - _HITS_SHOWN} more")
+        return f"SearchResults([{', '.join(shown)}], below_threshold={self.below_threshold}, plan={self.plan!r})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            [place, hit.id, f"{hit.score:.4f}", f"{hit.distance:.4f}", hit.metadata] for place, hit in enumerate(self)
+        )
+        caption = f"{len(self)} hits, {self.below_threshold} below the threshold, plan {self.plan}"
+        return html_table(caption, ["", "id", "score", "distance", "metadata"], rows, len(self))
+
+
+#: Hits that the repr of an answer shows.
+_HITS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecallPoint:
+class RecallPoint(Record):
     """What one setting finds, and how long it takes.
 
     Attributes:
@@ -241,7 +372,7 @@ class RecallPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecallReport:
+class RecallReport(Record):
     """How much of the truth searches find on the index's own rows.
 
     Attributes:
@@ -269,13 +400,11 @@ class RecallReport:
             InvalidConfigError: matplotlib, which the extra `plot` brings, is not installed.
             InvalidInputError: the suffix is that of no picture.
         """
-        from fabstir_vectordb.plot import draw_recall
-
         draw_recall(self, Path(path))
 
 
 @dataclass(frozen=True, slots=True)
-class IndexSide:
+class IndexSide(Record):
     """One side of the index: the recent rows, or the historical ones.
 
     Attributes:
@@ -294,7 +423,33 @@ class IndexSide:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizeProgress:
+class Progress(Record):
+    """How far a save, load or verification has come.
+
+    Attributes:
+        stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
+        parts_done, parts_total: parts finished, and in all.
+        bytes_done, bytes_total: the same in bytes before compression.
+        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
+            done are worth.
+        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
+    """
+
+    stage: str
+    parts_done: int
+    parts_total: int
+    bytes_done: int
+    bytes_total: int
+    rows_done: int
+    rows_total: int
+    eta_s: float | None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeProgress(Record):
     """How far an `optimize` has come.
 
     Attributes:
@@ -308,7 +463,7 @@ class OptimizeProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizeResult:
+class OptimizeResult(Record):
     """What an `optimize` did.
 
     Attributes:
@@ -323,83 +478,7 @@ class OptimizeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
-    """How to search.
-
-    Attributes:
-        threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
-        include_vectors: fill `SearchResult.vector`.
-        ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
-        exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
-        recall_target: instead of `ef_search` or `exact`, the expected share of the k nearest rows that is found, above
-            0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
-            no number of them is known to be: an average over queries like the rows, no promise for one of them. None
-            takes the session's default.
-        nprobe: lists of historical rows to look at, together with `ef_search` or without; no more than there are. None
-            takes as many as held 99 % of the nearest rows when they were trained.
-        filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
-            there are k. None takes all rows.
-        mmr: choose hits that also differ from each other, by maximal marginal relevance (Carbonell & Goldstein 1998):
-            from 1, by nearness alone, to 0, by difference alone. They are chosen from the 4 k nearest rows, at least
-            k + 32, that pass the threshold, and come in the order in which they are chosen; k is at most 1,000. None
-            returns the nearest.
-    """
-
-    threshold: float | Unset | None = UNSET
-    include_vectors: bool = False
-    ef_search: int | None = None
-    exact: bool = False
-    recall_target: float | None = None
-    filter: Mapping[str, Any] | None = None
-    nprobe: int | None = None
-    mmr: float | None = None
-
-
-class SearchFields(TypedDict, total=False):
-    """The fields of SearchOptions as keyword arguments."""
-
-    threshold: float | Unset | None
-    include_vectors: bool
-    ef_search: int | None
-    exact: bool
-    recall_target: float | None
-    filter: Mapping[str, Any] | None
-    nprobe: int | None
-    mmr: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How to load.
-
-    Attributes:
-        lazy_load: fetch what a first search needs, and the rest when it is needed; a small version comes as a whole.
-            False fetches everything before the call returns.
-        missing_ok: where no version was ever saved, start empty instead of raising.
-        memory_budget_mb: another budget from this load on, in 10^6 bytes.
-        discard_unsaved: drop unsaved changes instead of raising CONFLICT.
-        progress: called after every part.
-    """
-
-    lazy_load: bool = True
-    missing_ok: bool = False
-    memory_budget_mb: int | None = None
-    discard_unsaved: bool = False
-    progress: ProgressCallback | None = None
-
-
-class LoadFields(TypedDict, total=False):
-    """The fields of LoadOptions as keyword arguments."""
-
-    lazy_load: bool
-    missing_ok: bool
-    memory_budget_mb: int | None
-    discard_unsaved: bool
-    progress: ProgressCallback | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionInfo:
+class VersionInfo(Record):
     """One saved version.
 
     Attributes:
@@ -409,6 +488,7 @@ class VersionInfo:
         vector_count: live rows, or None where only the pointer was known.
         deleted_count: tombstones, or None likewise.
         refused: stored, but never the newest, because another version came between.
+        head: the newest version: what `load_user_vectors()` loads.
     """
 
     cid: str
@@ -417,10 +497,11 @@ class VersionInfo:
     vector_count: int | None
     deleted_count: int | None
     refused: bool
+    head: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruneReport:
+class PruneReport(Record):
     """What `prune_history` takes away, or would.
 
     Attributes:
@@ -437,7 +518,7 @@ class PruneReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(Record):
     """What `verify` read and found whole.
 
     Attributes:
@@ -454,7 +535,7 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationPoint:
+class CalibrationPoint(Record):
     """What a recall takes, as measured on the index's own rows.
 
     Attributes:
@@ -470,7 +551,7 @@ class CalibrationPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionStats:
+class SessionStats(Record):
     """Measured state of a session.
 
     Attributes:
@@ -484,10 +565,15 @@ class SessionStats:
         without_vector_count: live rows that have no vector; they are among `vector_count`.
         memory_bytes: resident bytes by kind.
         plans: searches so far by plan.
+        default_search: what a search takes that names no setting, as measured on the index's own rows: ``usual``, or
+            where that finds fewer than 0.95 of the nearest rows ``wider`` (more candidates) or ``exact`` (every row);
+            ``unknown`` until the first search after a load.
         recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
             index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
         dirty: whether there are changes that no version holds.
         last_cid: the version loaded or saved last, or None.
+        superseded_bytes: about how many bytes, before compression, that version still holds of rows that were deleted,
+            replaced or have expired, and of metadata that was replaced; 0 after a `vacuum` and a save.
     """
 
     vector_count: int
@@ -500,5 +586,7 @@ class SessionStats:
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]
     recall_calibration: tuple[CalibrationPoint, ...]
+    default_search: DefaultSearch
     dirty: bool
     last_cid: str | None
+    superseded_bytes: int

@@ -19,25 +19,27 @@ import anyio
 
 from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
-from fabstir_vectordb.index import Index, IndexSettings
-from fabstir_vectordb.lazy_index import LazyIndex
+from fabstir_vectordb.index import Index, LazyIndex
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
+from fabstir_vectordb.params import IndexParams, LoadOptions, RunParams
 from fabstir_vectordb.persist.disk_cache import DiskCache
-from fabstir_vectordb.persist.load import LoadedVersion, VerifiedVersion, load_rest, load_version, verify_version
-from fabstir_vectordb.persist.manifest import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion, load_rest, load_version
+from fabstir_vectordb.persist.part_source import shape_of
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
-from fabstir_vectordb.persist.records import read_catalogue, read_history
+from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings, ProgressCallback, Version
-from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version
+from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
-from fabstir_vectordb.types import LoadOptions
+from fabstir_vectordb.types import ProgressCallback
 from fabstir_vectordb.worker_threads import settle_threads
 
 __all__ = ["Workspace"]
@@ -70,6 +72,7 @@ class Workspace:
             timeout_s=config.timeout_s,
             max_retries=config.max_retries,
             token=config.portal_token,
+            private_redirects=config.allow_private_redirects,
             account_seed=self._account_seed,
         )
         if config.disk_cache_dir is not None:
@@ -81,6 +84,7 @@ class Workspace:
         self._secret: SeedPhrase | None = config.secret
         self._identity: Identity | None = None
         self._lineage = Lineage()
+        self._lazy: LazyVersion | None = None
         self._saved_changes = 0
         self._now_us = now_us
         self._runtime = runtime
@@ -90,6 +94,14 @@ class Workspace:
     def is_dirty(self) -> bool:
         """Whether there are changes that no version holds."""
         return self._runtime.index.changes != self._saved_changes
+
+    @property
+    def superseded_bytes(self) -> int:
+        """Bytes that the base holds of rows and metadata that are in no answer any more; 0 without a base."""
+        base = self._lineage.base
+        if base is None:
+            return 0
+        return base.superseded_bytes + self._runtime.index.superseded_since_save(base.row_bytes)
 
     def adopt(self, version: Version | None, changes: int) -> None:
         """Makes a version the session's base; it cannot fail.
@@ -121,31 +133,35 @@ class Workspace:
         )
         if not unchanged:
             await self.load_rest()
-        index = self._runtime.index
-        if self._lineage.base is None:
+        index, runtime = self._runtime.index, self._runtime
+        if self._lineage.base is None and isinstance(index, Index):
             # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
             with suppress(MemoryBudgetExceededError):
-                await self._runtime.stoppable(index.arrange)
-            await self._runtime.settle_where_due()
+                await runtime.stoppable(index.arrange)
+            await runtime.settle_where_due()
         index.make_room()
-        changes = index.changes
+        changes, keys = index.changes, await self._keys()
         saved = await save_version(
             self.store,
-            await self._keys(),
-            None if unchanged else index,
+            keys,
+            None if unchanged else runtime.whole(),
             self._lineage,
             settings,
-            committed=lambda version: self.adopt(version, changes),
             on_conflict=on_conflict,
             verify_stored=verify_stored,
             progress=progress,
         )
+        # The pointer names it: noted without a pause, which could bring a cancellation.
+        self.adopt(saved.version, changes)
+        if not unchanged:
+            runtime.whole().pages_stored(saved.version.layout.document_rows, saved.changed_rows)
+        await record_version(self.store, keys, settings, self._lineage, saved.entries, repair_damage=True)
         logger.debug(
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
         if not unchanged and saved.version.stored_rows == saved.version.rows:
             # Should this not be reached, the next save stores the graph anew.
-            await self._runtime.in_thread(index.graph_stored)
+            await runtime.in_thread(runtime.whole().graph_stored)
         return str(saved.version.cid)
 
     async def load(self, cid: str | None, options: LoadOptions) -> None:
@@ -172,26 +188,26 @@ class Workspace:
                 progress=options.progress,
             )
         )
-        fresh = self._new_index() if loaded is None else await self._restored(loaded)
+        fresh = self._new_index() if loaded is None else await self._restored(loaded, options.become_whole)
         self.budget_bytes = budget
-        await self._exchange(fresh, None if loaded is None else loaded.version)
+        version, lazy = (None, None) if loaded is None else (loaded.version, loaded.lazy)
+        await self._exchange(fresh, version, lazy)
         logger.debug("session %s: loaded %s", self._config.session_id, self.last_cid or "nothing: no version yet")
 
     async def load_rest(self, progress: ProgressCallback | None = None) -> None:
         """Fetches what a lazy load left in the store; does nothing where all of it is in memory."""
-        index = self._runtime.index
-        if isinstance(index, LazyIndex):
-            loaded = await self._with_room(
-                lambda settings: load_rest(self.store, index.lazy, settings, progress=progress)
-            )
+        index, lazy = self._runtime.index, self._lazy
+        if isinstance(index, LazyIndex) and lazy is not None:
+            loaded = await self._with_room(lambda settings: load_rest(self.store, lazy, settings, progress=progress))
             fresh = await self._restored(loaded)
-            fresh.plans_used = index.plans_used
-            await self._exchange(fresh, self._lineage.base)
+            if isinstance(fresh, Index):
+                fresh.count_plans(index.plans_used)
+            await self._exchange(fresh, self._lineage.base, None)
             logger.debug("session %s: loaded the rest", self._config.session_id)
 
-    async def history(self) -> list[HistoryEntry]:
-        """The versions of the index, newest first."""
-        return await read_history(self.store, await self._keys(), self._config.index_name, self._lineage)
+    async def history(self) -> tuple[list[HistoryEntry], bytes | None]:
+        """The versions of the index, newest first, and the hash of the newest one."""
+        return await list_versions(self.store, await self._keys(), self._persist_settings(), self._lineage)
 
     async def prune(self, keep: int, dry_run: bool) -> PrunedHistory:
         """Forgets all but the newest versions, and deletes what only the others name."""
@@ -226,33 +242,33 @@ class Workspace:
 
     def _new_index(self) -> Index:
         config = self._config
-        return Index(
-            IndexSettings(
-                metric=config.metric,
-                memory=config.memory,
-                M=config.M,
-                ef_construction=config.ef_construction,
-                threads=config.native_threads,
-                chunk_size=config.chunk_size,
-                budget_bytes=self.budget_bytes,
-                now_us=self._now_us,
-            )
+        params = IndexParams(
+            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+        )
+        return Index(params, self._run_params())
+
+    def _run_params(self) -> RunParams:
+        return RunParams(
+            memory=self._config.memory,
+            threads=self._config.native_threads,
+            budget_bytes=self.budget_bytes,
+            now_us=self._now_us,
         )
 
-    async def _restored(self, loaded: LoadedVersion) -> Index:
-        restore = Index.restore if loaded.lazy is None else LazyIndex.of
+    async def _restored(self, loaded: LoadedVersion, become_whole: bool = True) -> AnyIndex:
         try:
             self._check_agrees(loaded)
-            settings = IndexSettings(
+            params = IndexParams(
                 metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
-                memory=self._config.memory,
                 M=loaded.M,
                 ef_construction=loaded.ef_construction,
-                threads=self._config.native_threads,
                 chunk_size=loaded.chunk_size,
-                now_us=self._now_us,
             )
-            return await self._runtime.in_thread(restore, settings, loaded)
+            run, lazy = self._run_params(), loaded.lazy
+            if lazy is None:
+                return await self._runtime.in_thread(Index.restore, params, run, loaded)
+            shape = shape_of(lazy.opened.manifest)
+            return await self._runtime.in_thread(LazyIndex, params, run, loaded, lazy.parts, shape, become_whole)
         except BaseException:
             if loaded.native is not None:
                 loaded.native.close()
@@ -268,11 +284,11 @@ class Workspace:
                     details={"field": name, "value": wanted, "stored": stored},
                 )
 
-    async def _exchange(self, fresh: Index, version: Version | None) -> None:
+    async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None) -> None:
         """Puts another index, that of a version, in the place of the one there is."""
         # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
         fresh.budget_bytes = self.budget_bytes
-        old, self._runtime.index = self._runtime.index, fresh
+        old, self._runtime.index, self._lazy = self._runtime.index, fresh, lazy
         self.adopt(version, fresh.changes)
         with anyio.CancelScope(shield=True):
             await self._runtime.in_thread(old.close)

@@ -14,6 +14,7 @@ import anyio
 
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage import Store
+from fabstir_vectordb.storage.base import AtMost
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,7 @@ class LinkStore:
         self._link.traffic.uploads += 1
         return await self._link.carry(lambda: self._store.put(data), len(data), lambda _: 0)
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         return await self._link.carry(lambda: self._store.get(hash, size), 0, len)
 
     async def has(self, hash: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 numpy arrays go in and come out; statuses become this package's errors, with the C file and line in ``details``.
 The GIL is released while C runs. A `NativeIndex` may be used from several threads; closing it while a call is
-under way is the caller's mistake, which index.py prevents. An array of the wrong type or shape, and a call after
+under way is the caller's mistake, which index/gate.py prevents. An array of the wrong type or shape, and a call after
 `close`, raise before C sees them: it would read memory that is not there.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from struct import Struct
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,16 @@ __all__ = [
     "M_MAX",
     "M_MIN",
     "NO_SLOT",
+    "PART_BARE",
+    "PART_CODES",
+    "PART_GRAPH",
+    "PART_GRAPH_HEAD",
+    "PART_IDS",
+    "PART_LISTS",
+    "PART_LISTS_HEAD",
+    "PART_TIMESTAMPS",
+    "PART_TOMBSTONES",
+    "PART_VECTORS",
     "PLAN_FLAT",
     "PLAN_GRAPH",
     "PLAN_HYBRID",
@@ -93,6 +103,17 @@ WORK_ADD = int(lib.FVDB_WORK_ADD)
 WORK_VACUUM = int(lib.FVDB_WORK_VACUUM)
 WORK_TRAIN = int(lib.FVDB_WORK_TRAIN)
 WORK_ARRANGE = int(lib.FVDB_WORK_ARRANGE)
+# Kinds of parts.
+PART_VECTORS = int(lib.FVDB_PART_VECTORS)
+PART_CODES = int(lib.FVDB_PART_CODES)
+PART_IDS = int(lib.FVDB_PART_IDS)
+PART_TIMESTAMPS = int(lib.FVDB_PART_TIMESTAMPS)
+PART_TOMBSTONES = int(lib.FVDB_PART_TOMBSTONES)
+PART_GRAPH = int(lib.FVDB_PART_GRAPH)
+PART_GRAPH_HEAD = int(lib.FVDB_PART_GRAPH_HEAD)
+PART_LISTS = int(lib.FVDB_PART_LISTS)
+PART_LISTS_HEAD = int(lib.FVDB_PART_LISTS_HEAD)
+PART_BARE = int(lib.FVDB_PART_BARE)
 
 _NOWAIT, _EXACT = int(lib.FVDB_SEARCH_NOWAIT), int(lib.FVDB_SEARCH_EXACT)
 
@@ -311,16 +332,20 @@ def _raise(status: int, diag: Any) -> NoReturn:
     if status == lib.FVDB_ERR_UNTRAINED:
         raise NativeUntrained
     message = _text(diag.message) or _text(lib.fvdb_status_text(status))
-    details: dict[str, Any] = {
-        "status": int(status),
-        "row": int(diag.row),
-        "expected": int(diag.expected),
-        "actual": int(diag.actual),
-        "c_file": _text(diag.file).replace("\\", "/").rpartition("native/src/")[2],
-        "c_line": int(diag.line),
-    }
+    expected, actual = int(diag.expected), int(diag.actual)
+    details: dict[str, Any] = {"row": int(diag.row)}
+    if expected:
+        details["expected"] = expected
+    if (expected or actual) and actual != _UINT64_MAX and status != lib.FVDB_ERR_DUPLICATE_ID:
+        details["actual"] = actual
     if status == lib.FVDB_ERR_DUPLICATE_ID:
-        details["first_row"] = None if details["actual"] == _UINT64_MAX else details["actual"]
+        details["first_row"] = None if actual == _UINT64_MAX else actual
+    # For whoever debugs the core, under one key.
+    details["native"] = {
+        "status": int(status),
+        "file": _text(diag.file).replace("\\", "/").rpartition("native/src/")[2],
+        "line": int(diag.line),
+    }
     raise _ERRORS.get(status, InternalError)(message, details=details)
 
 
@@ -428,8 +453,7 @@ class _Answer:
         return [self.id_bytes[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
-# Answers that no call uses. The pop and the append of a list are atomic, with the GIL and without.
-_spare: list[_Answer] = []
+# Answers of so many results are kept by their index for the next search.
 _SPARE_K = 128
 # A Struct takes half the time of ffi.unpack.
 _DOUBLES = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
@@ -453,7 +477,7 @@ class NativeIndex:
         IndexStateError: memory or a lock could not be had.
     """
 
-    __slots__ = ("_index", "_query_bytes", "dim")
+    __slots__ = ("_index", "_query_bytes", "_spare", "dim")
 
     def __init__(
         self, dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0
@@ -463,8 +487,13 @@ class NativeIndex:
         status = lib.fvdb_create(config, out, diag)
         if status:
             _raise(status, diag)
+        self._own(out[0], dim)
+
+    def _own(self, index: Any, dim: int) -> None:
         self.dim, self._query_bytes = dim, 4 * dim
-        self._index = ffi.gc(out[0], lib.fvdb_free)
+        # Answers that no call uses. The pop and the append of a list are atomic, with the GIL and without.
+        self._spare: list[_Answer] = []
+        self._index = ffi.gc(index, lib.fvdb_free)
 
     @classmethod
     def load_begin(
@@ -526,8 +555,7 @@ class NativeIndex:
     @classmethod
     def _owning(cls, index: Any, dim: int) -> NativeIndex:
         self = cls.__new__(cls)
-        self.dim, self._query_bytes = dim, 4 * dim
-        self._index = ffi.gc(index, lib.fvdb_free)
+        self._own(index, dim)
         return self
 
     def with_dim(self, dim: int) -> NativeIndex:
@@ -670,6 +698,7 @@ class NativeIndex:
     def close(self) -> None:
         """Frees all memory at once; idempotent. No other call may be under way."""
         index, self._index = self._index, None  # cffi refuses None with a TypeError; C would follow a NULL
+        self._spare.clear()  # they hold the ids of the last hits
         if index is not None:
             ffi.release(index)
 
@@ -739,6 +768,19 @@ class NativeIndex:
             _raise(status, diag)
         return slots, replaced
 
+    @overload
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: Literal[False] = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int]: ...
+    @overload
     def search_one(
         self,
         query: Float32Array,
@@ -749,7 +791,18 @@ class NativeIndex:
         with_slots: bool = True,
         nprobe: int = 0,
         allow: UInt64Array | None = None,
-    ) -> tuple[Sequence[int], Sequence[float], list[str], int]:
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None: ...
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
         Args:
@@ -757,7 +810,7 @@ class NativeIndex:
             k: 1 to K_MAX.
             ef_search: 0 lets the library choose.
             exact: score every row exactly.
-            nowait: raise NativeBusy instead of waiting for a writer.
+            nowait: return None instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
             nprobe: lists to look at; 0 lets the library choose.
             allow: as of `search`.
@@ -767,13 +820,12 @@ class NativeIndex:
 
         Raises:
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
-            NativeBusy: with `nowait`.
             IndexStateError: memory could not be had.
         """
         if query.nbytes != self._query_bytes:
             _expect("query", query, np.float32, (self.dim,))
         try:
-            answer = _spare.pop() if k <= _SPARE_K else _Answer(k)
+            answer = self._spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
         c, flags = answer.c, (_EXACT if exact else 0) | (_NOWAIT if nowait else 0)
@@ -782,6 +834,10 @@ class NativeIndex:
             c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
         while status := lib.fvdb_search_one(self._index, vector, k, ef_search, nprobe, flags, c):
+            if status == lib.FVDB_ERR_BUSY:
+                c.allow, c.allow_words = ffi.NULL, 0
+                self._spare.append(answer)
+                return None
             if status != lib.FVDB_ERR_BUFFER:
                 _raise(status, c.diag)
             answer.reserve(int(c.diag.expected))
@@ -798,7 +854,7 @@ class NativeIndex:
         if allow is not None:
             c.allow, c.allow_words = ffi.NULL, 0
         if k <= _SPARE_K:
-            _spare.append(answer)
+            self._spare.append(answer)
         return slots, distances, ids, plan
 
     def search(

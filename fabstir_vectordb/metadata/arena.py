@@ -7,35 +7,18 @@ appends; the bytes it leaves behind are dropped when they outweigh what is in us
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cbor2
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.errors import IntegrityError, InvalidInputError
-from fabstir_vectordb.s5.cbor import DEPTH_MAX, decode as decode_strict
+from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 
-__all__ = [
-    "METADATA_BYTES_MAX",
-    "METADATA_DEPTH_MAX",
-    "MetadataArena",
-    "Staged",
-    "decode_metadata",
-    "encode_metadata",
-    "parse_page",
-]
+__all__ = ["MetadataArena", "Staged", "page_row", "page_sizes", "parse_page"]
 
-#: CBOR bytes of one row's metadata.
-METADATA_BYTES_MAX: Final = 1 << 20
-#: Lists and dicts within each other in one row's metadata; the reader of stored bytes refuses more.
-METADATA_DEPTH_MAX: Final = DEPTH_MAX
-
-_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_PATH_SHOWN_MAX: Final = 200
 #: Size of metadata that is not there; no CBOR item is as short.
 _ABSENT: Final = 0
 #: Page header: rows (u32), then for each row its size + 1, 0 where it has none (u32).
@@ -44,142 +27,6 @@ _CELL: Final = np.dtype("<u4")
 _CHUNK_ROWS: Final = 4_096
 #: Offset and size of a row, and what they are made from.
 _COMPACTED_BYTES_PER_ROW: Final = 32
-
-
-# ---- A value to bytes --------------------------------------------------------------------------------------
-
-
-class _RefusedError(Exception):
-    """Why a value is refused; the path to it is put together on the way out, so that good values pay nothing for it."""
-
-    def __init__(self, reason: str, **details: Any) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.details = details
-        self.path: list[str | int] = []
-
-    def where(self) -> str:
-        steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in reversed(self.path)]
-        # A key may hold a lone surrogate, which no log could write.
-        path = "".join(steps).removeprefix(".").encode(errors="backslashreplace").decode()
-        return path if len(path) <= _PATH_SHOWN_MAX else path[:_PATH_SHOWN_MAX] + "…"
-
-
-class _TooLargeError(Exception):
-    """The value takes more bytes than there are left."""
-
-
-def encode_metadata(value: Any) -> bytes | None:
-    """The CBOR bytes of a JSON-shaped value; None stands for no metadata.
-
-    Args:
-        value: None, bool, int within 64 bits, finite float, str, or lists and str-keyed dicts of these.
-
-    Returns:
-        The bytes, or None for None.
-
-    Raises:
-        InvalidInputError: the value has another shape (details has ``path``), or takes more than
-            METADATA_BYTES_MAX bytes: found out by counting, before anything is encoded.
-    """
-    if value is None:
-        return None
-    try:
-        _size(value, METADATA_BYTES_MAX, METADATA_DEPTH_MAX)
-    except _TooLargeError:
-        raise InvalidInputError(
-            f"metadata takes more than {METADATA_BYTES_MAX} bytes", details={"limit": METADATA_BYTES_MAX}
-        ) from None
-    except _RefusedError as refused:
-        path = refused.where()
-        raise InvalidInputError(
-            f"metadata must be JSON-shaped: {path or 'its top'} {refused.reason}",
-            details={**refused.details, "path": path},
-        ) from None
-    return cbor2.dumps(value)
-
-
-def _size(value: Any, left: int, depth: int) -> int:
-    """The size of a value's CBOR (RFC 8949, as cbor2 writes it: shortest integers and lengths, floats in 9 bytes).
-
-    Stops as soon as the size is more than `left`, or lists and dicts are more than `depth` deep.
-    """
-    if value is None or isinstance(value, bool):
-        size = 1
-    elif isinstance(value, str):
-        size = len(value)
-        if size <= left and not value.isascii():
-            try:
-                size = len(value.encode())
-            except UnicodeEncodeError:
-                raise _RefusedError("holds a lone surrogate, which UTF-8 cannot encode") from None
-        size += _head(size)
-    elif isinstance(value, int):
-        if not _INT_MIN <= value <= _INT_MAX:
-            raise _RefusedError("holds an integer that does not fit 64 bits")
-        size = _head(value if value >= 0 else -1 - value)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise _RefusedError(f"holds {float(value)}, which JSON does not know")
-        size = 9
-    elif isinstance(value, dict):
-        size = _dict_size(value, left, depth)
-    elif isinstance(value, (list, tuple)):
-        size = _list_size(value, left, depth)
-    else:
-        raise _RefusedError(f"holds a value of type {type(value).__name__}")
-    if size > left:
-        raise _TooLargeError
-    return size
-
-
-def _dict_size(value: dict[Any, Any], left: int, depth: int) -> int:
-    _check_depth(depth)
-    size = _head(len(value))
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise _RefusedError(f"holds a key of type {type(key).__name__}")
-        try:
-            size += _size(key, left - size, depth)
-            size += _size(item, left - size, depth - 1)
-        except _RefusedError as refused:
-            refused.path.append(key)
-            raise
-    return size
-
-
-def _list_size(value: Sequence[Any], left: int, depth: int) -> int:
-    _check_depth(depth)
-    size = _head(len(value))
-    position = 0
-    try:
-        for item in value:
-            size += _size(item, left - size, depth - 1)
-            position += 1
-    except _RefusedError as refused:
-        refused.path.append(position)
-        raise
-    return size
-
-
-def _check_depth(depth: int) -> None:
-    if depth == 0:
-        raise _RefusedError(f"is nested more than {METADATA_DEPTH_MAX} deep", limit=METADATA_DEPTH_MAX)
-
-
-def _head(argument: int) -> int:
-    """Bytes of a CBOR item's head: RFC 8949, section 3."""
-    if argument < 24:
-        return 1
-    if argument < 1 << 8:
-        return 2
-    if argument < 1 << 16:
-        return 3
-    return 5 if argument < 1 << 32 else 9
-
-
-#: The value of stored metadata bytes. No function of our own around it: that would be a tenth of the time.
-decode_metadata: Final[Callable[[bytes | bytearray], Any]] = cbor2.loads
 
 
 # ---- Bytes by slot -----------------------------------------------------------------------------------------
@@ -195,7 +42,7 @@ class Staged:
 
 
 class MetadataArena:
-    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change, which index.py finds out."""
+    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change, which the gate finds out."""
 
     __slots__ = ("_data", "_offset_at", "_offsets", "_size_at", "_sizes", "_used", "is_empty")
 
@@ -227,6 +74,11 @@ class MetadataArena:
             return [data[(start := offset_at[slot]) : start + size_at[slot]] for slot in slots]
         except IndexError:  # the table ends with the last slot that has some
             return [self.get_many([slot])[0] if slot < len(size_at) else bytearray() for slot in slots]
+
+    @property
+    def has_superseded(self) -> bool:
+        """Whether bytes are held that no slot uses any more."""
+        return len(self._data) > self._used
 
     def stage(self, values: Sequence[bytes | None], slots_end: int) -> Staged:
         """Takes in values ahead of a change, so that `commit` needs no memory; `abandon` forgets them.
@@ -416,7 +268,7 @@ def page_row(number: int, rows_per_page: int, page: bytes, rows: int, slot: int)
         return None
     start = (1 + len(sizes)) * _CELL.itemsize + int(sizes[:place].clip(0).sum())
     raw = page[start : start + int(sizes[place])]
-    decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what=f"metadata page {number}")
+    check_stored(raw, f"metadata page {number}")
     return raw
 
 
@@ -441,6 +293,6 @@ def parse_page(number: int, rows_per_page: int, page: bytes, rows: int | None = 
             continue
         raw = bytes(page[at : at + size])
         at += size
-        decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what=f"metadata page {number}")
+        check_stored(raw, f"metadata page {number}")
         values.append(raw)
     return values

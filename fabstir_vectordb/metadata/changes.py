@@ -4,8 +4,8 @@ A page is stored again as a whole, so a changed text would cost all its neighbou
 pages of an earlier one, and have what changed since then in one part of its own. A page of which more than an eighth
 changed, and one whose rows became more, is stored anew.
 
-Deleted rows are no change: whoever reads a page leaves out what tombstones had. Their bytes go with the page, or with
-the next vacuum.
+Deleted rows are no change: a reader leaves out what a page has of tombstones. Their bytes, and those of replaced
+metadata, go when the page is stored anew, or at the save after the next vacuum. Until then they are counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from fabstir_vectordb.errors import IntegrityError
-from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX
-from fabstir_vectordb.s5.cbor import decode as decode_strict
+from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 
 __all__ = ["StoredPages", "encode_changes", "parse_changes"]
 
@@ -38,10 +38,41 @@ class StoredPages:
         self._rows_per_page = rows_per_page
         self._rows = rows
         self._changed = set(changed)
+        # Rows whose metadata was replaced since the base was stored, and rows that the base has: as many after a vacuum
+        # as there were left.
+        self._replaced: set[int] = set()
+        self._base_rows = rows
+        self.rows_gone = 0
+        """Rows of the base that were deleted, replaced or expired since it was stored."""
+        self.bytes_gone = 0
+        """Bytes of metadata in the base that were replaced, or whose rows went, since it was stored."""
+
+    @property
+    def has_superseded(self) -> bool:
+        """Whether pages that a save would keep hold metadata that was replaced."""
+        return bool(self._changed)
 
     def note(self, slots: Iterable[int]) -> None:
         """The metadata of rows changed."""
         self._changed.update(slot for slot in slots if slot < self._rows)
+
+    def note_replaced(self, slot: int, size: int) -> None:
+        """A row is about to lose its metadata of so many bytes to other metadata."""
+        if slot < self._base_rows and slot not in self._replaced:
+            self._replaced.add(slot)
+            self.bytes_gone += size
+
+    def note_gone(self, slots: npt.NDArray[np.uint32], size_of: Callable[[int], int]) -> None:
+        """Rows are about to become tombstones."""
+        gone = slots[slots < self._base_rows].tolist()
+        self.rows_gone += len(gone)
+        self.bytes_gone += sum(size_of(slot) for slot in gone if slot not in self._replaced)
+
+    def renumbered(self, rows: int) -> StoredPages:
+        """The pages of a base whose rows have other slots now, or hold what must not stay: none may be kept."""
+        fresh = StoredPages()
+        fresh._base_rows, fresh.rows_gone, fresh.bytes_gone = rows, self.rows_gone, self.bytes_gone
+        return fresh
 
     def kept(
         self,
@@ -110,7 +141,7 @@ def parse_changes(raw: bytes, rows: int | None = None) -> dict[int, bytes | None
     slots = np.frombuffer(raw, dtype=_CELL, count=1 + count)[1:].astype(np.int64)
     sizes = np.frombuffer(raw, dtype=_CELL, count=1 + 2 * count)[1 + count :].astype(np.int64) - 1
     if (np.diff(slots) <= 0).any() or (rows is not None and int(slots[-1]) >= rows):
-        raise IntegrityError("changed metadata is of rows out of order, or of rows that there are not")
+        raise IntegrityError("changed metadata is of rows out of order, or beyond the last row")
     if int(sizes.max()) > METADATA_BYTES_MAX or head + int(sizes[sizes > 0].sum()) != len(raw):
         raise IntegrityError("changed metadata has another size than its rows add up to")
     changes: dict[int, bytes | None] = {}
@@ -121,6 +152,6 @@ def parse_changes(raw: bytes, rows: int | None = None) -> dict[int, bytes | None
             continue
         value = bytes(raw[at : at + size])
         at += size
-        decode_strict(value, max_bytes=METADATA_BYTES_MAX, what="changed metadata")
+        check_stored(value, "changed metadata")
         changes[slot] = value
     return changes

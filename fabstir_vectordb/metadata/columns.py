@@ -1,9 +1,10 @@
 """Metadata by field: what a filter compares.
 
 A column holds one field of all rows. Rows with one value have it in arrays by slot: numbers as float64, everything
-else (strings, bools, null) as a number in the column's dictionary. Values of lists stand in arrays of their own beside
-their slots. A column is made from the arena when a filter first asks for its field, and brought up to date when one
-asks again: rows that came are appended, rows that changed are read anew. It is a cache: dropping it loses nothing.
+else (strings, bools, null, dates, moments, UUIDs) as a number in the column's dictionary. Values of lists, and those of
+rows in which a dotted path has several readings, stand in arrays of their own beside their slots. A column is made from
+the arena when a filter first asks for its field, and brought up to date when one asks again: rows that came are
+appended, rows that changed are read anew. It is a cache: dropping it loses nothing.
 
 Under the lock of changes alone; masks that were handed out are never written to again.
 """
@@ -16,18 +17,21 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.metadata.arena import MetadataArena, decode_metadata
-from fabstir_vectordb.metadata.filter_parse import Scalar
+from fabstir_vectordb.metadata.arena import MetadataArena
+from fabstir_vectordb.metadata.filter_parse import Values
+from fabstir_vectordb.metadata.path import parse_path, readings
+from fabstir_vectordb.metadata.values import Key, Scalar, decode_metadata, key_of
 
 __all__ = ["Column", "Columns", "Mask"]
 
 Mask = npt.NDArray[np.bool_]
-_Key = str | bool | None
 
 _NONE: Final = -1
 _NAN: Final = float("nan")
@@ -37,6 +41,8 @@ _EXACT: Final = 2**53
 _ENTRY_BYTES: Final = 120
 #: Rows decoded at a time.
 _CHUNK_ROWS: Final = 4_096
+#: Types in the order of a scan: null, bools, numbers, strings, dates, moments, UUIDs.
+_RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
@@ -50,14 +56,18 @@ class _Wide(NamedTuple):
 
     slot: int
     value: int
-    listed: bool
+    where: int
+
+
+#: Where a value stands: alone in its row, as one of several readings of the path, or in a list.
+_ALONE, _READING, _LISTED = 0, 1, 2
 
 
 class Column:
     """One field of all rows, up to date for the first `n` slots."""
 
     def __init__(self, path: str) -> None:
-        self._steps = path.split(".")
+        self._path = parse_path(path)
         self._present = np.empty(0, dtype=np.bool_)
         self._numbers = np.empty(0, dtype=np.float64)
         self._codes = np.empty(0, dtype=np.int32)
@@ -65,11 +75,14 @@ class Column:
         self._list_slots = np.empty(0, dtype=np.int64)
         self._list_numbers = np.empty(0, dtype=np.float64)
         self._list_codes = np.empty(0, dtype=np.int32)
+        self._in_list = np.empty(0, dtype=np.bool_)
+        # Integers of 2^53 and more that are float64s: counted as integers, if one row has them so.
+        self._large: set[float] = set()
         self._wide: list[_Wide] = []
-        self._code_of: dict[_Key, int] = {}
-        self._keys: list[_Key] = []
+        self._code_of: dict[Key, int] = {}
+        self._keys: list[Key] = []
         self._key_bytes = 0
-        self._ranks: tuple[list[str], npt.NDArray[np.int32]] | None = None
+        self._ranks: dict[type, tuple[list[Any], npt.NDArray[np.int32]]] = {}
 
     @property
     def n(self) -> int:
@@ -79,9 +92,11 @@ class Column:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        arrays = (self._present, self._numbers, self._codes, self._list_slots, self._list_numbers, self._list_codes)
-        ranks = 0 if self._ranks is None else 8 * len(self._ranks[0]) + self._ranks[1].nbytes
-        return sum(array.nbytes for array in arrays) + self._key_bytes + ranks + 100 * len(self._wide)
+        by_slot = (self._present, self._numbers, self._codes)
+        of_lists = (self._list_slots, self._list_numbers, self._list_codes, self._in_list)
+        ranks = sum(8 * len(keys) + codes.nbytes for keys, codes in self._ranks.values())
+        aside = 100 * len(self._wide) + 80 * len(self._large)
+        return sum(array.nbytes for array in (*by_slot, *of_lists)) + self._key_bytes + ranks + aside
 
     # ---- keeping up to date
 
@@ -95,35 +110,46 @@ class Column:
         m = len(slots)
         present = np.zeros(m, dtype=np.bool_)
         numbers, codes = np.full(m, np.nan), np.full(m, _NONE, dtype=np.int32)
-        listed: list[tuple[int, float, int]] = []
+        listed: list[tuple[int, float, int, bool]] = []
         self._forget(slots)
         for row, (slot, value) in enumerate(zip(slots.tolist(), values, strict=True)):
-            found = list(_resolved(value, self._steps, 0))
+            found = readings(value, self._path)
             if not found:
                 continue
             present[row] = True
-            if len(found) == 1 and not isinstance(found[0], list):
-                numbers[row], codes[row] = self._cell(slot, found[0], False)
+            if len(found) == 1 and len(found[0]) == 1 and not isinstance(found[0][0], list):
+                numbers[row], codes[row] = self._cell(slot, found[0][0], _ALONE)
                 continue
-            for item in _flat(found):
-                number, code = self._cell(slot, item, True)
-                if code != _NONE or not math.isnan(number):
-                    listed.append((slot, number, code))
+            for reading in found:
+                where = _READING if len(reading) == 1 and not isinstance(reading[0], list) else _LISTED
+                for item in _flat(reading):
+                    number, code = self._cell(slot, item, where)
+                    if code != _NONE or not math.isnan(number):
+                        listed.append((slot, number, code, where == _LISTED))
         self._place(slots, present, numbers, codes)
         if listed:
-            of_slots, of_numbers, of_codes = zip(*listed, strict=True)
+            of_slots, of_numbers, of_codes, in_list = zip(*listed, strict=True)
             self._list_slots = np.append(self._list_slots, np.array(of_slots, dtype=np.int64))
             self._list_numbers = np.append(self._list_numbers, np.array(of_numbers))
             self._list_codes = np.append(self._list_codes, np.array(of_codes, dtype=np.int32))
+            self._in_list = np.append(self._in_list, np.array(in_list, dtype=np.bool_))
 
-    def _cell(self, slot: int, value: Any, listed: bool) -> tuple[float, int]:
+    def _cell(self, slot: int, value: Any, where: int) -> tuple[float, int]:
         """A value as number and code; what is neither, as a dict, compares with nothing."""
-        if value is None or isinstance(value, (str, bool)):
+        kind = type(value)
+        if kind is str or value is None or kind is bool:
             return _NAN, self._code(value)
-        if isinstance(value, int) and float(value) != value:
-            self._wide.append(_Wide(slot, value, listed))
-            return _NAN, _NONE
-        return (float(value), _NONE) if isinstance(value, (int, float)) else (_NAN, _NONE)
+        if kind is float:
+            return value, _NONE
+        if kind is int:
+            number = float(value)
+            if number != value:
+                self._wide.append(_Wide(slot, value, where))
+                return _NAN, _NONE
+            if abs(number) >= _EXACT:
+                self._large.add(number)
+            return number, _NONE
+        return (_NAN, self._code(key_of(value))) if kind in _RANK else (_NAN, _NONE)
 
     def _place(self, slots: npt.NDArray[np.int64], present: Mask, numbers: Any, codes: Any) -> None:
         if len(slots) and slots[0] >= self.n:
@@ -145,14 +171,15 @@ class Column:
         self._list_slots = self._list_slots[stays]
         self._list_numbers = self._list_numbers[stays]
         self._list_codes = self._list_codes[stays]
+        self._in_list = self._in_list[stays]
 
-    def _code(self, key: _Key) -> int:
+    def _code(self, key: Key) -> int:
         code = self._code_of.get(key)
         if code is None:
             code = self._code_of[key] = len(self._keys)
             self._keys.append(key)
             self._key_bytes += sys.getsizeof(key) + _ENTRY_BYTES
-            self._ranks = None
+            self._ranks.pop(type(key), None)
         return code
 
     def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
@@ -167,6 +194,21 @@ class Column:
         self._list_slots = to[self._list_slots]
         self._keep_listed(self._list_slots >= 0)
         self._wide = [wide._replace(slot=int(to[wide.slot])) for wide in self._wide if to[wide.slot] >= 0]
+        self._forget_unused_keys()
+
+    def _forget_unused_keys(self) -> None:
+        # Values of rows that went must not stay in memory.
+        used = np.unique(np.append(self._codes, self._list_codes))
+        used = used[used != _NONE]
+        if len(used) == len(self._keys):
+            return
+        codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # its last entry is that of _NONE
+        codes[used] = np.arange(len(used), dtype=np.int32)
+        self._codes, self._list_codes = codes[self._codes], codes[self._list_codes]
+        self._keys = [self._keys[code] for code in used.tolist()]
+        self._code_of = {key: code for code, key in enumerate(self._keys)}
+        self._key_bytes = sum(sys.getsizeof(key) + _ENTRY_BYTES for key in self._keys)
+        self._ranks = {}
 
     # ---- comparisons: each gives a new mask of n slots
 
@@ -176,21 +218,35 @@ class Column:
             return self._present if value else ~self._present
         if op == "$contains":
             return self._contains(value)
+        if op == "$in":
+            return self._in(value)
+        if type(value) in (int, float):
+            return self._numeric(op, value)
         if op in _ORDER:
-            return self._coded(self._ordered(op, value)) if isinstance(value, str) else self._numeric(op, value)
-        out = np.zeros(self.n, dtype=np.bool_)
-        wanted = value if op == "$in" else (value,)
-        codes = []
-        for one in wanted:
-            if isinstance(one, (int, float)) and not isinstance(one, bool):
-                out |= self._numeric("$eq", one)
-            elif one in self._code_of:
-                codes.append(self._code_of[one])
+            return self._coded(self._ordered(op, key_of(value)))
+        return self._equal(self._code_of.get(key_of(value), _NONE))
+
+    def _equal(self, code: int) -> Mask:
+        if code == _NONE:
+            return np.zeros(self.n, dtype=np.bool_)
+        return self._with_lists(self._codes == code, self._list_codes == code)
+
+    def _in(self, values: Values) -> Mask:
+        """Where a value is one of many: time grows with the rows and the values, not with their product."""
+        if len(values.keys) < len(self._keys):
+            codes = [code for key in values.keys if (code := self._code_of.get(key)) is not None]
+        else:
+            codes = [code for key, code in self._code_of.items() if key in values.keys]
         if len(codes) == 1:
-            out |= self._with_lists(self._codes == codes[0], self._list_codes == codes[0])
-        elif codes:
-            out |= self._coded(np.array(codes))
-        return out
+            mask = self._equal(codes[0])
+        else:
+            mask = self._coded(np.array(codes, dtype=np.int64)) if codes else np.zeros(self.n, dtype=np.bool_)
+        if len(values.numbers):
+            mask |= _is_one_of(self._numbers, values.numbers)
+            self._with_lists(mask, _is_one_of(self._list_numbers, values.numbers))
+        if values.wide:
+            mask[[wide.slot for wide in self._wide if wide.value in values.wide]] = True
+        return mask
 
     def values(self, slots: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[Scalar, int]]:
         """The distinct values of some slots, each with the number of slots that have it."""
@@ -204,24 +260,28 @@ class Column:
         for code, count in _counted(slots[coded], codes[coded]):
             yield self._keys[code], count
         for number, count in _counted(slots[numeric], numbers[numeric]):
-            yield int(number) if abs(number) < _EXACT and number == int(number) else number, count
+            exact = number in self._large if abs(number) >= _EXACT else number == int(number)
+            yield int(number) if exact else number, count
         wide = {(wide.slot, wide.value) for wide in self._wide if mask[wide.slot]}
         yield from sorted(Counter(value for _, value in wide).items())
 
     def sort_keys(self, slots: npt.NDArray[np.integer[Any]]) -> list[tuple[int, Any] | None]:
-        """For each slot a key to sort by: null, bools, numbers, strings; None for a row without a single value."""
-        wide = {wide.slot: wide.value for wide in self._wide if not wide.listed}
+        """For each slot a key to sort by: a type's place in the order of types, and the value.
+
+        None for a row without a single value: with none, with a list, or with several readings of the path.
+        """
+        wide = {wide.slot: wide.value for wide in self._wide if wide.where == _ALONE}
         keys: list[tuple[int, Any] | None] = []
         for slot, code, number in zip(
             slots.tolist(), self._codes[slots].tolist(), self._numbers[slots].tolist(), strict=True
         ):
             if code != _NONE:
                 key = self._keys[code]
-                keys.append((0, 0) if key is None else (1, key) if isinstance(key, bool) else (3, key))
+                keys.append((_RANK[type(key)], 0 if key is None else key))
             elif slot in wide:
-                keys.append((2, wide[slot]))
+                keys.append((_RANK[float], wide[slot]))
             else:
-                keys.append(None if math.isnan(number) else (2, number))
+                keys.append(None if math.isnan(number) else (_RANK[float], number))
         return keys
 
     def _with_lists(self, mask: Mask, listed: Mask) -> Mask:
@@ -241,29 +301,32 @@ class Column:
             mask[wide.slot] |= exactly(wide.value, value)
         return mask
 
-    def _ordered(self, op: str, value: str) -> npt.NDArray[np.int32]:
-        """Codes of the strings on the right side of one."""
-        if self._ranks is None:
-            texts = sorted(key for key in self._keys if isinstance(key, str))
-            self._ranks = texts, np.array([self._code_of[text] for text in texts], dtype=np.int32)
-        texts, codes = self._ranks
-        at = bisect_right(texts, value) if op in ("$gt", "$lte") else bisect_left(texts, value)
+    def _ordered(self, op: str, value: Key) -> npt.NDArray[np.int32]:
+        """Codes of the keys of a value's type that are on the right side of it."""
+        kind = type(value)
+        if kind not in self._ranks:
+            ranked: list[Any] = sorted(key for key in self._keys if type(key) is kind)
+            self._ranks[kind] = ranked, np.array([self._code_of[key] for key in ranked], dtype=np.int32)
+        keys, codes = self._ranks[kind]
+        at = bisect_right(keys, value) if op in ("$gt", "$lte") else bisect_left(keys, value)
         return codes[at:] if op in ("$gt", "$gte") else codes[:at]
 
     def _contains(self, value: Scalar) -> Mask:
         """Lists that have a value, and strings that have a string within."""
         mask = np.zeros(self.n, dtype=np.bool_)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            compare, bound = _as_float("$eq", value)
-            mask[self._list_slots[compare(self._list_numbers, bound)]] = True
-            mask[[wide.slot for wide in self._wide if wide.listed and wide.value == value]] = True
+        if type(value) in (int, float):
+            compare, bound = _as_float("$eq", value)  # type: ignore[arg-type]
+            mask[self._list_slots[self._in_list & compare(self._list_numbers, bound)]] = True
+            mask[[wide.slot for wide in self._wide if wide.where == _LISTED and wide.value == value]] = True
             return mask
-        if value in self._code_of:
-            mask[self._list_slots[self._list_codes == self._code_of[value]]] = True
+        code = self._code_of.get(key_of(value), _NONE)
+        if code != _NONE:
+            mask[self._list_slots[self._in_list & (self._list_codes == code)]] = True
         if isinstance(value, str):
-            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)
+            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # its last entry is that of _NONE
             table[[code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key]] = True
             mask |= table[self._codes]
+            mask[self._list_slots[~self._in_list & table[self._list_codes]]] = True
         return mask
 
 
@@ -334,19 +397,11 @@ def _decoded(arena: MetadataArena, slots: Sequence[int]) -> list[Any]:
     return [decode_metadata(raw) if raw else None for raw in arena.get_many(slots)]
 
 
-def _resolved(value: Any, steps: list[str], at: int) -> Iterator[Any]:
-    """What stands at the end of a path, once for each dict of the lists on the way."""
-    while at < len(steps):
-        if isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    yield from _resolved(item, steps, at)
-            return
-        if not isinstance(value, dict) or steps[at] not in value:
-            return
-        value = value[steps[at]]
-        at += 1
-    yield value
+def _is_one_of(numbers: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Mask:
+    """Which numbers are among some that are ascending; NaN is not."""
+    at = np.searchsorted(wanted, numbers)
+    found: Mask = wanted[np.minimum(at, len(wanted) - 1)] == numbers
+    return found
 
 
 def _comparison(op: str) -> Callable[[Any, Any], Any]:

@@ -1,7 +1,7 @@
 """When rows expire, by slot.
 
-A row whose time has come is hidden from every read, by the clock of whoever reads; the next change makes a tombstone
-of it, which a vacuum removes. An `Expiries` never changes: a change of rows takes a draft before it begins, fills it
+A row whose time has come is hidden from every read, by the session's clock; the next change makes a tombstone of it,
+which a vacuum removes. An `Expiries` never changes: a change of rows takes a draft before it begins, fills it
 in, and puts a new one in the old one's place. So a reader has all of one or all of the other.
 """
 

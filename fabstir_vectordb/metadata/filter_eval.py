@@ -42,7 +42,7 @@ def bitmap(mask: Mask) -> npt.NDArray[np.uint64]:
 
 
 def bitmap_of(slots: npt.NDArray[np.uint32], rows: int) -> npt.NDArray[np.uint64]:
-    """The bitmap of some of `rows` slots."""
+    """The bitmap of given slots, of `rows` in all."""
     mask = np.zeros(rows, dtype=np.bool_)
     mask[slots] = True
     return bitmap(mask)

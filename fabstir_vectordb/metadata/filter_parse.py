@@ -1,63 +1,102 @@
 """A filter as people write it, checked and as a tree.
 
 A filter is a dict in the manner of MongoDB: fields beside each other are ANDed, a field's value is either a scalar
-that it must equal or a dict of operators. A dot steps into a dict, and into every dict of a list. What is not
-understood is refused, naming the operator and the path: a filter that means something else than its author thinks
-returns wrong rows.
+that it must equal or a dict of operators. A field is a path (`path`). What is not understood is refused, naming the
+operator and the path: a filter that means something else than its author thinks returns wrong rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Any, Final, NoReturn
+from uuid import UUID
 
+import cbor2
 import numpy as np
+import numpy.typing as npt
 
 from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.metadata.path import check_field, parse_path
+from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, plain_scalar, shown, step
 
 __all__ = [
     "EVERYTHING",
     "FILTER_CLAUSES_MAX",
     "FILTER_DEPTH_MAX",
+    "FILTER_VALUES_MAX",
     "AllOf",
     "AnyOf",
     "Compare",
     "Filter",
     "Node",
     "Not",
-    "Scalar",
+    "Values",
     "check_field",
+    "is_large",
     "parse_filter",
 ]
-
-Scalar = None | bool | int | float | str
 
 #: Filters within each other.
 FILTER_DEPTH_MAX: Final = 32
 #: Comparisons of one filter; a list of values for `$in` is one.
 FILTER_CLAUSES_MAX: Final = 1_000
+#: Values in all lists for `$in` and `$nin` of one filter.
+FILTER_VALUES_MAX: Final = 1_000_000
+#: Values from which on a filter takes more than some 5 ms to parse: not a thing for an event loop's thread.
+_LARGE_VALUES: Final = 10_000
+#: Lists of values up to so many are put in order, so that the same values in another order are the same filter.
+_SORTED_VALUES_MAX: Final = 1_000
 
 _ORDERED: Final = ("$gt", "$gte", "$lt", "$lte")
 _ONE_OF: Final = ("$in", "$nin")
 _OF_A_FIELD: Final = ("$eq", "$ne", *_ONE_OF, *_ORDERED, "$exists", "$contains", "$not")
 _OF_FILTERS: Final = ("$and", "$or", "$not")
+#: Types whose values are plain scalars as they stand, but for what `_Group` checks.
+_PLAIN: Final = frozenset([type(None), bool, int, float, str, date, UUID])
+#: Different types in a list of values that are worth a pass each.
+_KINDS_MAX: Final = 16
+_INT64_END: Final = 2**63
+_KEY_BYTES_MAX: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Values:
+    """The values of an `$in`, by how columns hold them.
+
+    Attributes:
+        numbers: ascending, each once; integers among them that are float64s.
+        wide: integers that no float64 equals.
+        keys: everything else.
+    """
+
+    numbers: npt.NDArray[np.float64]
+    wide: frozenset[int]
+    keys: dict[Key, None]
+
+    def __len__(self) -> int:
+        return len(self.numbers) + len(self.wide) + len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Compare:
     """One comparison of a field.
 
     Attributes:
-        path: the field, its steps joined by dots.
+        path: the field, as it was written.
         op: ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``, ``$exists`` or ``$contains``.
-        value: a tuple of scalars for ``$in``, a bool for ``$exists``, else a scalar.
+        value: the values for ``$in``, a bool for ``$exists``, else a scalar.
     """
 
     path: str
     op: str
-    value: Scalar | tuple[Scalar, ...]
+    value: Scalar | Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +129,18 @@ class Filter:
 
     Attributes:
         node: its tree.
-        key: equal for filters that say the same in the same words; True and 1 are other words.
+        key: equal for filters that say the same in the same words; values differ by type, too: True, 1 and 1.0.
         paths: the fields that it compares.
     """
 
-    node: Node
+    node: Node = field(compare=False, repr=False)
     key: str
     paths: tuple[str, ...]
 
     @property
     def is_empty(self) -> bool:
-        """Whether it compares nothing, and so takes every row or none."""
-        return not self.paths
-
-
-def check_field(path: object) -> str:
-    """A path of a metadata field.
-
-    Raises:
-        InvalidInputError: it is no string, or a step of it is empty.
-    """
-    if not isinstance(path, str):
-        raise InvalidInputError(f"a field must be a string, got {type(path).__name__}")
-    if not all(path.split(".")):
-        raise InvalidInputError(f"{path!r} is no field: a step of the path is empty", details={"path": path})
-    return path
+        """Whether it compares nothing, or takes every row whatever they hold: ``{}``, or ``{}`` in an ``$or``."""
+        return not self.paths or _constant(self.node) is True
 
 
 def parse_filter(filter: object) -> Filter:
@@ -128,20 +154,72 @@ def parse_filter(filter: object) -> Filter:
     """
     parser = _Parser()
     node = parser.filter(filter, "", 0)
-    return Filter(node, repr(node), tuple(sorted(parser.paths)))
+    return Filter(node, _key(node), tuple(sorted(parser.paths)))
+
+
+def is_large(filter: object) -> bool:
+    """Whether a filter has so many values that it should be parsed in a worker thread: 10,000 in all of its lists."""
+    pending, values = [filter], 0
+    while pending and values < _LARGE_VALUES:
+        one = pending.pop()
+        if isinstance(one, Mapping):
+            pending.extend(one.values())
+        elif isinstance(one, np.ndarray):
+            values += one.size
+        elif isinstance(one, (Sequence, AbstractSet)) and not isinstance(one, (str, bytes, bytearray, memoryview)):
+            values += len(one)
+            if values < _LARGE_VALUES:
+                pending.extend(item for item in one if isinstance(item, Mapping))
+    return values >= _LARGE_VALUES
+
+
+def _constant(node: Node) -> bool | None:
+    """What a filter says of every row, whatever it holds; None where that depends on the row."""
+    if isinstance(node, Compare):
+        return False if isinstance(node.value, Values) and not node.value else None
+    if isinstance(node, Not):
+        inner = _constant(node.part)
+        return None if inner is None else not inner
+    decides = isinstance(node, AnyOf)  # one part that is true decides an OR, one that is false an AND
+    parts = [_constant(part) for part in node.parts]
+    if decides in parts:
+        return decides
+    return None if None in parts else not decides
+
+
+def _key(node: Node) -> str:
+    """The canonical bytes of a tree; hashed where they are long, as lists of values may be."""
+    raw: bytes = cbor2.dumps(_document(node))
+    # No mistaking one for the other: a CBOR list begins with no hexadecimal digit.
+    return raw.decode("latin-1") if len(raw) <= _KEY_BYTES_MAX else hashlib.blake2b(raw, digest_size=32).hexdigest()
+
+
+def _document(node: Node) -> list[Any]:
+    if isinstance(node, Compare):
+        value: Any = node.value
+        if isinstance(value, Values):
+            wide: Iterable[int] = value.wide
+            wide = sorted(wide) if len(value.wide) <= _SORTED_VALUES_MAX else wide
+            value = [value.numbers.tobytes(), list(wide), list(value.keys)]
+        # A path may hold a lone surrogate, which CBOR's text cannot.
+        return [node.path.encode("utf-8", "surrogatepass"), node.op, value]
+    if isinstance(node, Not):
+        return ["not", _document(node.part)]
+    return ["and" if isinstance(node, AllOf) else "or", *map(_document, node.parts)]
 
 
 #: The filter that takes every row.
-EVERYTHING: Final = Filter(AllOf(()), repr(AllOf(())), ())
+EVERYTHING: Final = Filter(AllOf(()), _key(AllOf(())), ())
 
 
 class _Parser:
     def __init__(self) -> None:
         self.paths: set[str] = set()
         self._clauses = 0
+        self._values = 0
 
     def filter(self, given: object, where: str, depth: int) -> Node:
-        if not isinstance(given, Mapping):
+        if type(given) is not dict and not isinstance(given, Mapping):  # the first question is the faster one
             _refuse(f"must be a dict of fields, got {type(given).__name__}", where)
         if depth > FILTER_DEPTH_MAX:
             _refuse(f"is nested more than {FILTER_DEPTH_MAX} deep", where, limit=FILTER_DEPTH_MAX)
@@ -150,23 +228,31 @@ class _Parser:
     def _entry(self, key: object, value: object, where: str, depth: int) -> Node:
         if not isinstance(key, str):
             _refuse(f"has a key of type {type(key).__name__}, fields are strings", where)
+        key = str.__str__(key)
         if not key.startswith("$"):
             return self._field(key, value, depth)
         if key == "$not":
             return Not(self.filter(value, _at(where, key), depth + 1))
         if key not in _OF_FILTERS:
             known = ", ".join(_OF_FILTERS)
-            hint = ", it belongs to a field" if key in _OF_A_FIELD else ""
-            _refuse(f"has the operator {key!r} where only {known} may stand{hint}", where, key)
+            hint = (
+                ", it belongs to a field"
+                if key in _OF_A_FIELD
+                else f"; a field of that name is quoted, as in {shown(step(key))}"
+            )
+            _refuse(f"has the operator {shown(key)} where only {known} may stand{hint}", where, key)
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
             _refuse(f"needs a list of at least one filter after {key}", where, key)
         parts = tuple(self.filter(part, f"{_at(where, key)}[{i}]", depth + 1) for i, part in enumerate(value))
         return AllOf(parts) if key == "$and" else AnyOf(parts)
 
     def _field(self, path: str, condition: object, depth: int) -> Node:
-        if not all(path.split(".")):
-            _refuse("is no field: a step of the path is empty", path or "''")
-        if not isinstance(condition, Mapping):
+        try:
+            parse_path(path)
+        except InvalidInputError as error:
+            details = {**error.details, "operator": None}
+            raise InvalidInputError(f"filter: {error.message}", details=details) from None
+        if type(condition) in _PLAIN or not isinstance(condition, Mapping):
             return self._compare(path, "$eq", condition)
         return self._conditions(path, condition, depth + 1)
 
@@ -177,10 +263,12 @@ class _Parser:
             _refuse(f"is nested more than {FILTER_DEPTH_MAX} deep", path, limit=FILTER_DEPTH_MAX)
         parts: list[Node] = []
         for op, value in condition.items():
-            if op not in _OF_A_FIELD:
+            if not isinstance(op, str) or op not in _OF_A_FIELD:
                 if isinstance(op, str) and op.startswith("$"):
-                    _refuse(f"has the operator {op!r}, there are {', '.join(_OF_A_FIELD)}", path, op)
-                _refuse(f"is compared with a dict; compare its fields, as in {path}.{op}", path)
+                    _refuse(f"has the operator {shown(op)}, there are {', '.join(_OF_A_FIELD)}", path, op)
+                field = f"{path}.{step(op)}" if isinstance(op, str) else path
+                _refuse(f"is compared with a dict; compare its fields, as in {_printable(field)}", path)
+            op = str.__str__(op)
             if op == "$not":
                 if not isinstance(value, Mapping):
                     _refuse("needs a dict of operators after $not", path, op)
@@ -198,18 +286,126 @@ class _Parser:
         if self._clauses > FILTER_CLAUSES_MAX:
             _refuse(f"makes more than {FILTER_CLAUSES_MAX} comparisons", path, said, limit=FILTER_CLAUSES_MAX)
         if op == "$in":
-            if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, set, frozenset, np.ndarray)):
-                _refuse(f"needs a list of values after {said}", path, said)
-            items = {repr(item): item for item in (_scalar(path, said, one) for one in value)}
-            return Compare(path, op, tuple(items[key] for key in sorted(items)))
+            return Compare(path, op, self._in(path, said, value))
         if op == "$exists":
             if not isinstance(value, (bool, np.bool_)):
-                _refuse(f"needs True or False after $exists, got {value!r}", path, said)
+                _refuse(f"needs True or False after $exists, got {shown(value)}", path, said)
             return Compare(path, op, bool(value))
         scalar = _scalar(path, said, value)
-        if op in _ORDERED and (scalar is None or isinstance(scalar, bool)):
-            _refuse(f"has {scalar!r} after {op}: only numbers and strings are ordered", path, said)
+        if op in _ORDERED and (scalar is None or isinstance(scalar, (bool, UUID))):
+            _refuse(
+                f"has {shown(scalar)} after {op}: only numbers, strings, dates and datetimes are ordered", path, said
+            )
         return Compare(path, op, scalar)
+
+    def _in(self, path: str, said: str, given: object) -> Values:
+        if isinstance(given, np.ndarray):
+            if given.ndim != 1:
+                _refuse(f"needs a list of values after {said}, got an array of {given.ndim} dimensions", path, said)
+            if isinstance(given, np.ma.MaskedArray):  # its masked values would become None
+                _refuse(f"needs a list of values after {said}, got a masked array: use its compressed()", path, said)
+        elif isinstance(given, (str, bytes, bytearray, memoryview)) or not isinstance(given, (Sequence, AbstractSet)):
+            _refuse(f"needs a list of values after {said}, got {shown(type(given).__name__)}", path, said)
+        self._values += len(given)
+        if self._values > FILTER_VALUES_MAX:
+            _refuse(
+                f"takes the filter beyond {FILTER_VALUES_MAX:,} values in all of its lists (FILTER_VALUES_MAX)",
+                path,
+                said,
+                limit=FILTER_VALUES_MAX,
+            )
+        # The arrays whose `tolist` makes plain values: of bools, numbers, strings and objects.
+        is_plain = isinstance(given, np.ndarray) and given.dtype.kind in "biufUO"
+        items: list[Any] = given.tolist() if is_plain else list(given)  # type: ignore[union-attr]
+        return _Group(path, said).of(items)
+
+
+class _Group:
+    """Sorts the values of a list by how columns hold them, one pass of C over those of a type."""
+
+    def __init__(self, path: str, said: str) -> None:
+        self._path, self._said = path, said
+        self._numbers: list[npt.NDArray[np.float64]] = [np.empty(0)]
+        self._wide: set[int] = set()
+        self._keys: dict[Key, None] = {}
+
+    def of(self, items: list[Any]) -> Values:
+        kinds = set(map(type, items))
+        if len(kinds) > _KINDS_MAX:
+            items = [self._plain(item) for item in items]
+            kinds = set(map(type, items))
+        for kind in kinds:
+            self._take(kind, items if len(kinds) == 1 else [item for item in items if type(item) is kind])
+        keys = self._keys
+        if len(keys) <= _SORTED_VALUES_MAX:
+            keys = dict.fromkeys(sorted(keys, key=lambda key: (type(key).__name__, str(key))))
+        return Values(np.unique(np.concatenate(self._numbers)), frozenset(self._wide), keys)
+
+    def _plain(self, item: object) -> Scalar:
+        return _scalar(self._path, self._said, item)
+
+    def _take(self, kind: type, items: list[Any]) -> None:
+        if kind is float:
+            self._take_floats(items)
+        elif kind is int:
+            self._take_ints(items)
+        elif kind is str:
+            if not all(map(str.isascii, items)):
+                for item in items:
+                    self._plain(item)  # which refuses a lone surrogate
+            self._keys.update(dict.fromkeys(items))
+        elif kind in _PLAIN:
+            self._keys.update(dict.fromkeys(items))
+        elif issubclass(kind, np.generic) and (convert := _NUMPY.get(np.dtype(kind).char)) is not None:
+            self._take(convert, list(map(convert, items)))
+        else:
+            plain = [self._plain(item) for item in items]
+            for of_kind in set(map(type, plain)):
+                some = [item for item in plain if type(item) is of_kind]
+                if of_kind is datetime:
+                    self._keys.update(dict.fromkeys(map(key_of, some)))
+                else:
+                    self._take(of_kind, some)
+
+    def _take_floats(self, items: list[float]) -> None:
+        if not all(map(math.isfinite, items)):
+            for item in items:
+                self._plain(item)
+        self._numbers.append(np.array(items, dtype=np.float64))
+
+    def _take_ints(self, items: list[int]) -> None:
+        try:
+            integers = np.array(items, dtype=np.int64)
+        except OverflowError:
+            self._take_ints([item for item in items if -_INT64_END <= item < _INT64_END])
+            self._take_large_ints([item for item in items if not -_INT64_END <= item < _INT64_END])
+            return
+        numbers = integers.astype(np.float64)
+        exact = numbers < _INT64_END  # beyond it there is no way back to int64
+        exact[exact] = numbers[exact].astype(np.int64) == integers[exact]
+        self._numbers.append(numbers[exact])
+        self._wide.update(integers[~exact].tolist())
+
+    def _take_large_ints(self, items: list[int]) -> None:
+        floats = []
+        for item in items:
+            try:
+                number = float(item)
+            except OverflowError:
+                continue  # no metadata holds it
+            if number == item:
+                floats.append(number)
+            else:
+                self._wide.add(item)
+        self._numbers.append(np.array(floats, dtype=np.float64))
+
+
+#: The plain type of a numpy scalar, by its code; those that are not here (long double) need a look at each value.
+_NUMPY: Final[dict[str, type]] = {
+    "?": bool,
+    **dict.fromkeys("bBhHiIlLqQ", int),
+    **dict.fromkeys("efd", float),
+}
 
 
 def _all_of(parts: Sequence[Node]) -> Node:
@@ -217,16 +413,12 @@ def _all_of(parts: Sequence[Node]) -> Node:
 
 
 def _scalar(path: str, op: str, value: object) -> Scalar:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        _refuse(f"has {value} after {op}, which no metadata holds", path, op)
-    hint = " (for lists: $in, $contains)" if isinstance(value, (list, tuple)) else ""
-    _refuse(f"has a value of type {type(value).__name__} after {op}: None, bool, number or str{hint}", path, op)
+    try:
+        return plain_scalar(value)
+    except ScalarError as error:
+        hint = " (for lists: $in, $contains)" if isinstance(value, (list, tuple)) else ""
+        allowed = "None, bool, number, str, date, datetime or UUID"
+        _refuse(f"has {error.reason} after {op}: allowed is {allowed}{hint}", path, op)
 
 
 def _at(where: str, key: str) -> str:
@@ -234,8 +426,13 @@ def _at(where: str, key: str) -> str:
 
 
 def _refuse(reason: str, path: str, operator: str | None = None, **details: Any) -> NoReturn:
-    # A key may hold a lone surrogate or a line end, which no log should get.
-    shown = (path if path.isprintable() else ascii(path)[1:-1])[:200]
+    path = _printable(path)
+    operator = None if operator is None else _printable(operator)
     raise InvalidInputError(
-        f"filter: {shown or 'its top'} {reason}", details={"path": shown, "operator": operator, **details}
+        f"filter: {path or 'its top'} {reason}", details={"path": path, "operator": operator, **details}
     )
+
+
+def _printable(path: str) -> str:
+    # A key may hold a lone surrogate or a line end, which no log should get.
+    return (path if path.isprintable() else ascii(path)[1:-1])[:200]

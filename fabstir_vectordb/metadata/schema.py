@@ -1,19 +1,31 @@
 """What the metadata of an index must look like: types of fields, and which of them every row has.
 
-A schema is a dict of fields. A field's type is a name (``"String"``, ``"Number"``, ``"Boolean"``, ``"Array<T>"``, in
-any case) or a dict (``{"type": "array", "items": T}``, ``{"type": "object", "fields": {…}}``, with ``"required": True``
-where every row needs it). Fields that a schema does not name may hold anything; null stands for an optional field that
-is not there.
+A schema is a dict of fields, or ``{"fields": {…}, "required": [names]}``. A field's type is
+
+- a name, in any case: ``"String"``, ``"Number"``, ``"Boolean"``, ``"Date"``, ``"DateTime"``, ``"UUID"``, ``"Array"``,
+  ``"Object"``, ``"Array<T>"``;
+- the Python type of its values: str, int or float (both numbers), bool, date, datetime, UUID, list, dict;
+- ``{"Array": T}`` or ``{"Object": {fields}}``;
+- spelled out: ``{"type": "array", "items": T}``, ``{"type": "object", "fields": {…}}``, with ``"required": True`` where
+  every row needs it.
+
+A name of a field is a key as it stands: dots and quotes in it mean nothing. Fields that a schema does not name may hold
+anything; null stands for an optional field that is not there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
 
 from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.metadata.values import ScalarError, plain_scalar, shown, step
 
 __all__ = ["NAME_CHARS_MAX", "SCHEMA_DEPTH_MAX", "SCHEMA_FIELDS_MAX", "Schema", "parse_schema"]
 
@@ -25,12 +37,23 @@ SCHEMA_FIELDS_MAX: Final = 1_000
 #: Characters of a field's name: a schema is part of the manifest, which has a limit.
 NAME_CHARS_MAX: Final = 200
 
-_SCALARS: Final = ("string", "number", "boolean")
+_SCALARS: Final = ("string", "number", "boolean", "date", "datetime", "uuid")
 _ARRAY: Final = re.compile(r"array\s*<(.*)>", re.IGNORECASE | re.DOTALL)
 _KEYS: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(_SCALARS, frozenset(["type", "required"])),
     "array": frozenset(["type", "required", "items"]),
     "object": frozenset(["type", "required", "fields"]),
+}
+_OF_PYTHON: Final[dict[type, str]] = {
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    date: "date",
+    datetime: "datetime",
+    UUID: "uuid",
+    list: "array",
+    dict: "object",
 }
 
 
@@ -78,14 +101,25 @@ class Schema:
 
 def _check_fields(fields: Mapping[str, _Field], value: Mapping[Any, Any], path: str) -> None:
     for name, field in fields.items():
-        _check_value(field, value.get(name), f"{path}.{name}" if path else name)
+        _check_value(field, value.get(name), _below(path, name))
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{step(name)}" if path else step(name)
 
 
 def _check_value(field: _Field, value: Any, path: str) -> None:
     if value is None:
         if field.required:
-            raise InvalidInputError(f"metadata needs a {field.kind} at {path}", details={"path": path})
+            raise InvalidInputError(
+                f"Missing required field: metadata needs {_a(field.kind)} at {path}", details={"path": path}
+            )
         return
+    if isinstance(value, np.generic):
+        try:
+            value = plain_scalar(value)
+        except ScalarError as error:
+            raise InvalidInputError(f"metadata has {error.reason} at {path}", details={"path": path}) from None
     match field.kind:
         case "string":
             good = isinstance(value, str)
@@ -93,13 +127,20 @@ def _check_value(field: _Field, value: Any, path: str) -> None:
             good = isinstance(value, (int, float)) and not isinstance(value, bool)
         case "boolean":
             good = isinstance(value, bool)
+        case "date":
+            good = isinstance(value, date) and not isinstance(value, datetime)
+        case "datetime":
+            good = isinstance(value, datetime)
+        case "uuid":
+            good = isinstance(value, UUID)
         case "array":
             good = isinstance(value, (list, tuple))
         case _:
             good = isinstance(value, Mapping)
     if not good:
         raise InvalidInputError(
-            f"metadata has a {type(value).__name__} at {path}, its schema wants a {field.kind}", details={"path": path}
+            f"metadata has {_a(type(value).__name__)} at {path}, its schema wants {_a(field.kind)}",
+            details={"path": path},
         )
     if field.items is not None:
         for position, item in enumerate(value):
@@ -108,13 +149,37 @@ def _check_value(field: _Field, value: Any, path: str) -> None:
         _check_fields(field.fields, value, path)
 
 
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "aeio" else f"a {name}"
+
+
 def parse_schema(schema: object) -> Schema:
     """A schema, checked.
 
     Raises:
         InvalidInputError: something is not understood; details has ``path``.
     """
-    return Schema(_Parser().fields(schema, "", 0))
+    parser = _Parser()
+    if not isinstance(schema, Mapping) or not _names_required(schema):
+        return Schema(parser.fields(schema, "", 0))
+    fields = parser.fields(schema["fields"], "", 0)
+    required = schema.get("required", [])
+    if not isinstance(required, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in required):
+        raise _refused(f"wants a list of names, got {shown(required)}", "required")
+    for name in required:
+        if name not in fields:
+            raise _refused(f"names {shown(name)}, which is none of the fields", "required")
+        fields[name] = replace(fields[name], required=True)
+    return Schema(fields)
+
+
+def _names_required(schema: Mapping[Any, Any]) -> bool:
+    """Whether a schema is ``{"fields": {…}, "required": […]}``, and not a dict with fields of these names."""
+    fields, required = schema.get("fields"), schema.get("required")
+    if not isinstance(fields, Mapping) or not schema.keys() <= {"fields", "required"}:
+        return False
+    # {"fields": {"type": "array"}} is a field; beside a list of names it has a field `type`.
+    return isinstance(required, (list, tuple, set, frozenset)) or not isinstance(fields.get("type"), str)
 
 
 class _Parser:
@@ -130,9 +195,9 @@ class _Parser:
             if self._fields > SCHEMA_FIELDS_MAX:
                 raise _refused(f"has more than {SCHEMA_FIELDS_MAX} fields", path)
             if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX or not _encodes(name):
-                raise _refused(f"has a field named {str(name)[:80]!r}, names have 1 to {NAME_CHARS_MAX} letters", path)
-            out[name] = self._field(kind, f"{path}.{name}" if path else name, depth)
-        # Stored bytes must not depend on the order that somebody wrote fields in.
+                raise _refused(f"has a field named {shown(name)}, names have 1 to {NAME_CHARS_MAX} letters", path)
+            out[str.__str__(name)] = self._field(kind, _below(path, name), depth)
+        # Stored bytes must not depend on the order in which a schema was written.
         return dict(sorted(out.items()))
 
     def _field(self, given: object, path: str, depth: int) -> _Field:
@@ -142,19 +207,34 @@ class _Parser:
             array = _ARRAY.fullmatch(given.strip())
             if array is not None:
                 return _Field("array", False, self._field(array[1], f"{path}[]", depth + 1))
-            given = {"type": given.strip().lower()}
+            given = {"type": given.strip()}
+        elif isinstance(given, type) and given in _OF_PYTHON:
+            given = {"type": _OF_PYTHON[given]}
+        elif isinstance(given, Mapping) and len(given) == 1 and "type" not in given:
+            given = _unwrapped(*next(iter(given.items()))) or given
         if not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
-            raise _refused(f"wants a type, as 'String' or {{'type': 'string'}}, got {given!r}", path)
+            raise _refused(f"wants a type, as 'String' or {{'type': 'string'}}, got {shown(given)}", path)
         kind, required = given["type"].lower(), given.get("required", False)
         if kind not in _KEYS:
-            raise _refused(f"has the type {given['type']!r}, there are {', '.join(_KEYS)}", path)
+            raise _refused(f"has the type {shown(given['type'])}, there are {', '.join(_KEYS)}", path)
         if unknown := sorted(map(str, given.keys() - _KEYS[kind])):
-            raise _refused(f"of type {kind} has no {unknown[0]!r}", path)
+            raise _refused(f"of type {kind} has no {shown(unknown[0])}", path)
         if not isinstance(required, bool):
-            raise _refused(f"wants True or False for 'required', got {required!r}", path)
+            raise _refused(f"wants True or False for 'required', got {shown(required)}", path)
         items = self._field(given["items"], f"{path}[]", depth + 1) if "items" in given else None
         fields = self.fields(given["fields"], path, depth + 1) if "fields" in given else None
         return _Field(kind, required, items, fields)
+
+
+def _unwrapped(name: object, inner: Any) -> dict[str, Any] | None:
+    """``{"Array": T}`` and ``{"Object": {fields}}`` spelled out; None for anything else."""
+    match name.lower() if isinstance(name, str) else None:
+        case "array":
+            return {"type": "array", "items": inner}
+        case "object":
+            return {"type": "object", "fields": inner}
+        case _:
+            return None
 
 
 def _encodes(text: str) -> bool:

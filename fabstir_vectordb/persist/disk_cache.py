@@ -23,6 +23,7 @@ from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import is_directory
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage import Store
+from fabstir_vectordb.storage.base import AtMost
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 
 __all__ = ["DiskCache", "fetch"]
@@ -61,12 +62,12 @@ class DiskCache:
         await self._keep(data)
         return blob
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash, from the disk or the store."""
         blob, _ = await self.fetch(hash, size)
         return blob
 
-    async def fetch(self, hash: bytes, size: int | None) -> tuple[bytes, bool]:
+    async def fetch(self, hash: bytes, size: int | AtMost) -> tuple[bytes, bool]:
         """A blob, and whether the store was asked for it."""
         here = await self._kept(hash, size)
         if here is not None:
@@ -99,7 +100,7 @@ class DiskCache:
 
     # ---- the disk: nothing that goes wrong there is more than a blob that has to be fetched
 
-    async def _kept(self, hash: bytes, size: int | None) -> bytes | None:
+    async def _kept(self, hash: bytes, size: int | AtMost) -> bytes | None:
         try:
             blob = await self._disk.get(hash, size)
             await anyio.to_thread.run_sync(self._touch, hash)
@@ -159,7 +160,7 @@ class DiskCache:
         return found
 
 
-async def fetch(store: Store, hash: bytes, size: int | None) -> tuple[bytes, bool]:
+async def fetch(store: Store, hash: bytes, size: int | AtMost) -> tuple[bytes, bool]:
     """A blob of any store, and whether it came from beyond this machine's disk cache."""
     if isinstance(store, DiskCache):
         return await store.fetch(hash, size)

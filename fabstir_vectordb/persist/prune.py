@@ -12,18 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
-from fabstir_vectordb.persist.load import read_directory, unlock_root
-from fabstir_vectordb.persist.records import cut_history, read_history
-from fabstir_vectordb.persist.versions import (
-    PARALLEL_TRANSFERS,
-    HistoryEntry,
-    Lineage,
-    PersistSettings,
-    Workers,
-    checked_pointer,
-    index_path,
-    run_bounded,
-)
+from fabstir_vectordb.persist.open import read_directory, unlock_root
+from fabstir_vectordb.persist.pointer import checked_pointer
+from fabstir_vectordb.persist.records import cut_history, each_once, read_history
+from fabstir_vectordb.persist.transfer import PARALLEL_TRANSFERS, Workers, fetch_root, run_bounded
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, index_path
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import encrypted_size
 from fabstir_vectordb.s5.dirv1 import FileEntry, is_directory
@@ -109,6 +102,8 @@ async def prune_history(
         deleted = await _delete(store, files) + await _delete(store, roots)
         await cut_history(store, identity, settings, lineage, cut)
     size = sum(files.values()) + sum(roots.values())
+    # A version that was named before and is the newest again, or refused and later not, stays in the list.
+    going = [entry for entry in each_once(going) if entry.cid.hash not in staying]
     return PrunedHistory(going, len(files) + len(roots), size, deleted)
 
 
@@ -156,7 +151,7 @@ async def _read_root(
     store: Store, identity: Identity, lineage: Lineage, settings: PersistSettings, workers: Workers, digest: bytes
 ) -> tuple[int, dict[str, FileEntry]]:
     """The size of a root and its files; no files where it is stored in clear."""
-    blob = await store.get(digest)
+    blob = await fetch_root(store, digest)
     if is_directory(blob):
         # Parts in clear have the same hash for everybody: other people's versions may name them, too.
         return len(blob), {}

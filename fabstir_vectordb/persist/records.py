@@ -1,11 +1,10 @@
-"""History and catalogue: two small encrypted records beside the versions, written last and never
-authoritative.
+"""History and catalogue: two small encrypted records beside the versions, written last and never authoritative.
 
-The history of an index lists its versions, the catalogue lists the user's index names.  Each is one CBOR blob
-in S5's mutable encryption under the keys of its own hidden-DB path, named by its own pointer.  A version
-never depends on them: losing one costs a list, not data.  Several writers may meet here, so an update reads,
-merges, writes and tries again when somebody was faster.  `record_version` therefore reports failures to the
-log only, and what could not be written is kept in the session's `Lineage` for the next save or load.
+The history of an index lists its versions, the catalogue lists the user's index names. Each is one CBOR blob in S5's
+mutable encryption under the keys of its own hidden-DB path, named by its own pointer. A version never depends on them:
+losing one costs a list, not data. Several writers may meet here, so an update reads, merges, writes and tries again
+when another writer was faster. `record_version` therefore reports failures to the log only, and what could not be
+written is kept in the session's `Lineage` for the next save or load.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ from fabstir_vectordb.errors import (
     StorageError,
     VectorDBError,
 )
-from fabstir_vectordb.persist.versions import (
+from fabstir_vectordb.persist.pointer import checked_pointer
+from fabstir_vectordb.persist.transfer import fetch_root, is_on_this_machine, run_bounded
+from fabstir_vectordb.persist.version import (
     CATALOGUE_PATH,
     HistoryEntry,
     Lineage,
     PersistSettings,
-    checked_pointer,
     history_path,
-    run_bounded,
+    index_path,
 )
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId
@@ -45,6 +45,8 @@ __all__ = [
     "HISTORY_ENTRIES_MAX",
     "RECORD_BYTES_MAX",
     "cut_history",
+    "each_once",
+    "list_versions",
     "read_catalogue",
     "read_history",
     "record_version",
@@ -86,6 +88,44 @@ async def read_history(store: Store, identity: Identity, index_name: str, lineag
     return (stored or _NO_HISTORY).merged(lineage.unrecorded).entries
 
 
+async def list_versions(
+    store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage
+) -> tuple[list[HistoryEntry], bytes | None]:
+    """The versions of an index as a user sees them: newest first, each once, and which of them is the newest.
+
+    Args:
+        store: where history and pointer live.
+        identity: the user's keys.
+        settings: index name.
+        lineage: the session's memory; entries read are added to it.
+
+    Returns:
+        One entry a CID, and the hash of the newest version's root; None where no version was saved, or where its
+        pointer is damaged: the history is then the way to the versions.
+
+    Raises:
+        IntegrityError, NotFoundError, VectorDBError: as `read_history`.
+    """
+    entries = await read_history(store, identity, settings.index_name, lineage)
+    keys = identity.path_keys(index_path(settings.index_name))
+    try:
+        head = await checked_pointer(store, keys.public_key, lineage, f"index {settings.index_name!r}")
+    except IntegrityError as error:
+        logger.warning("which version of index %r is the newest is not known: %s", settings.index_name, error)
+        head = None
+    return each_once(entries), None if head is None else pointer_hash(head.data)
+
+
+def each_once(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    """One entry a version, in their order: that of its last revision, a refused one only where it was never more."""
+    chosen: dict[bytes, HistoryEntry] = {}
+    for entry in entries:
+        other = chosen.get(entry.cid.hash)
+        if other is None or (not entry.refused, entry.revision) > (not other.refused, other.revision):
+            chosen[entry.cid.hash] = entry
+    return _newest_first(chosen.values())
+
+
 async def read_catalogue(store: Store, identity: Identity, lineage: Lineage) -> list[str]:
     """The names of the user's saved indexes, sorted.
 
@@ -115,7 +155,7 @@ async def record_version(
     *,
     repair_damage: bool,
 ) -> None:
-    """Enters versions into the history and the index into the catalogue.  Failures are logged, never raised.
+    """Enters versions into the history and the index into the catalogue. Failures are logged, never raised.
 
     Args:
         store: where the records live.
@@ -123,7 +163,7 @@ async def record_version(
         settings: index name.
         lineage: entries that could not be written stay in it for the next call.
         entries: versions that the history should list.
-        repair_damage: replace a record that cannot be read by what this session knows.  A save does; a load
+        repair_damage: replace a record that cannot be read by what this session knows. A save does; a load
             only reports it, because reading must not destroy what might still be rescued.
     """
     known = {entry.key for entry in lineage.unrecorded}
@@ -131,8 +171,7 @@ async def record_version(
     pending = list(lineage.unrecorded)
 
     def merge_history(stored: _History | None) -> _History:
-        # A readable record is the truth, also about what was removed from it.  Only a lost one is rebuilt
-        # from memory.
+        # A readable record is the truth, also about what was removed from it. Only a lost one is rebuilt from memory.
         before = _History(list(lineage.history.values()), lineage.history_cut) if stored is None else stored
         return before.merged(pending)
 
@@ -223,13 +262,12 @@ def _catalogue_record(identity: Identity) -> _Record:
     )
 
 
-async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, int]:
-    """The decoded record and its pointer's revision; (None, 0) where there is none."""
+async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, RegistryEntry | None]:
+    """The decoded record and its pointer; (None, None) where there is none."""
     try:
-        entry = await checked_pointer(store, record.keys.public_key, lineage, record.what)
+        entry, blob = await _read_blob(store, record, lineage)
         if entry is None:
-            return None, 0
-        blob = await store.get(pointer_hash(entry.data))
+            return None, None
         value = await anyio.to_thread.run_sync(_open, record, blob)
     except (IntegrityError, DecryptionError, NotFoundError) as error:
         kind = NotFoundError if isinstance(error, NotFoundError) else IntegrityError
@@ -238,7 +276,22 @@ async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, i
             details={**error.details, **record.details},
         ) from error
     record.remember(lineage, value)
-    return value, entry.revision
+    return value, entry
+
+
+async def _read_blob(store: Store, record: _Record, lineage: Lineage) -> tuple[RegistryEntry | None, bytes]:
+    """A record as it is stored, and its pointer."""
+    entry = await checked_pointer(store, record.keys.public_key, lineage, record.what)
+    while entry is not None:
+        try:
+            return entry, await fetch_root(store, pointer_hash(entry.data))
+        except NotFoundError:
+            # A writer deletes the record that its own one supersedes: perhaps between the two questions.
+            newer = await checked_pointer(store, record.keys.public_key, lineage, record.what)
+            if newer is None or newer.revision == entry.revision:
+                raise
+            entry = newer
+    return None, b""
 
 
 async def _update(
@@ -249,12 +302,13 @@ async def _update(
     floor = 0
     for _ in range(_UPDATE_TRIES):
         try:
-            stored, revision = await _read(store, record, lineage)
+            stored, before = await _read(store, record, lineage)
+            revision = 0 if before is None else before.revision
         except (IntegrityError, NotFoundError) as error:
             if not repair_damage:
                 raise
             logger.warning("%s; it is rebuilt from what this session knows", error)
-            stored, revision = None, lineage.seen.get(public_key, 0)
+            stored, before, revision = None, None, lineage.seen.get(public_key, 0)
         merged = merge(stored)
         if stored is not None and merged == stored:
             return
@@ -265,15 +319,25 @@ async def _update(
         try:
             await store.set_pointer(entry)
         except ConflictError as error:
-            # Somebody was faster, or the pointer that could not be read has a higher revision than we
-            # remember.
+            # Another writer was faster, or the pointer that could not be read has a higher revision than we remember.
             stored_revision = error.details.get("stored_revision")
             floor = stored_revision if isinstance(stored_revision, int) else revision
             continue
         lineage.seen[public_key] = revision
         record.remember(lineage, merged)
+        if before is not None and pointer_hash(before.data) != blob_id.hash and is_on_this_machine(store):
+            await _delete_superseded(store, record, pointer_hash(before.data))
         return
     raise StorageError(f"{record.what} changed {_UPDATE_TRIES} times while it was being updated", retryable=True)
+
+
+async def _delete_superseded(store: Store, record: _Record, digest: bytes) -> None:
+    # A history grows with each save: kept, all of them together would grow with the square of the number of saves. Not
+    # on a network, where a node may answer with the pointer before the newest for a while.
+    try:
+        await store.delete(digest)
+    except (VectorDBError, OSError) as error:
+        logger.debug("the record before the newest of %s stays in the store (%s)", record.what, error)
 
 
 def _open(record: _Record, blob: bytes) -> Any:
@@ -316,18 +380,17 @@ def _newest_first(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     unique: dict[tuple[bytes, int, bool], HistoryEntry] = {}
     for entry in entries:
         other = unique.get(entry.key)
-        # A repair only knows when rows last changed, which is before the save; the saver knows better, and
-        # more.
+        # A repair only knows when rows last changed, which is before the save; the saver knows better, and more.
         if other is None or (entry.vector_count is not None, entry.saved_us) > (
             other.vector_count is not None,
             other.saved_us,
         ):
             unique[entry.key] = entry
-    # Revisions order versions without trusting anybody's clock; a refused one came after the head it lost
-    # against.
+    # Revisions order versions without trusting anybody's clock; a refused one stands below the version that it lost
+    # against, which was and stayed the newer one.
     order = sorted(
         unique.values(),
-        key=lambda entry: (entry.revision, entry.refused, entry.saved_us, entry.cid.hash),
+        key=lambda entry: (entry.revision, not entry.refused, entry.saved_us, entry.cid.hash),
         reverse=True,
     )
     return order[:HISTORY_ENTRIES_MAX]

@@ -1,85 +1,61 @@
 """Saving a version: parts -> root -> pointer -> records, in this order and never another.
 
-Until the pointer moves, nobody can see the new version; from then on everybody who has the phrase does.  A
-crash, a cancellation or a dead store at any point therefore leaves the previous version or the new one, never
-a mixture, and what a save leaves behind without a pointer are only blobs that nothing names.  The session remembers
-them, so that saving once more stores only what is missing.
+Until the pointer moves, the new version is not found; from then on it is what the phrase opens. A crash, a
+cancellation or a dead store at any point therefore leaves the previous version or the new one, never a mixture, and
+what a save leaves behind without a pointer are only blobs that nothing names. The session remembers them, so that
+saving once more stores only what is missing.
 
-Everything that enters a version is a function of the index's content and of the user's keys: no wall clock,
-no random number, no thread count, no session.  Equal content has an equal CID, and a part that did not change
-keeps its blob.
+Everything that enters a version is a function of the index's content and of the user's keys: no wall clock, no random
+number, no thread count, no session. Equal content has an equal CID, and a part that did not change keeps its blob.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import anyio
 
-from fabstir_vectordb.errors import ConflictError, IntegrityError, NotFoundError, StorageError, VectorDBError
-from fabstir_vectordb.persist.manifest import (
-    CHANGES,
-    DOCUMENTS,
-    EXPIRIES,
+from fabstir_vectordb.errors import StorageError
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts
+from fabstir_vectordb.persist.manifest import Manifest, encode_manifest
+from fabstir_vectordb.persist.parts import (
     GRAPH_KINDS,
+    GROUP_KINDS,
     MANIFEST_NAME,
     PART_BYTES_MAX,
     PARTS_MAX,
+    ROW_KINDS,
     Layout,
-    Manifest,
     PartRecord,
-    encode_manifest,
+    StoredPart,
+    encode_part,
     layout_for,
     part_name,
+    seal,
     split_name,
+    with_hash,
 )
+from fabstir_vectordb.persist.pointer import OnConflict, RefusedError, conflict, head_cid_of, move_pointer
 from fabstir_vectordb.persist.records import record_version
-from fabstir_vectordb.persist.versions import (
-    HistoryEntry,
-    IndexSnapshot,
-    Lineage,
-    Meter,
-    NativeParts,
-    PersistSettings,
-    ProgressCallback,
-    StoredPart,
-    Version,
-    Workers,
-    checked_pointer,
-    index_path,
-    run_bounded,
-    transfers_for,
-)
-from fabstir_vectordb.s5.cid import BlobId, blake3_hash
-from fabstir_vectordb.s5.cipher import encrypt_mutable, encrypt_static
-from fabstir_vectordb.s5.compress import compress
-from fabstir_vectordb.s5.dirv1 import FileEncryption, FileEntry, encode_directory
-from fabstir_vectordb.s5.keys import Identity, PathKeys, part_key, root_nonce
-from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry, pointer_data, pointer_hash
-from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.persist.transfer import Meter, Workers, is_on_this_machine, run_bounded, transfers_for
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version, index_path
+from fabstir_vectordb.s5.cid import BLOB_BYTES_MAX, blake3_hash
+from fabstir_vectordb.s5.cipher import encrypt_mutable, encrypted_size
+from fabstir_vectordb.s5.dirv1 import FileEntry, encode_directory
+from fabstir_vectordb.s5.keys import Identity, PathKeys, root_nonce
+from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX, Store
+from fabstir_vectordb.types import ProgressCallback
 
 __all__ = ["SavedVersion", "is_base_stored", "save_version"]
 
-OnConflict = Literal["error", "overwrite"]
-
-_MEDIA_TYPE_PART = "application/octet-stream"
 _MEDIA_TYPE_MANIFEST = "application/cbor"
-
 # Bytes of one metadata page from which on pages cover fewer rows.
 _PAGE_TARGET_BYTES = 16 * 1024 * 1024
 
-# zstd levels: vectors and links hardly shrink more at higher ones, texts do.
-_LEVEL_ARRAYS = 1
-_LEVEL_TEXT = 3
-_TEXT_KINDS = frozenset({DOCUMENTS, CHANGES, 3})
-
-# A compressed form must save one byte in this many, or the load would decompress for nothing.
-_COMPRESSION_GAIN = 32
-
-_POINTER_TRIES = 5
+# Rows of a group that are not made fewer: 64 of the longest ids take 66 KB.
+_GROUP_ROWS_MIN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +68,8 @@ class SavedVersion:
         moved: False when the newest version had this CID already, so that no new revision was needed.
         parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
         bytes_stored: bytes handed to the store, after compression and encryption.
+        changed_rows: rows whose metadata differs from what the version's pages say.
+        entries: what the history should list; `record_version` enters them.
     """
 
     version: Version
@@ -100,6 +78,8 @@ class SavedVersion:
     parts_stored: int
     parts_reused: int
     bytes_stored: int
+    changed_rows: Sequence[int] = field(repr=False)
+    entries: Sequence[HistoryEntry] = field(repr=False)
 
 
 async def save_version(
@@ -112,12 +92,12 @@ async def save_version(
     on_conflict: OnConflict = "error",
     verify_stored: bool = False,
     progress: ProgressCallback | None = None,
-    committed: Callable[[Version], None] | None = None,
 ) -> SavedVersion:
     """Stores the index as a version and makes it the newest.
 
-    The index must not change while this runs.  A cancellation before the pointer moves leaves the session as
-    it was; the pointer's move itself is not interrupted, and `committed` tells that it happened.
+    The index must not change while this runs. A cancellation before the pointer moves leaves the session as it was; the
+    pointer's move itself is not interrupted, and this returns without a pause behind it: the caller makes the version
+    the lineage's base first, then writes the records (`record_version` with the entries that are returned).
 
     Args:
         store: where to save.
@@ -129,8 +109,6 @@ async def save_version(
             ``overwrite`` it supersedes the newest.
         verify_stored: ask the store for every part that would be reused, and store again those it has lost.
         progress: called on the event loop's thread after every part.
-        committed: called with the version as soon as the pointer names it, before the records are written; makes it
-            the lineage's base.
 
     Returns:
         What was saved; its CID is ``str(saved.version.cid)``.
@@ -151,34 +129,28 @@ async def save_version(
         version, counts, changed = await _store_parts_and_root(
             store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
         )
-    # From here a cancellation would leave it open whether the version is the newest; the store's time limit
-    # bounds it.
+    # From here a cancellation would leave it open whether the version is the newest; the store's time limit bounds it.
     refused_entry: HistoryEntry | None = None
     with anyio.CancelScope(shield=True):
         try:
-            revision, moved, superseded = await _move_pointer(
+            revision, moved, superseded = await move_pointer(
                 store, keys, version, lineage, settings, on_conflict=on_conflict
             )
-        except _RefusedError as refused:
+        except RefusedError as refused:
             refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
-            head_cid = await _head_cid(store, refused.head_hash, lineage)
+            head_cid = await head_cid_of(store, refused.head_hash, lineage)
         else:
             lineage.attempted.clear()
             lineage.unfinished.clear()
-            if index is not None:
-                index.pages_stored(version.layout.document_rows, changed)
-            if committed is not None:
-                committed(version)
     if refused_entry is not None:
         await record_version(store, identity, settings, lineage, [refused_entry], repair_damage=True)
-        raise _conflict(version, head_cid, lineage.base, settings)
+        raise conflict(version, head_cid, lineage.base, settings)
 
     entries = [] if superseded is None else [superseded]
     # A version that was the newest already is in the history, unless that record was lost: then the time of
     # the last change is the best that can be said, and the merge prefers a later one.
     entries.append(_entry_of(version, settings.clock() if moved else version.timestamp_us, revision))
-    await record_version(store, identity, settings, lineage, entries, repair_damage=True)
-    return SavedVersion(version, revision, moved, *counts)
+    return SavedVersion(version, revision, moved, *counts, changed_rows=changed, entries=entries)
 
 
 async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettings) -> bool:
@@ -186,6 +158,17 @@ async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettin
     base = lineage.base
     return (
         base is not None and base.own and base.encrypted is settings.encrypt_at_rest and await store.has(base.cid.hash)
+    )
+
+
+def _entry_of(version: Version, saved_us: int, revision: int, *, refused: bool = False) -> HistoryEntry:
+    return HistoryEntry(
+        cid=version.cid,
+        saved_us=saved_us,
+        revision=revision,
+        vector_count=version.live,
+        deleted_count=version.rows - version.live,
+        refused=refused,
     )
 
 
@@ -227,8 +210,10 @@ class _Plan:
     stored_rows: int
     steps: Sequence[int]
     changed: Sequence[int]
+    superseded: int
     rows: int
     live: int
+    with_vector: int
     graph_rows: int
     historical: int
     lists: int
@@ -251,7 +236,7 @@ async def _store_parts_and_root(
     root_key = keys.encryption_key if settings.encrypt_at_rest else None
     reusable = _reusable_parts(lineage.base, settings)
     kept = await _kept(store, index, lineage.base, reusable.values(), verify_stored=verify_stored)
-    plan = await workers.run(_plan, index, kept)
+    plan = await workers.run(_plan, index, kept, _blob_bytes_max(store))
     meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs), plan.rows)
     # What a failed save has stored already was stored under these very keys.
     reusable = {**reusable, **lineage.unfinished}
@@ -267,10 +252,10 @@ async def _store_parts_and_root(
             stored[position] = earlier
             meter.advance(job.size)
             return
-        codec, entry, blob = await workers.run(_encode, job, raw, root_key)
+        codec, entry, blob = await workers.run(encode_part, job.kind, raw, root_key)
         del raw
         blob_id = await store.put(blob)
-        part = StoredPart(PartRecord(job.name, digest, job.size, codec), _with_hash(entry, blob_id.hash))
+        part = StoredPart(PartRecord(job.name, digest, job.size, codec), with_hash(entry, blob_id.hash))
         stored[position] = lineage.unfinished[job.name, digest] = part
         parts_stored += 1
         bytes_stored += len(blob)
@@ -295,12 +280,14 @@ async def _store_parts_and_root(
         chunk_size=index.chunk_size,
         rows=plan.rows,
         live=plan.live,
+        with_vector=plan.with_vector,
         graph_rows=plan.graph_rows,
         historical=plan.historical,
         lists=plan.lists,
         layout=plan.layout,
         stored_rows=plan.stored_rows,
         steps=tuple(plan.steps),
+        superseded=plan.superseded,
         timestamp_us=index.last_change_us,
         schema=index.schema,
         parts=tuple(part.record for part in parts),
@@ -308,21 +295,11 @@ async def _store_parts_and_root(
     manifest_entry, manifest_blob = await workers.run(_seal_manifest, manifest, root_key)
     manifest_id = await store.put(manifest_blob)
     files = {part.record.name: part.entry for part in parts}
-    files[MANIFEST_NAME] = _with_hash(manifest_entry, manifest_id.hash)
+    files[MANIFEST_NAME] = with_hash(manifest_entry, manifest_id.hash)
     root_blob = await workers.run(_seal_root, files, root_key)
     root_id = await store.put(root_blob)
     meter.stage("pointer")
-    version = Version(
-        cid=root_id,
-        own=True,
-        encrypted=settings.encrypt_at_rest,
-        live=plan.live,
-        rows=plan.rows,
-        timestamp_us=manifest.timestamp_us,
-        layout=plan.layout,
-        stored_rows=manifest.stored_rows,
-        parts={(part.record.name, part.record.hash): part for part in parts},
-    )
+    version = Version.of(root_id, manifest, parts, own=True, encrypted=settings.encrypt_at_rest)
     counts = parts_stored, len(parts) - parts_stored, bytes_stored + len(manifest_blob) + len(root_blob)
     return version, counts, plan.changed
 
@@ -365,13 +342,18 @@ async def _kept(
     return _Kept(base.layout, graph, base.stored_rows, steps, pages)
 
 
-def _plan(index: IndexSnapshot, kept: _Kept | None) -> _Plan:
+def _blob_bytes_max(store: Store) -> int:
+    """Most bytes of a blob that a store takes."""
+    return BLOB_BYTES_MAX if is_on_this_machine(store) else UPLOAD_BYTES_MAX
+
+
+def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Plan:
     """Names the parts of the index, with rows a part raised until a version can hold them all.
 
     Raises:
         StorageError: no number of rows a part keeps every limit.
     """
-    layout = layout_for(index.dim or 1, index.chunk_size)
+    layout = _with_groups_that_fit(index, layout_for(index.dim or 1, index.chunk_size))
     rows = 0 if index.native is None else index.native.stats().rows
     while True:
         # Counted first: pages of metadata are only made for a number of rows that may hold.
@@ -395,30 +377,57 @@ def _plan(index: IndexSnapshot, kept: _Kept | None) -> _Plan:
                 + (": lower chunk_size" if index.chunk_size else ""),
                 details={"part": job.name, "size": job.size, "limit": PART_BYTES_MAX},
             )
+        if encrypted_size(job.size) > blob_bytes_max:
+            raise StorageError(
+                f"part {job.name} may take {encrypted_size(job.size)} bytes; a portal takes {blob_bytes_max} an upload"
+                + (f": lower chunk_size, now {index.chunk_size} rows" if index.chunk_size else ""),
+                details={
+                    "part": job.name,
+                    "size": encrypted_size(job.size),
+                    "limit": blob_bytes_max,
+                    "chunk_size": index.chunk_size,
+                },
+            )
     return plan
 
 
+def _with_groups_that_fit(index: IndexSnapshot, layout: Layout) -> Layout:
+    """Fewer rows a group where ids or links are long: a group of 73,728 ids of 1 KiB would be an upload of 75 MB.
+
+    The same for every store, as a version has one CID in all of them.
+    """
+    while index.native is not None and layout.rows_per_group > _GROUP_ROWS_MIN:
+        infos = index.native.parts(layout.rows_per_part, layout.rows_per_group)
+        if all(encrypted_size(info.size) <= UPLOAD_BYTES_MAX for info in infos if info.kind in GROUP_KINDS):
+            break
+        layout = replace(layout, rows_per_group=max(layout.rows_per_group // 2, _GROUP_ROWS_MIN))
+    return layout
+
+
 def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Plan:
-    rows = live = graph_rows = historical = lists = 0
+    rows = live = with_vector = graph_rows = historical = lists = 0
     graph: Sequence[StoredPart] = ()
     jobs: list[_Job] = []
     if index.native is not None:
         stats = index.native.stats()
-        rows, live, graph_rows = stats.rows, stats.live, stats.graph_rows
+        rows, live, with_vector, graph_rows = stats.rows, stats.live, stats.with_vector, stats.graph_rows
         # An index without rows has no parts that could hold lists.
         historical, lists = stats.historical, stats.lists if rows else 0
         if kept is not None and kept.layout.rows_per_group == layout.rows_per_group:
             graph = kept.graph
         jobs = _native_jobs(index.native, layout, GRAPH_KINDS if graph else frozenset())
-    layout, page_jobs, pages, changed = _page_jobs(index, layout, kept)
+    of_rows = sum(job.size for job in jobs if job.kind in ROW_KINDS)
+    layout, page_jobs, pages, changed, replaced = _page_jobs(index, layout, kept)
     return _Plan(
         jobs=[*jobs, *page_jobs],
         kept=[*graph, *pages],
+        superseded=replaced + (of_rows // rows * (rows - live) if rows else 0),
         stored_rows=kept.stored_rows if kept is not None and graph else rows,
         steps=kept.steps if kept is not None and graph else (),
         changed=changed,
         rows=rows,
         live=live,
+        with_vector=with_vector,
         graph_rows=graph_rows,
         historical=historical,
         lists=lists,
@@ -439,8 +448,13 @@ def _native_jobs(native: NativeParts, layout: Layout, without: Collection[int]) 
 
 def _page_jobs(
     index: IndexSnapshot, layout: Layout, kept: _Kept | None
-) -> tuple[Layout, list[_Job], list[StoredPart], list[int]]:
-    """Jobs of metadata and expiries, the pages of the base that stay, and the rows that differ from what these say."""
+) -> tuple[Layout, list[_Job], list[StoredPart], list[int], int]:
+    """Jobs of metadata and expiries, and what stays of the base.
+
+    Returns:
+        The layout, the jobs, the pages of the base that stay, the rows that differ from what these say, and the bytes
+        that these hold of rows that differ or are gone.
+    """
     document_rows = layout.document_rows
     sizes = index.page_sizes(document_rows)
     while document_rows > 1 and max(sizes.values(), default=0) > _PAGE_TARGET_BYTES:
@@ -448,6 +462,9 @@ def _page_jobs(
         sizes = index.page_sizes(document_rows)
     stored = {} if kept is None or kept.layout.document_rows != document_rows else kept.pages
     staying, changed = index.pages_kept(document_rows, sizes, stored.keys())
+    if sum(map(index.metadata_size, changed)) > _PAGE_TARGET_BYTES:
+        # What changed would be no small part any more.
+        staying, changed = set(), []
     jobs = [
         _Job(DOCUMENTS, part_name(DOCUMENTS, number), size, partial(index.page, number, document_rows))
         for number, size in sizes.items()
@@ -457,44 +474,22 @@ def _page_jobs(
     if changed:
         ready.append((CHANGES, 0, index.changes_of(changed)))
     jobs += [_Job(kind, part_name(kind, number), len(raw), partial(bytes, raw)) for kind, number, raw in ready]
-    return replace(layout, document_rows=document_rows), jobs, [stored[number] for number in sorted(staying)], changed
+    pages = [stored[number] for number in sorted(staying)]
+    # A row that stayed the same has as many bytes in the page as it was, and as it would be.
+    replaced = sum(page.record.size for page in pages) - sum(sizes[number] for number in staying)
+    replaced += sum(map(index.metadata_size, changed))
+    return replace(layout, document_rows=document_rows), jobs, pages, changed, replaced
 
 
 def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:
-    # Parts under a foreign key must never be named in our root: their key would go with them to whoever reads
-    # ours.
+    # Parts under a foreign key must never be named in our root: their key would go with them to every reader of ours.
     if base is None or not base.own or base.encrypted is not settings.encrypt_at_rest:
         return {}
     return base.parts
 
 
-def _encode(job: _Job, raw: bytes | bytearray, root_key: bytes | None) -> tuple[str, FileEntry, bytes | bytearray]:
-    """Compresses and encrypts one part: its codec, its entry but for the blob's hash, and the blob."""
-    codec, plain = "raw", raw
-    frame = compress(plain, _LEVEL_TEXT if job.kind in _TEXT_KINDS else _LEVEL_ARRAYS)
-    if len(frame) < len(plain) - len(plain) // _COMPRESSION_GAIN:
-        codec, plain = "zstd", frame
-    entry, blob = _seal(plain, root_key, _MEDIA_TYPE_PART)
-    return codec, entry, blob
-
-
-def _seal(plain: bytes | bytearray, root_key: bytes | None, media_type: str) -> tuple[FileEntry, bytes | bytearray]:
-    if root_key is None:
-        return FileEntry(hash=bytes(32), size=len(plain), media_type=media_type), plain
-    key = part_key(root_key, plain)
-    encryption = FileEncryption(key=key, plaintext_hash=blake3_hash(plain))
-    entry = FileEntry(hash=bytes(32), size=len(plain), media_type=media_type, encryption=encryption)
-    return entry, encrypt_static(key, plain)
-
-
-def _with_hash(entry: FileEntry, digest: bytes) -> FileEntry:
-    # The store has hashed the blob for its identifier; hashing every part once more here would cost a save 5
-    # %.
-    return FileEntry(hash=digest, size=entry.size, media_type=entry.media_type, encryption=entry.encryption)
-
-
 def _seal_manifest(manifest: Manifest, root_key: bytes | None) -> tuple[FileEntry, bytes | bytearray]:
-    return _seal(encode_manifest(manifest), root_key, _MEDIA_TYPE_MANIFEST)
+    return seal(encode_manifest(manifest), root_key, _MEDIA_TYPE_MANIFEST)
 
 
 def _seal_root(files: dict[str, FileEntry], root_key: bytes | None) -> bytes:
@@ -502,154 +497,3 @@ def _seal_root(files: dict[str, FileEntry], root_key: bytes | None) -> bytes:
     if root_key is None:
         return directory
     return encrypt_mutable(root_key, root_nonce(root_key, directory), directory)
-
-
-# ---- Pointer -----------------------------------------------------------------------------------------------
-
-
-class _RefusedError(Exception):
-    """The newest version is not the base of the one being saved."""
-
-    def __init__(self, head_hash: bytes, head_revision: int) -> None:
-        super().__init__()
-        self.head_hash = head_hash
-        self.head_revision = head_revision
-
-
-async def _move_pointer(
-    store: Store,
-    keys: PathKeys,
-    version: Version,
-    lineage: Lineage,
-    settings: PersistSettings,
-    *,
-    on_conflict: OnConflict,
-) -> tuple[int, bool, HistoryEntry | None]:
-    """Makes `version` the newest.
-
-    Returns:
-        The revision that names it; whether it needed a new one; the entry of a version that `overwrite`
-        superseded.
-    """
-    public_key = keys.public_key
-    floor = 0
-    superseded: HistoryEntry | None = None
-    for _ in range(_POINTER_TRIES):
-        head = await _read_head(store, public_key, lineage, settings, on_conflict)
-        revision = max(floor, lineage.seen.get(public_key, 0))
-        if head is not None:
-            head_hash = pointer_hash(head.data)
-            if head_hash == version.cid.hash:
-                return head.revision, False, superseded
-            if not _continues(head_hash, lineage):
-                if on_conflict != "overwrite":
-                    raise _RefusedError(head_hash, head.revision)
-                superseded = await _superseded_entry(store, head, lineage)
-        if revision >= REVISION_MAX:
-            raise StorageError(
-                f"the pointer of index {settings.index_name!r} is at revision {revision}, the last one S5 "
-                "can sign; save under another index_name",
-                details={"revision": revision, "limit": REVISION_MAX},
-            )
-        entry = RegistryEntry.sign(keys.write_seed, revision + 1, pointer_data(version.cid.hash))
-        lineage.attempted[version.cid.hash] = version
-        try:
-            await store.set_pointer(entry)
-        except (VectorDBError, OSError) as error:
-            if await _is_ours(store, entry):
-                lineage.seen[public_key] = entry.revision
-                return entry.revision, True, superseded
-            if not isinstance(error, ConflictError):
-                raise
-            # Another writer took this revision first; whether that is a conflict is decided on the new head.
-            lineage.attempted.pop(version.cid.hash, None)
-            stored_revision = error.details.get("stored_revision")
-            floor = stored_revision if isinstance(stored_revision, int) else 0
-            continue
-        lineage.seen[public_key] = entry.revision
-        return entry.revision, True, superseded
-    raise StorageError(
-        f"the pointer of index {settings.index_name!r} moved {_POINTER_TRIES} times during the save; try again",
-        details={"cid": str(version.cid), "index_name": settings.index_name},
-        retryable=True,
-    )
-
-
-async def _read_head(
-    store: Store, public_key: bytes, lineage: Lineage, settings: PersistSettings, on_conflict: OnConflict
-) -> RegistryEntry | None:
-    try:
-        return await checked_pointer(store, public_key, lineage, f"index {settings.index_name!r}")
-    except IntegrityError:
-        # Overwriting is the way out of a damaged or rolled back pointer: it does not depend on what it
-        # replaces.
-        if on_conflict != "overwrite":
-            raise
-        return None
-
-
-def _continues(head_hash: bytes, lineage: Lineage) -> bool:
-    base = lineage.base
-    return (base is not None and head_hash == base.cid.hash) or head_hash in lineage.attempted
-
-
-async def _is_ours(store: Store, entry: RegistryEntry) -> bool:
-    """Whether a failed write arrived all the same; False also when the store cannot say."""
-    try:
-        found = await store.get_pointer(entry.public_key)
-    except (VectorDBError, OSError):
-        return False
-    return found is not None and (found.revision, found.data) == (entry.revision, entry.data)
-
-
-async def _superseded_entry(store: Store, head: RegistryEntry, lineage: Lineage) -> HistoryEntry:
-    digest = pointer_hash(head.data)
-    for entry in lineage.history.values():
-        if entry.cid.hash == digest and entry.revision == head.revision:
-            return entry
-    # The history may know this version's counts and time: the merge prefers an entry that has them.
-    return HistoryEntry(
-        cid=await _head_cid(store, digest, lineage),
-        saved_us=0,
-        revision=head.revision,
-        vector_count=None,
-        deleted_count=None,
-    )
-
-
-async def _head_cid(store: Store, head_hash: bytes, lineage: Lineage) -> BlobId:
-    """The CID of the newest version: a pointer holds only the hash, so the size comes from what is at
-    hand."""
-    for entry in lineage.history.values():
-        if entry.cid.hash == head_hash:
-            return entry.cid
-    try:
-        return BlobId(head_hash, len(await store.get(head_hash)))
-    except (IntegrityError, NotFoundError, StorageError):
-        return BlobId(head_hash, 0)
-
-
-def _entry_of(version: Version, saved_us: int, revision: int, *, refused: bool = False) -> HistoryEntry:
-    return HistoryEntry(
-        cid=version.cid,
-        saved_us=saved_us,
-        revision=revision,
-        vector_count=version.live,
-        deleted_count=version.rows - version.live,
-        refused=refused,
-    )
-
-
-def _conflict(version: Version, head_cid: BlobId, base: Version | None, settings: PersistSettings) -> ConflictError:
-    return ConflictError(
-        f"index {settings.index_name!r} has a newer version {head_cid} that this session did not start from; "
-        f"yours is stored as {version.cid} but is not the newest. Either load the newest with "
-        "load_user_vectors(discard_unsaved=True), repeat your changes and save again, or replace it with "
-        "save_to_s5(on_conflict='overwrite')",
-        details={
-            "cid": str(version.cid),
-            "head_cid": str(head_cid),
-            "base_cid": None if base is None else str(base.cid),
-            "index_name": settings.index_name,
-        },
-    )

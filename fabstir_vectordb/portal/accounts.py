@@ -1,9 +1,21 @@
-"""Who may use the portal: keys that have registered, in files, and tokens of those who have logged in, in memory."""
+"""Who may use the portal: keys that have registered, and tokens of those who have logged in.
+
+::
+
+    <66>              a registered key, in hex; the file is empty
+    tokens/<64>       SHA-256 of a token in hex; the file holds the key, its time is when the token was given
+
+A token outlives a restart, since S5.js keeps it and does not log in again. Somebody who reads the directory learns no
+token.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,28 +25,34 @@ from nacl.exceptions import CryptoError
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.s5.keys import portal_challenge_response
 from fabstir_vectordb.s5.registry import is_public_key
+from fabstir_vectordb.storage.regular import is_regular
 
-__all__ = ["LOGIN", "REGISTER", "Accounts"]
+__all__ = ["LOGIN", "REGISTER", "TOKEN_S", "Accounts"]
 
 REGISTER: Final = 1
 LOGIN: Final = 2
 
 _CHALLENGE_BYTES: Final = 32
-#: Challenges and tokens that are remembered; the oldest go first, and whoever had one asks again.
+#: Challenges and tokens that are remembered; the oldest go first, and their owners ask again.
 _REMEMBERED_MOST: Final = 10_000
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+#: Life of a token: 30 days.
+TOKEN_S: Final = 30 * 24 * 60 * 60
 
 
 class Accounts:
-    """The accounts of one portal; its methods block for a moment and belong into a worker thread.
+    """The accounts of one portal; its methods, but for `knows`, block for a moment and belong into a worker thread.
 
     Args:
-        root: directory of the registered keys, one empty file each.
+        root: directory of the registered keys and the tokens; made by the first account.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._challenges: dict[tuple[int, bytes, bytes], None] = {}
-        self._tokens: dict[str, bytes] = {}
+        self._tokens_root = root / "tokens"
+        # Digest of each token and when it was given, oldest first.
+        self._tokens = self._stored_tokens()
 
     def challenge(self, deed: int, public_key: bytes) -> bytes:
         """Returns 32 random bytes, which the owner of the key is to sign.
@@ -48,7 +66,7 @@ class Accounts:
         """
         if not is_public_key(public_key):
             raise InvalidInputError("pubKey must be ed and an ed25519 public key, 33 bytes in base64url")
-        if deed == LOGIN and not self._file(public_key).exists():
+        if deed == LOGIN and not is_regular(self._file(public_key)):
             raise InvalidInputError("this key is not registered here")
         challenge = secrets.token_bytes(_CHALLENGE_BYTES)
         _remember(self._challenges, (deed, public_key, challenge), None)
@@ -82,18 +100,49 @@ class Accounts:
             self._root.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._file(public_key), os.O_CREAT | os.O_WRONLY, 0o600))
         token = "S5A" + secrets.token_urlsafe(32)
-        _remember(self._tokens, token, public_key)
+        self._keep(_digest(token), public_key)
         return token
 
     def knows(self, token: str) -> bool:
-        """Whether somebody has logged in with this token, since this portal was started."""
-        return token in self._tokens
+        """Whether somebody was given this token in the last 30 days."""
+        given = self._tokens.get(_digest(token))
+        return given is not None and given > time.time() - TOKEN_S
+
+    def _keep(self, digest: str, public_key: bytes) -> None:
+        self._tokens_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self._tokens_root / digest, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(public_key.hex())
+        for forgotten in _remember(self._tokens, digest, time.time()):
+            (self._tokens_root / forgotten).unlink(missing_ok=True)
+
+    def _stored_tokens(self) -> dict[str, float]:
+        if not self._tokens_root.is_dir():
+            return {}
+        oldest, found = time.time() - TOKEN_S, []
+        with os.scandir(self._tokens_root) as entries:
+            for entry in entries:
+                if _DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    given = entry.stat(follow_symlinks=False).st_mtime
+                    if given > oldest:
+                        found.append((given, entry.name))
+                    else:
+                        Path(entry.path).unlink(missing_ok=True)
+        return {name: given for given, name in sorted(found)[-_REMEMBERED_MOST:]}
 
     def _file(self, public_key: bytes) -> Path:
         return self._root / public_key.hex()
 
 
-def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+def _digest(token: str) -> str:
+    # No slow hash: a token has 256 random bits.
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> list[Any]:
+    """Keeps one more, and returns the keys of those that had to go."""
     memory[key] = value
-    while len(memory) > _REMEMBERED_MOST:
-        del memory[next(iter(memory))]
+    gone = list(memory)[: max(0, len(memory) - _REMEMBERED_MOST)]
+    for one in gone:
+        memory.pop(one, None)
+    return gone

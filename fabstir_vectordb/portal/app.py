@@ -1,6 +1,7 @@
 """The portal's routes: S5's HTTP API (uploads, downloads, registry) and, beside it, a Fabstir gateway's files.
 
-Answers and status codes are those of the S5 reference, oddities included: what fails is mostly a 500 with plain text.
+Answers are those of the S5 reference, oddities included: what a node rejects is a 500 with plain text. What is
+malformed is a 400, so that nobody sends it again.
 """
 
 from __future__ import annotations
@@ -8,39 +9,45 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
-from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, Accounts
+from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, TOKEN_S, Accounts
 from fabstir_vectordb.portal.gateway import GatewayFiles
+from fabstir_vectordb.portal.guard import Guard
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
-from fabstir_vectordb.storage.base import check_hash
+from fabstir_vectordb.storage.base import BLOB_BYTES_MAX, UPLOAD_BYTES_MAX, AtMost, check_hash
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 
-__all__ = ["UPLOAD_BYTES_MAX", "create_app"]
+__all__ = ["create_app"]
 
-#: Most bytes of one upload, as a node's default (``http.api.maxMemoryUploadSizeMB``).
-UPLOAD_BYTES_MAX: Final = 34_000_000
 #: Bytes of a form around its file.
 _FORM_BYTES_MAX: Final = 4_096
 #: Blobs up to this size ignore a Range, as on a node.
 _RANGES_FROM: Final = 262_144
-#: Life of a token's cookie: 30 days.
-_TOKEN_S: Final = 30 * 24 * 60 * 60
+#: Highest revision that nodes take.
+_REVISION_MAX: Final = 2**48
+#: Seconds in which another piece of a body must come.
+BODY_S: float = 30.0
 _OCTETS: Final = "application/octet-stream"
+
+logger = logging.getLogger(__name__)
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
@@ -49,9 +56,13 @@ class _TooLargeError(Exception):
     """An upload is larger than the limit."""
 
 
+class _TooSlowError(Exception):
+    """No more of a body came in time."""
+
+
 class _Portal:
     def __init__(self, root: Path, token: str | None, accounts: bool) -> None:
-        self.store = LocalDirStore(root)
+        self.store = LocalDirStore(root, revision_max=_REVISION_MAX)
         self._files = GatewayFiles(root / "gateway")
         self._accounts = Accounts(root / "accounts") if accounts else None
         self._token = token
@@ -95,7 +106,7 @@ class _Portal:
         authority = request.headers.get("host", "")
         token = await anyio.to_thread.run_sync(self._accounts.prove, deed, key, response, signature, authority)
         answer = JSONResponse({"authToken": token})
-        answer.set_cookie("s5-auth-token", token, max_age=_TOKEN_S, httponly=True, secure=True)
+        answer.set_cookie("s5-auth-token", token, max_age=TOKEN_S, httponly=True, secure=True)
         return answer
 
     # ---- S5
@@ -109,9 +120,9 @@ class _Portal:
     async def upload(self, request: Request) -> Response:
         kind = request.headers.get("content-type", "")
         body = await _body(request)
-        data = _file_of(body, kind) if kind.startswith("multipart/form-data") else body
+        data = _file_of(body, kind) if kind.lower().startswith("multipart/form-data") else body
         if data is None:
-            return PlainTextResponse("there is no part named file", 500)
+            return PlainTextResponse("there is no part named file", 400)
         if len(data) > UPLOAD_BYTES_MAX:
             raise _TooLargeError
         blob = await self.store.put(data)
@@ -119,7 +130,7 @@ class _Portal:
 
     async def blob(self, request: Request) -> Response:
         """Where a blob is: here, under its hash alone, open to all as a storage node's address is."""
-        blob = BlobId.parse(request.path_params["cid"].partition(".")[0])
+        blob = _blob_of(request)
         if not await self.store.has(blob.hash):
             return PlainTextResponse("not found", 404)
         return RedirectResponse(f"{request.scope.get('root_path', '')}/s5/storage/{_base64url(blob.hash)}", 307)
@@ -128,12 +139,12 @@ class _Portal:
         return Response(await self._read(_from_base64url(request.path_params["hash"])), media_type=_OCTETS)
 
     async def download(self, request: Request) -> Response:
-        blob = BlobId.parse(request.path_params["cid"].partition(".")[0])
+        blob = _blob_of(request)
         data = await self._read(blob.hash)
         return Response(data, media_type=_OCTETS, headers={"ETag": f'"{_base64url(bytes([0x1F]) + blob.hash)}"'})
 
     async def content(self, request: Request) -> Response:
-        blob = BlobId.parse(request.path_params["cid"].partition(".")[0])
+        blob = _blob_of(request)
         data = await self._read(blob.hash)
         wanted = request.headers.get("range")
         if wanted is None or blob.size <= _RANGES_FROM:
@@ -143,13 +154,11 @@ class _Portal:
     async def _read(self, hash: bytes) -> bytes:
         """A blob as it lies there: who asked checks its hash, and is to see what became of it."""
         check_hash(hash)
-        try:
-            return await anyio.to_thread.run_sync(self.store.blob_path(hash).read_bytes)
-        except FileNotFoundError:
-            raise NotFoundError("not found") from None
+        return await anyio.to_thread.run_sync(self.store.read_unchecked, hash, AtMost(BLOB_BYTES_MAX))
 
     async def locations(self, request: Request) -> Response:
         multihash = _from_base64url(request.path_params["multihash"])
+        check_hash(multihash[1:])
         found = await self.store.has(multihash[1:])
         here = f"{str(request.base_url).rstrip('/')}/s5/storage/{_base64url(multihash[1:])}"
         place = {"type": 5, "parts": [here], "expiry": 2**31 - 1, "nodeId": "z", "score": 1}
@@ -160,11 +169,17 @@ class _Portal:
         return Response(status_code=404) if entry is None else JSONResponse(entry.to_portal_json())
 
     async def set_entry(self, request: Request) -> Response:
-        await self.store.set_pointer(RegistryEntry.from_portal_json(await _document(request)))
+        document = await _document(request)
+        try:
+            entry = RegistryEntry.from_portal_json(document)
+            entry.verify()
+        except IntegrityError as error:
+            raise InvalidInputError(error.message) from None
+        await self.store.set_pointer(entry)
         return Response(status_code=204)
 
     async def delete(self, request: Request) -> Response:
-        blob = BlobId.parse(request.path_params["cid"])
+        blob = _blob_of(request)
         if not await self.store.delete(blob.hash):
             return PlainTextResponse("not found", 404)
         return Response(status_code=200)
@@ -172,7 +187,7 @@ class _Portal:
     # ---- a gateway's files (version A of the reference)
 
     async def health(self, request: Request) -> Response:
-        count = len(await anyio.to_thread.run_sync(self._files.listed, ""))
+        count = await anyio.to_thread.run_sync(self._files.count)
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
         state = {"status": "ok", "mode": "mock", "initialized": True, "port": port, "portal": "none"}
         return JSONResponse({**state, "storage_size": count})
@@ -188,7 +203,7 @@ class _Portal:
         if request.method == "PUT":
             blob = await self.store.put(await _body(request))
             await anyio.to_thread.run_sync(self._files.set, path, blob)
-            return JSONResponse({"success": True})
+            return JSONResponse({"success": True, "cid": str(blob)})
         if request.method == "DELETE":
             is_gone = await anyio.to_thread.run_sync(self._files.remove, path)
             return JSONResponse({"success": True}) if is_gone else _no_path()
@@ -196,7 +211,14 @@ class _Portal:
         return _no_path() if found is None else Response(await self._read(found.hash), media_type=_OCTETS)
 
 
-def create_app(root: Path, token: str | None = None, *, accounts: bool = False) -> Starlette:
+def create_app(
+    root: Path,
+    token: str | None = None,
+    *,
+    accounts: bool = False,
+    hosts: Iterable[str] = (),
+    origins: Iterable[str] = (),
+) -> ASGIApp:
     """The portal as an ASGI application.
 
     Args:
@@ -204,6 +226,10 @@ def create_app(root: Path, token: str | None = None, *, accounts: bool = False) 
         token: what uploads, downloads and registry writes need as ``Authorization: Bearer``; None for nothing.
         accounts: those who have registered and logged in may do the same; to register takes the token, where there is
             one.
+        hosts, origins: names by which it may be asked for, and origins whose pages may use it; see `Guard`.
+
+    Raises:
+        InvalidConfigError: a host or origin is none.
     """
     portal = _Portal(root, token, accounts)
     restricted = portal.restricted
@@ -226,12 +252,16 @@ def create_app(root: Path, token: str | None = None, *, accounts: bool = False) 
     ]
     handlers: dict[Any, Any] = {
         NotFoundError: partial(_answered, 404),
+        InvalidInputError: partial(_answered, 400),
         VectorDBError: partial(_answered, 500),
+        OSError: _broken,
         _TooLargeError: _too_large,
+        _TooSlowError: _too_slow,
     }
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, handler, methods=methods) for path, handler, methods in routes], exception_handlers=handlers
     )
+    return Guard(app, hosts, origins)
 
 
 async def _answered(status: int, request: Request, error: Exception) -> Response:
@@ -243,13 +273,30 @@ async def _too_large(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"an upload has at most {UPLOAD_BYTES_MAX} bytes", 500)
 
 
+async def _too_slow(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("the rest of the body did not come", 408, {"Connection": "close"})
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return PlainTextResponse(f"the disk of this portal failed: {error.strerror}", 500)
+
+
+def _blob_of(request: Request) -> BlobId:
+    """The blob that a path names; what follows a dot is a file extension."""
+    return BlobId.parse(request.path_params["cid"].partition(".")[0])
+
+
 def _no_path() -> Response:
     return JSONResponse({"error": "Path not found"}, 404)
 
 
 def _token_of(request: Request) -> str:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    return given or request.cookies.get("s5-auth-token", "") or request.query_params.get("auth_token", "")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and given.strip():
+        return given.strip()
+    return request.cookies.get("s5-auth-token", "") or request.query_params.get("auth_token", "")
 
 
 async def _document(request: Request) -> Any:
@@ -268,11 +315,19 @@ def _field(document: Any, name: str) -> bytes:
 
 async def _body(request: Request) -> bytes:
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > UPLOAD_BYTES_MAX + _FORM_BYTES_MAX:
-            raise _TooLargeError
-    return bytes(data)
+    try:
+        while True:
+            with anyio.fail_after(BODY_S):
+                message = await request.receive()
+            if message["type"] != "http.request":
+                raise _TooSlowError  # the client has gone
+            data += message.get("body", b"")
+            if len(data) > UPLOAD_BYTES_MAX + _FORM_BYTES_MAX:
+                raise _TooLargeError
+            if not message.get("more_body", False):
+                return bytes(data)
+    except TimeoutError:
+        raise _TooSlowError from None
 
 
 def _file_of(body: bytes, content_type: str) -> bytes | None:
@@ -290,7 +345,7 @@ def _file_of(body: bytes, content_type: str) -> bytes | None:
 
 def _range(data: bytes, wanted: str) -> Response:
     """One range, as a node honours it: past the end all of the blob comes, what is no range is a 416."""
-    match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted.strip())
+    match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", wanted.strip())
     if match is None or int(match[1]) >= len(data):
         return Response(status_code=416)
     first, last = int(match[1]), int(match[2] or len(data) - 1)
@@ -308,4 +363,4 @@ def _from_base64url(text: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
     except (ValueError, binascii.Error):
-        raise IntegrityError("not base64url") from None
+        raise InvalidInputError("not base64url") from None

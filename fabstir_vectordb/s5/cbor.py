@@ -1,15 +1,18 @@
 """Strict CBOR for bytes that were authenticated but are still not trusted (RFC 8949).
 
-cbor2 does the work; this module takes away everything our formats never use: tags, indefinite lengths,
-duplicate keys, undefined and simple values, deep nesting and trailing bytes.
+cbor2 does the work; this module takes away everything our formats never use: tags (but those of datetimes, dates
+and UUIDs, where the caller allows them), indefinite lengths, duplicate keys, undefined and simple values, deep nesting
+and trailing bytes.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from typing import Any, Final
+from uuid import UUID
 
 import cbor2
 
@@ -24,33 +27,81 @@ DEPTH_MAX: Final = 64
 _MAYBE_SIMPLE: Final = re.compile(rb"[\xe0-\xf3\xf7\xf8]")
 
 
-class _RefuseTags(Mapping[int, Any]):
-    """Stands in for cbor2's table of tag decoders: cbor2 asks it first, whatever the tag, and no tag is
-    allowed."""
+class _Tags(Mapping[int, Any]):
+    """Stands in for cbor2's table of tag decoders: cbor2 asks it first, whatever the tag.
 
-    def __getitem__(self, tag: int) -> NoReturn:
-        raise ValueError(f"tag {tag} is not allowed")
+    Attributes:
+        readers: for each tag that is allowed what makes its value.
+        found: whether a value with a tag was read.
+    """
+
+    def __init__(self, readers: Mapping[int, Callable[[Any], Any]]) -> None:
+        self.readers = readers
+        self.found = False
+
+    def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
+        reader = self.readers.get(tag)
+        if reader is None:
+            raise ValueError(f"tag {tag} is not allowed")
+        self.found = True
+
+        def read(content: Any, is_key: bool) -> Any:
+            if is_key:
+                raise ValueError(f"a key of a map has tag {tag}")
+            try:
+                return reader(content)
+            except (ValueError, TypeError, OverflowError):
+                raise ValueError(f"the content of tag {tag} is not allowed") from None
+
+        return read
 
     def __iter__(self) -> Iterator[int]:
-        return iter(())
+        return iter(self.readers)
 
     def __len__(self) -> int:
-        return 1
+        return 1  # cbor2 does not ask an empty table
 
 
-_REFUSE_TAGS: Final = _RefuseTags()
+def _moment(content: Any) -> datetime:
+    """RFC 3339, as cbor2 writes it; what is read is written again and compared, so other spellings fail there."""
+    if not isinstance(content, str) or not _RFC_3339.fullmatch(content):
+        raise ValueError
+    moment = datetime.fromisoformat(content)
+    moment.astimezone(UTC)  # outside the years 1 to 9999 it would compare with nothing
+    return moment
 
 
-def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str) -> Any:
+def _day(content: Any) -> date:
+    if not isinstance(content, str) or not _RFC_8943.fullmatch(content):
+        raise ValueError
+    return date.fromisoformat(content)
+
+
+def _uuid(content: Any) -> UUID:
+    if not isinstance(content, bytes):
+        raise ValueError
+    return UUID(bytes=content)
+
+
+_SCALAR_TAGS: Final[Mapping[int, Callable[[Any], Any]]] = {0: _moment, 1004: _day, 37: _uuid}
+_RFC_3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{6})?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
+_RFC_8943: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str, scalar_tags: bool = False) -> Any:
     """Decode one CBOR value that fills ``raw`` exactly.
 
     Args:
         raw: the encoded value.
         max_bytes: limit for the size of ``raw``; what a value takes in memory grows with it.
         what: names the value in errors, for example ``"manifest"``.
+        scalar_tags: also take datetimes (tag 0), dates (tag 1004) and UUIDs (tag 37), as values and not as keys. Bytes
+            with such a tag must be exactly those that `encode` writes for their value.
 
     Returns:
-        None, bool, int, float, str, bytes, list or dict.
+        None, bool, int, float, str, bytes, list or dict; with `scalar_tags` also aware datetime, date or UUID.
 
     Raises:
         IntegrityError: the bytes break one of the rules above.
@@ -61,11 +112,11 @@ def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str) ->
             f"The {what} has {size} bytes of CBOR, more than the {max_bytes} allowed",
             details={"what": what, "expected": max_bytes, "actual": size},
         )
-    stream = io.BytesIO(raw)
+    stream, tags = io.BytesIO(raw), _Tags(_SCALAR_TAGS if scalar_tags else {})
     try:
         value = cbor2.CBORDecoder(
             stream,
-            semantic_decoders=_REFUSE_TAGS,
+            semantic_decoders=tags,
             max_depth=DEPTH_MAX,
             allow_indefinite=False,
             allow_duplicate_keys=False,
@@ -81,6 +132,10 @@ def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str) ->
         )
     if _MAYBE_SIMPLE.search(raw):
         _refuse_simple_values(value, what)
+    if tags.found and cbor2.dumps(value) != bytes(raw):
+        raise IntegrityError(
+            f"The {what} is not valid CBOR: a value with a tag is not in its one form", details={"what": what}
+        )
     return value
 
 

@@ -23,6 +23,7 @@ from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInpu
 
 __all__ = [
     "CHUNK_BYTES",
+    "MUTABLE_BLOB_BYTES_MAX",
     "MUTABLE_BYTES_MAX",
     "TAG_BYTES",
     "decrypt_mutable",
@@ -155,9 +156,7 @@ def decrypt_mutable(key: bytes, blob: bytes | bytearray | memoryview) -> bytes:
     raw = bytes(blob)
     if not is_mutable(raw):
         raise IntegrityError(f"Not a mutable encrypted blob: it starts with {raw[:2].hex() or 'nothing'}")
-    if not _MUTABLE_OVERHEAD <= len(raw) <= padded_size(MUTABLE_BYTES_MAX + _MUTABLE_OVERHEAD) or len(
-        raw
-    ) != padded_size(len(raw)):
+    if not _MUTABLE_OVERHEAD <= len(raw) <= MUTABLE_BLOB_BYTES_MAX or len(raw) != padded_size(len(raw)):
         raise IntegrityError(f"A mutable encrypted blob cannot have {len(raw)} bytes", details={"actual": len(raw)})
     header = len(_MUTABLE_HEADER)
     nonce = raw[header : header + NONCE_BYTES]
@@ -189,6 +188,10 @@ def padded_size(size: int) -> int:
         k += 1
     block = 4096 << k
     return -(-size // block) * block
+
+
+#: Most bytes of a mutable blob as it is stored.
+MUTABLE_BLOB_BYTES_MAX: Final = padded_size(MUTABLE_BYTES_MAX + _MUTABLE_OVERHEAD)
 
 
 def _chunk_nonce(index: int) -> bytes:

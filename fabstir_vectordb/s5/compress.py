@@ -15,10 +15,7 @@ else:
 
 from fabstir_vectordb.errors import IntegrityError
 
-__all__ = ["CODEC_RAW", "CODEC_ZSTD", "compress", "compress_if_smaller", "decompress"]
-
-CODEC_RAW: Final = 0
-CODEC_ZSTD: Final = 1
+__all__ = ["compress", "decompress"]
 
 # Levels 1 to 3 never write a larger window than this unless the frame holds one segment of the content's
 # size.
@@ -37,22 +34,6 @@ def compress(data: bytes | bytearray | memoryview, level: int = 1) -> bytes:
         The frame, which may be larger than ``data``.
     """
     return zstd.compress(data, level)
-
-
-def compress_if_smaller(data: bytes | bytearray | memoryview, level: int = 1) -> tuple[int, bytes]:
-    """Compress where it makes the bytes fewer.
-
-    Args:
-        data: the bytes.
-        level: zstd level.
-
-    Returns:
-        The codec, 0 for raw and 1 for zstd, and the stored bytes.
-    """
-    frame = zstd.compress(data, level)
-    if len(frame) < memoryview(data).nbytes:
-        return CODEC_ZSTD, frame
-    return CODEC_RAW, bytes(data)
 
 
 def decompress(data: bytes | bytearray | memoryview, size: int) -> bytes:

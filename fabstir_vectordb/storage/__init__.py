@@ -53,9 +53,10 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
 
 
 def _on_http(kind: str, uri: str, account_seed: AccountSeed | None, settings: dict[str, Any]) -> Store:
-    # Loads httpx, which takes longer than everything else: not for those who need it not.
+    # Not for those who need none of it.
+    from fabstir_vectordb.storage.exchange import HttpSettings
     from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
-    from fabstir_vectordb.storage.http import HttpClient, HttpSettings, base_url_of
+    from fabstir_vectordb.storage.http import HttpClient, base_url_of
     from fabstir_vectordb.storage.probed import ProbedStore
     from fabstir_vectordb.storage.s5_portal import S5PortalStore
 

@@ -7,7 +7,7 @@ never a result.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -23,22 +23,38 @@ __all__ = [
     "BLOB_BYTES_MAX",
     "ENTRY_BYTES_MAX",
     "IO_THREADS",
+    "UPLOAD_BYTES_MAX",
+    "AtMost",
     "Store",
     "blob_details",
     "check_blob",
     "check_blob_size",
+    "check_fetch",
     "check_hash",
     "check_new_entry",
     "check_pointer_advances",
     "check_public_key",
+    "check_stored_size",
+    "check_upload_size",
     "damaged_blob",
+    "exact_size",
     "missing_blob",
     "parse_pointer",
+    "size_max",
     "storage_error",
 ]
 
+#: Most bytes of one upload that a real S5 node takes: 32 MiB. A larger blob has a place in no network store.
+UPLOAD_BYTES_MAX: Final = 32 * 1024 * 1024
+
 # Worker threads the stores of one kind use at once within one event loop.
 IO_THREADS: Final = 8
+
+
+class AtMost(NamedTuple):
+    """The bound of a fetch whose exact size nobody knows: the largest size that a blob of this kind can have."""
+
+    size: int
 
 
 class Store(Protocol):
@@ -68,19 +84,20 @@ class Store(Protocol):
         """
         ...
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
-        """Return a blob after checking its hash.
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
+        """Return a blob after checking its hash; no more memory is used than its size may be, whatever is stored.
 
         Args:
             hash: BLAKE3-256, 32 bytes.
-            size: size in bytes where known; another size is refused before reading.
+            size: size in bytes, or the bound of a size that is not known; more is refused before it is read.
 
         Returns:
             Exactly the bytes with that hash.
 
         Raises:
             NotFoundError: there is no such blob.
-            IntegrityError: what is stored has another hash or size.
+            IntegrityError: what is stored has another hash or size, or is no regular file.
+            InvalidInputError: the hash is none, or the size out of range.
         """
         ...
 
@@ -124,13 +141,39 @@ class Store(Protocol):
         ...
 
 
-def blob_details(hash: bytes, size: int | None) -> dict[str, Any]:
+def exact_size(size: int | AtMost) -> int | None:
+    """Return the size that a blob must have, or ``None`` where only its bound is known."""
+    return None if isinstance(size, AtMost) else size
+
+
+def size_max(size: int | AtMost) -> int:
+    """Return the most bytes that a blob may have."""
+    return size.size if isinstance(size, AtMost) else size
+
+
+def blob_details(hash: bytes, size: int | AtMost) -> dict[str, Any]:
     """Return the details that name a blob in errors: ``hash`` (hex), and ``cid`` where the size is
     known."""
     details: dict[str, Any] = {"hash": hash.hex()}
-    if size is not None:
-        details["cid"] = str(BlobId(hash, size))
+    exact = exact_size(size)
+    if exact is not None:
+        details["cid"] = str(BlobId(hash, exact))
     return details
+
+
+def check_fetch(hash: bytes, size: int | AtMost) -> None:
+    """Check the arguments of a fetch.
+
+    Raises:
+        InvalidInputError: the hash is none, or the size is no number of bytes that a blob can have.
+    """
+    check_hash(hash)
+    most = size_max(size)
+    if type(most) is not int or not 0 <= most <= BLOB_BYTES_MAX:
+        raise InvalidInputError(
+            f"The size of a blob is 0 to {BLOB_BYTES_MAX} bytes, or AtMost such a number",
+            details={"limit": BLOB_BYTES_MAX},
+        )
 
 
 def check_hash(hash: bytes) -> None:
@@ -154,21 +197,49 @@ def check_blob_size(size: int) -> None:
         )
 
 
-def check_blob(data: bytes, hash: bytes, size: int | None) -> bytes:
+def check_stored_size(actual: int, hash: bytes, size: int | AtMost) -> None:
+    """Check the size of what is stored, before it is read.
+
+    Raises:
+        IntegrityError: the size differs, or is above the bound.
+    """
+    exact = exact_size(size)
+    if exact is not None and actual != exact:
+        raise damaged_blob(hash, size, expected=exact, actual=actual)
+    if actual > size_max(size):
+        raise damaged_blob(hash, size, expected=f"at most {size_max(size)} bytes", actual=actual)
+
+
+def check_blob(data: bytes, hash: bytes, size: int | AtMost, digest: bytes | None = None) -> bytes:
     """Return ``data`` if it is the blob asked for.
+
+    Args:
+        data: what came.
+        hash, size: of the blob.
+        digest: the hash of ``data``, where it was hashed on its way.
 
     Raises:
         IntegrityError: hash or size differ.
     """
-    if size is not None and len(data) != size:
-        raise damaged_blob(hash, size, expected=size, actual=len(data))
-    actual = blake3_hash(data)
+    check_stored_size(len(data), hash, size)
+    actual = blake3_hash(data) if digest is None else digest
     if actual != hash:
         raise damaged_blob(hash, size, expected=hash.hex(), actual=actual.hex())
     return data
 
 
-def damaged_blob(hash: bytes, size: int | None, *, expected: object, actual: object) -> IntegrityError:
+def check_upload_size(size: int) -> None:
+    """Raise InvalidInputError where a blob is larger than a node takes in one upload."""
+    check_blob_size(size)
+    if size > UPLOAD_BYTES_MAX:
+        raise InvalidInputError(
+            f"A node takes at most {UPLOAD_BYTES_MAX} bytes in one upload, got {size}: "
+            "use a smaller chunk_size, or a file: store",
+            details={"limit": UPLOAD_BYTES_MAX, "actual": size},
+        )
+
+
+def damaged_blob(hash: bytes, size: int | AtMost, *, expected: object, actual: object) -> IntegrityError:
     """Return the error for a blob that is not what its identifier says."""
     return IntegrityError(
         f"A stored blob is damaged: expected {expected}, got {actual}",
@@ -176,7 +247,7 @@ def damaged_blob(hash: bytes, size: int | None, *, expected: object, actual: obj
     )
 
 
-def missing_blob(hash: bytes, size: int | None) -> NotFoundError:
+def missing_blob(hash: bytes, size: int | AtMost) -> NotFoundError:
     """Return the error for a blob that is not there."""
     details = blob_details(hash, size)
     return NotFoundError(f"Blob not found: this store has no {details.get('cid', details['hash'])}", details=details)
@@ -226,17 +297,21 @@ def check_pointer_advances(stored: RegistryEntry | None, entry: RegistryEntry) -
         )
 
 
-def check_new_entry(entry: RegistryEntry) -> None:
+def check_new_entry(entry: RegistryEntry, revision_max: int = REVISION_MAX) -> None:
     """Check an entry before it is stored.
+
+    Args:
+        entry: to be stored.
+        revision_max: highest revision that is taken.
 
     Raises:
         IntegrityError: the signature does not match.
-        InvalidInputError: the revision is one S5.js cannot handle.
+        InvalidInputError: the revision is higher; S5.js cannot handle one from 2^31 on.
     """
-    if entry.revision > REVISION_MAX:
+    if entry.revision > revision_max:
         raise InvalidInputError(
-            f"A revision is at most {REVISION_MAX}, got {entry.revision}",
-            details={"limit": REVISION_MAX, "actual": entry.revision},
+            f"A revision is at most {revision_max}, got {entry.revision}",
+            details={"limit": revision_max, "actual": entry.revision},
         )
     entry.verify()
 

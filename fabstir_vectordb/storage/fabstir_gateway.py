@@ -3,40 +3,51 @@
 Names are what every version of the gateway leaves alone: under ``home/``, of ``[A-Za-z0-9._-]``, ending in ``.bin``. A
 gateway compares nothing when a file is replaced, so of two sessions that move a pointer at the same moment both may
 believe that they did: it is read before and after, which leaves a window of one request.
+
+A gateway answers 404 for what is not there, and the newest one also while the portal behind it is down. A 404 is
+therefore believed only after the gateway has given back a marker, a small file of fixed content. Where the marker is
+missing, too, it is written and read back: that succeeds on a fresh gateway, and fails where nothing works.
 """
 
 from __future__ import annotations
 
 import base64
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 
-from fabstir_vectordb.errors import ConflictError, IntegrityError, StorageError, VectorDBError
+from fabstir_vectordb.errors import ConflictError, IntegrityError, S5Error, StorageError, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
-    BLOB_BYTES_MAX,
     ENTRY_BYTES_MAX,
+    AtMost,
     check_blob,
-    check_blob_size,
+    check_fetch,
     check_hash,
     check_new_entry,
     check_pointer_advances,
     check_public_key,
+    check_upload_size,
     missing_blob,
     parse_pointer,
+    size_max,
 )
-from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
+from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.retry import second_look
 
 __all__ = ["FabstirGatewayStore"]
 
 _HOME: Final = "/s5/fs/home/fabstir-vectordb"
-#: As the gateway's own client sends; no version of it reads either.
-_HEADERS: Final = {"Content-Type": "application/cbor", "X-S5-Encryption": "xchacha20-poly1305"}
+_MARKER_PATH: Final = f"{_HOME}/marker.bin"
+_MARKER: Final = b"fabstir_vectordb: this gateway can be written and read\n"
+#: What the newest gateway takes, then what its oldest client sends. The older ones read neither.
+_CONTENT_TYPES: Final = ("application/octet-stream", "application/cbor")
+_UNSUPPORTED: Final = 415
 
 
 def _blob_path(hash: bytes) -> str:
@@ -57,7 +68,8 @@ class FabstirGatewayStore:
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
-        self._moving = anyio.Lock()
+        self._moving = LoopLock()
+        self._content_type = 0
 
     @property
     def uri(self) -> str:
@@ -66,40 +78,80 @@ class FabstirGatewayStore:
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
         """Store a blob."""
-        check_blob_size(memoryview(data).nbytes)
+        check_upload_size(memoryview(data).nbytes)
         content = bytes(data)
         blob = await anyio.to_thread.run_sync(BlobId.of, content)
         await self._put(_blob_path(blob.hash), content, "store a blob")
         return blob
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
-        check_hash(hash)
+        check_fetch(hash, size)
         return await second_look(partial(self._get, hash, size))
 
-    async def _get(self, hash: bytes, size: int | None) -> bytes:
-        answer = await self._http.request("GET", _blob_path(hash), body_most=_most(size))
-        if answer.status == 404:
+    async def _get(self, hash: bytes, size: int | AtMost) -> bytes:
+        # One byte too many shows that it is another blob.
+        answer = await self._read(
+            "GET", _blob_path(hash), "read a blob", body_most=size_max(size) + 1, redirects=True, hashed=True
+        )
+        if answer is None:
             raise missing_blob(hash, size)
-        if not answer.ok:
-            raise _failed("read a blob", answer)
-        return await anyio.to_thread.run_sync(partial(check_blob, answer.body, hash, size))
+        return check_blob(answer.body, hash, size, answer.digest)
 
     async def has(self, hash: bytes) -> bool:
         """Return whether there is a file for the blob."""
         check_hash(hash)
-        answer = await self._http.request("HEAD", _blob_path(hash))
-        if not answer.ok and answer.status != 404:
-            raise _failed("look for a blob", answer)
-        return answer.ok
+        return await self._read("HEAD", _blob_path(hash), "look for a blob", body_most=ANSWER_BYTES_MAX) is not None
 
     async def delete(self, hash: bytes) -> bool:
-        """Delete a blob's file; return whether there was one, as far as the gateway tells."""
-        check_hash(hash)
-        answer = await self._http.request("DELETE", _blob_path(hash))
+        """Delete a blob's file; return whether there was one."""
+        # Asked before: some gateways answer the same whether or not there was a file.
+        if not await self.has(hash):
+            return False
+        answer = await self._http.request("DELETE", _blob_path(hash), body_most=ANSWER_BYTES_MAX)
         if not answer.ok and answer.status != 404:
             raise _failed("delete a blob", answer)
         return answer.ok
+
+    async def _read(self, method: str, path: str, doing: str, *, body_most: int, **settings: Any) -> Answer | None:
+        """The answer to a read, or None where the file is not there and the gateway shows that it would know."""
+        ask = partial(self._http.request, method, path, body_most=body_most, **settings)
+        answer = await ask()
+        if answer.status == 404:
+            await self._show_that_it_answers()
+            # Asked again: the portal behind it may have been down a moment ago.
+            answer = await ask()
+        if answer.status == 404:
+            return None
+        if not answer.ok:
+            raise _failed(doing, answer)
+        return answer
+
+    async def _show_that_it_answers(self) -> None:
+        """Reads the marker, which is written first where it is missing.
+
+        Raises:
+            S5Error: the gateway gives no file back, so that its 404 says nothing.
+        """
+        if await self._has_marker():
+            return
+        failure: VectorDBError | None = None
+        try:
+            await self._put(_MARKER_PATH, _MARKER, "write a marker")
+        except VectorDBError as error:
+            failure = error  # it may have arrived all the same
+        if not await self._has_marker():
+            reason = "it took a marker and does not give it back" if failure is None else failure.message
+            raise S5Error(
+                f"The gateway {self._http.authority} answers, but the portal behind it cannot be reached: {reason}",
+                details={"host": self._http.authority, **({} if failure is None else failure.details)},
+            )
+
+    async def _has_marker(self) -> bool:
+        answer = await self._http.request("GET", _MARKER_PATH, body_most=ANSWER_BYTES_MAX)
+        if not answer.ok and answer.status != 404:
+            raise _failed("read a marker", answer)
+        return answer.ok and answer.body == _MARKER
 
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         """Return the current entry of a pointer, or ``None``."""
@@ -109,23 +161,19 @@ class FabstirGatewayStore:
     async def _get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         where = f"{public_key.hex()} of {self._http.base_url}"
         try:
-            answer = await self._http.request("GET", _pointer_path(public_key), body_most=ENTRY_BYTES_MAX)
+            answer = await self._read("GET", _pointer_path(public_key), "read a pointer", body_most=ENTRY_BYTES_MAX)
         except IntegrityError as error:
             raise IntegrityError(
                 f"The stored pointer {where} is damaged: {error.message}",
                 details={"public_key": public_key.hex(), "where": where},
             ) from None
-        if answer.status == 404:
-            return None
-        if not answer.ok:
-            raise _failed("read a pointer", answer)
-        return parse_pointer(answer.body, public_key, where)
+        return None if answer is None else parse_pointer(answer.body, public_key, where)
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
         """Move a pointer, read it before and after; best effort, as the gateway compares nothing."""
         check_new_entry(entry)
         failure: VectorDBError | None = None
-        async with self._moving:
+        async with self._moving.here():
             check_pointer_advances(await self._stored(entry.public_key), entry)
             try:
                 await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")
@@ -156,18 +204,23 @@ class FabstirGatewayStore:
             return None  # damaged counts as none, so that its owner can repair it
 
     async def _put(self, path: str, content: bytes, doing: str) -> None:
-        answer = await self._http.request("PUT", path, content=content, headers=_HEADERS)
+        for kind in range(self._content_type, len(_CONTENT_TYPES)):
+            answer = await self._http.request(
+                "PUT",
+                path,
+                body_most=ANSWER_BYTES_MAX,
+                content=content,
+                headers={"Content-Type": _CONTENT_TYPES[kind], "X-S5-Encryption": "xchacha20-poly1305"},
+            )
+            if answer.status != _UNSUPPORTED:
+                break
         if not answer.ok:
             raise _failed(doing, answer)
+        self._content_type = kind
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-
-def _most(size: int | None) -> int:
-    """Bytes to read of a blob: one too many shows that it is another one."""
-    return BLOB_BYTES_MAX if size is None else size + 1
 
 
 def _failed(doing: str, answer: Answer) -> StorageError:

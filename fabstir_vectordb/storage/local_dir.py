@@ -9,7 +9,8 @@
 
 Every file appears by rename from ``tmp``, after its bytes were flushed to the disk, and the directory is
 flushed after it: after a crash a name is absent or complete. Several processes may share a directory;
-nothing else in it is touched. Symbolic links are followed, access rights follow the umask.
+nothing else in it is touched. Directories may be symbolic links; a blob, a pointer and the lock are regular files, and
+anything else in their place is an error that is found without waiting. Access rights follow the umask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -34,22 +36,25 @@ import anyio.to_thread
 
 from fabstir_vectordb.errors import IntegrityError, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
-from fabstir_vectordb.s5.registry import RegistryEntry
+from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry
 from fabstir_vectordb.storage.base import (
-    BLOB_BYTES_MAX,
     ENTRY_BYTES_MAX,
     IO_THREADS,
+    AtMost,
+    blob_details,
     check_blob,
     check_blob_size,
+    check_fetch,
     check_hash,
     check_new_entry,
     check_pointer_advances,
     check_public_key,
-    damaged_blob,
+    check_stored_size,
     missing_blob,
     parse_pointer,
     storage_error,
 )
+from fabstir_vectordb.storage.regular import is_regular, open_regular, read_regular
 
 if sys.platform == "win32":
     import msvcrt
@@ -79,10 +84,12 @@ class LocalDirStore:
 
     Args:
         root: absolute path of the directory.
+        revision_max: highest revision of a pointer that is taken; the portal takes what nodes take.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, revision_max: int = REVISION_MAX) -> None:
         self._root = root
+        self._revision_max = revision_max
         self._blobs = root / "blobs"
         self._pointers = root / "pointers"
         self._tmp = root / "tmp"
@@ -104,9 +111,9 @@ class LocalDirStore:
         check_blob_size(memoryview(data).nbytes)
         return await _in_thread(partial(self._put, data))
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
-        check_hash(hash)
+        check_fetch(hash, size)
         return await _in_thread(partial(self._get, hash, size))
 
     async def has(self, hash: bytes) -> bool:
@@ -126,7 +133,7 @@ class LocalDirStore:
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
         """Move a pointer to a higher revision; no other process can come between reading and writing."""
-        check_new_entry(entry)
+        check_new_entry(entry, self._revision_max)
         await _in_thread(partial(self._set_pointer, entry))
 
     async def aclose(self) -> None:
@@ -142,28 +149,45 @@ class LocalDirStore:
             _flush_directory(path.parent)
         return blob
 
-    def _get(self, hash: bytes, size: int | None) -> bytes:
+    def _get(self, hash: bytes, size: int | AtMost) -> bytes:
+        return check_blob(self.read_unchecked(hash, size), hash, size)
+
+    def read_unchecked(self, hash: bytes, size: int | AtMost) -> bytes:
+        """Return a blob as it lies there, for somebody who checks its hash; blocks, so it belongs into a thread.
+
+        Args:
+            hash: BLAKE3-256, 32 bytes.
+            size: as for `get`.
+
+        Raises:
+            NotFoundError: there is no such blob.
+            IntegrityError: what is stored has another size, or is no regular file.
+            StorageError: the system cannot read it.
+        """
         path = self.blob_path(hash)
         with _reporting(f"read {path}"):
             try:
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     actual = os.fstat(file.fileno()).st_size
-                    limit = BLOB_BYTES_MAX if size is None else size
-                    if actual > limit or (size is not None and actual != size):
-                        raise damaged_blob(hash, size, expected=limit, actual=actual)
-                    data = file.read()
+                    check_stored_size(actual, hash, size)
+                    # One byte more than it has: it may be growing.
+                    return file.read(actual + 1)
             except FileNotFoundError:
+                self._check_links()
                 raise missing_blob(hash, size) from None
-        return check_blob(data, hash, size)
+            except IntegrityError as error:
+                raise IntegrityError(
+                    f"A stored blob is damaged: {error.message}" if "where" in error.details else error.message,
+                    details={**blob_details(hash, size), **error.details},
+                ) from None
 
     def _has(self, hash: bytes) -> bool:
         path = self.blob_path(hash)
         with _reporting(f"look up {path}"):
-            try:
-                path.stat()
-            except FileNotFoundError:
-                return False
-        return True
+            found = is_regular(path)
+            if not found:
+                self._check_links()
+            return found
 
     def _delete(self, hash: bytes) -> bool:
         path = self.blob_path(hash)
@@ -178,11 +202,15 @@ class LocalDirStore:
         path = self._pointer_path(public_key)
         with _reporting(f"read {path}"):
             try:
-                with path.open("rb") as file:
-                    # One byte more than any entry: a longer file is noticed without being read.
-                    raw = file.read(ENTRY_BYTES_MAX + 1)
+                raw = read_regular(path, ENTRY_BYTES_MAX)
             except FileNotFoundError:
+                self._check_links()
                 return None
+            except IntegrityError as error:
+                raise IntegrityError(
+                    f"The stored pointer {path} is damaged: {error.message}",
+                    details={"public_key": public_key.hex(), "where": str(path)},
+                ) from None
         return parse_pointer(raw, public_key, str(path))
 
     def _set_pointer(self, entry: RegistryEntry) -> None:
@@ -214,6 +242,13 @@ class LocalDirStore:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+    def _check_links(self) -> None:
+        """Raise FileNotFoundError where a directory is a link to a place that is not there, as on a disk that is not
+        mounted: what it lacks is not absent."""
+        for directory in (self._root, self._blobs, self._pointers):
+            if directory.is_symlink() and not directory.exists():
+                raise FileNotFoundError(errno.ENOENT, "the target of this link is not there", str(directory))
 
     def _sweep_once(self) -> None:
         with self._sweep_lock:
@@ -261,12 +296,12 @@ def _holds(path: Path, data: bytes | bytearray | memoryview, size: int) -> bool:
     step = 2**20
     view = memoryview(data).cast("B")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             # Copied to bytes because a memoryview compares item by item, eight times slower.
             return all(file.read(step) == bytes(view[start : start + step]) for start in range(0, size, step))
-    except OSError:
+    except (OSError, IntegrityError):
         # Whatever it is, the rename will replace it or say why it cannot.
         return False
 
@@ -301,8 +336,11 @@ def _flush_directory(path: Path) -> None:
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, against other processes and other threads of this one."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IntegrityError(f"{path} is no regular file", details={"where": str(path)})
         if sys.platform == "win32":
             while True:
                 try:

@@ -18,12 +18,15 @@ from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
+    AtMost,
     check_blob,
     check_blob_size,
+    check_fetch,
     check_hash,
     check_new_entry,
     check_pointer_advances,
     check_public_key,
+    check_stored_size,
     missing_blob,
     parse_pointer,
 )
@@ -129,13 +132,14 @@ class MemoryStore:
             self._space.blobs[blob.hash] = content
         return blob
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
-        check_hash(hash)
+        check_fetch(hash, size)
         with self._space.lock:
             data = self._space.blobs.get(hash)
         if data is None:
             raise missing_blob(hash, size)
+        check_stored_size(len(data), hash, size)
         if len(data) <= _INLINE_BYTES_MAX:
             return check_blob(data, hash, size)
         return await anyio.to_thread.run_sync(partial(check_blob, data, hash, size))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import anyio
-
 from fabstir_vectordb.errors import S5Error
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
-from fabstir_vectordb.storage.base import Store
+from fabstir_vectordb.storage.base import AtMost, Store
+from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX
 from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
 from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.s5_account import AccountSeed
 from fabstir_vectordb.storage.s5_portal import S5PortalStore
 
@@ -28,7 +28,7 @@ class ProbedStore:
         self._http = http
         self._account_seed = account_seed
         self._found: Store | None = None
-        self._probing = anyio.Lock()
+        self._probing = LoopLock()
 
     @property
     def uri(self) -> str:
@@ -37,18 +37,18 @@ class ProbedStore:
 
     async def _store(self) -> Store:
         if self._found is None:
-            async with self._probing:
+            async with self._probing.here():
                 self._found = self._found or await self._probe()
         return self._found
 
     async def _probe(self) -> Store:
         """An S5 node tells its version; a gateway tells its health, which no node does."""
-        version = await self._http.request("GET", "/s5/version")
+        version = await self._http.request("GET", "/s5/version", body_most=ANSWER_BYTES_MAX)
         document = version.json() if version.ok else None
         if isinstance(document, dict) and "node" in document:
             return S5PortalStore(self._http, self._account_seed)
         for path in ("/health", "/s5/health"):
-            health = await self._http.request("GET", path)
+            health = await self._http.request("GET", path, body_most=ANSWER_BYTES_MAX)
             document = health.json() if health.ok else None
             if isinstance(document, dict) and "status" in document:
                 return FabstirGatewayStore(self._http)
@@ -63,7 +63,7 @@ class ProbedStore:
         """Store a blob."""
         return await (await self._store()).put(data)
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
         return await (await self._store()).get(hash, size)
 

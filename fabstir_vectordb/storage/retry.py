@@ -6,15 +6,15 @@ not come back together. A server that says how long to wait gets its way, within
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
-import tenacity
 
 from fabstir_vectordb.errors import IntegrityError, VectorDBError
+
+if TYPE_CHECKING:
+    import tenacity
 
 __all__ = ["NotNowError", "asked_pause", "repeated", "second_look"]
 
@@ -53,6 +53,8 @@ async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T
     Raises:
         VectorDBError: the error of the last attempt.
     """
+    import tenacity  # takes some 30 ms, which no session needs to start
+
     attempts = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(1 + max_retries),
         wait=_pause,
@@ -84,19 +86,22 @@ def asked_pause(retry_after: str | None) -> float:
         return 0.0
     if retry_after.isascii() and retry_after.isdecimal():
         return min(float(retry_after), _RETRY_AFTER_MOST_S)
+    import datetime
+    import email.utils
+
     try:
         date = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=datetime.UTC)
-    seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=datetime.UTC)
+        seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0  # what the library raises at the dates of hostile servers
     return min(max(seconds, 0.0), _RETRY_AFTER_MOST_S)
 
 
-_backoff: Final = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_PAUSE_MOST_S)
-
-
 def _pause(state: tenacity.RetryCallState) -> float:
+    import tenacity
+
     failed = None if state.outcome is None else state.outcome.exception()
-    return max(_backoff(state), failed.pause_s if isinstance(failed, NotNowError) else 0.0)
+    backoff = tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=_PAUSE_MOST_S)
+    return max(backoff(state), failed.pause_s if isinstance(failed, NotNowError) else 0.0)

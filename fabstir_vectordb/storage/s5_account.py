@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 from fabstir_vectordb.errors import S5Error
 from fabstir_vectordb.s5.keys import ed25519_public_key, ed25519_sign, portal_challenge_response
-from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
+from fabstir_vectordb.storage.http import HttpClient
 
 __all__ = ["AccountSeed", "sign_in"]
 
@@ -25,7 +27,8 @@ _Deed = Literal["login", "register"]
 
 _TYPES: Final[dict[_Deed, int]] = {"register": 1, "login": 2}
 _CHALLENGE_BYTES: Final = 32
-_TOKEN_CHARS_MAX: Final = 4_096
+#: What may stand in a header.
+_TOKEN: Final = re.compile(r"[!-~]{1,4096}", re.ASCII)
 _LABEL: Final = "fabstir_vectordb"
 
 
@@ -65,7 +68,7 @@ async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> 
     """Answers the node's challenge: a token, or the answer that refused."""
     path, public_key = f"/s5/account/{deed}", _to_base64url(ed25519_public_key(seed))
     # What a node does not know it refuses with a 500, like everything else.
-    asked = await http.request("GET", path, params={"pubKey": public_key}, final=(500,))
+    asked = await http.request("GET", path, body_most=ANSWER_BYTES_MAX, params={"pubKey": public_key}, final=(500,))
     if not asked.ok:
         return asked
     response = portal_challenge_response(_TYPES[deed], _challenge(asked), authority)
@@ -75,7 +78,7 @@ async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> 
         "signature": _to_base64url(ed25519_sign(seed, response)),
         "label": _LABEL,
     }
-    answer = await http.request("POST", path, document=document, final=(500,))
+    answer = await http.request("POST", path, body_most=ANSWER_BYTES_MAX, document=document, final=(500,))
     return _token(answer) if answer.ok else answer
 
 
@@ -93,7 +96,7 @@ def _token(answer: Answer) -> str:
     # Some portals send only the cookie.
     document: Any = answer.json()
     token = answer.cookies.get("s5-auth-token") or (document.get("authToken") if isinstance(document, dict) else None)
-    if not isinstance(token, str) or not 0 < len(token) <= _TOKEN_CHARS_MAX or not token.isascii():
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise S5Error("The portal let us in and gave no token", retryable=False)
     return token
 

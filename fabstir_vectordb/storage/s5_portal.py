@@ -27,23 +27,30 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
-    BLOB_BYTES_MAX,
+    AtMost,
     check_blob,
-    check_blob_size,
+    check_fetch,
     check_hash,
     check_new_entry,
     check_public_key,
+    check_upload_size,
     damaged_blob,
+    exact_size,
     missing_blob,
     parse_pointer,
+    size_max,
 )
-from fabstir_vectordb.storage.http import Answer, HttpClient, reason_of
+from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
+from fabstir_vectordb.storage.http import HttpClient
+from fabstir_vectordb.storage.loops import LoopLock
 from fabstir_vectordb.storage.retry import second_look
 from fabstir_vectordb.storage.s5_account import AccountSeed, sign_in
 
 __all__ = ["S5PortalStore"]
 
 _ENTRY_JSON_MAX: Final = 4_096
+#: A blob may lie in many places.
+_LOCATIONS_JSON_MAX: Final = 64 * 1024
 _REFUSED: Final = (401, 403)
 
 
@@ -81,8 +88,9 @@ class S5PortalStore:
     def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
         self._http = http
         self._account_seed = account_seed
-        self._signing_in = anyio.Lock()
+        self._signing_in = LoopLock()
         self._route = 0
+        self._is_node = False
 
     @property
     def uri(self) -> str:
@@ -91,13 +99,13 @@ class S5PortalStore:
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
         """Store a blob; the node's answer must name it as we do."""
-        check_blob_size(memoryview(data).nbytes)
+        check_upload_size(memoryview(data).nbytes)
         content, blob = await anyio.to_thread.run_sync(_copied, data)
         await second_look(partial(self._upload, content, blob))
         return blob
 
     async def _upload(self, content: bytes, blob: BlobId) -> None:
-        answer = await self._request("POST", "/s5/upload", file=content)
+        answer = await self._request("POST", "/s5/upload", file=content, body_most=ANSWER_BYTES_MAX)
         if not answer.ok:
             raise _failed("store a blob", answer)
         document = answer.json()
@@ -108,9 +116,9 @@ class S5PortalStore:
         if stored.hash != blob.hash:
             raise damaged_blob(blob.hash, blob.size, expected=blob.hash.hex(), actual=stored.hash.hex())
 
-    async def get(self, hash: bytes, size: int | None = None) -> bytes:
+    async def get(self, hash: bytes, size: int | AtMost) -> bytes:
         """Return a blob after checking its hash."""
-        check_hash(hash)
+        check_fetch(hash, size)
         token = self._http.token
         try:
             return await self._get(hash, size)
@@ -120,19 +128,24 @@ class S5PortalStore:
         await self._sign_in(token)
         return await self._get(hash, size)
 
-    async def _get(self, hash: bytes, size: int | None) -> bytes:
+    async def _get(self, hash: bytes, size: int | AtMost) -> bytes:
         """As `get`, without signing in: the first routes are open to all, and most nodes need no others."""
-        blob = BlobId(hash, size or 0)
+        blob = BlobId(hash, exact_size(size) or 0)
         damage: IntegrityError | None = None
         failure: VectorDBError | None = None
         for route in self._routes():
             try:
                 # 500 is what a node says to a form of CID that it does not understand.
                 answer = await self._http.request(
-                    "GET", _ROUTES[route](blob), body_most=_most(size), redirects=True, final=(500,)
+                    "GET",
+                    _ROUTES[route](blob),
+                    body_most=size_max(size) + 1,  # one byte too many shows that it is another blob
+                    redirects=True,
+                    hashed=True,
+                    final=(500,),
                 )
                 if answer.ok:
-                    data = await anyio.to_thread.run_sync(partial(check_blob, answer.body, hash, size))
+                    data = check_blob(answer.body, hash, size, answer.digest)
                     self._route = route
                     return data
             except IntegrityError as error:
@@ -148,9 +161,10 @@ class S5PortalStore:
             raise damage
         # A blob is missing only where the node says so; some say 500 for it, and 401 before they look. Who takes a
         # trouble of the moment for a loss may give up what is still there.
-        if failure is None or (
-            failure.details.get("status") in (500, *_REFUSED) and await self._is_located(hash) is False
-        ):
+        if failure is None:
+            await self._show_that_it_is_a_node()
+            raise missing_blob(hash, size)
+        if failure.details.get("status") in (500, *_REFUSED) and await self._is_located(hash) is False:
             raise missing_blob(hash, size)
         raise failure
 
@@ -165,7 +179,9 @@ class S5PortalStore:
     async def _is_located(self, hash: bytes) -> bool | None:
         """Whether the node knows a place of the blob; None where it does not answer such questions."""
         multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
-        answer = await self._http.request("GET", f"/s5/debug/storage_locations/{multihash}")
+        answer = await self._http.request(
+            "GET", f"/s5/debug/storage_locations/{multihash}", body_most=_LOCATIONS_JSON_MAX
+        )
         document = answer.json() if answer.ok else None
         if isinstance(document, dict) and isinstance(document.get("locations"), list):
             return bool(document["locations"])
@@ -178,7 +194,7 @@ class S5PortalStore:
         check_hash(hash)
         if not await self.has(hash):
             return False
-        answer = await self._request("DELETE", f"/s5/delete/{_old(BlobId(hash, 0))}")
+        answer = await self._request("DELETE", f"/s5/delete/{_old(BlobId(hash, 0))}", body_most=ANSWER_BYTES_MAX)
         if not answer.ok and answer.status not in (*_REFUSED, 404, 405):
             raise _failed("delete a blob", answer)
         return answer.ok
@@ -192,6 +208,7 @@ class S5PortalStore:
         pk = base64.urlsafe_b64encode(public_key).decode().rstrip("=")
         answer = await self._request("GET", "/s5/registry", params={"pk": pk}, body_most=_ENTRY_JSON_MAX)
         if answer.status == 404:
+            await self._show_that_it_is_a_node()
             return None
         if not answer.ok:
             raise _failed("read a pointer", answer)
@@ -205,13 +222,33 @@ class S5PortalStore:
             ) from None
         return parse_pointer(raw, public_key, where)
 
+    async def _show_that_it_is_a_node(self) -> None:
+        """Asks for the version once: a 404 of a server that is no S5 node says nothing about a pointer.
+
+        Raises:
+            S5Error: it does not tell the version of a node.
+        """
+        if self._is_node:
+            return
+        answer = await self._http.request("GET", "/s5/version", body_most=ANSWER_BYTES_MAX)
+        if not answer.ok or not isinstance(answer.json(), dict):
+            raise S5Error(
+                f"{self._http.authority} knows no pointer and does not answer as an S5 node (/s5/version): "
+                "what it lacks is not taken for absent",
+                details={"host": self._http.authority, "status": answer.status},
+                retryable=False,
+            )
+        self._is_node = True
+
     async def set_pointer(self, entry: RegistryEntry) -> None:
         """Move a pointer; after any failure it is read back: our own entry there is success."""
         check_new_entry(entry)
         failure: VectorDBError
         try:
             # 500 is what a node says to a revision that is too low.
-            answer = await self._request("POST", "/s5/registry", document=entry.to_portal_json(), final=(500,))
+            answer = await self._request(
+                "POST", "/s5/registry", document=entry.to_portal_json(), body_most=ANSWER_BYTES_MAX, final=(500,)
+            )
             if answer.ok:
                 return
             failure = _failed("move a pointer", answer)
@@ -246,7 +283,7 @@ class S5PortalStore:
     async def _sign_in(self, refused: str | None) -> None:
         """Gets another token than the one that was refused."""
         assert self._account_seed is not None
-        async with self._signing_in:
+        async with self._signing_in.here():
             if self._http.token == refused:  # else another task was here first
                 self._http.token = await sign_in(self._http, self._account_seed)
 
@@ -258,11 +295,6 @@ class S5PortalStore:
 def _copied(data: bytes | bytearray | memoryview) -> tuple[bytes, BlobId]:
     content = bytes(data)
     return content, BlobId.of(content)
-
-
-def _most(size: int | None) -> int:
-    """Bytes to read of a blob: one too many shows that it is another one."""
-    return BLOB_BYTES_MAX if size is None else size + 1
 
 
 def _failed(doing: str, answer: Answer) -> VectorDBError:

@@ -177,8 +177,9 @@ typedef struct fvdb_rows {
  * Rows that lists will take need no graph.  for_lists leaves them without one, while the index has none: they are
  * scanned until fvdb_train, fvdb_migrate and fvdb_vacuum have put them where they belong, and no save may come before.
  * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
- * out (SKIP).  The same id twice in one call is always FVDB_ERR_DUPLICATE_ID.
- * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when skipped.  out_replaced: n entries, the slot that the row
+ * out (SKIP).  The same id twice in one call: FVDB_ERR_DUPLICATE_ID, or the last of its rows counts (REPLACE), or the
+ * first (SKIP), and the others are left out.
+ * out_slots: n entries, the new row's slot, FVDB_NO_SLOT when left out.  out_replaced: n entries, the slot that the row
  * replaced, else FVDB_NO_SLOT.  control may be NULL.
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR, _ID, _DUPLICATE_ID, _MEMORY, _CANCELLED, _TOO_MANY or
  * _THREAD; on error the index is as before and outputs are undefined. */

@@ -211,10 +211,14 @@ static void test_the_same_id_twice_in_a_call(void) {
     uint32_t slots[3], replaced[3];
     fvdb_rows rows = {3, vectors, (const uint8_t *)"aba", offsets, times, NULL, 0};
     fvdb_diag diag = {0};
-    for (uint32_t mode = 0; mode < 3; mode++) {
-        CHECK(fvdb_add(index, &rows, mode, slots, replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
-        CHECK(diag.row == 2 && diag.actual == 0);
-    }
+    CHECK(fvdb_add(index, &rows, FVDB_ON_CONFLICT_ERROR, slots, replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
+    CHECK(diag.row == 2 && diag.actual == 0);
+    /* The first counts, then the last, which replaces the row that is live by now. */
+    CHECK(fvdb_add(index, &rows, FVDB_ON_CONFLICT_SKIP, slots, replaced, NULL, &diag) == FVDB_OK);
+    CHECK(slots[0] == 0 && slots[1] == 1 && slots[2] == FVDB_NO_SLOT);
+    CHECK(fvdb_add(index, &rows, FVDB_ON_CONFLICT_REPLACE, slots, replaced, NULL, &diag) == FVDB_OK);
+    CHECK(slots[0] == FVDB_NO_SLOT && slots[1] == 2 && slots[2] == 3);
+    CHECK(replaced[0] == FVDB_NO_SLOT && replaced[1] == 1 && replaced[2] == 0);
     fvdb_free(index);
 }
 

@@ -130,10 +130,50 @@ static void test_training_does_not_depend_on_threads(void) {
     free_rows(&t);
 }
 
+/* Codes say nothing inside of tight clusters, high halves nothing far from the origin; other rows are told apart.  The
+ * verdict does not depend on the number of threads. */
+static void test_coarse_codes_are_noticed(void) {
+    enum { N = 8192, DIM = 24, CLUSTERS = 16 };
+    static const struct {
+        float centre, spread; /* of the clusters, of the rows in one */
+        bool coarse[2];       /* by memory setting */
+    } kinds[] = {{0, 1, {false, false}}, {10, 0.5f, {true, false}}, {1000, 0.5f, {true, true}}};
+    crew *crews[2];
+    CHECK(crew_start(1, &crews[0], NULL) == FVDB_OK && crew_start(3, &crews[1], NULL) == FVDB_OK);
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
+        test_rows t = make_rows(N, DIM, "row", 0, 7);
+        for (uint32_t i = 0; i < N; i++)
+            for (uint32_t d = 0; d < DIM; d++) {
+                const float sign = mix64(i % CLUSTERS * DIM + d) & 1 ? 1 : -1;
+                t.vectors[i * DIM + d] = sign * kinds[kind].centre + kinds[kind].spread * t.vectors[i * DIM + d];
+            }
+        for (uint32_t memory = 0; memory < 2; memory++) {
+            for (size_t at = 0; at < 2; at++) {
+                store s;
+                fill(&s, &t, FVDB_METRIC_L2, memory, DIM, crews[at]);
+                CHECK(codes_train(&s, N, &s.book, crews[at], NULL) == FVDB_OK);
+                CHECK(store_reserve(&s, s.n, 0, NULL) == FVDB_OK);
+                codes_encode(&s, 0, s.n, crews[at]);
+                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_OK);
+                CHECK(s.book.coarse == kinds[kind].coarse[memory]);
+                mem_fail_after(1);
+                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_ERR_MEMORY);
+                mem_fail_after(0);
+                CHECK(s.book.coarse == kinds[kind].coarse[memory]);
+                store_free(&s);
+            }
+        }
+        free_rows(&t);
+    }
+    crew_stop(crews[0]);
+    crew_stop(crews[1]);
+}
+
 int main(void) {
     RUN(test_distances);
     RUN(test_a_row_is_at_distance_zero_from_itself);
     RUN(test_hits_come_out_in_order_ties_by_id);
     RUN(test_training_does_not_depend_on_threads);
+    RUN(test_coarse_codes_are_noticed);
     return check_done();
 }

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabstir_vectordb import VectorDBSession
-from fabstir_vectordb.persist.manifest import MANIFEST_NAME, decode_manifest
-from fabstir_vectordb.persist.versions import CATALOGUE_PATH, history_path, index_path
+from fabstir_vectordb.persist.manifest import decode_manifest
+from fabstir_vectordb.persist.parts import MANIFEST_NAME
+from fabstir_vectordb.persist.version import CATALOGUE_PATH, history_path, index_path
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import decrypt_mutable, decrypt_static, is_mutable
 from fabstir_vectordb.s5.dirv1 import FileEntry, decode_directory

@@ -21,10 +21,12 @@ import pytest
 from holding import Held, turns, until
 from saving import PHRASE, SEED, add_rows, rows, session_on
 
+import fabstir_vectordb.index.searcher
 import fabstir_vectordb.session
 from fabstir_vectordb import ConflictError, SessionError, VectorDBSession, sync
 from fabstir_vectordb._native.handle import NativeIndex
-from fabstir_vectordb.index import Index, IndexSettings, prepare_batch
+from fabstir_vectordb.index import Index, prepare_batch
+from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -111,7 +113,7 @@ async def test_a_scan_of_many_rows_leaves_the_event_loops_thread(monkeypatch: py
         await add_rows(session, 1200)
         query = rows(1)[0]
         for exact, values in [(False, 1), (True, 1200 * 16), (True, 1200 * 16 - 1)]:
-            monkeypatch.setattr(fabstir_vectordb.session, "_INLINE_SCAN_VALUES_MAX", values)
+            monkeypatch.setattr(fabstir_vectordb.index.searcher, "_SHORT_SCAN_VALUES_MAX", values)
             await session.search(query, 1, exact=exact, ef_search=None if exact else 10)
     assert there == [True, True, False]
 
@@ -350,7 +352,7 @@ async def test_search_batch_finishes_beside_adds_without_end() -> None:
 def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever the native core is asked, a change is waiting to come in between: the worst case, made certain."""
     base = rows(40, 8)
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     batch = prepare_batch([f"r{i}" for i in range(40)], base, None, None, lambda: 0, None)
     index.add(batch)
     met = 0
@@ -360,13 +362,13 @@ def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: py
         nonlocal met
         hits = real(native, *args, **kwargs)
         # The reader that holds the lock keeps changes out.
-        if met < 100 and not index._write.locked():
+        if met < 100 and not index.gate.lock.locked():
             met += 1
             index.add(batch, "replace")
         return hits
 
     monkeypatch.setattr(NativeIndex, "search", search)
-    assert [hits[0].id for hits in index.search_batch(base[:3], 1, None)] == ["r0", "r1", "r2"]
+    assert [hits[0].id for hits in index.search_batch(base[:3], SearchRequest(base[0], 1, None))] == ["r0", "r1", "r2"]
     assert met == 1
     index.close()
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saving import SEED, Objects, add_rows, content, session_on
+from saving import SEED, START_US, Objects, add_rows, content, session_on
 
-from fabstir_vectordb import VectorDBSession
+from fabstir_vectordb import VectorDBSession, VectorInput
 from fabstir_vectordb.errors import IntegrityError, NotFoundError, StorageError
-from fabstir_vectordb.persist.manifest import MANIFEST_NAME, Manifest, PartRecord, encode_manifest
-from fabstir_vectordb.persist.save import _seal, _seal_root, _with_hash
+from fabstir_vectordb.persist import load as load_module
+from fabstir_vectordb.persist.manifest import Manifest, encode_manifest
+from fabstir_vectordb.persist.parts import MANIFEST_NAME, PartRecord, seal, with_hash
+from fabstir_vectordb.persist.save import _seal_root
 from fabstir_vectordb.s5 import cbor
-from fabstir_vectordb.s5.cid import blake3_hash
+from fabstir_vectordb.s5.cid import ShareCid, blake3_hash
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.storage import open_store
 
@@ -205,8 +207,8 @@ async def forge(root: Path, cid: str, change: Callable[[Manifest, dict[str, File
     files = objects.files(cid)
     manifest = change(objects.manifest(cid), files)
     plain = manifest if isinstance(manifest, bytes) else encode_manifest(manifest)
-    entry, blob = _seal(plain, key, "application/cbor")
-    files[MANIFEST_NAME] = _with_hash(entry, (await store.put(blob)).hash)
+    entry, blob = seal(plain, key, "application/cbor")
+    files[MANIFEST_NAME] = with_hash(entry, (await store.put(blob)).hash)
     return str(await store.put(_seal_root(files, key)))
 
 
@@ -238,6 +240,7 @@ async def test_a_manifest_that_disagrees_with_its_parts_is_refused(saved: tuple[
         "a part less": lambda m, f: replace(m, parts=m.parts[1:]),
         "a part more": lambda m, f: replace(m, parts=(*m.parts, PartRecord("ids.0001", bytes(32), 1, "raw"))),
         "no dimension": lambda m, f: replace(m, dim=0, rows=0, live=0, graph_rows=0),
+        "fewer rows with a vector": lambda m, f: replace(m, with_vector=m.rows - 1),
         "no manifest at all": lambda m, f: b"\x00",
     }
     for name, change in cases.items():
@@ -247,6 +250,38 @@ async def test_a_manifest_that_disagrees_with_its_parts_is_refused(saved: tuple[
             with pytest.raises(IntegrityError):
                 await session.verify(forged)
         assert name
+
+
+async def test_a_version_whose_writer_left_a_part_out_is_refused_at_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every kind, whole and lazily, and through a share CID, whose key is the writer's to choose."""
+    clock = {"clock": lambda: START_US / 1e6 + 1_300}
+    async with await session_on(tmp_path.as_uri(), chunk_size=64, recent_window_s=1_000, **clock) as session:
+        await add_rows(session, 1_400, dim=4)
+        await session.add_vectors([VectorInput("bare", None, {"n": -1}, timestamp=START_US / 1e6 + 1_250)])
+        await session.optimize()
+        cid = await session.save_to_s5()
+    objects, store, key = Objects(tmp_path), open_store(tmp_path.as_uri()), bytes(range(32))
+    manifest, kept = objects.manifest(cid), {"documents", "expiries", "documents.changed"}
+    left_out = [part.name for part in manifest.parts if part.name.rpartition(".")[0] not in kept]
+    kinds = {name.rpartition(".")[0] for name in left_out}
+    assert len(kinds) == 10
+    # The first and the last of each kind.
+    some = {one(name for name in left_out if name.startswith(f"{kind}.0")) for kind in kinds for one in (min, max)}
+    for lazy_bytes_min in (0, 10**9):
+        monkeypatch.setattr(load_module, "_LAZY_BYTES_MIN", lazy_bytes_min)
+        for name in sorted(some):
+            files = objects.files(cid)
+            del files[name]
+            fewer = replace(manifest, parts=tuple(part for part in manifest.parts if part.name != name))
+            entry, blob = seal(encode_manifest(fewer), key, "application/cbor")
+            files[MANIFEST_NAME] = with_hash(entry, (await store.put(blob)).hash)
+            root = await store.put(_seal_root(files, key))
+            async with await session_on(tmp_path.as_uri(), user_seed_phrase="a reader's secret") as session:
+                with pytest.raises(IntegrityError) as caught:
+                    await session.load_user_vectors(ShareCid(key, root.hash).reveal())
+                assert caught.value.details["part"], name
 
 
 def drop(files: dict[str, FileEntry], name: str) -> None:
@@ -323,11 +358,11 @@ async def test_a_bomb_stops_at_the_announced_size(saved: tuple[Path, str]) -> No
 
     objects, store = Objects(root), open_store(root.as_uri())
     bomb = compress(bytes(256 * 1024 * 1024), 1)
-    entry, blob = _seal(bomb, objects.keys.encryption_key, "application/octet-stream")
+    entry, blob = seal(bomb, objects.keys.encryption_key, "application/octet-stream")
     digest = (await store.put(blob)).hash
 
     def plant(manifest: Manifest, files: dict[str, FileEntry]) -> Manifest:
-        files["documents.0000"] = _with_hash(entry, digest)
+        files["documents.0000"] = with_hash(entry, digest)
         return with_part(
             manifest,
             "documents.0000",
@@ -351,7 +386,7 @@ async def test_random_metadata_pages_never_pass(saved: tuple[Path, str]) -> None
     generator = random.Random(SEED)
     for size in (0, 1, 16, 64, 1000):
         page = generator.randbytes(size)
-        entry, blob = _seal(page, objects.keys.encryption_key, "application/octet-stream")
+        entry, blob = seal(page, objects.keys.encryption_key, "application/octet-stream")
         digest = (await store.put(blob)).hash
 
         def plant(
@@ -361,7 +396,7 @@ async def test_random_metadata_pages_never_pass(saved: tuple[Path, str]) -> None
             entry: FileEntry = entry,
             digest: bytes = digest,
         ) -> Manifest:
-            files["documents.0000"] = _with_hash(entry, digest)
+            files["documents.0000"] = with_hash(entry, digest)
             return with_part(manifest, "documents.0000", size=len(page), codec="raw", hash=blake3_hash(page))
 
         forged = await forge(root, cid, plant)

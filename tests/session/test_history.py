@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from saving import Objects, add_rows, content, identity, session_on
 
-from fabstir_vectordb.errors import IntegrityError, NotFoundError, VectorDBError
+from fabstir_vectordb import VectorInput
+from fabstir_vectordb.errors import ConflictError, IntegrityError, NotFoundError, StorageError, VectorDBError
 from fabstir_vectordb.persist import records
 from fabstir_vectordb.persist.records import HISTORY_ENTRIES_MAX, read_history, record_version
-from fabstir_vectordb.persist.versions import HistoryEntry, Lineage, PersistSettings
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import encrypt_mutable
 from fabstir_vectordb.s5.keys import root_nonce
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
-from fabstir_vectordb.storage import open_store
+from fabstir_vectordb.storage import LocalDirStore, MemoryStore, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -164,12 +165,12 @@ async def test_a_load_enters_what_an_interrupted_save_left_out(uri: str, monkeyp
     async def nothing(*args: Any, **kwargs: Any) -> None:
         return None
 
-    import fabstir_vectordb.persist.save as save_module
+    import fabstir_vectordb.session as session_module
 
     async with await session_on(uri) as session:
         await add_rows(session, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(save_module, "record_version", nothing)
+            patch.setattr(session_module, "record_version", nothing)
             cid = await session.save_to_s5()
     async with await session_on(uri) as other:
         assert await other.history() == []
@@ -269,3 +270,107 @@ async def test_a_newer_record_is_neither_read_nor_replaced() -> None:
     assert head is not None
     assert head.revision == 1
     assert lineage.unrecorded == [entry(1)]
+
+
+async def test_the_newest_version_is_marked_and_refused_ones_stand_below_what_they_lost_against(uri: str) -> None:
+    async with await session_on(uri) as first, await session_on(uri) as second:
+        await add_rows(first, 2)
+        oldest = await first.save_to_s5()
+        await add_rows(first, 1, first=2)
+        head = await first.save_to_s5()
+        await add_rows(second, 9)
+        for _ in range(2):
+            with pytest.raises(ConflictError) as caught:
+                await second.save_to_s5()
+        refused = caught.value.details["cid"]
+        listed = await first.history()
+        assert [(version.cid, version.head, version.refused) for version in listed] == [
+            (head, True, False),
+            (refused, False, True),
+            (oldest, False, False),
+        ]
+        # Once it supersedes the head it is listed as that, and once only.
+        assert await second.save_to_s5(on_conflict="overwrite") == refused
+        listed = await second.history()
+        assert [(version.cid, version.head, version.refused) for version in listed] == [
+            (refused, True, False),
+            (head, False, False),
+            (oldest, False, False),
+        ]
+        # A version that becomes the newest again moves up.
+        await first.load_user_vectors(oldest)
+        await first.save_to_s5(on_conflict="overwrite")
+        assert [version.cid for version in await first.history()] == [oldest, refused, head]
+
+
+async def test_a_damaged_pointer_does_not_hide_the_history(tmp_path: Path) -> None:
+    async with await session_on(tmp_path.as_uri()) as session:
+        await add_rows(session, 2)
+        cid = await session.save_to_s5()
+        Objects(tmp_path).pointer().write_bytes(b"damaged")
+        assert [(version.cid, version.head) for version in await session.history()] == [(cid, False)]
+
+
+async def test_a_superseded_record_is_deleted(tmp_path: Path) -> None:
+    objects = Objects(tmp_path)
+    async with await session_on(tmp_path.as_uri()) as session:
+        records: set[Path] = set()
+        for number in range(4):
+            await add_rows(session, 1, first=number)
+            await session.save_to_s5()
+            records.add(objects.record(objects.history))
+        assert len(records) == 4
+        assert [path for path in records if path.exists()] == [objects.record(objects.history)]
+        assert objects.record(objects.catalogue).exists()
+        assert len(await session.history()) == 4
+
+
+async def test_a_record_that_is_superseded_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await session_on(tmp_path.as_uri()) as writer, await session_on(tmp_path.as_uri()) as reader:
+        await add_rows(writer, 1)
+        cids = [await writer.save_to_s5()]
+        await reader.history()
+        ask, raced = LocalDirStore.get_pointer, []
+
+        async def slow(store: LocalDirStore, public_key: bytes) -> Any:
+            entry = await ask(store, public_key)
+            if store is reader._workspace.store and public_key == Objects(tmp_path).history.public_key and not raced:
+                raced.append(True)
+                await add_rows(writer, 1, first=1)
+                cids.append(await writer.save_to_s5())
+            return entry
+
+        monkeypatch.setattr(LocalDirStore, "get_pointer", slow)
+        assert [version.cid for version in await reader.history()] == cids[::-1]
+        assert raced
+
+
+async def test_a_store_that_deletes_nothing_keeps_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(store: LocalDirStore, hash: bytes) -> bool:
+        raise StorageError("read only")
+
+    monkeypatch.setattr(LocalDirStore, "delete", refuse)
+    async with await session_on(tmp_path.as_uri()) as session:
+        for number in range(2):
+            await add_rows(session, 1, first=number)
+            await session.save_to_s5()
+        assert len(await session.history()) == 2
+
+
+async def test_many_small_saves_grow_a_store_by_what_they_store() -> None:
+    """Records together would grow with the square of the number of saves."""
+    uri = f"memory:{uuid.uuid4()}"
+
+    def held() -> int:
+        return sum(map(len, MemoryStore(uri.removeprefix("memory:"))._space.blobs.values()))
+
+    sizes = []
+    async with await session_on(uri) as session:
+        for number in range(90):
+            await session.add_vectors([VectorInput("a", [1.0, float(number)])], on_conflict="replace")
+            await session.vacuum()
+            await session.save_to_s5()
+            sizes.append(held())
+    assert sizes[89] - sizes[59] < 1.2 * (sizes[59] - sizes[29])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from saving import content, rows, session_on
 
 from fabstir_vectordb import InvalidInputError, VectorDBSession
-from fabstir_vectordb.metadata.arena import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
+from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 
 pytestmark = pytest.mark.anyio
 
@@ -142,3 +143,28 @@ async def test_a_schema_holds_for_adds_and_updates_and_is_saved() -> None:
             await session.add_batch(["b"], rows(1))
         await session.load_user_vectors()
         await session.add_batch(["b"], rows(1))
+
+
+async def test_a_schema_may_name_its_required_fields_apart() -> None:
+    uri = f"memory:{uuid.uuid4()}"
+    schema = {"fields": {"title": "String", "tags": {"Array": "String"}, "at": "DateTime"}, "required": ["title"]}
+    noon = datetime(2024, 1, 31, 12, tzinfo=UTC)
+    async with await session_on(uri) as session:
+        await session.add_batch(["old"], rows(1), [{"title": 3}])
+        with pytest.raises(InvalidInputError, match="the row 'old' breaks the schema") as caught:
+            await session.set_schema(schema)
+        assert (caught.value.details["id"], caught.value.details["path"]) == ("old", "title")
+        await session.add_batch(["free"], rows(1), [{"title": 4}])  # the refused schema holds for nothing
+        await session.delete_vector("old")
+        await session.delete_vector("free")
+        await session.set_schema(schema)
+        await session.save_to_s5()
+    async with await session_on(uri) as session:
+        await session.load_user_vectors()
+        await session.add_batch(["a"], rows(1), [{"title": "t", "tags": ["b"], "at": noon}])
+        with pytest.raises(InvalidInputError, match="Missing required field"):
+            await session.add_batch(["b"], rows(1), [{"tags": ["b"]}])
+        with pytest.raises(InvalidInputError, match=r"tags\[0\], its schema wants a string"):
+            await session.update_metadata("a", {"title": "t", "tags": [1]})
+        with pytest.raises(InvalidInputError, match="its schema wants a datetime"):
+            await session.update_metadata("a", {"at": "2024-01-31T12:00:00Z"}, merge=True)

@@ -12,7 +12,7 @@ import pytest
 from holding import turns, until
 from saving import PHRASE, add_rows, content, rows, session_on
 
-import fabstir_vectordb.index
+import fabstir_vectordb.index.efforts
 from fabstir_vectordb import (
     IndexStateError,
     InvalidConfigError,
@@ -47,7 +47,7 @@ class Measured:
         self.inside = 0
         self._go = threading.Event()
         self._go.set()
-        patch.setattr(fabstir_vectordb.index, "calibrate", self._calibrate)
+        patch.setattr(fabstir_vectordb.index.efforts, "calibrate", self._calibrate)
 
     def hold(self) -> None:
         """Later calls wait for `let_go`, or for their cancellation."""

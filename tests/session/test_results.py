@@ -67,7 +67,8 @@ async def test_metadata_is_decoded_once_and_survives_copies() -> None:
     assert hits[0].metadata is hits[0].metadata
     assert hits[0] is hits[0]
     assert hits[1].metadata is None
-    assert SearchResult("a", hits[0].score, hits[0].distance, {"other": 1}) == hits[0]
+    assert SearchResult("a", hits[0].score, hits[0].distance, {"list": [1]}) == hits[0]
+    assert SearchResult("a", hits[0].score, hits[0].distance, {"other": 1}) != hits[0]
     assert SearchResult("a", 1.0, 0.0, {"given": 1}).metadata == {"given": 1}
 
 

@@ -21,11 +21,12 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     StorageError,
 )
-from fabstir_vectordb.persist.manifest import MANIFEST_NAME
+from fabstir_vectordb.persist.parts import MANIFEST_NAME
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import decrypt_mutable
 from fabstir_vectordb.s5.dirv1 import FileEntry, decode_directory, encode_directory
 from fabstir_vectordb.storage import open_store
+from fabstir_vectordb.storage.base import AtMost
 
 pytestmark = pytest.mark.anyio
 
@@ -271,7 +272,7 @@ async def test_the_root_is_what_any_s5_client_reads(tmp_path: Path) -> None:
     entry = await store.get_pointer(keys.public_key)
     assert entry is not None
     assert (entry.data[:1], entry.data[1:]) == (b"\x1e", BlobId.parse(cid).hash)
-    blob = await store.get(entry.data[1:])
+    blob = await store.get(entry.data[1:], AtMost(2**21))
     assert len(blob) == BlobId.parse(cid).size
     directory = decode_directory(decrypt_mutable(keys.encryption_key, blob))
     assert not directory.dirs

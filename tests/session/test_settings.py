@@ -45,8 +45,8 @@ from fabstir_vectordb import (
 )
 from fabstir_vectordb.config import ConfigFields
 from fabstir_vectordb.cpus import usable_cpus
+from fabstir_vectordb.params import LoadFields, SearchFields
 from fabstir_vectordb.s5.phrase import parse_phrase, secret_to_entropy
-from fabstir_vectordb.types import LoadFields, SearchFields
 
 pytestmark = pytest.mark.anyio
 GOOD: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "s"}

@@ -63,7 +63,8 @@ async def test_a_share_saved_goes_to_the_readers_own_index_under_the_readers_key
         assert copy != cid
         identity = await stranger._workspace._keys()
         keys = identity.path_keys("fabstir-vectordb/index/default")
-        root = decrypt_mutable(keys.encryption_key, await open_store(tmp_path.as_uri()).get(BlobId.parse(copy).hash))
+        blob = BlobId.parse(copy)
+        root = decrypt_mutable(keys.encryption_key, await open_store(tmp_path.as_uri()).get(blob.hash, blob.size))
         assert theirs.isdisjoint(entry.hash for entry in decode_directory(root).files.values())
     async with await session_on(tmp_path.as_uri(), user_seed_phrase=STRANGER) as again:
         await again.load_user_vectors()

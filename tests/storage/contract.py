@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,11 +16,14 @@ from fabstir_vectordb.s5.cid import BlobId, blake3_hash
 from fabstir_vectordb.s5.keys import ed25519_public_key
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
 from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.storage.base import AtMost
 
 SEED = b"s" * 32
 OTHER_SEED = b"t" * 32
 PUBLIC_KEY = ed25519_public_key(SEED)
 ABSENT = BlobId.of(b"absent")
+# A bound that none of these blobs reaches.
+ANY = AtMost(2**21)
 # Above this the memory store hashes in a thread.
 LARGE = bytes(range(256)) * 4096
 
@@ -54,7 +58,7 @@ class StoreContract:
     async def test_blob_comes_back(self, store: Store, data: bytes) -> None:
         blob = await store.put(data)
         assert blob == BlobId.of(data)
-        assert await store.get(blob.hash) == data
+        assert await store.get(blob.hash, ANY) == data
         assert await store.get(blob.hash, blob.size) == data
         assert await store.has(blob.hash)
 
@@ -65,7 +69,7 @@ class StoreContract:
         source = bytearray(b"buffer")
         blob = await store.put(source if form is bytearray else memoryview(source))
         source[:] = b"change"
-        assert await store.get(blob.hash) == b"buffer"
+        assert await store.get(blob.hash, ANY) == b"buffer"
 
     async def test_putting_twice_is_no_error(self, store: Store) -> None:
         assert await store.put(b"same") == await store.put(b"same")
@@ -75,7 +79,7 @@ class StoreContract:
             await store.get(ABSENT.hash, ABSENT.size)
         assert caught.value.details == {"hash": ABSENT.hash.hex(), "cid": str(ABSENT)}
         with pytest.raises(NotFoundError) as caught:
-            await store.get(ABSENT.hash)
+            await store.get(ABSENT.hash, ANY)
         assert caught.value.details == {"hash": ABSENT.hash.hex()}
         assert not await store.has(ABSENT.hash)
 
@@ -85,16 +89,16 @@ class StoreContract:
         assert not await store.delete(blob.hash)
         assert not await store.has(blob.hash)
         with pytest.raises(NotFoundError):
-            await store.get(blob.hash)
+            await store.get(blob.hash, ANY)
         await store.put(b"short-lived")
-        assert await store.get(blob.hash) == b"short-lived"
+        assert await store.get(blob.hash, ANY) == b"short-lived"
 
     @pytest.mark.parametrize("data", [b"hello world", LARGE], ids=["small", "large"])
     async def test_changed_byte_is_noticed(self, store: Store, data: bytes) -> None:
         blob = await store.put(data)
         changed = bytes([data[0] ^ 1]) + data[1:]
         self.damage_blob(store, blob, changed)
-        for size in (None, blob.size):
+        for size in (ANY, blob.size):
             with pytest.raises(IntegrityError) as caught:
                 await store.get(blob.hash, size)
             assert caught.value.details["hash"] == caught.value.details["expected"] == blob.hash.hex()
@@ -106,7 +110,7 @@ class StoreContract:
         blob = await store.put(b"hello world")
         self.damage_blob(store, blob, damaged)
         with pytest.raises(IntegrityError):
-            await store.get(blob.hash)
+            await store.get(blob.hash, ANY)
         with pytest.raises(IntegrityError) as caught:
             await store.get(blob.hash, blob.size)
         assert caught.value.details["expected"] == 11
@@ -138,9 +142,21 @@ class StoreContract:
 
     @pytest.mark.parametrize("hash", [b"", bytes(31), bytes(33), "x" * 32, None])
     async def test_name_that_is_no_hash_is_refused(self, store: Store, hash: Any) -> None:
-        for call in (store.get, store.has, store.delete):
+        for call in (partial(store.get, size=5), store.has, store.delete):
             with pytest.raises(InvalidInputError):
                 await call(hash)
+
+    @pytest.mark.parametrize("size", [-1, 2**31, AtMost(-1), AtMost(2**31), None, 1.0, True])
+    async def test_size_that_no_blob_can_have_is_refused(self, store: Store, size: Any) -> None:
+        with pytest.raises(InvalidInputError):
+            await store.get(ABSENT.hash, size)
+
+    async def test_a_blob_above_its_bound_is_refused(self, store: Store) -> None:
+        blob = await store.put(b"hello world")
+        assert await store.get(blob.hash, AtMost(11)) == b"hello world"
+        for bound in (0, 10):
+            with pytest.raises(IntegrityError):
+                await store.get(blob.hash, AtMost(bound))
 
     async def test_blob_of_two_gib_is_refused(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         # With the limit moved, for the machines that test this.
@@ -237,7 +253,7 @@ class StoreContract:
         await store.set_pointer(entry(1))
         async with aclosing(open_store(address)) as other:
             assert other.uri == store.uri
-            assert await other.get(blob.hash) == b"shared"
+            assert await other.get(blob.hash, ANY) == b"shared"
             assert await other.get_pointer(PUBLIC_KEY) == entry(1)
             with pytest.raises(ConflictError):
                 await other.set_pointer(entry(1, b"other"))
@@ -245,14 +261,14 @@ class StoreContract:
     async def test_uri_opens_the_same_store(self, store: Store) -> None:
         blob = await store.put(b"shared")
         async with aclosing(open_store(store.uri)) as other:
-            assert await other.get(blob.hash) == b"shared"
+            assert await other.get(blob.hash, ANY) == b"shared"
 
     async def test_closing_twice_is_no_error_and_keeps_the_content(self, store: Store, address: str) -> None:
         blob = await store.put(b"kept")
         await store.aclose()
         await store.aclose()
         async with aclosing(open_store(address)) as other:
-            assert await other.get(blob.hash) == b"kept"
+            assert await other.get(blob.hash, ANY) == b"kept"
 
     async def test_cancelled_put_leaves_a_whole_blob_or_none(self, store: Store) -> None:
         blob = BlobId.of(LARGE)
@@ -274,10 +290,19 @@ class StoreContract:
 def check_one_store_serves_several_event_loops(store: Store) -> None:
     """Use one store object from loops of both kinds, one after the other; the sync twin runs a loop of its own."""
 
+    revision = 0
+
     async def use(data: bytes) -> bytes:
+        nonlocal revision
+        revision += 1
         try:
+            # At once, so that tasks meet at the store's locks.
+            async with anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(store.has, blake3_hash(b"%d" % number))
+            await store.set_pointer(entry(revision))
             blob = await store.put(data)
-            return await store.get(blob.hash)
+            return await store.get(blob.hash, ANY)
         finally:
             await store.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,21 +16,29 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fabstir_vectordb.portal.app import create_app
+from fabstir_vectordb.portal.server import listen, server_config
 
 
 @contextmanager
-def serving(root: Path, token: str | None = None, *, accounts: bool = False) -> Iterator[str]:
-    """The portal over a directory; gives its address."""
-    with running(create_app(root, token, accounts=accounts)) as address:
+def serving(root: Path, token: str | None = None, **settings: Any) -> Iterator[str]:
+    """The portal over a directory, as the command serves it; gives its address."""
+    config = server_config(create_app(root, token, **settings), "critical")
+    with listen("127.0.0.1", 0) as listener, _served(config, [listener]) as address:
         yield address
 
 
 @contextmanager
 def running(app: Callable[..., object]) -> Iterator[str]:
     """An ASGI application on loopback, in a thread of its own; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
+    with _served(config) as address:
+        yield address
+
+
+@contextmanager
+def _served(config: uvicorn.Config, sockets: list[socket.socket] | None = None) -> Iterator[str]:
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()

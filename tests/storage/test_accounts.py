@@ -59,7 +59,7 @@ async def test_a_session_signs_in_with_nothing_but_its_phrase(tmp_path: Path) ->
             await session.load_user_vectors()
             assert await session.count() == 1
     # One account for each address that this portal was reached at.
-    assert 1 <= len(list((tmp_path / "accounts").iterdir())) <= 3
+    assert 1 <= len(list((tmp_path / "accounts").glob("ed*"))) <= 3
 
 
 async def test_reading_makes_no_account(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_reading_makes_no_account(tmp_path: Path) -> None:
                 with pytest.raises(NotFoundError):
                     await reader.get(absent.hash, absent.size)
             assert await reader.get_pointer(KEY) is None
-        assert len(list((tmp_path / "accounts").iterdir())) == 1
+        assert len(list((tmp_path / "accounts").glob("ed*"))) == 1
 
 
 async def test_a_node_that_shows_blobs_to_members_only_is_signed_in_to() -> None:
@@ -236,5 +236,5 @@ async def test_what_the_portal_refuses(tmp_path: Path) -> None:
         accounts.prove(REGISTER, KEY, *answer, "here")
     assert accounts.prove(REGISTER, KEY, *signed(REGISTER, other), "here") != token
     again = Accounts(tmp_path / "accounts")
-    assert not again.knows(token)
+    assert again.knows(token)
     assert again.knows(again.prove(LOGIN, KEY, *signed(LOGIN, again.challenge(LOGIN, KEY)), "here"))

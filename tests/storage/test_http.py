@@ -31,7 +31,8 @@ from fabstir_vectordb.s5.cid import BlobId, blake3_hash
 from fabstir_vectordb.s5.keys import ed25519_public_key
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
 from fabstir_vectordb.storage import open_store
-from fabstir_vectordb.storage.http import HttpClient, HttpSettings, base_url_of
+from fabstir_vectordb.storage.exchange import HttpSettings
+from fabstir_vectordb.storage.http import HttpClient, base_url_of
 from fabstir_vectordb.storage.retry import asked_pause
 
 HELLO = BlobId.of(b"hello")
@@ -84,7 +85,7 @@ async def test_a_trickle_ends_at_the_time_limit() -> None:
     with speaking(head, *[b"x"] * 1_000, pause_s=0.02) as address:
         async with aclosing(open_store(f"portal+{address}", timeout_s=0.5, max_retries=0)) as store:
             with anyio.fail_after(5), pytest.raises(OperationTimeoutError):
-                await store.get(HELLO.hash)
+                await store.get(HELLO.hash, 200_000)
 
 
 @pytest.mark.anyio
@@ -210,13 +211,14 @@ async def test_what_came_damaged_is_looked_at_twice(kind: str) -> None:
 
 @pytest.mark.anyio
 async def test_a_gateways_answer_that_was_lost_is_still_success() -> None:
-    held: list[bytes] = []
+    held: dict[str, bytes] = {}
 
     async def answer(request: Request) -> Response:
+        path = request.url.path
         if request.method == "PUT":
-            held[:] = [await request.body()]
+            held[path] = await request.body()
             return PlainTextResponse("lost", 500)
-        return Response(held[0]) if held else JSONResponse({"error": "Path not found"}, 404)
+        return Response(held[path]) if path in held else JSONResponse({"error": "Path not found"}, 404)
 
     with running(Recorder(answer)) as address:
         async with aclosing(open_store(f"gateway+{address}", max_retries=0)) as store:
@@ -228,12 +230,12 @@ async def test_a_gateways_answer_that_was_lost_is_still_success() -> None:
 async def test_a_gateway_that_stores_nothing_is_an_error() -> None:
     with running(Recorder(lambda request: PlainTextResponse("no", 507 if request.method == "PUT" else 404))) as address:
         async with aclosing(open_store(f"gateway+{address}", max_retries=0)) as store:
-            with pytest.raises(StorageError, match="507"):
+            with pytest.raises(S5Error, match="507"):
                 await store.set_pointer(ENTRY)
     forgetful = Recorder(lambda request: JSONResponse({"success": True}, 200 if request.method == "PUT" else 404))
     with running(forgetful) as address:
         async with aclosing(open_store(f"gateway+{address}", max_retries=0)) as store:
-            with pytest.raises(StorageError, match="does not give it back"):
+            with pytest.raises(S5Error, match="does not give it back"):
                 await store.set_pointer(ENTRY)
 
 
@@ -259,7 +261,12 @@ async def test_a_portal_that_repeats_the_token_puts_it_in_no_error_or_log(caplog
     with running(recorder) as address:
         for kind in ("portal+", "gateway+"):
             async with aclosing(open_store(kind + address, token=token, max_retries=0)) as store:
-                for call in (store.put(b"x"), store.get(HELLO.hash), store.has(HELLO.hash), store.set_pointer(ENTRY)):
+                for call in (
+                    store.put(b"x"),
+                    store.get(HELLO.hash, 5),
+                    store.has(HELLO.hash),
+                    store.set_pointer(ENTRY),
+                ):
                     with pytest.raises(VectorDBError) as caught:
                         await call
                     shown = str(caught.value) + repr(caught.value.details) + repr(store) + repr(vars(store))
@@ -316,7 +323,9 @@ def test_the_pause_a_server_asks_for() -> None:
 
 
 def test_hashes_are_asked_for_in_each_form_that_nodes_know() -> None:
-    recorder = Recorder(lambda request: Response(status_code=404))
+    recorder = Recorder(
+        lambda request: JSONResponse({"node": "1"}) if "version" in request.url.path else Response(status_code=404)
+    )
 
     async def ask() -> None:
         async with aclosing(open_store(f"portal+{address}")) as store:
@@ -325,6 +334,7 @@ def test_hashes_are_asked_for_in_each_form_that_nodes_know() -> None:
 
     with running(recorder) as address:
         anyio.run(ask)
+    assert recorder.asked.pop()[1] == "/s5/version"
     forms = [BlobId.parse(path.rpartition("/")[2]) for _, path, _, _ in recorder.asked]
     assert [form.size for form in forms] == [5, 5, 0, 5, 5]
     assert {form.hash for form in forms} == {HELLO.hash}

@@ -49,7 +49,7 @@ async def test_a_blob_comes_back(session: VectorDBSession) -> None:
         data = os.urandom(50_000)
         blob = await store.put(data)
         assert await store.get(blob.hash, blob.size) == data
-        assert await store.get(blob.hash) == data
+        assert await store.get(blob.hash, blob.size) == data
         assert await store.has(blob.hash)
         await store.delete(blob.hash)
         with pytest.raises(NotFoundError):

@@ -103,7 +103,7 @@ async def test_file_larger_than_any_blob_is_refused_unread(store: LocalDirStore,
     with blob_path(tmp_path / "store", blob).open("r+b") as file:
         file.truncate(2**31)  # sparse
     with pytest.raises(IntegrityError) as caught:
-        await store.get(blob.hash)
+        await store.get(blob.hash, blob.size)
     assert caught.value.details["actual"] == 2**31
 
 
@@ -230,7 +230,7 @@ async def test_root_that_is_a_file_is_a_storage_error_with_its_errno(tmp_path: P
     store = LocalDirStore(tmp_path / "file")
     calls = (
         lambda: store.put(b"x"),
-        lambda: store.get(bytes(32)),
+        lambda: store.get(bytes(32), 1),
         lambda: store.has(bytes(32)),
         lambda: store.delete(bytes(32)),
         lambda: store.get_pointer(PUBLIC_KEY),
@@ -245,12 +245,14 @@ async def test_root_that_is_a_file_is_a_storage_error_with_its_errno(tmp_path: P
 
 
 @pytest.mark.anyio
-async def test_directory_in_the_place_of_a_blob_is_a_storage_error(store: LocalDirStore, tmp_path: Path) -> None:
+async def test_directory_in_the_place_of_a_blob_is_an_error(store: LocalDirStore, tmp_path: Path) -> None:
     path = blob_path(tmp_path / "store", BlobId.of(b"hello"))
     (path / "inside").mkdir(parents=True)
-    for call in (lambda: store.put(b"hello"), lambda: store.get(BlobId.of(b"hello").hash)):
-        with pytest.raises(StorageError):
-            await call()
+    with pytest.raises(StorageError):
+        await store.put(b"hello")
+    with pytest.raises(IntegrityError, match="no regular file"):
+        await store.get(BlobId.of(b"hello").hash, 5)
+    assert not await store.has(BlobId.of(b"hello").hash)
     assert not list((tmp_path / "store" / "tmp").iterdir())
 
 
@@ -279,8 +281,12 @@ async def test_missing_permission_is_a_storage_error(store: LocalDirStore, monke
         raise PermissionError(errno.EACCES, "Permission denied")
 
     # Refused by a patch and not by file modes, because those do not bind the root user of a container.
-    monkeypatch.setattr(Path, "open", refuse)
-    for call in (lambda: store.get(blob.hash), lambda: store.put(b"hello"), lambda: store.get_pointer(PUBLIC_KEY)):
+    monkeypatch.setattr(os, "open", refuse)
+    for call in (
+        lambda: store.get(blob.hash, blob.size),
+        lambda: store.put(b"hello"),
+        lambda: store.get_pointer(PUBLIC_KEY),
+    ):
         with pytest.raises(StorageError) as caught:
             await call()
         assert caught.value.errno == errno.EACCES

@@ -62,9 +62,9 @@ def test_uploads_come_back_by_every_route_in_every_form(client: httpx.Client, da
 def test_the_file_of_a_form_is_found_among_others(client: httpx.Client) -> None:
     parts = {"note": (None, b"not this"), "file": ("name.txt", SMALL, "text/plain"), "more": ("file", b"nor this")}
     assert client.post("/s5/upload", files=parts).json() == {"cid": old(BlobId.of(SMALL))}
-    assert client.post("/s5/upload", files={"other": ("file", SMALL)}).status_code == 500
+    assert client.post("/s5/upload", files={"other": ("file", SMALL)}).status_code == 400
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
-        assert client.post("/s5/upload", content=b"--x\r\n", headers={"content-type": kind}).status_code == 500
+        assert client.post("/s5/upload", content=b"--x\r\n", headers={"content-type": kind}).status_code == 400
 
 
 def test_what_is_not_there(client: httpx.Client) -> None:
@@ -72,7 +72,7 @@ def test_what_is_not_there(client: httpx.Client) -> None:
         assert client.get(path).status_code == 404
     multihash = base64.urlsafe_b64encode(b"\x1f" + NOWHERE.hash).decode().rstrip("=")
     assert client.get(f"/s5/debug/storage_locations/{multihash}").json() == {"locations": []}
-    assert client.get("/s5/download/nonsense").status_code == 500
+    assert client.get("/s5/download/nonsense").status_code == 400
     assert client.delete(f"/s5/delete/{old(NOWHERE)}").status_code == 404
 
 
@@ -87,7 +87,9 @@ def test_ranges_are_those_of_a_node(client: httpx.Client) -> None:
     assert (answer.status_code, answer.content) == (206, LARGE[10:20])
     assert answer.headers["content-range"] == f"bytes 10-19/{size}"
     assert asked(large, f"bytes={size - 3}-").content == LARGE[-3:]
-    for bad in ("bytes=5", "bytes=-5", f"bytes={size}-", "lines=1-2", "bytes=0-1,4-5"):
+    many = "9" * 5_000
+    wrong = ("bytes=5", "bytes=-5", f"bytes={size}-", "lines=1-2", "bytes=0-1,4-5", f"bytes={many}-", f"bytes=0-{many}")
+    for bad in wrong:
         assert asked(large, bad).status_code == 416
     # Past the end, and for small blobs, all of it.
     assert (asked(large, f"bytes=0-{size}").status_code, asked(small, "bytes=1-2").content) == (200, SMALL)
@@ -107,21 +109,21 @@ def test_the_registry_takes_higher_revisions_only(client: httpx.Client) -> None:
     assert client.post("/s5/registry", json=entry(3).to_portal_json()).status_code == 204
     assert client.get("/s5/registry", params={"pk": PK}).json() == entry(3).to_portal_json()
     forged = {**entry(5).to_portal_json(), "revision": 6}
-    for refused in (entry(3).to_portal_json(), entry(2).to_portal_json(), forged, {}, []):
+    for refused in (entry(3).to_portal_json(), entry(2).to_portal_json()):
         assert client.post("/s5/registry", json=refused).status_code == 500
-    assert client.post("/s5/registry", content=b"{").status_code == 500
+    for malformed in (forged, {}, [], {**entry(5).to_portal_json(), "revision": 2**70}):
+        assert client.post("/s5/registry", json=malformed).status_code == 400
+    for text in (b"", b"{", b"[" * 100_000, b'{"revision": ' + b"9" * 5_000 + b"}", b"\xff"):
+        assert client.post("/s5/registry", content=text).status_code == 400
     too_low = client.post("/s5/registry", json=entry(3).to_portal_json())
     assert "Revision number too low" in too_low.text
-    assert client.get("/s5/registry", params={"pk": "AAAA"}).status_code == 500
+    assert client.get("/s5/registry", params={"pk": "AAAA"}).status_code == 400
 
 
 def test_who_it_is(client: httpx.Client) -> None:
     assert list(client.get("/s5/version").json()) == ["node"]
     assert client.get("/").status_code == 200
     assert client.get("/s5/account/register", params={"pubKey": PK}).status_code == 404
-    # No page of another origin may use a portal on this machine.
-    answer = client.get("/s5/version", headers={"Origin": "https://elsewhere.example"})
-    assert "access-control-allow-origin" not in answer.headers
 
 
 def test_a_token_is_taken_from_header_cookie_or_query(tmp_path: Path) -> None:
@@ -131,10 +133,13 @@ def test_a_token_is_taken_from_header_cookie_or_query(tmp_path: Path) -> None:
         assert list(denied.json()) == ["error"]
         for given in (
             {"headers": {"Authorization": "Bearer sesame"}},
+            {"headers": {"Authorization": "bEARER  sesame"}},
             {"headers": {"Cookie": "s5-auth-token=sesame"}},
             {"params": {"auth_token": "sesame"}},
         ):
             assert client.post("/s5/upload", content=SMALL, **given).status_code == 200  # type: ignore[arg-type]
+        for wrong in ("sesame", "Basic sesame", "Bearer", "Bearersesame"):
+            assert client.post("/s5/upload", content=SMALL, headers={"Authorization": wrong}).status_code == 401
         # Reading by redirect and pointers are open to all; the rest is not.
         assert client.get(f"/s5/blob/{old(BlobId.of(SMALL))}").status_code == 307
         assert client.get("/s5/registry", params={"pk": PK}).status_code == 404
@@ -148,7 +153,7 @@ def test_a_gateways_path_leads_nowhere_else(client: httpx.Client, tmp_path: Path
             assert httpx.put(f"{address}/s5/fs/{path}", content=b"x").status_code in (200, 404, 405)
     assert [place.name for place in tmp_path.iterdir()] == ["served"]
     assert {place.name for place in (tmp_path / "served").iterdir()} == {"blobs", "gateway", "tmp"}
-    assert client.put(f"/s5/fs/home/{'x' * 300}", content=b"x").status_code == 500
+    assert client.put(f"/s5/fs/home/{'x' * 300}", content=b"x").status_code == 400
     # What is put is a blob like others.
     client.put("/s5/fs/home/blob", content=b"from the gateway")
     assert client.get(f"/s5/download/{old(BlobId.of(b'from the gateway'))}").content == b"from the gateway"

@@ -14,14 +14,13 @@ from hypothesis import given, strategies as st
 
 from fabstir_vectordb import InvalidInputError
 from fabstir_vectordb.errors import IntegrityError
-from fabstir_vectordb.metadata import arena
-from fabstir_vectordb.metadata.arena import (
+from fabstir_vectordb.metadata import values as values_module
+from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
+from fabstir_vectordb.metadata.values import (
     METADATA_BYTES_MAX,
     METADATA_DEPTH_MAX,
-    MetadataArena,
     decode_metadata,
     encode_metadata,
-    parse_page,
 )
 from fabstir_vectordb.s5.cbor import decode as decode_strict
 
@@ -73,11 +72,11 @@ def test_the_limit_counts_the_bytes_that_are_stored(kind: str) -> None:
 def test_the_counted_size_is_the_encoded_size(value: Any) -> None:
     size = len(cbor2.dumps(value))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arena, "METADATA_BYTES_MAX", size)
+        patch.setattr(values_module, "METADATA_BYTES_MAX", size)
         raw = encode_metadata(value)
         assert raw is not None
         assert len(raw) == size
-        patch.setattr(arena, "METADATA_BYTES_MAX", size - 1)
+        patch.setattr(values_module, "METADATA_BYTES_MAX", size - 1)
         with pytest.raises(InvalidInputError, match="more than"):
             encode_metadata(value)
     assert decode_metadata(raw) == value == decode_strict(raw, max_bytes=size, what="metadata")
@@ -124,7 +123,7 @@ def test_a_refused_value_is_named_by_its_path() -> None:
         ({"a": [1, {"b\ud800": 1}]}, r"a\[1\]\.b\\ud800 holds a lone surrogate"),
         ([[float("inf")]], r"\[0\]\[0\] holds inf"),
         ({"a": {3: 1}}, "a holds a key of type int"),
-        (np.bool_(True), "its top holds a value of type bool"),
+        (b"a", "its top holds a value of type bytes"),
         ({"x" * 500: set()}, "x{200}… holds a value of type set"),
     ]:
         with pytest.raises(InvalidInputError, match=where) as caught:

@@ -54,6 +54,9 @@ def test_every_tag_is_refused(tag: int, content: str) -> None:
         decode(b"\xdb" + head + bytes.fromhex(content))
     with pytest.raises(IntegrityError, match="tag"):
         decode(b"\x81\xa1\x61a\xdb" + head + bytes.fromhex(content))
+    for nested in (b"", b"\x81\xa1\x61a"):
+        with pytest.raises(IntegrityError, match="tag"):
+            cbor.decode(nested + b"\xdb" + head + bytes.fromhex(content), max_bytes=100, what="thing", scalar_tags=True)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +156,20 @@ def test_an_import_reads_its_input_in_batches(run: Run, tmp_path: Path, monkeypa
     back = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["id"], row["metadata"]) for row in back] == [(f"r{i}", {"n": i}) for i in range(30)]
     assert np.array([row["vector"] for row in back], np.float32).tobytes() == base.tobytes()
+
+
+def test_dates_are_written_as_strings(run: Run, tmp_path: Path) -> None:
+    noon = datetime(2024, 1, 31, 12, tzinfo=UTC)
+    store = (tmp_path / "store").as_uri()
+    with sync.VectorDBSession.create(s5_portal=store, user_seed_phrase=PHRASE, session_id="test") as session:
+        session.add_vectors([{"id": "a", "vector": [1, 0], "metadata": {"at": noon, "key": uuid.UUID(int=1)}}])
+        session.save_to_s5()
+    texts = {"at": noon.isoformat(), "key": str(uuid.UUID(int=1))}
+    assert json.loads(run("search", "--like", "a", "--json").out)["metadata"] == texts
+    assert json.dumps(texts) in run("search", "--like", "a").out
+    target = tmp_path / "out.jsonl"
+    assert run("export", target).code == 0
+    assert json.loads(target.read_text())["metadata"] == texts
 
 
 def test_what_is_exported_can_be_imported(run: Run, rows: Path, tmp_path: Path) -> None:
@@ -401,7 +417,7 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
         (b'"abc"', "real numbers"),
         (b"{}", "real numbers|vector"),
         (b"[1, 2]", "expected 3 dimensions, got 2"),
-        (b"[[1, 2, 3]]", "one vector"),
+        (b"[[1, 2, 3], [1, 2, 3]]", "one vector"),
         (b"[NaN, 1, 1]", "NaN"),
     ]:
         query.write_bytes(raw)

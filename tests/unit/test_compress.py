@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError
-from fabstir_vectordb.s5.compress import CODEC_RAW, CODEC_ZSTD, compress, compress_if_smaller, decompress
+from fabstir_vectordb.s5.compress import compress, decompress
 
 
 @given(st.binary(max_size=2000), st.integers(1, 3))
@@ -22,14 +22,6 @@ def test_large_data_round_trip_is_deterministic(level: int) -> None:
     frame = compress(data, level)
     assert frame == compress(memoryview(data), level) == compress(bytearray(data), level)
     assert decompress(memoryview(frame), len(data)) == data
-
-
-def test_codec_says_whether_it_paid() -> None:
-    zeros, noise = bytes(1000), os.urandom(1000)
-    codec, stored = compress_if_smaller(zeros)
-    assert (codec, len(stored) < 1000) == (CODEC_ZSTD, True)
-    assert compress_if_smaller(memoryview(noise)) == (CODEC_RAW, noise)
-    assert compress_if_smaller(b"") == (CODEC_RAW, b"")
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1001, 10**9])

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb import InvalidInputError, SearchResult, SearchResults
-from fabstir_vectordb.diversity import MMR_K_MAX, candidates_for, check_mmr, most_diverse
+from fabstir_vectordb.diversity import candidates_for, most_diverse
 from fabstir_vectordb.index import SCORES
+from fabstir_vectordb.params import MMR_K_MAX, check_mmr
 
 
 def distance(metric: str, a: Any, b: Any) -> float:

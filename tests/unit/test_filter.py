@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import enum
+import re
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -10,46 +14,71 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb import InvalidInputError
-from fabstir_vectordb.metadata.arena import MetadataArena, encode_metadata
+from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.columns import Columns
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import (
     FILTER_CLAUSES_MAX,
     FILTER_DEPTH_MAX,
+    FILTER_VALUES_MAX,
     check_field,
+    is_large,
     parse_filter,
 )
+from fabstir_vectordb.metadata.values import METADATA_DEPTH_MAX, encode_metadata
 
 # ---- a second evaluator, row by row, as the documentation reads
 
 
-def reached(value: Any, steps: list[str]) -> Iterator[Any]:
+def cut(path: str) -> list[tuple[str, bool]]:
+    """The steps of a path, each with whether it is quoted."""
+    steps = []
+    for quoted, plain in re.findall(r'"((?:[^"\\]|\\.)*)"(?:\.|$)|([^".][^.]*)(?:\.|$)', path):
+        steps.append((plain, False) if plain else (re.sub(r"\\(.)", r"\1", quoted), True))
+    return steps
+
+
+def key_sequences(steps: list[tuple[str, bool]]) -> Iterator[list[str]]:
+    """Every way to read steps as keys: neighbours that are not quoted may be one key with dots."""
     if not steps:
+        yield []
+    for n in range(1, len(steps) + 1):
+        if n > 1 and any(quoted for _, quoted in steps[:n]):
+            break
+        for rest in key_sequences(steps[n:]):
+            yield [".".join(text for text, _ in steps[:n]), *rest]
+
+
+def reached(value: Any, keys: list[str]) -> Iterator[Any]:
+    if not keys:
         yield value
-    elif isinstance(value, dict) and steps[0] in value:
-        yield from reached(value[steps[0]], steps[1:])
+    elif isinstance(value, dict) and keys[0] in value:
+        yield from reached(value[keys[0]], keys[1:])
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, dict):
-                yield from reached(item, steps)
+                yield from reached(item, keys)
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def kind_of(value: Any) -> type:
+    return float if is_number(value) else type(value)
+
+
 def same(a: Any, b: Any) -> bool:
-    if is_number(a) or is_number(b):
-        return is_number(a) and is_number(b) and a == b
-    return type(a) is type(b) and a == b
+    return kind_of(a) is kind_of(b) and bool(a == b)
 
 
 def ordered(a: Any, b: Any) -> bool:
-    return (is_number(a) and is_number(b)) or (isinstance(a, str) and isinstance(b, str))
+    return kind_of(a) is kind_of(b) and kind_of(a) in (float, str, date, datetime)
 
 
-def holds(found: list[Any], op: str, value: Any) -> bool:
-    flat = [item for one in found for item in (one if isinstance(one, list) else [one])]
+def holds(found: list[list[Any]], op: str, value: Any) -> bool:
+    """Whether a comparison holds for a row that has these readings of a path, each with these values."""
+    flat = [item for reading in found for one in reading for item in (one if isinstance(one, list) else [one])]
     match op:
         case "$exists":
             return bool(found) == value
@@ -72,14 +101,23 @@ def holds(found: list[Any], op: str, value: Any) -> bool:
         case "$not":
             return not all(holds(found, *entry) for entry in value.items())
         case "$contains":
-            if len(found) == 1 and isinstance(found[0], str):
-                return isinstance(value, str) and value in found[0]
-            return (
-                bool(found)
-                and (len(found) > 1 or isinstance(found[0], list))
-                and any(same(item, value) for item in flat)
-            )
+            return any(contains(reading, value) for reading in found)
     raise AssertionError(op)
+
+
+def contains(reading: list[Any], value: Any) -> bool:
+    if len(reading) == 1 and not isinstance(reading[0], list):
+        return isinstance(reading[0], str) and isinstance(value, str) and value in reading[0]
+    flat = [item for one in reading for item in (one if isinstance(one, list) else [one])]
+    return any(same(item, value) for item in flat)
+
+
+def plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read(metadata: Any, path: str) -> list[list[Any]]:
+    return [values for keys in key_sequences(cut(path)) if (values := list(reached(metadata, keys)))]
 
 
 def takes(filter: Any, metadata: Any) -> bool:
@@ -90,10 +128,10 @@ def takes(filter: Any, metadata: Any) -> bool:
             return any(takes(part, metadata) for part in value)
         if key == "$not":
             return not takes(value, metadata)
-        found = list(reached(metadata, key.split(".")))
+        found = read(metadata, key)
         if isinstance(value, dict):
-            return all(holds(found, op, operand) for op, operand in value.items())
-        return holds(found, "$eq", value)
+            return all(holds(found, op, plain(operand)) for op, operand in value.items())
+        return holds(found, "$eq", plain(value))
 
     return all(one(key, value) for key, value in filter.items())
 
@@ -124,19 +162,38 @@ NUMBERS = st.one_of(
     st.sampled_from(HUGE),
 )
 TEXTS = st.sampled_from(["", "a", "ab", "b", "B", "é", "2024-01-31", "2024-02-01", "\U0001f600", "a\0b", "1"])
-SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
-KEYS = st.sampled_from(["x", "y", "z"])
+EAST = timezone(timedelta(hours=5, minutes=30))
+DAYS = st.sampled_from([date(2024, 1, 31), date(2024, 2, 1), date(1, 1, 1), date(9999, 12, 31)])
+MOMENTS = st.sampled_from(
+    [
+        datetime(2024, 1, 31, tzinfo=UTC),
+        datetime(2024, 1, 31, 5, 30, tzinfo=EAST),  # the same moment
+        datetime(2024, 1, 31, tzinfo=EAST),
+        datetime(2024, 1, 31, 0, 0, 0, 1, tzinfo=UTC),
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ]
+)
+UUIDS = st.sampled_from([uuid.UUID(int=0), uuid.UUID(int=1), uuid.UUID(int=2**128 - 1)])
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, DAYS, MOMENTS, UUIDS)
+KEYS = st.sampled_from(["x", "y", "z", "x.y", "y.z", "x.x", "", "$x", '"x"', "x.y.x"])
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
 )
 ROWS = st.lists(st.one_of(st.none(), st.dictionaries(KEYS, VALUES, max_size=3), VALUES), max_size=12)
-PATHS = st.sampled_from(["x", "y", "x.y", "x.x", "y.z.x", "q"])
-LIMITS = st.one_of(NUMBERS, TEXTS, st.sampled_from([10**400, -(10**400), 2**64, np.float32(0.5), np.int64(2)]))
+PATHS = st.sampled_from(
+    [
+        *("x", "y", "x.y", "x.x", "y.z.x", "x.y.x", "x.y.x.y", "q", "x.$x"),
+        *('"x.y"', '"x"."y"', '"x.y".x', 'x."y.z"', '""', '"$x"', r'"\"x\""', 'y."z".x'),
+    ]
+)
+ODD = [10**400, -(10**400), 2**64, np.float32(0.5), np.int64(2), np.str_("a")]
+LIMITS = st.one_of(NUMBERS, TEXTS, DAYS, MOMENTS, st.sampled_from(ODD))
 CONDITIONS = st.recursive(
     st.one_of(
         st.fixed_dictionaries({"$eq": SCALARS}),
         st.fixed_dictionaries({"$ne": SCALARS}),
-        st.fixed_dictionaries({"$in": st.lists(SCALARS, max_size=4)}),
+        st.fixed_dictionaries({"$in": st.lists(SCALARS | st.just(10**400), max_size=4)}),
         st.fixed_dictionaries({"$nin": st.lists(SCALARS, max_size=4)}),
         *(st.fixed_dictionaries({op: LIMITS}) for op in ("$gt", "$gte", "$lt", "$lte")),
         st.fixed_dictionaries({"$gte": LIMITS, "$lt": LIMITS}),
@@ -214,21 +271,41 @@ def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
         ({"$or": []}, r"needs a list of at least one filter after \$or", "", "$or"),
         ({"$and": [{"$or": [3]}]}, "must be a dict", "$and[0].$or[0]", None),
         ({"$not": [1]}, "must be a dict", "$not", None),
-        ({"": 1}, "a step of the path is empty", "''", None),
-        ({"a..b": 1}, "a step of the path is empty", "a..b", None),
+        ({"": 1}, r"a step of the path is empty; a key is quoted, as in '\"\"'", "''", None),
+        ({"a..b": 1}, r"a step of the path is empty; a key is quoted, as in '\"a..b\"'", "a..b", None),
+        ({"a.": 1}, "a step of the path is empty", "a.", None),
+        ({'"a': 1}, "a quoted step is not closed", '"a', None),
+        ({'"a"b': 1}, "a dot must follow a quoted step", '"a"b', None),
+        ({'a."b".': 1}, "a step of the path is empty", 'a."b".', None),
+        ({r'"\n"': 1}, "before", r'"\n"', None),
+        ({".".join("a" * 101): 1}, "more than 100 steps", ".".join("a" * 101)[:200], None),
+        ({"$price": 1}, r"a field of that name is quoted, as in '\"\$price\"'", "", "$price"),
+        ({"a": {"b.c": 1}}, r'as in a\."b\.c"', "a", None),
+        ({"a": {"$gt": uuid.UUID(int=1)}}, "only numbers, strings, dates and datetimes", "a", "$gt"),
+        ({"a": datetime(2024, 1, 31)}, "naive datetime", "a", "$eq"),
+        ({"a": {"$in": [np.datetime64("2024-01-31")]}}, "no zone", "a", "$in"),
+        ({"a": {"$in": np.array(["2024-01-31"], dtype="M8[s]")}}, "no zone", "a", "$in"),
+        ({"a": {"$in": np.zeros((2, 2))}}, "2 dimensions", "a", "$in"),
+        ({"a": {"$in": np.ma.array([1, 2], mask=[0, 1])}}, "masked", "a", "$in"),
+        ({"a": {"$in": [1.0, float("inf")]}}, "inf", "a", "$in"),
+        ({"a": {"$in": ["b", "\ud800"]}}, "lone surrogate", "a", "$in"),
+        ({"a": "\ud800"}, "lone surrogate", "a", "$eq"),
+        ({"a": {"$in": bytearray(b"ab")}}, r"list of values after \$in", "a", "$in"),
+        ({"a": {"$near\ud800": 1}}, "operator", "a", "$near\\ud800"),
+        ({"a": b"b"}, r"type bytes after \$eq", "a", "$eq"),
         ({"a": {}}, "has no operator", "a", None),
         ({"a": {"$near": 1}}, r"operator '\$near'", "a", "$near"),
         ({"a": {"b": 1}}, "compare its fields, as in a.b", "a", None),
         ({"a": {"$eq": 1, "b": 1}}, "compare its fields", "a", None),
         ({"a": [1]}, r"type list after \$eq", "a", "$eq"),
         ({"a": {"$ne": {"b": 1}}}, r"type dict after \$ne", "a", "$ne"),
-        ({"a": float("nan")}, "no metadata holds", "a", "$eq"),
+        ({"a": float("nan")}, "JSON does not know", "a", "$eq"),
         ({"a": {"$in": "ab"}}, r"list of values after \$in", "a", "$in"),
         ({"a": {"$nin": 3}}, r"list of values after \$nin", "a", "$nin"),
         ({"a": {"$in": [[1]]}}, r"type list after \$in", "a", "$in"),
         ({"a": {"$exists": 1}}, "True or False", "a", "$exists"),
-        ({"a": {"$gt": None}}, "only numbers and strings are ordered", "a", "$gt"),
-        ({"a": {"$lte": True}}, "only numbers and strings are ordered", "a", "$lte"),
+        ({"a": {"$gt": None}}, "only numbers, strings, dates and datetimes are ordered", "a", "$gt"),
+        ({"a": {"$lte": True}}, "only numbers, strings, dates and datetimes are ordered", "a", "$lte"),
         ({"a": {"$not": 1}}, "dict of operators after", "a", "$not"),
         ({"\ud800": [1]}, "type list", "\\ud800", "$eq"),
     ],
@@ -254,6 +331,260 @@ def test_filters_have_limits() -> None:
     with pytest.raises(InvalidInputError, match="comparisons"):
         parse_filter({"$or": [{"a": 1}] * (FILTER_CLAUSES_MAX + 1)})
     assert parse_filter({"a": {"$in": list(range(50_000))}}).paths == ("a",)
+    parse_filter({"a": {"$in": range(FILTER_VALUES_MAX)}})
+    for beyond in (
+        {"a": {"$nin": range(FILTER_VALUES_MAX + 1)}},
+        {"a": {"$in": range(FILTER_VALUES_MAX)}, "b": {"$in": [1]}},
+    ):
+        with pytest.raises(InvalidInputError, match=r"1,000,000 values .*FILTER_VALUES_MAX") as caught:
+            parse_filter(beyond)
+        assert caught.value.details["limit"] == FILTER_VALUES_MAX
+
+
+def test_a_filter_with_many_values_says_that_it_is_large() -> None:
+    for large in (
+        {"a": {"$in": list(range(10_000))}},
+        {"$or": [{"x": 1}, {"a": {"$not": {"$nin": np.arange(10_000)}}}]},
+        {"$and": [{"a": {"$in": set(range(5_000))}}] * 2},
+    ):
+        assert is_large(large)
+    for small in ({}, {"a": {"$in": list(range(9_000))}}, {"a": "x" * 100_000}, {"$or": [{"a": 1}] * 900}, None, 3):
+        assert not is_large(small)
+
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        (list(range(MANY)), [0, MANY - 1, MANY, "1", True, None]),
+        ([2**62 + n for n in range(MANY)], [2**62, 2**62 + 1, 2**62 - 1, float(2**62)]),
+        ([2**64 - 1 - n for n in range(MANY)], [2**64 - 1, 2**64 - MANY, 2**64 - MANY - 1]),
+        ([n / 4 for n in range(MANY)], [0.25, 1, 0.3, MANY]),
+        ([f"id-{n}" for n in range(MANY)], ["id-7", "id-x", 7]),
+        ([np.int32(n) for n in range(MANY)], [5, -1]),
+        (np.arange(MANY, dtype=np.float32), [5, 5.5]),
+        ([uuid.UUID(int=n) for n in range(MANY)], [uuid.UUID(int=3), uuid.UUID(int=2**70), str(uuid.UUID(int=3))]),
+        (
+            [1, "a", None, True, date(2024, 1, 31), 2**63 + 1] * (MANY // 6),
+            [1, "a", None, True, False, 0, "2024-01-31"],
+        ),
+    ],
+    ids=["small", "wide", "beyond int64", "floats", "texts", "numpy scalars", "array", "uuids", "mixed"],
+)
+def test_many_values_are_compared_as_few_are(values: Any, rows: list[Any]) -> None:
+    metadata = [{"a": value} for value in rows] + [{"a": rows}, {}]
+    arena, columns = arena_of(metadata), Columns()
+    wanted = {(kind_of(value), value) for value in map(plain, values)}
+    some = [slot for slot, value in enumerate(rows) if (kind_of(value), value) in wanted]
+    assert some
+    assert taken(columns, arena, len(metadata), {"a": {"$in": values}}) == [*some, len(rows)]
+    rest = [slot for slot in range(len(metadata)) if slot not in (*some, len(rows))]
+    assert taken(columns, arena, len(metadata), {"a": {"$nin": values}}) == rest
+
+
+# ---- values are told apart by what they are, not by how they show themselves
+
+
+class Same(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "S"
+
+    __str__ = __repr__
+
+
+class SameNumber(int):
+    def __repr__(self) -> str:
+        return "N"
+
+
+class SameFloat(float):
+    def __repr__(self) -> str:
+        return "F"
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Level(enum.IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Same("a"), Same("b")),
+        (SameNumber(1), SameNumber(2)),
+        (SameFloat(0.5), SameFloat(0.25)),
+        (1, True),
+        (0, False),
+        ("1", 1),
+        (2**53, 2**53 + 1),
+        (date(2024, 1, 31), "2024-01-31"),
+        (date(2024, 1, 31), datetime(2024, 1, 31, tzinfo=UTC)),
+        (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+        (None, "None"),
+        ("a" * 1_000, "a" * 1_001),
+    ],
+    ids=range(12),
+)
+def test_filters_of_different_values_have_different_keys(one: Any, other: Any) -> None:
+    assert parse_filter({"a": one}).key != parse_filter({"a": other}).key
+    assert parse_filter({"a": {"$in": [one]}}).key != parse_filter({"a": {"$in": [other]}}).key
+    assert parse_filter({"a": one}).key == parse_filter({"a": one}).key
+
+
+def test_integers_that_cpython_cannot_write_are_compared() -> None:
+    huge = 10**5000
+    assert parse_filter({"a": huge}).key != parse_filter({"a": huge + 1}).key
+    arena = arena_of([{"a": 1}, {"a": 1e308}, {"a": "b"}])
+    assert taken(Columns(), arena, 3, {"a": {"$lt": huge}}) == [0, 1]
+    assert taken(Columns(), arena, 3, {"a": {"$in": [huge, -huge, 1]}}) == [0]
+    assert taken(Columns(), arena, 3, {"a": {"$contains": huge}}) == []
+    for refused in ({"a": {"$exists": huge}}, {"a": {huge: 1}}, {huge: 1}, {"a": {"$in": [huge, [huge]]}}):
+        with pytest.raises(InvalidInputError):
+            parse_filter(refused)
+
+
+@pytest.mark.parametrize(
+    ("odd", "usual"),
+    [
+        (Same("a"), "a"), (SameNumber(3), 3), (SameFloat(0.5), 0.5), (Word.A, "a"), (Level.ONE, 1),
+        (np.bool_(True), True), (np.uint8(3), 3), (np.float16(0.5), 0.5), (np.str_("a"), "a"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_subclass_says_the_same_as_its_plain_type(odd: Any, usual: Any) -> None:
+    assert parse_filter({"a": odd}).key == parse_filter({"a": usual}).key
+    assert parse_filter({"a": {"$in": [odd]}}).key == parse_filter({"a": {"$in": [usual]}}).key
+    arena = arena_of([{"a": usual}, {"a": "another"}, {"a": odd}])
+    assert taken(Columns(), arena, 3, {"a": odd}) == [0, 2]
+
+
+# ---- keys with dots
+
+
+DOTTED: list[Any] = [
+    {"v1.0": "keep"},
+    {"v1": {"0": "keep"}},
+    {"v1.0": "drop"},
+    {"v1.0": "drop", "v1": {"0": "keep"}},
+    {},
+]
+
+
+@pytest.mark.parametrize(
+    ("filter", "slots"),
+    [
+        ({"v1.0": "keep"}, [0, 1, 3]),
+        ({"v1.0": {"$ne": "keep"}}, [2, 4]),
+        ({"v1.0": {"$nin": ["keep"]}}, [2, 4]),
+        ({"v1.0": {"$ne": "drop"}}, [0, 1, 4]),
+        ({"v1.0": {"$exists": True}}, [0, 1, 2, 3]),
+        ({"v1.0": {"$exists": False}}, [4]),
+        ({"v1.0": {"$contains": "ee"}}, [0, 1, 3]),
+        ({'"v1.0"': "keep"}, [0]),
+        ({'"v1.0"': "drop"}, [2, 3]),
+        ({'"v1"."0"': "keep"}, [1, 3]),
+        ({'"v1".0': {"$exists": False}}, [0, 2, 4]),
+    ],
+)
+def test_every_reading_of_a_dotted_path_that_a_row_has_counts(filter: Any, slots: list[int]) -> None:
+    assert taken(Columns(), arena_of(DOTTED), 5, filter) == slots
+
+
+def test_each_key_can_be_reached() -> None:
+    keys = ["a.b", "", ".", "a..b", "$price", '"', '"a"', "a\\", 'a."b', "\n", "é.ü", "a b", '\\"', "x" * 300]
+    rows: list[Any] = [{key: "here"} for key in keys] + [{"in": {key: "here"}} for key in keys]
+    arena, columns = arena_of(rows), Columns()
+    for at, key in enumerate(keys):
+        quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        assert taken(columns, arena, len(rows), {quoted: "here"}) == [at]
+        assert taken(columns, arena, len(rows), {f"in.{quoted}": "here"}) == [len(keys) + at]
+
+
+def test_a_dotted_path_sorts_and_counts_by_its_readings() -> None:
+    arena, columns = arena_of([*DOTTED, {"v1.0": ["keep", "other"]}]), Columns()
+    column = columns.get(["v1.0"], arena, 6)["v1.0"]
+    assert dict(column.values(np.arange(6))) == {"keep": 4, "drop": 2, "other": 1}
+    assert column.sort_keys(np.arange(6)) == [(3, "keep"), (3, "keep"), (3, "drop"), None, None, None]
+
+
+def test_a_path_reaches_as_deep_as_metadata_goes() -> None:
+    value: Any = "here"
+    for _ in range(METADATA_DEPTH_MAX // 2):
+        value = {"a": {"a.a": value}}
+    arena, columns = arena_of([value, {"a": value["a"]["a.a"]}]), Columns()
+    path = ".".join(["a"] * (3 * (METADATA_DEPTH_MAX // 2)))
+    assert taken(columns, arena, 2, {path: "here"}) == [0]
+    assert taken(columns, arena, 2, {".".join(['a."a.a"'] * (METADATA_DEPTH_MAX // 2)): "here"}) == [0]
+
+
+# ---- dates
+
+
+def test_moments_compare_whatever_their_offset() -> None:
+    noon = datetime(2024, 1, 31, 12, tzinfo=UTC)
+    rows: list[Any] = [{"a": noon}, {"a": noon.astimezone(EAST)}, {"a": noon + timedelta(microseconds=1)}]
+    rows += [{"a": date(2024, 1, 31)}, {"a": "2024-01-31T12:00:00Z"}, {"a": [date(2024, 2, 1), noon]}]
+    arena, columns = arena_of(rows), Columns()
+    assert taken(columns, arena, 6, {"a": noon.astimezone(timezone(timedelta(hours=-3)))}) == [0, 1, 5]
+    assert taken(columns, arena, 6, {"a": {"$gt": noon}}) == [2]
+    assert taken(columns, arena, 6, {"a": {"$lte": noon}}) == [0, 1, 5]
+    assert taken(columns, arena, 6, {"a": {"$gte": date(2024, 1, 31)}}) == [3, 5]
+    assert taken(columns, arena, 6, {"a": {"$gt": "2024"}}) == [4]
+    column = columns.get(["a"], arena, 6)["a"]
+    counted = dict(column.values(np.arange(6)))
+    assert counted[noon] == 3
+    assert all(value.tzinfo is UTC for value in counted if isinstance(value, datetime))
+    keys = [key for key in column.sort_keys(np.arange(6)) if key is not None]
+    assert sorted(keys)[0] == (3, "2024-01-31T12:00:00Z")
+    assert sorted(keys)[1] == (4, date(2024, 1, 31))
+    assert sorted(keys)[2:] == [(5, noon), (5, noon), (5, noon + timedelta(microseconds=1))]
+
+
+def test_integers_are_compared_and_counted_as_they_are() -> None:
+    values = [2**53, 2**53 + 1, 2**60, 2**60 + 1, 2**63 - 1, 2**64 - 1, -(2**63), 1e300, 0.5, 3.0]
+    arena, columns = arena_of([{"a": value} for value in values]), Columns()
+    for at, value in enumerate(values):
+        assert taken(columns, arena, len(values), {"a": value}) == [at]
+    assert taken(columns, arena, len(values), {"a": {"$gt": 2**53}}) == [1, 2, 3, 4, 5, 7]
+    assert taken(columns, arena, len(values), {"a": {"$gt": 2**60 + 0.5}}) == [3, 4, 5, 7]
+    assert taken(columns, arena, len(values), {"a": {"$gt": 10**5000}}) == []
+    assert taken(columns, arena, len(values), {"a": {"$gt": -(10**5000)}}) == list(range(len(values)))
+    counted = [value for value, _ in columns.get(["a"], arena, len(values))["a"].values(np.arange(len(values)))]
+    assert sorted(counted) == sorted(values)
+    assert {value: type(value) for value in counted if value != 3} == {v: type(v) for v in values if v != 3}
+
+
+@pytest.mark.parametrize(
+    ("filter", "is_empty"),
+    [
+        ({}, True),
+        ({"$and": [{}, {}]}, True),
+        ({"$not": {}}, True),
+        ({"$or": [{"a": 1}, {}]}, True),
+        ({"$not": {"$not": {"$or": [{"a": 1}, {"$and": [{}]}]}}}, True),
+        ({"a": {"$nin": []}}, True),
+        ({"$or": [{"a": 1}, {"b": {"$not": {"$in": []}}}]}, True),
+        ({"a": 1}, False),
+        ({"$and": [{}, {"a": 1}]}, False),
+        ({"$or": [{"a": 1}, {"$not": {}}]}, False),
+        ({"a": {"$in": []}}, False),
+        ({"a": {"$in": []}, "b": 1}, False),
+        ({"$not": {"$or": [{}, {"a": 1}]}}, False),
+    ],
+)
+def test_a_filter_that_takes_every_row_is_found_out(filter: Any, is_empty: bool) -> None:
+    where = parse_filter(filter)
+    assert where.is_empty is is_empty
+    rows = [{"a": 1}, {"b": 2}, {}]
+    if is_empty and where.paths:
+        assert taken(Columns(), arena_of(rows), 3, filter) == [0, 1, 2]
 
 
 def test_true_is_not_one() -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fabstir_vectordb.index
 from fabstir_vectordb import ConflictError, InvalidInputError, NotFoundError
 from fabstir_vectordb._native.handle import NativeIndex
-from fabstir_vectordb.index import (
-    Index,
-    IndexClosed,
-    IndexSettings,
-    check_ef,
-    check_k,
-    prepare_batch,
-    prepare_queries,
-)
+from fabstir_vectordb.index import Index, IndexClosed, prepare_batch, prepare_queries
+from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest, check_ef, check_k
 
 BASE = np.random.default_rng(20_261_123).standard_normal((30, 4)).astype(np.float32)
 IDS = [f"r{i}" for i in range(30)]
 
 
 def filled() -> Index:
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     index.add(prepare_batch(IDS, BASE, None, None, lambda: 7, None))
     return index
 
@@ -44,7 +40,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert batch.timestamps.tolist() == [1_500_000, 2_000_000, 9]
     batch = prepare_batch(["a", "b"], BASE[:2], None, np.array([3, -4]), lambda: 9, None)
     assert batch.timestamps.tolist() == [3_000_000, -4_000_000]
-    for times in ([np.datetime64("2026-01-01")], [np.float64("inf")], [2**80]):
+    for times in ([np.datetime64("NaT")], [np.float64("inf")], [2**80]):
         with pytest.raises(InvalidInputError, match="timestamp of row 0"):
             prepare_batch(["a"], BASE[:1], None, times, lambda: 9, None)
 
@@ -58,7 +54,7 @@ def test_the_clock_is_read_at_most_once_and_only_for_rows() -> None:
 
 
 def test_rows_without_a_vector_take_the_dimension_that_came_meanwhile() -> None:
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     batch = prepare_batch(["bare"], None, None, None, lambda: 7, None)
     index.add(prepare_batch(IDS, BASE, None, None, lambda: 7, None))
     index.add(batch)
@@ -87,7 +83,7 @@ def test_vectors_without_components_are_refused() -> None:
 
 
 def test_an_empty_index_has_nothing_to_delete() -> None:
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     with pytest.raises(NotFoundError, match="'a'"):
         index.delete(["a"])
     assert index.delete(["a", "b"], missing_ok=True).deleted_count == 0
@@ -104,7 +100,7 @@ def test_a_batch_of_another_dimension_is_refused_by_the_index_itself() -> None:
     # Two first adds may be prepared before either fixes the dimension.
     first = prepare_batch(["a"], BASE[:1], None, None, lambda: 0, None)
     second = prepare_batch(["b"], BASE[:1, :3], [{"n": 1}], None, lambda: 0, None)
-    index = Index(IndexSettings())
+    index = Index(IndexParams(), RunParams())
     index.add(first)
     with pytest.raises(InvalidInputError, match="expected 4, got 3"):
         index.add(second)
@@ -131,7 +127,9 @@ def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(NativeIndex, "search", held)
     found: list[Any] = []
-    searching = threading.Thread(target=lambda: found.extend(index.search_batch(BASE[:1], 1, None)))
+    searching = threading.Thread(
+        target=lambda: found.extend(index.search_batch(BASE[:1], SearchRequest(BASE[0], 1, None)))
+    )
     searching.start()
     assert entered.wait(60)
 
@@ -141,7 +139,7 @@ def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPat
 
     closing = threading.Thread(target=close)
     closing.start()
-    while index._inside[0]:
+    while index.gate.is_open:
         threading.Event().wait(0.001)
     with pytest.raises(IndexClosed):
         index.get(["r1"])
@@ -151,7 +149,7 @@ def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPat
     assert order == ["searched", "closed"]
     assert [hit.id for hit in found[0]] == ["r0"]
     for call in (
-        lambda: index.search(BASE[0], 1, None),
+        lambda: index.search(SearchRequest(BASE[0], 1, None)),
         lambda: index.add(prepare_batch(["x"], BASE[:1], None, None, lambda: 0, 4)),
         lambda: index.delete(["r1"]),
         index.vacuum,
@@ -172,12 +170,25 @@ def test_exact_searches_of_large_values_miss_nothing(metric: str, scale: float, 
     rng = np.random.default_rng(5)
     vectors = ((rng.standard_normal((2_000, 8)) + offset) * scale).astype(np.float32)
     queries = ((rng.standard_normal((10, 8)) + 3) * scale).astype(np.float32)
-    index = Index(IndexSettings(metric=metric, M=4, ef_construction=16, threads=1))
+    index = Index(IndexParams(metric=metric, M=4, ef_construction=16), RunParams())
     index.add(prepare_batch([f"{row:04d}" for row in range(2_000)], vectors, None, None, lambda: 0, None))
     wide, asked = vectors.astype(np.float64), queries.astype(np.float64)
     true = np.sqrt(((wide[None] - asked[:, None]) ** 2).sum(axis=2)) if metric == "l2" else -(asked @ wide.T)
     for query, distances in zip(queries, np.sort(true, axis=1), strict=True):
-        hits = index.search(query, 10, None, exact=True)
+        hits = index.search(SearchRequest(query, 10, None, exact=True))
         assert hits.plan == "flat"
         np.testing.assert_allclose([hit.distance for hit in hits], distances[:10], rtol=1e-9, atol=1e-9 * scale**2)
     index.close()
+
+
+def test_the_index_knows_no_store_and_no_event_loop() -> None:
+    package = Path(fabstir_vectordb.index.__file__).parent
+    above = ("fabstir_vectordb.persist", "fabstir_vectordb.storage", "fabstir_vectordb.session", "anyio", "asyncio")
+    for path in package.glob("*.py"):
+        imported = [
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+        ]
+        assert not [name for name in imported if name.startswith(above)], path.name

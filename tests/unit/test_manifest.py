@@ -11,19 +11,22 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, StorageError
+from fabstir_vectordb.index.contents import DOCUMENTS
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
 from fabstir_vectordb.persist.manifest import (
-    DOCUMENTS,
+    DRAFT,
     FORMAT_VERSION,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+from fabstir_vectordb.persist.parts import (
     PART_BYTES_MAX,
     PART_TARGET_BYTES,
     PARTS_MAX,
     Layout,
-    Manifest,
     PartRecord,
-    decode_manifest,
-    encode_manifest,
     layout_for,
     part_name,
     split_name,
@@ -40,12 +43,14 @@ def example(**changes: Any) -> Manifest:
         "chunk_size": None,
         "rows": 10_000,
         "live": 9_900,
+        "with_vector": 9_999,
         "graph_rows": 10_000,
         "historical": 0,
         "lists": 0,
         "layout": Layout(8192, 16384, 8192),
         "stored_rows": 9_800,
         "steps": (9_900, 10_000),
+        "superseded": 153_700,
         "timestamp_us": 1_700_000_000_000_000,
         "schema": parse_schema({"title": {"type": "string", "required": True}, "pages": "Array<Number>"}),
         "parts": (
@@ -68,7 +73,7 @@ def test_every_field_comes_back() -> None:
     for manifest in (
         example(),
         example(chunk_size=1000, metric="dot"),
-        example(rows=0, live=0, graph_rows=0, stored_rows=0, steps=(), dim=0, parts=()),
+        example(rows=0, live=0, with_vector=0, graph_rows=0, stored_rows=0, steps=(), superseded=0, dim=0, parts=()),
         example(graph_rows=0, stored_rows=10_000, steps=(), timestamp_us=-1),
         example(graph_rows=4_000, historical=5_000, lists=90),
     ):
@@ -81,6 +86,31 @@ def test_names_of_the_original_layout_are_kept() -> None:
     assert top["config"]["dim"] == 384
     assert (top["recent_count"], top["historical_count"], top["total_vectors"]) == (9_900, 0, 9_900)
     assert top["timestamp"] == 1_700_000_000_000_000
+
+
+def test_a_newer_draft_is_refused_by_name() -> None:
+    with pytest.raises(
+        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 1: upgrade"
+    ) as caught:
+        decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
+    assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}
+
+
+def test_draft_0_had_no_number_and_did_not_say_what_is_superseded() -> None:
+    def older(top: dict[str, Any]) -> None:
+        del top["draft"], top["superseded"], top["with_vector"]
+
+    manifest = decode_manifest(broken(older))
+    assert manifest == example(superseded=manifest.superseded, with_vector=None)
+    assert manifest.superseded > 0
+    for number in (0, -1, True, "1"):
+        with pytest.raises(IntegrityError):
+            decode_manifest(broken(lambda top, number=number: top.update(draft=number)))  # type: ignore[misc]
+
+
+def test_tombstones_are_superseded() -> None:
+    with pytest.raises(IntegrityError, match="nothing is superseded"):
+        decode_manifest(encode_manifest(example(superseded=0)))
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
@@ -123,7 +153,7 @@ def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda top: top.update(document_rows=0), "document_rows is not"),
         (lambda top: top.update(timestamp=2**63), "timestamp is not"),
         (lambda top: top.update(schema=[]), "wants a dict of fields"),
-        (lambda top: top.update(schema={"a": {"type": "date", "required": False}}), "has the type 'date'"),
+        (lambda top: top.update(schema={"a": {"type": "time", "required": False}}), "has the type 'time'"),
         (lambda top: top.update(schema={"a": "String"}), "schema is not spelled out"),
         (lambda top: top.update(schema={"a": {"type": "string"}}), "schema is not spelled out"),
         (lambda top: top.update(config=[]), "config is not a map"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import pytest
 
 from fabstir_vectordb import InvalidInputError
@@ -41,16 +44,16 @@ def test_metadata_that_follows_is_taken(metadata: Any) -> None:
         ({}, "title", "needs a string at title"),
         ({"title": None}, "title", "needs a string"),
         ([1], "", "must be a dict"),
-        ({"title": 3}, "title", "a int at title, its schema wants a string"),
+        ({"title": 3}, "title", "an int at title, its schema wants a string"),
         ({"title": "a", "year": True}, "year", "wants a number"),
         ({"title": "a", "year": "1999"}, "year", "wants a number"),
         ({"title": "a", "read": 0}, "read", "wants a boolean"),
-        ({"title": "a", "tags": "b"}, "tags", "wants a array"),
+        ({"title": "a", "tags": "b"}, "tags", "wants an array"),
         ({"title": "a", "tags": ["b", 3]}, "tags[1]", "wants a string"),
         ({"title": "a", "grid": [[1], [2, "c"]]}, "grid[1][1]", "wants a number"),
         ({"title": "a", "author": {}}, "author.name", "needs a string"),
         ({"title": "a", "author": {"name": "b", "born": []}}, "author.born", "wants a number"),
-        ({"title": "a", "author": "b"}, "author", "wants a object"),
+        ({"title": "a", "author": "b"}, "author", "wants an object"),
     ],
 )
 def test_metadata_that_does_not_is_refused(metadata: Any, path: str, message: str) -> None:
@@ -71,6 +74,66 @@ def test_notations_mean_the_same_and_a_schema_is_read_again() -> None:
     assert parse_schema(parse_schema(BOOK).document()) == parse_schema(BOOK)
 
 
+def test_fields_beside_the_names_of_required_ones() -> None:
+    upstream = {"fields": {"title": "String", "tags": {"Array": "String"}}, "required": ["title"]}
+    schema = parse_schema(upstream)
+    assert schema == parse_schema({"title": {"type": "string", "required": True}, "tags": "Array<String>"})
+    schema.check({"title": "a", "tags": ["b"]})
+    for metadata, path, message in (
+        ({"tags": ["b"]}, "title", "Missing required field: metadata needs a string at title"),
+        (None, "title", "Missing required field"),
+        ({"title": "a", "tags": ["b", 1]}, "tags[1]", "wants a string"),
+    ):
+        with pytest.raises(InvalidInputError, match=message) as caught:
+            schema.check(metadata)
+        assert caught.value.details["path"] == path
+    assert parse_schema({"fields": {"a": {"Object": {"b": {"Array": {"Array": "Number"}}}}}}) == parse_schema(
+        {"a": {"type": "object", "fields": {"b": "Array<Array<Number>>"}}}
+    )
+    assert parse_schema({"fields": {}}).fields == {}
+
+
+def test_fields_named_fields_and_required_are_fields() -> None:
+    for schema in (
+        {"fields": "String"},
+        {"fields": {"type": "array", "items": "String"}},
+        {"fields": {"type": "string"}, "required": "Boolean"},
+        {"fields": {"type": "string"}, "required": {"type": "boolean"}},
+        {"fields": "String", "other": "Number"},
+    ):
+        parsed = parse_schema(schema)
+        assert set(parsed.fields) == set(schema)
+        assert parse_schema(parsed.document()) == parsed
+    # Beside a list of names it is the other notation, and `type` a field.
+    assert set(parse_schema({"fields": {"type": "String"}, "required": ["type"]}).fields) == {"type"}
+
+
+def test_dates_and_uuids_are_types_and_python_types_name_them() -> None:
+    named = parse_schema({"a": "Date", "b": "DateTime", "c": "UUID", "d": "Array<uuid>", "e": "Number", "f": "object"})
+    typed = parse_schema({"a": date, "b": datetime, "c": UUID, "d": {"Array": UUID}, "e": float, "f": dict})
+    assert named == typed
+    assert parse_schema({"a": int, "b": str, "c": bool, "d": list}) == parse_schema(
+        {"a": "number", "b": "string", "c": "boolean", "d": "array"}
+    )
+    noon = datetime(2024, 1, 31, 12, tzinfo=UTC)
+    named.check({"a": noon.date(), "b": noon, "c": UUID(int=1), "d": [UUID(int=2), None], "e": np.int64(3)})
+    for wrong in ({"a": noon}, {"a": "2024-01-31"}, {"b": noon.date()}, {"c": str(UUID(int=1))}, {"d": ["x"]}):
+        with pytest.raises(InvalidInputError, match="its schema wants"):
+            named.check(wrong)
+    with pytest.raises(InvalidInputError, match="no zone"):
+        named.check({"b": np.datetime64("2024-01-31")})
+
+
+def test_names_of_fields_are_keys_as_they_stand() -> None:
+    schema = parse_schema({"v1.0": {"type": "string", "required": True}, '"q"': "Number"})
+    schema.check({"v1.0": "a", '"q"': 1})
+    with pytest.raises(InvalidInputError, match=r'needs a string at "v1\.0"') as caught:
+        schema.check({"v1": {"0": "a"}})
+    assert caught.value.details["path"] == '"v1.0"'
+    with pytest.raises(InvalidInputError, match="wants a number"):
+        schema.check({"v1.0": "a", '"q"': "b"})
+
+
 @pytest.mark.parametrize(
     ("schema", "path"),
     [
@@ -80,15 +143,25 @@ def test_notations_mean_the_same_and_a_schema_is_read_again() -> None:
         ({"": "String"}, ""),
         ({"x" * 201: "String"}, ""),
         ({"\ud800": "String"}, ""),
-        ({"a": "Date"}, "a"),
-        ({"a": "Array<Date>"}, "a[]"),
+        ({"a": "Time"}, "a"),
+        ({"a": "Array<Time>"}, "a[]"),
+        ({"a": {"Array": "Time"}}, "a[]"),
+        ({"a": {"Set": "String"}}, "a"),
+        ({"a": {"Object": "String"}}, "a"),
+        ({"a": bytes}, "a"),
+        ({"a.b": 3}, '"a.b"'),
+        ({"fields": {"a": "String"}, "required": "a"}, "required"),
+        ({"fields": {"a": "String"}, "required": [3]}, "required"),
+        ({"fields": {"a": "String"}, "required": ["b"]}, "required"),
+        ({"fields": {"a": "Time"}, "required": []}, "a"),
+        ({"fields": ["a"], "required": ["a"]}, "fields"),
         ({"a": {}}, "a"),
         ({"a": {"type": 3}}, "a"),
         ({"a": ["String"]}, "a"),
         ({"a": {"type": "string", "required": "yes"}}, "a"),
         ({"a": {"type": "string", "items": "String"}}, "a"),
         ({"a": {"type": "object", "fields": []}}, "a"),
-        ({"a": {"type": "object", "fields": {"b": "Date"}}}, "a.b"),
+        ({"a": {"type": "object", "fields": {"b": "Time"}}}, "a.b"),
     ],
 )
 def test_what_is_no_schema_is_refused(schema: Any, path: str) -> None:

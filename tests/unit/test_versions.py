@@ -21,23 +21,16 @@ from fabstir_vectordb.errors import (
     NotFoundError,
     StorageError,
 )
+from fabstir_vectordb.params import wall_clock_us
 from fabstir_vectordb.persist import load as load_module, records, save as save_module
-from fabstir_vectordb.persist.load import load_version, verify_version
-from fabstir_vectordb.persist.manifest import Layout
+from fabstir_vectordb.persist.load import load_version
+from fabstir_vectordb.persist.parts import Layout
+from fabstir_vectordb.persist.pointer import checked_pointer
 from fabstir_vectordb.persist.records import read_catalogue, read_history, record_version
 from fabstir_vectordb.persist.save import save_version
-from fabstir_vectordb.persist.versions import (
-    CATALOGUE_PATH,
-    PARALLEL_TRANSFERS,
-    HistoryEntry,
-    Lineage,
-    PersistSettings,
-    checked_pointer,
-    index_path,
-    now_us,
-    run_bounded,
-    transfers_for,
-)
+from fabstir_vectordb.persist.transfer import PARALLEL_TRANSFERS, run_bounded, transfers_for
+from fabstir_vectordb.persist.verify import verify_version
+from fabstir_vectordb.persist.version import CATALOGUE_PATH, HistoryEntry, Lineage, PersistSettings, index_path
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.dirv1 import DirectoryEntry, encode_directory
 from fabstir_vectordb.s5.keys import Identity
@@ -84,8 +77,15 @@ class Texts:
     def changes_of(self, slots: Sequence[int]) -> bytes:
         raise AssertionError("nothing was kept")
 
-    def pages_stored(self, *_: object) -> None:
-        pass
+    def metadata_size(self, slot: int) -> int:
+        raise AssertionError("nothing was kept")
+
+
+def rows_of_ones() -> NativeIndex:
+    native = NativeIndex(3, "l2", "default", 16, 200, 1)
+    ids = pack_ids([str(number) for number in range(64)])
+    native.add(np.ones((64, 3), np.float32), *ids, np.zeros(64, np.int64))
+    return native
 
 
 @pytest.fixture
@@ -95,22 +95,37 @@ def store() -> Store:
 
 async def test_large_pages_cover_fewer_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save_module, "_PAGE_TARGET_BYTES", 100)
-    saved = await save_version(store, IDENTITY, Texts(chunk_size=64), Lineage(), SETTINGS)
+    native = rows_of_ones()
+    saved = await save_version(
+        store, IDENTITY, Texts(chunk_size=64, dim=3, metric="l2", native=native), Lineage(), SETTINGS
+    )
     loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
     assert loaded is not None
     assert loaded.version.cid == saved.version.cid
     assert (loaded.document_rows, len(loaded.pages)) == (7, 10)
-    assert (loaded.native, loaded.dim, loaded.chunk_size, loaded.last_change_us) == (None, None, 64, 7)
+    assert (loaded.dim, loaded.chunk_size, loaded.last_change_us) == (3, 64, 7)
     report = await verify_version(store, IDENTITY, Lineage(), SETTINGS)
-    assert (report.parts, report.rows) == (10, 0)
+    assert (report.parts, report.rows) == (14, 64)
+
+
+async def test_an_index_without_rows_has_no_parts(store: Store) -> None:
+    await save_version(store, IDENTITY, Texts(rows=0), Lineage(), SETTINGS)
+    loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
+    assert loaded is not None
+    assert (loaded.native, loaded.dim, loaded.pages) == (None, None, [])
+    assert (await verify_version(store, IDENTITY, Lineage(), SETTINGS)).parts == 0
+
+
+async def test_pages_of_rows_that_are_not_there_are_refused(store: Store) -> None:
+    await save_version(store, IDENTITY, Texts(), Lineage(), SETTINGS)
+    with pytest.raises(IntegrityError, match=r"documents\.0000 is more than"):
+        await load_version(store, IDENTITY, Lineage(), SETTINGS)
 
 
 async def test_parts_grow_where_there_would_be_too_many(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save_module, "PARTS_MAX", 5)
     monkeypatch.setattr(save_module, "layout_for", lambda dim, chunk_size: Layout(4, 4, 4))
-    native = NativeIndex(3, "l2", "default", 16, 200, 1)
-    ids = pack_ids([str(number) for number in range(64)])
-    native.add(np.ones((64, 3), np.float32), *ids, np.zeros(64, np.int64))
+    native = rows_of_ones()
     await save_version(store, IDENTITY, Texts(dim=3, metric="l2", native=native), Lineage(), SETTINGS)
     loaded = await load_version(store, IDENTITY, Lineage(), SETTINGS)
     assert loaded is not None
@@ -162,12 +177,13 @@ async def test_an_unreadable_head_is_named_by_its_hash_alone(store: Store) -> No
     assert caught.value.details["head_cid"] == str(BlobId(bytes(32), 0))
     # The lost head can be superseded, and stays in the history.
     lineage = Lineage()
-    await save_version(store, IDENTITY, Texts(), lineage, SETTINGS, on_conflict="overwrite")
+    saved = await save_version(store, IDENTITY, Texts(), lineage, SETTINGS, on_conflict="overwrite")
+    await record_version(store, IDENTITY, SETTINGS, lineage, saved.entries, repair_damage=True)
     listed = await read_history(store, IDENTITY, "default", lineage)
     assert [(entry.revision, entry.refused, entry.vector_count) for entry in listed] == [
         (2, False, 0),
-        (1, True, 0),
         (1, False, None),
+        (1, True, 0),
     ]
 
 
@@ -200,7 +216,7 @@ async def test_a_load_cancelled_while_it_repairs_records_frees_what_it_made(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = NativeIndex(3, "l2", "default", 16, 200, 1)
-    await save_version(store, IDENTITY, Texts(dim=3, metric="l2", native=native), Lineage(), SETTINGS)
+    await save_version(store, IDENTITY, Texts(rows=0, dim=3, metric="l2", native=native), Lineage(), SETTINGS)
 
     async def hang(*args: Any, **kwargs: Any) -> None:
         await anyio.sleep_forever()
@@ -339,7 +355,7 @@ def test_a_small_budget_means_few_transfers(largest: int, budget: int | None, ex
 
 
 def test_the_clock_is_in_microseconds() -> None:
-    assert 1_700_000_000_000_000 < now_us() < 4_000_000_000_000_000
+    assert 1_700_000_000_000_000 < wall_clock_us() < 4_000_000_000_000_000
 
 
 def test_a_lineage_shows_its_base_only() -> None:

@@ -22,8 +22,8 @@
  *   GRAPH        of parts with rows of the graph: n uint8 link counts, none for a row before the graph's first; the links
  *                of all rows in link_width(rows whose links are stored) bytes each; then uint32
  *                uint8 count and that many uint32 upper numbers
- *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows; then dim float32 lo, dim float32
- *                step of the codes
+ *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows with COARSE_BIT set where the
+ *                links were chosen by exact distances; then dim float32 lo, dim float32 step of the codes
  *   LISTS        for each row of the index the number of its list plus 1, or 0, as link_width(lists + 1) byte planes
  *   LISTS_HEAD   uint32 lists, trained rows, rows in front, zero; uint64 rows since the training; float64 mean error then,
  *                sum of errors since; uint32 lists to look at for each k and recall; then dim float32 lo, dim float32 step
@@ -47,6 +47,7 @@
 #define PART_KINDS 11 /* FVDB_PART_* are 1 .. 10 */
 #define TIMESTAMPS_HEAD_BYTES 16u
 #define GRAPH_HEAD_FIELDS 6u
+#define COARSE_BIT (1u << 31)
 #define LISTS_HEAD_BYTES (4u * 4 + 8 + 2u * 8 + IVF_KS * IVF_RECALLS * 4)
 
 /* How an index is cut into parts.  Vectors, most of the bytes, have parts of their own size: few rows of one are wanted. */

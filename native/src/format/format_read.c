@@ -434,14 +434,16 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
 /* ---- end: graph ---- */
 
 /* What follows the graph's own fields in its head. */
-static fvdb_status read_codebook(fvdb_index *index, uint32_t trained_rows, reader *r, fvdb_diag *diag) {
+static fvdb_status read_codebook(fvdb_index *index, uint32_t trained, reader *r, fvdb_diag *diag) {
     store *s = &index->store;
+    const uint32_t trained_rows = trained & ~COARSE_BIT;
     REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
     if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
     TRY(read_book(r, &s->book, s->dim, diag));
     REQUIRE(r->ok && r->left == 0, "the graph's head has another size");
     codebook_derive(&s->book, s->dim64);
     s->book.trained_rows = trained_rows;
+    s->book.coarse = trained & COARSE_BIT;
     return FVDB_OK;
 }
 

@@ -142,8 +142,9 @@ static void write_floats(writer *w, const float *x, uint32_t n) {
 static void write_graph_head(writer *w, const fvdb_index *index) {
     const hnsw *g = &index->graph;
     const store *st = &index->store;
-    const uint32_t fields[GRAPH_HEAD_FIELDS] = {g->M,         g->ef_construction, g->entry,
-                                                g->max_level, g->upper_n,         st->book.trained_rows};
+    const uint32_t fields[GRAPH_HEAD_FIELDS] = {g->M,       g->ef_construction,
+                                                g->entry,   g->max_level,
+                                                g->upper_n, st->book.trained_rows | (st->book.coarse ? COARSE_BIT : 0)};
     for (uint32_t i = 0; i < GRAPH_HEAD_FIELDS; i++) write_le(w, fields[i], sizeof(uint32_t));
     write_floats(w, st->book.lo, st->dim);
     write_floats(w, st->book.step, st->dim);

@@ -214,7 +214,7 @@ void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const
     frontier frontiers[2], *scored = &frontiers[0], *next = &frontiers[1];
     float distances[BEAM * HNSW_M0_MAX];
     uint32_t capacity = filter ? filter->pool_most : ef, allowed = 0, cursor = 0;
-    uint32_t beam = store_has_codes(w->s) ? BEAM : BEAM_EXACT;
+    uint32_t beam = store_walks_by(w->s) == WALK_BY_CODE ? BEAM : BEAM_EXACT;
     walk_begin_marks(w);
     walk_mark(w, entry);
     w->pool_n = 0;

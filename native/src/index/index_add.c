@@ -68,27 +68,34 @@ typedef struct plan {
     uint32_t *replaced; /* the caller's array */
 } plan;
 
-/* The same id twice in one call: an own small table, since the index's table must not change yet. */
-static fvdb_status check_duplicates(const fvdb_rows *rows, fvdb_diag *diag) {
+/* The same id twice in one call: an own small table, since the index's table must not change yet. With `replace` the last
+ * row of an id counts, with `skip` the first; `out_slots` of the others is NO_SLOT from here on, that of the rest is 0. */
+static fvdb_status check_duplicates(const fvdb_rows *rows, uint32_t on_conflict, uint32_t *out_slots, fvdb_diag *diag) {
     id_map seen;
     id_map_init(&seen, 0);
     fvdb_status status = id_map_reserve(&seen, rows->n, rows->id_offsets[rows->n] - rows->id_offsets[0], diag);
-    for (uint32_t i = 0; i < rows->n && status == FVDB_OK; i++) {
+    for (uint32_t place = 0; place < rows->n && status == FVDB_OK; place++) {
+        const bool backwards = on_conflict == FVDB_ON_CONFLICT_REPLACE; /* so that the row met first is the last one */
+        const uint32_t i = backwards ? rows->n - 1 - place : place;
         const uint8_t *id = rows->id_bytes + rows->id_offsets[i];
         size_t size = (size_t)(rows->id_offsets[i + 1] - rows->id_offsets[i]);
         uint32_t earlier = id_map_find(&seen, id, size);
-        if (earlier != FVDB_NO_SLOT)
+        out_slots[i] = earlier == FVDB_NO_SLOT ? 0 : FVDB_NO_SLOT;
+        if (earlier != FVDB_NO_SLOT && on_conflict == FVDB_ON_CONFLICT_ERROR)
             status = FAIL_AT(diag, FVDB_ERR_DUPLICATE_ID, "the same id stands twice in the call", i, 0, earlier);
         id_map_append(&seen, id, size);
-        if (status == FVDB_OK) id_map_link(&seen, i);
+        if (earlier == FVDB_NO_SLOT) id_map_link(&seen, place);
     }
     id_map_free(&seen);
     return status;
 }
 
-static fvdb_status resolve_ids(const store *s, const fvdb_rows *rows, uint32_t on_conflict, plan *p, fvdb_diag *diag) {
+static fvdb_status resolve_ids(const store *s, const fvdb_rows *rows, uint32_t on_conflict, const uint32_t *out_slots,
+                               plan *p, fvdb_diag *diag) {
     for (uint32_t i = 0; i < rows->n; i++) {
         size_t size = (size_t)(rows->id_offsets[i + 1] - rows->id_offsets[i]);
+        p->replaced[i] = FVDB_NO_SLOT;
+        if (out_slots[i] == FVDB_NO_SLOT) continue; /* another row of the call has its id, and counts */
         uint32_t slot = id_map_find(&s->ids, rows->id_bytes + rows->id_offsets[i], size);
         p->replaced[i] = slot;
         if (slot != FVDB_NO_SLOT && on_conflict == FVDB_ON_CONFLICT_ERROR)
@@ -143,6 +150,7 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         s->book = trained;
         TRY(store_reserve(s, s->n, 0, diag));
         codes_encode(s, 0, s->n, w->crew);
+        TRY(codes_judge(s, due, w->crew, diag));
     }
     stretch refining = {control, linked, total, total, hnsw_rows(g)};
     return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
@@ -230,8 +238,8 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
     if (status == FVDB_OK) {
         uint32_t first = s->n;
         status = check_rows(s, rows, w.crew, diag);
-        if (status == FVDB_OK) status = check_duplicates(rows, diag);
-        if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, &p, diag);
+        if (status == FVDB_OK) status = check_duplicates(rows, on_conflict, out_slots, diag);
+        if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, out_slots, &p, diag);
         if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         if (status == FVDB_OK && p.n) status = append_and_link(index, rows, &p, &w, control, diag);
         if (status == FVDB_OK) {

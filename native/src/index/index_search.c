@@ -15,11 +15,12 @@
 /* Rows a scan gets through while a walk scores one: 6 ns a coded row against 15, 50 ns an exact one (100 K x 384). */
 #define SCANNED_PER_WALKED_CODE 2u
 #define SCANNED_PER_WALKED_EXACT 1u
-/* Candidates scored exactly beyond k: 4-bit codes need about 20 for k = 10 to lose nothing. */
-#define RESCORE_EXTRA_MIN 16u
+/* Candidates of a scan by code beyond k, however few a walk would have: fewer lose rows. */
+#define SCAN_EXTRA_MIN 16u
 #define EF_DEFAULT_MIN 64u
-/* Rescoring ends where a row would have to be off by so many standard deviations: 16 rows instead of 26 at k = 10, and
- * 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
+/* Rescoring ends where a row would have to be off by so many standard deviations, and by more than all residuals seen lie
+ * apart: a heavy tail shows in their range before it shows in their variance.  On sentence embeddings that is after 16 of
+ * 64 candidates at k = 10, and loses 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
 #define RESIDUAL_SPREADS 4.0
 #define RESIDUALS_MIN 8u
 
@@ -64,13 +65,16 @@ static void count_allowed(search_job *job) {
     job->recent = job->allowed - job->historical;
 }
 
-static uint32_t rescored(uint32_t k) { return k + max_u32(k, RESCORE_EXTRA_MIN); }
+/* Rows that a scan by code leaves to be scored exactly. */
+static uint32_t scan_candidates(const search_job *job) {
+    return max_u32(job->ef, job->k + max_u32(job->k, SCAN_EXTRA_MIN));
+}
 
 /* ---- plan ---- */
 
 /* Rows that are scanned while a walk scores one. */
 static uint32_t scanned_per_walked(const store *s) {
-    return store_has_codes(s) ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
+    return store_walks_by(s) == WALK_BY_CODE ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
 }
 
 /* What a walk for the recent rows costs, in scanned rows; as it is for no rows or no graph, more than a scan. */
@@ -140,20 +144,21 @@ static void plan_search(search_job *job) {
  * the metric, the codes and the query. */
 typedef struct residuals {
     uint32_t n;
-    double sum, squares;
+    double sum, squares, least, most;
 } residuals;
 
 static void residuals_note(residuals *r, double residual) {
     r->n++;
     r->sum += residual;
     r->squares += residual * residual;
+    r->least = r->n == 1 || residual < r->least ? residual : r->least;
+    r->most = r->n == 1 || residual > r->most ? residual : r->most;
 }
 
-/* Whether a row at this walk distance would have to be off by more than RESIDUAL_SPREADS standard deviations to be as
- * near as `exact`. */
+/* Whether a row at this walk distance would have to be off by far more than any row seen to be as near as `exact`. */
 static bool surely_farther(const residuals *r, double walk_distance, double exact) {
     double mean = r->sum / r->n, variance = r->squares / r->n - mean * mean, gap = walk_distance - mean - exact;
-    return gap > 0 && gap * gap > RESIDUAL_SPREADS * RESIDUAL_SPREADS * variance;
+    return gap > r->most - r->least && gap * gap > RESIDUAL_SPREADS * RESIDUAL_SPREADS * variance;
 }
 
 /* Drops the rows from the walk's pool that may not be returned. */
@@ -169,7 +174,7 @@ static void keep_allowed(const search_job *job, walk *w) {
 static uint32_t rescore(const search_job *job, walk *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    uint32_t most = min_u32(w->pool_n, rescored(k)), fetched = 0;
+    uint32_t most = w->pool_n, fetched = 0;
     for (uint32_t i = 0; i < most; i++) {
         for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) {
             scorer_fetch_exact(&w->query, w->pool[fetched].node);
@@ -208,7 +213,8 @@ static void scan_recent(const search_job *job, nearest *near) {
 
 /* Room for the keys of nearest rows, then for those of lists. */
 static size_t scan_room(const search_job *job) {
-    return ((size_t)nearest_room(rescored(job->k)) + 2 * (size_t)job->index->lists.centroids.nlist) * sizeof(uint64_t);
+    return ((size_t)nearest_room(scan_candidates(job)) + 2 * (size_t)job->index->lists.centroids.nlist) *
+           sizeof(uint64_t);
 }
 
 /* Adds the nearest of the rows that are scanned by code to the pool. */
@@ -219,7 +225,7 @@ static void scan_sides(const search_job *job, walk *w) {
                     .allow = job->filter.allow,
                     .allow_words = job->filter.allow_words,
                     .keys = w->room,
-                    .most = rescored(job->k),
+                    .most = scan_candidates(job),
                     .cut = INFINITY};
     if (job->nprobe) ivf_scan(&index->lists, &near, job->nprobe, near.keys + nearest_room(near.most));
     if (!job->by_walk && job->recent) scan_recent(job, &near);
@@ -310,7 +316,8 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
 static fvdb_status reserve(const search_job *job, walk *w) {
     TRY(walk_reserve_hits(w, job->k));
     if (job->flat) return FVDB_OK;
-    TRY(walk_reserve(w, job->by_walk ? job->index->store.n : 0, max_u32(job->filter.pool_most, rescored(job->k)) + 1));
+    TRY(walk_reserve(w, job->by_walk ? job->index->store.n : 0,
+                     max_u32(job->filter.pool_most, scan_candidates(job)) + 1));
     return job->nprobe || !job->by_walk ? walk_reserve_room(w, scan_room(job)) : FVDB_OK;
 }
 

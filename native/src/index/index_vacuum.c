@@ -134,7 +134,10 @@ static fvdb_status code_anew(vacuum *v, fvdb_diag *diag) {
     if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->crew, diag));
     exchange_books(v);
     codes_encode(s, 0, s->n, v->workers->crew);
-    return FVDB_OK;
+    if (rows == FVDB_NO_SLOT) return FVDB_OK;
+    const fvdb_status status = codes_judge(s, rows, v->workers->crew, diag);
+    if (status != FVDB_OK) exchange_books(v);
+    return status;
 }
 
 static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {

@@ -175,6 +175,7 @@ void scorer_free(scorer *q) { mem_free(q->wide); }
 
 static void prepare_codes(scorer *q) {
     const store *s = q->s;
+    q->by = store_walks_by(s);
     if (store_has_codes(s))
         s->kernels->code_prepare(q->x, s->book.lo, s->book.step, s->dim64, q->q_lo, q->q_hi, &q->base, &q->scale);
 }
@@ -193,9 +194,20 @@ void scorer_set_vector(scorer *q, const float *x) {
     prepare_codes(q);
 }
 
+static void set_exact(scorer *q, uint32_t slot) {
+    float x[FVDB_DIM_MAX];
+    store_get(q->s, slot, x);
+    scorer_set_vector(q, x);
+}
+
 void scorer_set_slot(scorer *q, uint32_t slot) {
     const store *s = q->s;
-    if (store_has_codes(s)) {
+    q->by = store_walks_by(s);
+    if (q->by == WALK_BY_EXACT) {
+        set_exact(q, slot);
+        return;
+    }
+    if (q->by == WALK_BY_CODE) {
         s->kernels->code_decode(store_code(s, slot), s->book.lo, s->book.step, s->dim64, q->x);
         if (s->metric == FVDB_METRIC_L2) q->norm2 = ((const float *)s->code_norm2.base)[slot];
         prepare_codes(q);
@@ -242,9 +254,18 @@ static void score_high(const scorer *q, const uint32_t *slots, uint32_t n, float
     for (uint32_t i = 0; i < n; i++) out[i] = orderable(cosine ? 1.0f - out[i] * inv_norm[slots[i]] : -out[i]);
 }
 
-void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    if (store_has_codes(q->s)) score_codes(q, slots, n, out);
+static void score_exact(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    for (uint32_t i = 0; i < n; i++) out[i] = orderable((float)walk_units(q->s, scorer_exact(q, slots[i])));
+}
+
+void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    if (store_approximate(q->s) == WALK_BY_CODE) score_codes(q, slots, n, out);
     else score_high(q, slots, n, out);
+}
+
+void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    if (q->by == WALK_BY_EXACT) score_exact(q, slots, n, out);
+    else scorer_approximate(q, slots, n, out);
 }
 
 double scorer_exact(const scorer *q, uint32_t slot) {

@@ -84,7 +84,7 @@ typedef struct batch {
 static void fetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
     b->n = 0;
     while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
-    for (uint32_t i = 0; i < b->n; i++) scorer_fetch(q, b->slots[i]);
+    for (uint32_t i = 0; i < b->n; i++) scorer_fetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
 static bool stopped(const fvdb_control *control, uint64_t word) {
@@ -188,7 +188,7 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
         const batch *b = &batches[turn];
         fetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
         for (seeker *s = seekers; s < seekers + n; s++) {
-            scorer_fetched(s->scan->query, b->slots, b->n, near);
+            scorer_approximate(s->scan->query, b->slots, b->n, near);
             s->n += within(s->cut, near, b->slots, b->n, s->rows + s->n);
             if (s->n > WAITING_MAX - BATCH_ROWS - WORD_ROWS) score_waiting(s, k);
         }

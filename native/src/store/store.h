@@ -86,6 +86,7 @@ size_t timestamps_resident(const timestamps *t);
 typedef struct codebook {
     float *lo, *step, *inv_step; /* dim64 each, zero-padded, one allocation at lo; NULL while untrained */
     uint32_t trained_rows;       /* rows it was trained on; 0: untrained */
+    bool coarse;                 /* walk distances tell neighbours apart too badly: links and walks go by exact ones */
 } codebook;
 
 typedef struct store {
@@ -212,8 +213,26 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb
 /* Codes rows first .. end-1 with the current codebook; nothing under memory="compact". */
 void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
 
-/* A query prepared for walk distances: 4-bit codes by default, high planes under memory="compact".
- * Distances are cosine distance, squared Euclidean distance or negative inner product, approximately. */
+/* ---- codes_judge.c ---- */
+
+/* Says in s->book.coarse whether approximate distances tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
+fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag);
+/* Bytes that it takes while it runs. */
+uint64_t codes_judge_scratch(uint32_t dim, uint32_t n);
+
+/* ---- codes.c: distances ---- */
+
+/* What walk distances are made of: 4-bit codes by default, high planes under memory="compact", both planes where these
+ * are too coarse. */
+typedef enum walk_distance { WALK_BY_CODE, WALK_BY_HIGH, WALK_BY_EXACT } walk_distance;
+static inline walk_distance store_approximate(const store *s) {
+    return store_has_codes(s) ? WALK_BY_CODE : WALK_BY_HIGH;
+}
+static inline walk_distance store_walks_by(const store *s) {
+    return s->book.coarse ? WALK_BY_EXACT : store_approximate(s);
+}
+
+/* A query prepared for walk distances, which are cosine distance, squared Euclidean distance or negative inner product. */
 typedef struct scorer {
     const store *s;
     float *x;            /* max(dim16, dim64) float32: the query, normalised under cosine */
@@ -223,6 +242,7 @@ typedef struct scorer {
     float base, scale;   /* inner product = base + scale x code product */
     float norm2;
     double exact_norm2; /* of the query */
+    walk_distance by;
 } scorer;
 
 fvdb_status scorer_init(scorer *q, const store *s);
@@ -230,13 +250,21 @@ void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
 void scorer_set_slot(scorer *q, uint32_t slot); /* walk distances only */
 /* Brings what the walk distance of a row is made of near, without waiting. */
-static inline void scorer_fetch(const scorer *q, uint32_t slot) {
+static inline void scorer_fetch_by(const scorer *q, walk_distance by, uint32_t slot) {
     const store *s = q->s;
-    if (store_has_codes(s)) fetch_bytes(store_code(s, slot), s->code_bytes);
-    else fetch_bytes(store_high(s, slot), s->dim16 * sizeof(uint16_t));
+    const size_t plane = s->dim16 * sizeof(uint16_t);
+    if (by == WALK_BY_CODE) {
+        fetch_bytes(store_code(s, slot), s->code_bytes);
+        return;
+    }
+    fetch_bytes(store_high(s, slot), plane);
+    if (by == WALK_BY_EXACT) fetch_bytes(store_low(s, slot), plane);
 }
+static inline void scorer_fetch(const scorer *q, uint32_t slot) { scorer_fetch_by(q, q->by, slot); }
 /* Distances of rows that were fetched before. */
 void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* The same by codes or high planes, coarse as they may be. */
+void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
 /* Fetches, then scores. */
 static inline void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);

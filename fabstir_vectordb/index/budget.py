@@ -1,0 +1,207 @@
+"""The memory budget: what a change takes is known before it begins, for good and while it runs, and refused in time.
+
+Only rows and metadata count for good. Caches, which can be made again, give way first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from fabstir_vectordb._native.handle import (
+    WORK_ADD,
+    WORK_ARRANGE,
+    WORK_TRAIN,
+    WORK_VACUUM,
+    NativeStats,
+    estimate_bytes,
+    estimate_work,
+)
+from fabstir_vectordb.errors import MemoryBudgetExceededError
+from fabstir_vectordb.params import IndexParams, RunParams
+
+__all__ = ["Budget", "Cache", "Forecast", "kept_bytes", "reserve_bytes"]
+
+#: Shares of a budget, and the most they come to.
+_RESERVE_SHARE, _RESERVE_BYTES_MAX = 6, 16_000_000
+_KEPT_SHARE, _KEPT_BYTES_MAX = 8, 12_000_000
+
+
+def reserve_bytes(budget_bytes: int) -> int:
+    """Bytes of a budget that rows and metadata may not take: saves, loads and searches need them now and then."""
+    return min(budget_bytes // _RESERVE_SHARE, _RESERVE_BYTES_MAX)
+
+
+def kept_bytes(budget_bytes: int) -> int:
+    """Bytes of a budget that nothing may take, as the allocators of C and Python keep some that were freed."""
+    return min(budget_bytes // _KEPT_SHARE, _KEPT_BYTES_MAX)
+
+
+class Cache(Protocol):
+    """What can be made again."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def clear(self) -> None: ...
+
+
+class Budget:
+    """How much memory an index may take.
+
+    Attributes:
+        limit_bytes: most bytes; None for no limit.
+        unsettled_bytes: most bytes that changes have taken and freed since the allocator was asked to give them back.
+
+    Args:
+        limit_bytes: see above.
+        cache: gives way where something needs its room.
+    """
+
+    def __init__(self, limit_bytes: int | None, cache: Cache) -> None:
+        self.limit_bytes = limit_bytes
+        self.unsettled_bytes = 0
+        self._cache = cache
+
+    @property
+    def reserve(self) -> int:
+        """Bytes that rows and metadata may not take."""
+        return 0 if self.limit_bytes is None else reserve_bytes(self.limit_bytes)
+
+    def is_over(self, needed: int) -> bool:
+        """Whether so many bytes, caches not counted, would be too many."""
+        limit = self.limit_bytes
+        return limit is not None and needed > limit - kept_bytes(limit)
+
+    def left(self, held: int) -> int | None:
+        """Bytes that may still be taken for good beside those held; None for no limit."""
+        limit = self.limit_bytes
+        return None if limit is None else max(0, limit - kept_bytes(limit) - self.reserve - held)
+
+    def require(self, what: str, needed: int, way_out: str = "raise memory_budget_mb") -> None:
+        """Refuses what would take more than the budget.
+
+        Args:
+            what: names it.
+            needed: bytes in all, caches not counted.
+            way_out: what the user can do.
+
+        Raises:
+            MemoryBudgetExceededError: they are too many.
+        """
+        if self.is_over(needed + self._cache.nbytes):
+            self._cache.clear()
+        if self.is_over(needed):
+            assert self.limit_bytes is not None
+            needed += kept_bytes(self.limit_bytes)
+            raise MemoryBudgetExceededError(
+                f"{what} needs {needed / 1e6:.1f} MB in all, the budget is {self.limit_bytes / 1e6:.1f} MB: {way_out}",
+                details={"needed_bytes": needed, "budget_bytes": self.limit_bytes},
+            )
+
+    def require_for_good(self, what: str, content: int, scratch: int, way_out: str) -> None:
+        """Refuses a change after which there would be no room for saves and searches.
+
+        Args:
+            what, way_out: as `require`.
+            content: bytes that stay.
+            scratch: bytes beside them while the change runs.
+
+        Raises:
+            MemoryBudgetExceededError: they are too many.
+        """
+        self.unsettled_bytes += scratch  # what is refused took some, too
+        self.require(what, content + max(scratch, self.reserve), way_out)
+
+    def require_work(self, what: str, held: int, scratch: int) -> None:
+        """Refuses a change that needs more beside the index, while it runs, than there is.
+
+        Raises:
+            MemoryBudgetExceededError: it does.
+        """
+        self.require(what, held + scratch, "save, and load with a larger memory_budget_mb")
+        self.unsettled_bytes += scratch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Bytes of the native core, before and while it changes.
+
+    Attributes:
+        dim, params, run: of the index.
+        counts: what it holds now.
+    """
+
+    dim: int
+    params: IndexParams
+    run: RunParams
+    counts: NativeStats
+
+    @property
+    def _on_lists(self) -> int:
+        return self.counts.historical + self.counts.historical_deleted
+
+    @property
+    def _settled(self) -> int:
+        """Rows on lists that the graph, if there is one, does not have any more."""
+        return self._on_lists - self.counts.moved
+
+    @property
+    def _recent(self) -> int:
+        return self.counts.live - self.counts.historical
+
+    def after_add(self, n: int, id_bytes: int) -> int:
+        """The index with n more rows."""
+        counts = self.counts
+        return estimate_bytes(
+            self.dim,
+            metric=self.params.metric,
+            memory=self.run.memory,
+            M=self.params.M,
+            ef_construction=self.params.ef_construction,
+            threads=self.run.threads,
+            rows=counts.rows + n,
+            graph_rows=counts.rows + n - self._settled,
+            historical=self._on_lists,
+            id_bytes=counts.id_bytes + id_bytes,
+        )
+
+    def _work(self, kind: int, rows: int, graph_rows: int, id_bytes: int, added: int = 0) -> int:
+        return estimate_work(
+            self.dim,
+            kind,
+            metric=self.params.metric,
+            memory=self.run.memory,
+            M=self.params.M,
+            ef_construction=self.params.ef_construction,
+            threads=self.run.threads,
+            rows=rows,
+            graph_rows=graph_rows,
+            historical=self._on_lists,
+            added=added,
+            id_bytes=id_bytes,
+        )
+
+    def add(self, n: int, id_bytes: int) -> int:
+        """Beside the index while n rows are added."""
+        rows = self.counts.rows + n
+        return self._work(WORK_ADD, rows, rows - self._settled, id_bytes, n)
+
+    def vacuum(self) -> int:
+        """Beside the index while it is vacuumed."""
+        return self._work(WORK_VACUUM, self.counts.rows, self._recent, self.counts.id_bytes)
+
+    def train(self) -> int:
+        """Beside the index while lists are trained, the lists included."""
+        return self._work(WORK_TRAIN, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
+
+    def migrate(self, n: int) -> int:
+        """Beside the index while n rows move to lists, which grow by an eighth at a time."""
+        return _MOVED_BYTES * n + self._on_lists // 2 + self.counts.rows // 8
+
+    def arrange(self) -> int:
+        """Beside the index while its rows are put in another order."""
+        return self._work(WORK_ARRANGE, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
+
+
+#: A row that moves: its slot, list and error, and its place on the list.
+_MOVED_BYTES: Final = 20

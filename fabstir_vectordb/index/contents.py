@@ -1,0 +1,231 @@
+"""What a store keeps of an index, and what an index asks of a store: the names both sides use.
+
+`persist` fills and reads these; nothing here, and nothing else in this package, knows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from fabstir_vectordb._native.handle import (
+    PART_BARE,
+    PART_CODES,
+    PART_GRAPH,
+    PART_GRAPH_HEAD,
+    PART_IDS,
+    PART_LISTS,
+    PART_LISTS_HEAD,
+    PART_TIMESTAMPS,
+    PART_TOMBSTONES,
+    PART_VECTORS,
+    NativeIndex,
+)
+from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.types import Receipt
+
+__all__ = [
+    "BARE",
+    "CHANGES",
+    "CODES",
+    "DOCUMENTS",
+    "EXPIRIES",
+    "GRAPH",
+    "GRAPH_HEAD",
+    "IDS",
+    "LISTS",
+    "LISTS_HEAD",
+    "TIMESTAMPS",
+    "TOMBSTONES",
+    "VECTORS",
+    "Fetched",
+    "IndexContents",
+    "IndexSnapshot",
+    "LazyShape",
+    "NativeParts",
+    "PartKey",
+    "PartSource",
+]
+
+# Kinds of native parts: what each holds stands in docs/format.md.
+VECTORS: Final = PART_VECTORS
+CODES: Final = PART_CODES
+IDS: Final = PART_IDS
+TIMESTAMPS: Final = PART_TIMESTAMPS
+TOMBSTONES: Final = PART_TOMBSTONES
+GRAPH: Final = PART_GRAPH
+GRAPH_HEAD: Final = PART_GRAPH_HEAD
+LISTS: Final = PART_LISTS
+LISTS_HEAD: Final = PART_LISTS_HEAD
+BARE: Final = PART_BARE
+
+# Kinds of parts that the native core does not know; its own start at 1.
+DOCUMENTS: Final = 0
+"""Pages of metadata."""
+EXPIRIES: Final = -1
+"""Pages that say when rows expire."""
+CHANGES: Final = -2
+"""Metadata that differs from what the pages say."""
+
+
+class PartKey(NamedTuple):
+    """Which part of a version.
+
+    Attributes:
+        kind: VECTORS, DOCUMENTS or another kind.
+        number: its number within the kind.
+    """
+
+    kind: int
+    number: int
+
+
+# ---- What a load gives -------------------------------------------------------------------------------------
+
+
+class IndexContents(Protocol):
+    """A version that was read into memory.
+
+    Attributes:
+        native: its rows, or None where no row was ever added.
+        rows: slots, tombstones included.
+        last_change_us: time of the last change to a row, microseconds since 1970.
+        schema: what metadata must look like, or None.
+        document_rows: rows that a page of metadata covers.
+        pages, expiry_pages: pages as (number, bytes).
+        changes: the part with metadata that differs from what the pages say, empty where there is none.
+    """
+
+    @property
+    def native(self) -> NativeIndex | None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def last_change_us(self) -> int: ...
+    @property
+    def schema(self) -> Schema | None: ...
+    @property
+    def document_rows(self) -> int: ...
+    @property
+    def pages(self) -> Iterable[tuple[int, bytes]]: ...
+    @property
+    def expiry_pages(self) -> Sequence[tuple[int, bytes]]: ...
+    @property
+    def changes(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LazyShape:
+    """How the rows of a lazily loaded version lie in its parts.
+
+    Attributes:
+        rows_per_part: rows of a part with vectors.
+        document_rows: rows of a page of metadata.
+        graph_rows, historical, lists: counts of what stays in the store.
+    """
+
+    rows_per_part: int
+    document_rows: int
+    graph_rows: int
+    historical: int
+    lists: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Parts that were fetched, and what that took."""
+
+    parts: Mapping[PartKey, bytes]
+    receipt: Receipt
+
+
+class PartSource(Protocol):
+    """The parts of a lazily loaded version that stay in the store until they are needed.
+
+    Attributes:
+        room_bytes: most bytes of parts that one call may hold at once.
+        nbytes: bytes of parts that are kept.
+    """
+
+    @property
+    def room_bytes(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def numbers(self, kind: int) -> Sequence[int]:
+        """The numbers of the parts of a kind, ascending."""
+
+    def has(self, key: PartKey) -> bool:
+        """Whether the version has such a part."""
+
+    def size(self, keys: Iterable[PartKey]) -> int:
+        """Bytes of parts before compression."""
+
+    def find(self, key: PartKey) -> bytes | None:
+        """The bytes of a part that is kept."""
+
+    def count(self, kind: int) -> int:
+        """How many parts of a kind are kept."""
+
+    def clear(self) -> None:
+        """Lets go of all parts."""
+
+    def close(self) -> None:
+        """Lets go of all parts, and of those that are still on their way."""
+
+    def fetch(self, keys: Sequence[PartKey], check: Callable[[bytes], None]) -> Awaitable[Fetched]:
+        """Fetches parts, for callers that can wait; `check` looks at each part with vectors."""
+
+
+# ---- What a save reads -------------------------------------------------------------------------------------
+
+
+class PartInfoLike(Protocol):
+    """One native part before it is written."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+class NativeParts(Protocol):
+    """What a save needs from the native index."""
+
+    def parts(self, rows_per_part: int, rows_per_group: int) -> Sequence[PartInfoLike]: ...
+    def write_part(
+        self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int
+    ) -> bytes | bytearray: ...
+    def graph_steps(self) -> tuple[int, Sequence[int]]: ...
+    def stats(self) -> Any: ...
+
+
+class IndexSnapshot(Protocol):
+    """What a save needs from an index; nothing in it may change until the save has returned."""
+
+    @property
+    def dim(self) -> int | None: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def M(self) -> int: ...
+    @property
+    def ef_construction(self) -> int: ...
+    @property
+    def chunk_size(self) -> int | None: ...
+    @property
+    def native(self) -> NativeParts | None: ...
+    @property
+    def last_change_us(self) -> int: ...
+    @property
+    def schema(self) -> Schema | None: ...
+    def page_sizes(self, rows_per_page: int) -> Mapping[int, int]: ...
+    def page(self, number: int, rows_per_page: int) -> bytes: ...
+    def pages_kept(
+        self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
+    ) -> tuple[set[int], list[int]]: ...
+    def changes_of(self, slots: Sequence[int]) -> bytes: ...
+    def metadata_size(self, slot: int) -> int: ...
+    def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...

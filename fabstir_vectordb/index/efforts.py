@@ -1,0 +1,315 @@
+"""What searches take on an index's own rows: candidates of the walk, lists to look at, or a scan of every row.
+
+Two questions are asked of the rows. What does a recall target take? And does the default find what it should? Codes and
+graphs that serve sentence embeddings can fail on other data, and no answer shows it. Where a sample of the rows says
+that the default finds less than DEFAULT_RECALL_MIN of the nearest, it takes more candidates, or scores every row.
+
+Measured behind a change, under the lock of changes but with an even generation: reads go on beside it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex, NativeStats
+from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate, missed_by_code
+from fabstir_vectordb.config import Metric
+from fabstir_vectordb.errors import IndexStateError
+from fabstir_vectordb.index.gate import Gate, IndexClosed
+from fabstir_vectordb.metadata.filter_eval import bitmap_of
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
+
+__all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
+
+#: Recall below which the default is not left to itself, and what its replacement aims at.
+DEFAULT_RECALL_MIN: Final = 0.95
+_REPLACEMENT_TARGET: Final = 0.97
+#: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
+_JUDGING_SAMPLE: Final = 48
+#: Candidates of which a walk may miss this share at most: else it is found out whether more of them help at all.
+_WIDE_EF: Final = 256
+_WIDE_MISSED_MAX: Final = 0.004
+#: Share of the rows there were at the last measuring that may come until the next.
+_DUE_SHARE: Final = 0.5
+
+#: Pairs of k and recall target that are remembered: a program uses a few.
+_EFFORTS_MAX: Final = 1_000
+#: The last recall of the table of lists.
+_LISTS_RECALL_MOST: Final = 0.999
+#: ef_search, exact and nprobe.
+Effort = tuple[int, bool, int]
+_EXACT: Final[Effort] = (0, True, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the default stands on the index's own rows.
+
+    Attributes:
+        suffices: it finds enough as it is.
+        exact: nothing less than a scan of every row finds enough.
+        ceiling: candidates from which on a walk finds no more, though some rows are missed; None where more help.
+    """
+
+    suffices: bool
+    exact: bool = False
+    ceiling: int | None = None
+
+
+_FINE: Final = Verdict(True)
+
+
+class MeasuredRows(Protocol):
+    """The rows that are measured."""
+
+    @property
+    def native(self) -> NativeIndex | None: ...
+    @property
+    def counts(self) -> NativeStats: ...
+    @property
+    def metric(self) -> Metric: ...
+    def are_bare(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]: ...
+    def slots_with_vector(self) -> npt.NDArray[np.uint32]: ...
+
+
+class Efforts:
+    """What recall targets take on an index's own rows.
+
+    Args:
+        rows: the rows.
+        gate: their gate.
+    """
+
+    def __init__(self, rows: MeasuredRows, gate: Gate) -> None:
+        self._rows = rows
+        self._gate = gate
+        self.calibration: Calibration | None = None
+        """What was measured of the rows; in no version, and no change."""
+        self._efforts: dict[tuple[int, float], Effort] = {}
+        # Live rows when it was measured last, or loaded, and the rows that came since.
+        self._rows_then = self._rows_since = 0
+        # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
+        self._missed_by_code: float | None = None
+        self.verdict: Verdict | None = _FINE
+        """How the default stands; None where that is still to be measured."""
+
+    # ---- what happened to the rows
+
+    def loaded(self) -> None:
+        """The rows came from a version."""
+        self._rows_then = self._rows.counts.live
+        self.verdict = None if self._is_measured else _FINE
+
+    def added(self, count: int) -> None:
+        """Rows were added."""
+        self._rows_since += count
+
+    def changed(self) -> None:
+        """The rows, or their sides, changed: efforts are found out anew. Called after the new counts are there."""
+        self._efforts = {}
+        if not self._is_measured:
+            self.verdict = _FINE
+            self._rows_then = self._rows_since = 0
+        elif self._rows_then == 0:
+            self.verdict = None  # the first graph
+
+    def trained(self) -> None:
+        """Lists were trained: what their codes lose, and how the default stands, is measured anew."""
+        self._missed_by_code = None
+        self.verdict = None
+
+    # ---- measuring
+
+    @property
+    def is_due(self) -> bool:
+        """Whether half as many rows have come as there were when it was measured, or half of them went."""
+        counts = self._rows.counts
+        grown = self._rows_since >= _DUE_SHARE * self._rows_then
+        return counts.graph_rows > 0 and (grown or 2 * counts.live < self._rows_then)
+
+    def calibrate_where_due(self, control: Control | None) -> None:
+        """Measures anew where that is due; best effort, as no change depends on it."""
+        with suppress(NativeCancelled, IndexStateError, IndexClosed, MemoryError):
+            # What is known goes on to be used where this fails; else the first who asks measures.
+            if self.is_due:
+                self._gate.alone(self._measure, control)
+
+    def _measure(self, control: Control | None) -> None:
+        self.verdict = None  # what was measured of fewer rows, should this not come to its end
+        self._calibrate(control)
+        self._judge(control)
+
+    def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
+        rows, counts = self._rows, self._rows.counts
+        native = rows.native
+        if native is None or not counts.graph_rows or (only_missing and self.calibration is not None):
+            return
+        # Only recent rows: how many lists it takes was measured when they were trained.
+        recent = ~native.historical() if counts.historical else None
+        if counts.bare:
+            found = bitmap_of(rows.slots_with_vector(), counts.rows)
+            recent = found if recent is None else found & recent
+        self.calibration = calibrate(native, rows.metric, _recent(counts), control, recent)
+        self._rows_then, self._rows_since = counts.live, 0
+        self._efforts = {}  # after the calibration, from which new ones come
+
+    def _judge(self, control: Control | None) -> None:
+        """How the default stands: measured, and what is to take its place where it falls short."""
+        rows, counts = self._rows, self._rows.counts
+        native, slots = rows.native, rows.slots_with_vector()
+        if native is None or not self._is_measured or len(slots) <= KS[-1] + 1:
+            self.verdict = _FINE
+            return
+        allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
+        n = min(_JUDGING_SAMPLE, len(slots))
+        asked = ask(native, rows.metric, slots, n, allow, control)
+        verdict = Verdict(_finds_enough(asked, dict.fromkeys(KS, (0, False, 0))))
+        if not verdict.suffices:
+            self._prepare(control)
+            efforts = {k: self._find(k, _REPLACEMENT_TARGET) or _EXACT for k in KS}
+            verdict = Verdict(False, exact=_EXACT in efforts.values() or not _finds_enough(asked, efforts))
+        if (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX:
+            self._prepare(control)
+            verdict = replace(verdict, ceiling=self._ceiling())
+        self.verdict = verdict
+
+    def _ceiling(self) -> int | None:
+        if self.calibration is None or not self.calibration.curves:
+            return _WIDE_EF
+        return self.calibration.curves[0].ceiling
+
+    def _prepare(self, control: Control | None) -> None:
+        """Measures what `_find` needs and does not have yet."""
+        counts = self._rows.counts
+        if counts.graph_rows and self.calibration is None:
+            self._calibrate(control)
+        if counts.historical and self._missed_by_code is None:
+            self._measure_codes(control)
+
+    def known_request(self, request: SearchRequest) -> SearchRequest | None:
+        """A search with what it takes filled in; None where that is still to be found out."""
+        verdict = self.verdict
+        if request.recall_target is not None:
+            effort = self.known(request.k, request.recall_target)
+        elif request.exact or (verdict is not None and verdict.suffices and verdict.ceiling is None):
+            return request
+        elif verdict is None:
+            effort = None
+        elif request.ef_search or request.nprobe:
+            at_ceiling = verdict.ceiling is not None and request.ef_search >= verdict.ceiling
+            return _with(request, _EXACT) if at_ceiling else request
+        elif verdict.suffices:
+            return request
+        else:
+            effort = _EXACT if verdict.exact else self.known(request.k, _REPLACEMENT_TARGET)
+        return None if effort is None else _with(request, effort)
+
+    def find_request(self, request: SearchRequest, control: Control | None = None) -> SearchRequest:
+        """The same, found out where it is not known yet.
+
+        Raises:
+            NativeCancelled: `control` asked for it.
+            IndexStateError: memory or threads could not be had.
+        """
+        while (found := self.known_request(request)) is None:
+            if request.recall_target is not None:
+                self.find(request.k, request.recall_target, control)
+            elif self.verdict is None:
+                self._gate.alone(self._judge_where_missing, control)
+            else:
+                self.find(request.k, _REPLACEMENT_TARGET, control)
+        return found
+
+    def default(self, k: int, recall_target: float | None, control: Control | None = None) -> Effort:
+        """ef_search, exact and nprobe of a search that names none of them. Raises as `find_request`."""
+        request = SearchRequest(np.empty(0, dtype=np.float32), k, recall_target=recall_target)
+        found = self.find_request(request, control)
+        return found.ef_search, found.exact, found.nprobe
+
+    @property
+    def default_search(self) -> DefaultSearch:
+        """What a search takes that names no setting, in a word."""
+        if self.verdict is None:
+            return "unknown"
+        return "usual" if self.verdict.suffices else "exact" if self.verdict.exact else "wider"
+
+    def _judge_where_missing(self, control: Control | None) -> None:
+        if self.verdict is None:
+            self._judge(control)
+
+    def known(self, k: int, recall_target: float) -> Effort | None:
+        """ef_search, exact and nprobe of a search with a recall target; None where that is still to be found out."""
+        return self._efforts.get((k, recall_target)) or (None if self._is_measured else (0, False, 0))
+
+    @property
+    def _is_measured(self) -> bool:
+        """Whether there is anything to measure: else every search is exact."""
+        counts = self._rows.counts
+        return counts.graph_rows > 0 or counts.lists > 0
+
+    def find(self, k: int, recall_target: float, control: Control | None = None) -> Effort:
+        """The same, found out where it is not known yet.
+
+        Raises:
+            NativeCancelled: `control` asked for it.
+            IndexStateError: memory or threads could not be had.
+        """
+        while (effort := self.known(k, recall_target)) is None:
+            self._gate.alone(self._prepare, control)
+            self._gate.within(self._find, k, recall_target)
+        return effort
+
+    def _measure_codes(self, control: Control | None) -> None:
+        native = self._rows.native
+        if native is not None and self._rows.counts.historical:
+            self._missed_by_code = missed_by_code(native, native.historical(), control)
+
+    def _find(self, k: int, recall_target: float) -> Effort | None:
+        """What each side takes; each row that is looked for is on one of them."""
+        efforts = self._efforts  # once: what is found out here must not outlive a change
+        calibration, counts, native = self.calibration, self._rows.counts, self._rows.native
+        ef: int | None = 0
+        exact, nprobe = False, 0
+        lost = self._missed_by_code
+        if native is None or (counts.graph_rows and calibration is None) or (counts.historical and lost is None):
+            return None  # a change came between
+        if counts.graph_rows and calibration is not None:
+            ef = calibration.ef_for(k, recall_target, _recent(counts))
+            exact = ef is None
+        if counts.historical and lost is not None:
+            # The table is of the lists alone: what the codes lose is not theirs to miss.
+            recall = recall_target + lost
+            nprobe = native.probes(k, min(recall, 1.0))
+            exact = exact or recall > _LISTS_RECALL_MOST
+        if len(efforts) >= _EFFORTS_MAX:
+            efforts.clear()
+        effort = efforts[k, recall_target] = _EXACT if exact else (ef or 0, False, nprobe)
+        return effort
+
+    @property
+    def points(self) -> tuple[CalibrationPoint, ...]:
+        """What some recalls take, as far as it is known and matters."""
+        calibration, counts = self.calibration, self._rows.counts
+        return () if calibration is None or not counts.graph_rows else calibration.points(_recent(counts))
+
+
+def _recent(counts: NativeStats) -> int:
+    """Live rows with a vector that are on no list."""
+    return counts.live - counts.historical - counts.bare
+
+
+def _finds_enough(asked: Asked, efforts: dict[int, Effort]) -> bool:
+    """Whether searches for each k find DEFAULT_RECALL_MIN of the nearest."""
+    bounds = [asked.missed(k, ef, nprobe) for k, (ef, exact, nprobe) in efforts.items() if not exact]
+    return all(bound is None or bound <= 1.0 - DEFAULT_RECALL_MIN for bound in bounds)
+
+
+def _with(request: SearchRequest, effort: Effort) -> SearchRequest:
+    ef_search, exact, nprobe = effort
+    return request._replace(ef_search=ef_search, exact=exact, nprobe=nprobe, recall_target=None)

@@ -1,0 +1,702 @@
+"""The index in memory: each verb is one call of what does it, inside the gate.
+
+Everything a session does without I/O; synchronous, and safe to call from threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb.config import Metric, Unset
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
+from fabstir_vectordb.index.budget import Budget
+from fabstir_vectordb.index.contents import IndexContents
+from fabstir_vectordb.index.cursor import Cursor, Cursors
+from fabstir_vectordb.index.efforts import Efforts
+from fabstir_vectordb.index.filters import FilterCache, Filters
+from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
+from fabstir_vectordb.index.protocol import Gathered, Missing, Need
+from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.index.searcher import Searcher
+from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
+from fabstir_vectordb.types import (
+    AddResult,
+    CalibrationPoint,
+    DefaultSearch,
+    DeleteResult,
+    FacetCount,
+    IndexSide,
+    Row,
+    SearchResult,
+    SearchResults,
+    VacuumStats,
+)
+
+__all__ = ["Index", "Sample", "side_of", "timestamps_of"]
+
+_ON_CONFLICT: Final = ("error", "replace", "skip")
+_NOTHING_MISSING: Final = Missing()
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What recall is measured on.
+
+    Attributes:
+        native: the rows.
+        counts: their counts.
+        slots: those that searches can return.
+        allow: bitmap of these, where some live rows are not among them.
+    """
+
+    native: NativeIndex
+    counts: NativeStats
+    slots: Slots
+    allow: npt.NDArray[np.uint64] | None
+
+
+class Index:
+    """Rows with metadata, in memory.
+
+    Args:
+        params: what a version stores of how it is built; the first vector sets the dimension.
+        run: how it is run.
+    """
+
+    def __init__(self, params: IndexParams, run: RunParams) -> None:
+        self.params = params
+        self.gate = Gate()
+        self._cache = FilterCache()
+        self._budget = Budget(run.budget_bytes, self._cache)
+        self._rows = Rows(params, run, self._budget)
+        self._filters = Filters(self._rows, self.gate, self._cache)
+        self._searcher = Searcher(self._rows)
+        self._cursors = Cursors(self._rows, self.gate, self._filters, self._searcher)
+        self.efforts = Efforts(self._rows, self.gate)
+        self._aging = Aging(self._rows, self.gate, self._cache, self._cursors, self.efforts)
+
+    @classmethod
+    def restore(cls, params: IndexParams, run: RunParams, contents: IndexContents) -> Index:
+        """An index from a loaded version.
+
+        Raises:
+            IntegrityError: a page of metadata or of expiries breaks a rule.
+        """
+        self = cls(params, run)
+        rows = self._rows
+        rows.restore(contents)
+        rows.restore_metadata(contents.pages, contents.document_rows, rows.parse_changes(contents))
+        self.efforts.loaded()
+        return self
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self.gate.changing():
+            try:
+                self._rows.bury_expired()
+                yield
+            finally:
+                self._rows.refresh()
+                self.efforts.changed()  # after the counts, from which new ones come
+
+    def close(self) -> None:
+        """Waits for the calls inside, then frees native memory; idempotent."""
+        self.gate.close()
+        with self.gate.lock:
+            self._rows.free()
+            self._cache.clear()
+
+    # ---- what is known of it without waiting
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is in memory."""
+        return True
+
+    def missing(self, need: Need, gathered: Gathered) -> Missing:
+        """Nothing: all of it is in memory."""
+        return _NOTHING_MISSING
+
+    @property
+    def native(self) -> NativeIndex | None:
+        """The native rows, None before the first add."""
+        return self._rows.native
+
+    @property
+    def counts(self) -> NativeStats:
+        """Native counts and memory after the last change."""
+        return self._rows.counts
+
+    @property
+    def dim(self) -> int | None:
+        """Components of a row in memory and in parts; None before the first add."""
+        return self._rows.dim
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Components that a vector must have; None while no row has one."""
+        return self._rows.vector_dim
+
+    @property
+    def schema(self) -> Schema | None:
+        """What metadata must look like, or None."""
+        return self._rows.schema
+
+    @property
+    def changes(self) -> int:
+        """Counts changes; a session is dirty while it differs from the count at the last save or load."""
+        return self._rows.changes
+
+    @property
+    def last_change_us(self) -> int:
+        """The latest timestamp of a row that was added, microseconds since 1970."""
+        return self._rows.last_change_us
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        return self.params.metric
+
+    @property
+    def M(self) -> int:
+        """Links of a row."""
+        return self.params.M
+
+    @property
+    def ef_construction(self) -> int:
+        """Candidates while linking."""
+        return self.params.ef_construction
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Rows a part, where fixed."""
+        return self.params.chunk_size
+
+    @property
+    def plans_used(self) -> dict[str, int]:
+        """Searches so far by plan."""
+        return self._searcher.plans_used
+
+    def count_plans(self, plans_used: Mapping[str, int]) -> None:
+        """Goes on counting where the index that it takes the place of was."""
+        self._searcher.plans_used.update(plans_used)
+
+    @property
+    def hidden_count(self) -> int:
+        """Rows that have expired and are no tombstones yet."""
+        return len(self._rows.hidden().slots)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are neither deleted nor expired."""
+        return self.counts.live - self.hidden_count
+
+    # ---- memory
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Most bytes of memory; None for no limit."""
+        return self._budget.limit_bytes
+
+    @budget_bytes.setter
+    def budget_bytes(self, budget_bytes: int | None) -> None:
+        self._budget.limit_bytes = budget_bytes
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """Most bytes that changes have taken and freed since the allocator was asked to give them back."""
+        return self._budget.unsettled_bytes
+
+    @unsettled_bytes.setter
+    def unsettled_bytes(self, size: int) -> None:
+        self._budget.unsettled_bytes = size
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata held, and of when rows expire."""
+        return self._rows.metadata_bytes
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of columns and of what filters are known to take."""
+        return self._cache.nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of parts that are kept beside the index: none."""
+        return 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that is in memory, caches included."""
+        return self._rows.nbytes + self._cache.nbytes
+
+    def forget_caches(self) -> bool:
+        """Lets go of what can be made again; whether there was anything."""
+        with self.gate.lock:
+            held = self._cache.nbytes > 0
+            self._cache.clear()
+            return held
+
+    def make_room(self) -> None:
+        """Lets go of columns where they take what saves and searches need."""
+        limit = self._budget.limit_bytes
+        if limit is not None and self.held_bytes + self._budget.reserve > limit:
+            self.forget_caches()
+
+    def check_room(self, vectors: Any) -> None:
+        """Refuses many vectors that cannot fit, as a caller gave them, before another array is made of them.
+
+        Raises:
+            MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
+        """
+        self._rows.check_room(vectors)
+
+    @property
+    def metadata_room_bytes(self) -> int | None:
+        """Bytes that new metadata may take at most; None for no limit."""
+        return self._budget.left(self._rows.nbytes)
+
+    # ---- what a save reads
+
+    def page_sizes(self, rows_per_page: int) -> dict[int, int]:
+        """Bytes of the metadata pages, by number."""
+        return self._rows.page_sizes(rows_per_page)
+
+    def page(self, number: int, rows_per_page: int) -> bytes:
+        """One metadata page."""
+        return self._rows.page(number, rows_per_page)
+
+    def pages_kept(
+        self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
+    ) -> tuple[set[int], list[int]]:
+        """Which of the base's pages need not be stored again, and the live rows in them that differ."""
+        return self._rows.pages_kept(rows_per_page, page_sizes, stored)
+
+    def changes_of(self, slots: Sequence[int]) -> bytes:
+        """The part with the metadata of rows that differ from what the pages say."""
+        return self._rows.changes_of(slots)
+
+    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
+        """Says that pages are stored which hold what the rows say, but for those that differ."""
+        self._rows.pages_stored(rows_per_page, changed)
+
+    def metadata_size(self, slot: int) -> int:
+        """Bytes of a row's metadata, 0 for none."""
+        return self._rows.arena.size(slot)
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+
+        Args:
+            row_bytes: those that it has of a row beside its metadata, on average.
+        """
+        return self._rows.superseded_since_save(row_bytes)
+
+    def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
+        """The pages of a save that say when rows expire, by number."""
+        return self._rows.expiries.pages(rows_per_page)
+
+    def graph_stored(self) -> None:
+        """Says that the graph, as it is now, is stored: later saves may store the steps from there instead."""
+        with self.gate.lock:
+            self._rows.core.graph_stored()
+
+    # ---- changes
+
+    def add(
+        self, batch: Batch, on_conflict: str = "error", control: Control | None = None, for_lists: bool = False
+    ) -> AddResult:
+        """Adds rows: all or nothing. Where many tombstones have piled up, a vacuum comes first, also of a refused add.
+
+        Args:
+            batch: the rows.
+            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of rows with the same id in one
+                call, ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
+            control: progress and cancellation.
+            for_lists: make no graph of them: `train`, `migrate` and `vacuum` follow before any save.
+
+        Raises:
+            InvalidInputError: a vector, id or `on_conflict` is refused; details has ``row`` and ``id``.
+            ConflictError: with ``error``, an id is live already, or stands twice in the call.
+            MemoryBudgetExceededError: they would not fit.
+            IndexStateError: the native core had no memory or threads.
+        """
+        if on_conflict not in _ON_CONFLICT:
+            raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {shown(on_conflict)}")
+        if not len(batch.ids):
+            return AddResult(0, 0, 0)
+        with self._changing():
+            return self._add(batch, on_conflict, control, for_lists)
+
+    def _add(self, batch: Batch, on_conflict: str, control: Control | None, for_lists: bool = False) -> AddResult:
+        if not for_lists and vacuum_comes_first(self.counts):
+            self._aging.vacuum(control)
+            self._rows.refresh()
+        result = self._rows.add(batch, on_conflict, control, for_lists)
+        self.efforts.added(result.added + result.replaced)
+        return result
+
+    def update_vectors(self, ids: Sequence[str], vectors: Any, control: Control | None = None) -> None:
+        """Gives live rows other vectors: all or nothing. Metadata, timestamps and expiries stay as they are.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: a vector is refused, or an id stands twice.
+            MemoryBudgetExceededError: they would not fit.
+            IndexStateError: the native core had no memory or threads.
+        """
+        self.check_room(vectors)
+        batch = prepare_batch(ids, vectors, None, None, self._rows.run.now_us, self.vector_dim)
+        if batch.bare is not None:
+            raise InvalidInputError("a new vector must be numbers, not None", details={"row": int(batch.bare.argmax())})
+        if not len(batch.ids):
+            return
+        with self._changing():
+            self._add(self._rows.with_vectors(batch), "replace", control)
+
+    def update_metadata(self, id: str, metadata: Any, merge: bool = False) -> None:
+        """Replaces a row's metadata, or merges a dict into it. See `update_many`."""
+        self.update_many([id], [metadata], merge)
+
+    def update_many(self, ids: Sequence[str], metadata: Sequence[Any], merge: bool = False) -> None:
+        """Replaces the metadata of rows, or merges dicts into it: all or nothing.
+
+        Args:
+            ids: different rows.
+            metadata: a value for each.
+            merge: merge dicts into the stored dicts instead, key by key.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: a value is refused, an id stands twice, or there is no dict to merge with.
+            MemoryBudgetExceededError: they would not fit.
+        """
+        if len(ids) != len(metadata):
+            raise InvalidInputError(f"There are {len(ids)} ids and {len(metadata)} values of metadata")
+        encoded = encode_values(metadata, ids, self.metadata_room_bytes)
+        with self._changing():
+            self._cache.touch(self._rows.update_metadata(ids, encoded, metadata if merge else None))
+
+    def set_schema(self, schema: Schema | None) -> None:
+        """Makes later metadata follow a schema, which what is there already does.
+
+        Raises:
+            InvalidInputError: a live row breaks it; details has ``id`` and ``path``.
+        """
+        with self._changing():
+            self._rows.set_schema(schema)
+
+    def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
+        """Makes rows tombstones: all or nothing.
+
+        Raises:
+            NotFoundError: an id is not live, unless `missing_ok`.
+        """
+        with self._changing():
+            deleted = self._rows.delete(ids, missing_ok)
+            return DeleteResult(len(deleted), deleted)
+
+    def delete_where(self, where: Filter) -> DeleteResult:
+        """Makes the rows that a filter takes tombstones: all or nothing.
+
+        Raises:
+            MemoryBudgetExceededError: the columns it compares would not fit.
+        """
+        with self._changing():
+            slots = self._filters.match(where).slots()
+            ids = self._rows.core.get_ids(slots)
+            self._rows.remove(slots)
+            return DeleteResult(len(ids), ids)
+
+    def clear(self) -> int:
+        """Takes all rows away, at once and for good; how many were live. The schema stays."""
+        with self._changing():
+            live = self.counts.live
+            if self.counts.rows:
+                self._cursors.renumber(np.full(self.counts.rows, NO_SLOT, dtype=np.uint32))
+                self._rows.clear()
+                self._cache.clear()
+            return live
+
+    # ---- recent and historical
+
+    def check_optimizes(self) -> None:
+        """Refuses to begin with what could not be brought to an end.
+
+        Raises:
+            MemoryBudgetExceededError: training, or the vacuum in the end, would not fit.
+        """
+        self._aging.check()
+
+    def vacuum(self, control: Control | None = None) -> VacuumStats:
+        """Removes tombstones and renumbers the rows: all or nothing. No later save names a page with replaced metadata.
+
+        Raises:
+            MemoryBudgetExceededError: what it needs beside the index would not fit.
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
+        with self._changing():
+            return self._aging.vacuum(control)
+
+    def arrange(self, control: Control | None = None) -> bool:
+        """Gives rows that are near each other slots that are, so that lazy loads fetch fewer parts; whether it did.
+
+        Raises:
+            MemoryBudgetExceededError: what it needs beside the index would not fit.
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
+        with self._changing():
+            return self._aging.arrange(control)
+
+    def train(self, cutoff_us: int, control: Control | None = None) -> bool:
+        """Trains lists for what is historical or older than the cutoff, where that is due; whether it did.
+
+        Raises:
+            MemoryBudgetExceededError: it would not fit.
+            IndexStateError: the native core had no memory or threads.
+            NativeCancelled: `control` asked for it.
+        """
+        return self._aging.train(cutoff_us, control)
+
+    def migrate(self, cutoff_us: int, step: int, first: int = 0) -> tuple[int, int | None]:
+        """Moves at most `step` recent rows older than the cutoff to lists.
+
+        Args:
+            cutoff_us: microseconds since 1970.
+            step: bounds the call.
+            first: the slot to begin at.
+
+        Returns:
+            How many were moved, and where to go on, None at the end or where no lists were ever trained.
+
+        Raises:
+            MemoryBudgetExceededError: the lists would not fit.
+            IndexStateError: the native core had no memory or threads.
+        """
+        return self._aging.migrate(cutoff_us, step, first)
+
+    def side(self, historical: bool) -> IndexSide:
+        """The rows of one side."""
+        return self.gate.alone(side_of, self._rows, historical)
+
+    # ---- what a recall takes
+
+    @property
+    def calibration_is_due(self) -> bool:
+        """Whether what a recall takes is to be measured anew."""
+        return self.efforts.is_due
+
+    def calibrate_where_due(self, control: Control | None) -> None:
+        """Measures anew where that is due; best effort, as no change depends on it."""
+        self.efforts.calibrate_where_due(control)
+
+    @property
+    def default_search(self) -> DefaultSearch:
+        """What a search takes that names no setting, in a word."""
+        return self.efforts.default_search
+
+    @property
+    def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
+        """What some recalls take, as far as it is known and matters."""
+        return self.efforts.points
+
+    def sampled(self, read: Callable[[Sample | None], _T]) -> _T:
+        """The result of `read` over the rows that searches can return, None where no row was ever added."""
+
+        def sampled() -> _T:
+            rows, hidden = self._rows, self._rows.hidden()
+            if rows.native is None:
+                return read(None)
+            return read(Sample(rows.native, rows.counts, rows.visible(rows.slots_with_vector()), hidden.allow))
+
+        return self.gate.read(sampled)
+
+    # ---- searches
+
+    def search(
+        self, request: SearchRequest, gathered: Gathered | None = None, control: Control | None = None
+    ) -> SearchResults:
+        """The k nearest rows of one query.
+
+        Args:
+            request: the search.
+            gathered: what a lazily loaded index works with; nothing here.
+            control: stops the measuring of what a recall target takes.
+
+        Raises:
+            InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
+            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            IndexStateError: memory could not be had.
+        """
+        request = self.efforts.find_request(request, control)
+        searcher, where = self._searcher, request.where
+        if where is None:
+            found = self.gate.read(searcher.nearest, request, None, False)
+        else:
+            found = self._filters.read(where, lambda matches: searcher.nearest(request, matches, False))
+        assert found is not None  # it waited
+        searcher.plans_used[found.plan] += 1
+        return found
+
+    def search_at_once(self, request: SearchRequest) -> SearchResults | None:
+        """The same on a thread that must not wait: None where the search is not short, or would meet a change."""
+        where, searcher = request.where, self._searcher
+        known_request = self.efforts.known_request(request)
+        if known_request is None:
+            return None
+        request = known_request
+        if where is None:
+            if not searcher.is_short(request, None):
+                return None
+            found = self.gate.try_read(searcher.nearest, request, None, True)
+        else:
+            known = self._filters.known(where)
+            if known is None or not searcher.is_short(request, known.count):
+                return None
+            found = self._filters.try_read(where, lambda matches: searcher.nearest(request, matches, True))
+        if not isinstance(found, SearchResults):
+            return None
+        searcher.plans_used[found.plan] += 1
+        return found
+
+    def search_batch(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered | None = None,
+        control: Control | None = None,
+    ) -> list[SearchResults]:
+        """The k nearest rows of each query, in one native call; the request's own query is not looked at.
+
+        Raises:
+            InvalidInputError: a query is refused; details has ``row``.
+            MemoryBudgetExceededError, IndexStateError: as `search`.
+        """
+        request = self.efforts.find_request(request, control)
+        searcher, where = self._searcher, request.where
+        if where is None:
+            results = self.gate.read(searcher.nearest_of_each, queries, request, None, control)
+        else:
+            results = self._filters.read(
+                where, lambda matches: searcher.nearest_of_each(queries, request, matches, control)
+            )
+        searcher.note(results)
+        return results
+
+    # ---- other reads
+
+    def get(self, ids: Sequence[str], gathered: Gathered | None = None) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live."""
+        return self.gate.read(self._rows.get, ids)
+
+    def timestamps(self, ids: Sequence[str] | None) -> dict[str, float]:
+        """Seconds since 1970 of the live rows among ids, or of all."""
+        return self.gate.read(timestamps_of, self._rows, ids)
+
+    def count_where(self, where: Filter) -> int:
+        """How many live rows a filter takes."""
+        return self._filters.count(where)
+
+    def ids_where(self, where: Filter, order: str | None, descending: bool) -> list[str]:
+        """The ids of the live rows that a filter takes, in the order of a field, else of their slots."""
+        return self._filters.ids(where, order, descending)
+
+    def facets(self, path: str, where: Filter) -> list[FacetCount]:
+        """The distinct values of a field among the rows that a filter takes, the most frequent first."""
+        return self._filters.facets(path, where)
+
+    def cursor(self) -> Cursor:
+        """The start of a scan over the rows that are there now."""
+        return self._cursors.scan()
+
+    def scan(self, cursor: Cursor, most: int, where: Filter | None = None) -> list[Row]:
+        """The next live rows that a filter takes, in slot order, none at the end; moves the cursor past them."""
+        return self._cursors.page(cursor, most, where)
+
+    def stream(self, query: npt.NDArray[np.float32], where: Filter, control: Control | None = None) -> Cursor:
+        """The start of a stream over the rows that a filter takes now, in the order of their distances.
+
+        Raises:
+            InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
+            MemoryBudgetExceededError: that order, or the columns that the filter compares, would not fit.
+            NativeCancelled: `control` asked for it.
+        """
+        return self._cursors.stream(query, where, control)
+
+    def stream_page(
+        self,
+        cursor: Cursor,
+        query: npt.NDArray[np.float32],
+        most: int,
+        threshold: float | Unset | None,
+        include_vectors: bool,
+    ) -> list[SearchResult]:
+        """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
+        return self._cursors.stream_page(cursor, query, most, threshold, include_vectors)
+
+    def stats(self) -> NativeStats:
+        """Native counts and memory, expired rows not among the bare ones; while a change runs, those from before it."""
+
+        def fresh() -> NativeStats:
+            # Searches, too, allocate: fresher than `counts`, where that costs no waiting.
+            taken: list[bool] = []
+            try:
+                # In one call of C: Ctrl-C cannot come between the taking and its being noted.
+                taken.extend(map(self.gate.lock.acquire, (False,)))
+                return fresh_stats(self._rows) if taken[0] else self.counts
+            finally:
+                if taken and taken[0]:
+                    self.gate.lock.release()
+
+        return self.gate.within(fresh)
+
+
+# ---- Reads of rows -----------------------------------------------------------------------------------------
+
+
+def fresh_stats(rows: Rows) -> NativeStats:
+    """Native counts and memory, expired rows not among the bare ones; under the lock."""
+    stats, hidden = rows.core.stats(), rows.hidden().slots
+    return stats._replace(bare=stats.bare - int(rows.are_bare(hidden).sum()))
+
+
+def timestamps_of(rows: Rows, ids: Sequence[str] | None) -> dict[str, float]:
+    """Seconds since 1970 of the live rows among ids, or of all."""
+    if ids is None:
+        slots = rows.core.live_slots(0, rows.counts.live)
+    else:
+        slots = rows.find(ids)
+        slots = slots[slots != NO_SLOT]
+    slots = rows.visible(slots)
+    times = rows.core.get_timestamps(slots).tolist()
+    return {id: us / 1e6 for id, us in zip(rows.core.get_ids(slots), times, strict=True)}
+
+
+def side_of(rows: Rows, historical: bool) -> IndexSide:
+    """The rows of one side; under the lock."""
+    counts = rows.counts
+    slots = rows.visible(rows.core.live_slots(0, counts.live))
+    words = rows.core.historical()
+    on_lists = (words[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0
+    ids = tuple(rows.core.get_ids(slots[on_lists if historical else ~on_lists]))
+    deleted = counts.historical_deleted
+    if historical:
+        return IndexSide("ivf", len(ids), deleted, counts.lists, ids)
+    kind: Literal["flat", "hnsw"] = "hnsw" if counts.graph_rows else "flat"
+    return IndexSide(kind, len(ids), counts.rows - counts.live - deleted, 0, ids)

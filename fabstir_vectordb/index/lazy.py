@@ -1,0 +1,517 @@
+"""An index most of which is still in the store.
+
+It knows its rows: ids, times, which are live. For a search it asks their codes, a bit a dimension, where the nearest
+may be, and scores every row of the parts that hold the likeliest: rows of a part lie near each other, so that these few
+parts hold most of the nearest. Scores and distances are those of the whole index, bit for bit.
+
+Nothing here waits for a network. `missing` says which parts a call lacks; a caller that can wait fetches them, and asks
+again until nothing is missing. What needs the whole index, changes above all, is not here: the session puts a whole
+index in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb.config import Metric
+from fabstir_vectordb.errors import InternalError
+from fabstir_vectordb.index.budget import Budget
+from fabstir_vectordb.index.contents import DOCUMENTS, VECTORS, IndexContents, LazyShape, PartKey, PartSource
+from fabstir_vectordb.index.filters import FilterCache, Filters
+from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.incoming import check_query_dim
+from fabstir_vectordb.index.index import fresh_stats, timestamps_of
+from fabstir_vectordb.index.protocol import BatchNeed, Candidates, FilterNeed, Gathered, Missing, Need, Reach, RowsNeed
+from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.index.searcher import Scorer
+from fabstir_vectordb.metadata.arena import page_row
+from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
+from fabstir_vectordb.types import (
+    CalibrationPoint,
+    DefaultSearch,
+    FacetCount,
+    Plan,
+    Receipt,
+    Row,
+    SearchResult,
+    SearchResults,
+)
+
+__all__ = ["LazyIndex", "candidates_for"]
+
+# Rows by code whose parts are fetched, as a multiple of k: on 100,000 sentence embeddings these parts hold 96, 99 and
+# 99.7 % of the ten nearest (docs/decisions/0016).
+_CANDIDATES: Final[tuple[tuple[float, float], ...]] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
+# Share of the vectors that the cache has kept when the rest is worth fetching.
+_NEARLY_SHARE: Final = 0.75
+_CANDIDATES_MIN: Final = 8
+_CANDIDATES_MAX: Final = 10_000
+# Queries of one call: each asks all codes, in some two milliseconds for 100,000 rows.
+_BATCH_MAX: Final = 64
+
+_NOTHING: Final = Missing()
+_WHOLE: Final = Missing(whole=True)
+
+
+class LazyIndex:
+    """The rows of a version that was loaded lazily; they are only read, until a whole index takes its place.
+
+    Attributes:
+        parts: what is still in the store.
+        last_change_us: the latest timestamp of a row that was added, microseconds since 1970.
+
+    Args:
+        params, run: as of a whole index.
+        contents: what came first.
+        parts: the rest.
+        shape: how rows lie in them.
+        become_whole: ask for the whole once most of it came.
+
+    Raises:
+        IntegrityError: a page of expiries, or changed metadata, breaks a rule.
+    """
+
+    def __init__(
+        self,
+        params: IndexParams,
+        run: RunParams,
+        contents: IndexContents,
+        parts: PartSource,
+        shape: LazyShape,
+        become_whole: bool = True,
+    ) -> None:
+        self.params = params
+        self.gate = Gate()
+        self.parts = parts
+        self._shape = shape
+        self._cache = FilterCache()
+        self._budget = Budget(run.budget_bytes, self._cache)
+        self._rows = Rows(params, run, self._budget)
+        self._rows.restore(contents)
+        self._rows.counts = self._of_version(self._rows.counts)
+        self._filters = Filters(self._rows, self.gate, self._cache)
+        self._scorer = Scorer(params.metric)
+        self._changed = self._rows.parse_changes(contents)
+        self._has_metadata = False
+        self._stays_lazy = not become_whole
+        self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
+        self.changes = 0
+        self.unsettled_bytes = 0
+
+    def _of_version(self, stats: NativeStats) -> NativeStats:
+        """Counts with what the version has and the native index here has not: a graph and lists."""
+        shape = self._shape
+        return stats._replace(graph_rows=shape.graph_rows, historical=shape.historical, lists=shape.lists)
+
+    def close(self) -> None:
+        """Waits for the calls inside, then frees native memory and lets go of parts; idempotent."""
+        self.gate.close()
+        with self.gate.lock:
+            self._rows.free()
+            self._cache.clear()
+        self.parts.close()
+
+    def stay_lazy(self) -> None:
+        """The whole would not fit: it is not asked for again where a call can do without."""
+        self._stays_lazy = True
+
+    def check_part(self, raw: bytes) -> None:
+        """Checks a part with vectors; `close` waits for it.
+
+        Raises:
+            IntegrityError: it breaks a rule of the format.
+            IndexClosed: a whole index took this one's place meanwhile.
+        """
+        self.gate.within(lambda: self._native.check_part(raw))
+
+    @property
+    def _native(self) -> NativeIndex:
+        native = self._rows.native
+        assert native is not None  # what is loaded lazily has rows
+        return native
+
+    # ---- what is known of it without waiting
+
+    @property
+    def is_whole(self) -> bool:
+        """False: the session puts a whole index in its place before it changes anything."""
+        return False
+
+    @property
+    def native(self) -> NativeIndex | None:
+        """The native rows."""
+        return self._rows.native
+
+    @property
+    def counts(self) -> NativeStats:
+        """Counts of the version, and memory."""
+        return self._rows.counts
+
+    @property
+    def dim(self) -> int | None:
+        """Components of a row."""
+        return self._rows.dim
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Components that a vector must have; None while no row has one."""
+        return self._rows.vector_dim
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        return self.params.metric
+
+    @property
+    def schema(self) -> Schema | None:
+        """What metadata must look like, or None."""
+        return self._rows.schema
+
+    @property
+    def hidden_count(self) -> int:
+        """Rows that have expired."""
+        return len(self._rows.hidden().slots)
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the version holds of rows that have expired; nothing else changes here."""
+        return self._rows.superseded_since_save(row_bytes)
+
+    @property
+    def live_count(self) -> int:
+        """Rows that are neither deleted nor expired."""
+        return self.counts.live - self.hidden_count
+
+    @property
+    def default_search(self) -> DefaultSearch:
+        """Nothing is measured here."""
+        return "unknown"
+
+    @property
+    def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
+        """Nothing is measured here."""
+        return ()
+
+    @property
+    def calibration_is_due(self) -> bool:
+        """Nothing is measured here."""
+        return False
+
+    # ---- memory
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Most bytes of memory; None for no limit."""
+        return self._budget.limit_bytes
+
+    @budget_bytes.setter
+    def budget_bytes(self, budget_bytes: int | None) -> None:
+        self._budget.limit_bytes = budget_bytes
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata held, and of when rows expire."""
+        return self._rows.metadata_bytes
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of columns and of what filters are known to take."""
+        return self._cache.nbytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of parts that are kept."""
+        return self.parts.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that is in memory, caches included."""
+        return self._rows.nbytes + self._cache.nbytes + self.parts.nbytes
+
+    def forget_caches(self) -> bool:
+        """Lets go of what can be made or fetched again; whether there was anything."""
+        with self.gate.lock:
+            held = self._cache.nbytes + self.parts.nbytes > 0
+            self._cache.clear()
+            self.parts.clear()
+            return held
+
+    def make_room(self) -> None:
+        """Lets go of columns and parts where they take what saves and searches need."""
+        limit = self._budget.limit_bytes
+        if limit is not None and self.held_bytes + self._budget.reserve > limit:
+            self.forget_caches()
+
+    # ---- what a call lacks
+
+    def missing(self, need: Need, gathered: Gathered) -> Missing:
+        """What a call lacks to be answered; what it has is in `gathered` then.
+
+        Args:
+            need: what the call is about.
+            gathered: the call's own, empty at first.
+
+        Raises:
+            InvalidInputError: a query is not finite, zero under cosine, or of another dimension.
+            IntegrityError: a page of metadata breaks a rule.
+            MemoryBudgetExceededError: the metadata, or columns that the filter compares, would not fit.
+            IndexClosed: another index took this one's place.
+        """
+        return self.gate.within(self._missing, need, gathered)
+
+    def _missing(self, need: Need, gathered: Gathered) -> Missing:
+        if need is Reach.IDS:
+            return _NOTHING
+        if isinstance(need, RowsNeed):
+            if gathered.slots is None:
+                slots = self._rows.find(need.ids)
+                gathered.slots = slots[slots != NO_SLOT]
+            return self._lacking([*self._parts_of(gathered.slots), *self._pages_of(gathered.slots)], gathered)
+        if isinstance(need, FilterNeed):
+            return self._missing_metadata(gathered)
+        if isinstance(need, BatchNeed):
+            if len(need.queries) > _BATCH_MAX:
+                return _WHOLE
+            return self._missing_of_search(need.queries, need.request, gathered)
+        if isinstance(need, SearchRequest):
+            return self._missing_of_search(need.query[np.newaxis], need, gathered)
+        return _WHOLE
+
+    def _missing_of_search(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
+    ) -> Missing:
+        if request.exact:
+            return _WHOLE
+        if self._is_nearly_here():
+            return Missing(whole=True, optional=True)
+        if not len(queries):
+            return _NOTHING
+        check_query_dim(queries.shape[1], self.vector_dim)
+        if queries.shape[1] != self._native.dim:
+            return _NOTHING  # no row has a vector
+        if not gathered.candidates:
+            if request.where is not None:
+                lacking = self._missing_metadata(gathered)
+                if lacking is not _NOTHING:
+                    return lacking
+            self._find_candidates(queries, request, gathered)
+        # Pages begin where parts do: those of the candidates mostly have the metadata of every row beside them.
+        keys = [key for one in gathered.candidates for key in (*one.parts, *self._pages_of(one.slots))]
+        lacking = self._lacking(keys, gathered)
+        if lacking is not _NOTHING:
+            return lacking
+        for query, one in zip(queries, gathered.candidates, strict=True):
+            if one.hits is None:
+                one.hits = self._nearest(query, request.k, one, gathered)
+        nearest = [slot for one in gathered.candidates for _, _, slot in one.hits or ()]
+        return self._lacking(self._pages_of(np.array(nearest, dtype=np.uint32)), gathered)
+
+    def _find_candidates(self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered) -> None:
+        where = request.where
+        allow = self._rows.hidden().allow
+        if where is not None:
+            allow = self._filters.read(where, lambda matches: matches.allow)
+        most = candidates_for(request.k, request.ef_search, request.recall_target)
+        for query in queries:
+            likely = self._native.candidates(query, most, allow)
+            gathered.candidates.append(Candidates(allow, likely, self._parts_of(likely)))
+
+    def _nearest(
+        self, query: npt.NDArray[np.float32], k: int, one: Candidates, gathered: Gathered
+    ) -> list[tuple[float, bytes, int]]:
+        rows: list[tuple[float, bytes, int]] = []
+        for key in one.parts:
+            slots, distances = self._native.search_part(gathered.parts[key], query, k, one.allow)
+            ids = (id.encode() for id in self._native.get_ids(slots))
+            rows += zip(distances.tolist(), ids, slots.tolist(), strict=True)
+        return sorted(rows)[:k]
+
+    def _lacking(self, keys: Iterable[PartKey], gathered: Gathered) -> Missing:
+        """Those of some parts that are to be fetched; the others are in `gathered` then."""
+        parts = gathered.parts
+        wanted = [key for key in dict.fromkeys(keys) if key not in parts]
+        if not wanted:
+            return _NOTHING
+        if self.parts.size([*parts, *wanted]) > self.parts.room_bytes:
+            return _WHOLE
+        lacking = []
+        for key in wanted:
+            raw = self.parts.find(key)
+            if raw is None:
+                lacking.append(key)
+            else:
+                parts[key] = raw
+        return Missing(tuple(lacking)) if lacking else _NOTHING
+
+    def _is_nearly_here(self) -> bool:
+        """Whether most of it came, and a whole index, a hundred times as fast, is the better home for it."""
+        if self._stays_lazy:
+            return False
+        return self.parts.count(VECTORS) >= _NEARLY_SHARE * len(self.parts.numbers(VECTORS))
+
+    def _missing_metadata(self, gathered: Gathered) -> Missing:
+        """What is lacking of all metadata, which a filter compares; it is in the arena where nothing is."""
+        if self._has_metadata:
+            return _NOTHING
+        keys = [PartKey(DOCUMENTS, number) for number in self.parts.numbers(DOCUMENTS)]
+        self._budget.require("metadata", self._rows.nbytes + self.parts.size(keys))
+        lacking = self._lacking(keys, gathered)
+        if lacking is _NOTHING:
+            pages = [(key.number, gathered.parts.pop(key)) for key in keys]
+            with self.gate.lock:
+                if not self._has_metadata:
+                    self._rows.restore_metadata(pages, self._shape.document_rows, self._changed)
+                    self._has_metadata = True
+        return lacking
+
+    # ---- where rows are
+
+    def _parts_of(self, slots: Slots) -> list[PartKey]:
+        """The parts that have the vectors of slots."""
+        return [PartKey(VECTORS, number) for number in np.unique(slots // self._shape.rows_per_part).tolist()]
+
+    def _pages_of(self, slots: Slots) -> list[PartKey]:
+        """The pages that have metadata of slots, where it is not here already."""
+        if self._has_metadata:
+            return []
+        numbers = np.unique(slots // self._shape.document_rows).tolist()
+        return [key for number in numbers if self.parts.has(key := PartKey(DOCUMENTS, number))]
+
+    def _metadata_of(self, slot: int, gathered: Gathered) -> bytes | None:
+        if self._has_metadata:
+            return self._rows.arena.get(slot)
+        if slot in self._changed:
+            return self._changed[slot]
+        number, rows_per_page = slot // self._shape.document_rows, self._shape.document_rows
+        page = gathered.parts.get(PartKey(DOCUMENTS, number))
+        return None if page is None else page_row(number, rows_per_page, page, self.counts.rows, slot)
+
+    def _vectors_of(self, slots: Slots, gathered: Gathered) -> npt.NDArray[np.float32]:
+        out = np.empty((len(slots), self._native.dim), dtype=np.float32)
+        numbers = slots // self._shape.rows_per_part
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            out[here] = self._native.part_vectors(gathered.parts[PartKey(VECTORS, number)], slots[here])
+        return out
+
+    # ---- searches
+
+    def search_at_once(self, request: SearchRequest) -> None:
+        """None: no search is short."""
+        return
+
+    def search(
+        self, request: SearchRequest, gathered: Gathered | None = None, control: Control | None = None
+    ) -> SearchResults:
+        """The k nearest rows of one query among the parts that are likeliest to have them.
+
+        `nprobe` makes no difference; `ef_search` is the number of candidates.
+
+        Args:
+            request: the search.
+            gathered: what `missing` said nothing is missing of.
+            control: makes no difference: nothing here takes long.
+
+        Raises:
+            InternalError: `missing` was not asked.
+        """
+        return self.search_batch(request.query[np.newaxis], request, gathered, control)[0]
+
+    def search_batch(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered | None = None,
+        control: Control | None = None,
+    ) -> list[SearchResults]:
+        """`search` for each of some queries."""
+
+        def results() -> list[SearchResults]:
+            if not len(queries) or queries.shape[1] != self._native.dim:
+                return [SearchResults([], 0, "lazy") for _ in queries]
+            if gathered is None or len(gathered.candidates) != len(queries):
+                raise InternalError("a lazily loaded index is asked what it misses first")
+            return [self._results(one, request, gathered) for one in gathered.candidates]
+
+        found = self.gate.within(results)
+        for one in found:
+            self.plans_used[one.plan] += 1
+        return found
+
+    def _results(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
+        nearest = one.hits or []
+        scores = self._scorer.scores([distance for distance, _, _ in nearest])
+        n = self._scorer.passing(scores, request.threshold)
+        slots = np.array([slot for _, _, slot in nearest[:n]], dtype=np.uint32)
+        vectors: Iterable[npt.NDArray[np.float32] | None] = (
+            self._vectors_of(slots, gathered) if request.include_vectors else repeat(None)
+        )
+        hits = [
+            SearchResult(id.decode(), score, distance, bytearray(self._metadata_of(slot, gathered) or b""), vector)
+            for (distance, id, slot), score, vector in zip(nearest[:n], scores, vectors, strict=False)
+        ]
+        results = SearchResults(hits, len(scores) - n, "lazy")
+        used = {*one.parts, *self._pages_of(one.slots)}
+        cached = max(len(used) - gathered.requests, 0)
+        results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
+        return results
+
+    # ---- other reads
+
+    def get(self, ids: Sequence[str], gathered: Gathered | None = None) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live.
+
+        Raises:
+            InternalError: `missing` was not asked.
+        """
+
+        def rows() -> list[Row | None]:
+            if gathered is None or gathered.slots is None:
+                raise InternalError("a lazily loaded index is asked what it misses first")
+            slots, known = self._rows.find(ids), set(self._rows.visible(gathered.slots).tolist())
+            live = [slot in known for slot in slots.tolist()]
+            found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
+            of = slots[np.array(live, dtype=np.bool_)]
+            metadata = [self._metadata_of(slot, gathered) for slot in of.tolist()]
+            made = iter(self._rows.made(of, found, self._vectors_of(of, gathered), metadata))
+            return [next(made) if is_live else None for is_live in live]
+
+        return self.gate.within(rows)
+
+    def timestamps(self, ids: Sequence[str] | None) -> dict[str, float]:
+        """Seconds since 1970 of the live rows among ids, or of all."""
+        return self.gate.within(timestamps_of, self._rows, ids)
+
+    def count_where(self, where: Filter) -> int:
+        """How many live rows a filter takes; `missing` was asked before."""
+        return self._filters.count(where)
+
+    def facets(self, path: str, where: Filter) -> list[FacetCount]:
+        """The distinct values of a field among the rows that a filter takes; `missing` was asked before."""
+        return self._filters.facets(path, where)
+
+    def stats(self) -> NativeStats:
+        """Counts of the version, and memory; expired rows not among the bare ones."""
+        return self.gate.alone(lambda: self._of_version(fresh_stats(self._rows)))
+
+
+def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:
+    """How many of the nearest rows by code have their parts fetched.
+
+    Args:
+        k: rows that are asked for.
+        ef_search: so many, where given.
+        recall_target: share of the k nearest that is asked for.
+    """
+    if ef_search:
+        return min(max(k, ef_search), _CANDIDATES_MAX)
+    target = recall_target or 0.0
+    share = next((share for recall, share in _CANDIDATES if target <= recall), _CANDIDATES[-1][1])
+    return min(max(int(share * k + 0.5), _CANDIDATES_MIN), _CANDIDATES_MAX)

@@ -1,0 +1,611 @@
+"""The rows of an index: native slots, and by the same slots metadata and expiries. The only writer of all three.
+
+A change takes from the system what it needs before it calls the native core; what follows that call cannot fail.
+`remove` is the one place that takes rows away; an add, which has the native core replace rows, ends in the same
+`_forget`. Methods that change rows run inside `Gate.changing`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import DIM_MAX, NO_SLOT, Control, NativeIndex, NativeStats, pack_ids
+from fabstir_vectordb.config import Metric
+from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from fabstir_vectordb.index.budget import Budget, Forecast
+from fabstir_vectordb.index.contents import IndexContents
+from fabstir_vectordb.index.incoming import Batch, encode_values, named, of_row, seeming_shape, shown
+from fabstir_vectordb.metadata.arena import MetadataArena, Staged
+from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
+from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
+from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import decode_metadata
+from fabstir_vectordb.params import IndexParams, RunParams
+from fabstir_vectordb.types import AddResult, Row
+
+__all__ = ["NO_STATS", "NoRows", "Rows", "Slots"]
+
+Slots = npt.NDArray[np.uint32]
+
+NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
+_NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
+#: Offset and size of a row's metadata, with the arena's room for growth.
+_TABLE_BYTES_PER_ROW: Final = 14
+#: An object of bytes beside what it holds, and its place in a list.
+_BYTES_OBJECT: Final = 48
+#: The time when a row expires, in a draft.
+_EXPIRY_BYTES_PER_ROW: Final = 8
+
+
+class NoRows:
+    """Stands for the native index before the first row, and after the last."""
+
+    dim = 0
+
+    def stats(self) -> NativeStats:
+        """All zero."""
+        return NO_STATS
+
+    def find(self, id_bytes: bytes, id_offsets: npt.NDArray[np.uint64]) -> Slots:
+        """No id is live."""
+        return np.full(len(id_offsets) - 1, NO_SLOT, dtype=np.uint32)
+
+    def live_slots(self, first: int, capacity: int) -> Slots:
+        """None."""
+        return _NO_SLOTS
+
+    def get_ids(self, slots: Slots) -> list[str]:
+        """None: there are no slots."""
+        return []
+
+    def get_vectors(self, slots: Slots) -> npt.NDArray[np.float32]:
+        """None."""
+        return np.empty((0, 0), dtype=np.float32)
+
+    def get_timestamps(self, slots: Slots) -> npt.NDArray[np.int64]:
+        """None."""
+        return np.empty(0, dtype=np.int64)
+
+    def are_bare(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """None."""
+        return np.zeros(0, dtype=np.bool_)
+
+    def historical(self) -> npt.NDArray[np.uint64]:
+        """None."""
+        return np.empty(0, dtype=np.uint64)
+
+    def graph_stored(self) -> None:
+        """There is no graph."""
+
+    def close(self) -> None:
+        """There is no memory to free."""
+
+
+_EMPTY: Final = NoRows()
+
+
+class Rows:
+    """Rows by slot.
+
+    Attributes:
+        core: the native rows.
+        arena: metadata by slot.
+        expiries: when rows expire, by slot.
+        counts: native counts and memory after the last change: what may be asked for on an event loop's thread, where
+            the native lock could make it wait for a whole change.
+        vector_dim: components that a vector must have; None while no row has one.
+        schema: what metadata must look like, or None.
+        changes: counts changes; a session is dirty while it differs from the count at the last save or load.
+        last_change_us: the latest timestamp of a row that was added.
+
+    Args:
+        params, run: settings.
+        budget: what all may take.
+    """
+
+    def __init__(self, params: IndexParams, run: RunParams, budget: Budget) -> None:
+        self.params = params
+        self.run = run
+        self.budget = budget
+        self.core: NativeIndex | NoRows = _EMPTY
+        self.arena = MetadataArena()
+        self.expiries = Expiries()
+        self.counts = NO_STATS
+        self.vector_dim: int | None = None
+        self.schema: Schema | None = None
+        self.changes = 0
+        self.last_change_us = 0
+        self._stored_pages = StoredPages()
+
+    # ---- what there is
+
+    @property
+    def native(self) -> NativeIndex | None:
+        """The native index, None before the first row."""
+        core = self.core  # once: `free` may run beside this
+        return None if isinstance(core, NoRows) else core
+
+    @property
+    def metric(self) -> Metric:
+        """The metric."""
+        return self.params.metric
+
+    @property
+    def dim(self) -> int | None:
+        """Components of a row in memory and in parts; None before the first add."""
+        return self.core.dim or None
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata held, and of when rows expire."""
+        return self.arena.nbytes + self.expiries.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and metadata."""
+        return self.counts.bytes_total + self.metadata_bytes
+
+    def forecast(self) -> Forecast:
+        """What changes of the rows there are would take."""
+        return self._forecast(max(self.core.dim, 1))
+
+    def _forecast(self, dim: int) -> Forecast:
+        return Forecast(dim=dim, params=self.params, run=self.run, counts=self.counts)
+
+    # ---- which rows
+
+    def hidden(self) -> Hidden:
+        """The rows that have expired by now; the clock is only read where there are any that may."""
+        expiries = self.expiries
+        return NOTHING if expiries.is_empty else expiries.hidden(self.run.now_us())
+
+    def visible(self, slots: Slots) -> Slots:
+        """Live slots without those that have expired."""
+        hidden = self.hidden().slots
+        return slots[~np.isin(slots, hidden)] if len(hidden) else slots
+
+    def are_bare(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Which slots have no vector."""
+        return self.core.are_bare(slots) if self.counts.bare else np.zeros(len(slots), dtype=np.bool_)
+
+    def slots_with_vector(self) -> Slots:
+        """The live rows that have a vector, expired ones among them."""
+        slots = self.core.live_slots(0, self.counts.live)
+        return slots[~self.are_bare(slots)] if self.counts.bare else slots
+
+    def live(self, slots: Slots) -> Slots:
+        """Slots without tombstones."""
+        if self.counts.live == self.counts.rows:
+            return slots
+        return slots[np.isin(slots, self.core.live_slots(0, self.counts.live))]
+
+    def find(self, ids: Sequence[str]) -> Slots:
+        """The slots of ids, NO_SLOT for ids that are not live."""
+        return self.core.find(*pack_ids(ids))
+
+    def require(self, ids: Sequence[str]) -> Slots:
+        """The slots of different ids, all live.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: an id stands twice.
+        """
+        slots = self.find(ids)
+        missing = np.flatnonzero(slots == NO_SLOT)
+        if len(missing):
+            raise not_found(ids[int(missing[0])])
+        if len(np.unique(slots)) < len(slots):
+            twice = next(id for row, id in enumerate(ids) if id in ids[:row])
+            raise InvalidInputError(f"the id {shown(twice)} stands twice in this call", details={"id": twice})
+        return slots
+
+    # ---- rows as they are given back
+
+    def get(self, ids: Sequence[str]) -> list[Row | None]:
+        """Rows by id, in the order asked for; None for an id that is not live."""
+        slots = self.find(ids)
+        live = (slots != NO_SLOT) & ~np.isin(slots, self.hidden().slots)
+        found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
+        rows = iter(self.of(slots[live], found))
+        return [next(rows) if is_live else None for is_live in live]
+
+    def of(self, slots: Slots, ids: Sequence[str]) -> list[Row]:
+        """Rows by slot, whose ids are known."""
+        metadata = [self.arena.get(slot) for slot in slots.tolist()]
+        return self.made(slots, ids, self.core.get_vectors(slots), metadata)
+
+    def made(
+        self, slots: Slots, ids: Sequence[str], vectors: npt.NDArray[np.float32], metadata: Sequence[bytes | None]
+    ) -> list[Row]:
+        """Rows of slots from their vectors and metadata."""
+        times, expires = self.core.get_timestamps(slots).tolist(), self.expiries.of(slots)
+        bare = self.are_bare(slots).tolist()
+        rows = []
+        for position, (id, raw) in enumerate(zip(ids, metadata, strict=True)):
+            value = None if raw is None else decode_metadata(raw)
+            vector = None if bare[position] else vectors[position]
+            rows.append(Row(id, vector, value, times[position] / 1e6, expires[position]))
+        return rows
+
+    # ---- from a version
+
+    def restore(self, contents: IndexContents) -> None:
+        """Takes the rows of a version, without their metadata.
+
+        Raises:
+            IntegrityError: a page of expiries breaks a rule.
+        """
+        rows = contents.rows
+        core: NativeIndex | NoRows = contents.native or _EMPTY
+        if contents.expiry_pages:
+            draft = self.expiries.draft(rows)
+            for number, page in contents.expiry_pages:
+                slots, times = parse_expiry_page(number, contents.document_rows, page, rows)
+                draft[slots] = times
+            live = core.live_slots(0, rows)
+            if np.count_nonzero(draft[live] != NEVER_US) != np.count_nonzero(draft != NEVER_US):
+                raise IntegrityError("a row that was deleted is said to expire")
+            self.expiries = Expiries(draft)
+        self.core = core
+        self.last_change_us, self.schema = contents.last_change_us, contents.schema
+        self.refresh()
+
+    def restore_metadata(
+        self, pages: Iterable[tuple[int, bytes]], rows_per_page: int, changes: Mapping[int, bytes | None]
+    ) -> None:
+        """Takes the metadata of a version.
+
+        Raises:
+            IntegrityError: a page breaks a rule.
+        """
+        rows = self.counts.rows
+        for number, page in pages:
+            self.arena.restore_page(number, rows_per_page, page, rows)
+        if changes:
+            slots = np.fromiter(changes, dtype=np.uint32, count=len(changes))
+            staged = self.arena.stage(list(changes.values()), int(slots[-1]) + 1)
+            self.arena.commit(staged, slots, np.arange(len(changes)))
+        if self.counts.live < rows:
+            # Pages may be older than the tombstones.
+            everything = np.arange(rows, dtype=np.uint32)
+            self.arena.drop(everything[~np.isin(everything, self.core.live_slots(0, rows))])
+        self._stored_pages = StoredPages(rows_per_page, rows, changes)
+
+    @staticmethod
+    def parse_changes(contents: IndexContents) -> Mapping[int, bytes | None]:
+        """The metadata of a version that differs from what its pages say.
+
+        Raises:
+            IntegrityError: it breaks a rule.
+        """
+        return parse_changes(contents.changes, contents.rows)
+
+    # ---- what a save reads
+
+    def page_sizes(self, rows_per_page: int) -> dict[int, int]:
+        """Bytes of the metadata pages, by number."""
+        return self.arena.page_sizes(self.counts.rows, rows_per_page)
+
+    def page(self, number: int, rows_per_page: int) -> bytes:
+        """One metadata page."""
+        return self.arena.page(number, self.counts.rows, rows_per_page)
+
+    def pages_kept(
+        self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
+    ) -> tuple[set[int], list[int]]:
+        """Which of the base's pages need not be stored again, and the live rows in them that differ."""
+        kept, changed = self._stored_pages.kept(rows_per_page, self.counts.rows, page_sizes, stored, self.arena.size)
+        return kept, self.live(np.array(changed, dtype=np.uint32)).tolist()
+
+    def changes_of(self, slots: Sequence[int]) -> bytes:
+        """The part with the metadata of rows that differ from what the pages say."""
+        return encode_changes([(slot, self.arena.get(slot)) for slot in slots])
+
+    def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
+        """Says that pages are stored which hold what the rows say, but for those that differ."""
+        self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
+
+    # ---- room
+
+    def check_room(self, vectors: Any) -> None:
+        """Refuses many vectors that cannot fit, as a caller gave them, before another array is made of them.
+
+        Raises:
+            MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
+        """
+        n, dim = seeming_shape(vectors)
+        if 4 * n * dim > self.budget.reserve > 0:
+            self._require_for_good(f"adding {n} rows", self._forecast(min(dim, DIM_MAX)).after_add(n, n), 0)
+
+    def _check_add_fits(self, dim: int, batch: Batch) -> None:
+        n, rows, forecast = len(batch.ids), self.counts.rows + len(batch.ids), self._forecast(dim)
+        content = forecast.after_add(n, len(batch.id_bytes))
+        scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
+        metadata_bytes = batch.metadata_bytes
+        if metadata_bytes:
+            content += metadata_bytes + metadata_bytes // 8 + _TABLE_BYTES_PER_ROW * rows
+            scratch += metadata_bytes + _BYTES_OBJECT * n + self.arena.staging_bytes(rows)
+        if batch.expires is not None or not self.expiries.is_empty:
+            content += _EXPIRY_BYTES_PER_ROW * rows
+        if self.native is not None and self.core.dim != dim:
+            scratch += self.counts.bytes_total + 4 * dim * self.counts.live
+        self._require_for_good(f"adding {n} rows", content, scratch)
+
+    def _require_for_good(self, what: str, content: int, scratch: int) -> None:
+        """Refuses a change that does not fit; `content` has no metadata that is there already."""
+        way_out = "raise memory_budget_mb, or use memory='compact'"
+        deleted = self.counts.rows - self.counts.live
+        if deleted:
+            way_out = f"call vacuum(), which frees {deleted} deleted rows, {way_out}"
+        self.budget.require_for_good(what, self.metadata_bytes + content, scratch, way_out)
+
+    # ---- changes
+
+    def refresh(self) -> None:
+        """Counts anew, behind a change."""
+        core = self.core
+        self.counts = counts = core.stats()
+        self.vector_dim = core.dim if counts.with_vector else None
+
+    def remove(self, slots: Slots) -> None:
+        """Makes different live rows tombstones."""
+        if not len(slots):
+            return
+        draft = self._draft(self.counts.rows)
+        assert not isinstance(self.core, NoRows)
+        self.core.delete(*pack_ids(self.core.get_ids(slots)), False)
+        self._forget(slots, draft)
+        self.changes += 1
+
+    def _forget(self, slots: Slots, draft: Times | None) -> None:
+        """What goes with rows that went; the times of all others are in the draft, where there are any."""
+        self._stored_pages.note_gone(slots, self.arena.size)
+        self.arena.drop(slots)
+        if draft is not None:
+            draft[slots] = NEVER_US
+            self.expiries = Expiries(draft)
+
+    def _draft(self, rows: int, some_will_expire: bool = False) -> Times | None:
+        """The times of as many rows for a change to fill in; None where no row expires."""
+        return None if self.expiries.is_empty and not some_will_expire else self.expiries.draft(rows)
+
+    def bury_expired(self) -> None:
+        """Makes tombstones of rows that have expired: what a change begins with, so that it meets no hidden row."""
+        slots = self.hidden().slots
+        if len(slots):
+            self.remove(slots)
+            self.refresh()
+
+    def delete(self, ids: Sequence[str], missing_ok: bool) -> list[str]:
+        """Makes rows tombstones by id; which they were, each once, in the order of the ids.
+
+        Raises:
+            NotFoundError: an id is not live, unless `missing_ok`.
+        """
+        slots = self.find(ids)
+        missing = np.flatnonzero(slots == NO_SLOT)
+        if len(missing) and not missing_ok:
+            raise not_found(ids[int(missing[0])])
+        deleted = list(dict.fromkeys(id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT))
+        self.remove(np.unique(slots[slots != NO_SLOT]))
+        return deleted
+
+    def add(self, batch: Batch, on_conflict: str, control: Control | None, for_lists: bool) -> AddResult:
+        """Adds rows: all or nothing. See `Index.add`."""
+        n, dim, expected = len(batch.ids), batch.vectors.shape[1], self.vector_dim
+        if expected not in (None, dim) and batch.bare is not None and batch.bare.all():
+            # Another add gave the index its first vector since the batch was prepared.
+            batch, dim = replace(batch, vectors=np.zeros((n, expected), dtype=np.float32)), expected
+        if expected is not None and dim != expected:
+            raise InvalidInputError(
+                f"Vector dimension mismatch: expected {expected}, got {dim}",
+                details={"expected": expected, "actual": dim},
+            )
+        self._check_schema(batch.metadata or [None] * n, batch.ids)
+        self._check_add_fits(dim, batch)
+        staged = None if batch.metadata is None else self.arena.stage(batch.metadata, self.counts.rows + n)
+        draft = self._draft(self.counts.rows + n, batch.expires is not None)
+        core: NativeIndex | None = self.native
+        try:
+            # The dimension is fixed only by an add that succeeds. The index that was there is not closed: a reader may
+            # still be in it, and it goes with its last reference.
+            if core is None:
+                core = self._new_core(dim)
+            elif core.dim != dim:
+                core = core.with_dim(dim)
+            slots, replaced = core.add(
+                batch.vectors,
+                batch.id_bytes,
+                batch.id_offsets,
+                batch.timestamps,
+                on_conflict,
+                control,
+                batch.bare,
+                for_lists,
+            )
+        except BaseException as error:
+            if staged is not None:
+                self.arena.abandon(staged)
+            if core is not None and core is not self.core:
+                core.close()
+            if isinstance(error, (InvalidInputError, ConflictError)):
+                raise named(error, batch) from None
+            raise
+        self.core = core
+        return self._added(batch, staged, draft, slots, replaced)
+
+    def _new_core(self, dim: int) -> NativeIndex:
+        params, run = self.params, self.run
+        return NativeIndex(
+            dim,
+            params.metric,
+            run.memory,
+            params.M,
+            params.ef_construction,
+            run.threads,
+            hash_seed=int.from_bytes(os.urandom(8), "little"),
+        )
+
+    def _added(
+        self, batch: Batch, staged: Staged | None, draft: Times | None, slots: Slots, replaced: Slots
+    ) -> AddResult:
+        kept = slots != NO_SLOT
+        added, gone = int(kept.sum()), replaced[replaced != NO_SLOT]
+        if draft is not None and batch.expires is not None:
+            draft[slots[kept]] = batch.expires[kept]
+        self._forget(gone, draft)
+        if staged is not None:
+            self.arena.commit(staged, slots[kept], np.flatnonzero(kept))
+        if added:
+            self.changes += 1
+            self.last_change_us = max(self.last_change_us, int(batch.timestamps[kept].max()))
+        return AddResult(added - len(gone), len(gone), len(batch.ids) - added)
+
+    def with_vectors(self, batch: Batch) -> Batch:
+        """A batch of rows that are live, with their own metadata, timestamps and expiries.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: an id stands twice.
+        """
+        slots = self.require(batch.ids)
+        metadata = [self.arena.get(slot) for slot in slots.tolist()]
+        return replace(
+            batch,
+            timestamps=self.core.get_timestamps(slots),
+            expires=None if self.expiries.is_empty else self.expiries.draft(self.counts.rows)[slots],
+            metadata=metadata if any(raw is not None for raw in metadata) else None,
+        )
+
+    def update_metadata(
+        self, ids: Sequence[str], encoded: Sequence[bytes | None], updates: Sequence[Any] | None
+    ) -> Slots:
+        """Gives live rows other metadata: all or nothing; which slots they have.
+
+        Args:
+            ids: different rows.
+            encoded: the new metadata.
+            updates: what to merge into the stored metadata instead; None to replace it.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: a value is refused, an id stands twice, or there is no dict to merge with.
+            MemoryBudgetExceededError: it would not fit.
+        """
+        slots = self.require(ids)
+        if not len(slots):
+            return slots
+        if updates is not None:
+            held = [self.arena.get(slot) for slot in slots.tolist()]
+            merged = [_merged(stored, value) for stored, value in zip(held, updates, strict=True)]
+            encoded = encode_values(merged, ids, self.budget.left(self.nbytes))
+        self._check_schema(encoded, ids)
+        size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
+        what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
+        self._require_for_good(what, self.counts.bytes_total + size, size + self.arena.staging_bytes(end))
+        staged = self.arena.stage(encoded, end)
+        for slot in slots.tolist():
+            self._stored_pages.note_replaced(slot, self.arena.size(slot))
+        self.arena.commit(staged, slots, np.arange(len(slots)))
+        self._stored_pages.note(slots.tolist())
+        self.changes += 1
+        return slots
+
+    def _check_schema(self, encoded: Sequence[bytes | None], ids: Sequence[str]) -> None:
+        if self.schema is None:
+            return
+        for row, raw in enumerate(encoded):
+            try:
+                self.schema.check(None if raw is None else decode_metadata(raw))
+            except InvalidInputError as error:
+                raise of_row(error, row, ids[row]) from None
+
+    def set_schema(self, schema: Schema | None) -> None:
+        """Makes later metadata follow a schema, which what is there already does.
+
+        Raises:
+            InvalidInputError: a live row breaks it; details has ``id`` and ``path``.
+        """
+        if schema == self.schema:
+            return
+        if schema is not None:
+            for slot in self.core.live_slots(0, self.counts.live).tolist():
+                raw = self.arena.get(slot)
+                try:
+                    schema.check(None if raw is None else decode_metadata(raw))
+                except InvalidInputError as error:
+                    (id,) = self.core.get_ids(np.array([slot], dtype=np.uint32))
+                    raise InvalidInputError(
+                        f"the row {shown(id)} breaks the schema: {error.message}", details={**error.details, "id": id}
+                    ) from None
+        self.schema = schema
+        self.changes += 1
+
+    def renumber(self, kept: Slots, renumber: Callable[[], Slots]) -> Slots:
+        """Gives rows other slots: all or nothing; `kept` are the old slots in the new order.
+
+        Args:
+            kept: see above.
+            renumber: does it to the native rows, and returns new slots by old ones.
+        """
+        arena, expiries = self.arena.compacted(kept), self.expiries.renumbered(kept)
+        slot_map = renumber()
+        self.arena, self.expiries = arena, expiries
+        self._stored_pages = self._stored_pages.renumbered(len(kept))
+        self.changes += 1
+        return slot_map
+
+    @property
+    def has_superseded(self) -> bool:
+        """Whether metadata that was replaced is in memory, or in pages that a save would keep."""
+        return self.arena.has_superseded or self._stored_pages.has_superseded
+
+    def forget_superseded(self) -> None:
+        """Lets go of metadata that was replaced, in memory and in the pages that a save would keep."""
+        if self.arena.has_superseded:
+            self.arena = self.arena.compacted(np.arange(self.counts.rows))
+        if self._stored_pages.has_superseded:
+            self._stored_pages = self._stored_pages.renumbered(self.counts.rows)
+            self.changes += 1
+
+    def superseded_since_save(self, row_bytes: int) -> int:
+        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+
+        Args:
+            row_bytes: those that it has of a row beside its metadata, on average.
+        """
+        pages = self._stored_pages
+        return pages.bytes_gone + row_bytes * (pages.rows_gone + len(self.hidden().slots))
+
+    def clear(self) -> None:
+        """Takes all rows away, at once and for good; the next vector may have any dimension."""
+        self._stored_pages.note_gone(self.core.live_slots(0, self.counts.live), self.arena.size)
+        # The native index is not closed: a reader may still be in it, and it goes with its last reference.
+        self.core, self.arena, self.expiries = _EMPTY, MetadataArena(), Expiries()
+        self._stored_pages = self._stored_pages.renumbered(0)
+        self.changes += 1
+
+    def free(self) -> None:
+        """Lets go of all memory; no call may be under way."""
+        core, self.core = self.core, _EMPTY
+        core.close()
+        self.arena, self.expiries = MetadataArena(), Expiries()
+        self.refresh()
+
+
+def _merged(stored: bytes | None, update: Any) -> Any:
+    current = {} if stored is None else decode_metadata(stored)
+    if not isinstance(current, dict) or not isinstance(update, Mapping):
+        raise InvalidInputError("merge=True needs a dict to merge into a dict")
+    return {**current, **update}
+
+
+def not_found(id: str) -> NotFoundError:
+    """The error of an id that is not live."""
+    return NotFoundError(f"Vector not found: there is no row with id {shown(id)}", details={"id": id})

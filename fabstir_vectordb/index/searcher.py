@@ -1,0 +1,236 @@
+"""From a request to results: the native call, scores, thresholds and plans, and which searches are short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import (
+    PLAN_FLAT,
+    PLAN_GRAPH,
+    PLAN_HYBRID,
+    PLAN_LISTS,
+    Control,
+    NativeIndex,
+)
+from fabstir_vectordb.config import Unset
+from fabstir_vectordb.index.filters import Matches
+from fabstir_vectordb.index.incoming import check_query_dim
+from fabstir_vectordb.index.rows import NoRows, Rows
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.types import Plan, SearchResult, SearchResults
+
+__all__ = ["SCORES", "Scorer", "Searcher"]
+
+PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
+FILTERED_PLANS: Final[dict[int, Plan]] = {**PLANS, PLAN_FLAT: "filtered exact"}
+
+# A search is short when it takes less than a thread hop is worth: a walk of this many candidates or a scan of this many
+# float32 values is below a millisecond.
+_SHORT_EF_MAX: Final = 1_000
+_SHORT_SCAN_VALUES_MAX: Final = 1 << 20
+# Lists are scanned by code: a few times faster.
+_SHORT_PROBED_VALUES_MAX: Final = 1 << 23
+
+
+# ---- Scores ------------------------------------------------------------------------------------------------
+
+
+def _cosine_scores(distances: Iterable[float]) -> list[float]:
+    """(1 + cos) / 2, cos = 1 - distance."""
+    return [1.0 - distance / 2.0 for distance in distances]
+
+
+def _l2_scores(distances: Iterable[float]) -> list[float]:
+    """1 / (1 + d), d the Euclidean distance."""
+    return [1.0 / (1.0 + distance) for distance in distances]
+
+
+def _dot_scores(distances: Iterable[float]) -> list[float]:
+    """The logistic function of the inner product."""
+    return [_logistic(-distance) for distance in distances]
+
+
+def _logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow on either side."""
+    if x >= 0.0:
+        return 1.0 / (1.0 + math.exp(max(-x, -745.0)))
+    shrunk = math.exp(max(x, -745.0))
+    return shrunk / (1.0 + shrunk)
+
+
+SCORES: Final[dict[str, Callable[[Iterable[float]], list[float]]]] = {
+    "cosine": _cosine_scores,
+    "l2": _l2_scores,
+    "dot": _dot_scores,
+}
+
+#: Least score of a hit where nobody names one; for cosine 0.7 is cos = 0.4.
+_THRESHOLDS: Final[dict[str, float | None]] = {"cosine": 0.7, "l2": None, "dot": None}
+
+
+class Scorer:
+    """Scores of one metric, and what passes a threshold.
+
+    Attributes:
+        scores: the scores of distances.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.scores = SCORES[metric]
+        self._default = _THRESHOLDS[metric]
+
+    def passing(self, scores: Sequence[float], threshold: float | Unset | None) -> int:
+        """How many hits pass: scores fall with distance, so it is a prefix."""
+        least = self._default if isinstance(threshold, Unset) else threshold
+        n = len(scores)
+        if least is not None and n and scores[-1] < least:
+            while n and scores[n - 1] < least:
+                n -= 1
+        return n
+
+
+# ---- Searches ----------------------------------------------------------------------------------------------
+
+
+class Searcher:
+    """Searches of the rows in memory; each method is a read, called by way of the gate.
+
+    Attributes:
+        plans_used: searches so far by plan.
+
+    Args:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._scorer = Scorer(rows.metric)
+        self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
+
+    def note(self, results: Sequence[SearchResults]) -> None:
+        """Counts searches by plan."""
+        for result in results:
+            self.plans_used[result.plan] += 1
+
+    def nearest(self, request: SearchRequest, matches: Matches | None, nowait: bool) -> SearchResults | None:
+        """The nearest rows; None with `nowait` where a writer holds the native index.
+
+        Args:
+            request: the search, its recall target resolved.
+            matches: the rows that its filter takes; None without one.
+            nowait: see above.
+
+        Raises:
+            InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
+            IndexStateError: memory could not be had.
+        """
+        query, k, threshold, include_vectors, ef_search, exact, nprobe, _, _, _ = request
+        rows = self._rows
+        core = rows.core
+        allow: npt.NDArray[np.uint64] | None
+        if matches is not None:
+            allow, plans = matches.allow, FILTERED_PLANS
+        else:
+            allow, plans = None if rows.expiries.is_empty else rows.hidden().allow, PLANS
+        if len(query) != core.dim or isinstance(core, NoRows):
+            check_query_dim(len(query), rows.vector_dim)
+            return SearchResults([], 0, plans[PLAN_FLAT])  # no row has a vector yet
+        with_slots = include_vectors or not rows.arena.is_empty
+        answer = core.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
+        if answer is None:
+            return None
+        slots, distances, ids, plan = answer
+        return self.results(core, slots, distances, ids, plans[plan], threshold, include_vectors)
+
+    def nearest_of_each(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        matches: Matches | None,
+        control: Control | None,
+    ) -> list[SearchResults]:
+        """The nearest rows of each query; the request's own query is not looked at.
+
+        Raises:
+            InvalidInputError: a query is refused; details has ``row``.
+            IndexStateError: memory or threads could not be had.
+            NativeCancelled: `control` asked for it.
+        """
+        rows = self._rows
+        core, dim = rows.core, queries.shape[1]
+        allow, plans = (rows.hidden().allow, PLANS) if matches is None else (matches.allow, FILTERED_PLANS)
+        if not len(queries) or dim != core.dim or isinstance(core, NoRows):
+            if len(queries):
+                check_query_dim(dim, rows.vector_dim)
+            return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
+        hits = core.search(
+            queries,
+            request.k,
+            ef_search=request.ef_search,
+            exact=request.exact,
+            nprobe=request.nprobe,
+            allow=allow,
+            control=control,
+        )
+        out = []
+        for row, ids in enumerate(hits.ids):
+            n = len(ids)
+            slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
+            plan = plans[int(hits.plans[row])]
+            out.append(self.results(core, slots, distances, ids, plan, request.threshold, request.include_vectors))
+        return out
+
+    def results(
+        self,
+        core: NativeIndex,
+        slots: Sequence[int],
+        distances: Sequence[float],
+        ids: Sequence[str],
+        plan: Plan,
+        threshold: float | Unset | None,
+        include_vectors: bool,
+    ) -> SearchResults:
+        """Hits of what was found; no slots: no row has metadata, and vectors are not wanted."""
+        scores = self._scorer.scores(distances)
+        n = self._scorer.passing(scores, threshold)
+        if n < len(scores):
+            ids, slots = ids[:n], slots[:n]
+        # One hit for each id: map ends with the shortest of them.
+        if not slots:
+            hits = list(map(SearchResult, ids, scores, distances))
+        else:
+            vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
+            hits = list(map(SearchResult, ids, scores, distances, self._rows.arena.get_many(slots), vectors))
+        return SearchResults(hits, len(scores) - n, plan)
+
+    def is_short(self, request: SearchRequest, matched: int | None) -> bool:
+        """Whether a search takes less than a change of threads is worth.
+
+        Args:
+            request: the search, its recall target resolved.
+            matched: rows that its filter takes; None without one.
+        """
+        counts, dim = self._rows.counts, self._rows.core.dim
+        k, ef, exact, nprobe = request.k, request.ef_search, request.exact, request.nprobe
+        if matched is not None:
+            # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
+            if matched * dim <= _SHORT_SCAN_VALUES_MAX:
+                return True
+            return not exact and counts.graph_rows > 0 and max(k, ef) * counts.rows <= _SHORT_EF_MAX * matched
+        if (counts.graph_rows or counts.lists) and not exact:
+            # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
+            # long as well, a thread is the right place.
+            recent = counts.live - counts.historical
+            probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
+            return (
+                max(k, ef) <= _SHORT_EF_MAX
+                and (2 * recent > counts.graph_rows or recent * dim <= _SHORT_PROBED_VALUES_MAX)
+                and probed * dim <= _SHORT_PROBED_VALUES_MAX
+            )
+        return counts.rows * dim <= _SHORT_SCAN_VALUES_MAX

@@ -1,0 +1,386 @@
+"""Metadata values: which there are, their plain Python form, and their CBOR bytes.
+
+A value is JSON-shaped (None, bool, int, float, str, lists and str-keyed dicts of values), or a date, an aware datetime
+or a UUID. Subclasses and numpy scalars are stored as the plain type that they are a kind of; docs/format.md has the
+encoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any, Final
+from uuid import UUID
+
+import cbor2
+import numpy as np
+
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.s5.cbor import DEPTH_MAX, decode as decode_strict
+
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "METADATA_DEPTH_MAX",
+    "Key",
+    "Scalar",
+    "ScalarError",
+    "check_stored",
+    "decode_metadata",
+    "encode_metadata",
+    "key_of",
+    "plain_scalar",
+    "shown",
+    "step",
+]
+
+#: CBOR bytes of one row's metadata.
+METADATA_BYTES_MAX: Final = 1 << 20
+#: Lists and dicts within each other in one row's metadata, a date, datetime or UUID counted as one more; the reader of
+#: stored bytes refuses more.
+METADATA_DEPTH_MAX: Final = DEPTH_MAX
+
+Scalar = None | bool | int | float | str | date | datetime | UUID
+#: A scalar that is no number, as columns compare it: a datetime is in UTC.
+Key = None | bool | str | date | datetime | UUID
+
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+_PATH_SHOWN_MAX: Final = 200
+_VALUE_SHOWN_MAX: Final = 80
+#: Bytes of a date and of a UUID: tag, head and content (docs/format.md).
+_DATE_SIZE: Final = 3 + 1 + 10
+_UUID_SIZE: Final = 2 + 1 + 16
+_MINUTE: Final = timedelta(minutes=1)
+
+
+def shown(value: object) -> str:
+    """The `repr` of a value for an error: one line, at most 80 characters, whatever its `repr` does."""
+    try:
+        # CPython refuses to write integers of more than 4,300 digits.
+        text = f"an integer of {value.bit_length()} bits" if _is_huge(value) else repr(value)  # type: ignore[attr-defined]
+    except Exception:
+        return f"a {type(value).__name__}"
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= _VALUE_SHOWN_MAX else text[: _VALUE_SHOWN_MAX - 1] + "…"
+
+
+def _is_huge(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() > 1_024
+
+
+def step(key: str) -> str:
+    """One step of a path, as `filter_parse` reads it: quoted where the key would be read in another way."""
+    if key and "." not in key and key[0] not in '"$':
+        return key
+    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# ---- One value to its plain form ---------------------------------------------------------------------------
+
+
+class ScalarError(Exception):
+    """Why a value is no scalar of metadata."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def plain_scalar(value: Any) -> Scalar:
+    """A value as exactly None, bool, int, float, str, date, datetime or UUID.
+
+    Subclasses become the type that they are a kind of, numpy scalars the Python number or string; a datetime keeps its
+    offset from UTC in place of its zone.
+
+    Raises:
+        ScalarError: it is none of these, or none that metadata can hold. Integers are not bounded here.
+    """
+    kind = type(value)
+    if value is None or kind is bool or kind is int:
+        return value  # type: ignore[no-any-return]
+    if kind is datetime:
+        return _plain_datetime(value)
+    if isinstance(value, str):
+        text = str.__str__(value)
+        if not text.isascii():
+            _check_text(text)
+        return text
+    if isinstance(value, float):
+        return _finite(float.__float__(value))
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, datetime):
+        return _plain_datetime(value)
+    if isinstance(value, date):
+        return value if kind is date else _made(value, lambda: date(value.year, value.month, value.day))
+    if isinstance(value, UUID):
+        return value if kind is UUID else _made(value, lambda: UUID(int=value.int))
+    if isinstance(value, np.generic):
+        return _plain_numpy(value)
+    raise ScalarError(f"a value of type {kind.__name__}{_hint(value)}")
+
+
+def key_of(value: Any) -> Any:
+    """What a column compares in place of a plain scalar: a datetime's moment, else the value."""
+    return value.astimezone(UTC) if type(value) is datetime else value
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ScalarError("a lone surrogate, which UTF-8 cannot encode") from None
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ScalarError(f"{number}, which JSON does not know")
+    return number
+
+
+def _plain_datetime(value: datetime) -> datetime:
+    if type(value) is datetime and value.tzinfo is UTC and not value.fold:
+        return value
+
+    def plain() -> datetime:
+        offset = value.utcoffset()
+        if offset is None:
+            raise ScalarError(
+                "a naive datetime, which is no moment: give it a zone, as in value.replace(tzinfo=timezone.utc)"
+            )
+        if offset % _MINUTE:
+            raise ScalarError(f"a datetime whose offset has seconds ({offset}): use value.astimezone(timezone.utc)")
+        if getattr(value, "nanosecond", 0):
+            raise ScalarError("a moment with nanoseconds; datetimes have microseconds, as value.floor('us') gives")
+        zone = timezone(offset) if offset else UTC
+        fields = (value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
+        return datetime(*fields, tzinfo=zone)
+
+    moment: datetime = _made(value, plain)
+    if moment.year in (1, 9999):
+        try:
+            moment.astimezone(UTC)
+        except OverflowError:
+            raise ScalarError("a datetime that lies outside the years 1 to 9999 in UTC") from None
+    return moment
+
+
+def _made(value: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives; foreign classes (pandas.NaT, a broken tzinfo) may fail in any way."""
+    try:
+        return make()
+    except ScalarError:
+        raise
+    except Exception:
+        raise ScalarError(f"a {type(value).__name__} that cannot be read as one") from None
+
+
+def _plain_numpy(value: np.generic) -> Scalar:
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
+        return int(value)
+    if isinstance(value, np.floating):
+        number = _finite(float(value))
+        if number != value:
+            raise ScalarError(f"a {type(value).__name__} that no float64 equals")
+        return number
+    raise ScalarError(f"a value of type {type(value).__name__}{_hint(value)}")
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, np.datetime64):
+        return ", which has no zone: use an aware datetime or a date"
+    if isinstance(value, np.ndarray):
+        return ": use its tolist()"
+    return ""
+
+
+# ---- A value to bytes --------------------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """Why a value is refused; the path to it is put together on the way out, so that good values pay nothing for it."""
+
+    def __init__(self, reason: str, **details: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details
+        self.path: list[str | int] = []
+
+    def where(self) -> str:
+        steps = [f"[{at}]" if isinstance(at, int) else f".{step(at)}" for at in reversed(self.path)]
+        # A key may hold a lone surrogate, which no log could write.
+        path = "".join(steps).removeprefix(".").encode(errors="backslashreplace").decode()
+        path = path if path.isprintable() else ascii(path)[1:-1]
+        return path if len(path) <= _PATH_SHOWN_MAX else path[:_PATH_SHOWN_MAX] + "…"
+
+
+class _TooLargeError(Exception):
+    """The value takes more bytes than there are left."""
+
+
+class _Sizer:
+    """Counts the bytes of a value's CBOR (RFC 8949, as cbor2 writes it: shortest integers and lengths, floats in 9).
+
+    Attributes:
+        is_plain: whether every type met so far is exactly one that cbor2 writes as it stands.
+    """
+
+    def __init__(self) -> None:
+        self.is_plain = True
+
+    def size(self, value: Any, left: int, depth: int) -> int:
+        """The size; stops as soon as it is more than `left`, or lists and dicts are more than `depth` deep."""
+        if value is None or value is True or value is False:
+            size = 1
+        elif type(value) is str:
+            size = len(value)
+            if size <= left and not value.isascii():
+                try:
+                    size = len(value.encode())
+                except UnicodeEncodeError:
+                    raise _RefusedError("holds a lone surrogate, which UTF-8 cannot encode") from None
+            size += _head(size)
+        elif type(value) is int:
+            if not _INT_MIN <= value <= _INT_MAX:
+                raise _RefusedError("holds an integer that does not fit 64 bits")
+            size = _head(value if value >= 0 else -1 - value)
+        elif type(value) is float:
+            if not math.isfinite(value):
+                raise _RefusedError(f"holds {value}, which JSON does not know")
+            size = 9
+        elif isinstance(value, dict):
+            size = self._dict_size(value, left, depth)
+        elif isinstance(value, (list, tuple)):
+            size = self._list_size(value, left, depth)
+        else:
+            size = self._other_size(value, left, depth)
+        if size > left:
+            raise _TooLargeError
+        return size
+
+    def _other_size(self, value: Any, left: int, depth: int) -> int:
+        self.is_plain = False
+        try:
+            plain = plain_scalar(value)
+        except ScalarError as error:
+            raise _RefusedError(f"holds {error.reason}") from None
+        if isinstance(plain, (date, UUID)):
+            _check_depth(depth)
+            if isinstance(plain, UUID):
+                return _UUID_SIZE
+            return len(cbor2.dumps(plain)) if isinstance(plain, datetime) else _DATE_SIZE
+        return self.size(plain, left, depth)
+
+    def _dict_size(self, value: dict[Any, Any], left: int, depth: int) -> int:
+        _check_depth(depth)
+        if type(value) is not dict:
+            self.is_plain = False
+        size = _head(len(value))
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _RefusedError(f"holds a key of type {type(key).__name__}")
+            try:
+                size += self.size(key, left - size, depth)
+                size += self.size(item, left - size, depth - 1)
+            except _RefusedError as refused:
+                refused.path.append(str.__str__(key))
+                raise
+        return size
+
+    def _list_size(self, value: Sequence[Any], left: int, depth: int) -> int:
+        _check_depth(depth)
+        if type(value) not in (list, tuple):
+            self.is_plain = False
+        size = _head(len(value))
+        position = 0
+        try:
+            for item in value:
+                size += self.size(item, left - size, depth - 1)
+                position += 1
+        except _RefusedError as refused:
+            refused.path.append(position)
+            raise
+        return size
+
+
+def encode_metadata(value: Any) -> bytes | None:
+    """The CBOR bytes of a metadata value; None stands for no metadata.
+
+    Args:
+        value: None, bool, int within 64 bits, finite float, str, date, aware datetime, UUID, numpy scalar, or lists and
+            str-keyed dicts of these.
+
+    Returns:
+        The bytes, or None for None.
+
+    Raises:
+        InvalidInputError: the value has another shape (details has ``path``), or takes more than
+            METADATA_BYTES_MAX bytes: found out by counting, before anything is encoded.
+    """
+    if value is None:
+        return None
+    sizer = _Sizer()
+    try:
+        sizer.size(value, METADATA_BYTES_MAX, METADATA_DEPTH_MAX)
+        return cbor2.dumps(value if sizer.is_plain else _plain(value))
+    except _TooLargeError:
+        raise InvalidInputError(
+            f"metadata takes more than {METADATA_BYTES_MAX} bytes", details={"limit": METADATA_BYTES_MAX}
+        ) from None
+    except _RefusedError as refused:
+        path = refused.where()
+        raise InvalidInputError(
+            f"metadata must be JSON-shaped: {path or 'its top'} {refused.reason}",
+            details={**refused.details, "path": path},
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A value that `_Sizer` took, of exactly the plain types."""
+    if isinstance(value, dict):
+        plain = {str.__str__(key): _plain(item) for key, item in value.items()}
+        if len(plain) != len(value):
+            # Two str subclasses that say they differ; stored, no reader would take the dict.
+            raise _RefusedError("holds a dict in which two keys have the same text")
+        return plain
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return plain_scalar(value)
+
+
+def _check_depth(depth: int) -> None:
+    if depth == 0:
+        raise _RefusedError(f"is nested more than {METADATA_DEPTH_MAX} deep", limit=METADATA_DEPTH_MAX)
+
+
+def _head(argument: int) -> int:
+    """Bytes of a CBOR item's head: RFC 8949, section 3."""
+    if argument < 24:
+        return 1
+    if argument < 1 << 8:
+        return 2
+    if argument < 1 << 16:
+        return 3
+    return 5 if argument < 1 << 32 else 9
+
+
+# ---- Bytes to a value --------------------------------------------------------------------------------------
+
+#: The value of stored metadata bytes, which were checked when they came. No function of our own around it: that would
+#: be a tenth of the time.
+decode_metadata: Final[Callable[[bytes | bytearray], Any]] = cbor2.loads
+
+
+def check_stored(raw: bytes | bytearray | memoryview, what: str) -> None:
+    """Refuses untrusted bytes that are no metadata of a row.
+
+    Args:
+        raw: the bytes of one row.
+        what: names them in errors.
+
+    Raises:
+        IntegrityError: they are more than METADATA_BYTES_MAX, or not the strict CBOR that `encode_metadata` writes.
+    """
+    decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what=what, scalar_tags=True)

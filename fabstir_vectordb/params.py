@@ -1,0 +1,393 @@
+"""Settings that travel: what a version stores, how it is run, and the options of searches and loads.
+
+All of them are frozen. Those that users make validate themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import EF_MAX, K_MAX, LISTS_MAX
+from fabstir_vectordb.config import (
+    MEMORY_MB_MAX,
+    UNSET,
+    Memory,
+    Metric,
+    Unset,
+    check_known,
+    check_recall_target,
+    check_threshold,
+)
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.types import ProgressCallback
+
+__all__ = [
+    "MMR_K_MAX",
+    "OPTION_NAMES",
+    "IndexParams",
+    "LoadFields",
+    "LoadOptions",
+    "RunParams",
+    "SearchFields",
+    "SearchOptions",
+    "SearchRequest",
+    "check_ef",
+    "check_exact",
+    "check_k",
+    "check_mmr",
+    "check_nprobe",
+    "make_options",
+]
+
+#: Hits at most of a search with `mmr`: every step compares all candidates with the one before.
+MMR_K_MAX: Final = 1_000
+
+_O = TypeVar("_O", "SearchOptions", "LoadOptions")
+
+
+def wall_clock_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+# ---- An index ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexParams:
+    """What a version stores of how its index is built. The dimension is not here: the first vector sets it.
+
+    Attributes:
+        metric: ``cosine``, ``l2`` or ``dot``.
+        M: links of a row.
+        ef_construction: candidates while linking.
+        chunk_size: rows a part, where fixed; None lets the size decide.
+    """
+
+    metric: Metric = "cosine"
+    M: int = 16
+    ef_construction: int = 200
+    chunk_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParams:
+    """How an index is run in this process; changes no answer and no stored byte.
+
+    Attributes:
+        memory: ``default`` or ``compact``.
+        threads: most threads of a native call.
+        budget_bytes: most bytes of memory; None for no limit.
+        now_us: the clock, microseconds since 1970.
+    """
+
+    memory: Memory = "default"
+    threads: int = 1
+    budget_bytes: int | None = None
+    now_us: Callable[[], int] = wall_clock_us
+
+
+# ---- A search ----------------------------------------------------------------------------------------------
+
+
+class SearchRequest(NamedTuple):
+    """One search with everything resolved: options checked, defaults filled in, the filter parsed.
+
+    A tuple, as it is made for every search: a frozen dataclass would take four times as long.
+
+    Attributes:
+        query: dim float32, C-contiguous.
+        k: rows to find.
+        threshold: least score of a hit; UNSET is the metric's own, None drops nothing.
+        include_vectors: fill `SearchResult.vector`.
+        ef_search: candidates of the walk; 0 lets the library choose.
+        exact: score every row.
+        nprobe: lists to look at; 0 lets the library choose.
+        recall_target: stands in place of `ef_search`, `exact` and `nprobe`.
+        where: only rows that it takes; None for all.
+        mmr: choose hits that differ; None for the nearest.
+    """
+
+    query: npt.NDArray[np.float32]
+    k: int
+    threshold: float | Unset | None = UNSET
+    include_vectors: bool = False
+    ef_search: int = 0
+    exact: bool = False
+    nprobe: int = 0
+    recall_target: float | None = None
+    where: Filter | None = None
+    mmr: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
+        include_vectors: fill `SearchResult.vector`.
+        ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
+        exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
+        recall_target: instead of `ef_search` or `exact`, the expected share of the k nearest rows that is found, above
+            0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
+            no number of them is known to be: an average over queries like the rows, no promise for one of them. None
+            takes the session's default.
+        nprobe: lists of historical rows to look at, together with `ef_search` or without; no more than there are. None
+            takes as many as held 99 % of the nearest rows when they were trained.
+        filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
+            there are k. None takes all rows.
+        mmr: choose hits that also differ from each other, by maximal marginal relevance (Carbonell & Goldstein 1998):
+            from 1, by nearness alone, to 0, by difference alone. They are chosen from the 4 k nearest rows, at least
+            k + 32, that pass the threshold, and come in the order in which they are chosen; k is at most 1,000. None
+            returns the nearest.
+
+    Raises:
+        InvalidInputError: an option is unknown, of another type or out of range.
+    """
+
+    threshold: float | Unset | None = UNSET
+    include_vectors: bool = False
+    ef_search: int | None = None
+    exact: bool = False
+    recall_target: float | None = None
+    filter: Mapping[str, Any] | None = None
+    nprobe: int | None = None
+    mmr: float | None = None
+
+    def __new__(cls, **given: Any) -> SearchOptions:
+        _check_names(cls, given)
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threshold, Unset):
+            check_threshold("threshold", self.threshold, InvalidInputError)
+        check_bool("include_vectors", self.include_vectors)
+        ef, probes = check_ef(self.ef_search), check_nprobe(self.nprobe)
+        exact = check_exact(self.exact, ef or probes)
+        target = check_recall_target(self.recall_target, InvalidInputError)
+        if target is not None and (ef or exact or probes):
+            raise recall_target_excludes(target, self.ef_search, exact, self.nprobe)
+        if self.filter is not None and not isinstance(self.filter, Mapping):
+            raise InvalidInputError(f"filter must be a dict of fields or None, got {type(self.filter).__name__}")
+        if self.mmr is not None:
+            check_mmr(self.mmr, 1)
+
+
+class SearchFields(TypedDict, total=False):
+    """The fields of SearchOptions as keyword arguments."""
+
+    threshold: float | Unset | None
+    include_vectors: bool
+    ef_search: int | None
+    exact: bool
+    recall_target: float | None
+    filter: Mapping[str, Any] | None
+    nprobe: int | None
+    mmr: float | None
+
+
+def recall_target_excludes(
+    recall_target: object, ef_search: object, exact: object, nprobe: object
+) -> InvalidInputError:
+    """The error of a recall target beside what it stands in place of."""
+    return InvalidInputError(
+        "recall_target stands in place of ef_search, nprobe and exact: give it or these",
+        details={"recall_target": recall_target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
+    )
+
+
+# ---- A load ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load.
+
+    Attributes:
+        lazy_load: fetch what a first search needs, and the rest when it is needed; a small version comes as a whole.
+            False fetches everything before the call returns.
+        become_whole: once most of a lazily loaded index was fetched, fetch the rest, as searches of a whole index are a
+            hundred times as fast. False stays lazy; a call that needs every row, as a change does, fetches it all the
+            same.
+        missing_ok: where no version was ever saved, start empty instead of raising.
+        memory_budget_mb: another budget from this load on, in 10^6 bytes.
+        discard_unsaved: drop unsaved changes instead of raising CONFLICT.
+        progress: called after every part, with a `Progress`.
+
+    Raises:
+        InvalidInputError: an option is unknown, of another type or out of range.
+    """
+
+    lazy_load: bool = True
+    become_whole: bool = True
+    missing_ok: bool = False
+    memory_budget_mb: int | None = None
+    discard_unsaved: bool = False
+    progress: ProgressCallback | None = None
+
+    def __new__(cls, **given: Any) -> LoadOptions:
+        _check_names(cls, given)
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name in ("lazy_load", "become_whole", "missing_ok", "discard_unsaved"):
+            check_bool(name, getattr(self, name))
+        budget = self.memory_budget_mb
+        if budget is not None and (
+            isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MEMORY_MB_MAX
+        ):
+            raise InvalidInputError(
+                f"memory_budget_mb must be greater than zero, at most {MEMORY_MB_MAX}, got {shown(budget)}"
+            )
+        if self.progress is not None and not callable(self.progress):
+            raise InvalidInputError(f"progress must be a function or None, got {type(self.progress).__name__}")
+
+
+class LoadFields(TypedDict, total=False):
+    """The fields of LoadOptions as keyword arguments."""
+
+    lazy_load: bool
+    become_whole: bool
+    missing_ok: bool
+    memory_budget_mb: int | None
+    discard_unsaved: bool
+    progress: ProgressCallback | None
+
+
+# ---- Options from what a caller gave -----------------------------------------------------------------------
+
+
+def make_options(kind: type[_O], options: _O | Mapping[str, Any] | None, given: Mapping[str, Any]) -> _O:
+    """Options from an object or a mapping, and single fields, which win.
+
+    Raises:
+        InvalidInputError: an option is unknown, of another type or out of range.
+    """
+    if options is None:
+        return kind(**given)
+    if isinstance(options, kind):
+        _check_names(kind, given)
+        return replace(options, **given) if given else options
+    if not isinstance(options, Mapping):
+        raise InvalidInputError(f"options must be {kind.__name__} or a mapping, got {type(options).__name__}")
+    for name in options:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"the name of an option must be a string, got {type(name).__name__}")
+    return kind(**{**options, **given})
+
+
+def _check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
+    known = OPTION_NAMES.get(kind.__name__, frozenset())
+    for name in given:
+        if name not in known:
+            check_known(name, sorted(known), f"one of {kind.__name__}'s fields", InvalidInputError)
+
+
+#: The fields of each kind of options.
+OPTION_NAMES: Final[dict[str, frozenset[str]]] = {
+    kind.__name__: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
+}
+
+
+# ---- Single values -----------------------------------------------------------------------------------------
+
+
+def check_bool(name: str, value: object) -> bool:
+    """True or False, nothing that only counts as one.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise InvalidInputError(f"{name} must be True or False, got {shown(value)}", details={"option": name})
+
+
+def check_k(k: object) -> int:
+    """A k that is an integer from 1 to K_MAX.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if type(k) is int and 1 <= k <= K_MAX:
+        return k
+    if isinstance(k, np.integer):
+        k = int(k)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= K_MAX:
+        raise InvalidInputError(
+            f"k must be an integer between 1 and {K_MAX}, got {shown(k)}", details={"k": k, "limit": K_MAX}
+        )
+    return k
+
+
+def check_ef(ef_search: object) -> int:
+    """ef_search as the core wants it: 0 for None.
+
+    Raises:
+        InvalidInputError: it is no integer from 1 to EF_MAX.
+    """
+    return _count_or_none("ef_search", ef_search, EF_MAX)
+
+
+def check_nprobe(nprobe: object) -> int:
+    """nprobe as the core wants it: 0 for None.
+
+    Raises:
+        InvalidInputError: it is no integer from 1 to LISTS_MAX.
+    """
+    return _count_or_none("nprobe", nprobe, LISTS_MAX)
+
+
+def _count_or_none(name: str, value: object, most: int) -> int:
+    if value is None:
+        return 0
+    if type(value) is int and 1 <= value <= most:
+        return value
+    if isinstance(value, np.integer):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidInputError(
+            f"{name} must be None or an integer between 1 and {most}, got {shown(value)}",
+            details={name: value, "limit": most},
+        )
+    return value
+
+
+def check_exact(exact: object, ef_search: int) -> bool:
+    """Whether a search is to score every row; `ef_search` as `check_ef` gives it.
+
+    Raises:
+        InvalidInputError: it is no bool, or there is an ef_search, too.
+    """
+    if exact is False:
+        return False
+    if check_bool("exact", exact) and ef_search:
+        raise InvalidInputError(
+            "an exact search scores every row and walks over no candidates: leave out exact or ef_search",
+            details={"ef_search": ef_search},
+        )
+    return bool(exact)
+
+
+def check_mmr(mmr: object, k: int) -> float:
+    """λ: a number from 0 (hits that differ) to 1 (hits that are near).
+
+    Raises:
+        InvalidInputError: it is something else, or `k` is more than MMR_K_MAX.
+    """
+    if isinstance(mmr, bool) or not isinstance(mmr, (int, float, np.number)) or not 0.0 <= mmr <= 1.0:
+        raise InvalidInputError(f"mmr must be None or a number between 0 and 1, got {shown(mmr)}", details={"mmr": mmr})
+    if k > MMR_K_MAX:
+        raise InvalidInputError(
+            f"with mmr, k must be at most {MMR_K_MAX}, got {k}", details={"k": k, "limit": MMR_K_MAX}
+        )
+    return float(mmr)

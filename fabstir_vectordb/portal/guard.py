@@ -1,0 +1,140 @@
+"""Who may talk to the portal at all: no web page of another origin, and nobody who knows it by a foreign name.
+
+A page on the internet can send requests to a portal on the machine of the one who looks at it. The browser then says
+where the page is from (``Origin``, ``Sec-Fetch-Site``). A page can also give its own host name the portal's address
+(DNS rebinding), so that the browser takes both for one origin: then ``Host`` has the foreign name. Programs that are no
+browsers send neither header and are let in, as long as they name the portal by an address of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fabstir_vectordb.errors import InvalidConfigError
+
+__all__ = ["Guard"]
+
+_AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+#: What a browser says of a request that a page of the portal itself, or its user, has made.
+_OWN_SITES: Final = (b"same-origin", b"none")
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
+#: Another page may not show what is read here, and no browser guesses a type.
+_OWN_HEADERS: Final = [(b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff")]
+#: A page of the internet may ask a portal in a private network, which some browsers want to hear beforehand.
+_PRIVATE_NETWORK: Final = b"access-control-request-private-network"
+_SHARED_HEADERS: Final = [(b"access-control-allow-private-network", b"true"), (b"x-content-type-options", b"nosniff")]
+
+
+class Guard:
+    """An ASGI application that lets in what is not foreign.
+
+    Args:
+        app: what it guards.
+        hosts: names and addresses by which the portal may be asked for, beside ``localhost`` and loopback addresses; an
+            unspecified address (``0.0.0.0``, ``::``) stands for every address, not for names.
+        origins: origins whose pages may use the portal, such as ``http://localhost:3000``.
+
+    Raises:
+        InvalidConfigError: one of them is neither a host nor an origin.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
+        self._hosts = {_host(host) for host in hosts}
+        self._any_address = bool(self._hosts & {"0.0.0.0", "::"})
+        self._origins = [_origin(origin) for origin in origins]
+        self._app = app
+        # Answers preflights and marks answers, for the origins that are let in.
+        self._shared = CORSMiddleware(
+            app,
+            allow_origins=self._origins,
+            allow_methods=_METHODS,
+            allow_headers=["*"],
+            expose_headers=["Content-Range", "ETag"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 403 to what is foreign."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_shared, refusal = self._judge(scope)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = _SHARED_HEADERS if is_shared else _OWN_HEADERS
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        if refusal is not None:
+            await refusal(scope, receive, send_marked)
+        elif is_shared:
+            # Answered here: the library refuses this question, or does not know it.
+            asked = [(name, value) for name, value in scope["headers"] if name != _PRIVATE_NETWORK]
+            await self._shared({**scope, "headers": asked}, receive, send_marked)
+        else:
+            await self._app(scope, receive, send_marked)
+
+    def _judge(self, scope: Scope) -> tuple[bool, Response | None]:
+        """Whether a page of an allowed origin asks, and the refusal of what is foreign."""
+        headers = scope["headers"]
+        named = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        for authority in named:
+            if not self._is_own_name(authority):
+                return False, _refused("Host", authority, "--allow-host")
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        is_shared = False
+        for origin in origins:
+            if origin in self._origins:
+                is_shared = True
+            elif not (named and origin.lower() == f"{scope['scheme']}://{named[0]}".lower()):
+                return False, _refused("Origin", origin, "--allow-origin")
+        sites = [value for name, value in headers if name == b"sec-fetch-site"]
+        if not is_shared and any(site not in _OWN_SITES for site in sites):
+            return False, _refused("Sec-Fetch-Site", sites[0].decode("latin-1"), "--allow-origin")
+        return is_shared, None
+
+    def _is_own_name(self, authority: str) -> bool:
+        match = _AUTHORITY.fullmatch(authority)
+        if match is None:
+            return False
+        host = match["host"].lower().strip("[]")
+        if host == "localhost" or host in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        # An address in Host is what the browser's user typed, or a link had: no foreign name leads to it.
+        return address.is_loopback or self._any_address or str(address) in self._hosts
+
+
+def _refused(header: str, value: str, option: str) -> Response:
+    shown = "".join(letter if letter.isprintable() else "?" for letter in value[:100])
+    return JSONResponse({"error": f"{header} {shown!r} is foreign to this portal: {option} lets it in"}, 403)
+
+
+def _host(text: str) -> str:
+    host = text.lower().strip("[]")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    match = _AUTHORITY.fullmatch(host)
+    if match is None or match["port"] is not None:
+        raise InvalidConfigError(f"a host to allow is a name or an address without a port, got {text!r}")
+    return host
+
+
+def _origin(text: str) -> str:
+    origin = text.lower().removesuffix("/")
+    if _ORIGIN.fullmatch(origin) is None:
+        raise InvalidConfigError(f"an origin to allow is http(s)://host[:port], got {text!r}")
+    return origin

@@ -1,0 +1,111 @@
+"""Serving the portal: uvicorn, with an end to every wait for somebody who has gone or never meant to say anything."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Final
+
+import anyio
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["listen", "server_config"]
+
+#: Seconds that the head of a request may take, from the connection or from its first byte.
+HEAD_S: float = 20.0
+#: Seconds in which a client must have taken a piece of an answer.
+TAKE_S: float = 60.0
+_PIECE_BYTES: Final = 256 * 1024
+#: Seconds after which the system asks an idle peer whether it is still there, and how often it asks.
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+
+
+class TimedProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection on which no whole request head comes in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts the time of the first request."""
+        super().connection_made(transport)
+        self._start()
+
+    def data_received(self, data: bytes) -> None:
+        """Ends the time where a request has begun, starts it where there is only a part of one."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        else:
+            self._start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the time."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _GoneError(Exception):
+    """The client takes no more of an answer."""
+
+
+class _Delivery:
+    """An ASGI application whose answers go out in pieces, each of which the client must take in time."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def deliver(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            for start in range(0, len(body), _PIECE_BYTES):
+                is_last = start + _PIECE_BYTES >= len(body)
+                more = message.get("more_body", False) or not is_last
+                piece = bytes(body[start : start + _PIECE_BYTES])
+                with anyio.move_on_after(TAKE_S) as limit:
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+                if limit.cancelled_caught:
+                    raise _GoneError
+            if not body:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, deliver)
+        except _GoneError:
+            return  # uvicorn closes a connection whose answer was begun and is not whole
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket whose connections notice that the other end has vanished.
+
+    Args:
+        host: name or address.
+        port: 0 picks a free one.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # Linux; other systems use their own times
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener
+
+
+def server_config(app: ASGIApp, log_level: str = "warning") -> uvicorn.Config:
+    """Returns how uvicorn serves the portal."""
+    return uvicorn.Config(
+        _Delivery(app), log_level=log_level, lifespan="off", ws="none", http=TimedProtocol, server_header=False
+    )
