@@ -26,6 +26,7 @@ IDS = [f"r{{row}}" for row in range(1500)]
 
 CALLS = dict(
     add_vectors=([{{"id": "x", "vector": BASE[0]}}],), add_batch=(["x"], BASE[:1]), update_metadata=("r1", 1),
+    update_vector=("r1", BASE[0]), delete=(["r1"],), clear=(),
     set_schema=(None,), delete_vector=("r1",), delete_by_metadata=({{"n": 1}},), vacuum=(), optimize=(),
     get_recent_index=(), get_historical_index=(), get_timestamps=(), search=(BASE[0],), search_batch=(BASE[:3],),
     search_stream=(BASE[0],), get=(["r1"],), count=(), facets=("n",), recall=(5,), scan=(), get_stats=(), save_to_s5=(),
