@@ -89,6 +89,7 @@ _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 SCAN_PAGE_ROWS: Final = 512
+_KEEP_MAX: Final = 2**63 - 1
 # The moments that a clock may give, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
 
@@ -663,7 +664,7 @@ class VectorDBSession:
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         self._runtime.check()
-        where = await self._parsed(filter)
+        where = EVERYTHING if filter is None else await self._parsed(filter)
         request = self._request(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
         index, next_hits = await self._runtime.cancellable(Reach.WHOLE, partial(self._start_of_stream, request, where))
         while hits := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_hits)):
@@ -709,7 +710,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns would not fit.
             SessionError: the session is destroyed.
         """
-        path, where = check_field(field), await self._parsed(filter)
+        path, where = check_field(field), EVERYTHING if filter is None else await self._parsed(filter)
         return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(path, where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
@@ -864,13 +865,12 @@ class VectorDBSession:
             The versions that go, or would, and what they take.
 
         Raises:
-            InvalidInputError: `keep` is no integer of at least 1.
+            InvalidInputError: `keep` is no integer from 1 to 2**63 - 1.
             IntegrityError, NotFoundError: the history or a version that stays is damaged; nothing was deleted.
             StorageError, S5Error: the store failed; pruning again finishes what was begun.
             SessionError: the session is destroyed.
         """
-        if isinstance(keep, bool) or not isinstance(keep, int):
-            raise InvalidInputError(f"keep must be an integer, got {shown(keep)}")
+        _check_range("keep", keep, _KEEP_MAX)
         dry_run = check_bool("dry_run", dry_run)
         pruned = await self._runtime.exclusive(partial(self._workspace.prune, keep, dry_run))
         return PruneReport(
@@ -1029,9 +1029,7 @@ class VectorDBSession:
 
         return index, next_hits
 
-    async def _parsed(self, filter: Mapping[str, Any] | None) -> Filter:
-        if filter is None:
-            return EVERYTHING
+    async def _parsed(self, filter: Mapping[str, Any]) -> Filter:
         return await self._runtime.compute(parse_filter, filter) if is_large(filter) else parse_filter(filter)
 
     def _stats(self, index: AnyIndex) -> SessionStats:
