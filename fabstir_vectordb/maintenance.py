@@ -29,13 +29,15 @@ from fabstir_vectordb.types import OptimizeResult
 __all__ = ["Aging", "Maintainer", "cutoff_us"]
 
 _INT64_MIN: Final = -(2**63)
+_WINDOW_S_MAX: Final = 2e13
 #: Older than this is every row.
 _ANY_AGE_US: Final = 2**63 - 1
 
 
 def cutoff_us(now_us: int, window_s: float) -> int:
     """Rows before this moment are old: microseconds since 1970."""
-    return max(_INT64_MIN, now_us - round(window_s * 1e6))
+    # A longer window is as long as one of all the time there is; in microseconds it may be no float any more.
+    return max(_INT64_MIN, now_us - round(min(window_s, _WINDOW_S_MAX) * 1e6))
 
 
 async def _go_on(step: Step) -> None:
