@@ -9,18 +9,22 @@ Run by the wheel build (hatch_build.py), or by hand:
 The compiler is ``python -m ziglang cc``: it comes from the ziglang package, cross-compiles to every target below and
 needs nothing installed. ``FVDB_CC`` names another C compiler, ``FVDB_TARGET`` another target. The same sources, target
 and compiler give the same bytes, wherever they are built.
+
+An import from a source tree loads this file (fabstir_vectordb/_native/library.py): it builds the library again when
+the sources differ from those that declarations.py names. So this file imports only what every program has.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import hashlib
+import importlib.util
 import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -73,6 +77,21 @@ def sources() -> list[Path]:
     return sorted((ROOT / "native" / "src").rglob("*.c"))
 
 
+def sources_digest() -> str:
+    """SHA-256 of all that the library is made from: C files, headers and this file, by name and content."""
+    headers = [HEADER, *(ROOT / "native" / "src").rglob("*.h")]
+    digest = hashlib.sha256()
+    for path in sorted([*headers, *sources(), ROOT / "build_native.py"]):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def has_compiler() -> bool:
+    """Whether there is a compiler: the one of FVDB_CC, or the ziglang package."""
+    return bool(os.environ.get("FVDB_CC")) or importlib.util.find_spec("ziglang") is not None
+
+
 def compiler(target: str) -> list[str]:
     """The compiler and the flags that name the target."""
     if other := os.environ.get("FVDB_CC"):
@@ -92,7 +111,8 @@ def _baseline(target: str) -> list[str]:
 
 def command(target: str, output: Path, *, debug: bool = False, sanitize: str = "") -> list[str]:
     """The one command that builds the library; it runs in ROOT, so that no path of this machine enters the result."""
-    optimise = ["-O1", "-g"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
+    # zig cc defines NDEBUG by itself wherever it optimises and adds no sanitiser.
+    optimise = ["-O1", "-g", "-UNDEBUG"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
     if sanitize:
         optimise += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     elif not os.environ.get("FVDB_CC"):
@@ -111,7 +131,7 @@ def build_library(target: str, directory: Path, *, debug: bool = False, sanitize
     Args:
         target: a key of TARGETS.
         directory: where the library goes; made if missing.
-        debug: assertions and symbols instead of speed.
+        debug: assertions, poisoned memory and symbols instead of speed.
         sanitize: sanitisers of the compiler, for example ``undefined``; the first finding ends the process.
 
     Returns:
@@ -120,6 +140,9 @@ def build_library(target: str, directory: Path, *, debug: bool = False, sanitize
     Raises:
         SystemExit: the compiler failed; its messages are on stderr.
     """
+    import subprocess
+    import tempfile
+
     directory.mkdir(parents=True, exist_ok=True)
     output = directory / library_name(target)
     # A loaded library must not be written over: build beside it under its own name, which some linkers write into the
@@ -141,8 +164,13 @@ def declarations() -> str:
     return re.sub(r"\n\s*\n+", "\n", without_comments).strip() + "\n"
 
 
-def write_declarations(directory: Path) -> Path:
-    """Writes declarations.py, cffi's out-of-line ABI mode: no C compiler and no parser at import."""
+def write_declarations(directory: Path, *, debug: bool = False, sanitize: str = "") -> Path:
+    """Writes declarations.py, cffi's out-of-line ABI mode: no C compiler and no parser at import.
+
+    It also names the sources and options of the library beside it. So it is written behind the library.
+    """
+    import tempfile
+
     from cffi import FFI
 
     ffi = FFI()
@@ -150,23 +178,69 @@ def write_declarations(directory: Path) -> Path:
     ffi.set_source("fabstir_vectordb._native.declarations", None)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "declarations.py"
-    ffi.emit_python_code(str(path))
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
+        fresh = Path(scratch) / path.name
+        with contextlib.redirect_stdout(None):  # it prints what it generates
+            ffi.emit_python_code(str(fresh))
+        with fresh.open("a", encoding="utf-8") as out:
+            out.write(f"\nSOURCES_SHA256 = {sources_digest()!r}\nOPTIONS = {(debug, sanitize)!r}\n")
+        os.replace(fresh, path)
     return path
+
+
+def build_in_place(directory: Path = PACKAGE) -> None:
+    """Builds library and declarations for this machine, unless another process did so meanwhile.
+
+    The options of the build before stay: a debug library is followed by a debug library.
+
+    Raises:
+        SystemExit: the compiler failed, or knows no target for this machine.
+    """
+    declared = directory / "declarations.py"
+    with one_build_at_a_time(directory):
+        text = declared.read_text(encoding="utf-8") if declared.exists() else ""
+        if f"SOURCES_SHA256 = {sources_digest()!r}" in text and (directory / library_name(host_target())).exists():
+            return
+        found = re.search(r"^OPTIONS = \((True|False), '([\w,-]*)'\)$", text, re.MULTILINE)
+        debug, sanitize = (found[1] == "True", found[2]) if found else (False, "")
+        build_library(host_target(), directory, debug=debug, sanitize=sanitize)
+        write_declarations(directory, debug=debug, sanitize=sanitize)
+
+
+@contextlib.contextmanager
+def one_build_at_a_time(directory: Path) -> Iterator[None]:
+    """Keeps other processes from building into a directory; Windows, which has no such lock, lets them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line entry point."""
+    import argparse
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--target", default=os.environ.get("FVDB_TARGET"), help=f"one of {', '.join(TARGETS)}")
     parser.add_argument("--output", type=Path, default=PACKAGE, help="directory to build into")
-    parser.add_argument("--debug", action="store_true", help="assertions and symbols")
+    parser.add_argument("--debug", action="store_true", help="assertions, poisoned memory and symbols")
     parser.add_argument("--sanitize", default="", metavar="NAME", help="a sanitiser to build in, such as undefined")
     options = parser.parse_args(arguments)
     target = options.target or host_target()
     if target not in TARGETS:
         parser.error(f"unknown target {target!r}: one of {', '.join(TARGETS)}")
-    library = build_library(target, options.output, debug=options.debug, sanitize=options.sanitize)
-    declared = write_declarations(options.output)
+    how = {"debug": options.debug, "sanitize": options.sanitize}
+    with one_build_at_a_time(options.output):
+        library = build_library(target, options.output, **how)
+        declared = write_declarations(options.output, **how)
     print(f"built {library} ({library.stat().st_size:,} bytes) and {declared.name}")
 
 

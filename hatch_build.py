@@ -28,8 +28,9 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["tag"] = f"py3-none-{native.TARGETS[target]}"
         build_data["pure_python"] = False
         if version == "editable":
-            native.build_library(target, native.PACKAGE)
-            native.write_declarations(native.PACKAGE)
+            with native.one_build_at_a_time(native.PACKAGE):
+                native.build_library(target, native.PACKAGE)
+                native.write_declarations(native.PACKAGE)
             return
         self._scratch = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
         directory = Path(self._scratch.name)

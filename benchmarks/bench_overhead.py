@@ -14,7 +14,8 @@ import anyio
 from harness import curves, datasets, ours, rounds
 
 from fabstir_vectordb import SearchResults, VectorDBSession
-from fabstir_vectordb._native import handle
+from fabstir_vectordb._native.library import ffi, lib
+from fabstir_vectordb._native.search import _Answer
 from fabstir_vectordb.metadata.values import decode_metadata, encode_metadata
 from fabstir_vectordb.sync import VectorDBSession as SyncSession
 
@@ -55,9 +56,10 @@ def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
     """The C function with everything prepared."""
     native = session.live_index().native
     assert native is not None
-    search, answer = handle.lib.fvdb_search_one, handle._Answer(K)
-    pointer = handle.ffi.from_buffer("float[]", query)
-    return lambda: search(native._index, pointer, K, EF, 0, 0, answer.c)
+    search, answer = lib.fvdb_search_one, _Answer(K)
+    answer.ask((K, EF, False, False, 0))
+    pointer = ffi.from_buffer("float[]", query)
+    return lambda: search(native._index, pointer, answer.params, answer.c)
 
 
 def stages(sync: SyncSession, session: VectorDBSession, described: VectorDBSession, query: Any) -> dict[str, Stage]:

@@ -56,7 +56,7 @@ def main() -> None:
     for mode, threads in MODES:
         for number, engine in rounds.in_turns(able, options.rounds):
             key = {"round": number, "engine": engine, "mode": mode, "threads": threads}
-            more = {"mode": mode, "index": str(indexes[engine]), "table": "scans"}
+            more: dict[str, Any] = {"mode": mode, "index": str(indexes[engine]), "table": "scans"}
             if mode == "single":
                 more["queries"] = SINGLE_QUERIES
             results.run(key, rounds.job(options, "search", folder, engine, threads, **more))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from fabstir_vectordb.extras import install_command
+
 __all__ = ["main"]
 
 
@@ -14,10 +16,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("click", "platformdirs", "tqdm"):
             raise
-        print(
-            f"the command line needs {error.name}: pip install 'fabstir_vectordb[cli]'",
-            file=sys.stderr,
-        )
+        print(f"the command line needs {error.name}: {install_command('cli')}", file=sys.stderr)
         raise SystemExit(1) from None
     cli()
 

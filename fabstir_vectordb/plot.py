@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
+from fabstir_vectordb.extras import install_command
 
-__all__ = ["Point", "Report", "draw_recall"]
+__all__ = ["Point", "Report", "check_picture", "draw_recall"]
 
 _SUFFIXES: Final = (".pdf", ".png", ".svg")
 
@@ -43,8 +44,8 @@ class Report(Protocol):
     def points(self) -> Sequence[Point]: ...
 
 
-def draw_recall(report: Report, path: Path) -> None:
-    """Recall against the median latency of a search.
+def check_picture(path: Path) -> None:
+    """Checks that a picture can be drawn, before anything is measured for it.
 
     Raises:
         InvalidConfigError: matplotlib is not installed.
@@ -54,7 +55,18 @@ def draw_recall(report: Report, path: Path) -> None:
         raise InvalidInputError(
             f"a picture ends in {', '.join(_SUFFIXES)}, got {path.name!r}", details={"suffix": path.suffix}
         )
-    figure = _figure()
+    _figure_class()
+
+
+def draw_recall(report: Report, path: Path) -> None:
+    """Draws recall against the median latency of a search.
+
+    Raises:
+        InvalidConfigError: matplotlib is not installed.
+        InvalidInputError: the suffix is that of no picture.
+    """
+    check_picture(path)
+    figure = _figure_class()(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, points in (
         ("ef_search", [point for point in report.points if point.ef_search]),
@@ -84,12 +96,12 @@ def _draw_line(axes: Any, name: str, points: Sequence[Point]) -> None:
         axes.annotate(str(value), (point.p50_us, point.recall), textcoords="offset points", xytext=(4, -10), fontsize=7)
 
 
-def _figure() -> Any:
+def _figure_class() -> Any:
     try:
         # The object itself: pyplot would look for a screen.
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidConfigError(
-            "drawing needs matplotlib: python -m pip install 'fabstir_vectordb[plot]'", details={"extra": "plot"}
+            f"drawing needs matplotlib: {install_command('plot')}", details={"extra": "plot"}
         ) from None
-    return Figure(figsize=(7, 5), layout="constrained")
+    return Figure

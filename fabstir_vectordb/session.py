@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NoReturn, Self, SupportsIndex, TypeVar, Unpack, cast
 
@@ -96,9 +97,15 @@ _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
 
 def get_version() -> str:
     """The version of this package."""
-    from importlib.metadata import version  # loads email and zipfile, a tenth of the package's import
+    from importlib.metadata import PackageNotFoundError, version  # email and zipfile: a tenth of the package's import
 
-    return version("fabstir_vectordb")
+    try:
+        return version("fabstir_vectordb")
+    except PackageNotFoundError:  # imported from a source tree that was never installed
+        import tomllib
+
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def get_platform_info() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 import anyio
 import anyio.to_thread
 
-from fabstir_vectordb._native.handle import settle, settle_thread
+from fabstir_vectordb._native.handle import trim, trim_thread
 
 __all__ = ["Outcome", "run_in_thread", "settle_bytes", "settle_threads"]
 
@@ -93,7 +93,7 @@ async def settle_threads() -> None:
         turn = 0
         with suppress(threading.BrokenBarrierError):
             turn = gate.wait(_PATIENCE_S)
-        (settle_thread if turn else settle)()
+        (trim_thread if turn else trim)()
 
     with anyio.CancelScope(shield=True):
         async with anyio.create_task_group() as group:

@@ -40,7 +40,7 @@ NEEDS_PROC = {"bench_memory"}
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1_800, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_job_that_fails_is_an_entry_and_not_the_end(tmp_path: Path) -> None:
 # ---- arithmetic
 
 
-POINTS = [
+POINTS: list[dict[str, Any]] = [
     {"setting": {"ef": 1}, "recall": 0.8, "qps": 1000.0},
     {"setting": {"ef": 2}, "recall": 0.9, "qps": 400.0},
     {"setting": {"ef": 3}, "recall": 0.89, "qps": 300.0},  # beaten in both

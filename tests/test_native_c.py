@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +18,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 
+TESTS = [
+    (program, test)
+    for program in PROGRAMS
+    for test in re.findall(r"\bRUN\((\w+)\)", (ROOT / "tests" / "native" / f"{program}.c").read_text(encoding="utf-8"))
+]
+
 # Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
-SANITIZE = ["-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+# The sanitiser makes kernels many times slower. test_kernels runs those that have it, all other programs fast ones.
+FAST_KERNELS = ["-O2", "-g", "-fno-sanitize=all"]
+# No test comes near it, not on a machine that is many times slower or busier.
+TIMEOUT_S = 1_800
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +45,29 @@ def build() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def compile_test(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Compiles the core once and each test program against it."""
+    """Compiles the core once and each test program against it; the compiler keeps what has not changed."""
     out = tmp_path_factory.mktemp("native")
-    flags = [*build.compiler(build.host_target()), *build.FLAGS, *SANITIZE, "-Inative/include", "-Inative/src"]
-    objects = []
-    for source in build.sources():
-        objects.append(out / f"{source.stem}.o")
-        subprocess.run([*flags, "-c", str(source), "-o", str(objects[-1])], cwd=ROOT, check=True)
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-Inative/include", "-Inative/src"]
 
+    def compile_object(source: Path, options: list[str], name: str) -> Path:
+        target = out / f"{source.stem}{name}.o"
+        subprocess.run([*flags, *options, "-c", str(source), "-o", str(target)], cwd=ROOT, check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as workers:
+        checked = dict(
+            zip(build.sources(), workers.map(lambda s: compile_object(s, SANITIZE, ""), build.sources()), strict=True)
+        )
+    kernels = [source for source in checked if source.parent.name == "kernels"]
+    fast = checked | {source: compile_object(source, FAST_KERNELS, "_fast") for source in kernels}
+
+    @cache
     def compile_one(program: str) -> Path:
         target = out / program
         source = ROOT / "tests" / "native" / f"{program}.c"
+        objects = map(str, (checked if program == "test_kernels" else fast).values())
         subprocess.run(
-            [*flags, "-Itests/native", str(source), *map(str, objects), "-o", str(target), "-lm", "-lpthread"],
+            [*flags, *SANITIZE, "-Itests/native", str(source), *objects, "-o", str(target), "-lm", "-lpthread"],
             cwd=ROOT,
             check=True,
         )
@@ -52,32 +76,67 @@ def compile_test(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     return compile_one
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_native(program: str, compile_test: Callable[[str], Path]) -> None:
-    result = subprocess.run([compile_test(program)], capture_output=True, text=True, check=False, timeout=500)
+@pytest.mark.parametrize(("program", "test"), TESTS, ids=["-".join(pair) for pair in TESTS])
+def test_native(program: str, test: str, compile_test: Callable[[str], Path]) -> None:
+    result = subprocess.run(
+        [compile_test(program)],
+        env={**os.environ, "FVDB_TEST": test},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
     print(result.stdout, result.stderr)
     assert result.returncode == 0, f"{program} failed"
-    assert " 0 failed" in result.stdout
+    assert f"ok   {test}\n" in result.stdout
+    assert re.search(r"^[1-9]\d* checks, 0 failed$", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
 @pytest.mark.parametrize("program", ["test_base", pytest.param("test_index", marks=pytest.mark.long)])
 def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
-    """Locks, crews of threads and the control word in test_base; parallel builds and searches in test_index."""
+    """Locks, pools of threads and the control word in test_base; parallel builds and searches in test_index."""
     target = tmp_path / program
-    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-fsanitize=thread"]
+    flags = [*build.compiler(build.host_target()), *build.FLAGS, "-O1", "-g", "-UNDEBUG", "-fsanitize=thread"]
     includes = ["-Inative/include", "-Inative/src", "-Itests/native"]
     files = [f"tests/native/{program}.c", *map(str, build.sources())]
     subprocess.run([*flags, *includes, *files, "-o", str(target), "-lm", "-lpthread"], cwd=ROOT, check=True)
-    result = subprocess.run([target], capture_output=True, text=True, check=False, timeout=500)
+    result = subprocess.run([target], capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert "WARNING: ThreadSanitizer" not in result.stderr, result.stderr
     assert result.returncode == 0
     assert " 0 failed" in result.stdout
 
 
+#: Folders from the left to the right: a file includes headers of its own folder and of those to the right.
+LAYERS = ("api", "format", "index", "hnsw ivf", "store", "kernels", "base")
+
+
+def test_includes_point_one_way() -> None:
+    """Those of one layer (hnsw, ivf) know each other as little as what is above them."""
+    source = ROOT / "native" / "src"
+    rank = {folder: place for place, layer in enumerate(LAYERS) for folder in layer.split()}
+    for path in source.rglob("*.[ch]"):
+        here = path.parent.name if path.parent != source else "api"
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r'#include "([^"]+)"', text):
+            if name == "fabstir_vectordb.h":
+                continue
+            there = (path.parent / name).resolve().parent.name
+            assert there == here or rank[there] > rank[here], f"{path.name} includes {name}"
+        code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+        assert here == "api" or not re.search(r"\bfvdb_\w+\(", code), f"{path.name} calls an entry of api.c"
+
+
 def test_there_is_a_program_for_each_folder() -> None:
-    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "store")
+    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "states", "store")
     assert [f"test_{name}" for name in names] == PROGRAMS
+
+
+def test_every_entry_is_tried_in_every_state(build: ModuleType) -> None:
+    entries = re.findall(r"\b(fvdb_\w+)\(fvdb_index \*index", build.declarations())
+    tried = set(re.findall(r"ROW\((\w+),", (ROOT / "tests" / "native" / "test_states.c").read_text()))
+    assert len(entries) > 30
+    assert set(entries) - tried == {"fvdb_free"}
 
 
 @pytest.mark.parametrize("target", ["aarch64-linux-gnu", "x86_64-linux-musl", "aarch64-macos", "x86_64-windows-gnu"])

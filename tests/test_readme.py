@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,38 @@ def test_the_first_example_runs_twice_in_a_row(
         assert lines[:2] == ["0.998 doc1 roses are red", "0.652 doc2 violets are blue"]
         assert "\n".join(lines[:2]) in README
         assert lines[2].startswith("uW4Ie")
+
+
+def test_the_first_example_runs_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cells of IPython: in a loop that runs already, where `asyncio.run` is refused."""
+    monkeypatch.chdir(tmp_path)
+    assert "`await main()` in place of `asyncio.run(main())`" in README
+    cell = WHOLE[0].replace("asyncio.run(main())", "await main()")
+    compiled = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+    async def notebook() -> None:
+        await eval(compiled, {"__name__": "__main__"})
+        # The coroutine that is refused is never awaited; Python says so when it goes.
+        with pytest.warns(RuntimeWarning, match="never awaited"):
+            with pytest.raises(RuntimeError, match="running event loop"):
+                exec(compile(WHOLE[0], "cell", "exec"), {"__name__": "__main__"})
+            gc.collect()
+
+    asyncio.run(notebook())
+
+
+def test_every_command_of_the_shell_snippets_exists() -> None:
+    cli = pytest.importorskip("fabstir_vectordb.cli", reason="the extra 'cli' is not installed").cli
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    calls = re.findall(r"fabstir-vectordb ([^)\n\"#&]+)", lines)
+    assert len(calls) > 6
+    for call in calls:
+        name, *arguments = shlex.split(call)
+        command = cli.commands[name]
+        # Parsed as the command would, with files that need not exist.
+        known = {option for parameter in command.params for option in parameter.opts}
+        for argument in arguments:
+            assert not argument.startswith("-") or argument in known, f"{name} {argument}"
 
 
 def test_the_other_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,11 @@ class LinkStore:
     def __init__(self, store: Store, link: Link) -> None:
         self._store, self._link = store, link
 
+    @property
+    def uri(self) -> str:
+        """The address of the store behind the link."""
+        return self._store.uri
+
     async def put(self, data: Any) -> Any:
         self._link.traffic.uploads += 1
         return await self._link.carry(lambda: self._store.put(data), len(data), lambda _: 0)

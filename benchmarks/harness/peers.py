@@ -94,7 +94,7 @@ class FaissIvf(Faiss):
     lists_of_root = 4
     #: Dimensions that share four bits.
     code_dims = 2
-    refine = (1, 2, 4, 8)
+    refine: tuple[int, ...] = (1, 2, 4, 8)
 
     def build(self, base: Any, threads: int) -> None:
         self.spec = self._spec(int(self.lists_of_root * np.sqrt(len(base))), base.shape[1])
@@ -262,7 +262,7 @@ class Zvec(Engine):
     """
 
     batch_by = "Python threads over single queries"
-    refine = (0, 1, 2)
+    refine: tuple[int, ...] = (0, 1, 2)
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)

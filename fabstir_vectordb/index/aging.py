@@ -150,7 +150,7 @@ class Aging:
         if native is None or rows.counts.graph_rows < ARRANGED_ROWS_MIN:
             return False
         self._require("an arrangement", rows.forecast().arrange() + self._renumbering_bytes())
-        order = native.near_order(control)
+        order = native.locality_order(control)
         slot_map = np.empty_like(order)
         slot_map[order] = np.arange(len(order), dtype=np.uint32)
 

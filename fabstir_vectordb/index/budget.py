@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from fabstir_vectordb._native.handle import (
     WORK_ADD,
-    WORK_ARRANGE,
+    WORK_REORDER,
     WORK_TRAIN,
     WORK_VACUUM,
     NativeStats,
@@ -200,7 +200,7 @@ class Forecast:
 
     def arrange(self) -> int:
         """Beside the index while its rows are put in another order."""
-        return self._work(WORK_ARRANGE, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
+        return self._work(WORK_REORDER, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
 
 
 #: A row that moves: its slot, list and error, and its place on the list.

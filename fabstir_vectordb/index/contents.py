@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from fabstir_vectordb._native.handle import (
     PART_BARE,
-    PART_CODES,
+    PART_BIT_CODES,
     PART_GRAPH,
     PART_GRAPH_HEAD,
     PART_IDS,
@@ -50,7 +50,7 @@ __all__ = [
 
 # Kinds of native parts: what each holds stands in docs/format.md.
 VECTORS: Final = PART_VECTORS
-CODES: Final = PART_CODES
+CODES: Final = PART_BIT_CODES
 IDS: Final = PART_IDS
 TIMESTAMPS: Final = PART_TIMESTAMPS
 TOMBSTONES: Final = PART_TOMBSTONES

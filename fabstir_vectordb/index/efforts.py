@@ -128,27 +128,33 @@ class Efforts:
 
     @property
     def is_due(self) -> bool:
-        """Whether half as many rows have come as there were when it was measured, or half of them went."""
+        """Whether half as many rows have come as there were when it was measured, or a vacuum took half of them."""
         counts = self._rows.counts
         grown = self._rows_since >= _DUE_SHARE * self._rows_then
-        return counts.graph_rows > 0 and (grown or 2 * counts.live < self._rows_then)
+        return counts.graph_rows > 0 and (grown or 2 * counts.rows < self._rows_then)
 
     def calibrate_where_due(self, control: Control | None) -> None:
-        """Measures anew where that is due; best effort, as no change depends on it."""
+        """Measures anew where that is due; best effort, as no change depends on it.
+
+        What is known goes on to be used meanwhile. Where this fails, the first search that asks measures.
+        """
         with suppress(NativeCancelled, IndexStateError, IndexClosed, MemoryError):
-            # What is known goes on to be used where this fails; else the first who asks measures.
             if self.is_due:
-                self._gate.alone(self._measure, control)
+                try:
+                    self._gate.alone(self._measure, control)
+                except BaseException:
+                    self.verdict = None
+                    raise
 
     def _measure(self, control: Control | None) -> None:
-        self.verdict = None  # what was measured of fewer rows, should this not come to its end
-        self._calibrate(control)
-        self._judge(control)
+        self._judge(control)  # first, as searches that name no setting may wait for it
+        if self.is_due:
+            self._calibrate(control)
 
-    def _calibrate(self, control: Control | None, only_missing: bool = False) -> None:
+    def _calibrate(self, control: Control | None) -> None:
         rows, counts = self._rows, self._rows.counts
         native = rows.native
-        if native is None or not counts.graph_rows or (only_missing and self.calibration is not None):
+        if native is None or not counts.graph_rows:
             return
         # Only recent rows: how many lists it takes was measured when they were trained.
         recent = ~native.historical() if counts.historical else None
@@ -183,6 +189,12 @@ class Efforts:
         if self.calibration is None or not self.calibration.curves:
             return _WIDE_EF
         return self.calibration.curves[0].ceiling
+
+    @property
+    def _is_prepared(self) -> bool:
+        counts = self._rows.counts
+        has_graph = not counts.graph_rows or self.calibration is not None
+        return has_graph and (not counts.historical or self._missed_by_code is not None)
 
     def _prepare(self, control: Control | None) -> None:
         """Measures what `_find` needs and does not have yet."""
@@ -261,7 +273,8 @@ class Efforts:
             IndexStateError: memory or threads could not be had.
         """
         while (effort := self.known(k, recall_target)) is None:
-            self._gate.alone(self._prepare, control)
+            if not self._is_prepared:  # else no lock is taken: searches go on beside a measuring
+                self._gate.alone(self._prepare, control)
             self._gate.within(self._find, k, recall_target)
         return effort
 
@@ -277,7 +290,7 @@ class Efforts:
         ef: int | None = 0
         exact, nprobe = False, 0
         lost = self._missed_by_code
-        if native is None or (counts.graph_rows and calibration is None) or (counts.historical and lost is None):
+        if native is None or not self._is_prepared:
             return None  # a change came between
         if counts.graph_rows and calibration is not None:
             ef = calibration.ef_for(k, recall_target, _recent(counts))

@@ -305,6 +305,9 @@ def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:
 
 
 def _is_worth_a_lazy_load(opened: OpenedVersion) -> bool:
+    # On some data bit codes say nothing of nearness. A draft 0 does not say whether they do.
+    if not opened.manifest.bits_serve:
+        return False
     # A first search fetches some 4 MB behind the codes, and waits for the network once more.
     return (CODES, 0) in by_key(opened.parts) and sum(part.entry.size for part in opened.parts) > _LAZY_BYTES_MIN
 
@@ -445,6 +448,8 @@ def _check_counts(native: NativeIndex, manifest: Manifest) -> None:
     check_count("live", stats.live, manifest.live)
     if manifest.with_vector is not None:
         check_count("with a vector", stats.with_vector, manifest.with_vector)
+    if manifest.bits_serve is not None:
+        check_count("bit codes that serve", stats.bits_serve, int(manifest.bits_serve))
 
 
 def check_count(what: str, actual: int, expected: int) -> None:

@@ -76,6 +76,8 @@ class Manifest:
         rows: slots, tombstones included.
         live: rows that searches can return.
         with_vector: rows that have a vector, tombstones included; None in a draft 0, which does not say it.
+        bits_serve: whether codes of one bit find the nearest rows, so that a version may be searched before all of it
+            is fetched; None in a draft 0, which does not say it.
         graph_rows: rows in the HNSW graph; 0, or the last of `rows`.
         historical: live rows on lists.
         lists: number of lists.
@@ -97,6 +99,7 @@ class Manifest:
     rows: int
     live: int
     with_vector: int | None
+    bits_serve: bool | None
     graph_rows: int
     historical: int
     lists: int
@@ -128,6 +131,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "timestamp": manifest.timestamp_us,
             "rows": manifest.rows,
             "with_vector": manifest.with_vector,
+            "bits_serve": int(bool(manifest.bits_serve)),
             "graph_rows": manifest.graph_rows,
             "lists": manifest.lists,
             "rows_per_part": manifest.layout.rows_per_part,
@@ -207,6 +211,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         rows=rows,
         live=live,
         with_vector=_integer(top, "with_vector", 0, rows) if draft else None,
+        bits_serve=_integer(top, "bits_serve", 0, 1) == 1 if draft else None,
         graph_rows=graph_rows,
         historical=historical,
         lists=lists,
@@ -288,6 +293,7 @@ _TOP_KEYS = frozenset(
         "timestamp",
         "rows",
         "with_vector",
+        "bits_serve",
         "graph_rows",
         "lists",
         "rows_per_part",
@@ -300,7 +306,7 @@ _TOP_KEYS = frozenset(
         "parts",
     ]
 )
-_NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector"])
+_NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector", "bits_serve"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
 
 

@@ -214,6 +214,7 @@ class _Plan:
     rows: int
     live: int
     with_vector: int
+    bits_serve: bool
     graph_rows: int
     historical: int
     lists: int
@@ -281,6 +282,7 @@ async def _store_parts_and_root(
         rows=plan.rows,
         live=plan.live,
         with_vector=plan.with_vector,
+        bits_serve=plan.bits_serve,
         graph_rows=plan.graph_rows,
         historical=plan.historical,
         lists=plan.lists,
@@ -406,11 +408,13 @@ def _with_groups_that_fit(index: IndexSnapshot, layout: Layout) -> Layout:
 
 def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Plan:
     rows = live = with_vector = graph_rows = historical = lists = 0
+    bits_serve = False
     graph: Sequence[StoredPart] = ()
     jobs: list[_Job] = []
     if index.native is not None:
         stats = index.native.stats()
         rows, live, with_vector, graph_rows = stats.rows, stats.live, stats.with_vector, stats.graph_rows
+        bits_serve = bool(stats.bits_serve)
         # An index without rows has no parts that could hold lists.
         historical, lists = stats.historical, stats.lists if rows else 0
         if kept is not None and kept.layout.rows_per_group == layout.rows_per_group:
@@ -428,6 +432,7 @@ def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Pla
         rows=rows,
         live=live,
         with_vector=with_vector,
+        bits_serve=bits_serve,
         graph_rows=graph_rows,
         historical=historical,
         lists=lists,

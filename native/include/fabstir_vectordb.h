@@ -9,6 +9,14 @@
  * "[reader]" calls may run side by side; "[writer]" calls run alone.  A slot is a dense 0-based row number; slots keep
  * their meaning until the next fvdb_vacuum.  Memory that a caller passes is borrowed for the call.
  *
+ * An index is in one of four states, and each call says which of them answer it:
+ *   whole    from fvdb_create, fvdb_with_dim or fvdb_load_end, empty or not
+ *   loading  from fvdb_load_begin
+ *   lazy     from fvdb_load_lazy: ids, timestamps, tombstones and 1-bit codes, no vectors
+ *   broken   after fvdb_load_end or fvdb_load_lazy failed
+ * "[reader, whole]" is answered in the state whole alone.  In any other state, and for index = NULL, a call returns
+ * FVDB_ERR_ARGUMENT and changes nothing.  fvdb_free takes an index in every state.
+ *
  * The text between the two markers is plain C declarations: Python's cffi declarations are generated from it. */
 #ifndef FABSTIR_VECTORDB_H
 #define FABSTIR_VECTORDB_H
@@ -29,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 1
+#define FVDB_ABI_VERSION 2
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -100,11 +108,11 @@ const char *fvdb_kernels(void);
 /* Static text for a status code, for example "allocation failed". */
 const char *fvdb_status_text(uint32_t status);
 
-/* Gives memory that was freed but kept by the allocator back to the system, where it knows how (glibc): after a large add
- * or load the process should take what the index takes.  Of heaps that glibc made for other threads the end remains, which
- * only these can give back: the second is for them. */
-void fvdb_settle(void);
-void fvdb_settle_thread(void);
+/* Gives freed memory that the allocator keeps back to the system (glibc; elsewhere nothing happens): after a large add or
+ * load the process should take what the index takes.  glibc has a heap for each thread, and only that thread can give back
+ * the end of it: fvdb_trim_thread does this for the calling thread, fvdb_trim all the rest too. */
+void fvdb_trim(void);
+void fvdb_trim_thread(void);
 
 /* ---- Create and free ------------------------------------------------------------------------------------------- */
 
@@ -143,14 +151,14 @@ uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t 
 #define FVDB_WORK_ADD 0
 #define FVDB_WORK_VACUUM 1
 #define FVDB_WORK_TRAIN 2
-#define FVDB_WORK_ARRANGE 3
+#define FVDB_WORK_REORDER 3
 
 /* Most bytes that a call takes beside the index while it runs, but for what the caller gives it: of `rows` rows,
  * `historical` of them on lists, whose ids take `id_bytes` bytes.
  * FVDB_WORK_ADD: fvdb_add of `added` rows; the others count them, too, but for id_bytes, which are those of the call.
  *   graph_rows: the rows of the graph by then.
  * FVDB_WORK_VACUUM: graph_rows: those that it will leave in the graph.
- * FVDB_WORK_TRAIN: fvdb_train.   FVDB_WORK_ARRANGE: fvdb_near_order, then fvdb_renumber.
+ * FVDB_WORK_TRAIN: fvdb_train.   FVDB_WORK_REORDER: fvdb_locality_order, then fvdb_renumber.
  * 0 where an argument is impossible. */
 uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
                             uint64_t historical, uint64_t added, uint64_t id_bytes);
@@ -173,7 +181,7 @@ typedef struct fvdb_rows {
 
 /* A bare row has an id, a timestamp and a slot, and is never found by a search.
  *
- * Adds recent rows and links them into the graph: all or nothing.                                        [writer]
+ * Adds recent rows and links them into the graph: all or nothing.                                    [writer, whole]
  * Rows that lists will take need no graph.  for_lists leaves them without one, while the index has none: they are
  * scanned until fvdb_train, fvdb_migrate and fvdb_vacuum have put them where they belong, and no save may come before.
  * An id that is live already: FVDB_ERR_DUPLICATE_ID, or its row becomes a tombstone (REPLACE), or the new row is left
@@ -204,7 +212,7 @@ typedef struct fvdb_search_params {
                                     more where few rows are allowed */
 } fvdb_search_params;
 
-/* Finds the k live rows nearest to each query, nearest first, ties by id bytes.                           [reader]
+/* Finds the k live rows nearest to each query, nearest first, ties by id bytes.                      [reader, whole]
  * queries: n_queries x dim float32, row-major.  allow: one bit per slot (bit s % 64 of word s / 64), allow_words words,
  * a slot past the end is not allowed; NULL allows all.
  * out_slots, out_distances: n_queries x k; out_counts, out_plans: n_queries.  Entries past a query's count are
@@ -234,49 +242,50 @@ typedef struct fvdb_answer {
     fvdb_diag diag;   /* out, on error only */
 } fvdb_answer;
 
-#define FVDB_SEARCH_NOWAIT 1 /* as params.nowait */
-#define FVDB_SEARCH_EXACT 2  /* as params.exact */
-
-/* fvdb_search for one query (dim float32); flags: FVDB_SEARCH_*, or 0; the rest as in its params.  For bindings, to whom
- * converting an argument of a call costs as much as scoring a few rows, and taking ids apart more than that: so what few
- * calls need stands in the answer.                                                                       [reader]
+/* fvdb_search for one query (dim float32).  For bindings: there converting an argument of a call costs as much as scoring a
+ * few rows, and taking ids apart more than that, so what few calls need stands in the answer.        [reader, whole]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,
-                            uint32_t flags, fvdb_answer *answer);
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, const fvdb_search_params *params,
+                            fvdb_answer *answer);
 
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */
 
-/* Slots of ids; FVDB_NO_SLOT for one that is not live.  out_slots: n entries.                             [reader]
- * Returns FVDB_OK. */
+/* Slots of ids; FVDB_NO_SLOT for one that is not live.  out_slots: n entries.                [reader, whole or lazy]
+ * Returns FVDB_OK or FVDB_ERR_ID (the offsets fall). */
 fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
-                      uint32_t *out_slots);
+                      uint32_t *out_slots, fvdb_diag *diag);
 
-/* The exact vectors of slots, n x dim float32, bit for bit as added.                                      [reader]
+/* The exact vectors of slots, n x dim float32, bit for bit as added.                                 [reader, whole]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (a slot past the end). */
 fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag);
 
 /* A copy of an index in which no row has a vector, tombstones included, for vectors of `dim` components: the same rows in
- * the same slots.  The caller owns *out.                                                                  [reader]
+ * the same slots.  The caller owns *out.                                                             [reader, whole]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (dim is out of range, a row has a vector) or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag);
 
-/* For each slot 1 where its row has no vector, else 0.                                                    [reader]
+/* For each slot 1 where its row has no vector, else 0.                                       [reader, whole or lazy]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND. */
 fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
 
-/* The timestamps of slots, n int64 microseconds.  Returns FVDB_OK or FVDB_ERR_NOT_FOUND.                  [reader] */
+/* The timestamps of slots, n int64 microseconds.  Returns FVDB_OK or FVDB_ERR_NOT_FOUND.     [reader, whole or lazy] */
 fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag);
 
-/* The ids of slots: bytes into out_bytes (capacity bytes), n + 1 offsets into out_offsets.                [reader]
+/* The ids of slots: bytes into out_bytes (capacity bytes), n + 1 offsets into out_offsets.   [reader, whole or lazy]
  * Returns FVDB_OK, FVDB_ERR_NOT_FOUND or FVDB_ERR_BUFFER. */
 fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out_bytes, uint64_t capacity,
                          uint64_t *out_offsets, fvdb_diag *diag);
 
-/* Live slots >= first in ascending order, at most `capacity` of them; *out_count says how many.           [reader]
+/* Live slots >= first in ascending order, at most `capacity` of them; *out_count says how many.
+ *                                                                                            [reader, whole or lazy]
  * Returns FVDB_OK. */
 fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slots, uint32_t capacity,
-                            uint32_t *out_count);
+                            uint32_t *out_count, fvdb_diag *diag);
+
+/* One bit per slot, as in `allow`: live rows.  words: room, >= rows / 64 rounded up.         [reader, whole or lazy]
+ * Returns FVDB_OK or FVDB_ERR_BUFFER. */
+fvdb_status fvdb_live_bitmap(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag);
 
 /* ---- Recent and historical ------------------------------------------------------------------------------------- */
 
@@ -284,55 +293,58 @@ fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slo
  * with the rows around one centroid.  Both sides are searched as one. */
 
 /* Trains lists for the historical rows and the live recent ones older than cutoff_us, and puts the historical rows on them.
- * Computes beside searches ([reader]) and installs in a moment ([writer]); a writer that waits meanwhile makes searches
- * wait, too.  The same lists for any number of threads and any memory setting.  control may be NULL.
+ * Computes beside searches ([reader, whole]) and installs in a moment ([writer, whole]); a writer that waits meanwhile
+ * makes searches wait, too.  The same lists for any number of threads and any memory setting.  control may be NULL.
  * Returns FVDB_OK, FVDB_ERR_TOO_FEW, _MEMORY, _CANCELLED or _THREAD; on error the index is as before. */
 fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *control, fvdb_diag *diag);
 
 /* Moves live recent rows older than cutoff_us to their lists, at most max_rows (>= 1) of them, beginning at slot *next (0 at
  * first): a step that holds up searches for a fraction of a millisecond for 1,000 rows.  Lists are chosen under the reader
- * lock, rows moved under the writer lock.
+ * lock, rows moved under the writer lock.  [whole]
  * *next: where the next step goes on, FVDB_NO_SLOT when there are no more.  *out_moved: rows moved.
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _UNTRAINED, _MEMORY or _THREAD; on error nothing changed. */
 fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows, uint32_t *next, uint32_t *out_moved,
                          fvdb_diag *diag);
 
-/* One bit per slot, as in `allow`: rows that are live and historical.  words: room, >= rows / 64 rounded up.  [reader]
+/* One bit per slot, as in `allow`: rows that are live and historical.  words: room, >= rows / 64 rounded up.
+ *                                                                                                    [reader, whole]
  * Returns FVDB_OK or FVDB_ERR_BUFFER. */
 fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag);
 
-/* Lists that are looked at for k rows at this recall (0 .. 1) by what was measured at training; 0 without lists.  [reader]
- * All of them for recalls above 0.999. */
-uint32_t fvdb_probes(fvdb_index *index, uint32_t k, double recall);
+/* Lists that are looked at for k rows at this recall (0 .. 1) by what was measured at training; 0 without lists, all of
+ * them for recalls above 0.999.                                                                      [reader, whole]
+ * Returns FVDB_OK. */
+fvdb_status fvdb_probes(fvdb_index *index, uint32_t k, double recall, uint32_t *out_lists, fvdb_diag *diag);
 
 /* ---- Delete and vacuum ----------------------------------------------------------------------------------------- */
 
-/* Makes the rows of ids tombstones: all or nothing.                                                       [writer]
+/* Makes the rows of ids tombstones: all or nothing.                                                  [writer, whole]
  * out_slots: n entries, the slot deleted, FVDB_NO_SLOT for an id that was not live (or stood earlier in the call).
- * Returns FVDB_OK or FVDB_ERR_NOT_FOUND (an id is not live and missing_ok is 0). */
+ * Returns FVDB_OK, FVDB_ERR_ID (the offsets fall) or FVDB_ERR_NOT_FOUND (an id is not live and missing_ok is 0). */
 fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                         uint32_t missing_ok, uint32_t *out_slots, fvdb_diag *diag);
 
-/* The live slots in the order that fvdb_vacuum would give them now.  capacity: room, >= fvdb_stats.live entries.  [reader]
+/* The live slots in the order that fvdb_vacuum would give them now.  capacity: room, >= fvdb_stats.live entries.
+ *                                                                                                    [reader, whole]
  * Returns FVDB_OK, FVDB_ERR_BUFFER or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_diag *diag);
 
 /* Removes tombstones, and historical rows from the graph, and renumbers the rows: historical ones first, list by list,
  * then recent ones, both otherwise in their old order.  The graph is repaired, made anew, or given up where fewer than
- * 1,024 rows are left in it, or have a vector at all.  All or nothing.                                   [writer]
+ * 1,024 rows are left in it, or have a vector at all.  All or nothing.                               [writer, whole]
  * out_map: map_capacity >= fvdb_stats.rows entries, old slot -> new slot, FVDB_NO_SLOT for removed rows.
  * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
                         fvdb_diag *diag);
 
 /* All slots in an order in which recent rows that are near each other stand together; historical rows that a vacuum put
- * in front stay there.  capacity: room, >= fvdb_stats.rows entries.  control may be NULL.                 [reader]
+ * in front stay there.  capacity: room, >= fvdb_stats.rows entries.  control may be NULL.            [reader, whole]
  * Returns FVDB_OK, FVDB_ERR_BUFFER, _MEMORY, _CANCELLED or _THREAD. */
-fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
-                            fvdb_diag *diag);
+fvdb_status fvdb_locality_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                                fvdb_diag *diag);
 
 /* Gives the row of slot order[i] the slot i, for all n = fvdb_stats.rows of them, tombstones too; what searches find stays
- * the same, but for ties of approximate distances.  All or nothing.                                       [writer]
+ * the same, but for ties of approximate distances.  All or nothing.                                  [writer, whole]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such order, or one that moves what a vacuum put in front) or _MEMORY. */
 fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, fvdb_diag *diag);
 
@@ -351,6 +363,7 @@ typedef struct fvdb_stats {
     uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
     uint64_t training_due;       /* 1: four times as many rows are on lists as at training, or those that came since lie
                                     1.25 times as far (squared) from their centroids */
+    uint64_t bits_serve;         /* 1: bit codes were found to tell the nearest rows from the rest */
     uint64_t bytes_vectors;      /* resident bytes of the two planes */
     uint64_t bytes_codes;
     uint64_t bytes_graph;
@@ -362,15 +375,15 @@ typedef struct fvdb_stats {
     uint64_t id_bytes; /* UTF-8 bytes of all ids, tombstones included */
 } fvdb_stats;
 
-/* Counts and memory of an index, O(1).                                                                    [reader] */
-fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out);
+/* Counts and memory of an index, O(1).                                                       [reader, whole or lazy] */
+fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag);
 
 /* ---- Save and load --------------------------------------------------------------------------------------------- */
 
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0
  * and cover rows [number x r, (number + 1) x r), where r is rows_per_part for vectors and rows_per_group for the others. */
-#define FVDB_PART_VECTORS 1 /* both planes */
-#define FVDB_PART_CODES 2   /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
+#define FVDB_PART_VECTORS 1   /* both planes */
+#define FVDB_PART_BIT_CODES 2 /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
 #define FVDB_PART_TOMBSTONES 5 /* always one part over all rows */
@@ -386,13 +399,14 @@ typedef struct fvdb_part {
     uint64_t size; /* bytes that fvdb_part_write will write */
 } fvdb_part;
 
-/* Lists the parts of the index as it is now, in a fixed order.  Pass capacity 0 to learn *out_count.      [reader]
+/* Lists the parts of the index as it is now, in a fixed order.  Pass capacity 0 to learn *out_count. [reader, whole]
  * rows_per_part, rows_per_group: 1 .. FVDB_ROWS_MAX.
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_BUFFER (*out_count is set). */
 fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, fvdb_part *out,
                        uint32_t capacity, uint32_t *out_count, fvdb_diag *diag);
 
-/* Writes one part.  The bytes depend only on the rows and the graph, never on CPU, threads or addresses.  [reader]
+/* Writes one part.  The bytes depend only on the rows and the graph, never on CPU, threads or addresses.
+ *                                                                                                    [reader, whole]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such part) or FVDB_ERR_BUFFER. */
 fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, uint32_t kind,
                             uint32_t number, uint8_t *out, uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
@@ -401,12 +415,14 @@ fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t 
  * keep the parts of an earlier graph, and the steps that lead from it to its own. */
 #define FVDB_STEPS_MAX 256u
 
-/* Says that the graph and its head, as they are now, are stored: steps are counted from here.             [writer] */
-void fvdb_graph_stored(fvdb_index *index);
+/* Says that the graph and its head, as they are now, are stored: steps are counted from here.        [writer, whole] */
+fvdb_status fvdb_graph_stored(fvdb_index *index, fvdb_diag *diag);
 
 /* Rows of the stored graph, and in out_steps (FVDB_STEPS_MAX entries) the number of rows after each add since then.
- * Returns 0 where the graph has to be stored anew: it was changed otherwise, or there were many steps.    [reader] */
-uint32_t fvdb_graph_steps(fvdb_index *index, uint32_t *out_steps, uint32_t *out_count);
+ * *out_stored is 0 where the graph has to be stored anew: it was changed otherwise, or there were many steps.
+ * Returns FVDB_OK.                                                                                   [reader, whole] */
+fvdb_status fvdb_graph_steps(fvdb_index *index, uint32_t *out_stored, uint32_t *out_steps, uint32_t *out_count,
+                             fvdb_diag *diag);
 
 /* What the authenticated manifest says of the index that is being loaded. */
 typedef struct fvdb_load {
@@ -419,44 +435,47 @@ typedef struct fvdb_load {
     uint32_t has_bare;  /* 1: there are rows without a vector */
 } fvdb_load;
 
-/* Loading: fvdb_load_begin on a config makes an index that only fvdb_load_part, fvdb_load_end, fvdb_load_lazy and
- * fvdb_free accept; parts come in any order, also from several threads; fvdb_load_end checks that all came, but those
- * with codes, and fit together.  All are safe on untrusted bytes: any input gives FVDB_OK with a consistent index or an
- * error. */
+/* Loading: fvdb_load_begin on a config makes an index in the state loading.  Parts come in any order, also from several
+ * threads; fvdb_load_end checks that all came, but those with codes, and fit together.  All are safe on untrusted bytes:
+ * any input gives FVDB_OK with a consistent index or an error. */
 fvdb_status fvdb_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag);
 
-/* Reads one part.  Returns FVDB_OK, FVDB_ERR_FORMAT (also: given twice), FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
+/* Reads one part.                                                                                  [reader, loading]
+ * Returns FVDB_OK, FVDB_ERR_FORMAT (also: given twice), FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
 
 /* Finishes a load: codes are made again from the rows, and the steps that lead from the stored graph are repeated.
- * Returns FVDB_OK, FVDB_ERR_FORMAT, _MEMORY, _CANCELLED or _THREAD; after an error only fvdb_free is allowed. */
+ * The index is whole then; after an error it is broken.                                            [writer, loading]
+ * Returns FVDB_OK, FVDB_ERR_FORMAT, _MEMORY, _CANCELLED or _THREAD. */
 fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
                           fvdb_diag *diag);
 
 /* ---- Lazy loads ------------------------------------------------------------------------------------------------ */
 
-/* Instead of fvdb_load_end, when the parts with codes, ids, timestamps and tombstones and the graph's head came: an index
- * that answers fvdb_find, fvdb_get_ids, fvdb_get_timestamps, fvdb_live_slots, fvdb_get_stats and the calls below, and no
- * other.  Never changed, it may be asked from any number of threads.
- * Returns as fvdb_load_end, and FVDB_ERR_ARGUMENT for fewer rows than have codes. */
+/* Instead of fvdb_load_end, when the parts with codes, ids, timestamps and tombstones and the graph's head came: the index
+ * is lazy then, for good.  After an error it is broken, but for FVDB_ERR_ARGUMENT (fewer rows than have codes), which
+ * leaves it as it was.                                                                             [writer, loading]
+ * Returns as fvdb_load_end, and FVDB_ERR_ARGUMENT. */
 fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag);
 
 /* The live rows that are nearest to a query as far as the codes tell, nearest first: at most k (1 .. FVDB_K_MAX) slots.
- * allow: as fvdb_search.  Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
+ * allow: as fvdb_search.                                                                              [reader, lazy]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
 fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
                             uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
 
-/* Checks a part with vectors that the caller fetched: safe on untrusted bytes.
+/* Checks a part with vectors that the caller fetched: safe on untrusted bytes.                        [reader, lazy]
  * Returns FVDB_OK, FVDB_ERR_FORMAT or FVDB_ERR_ARGUMENT. */
 fvdb_status fvdb_part_check(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
 
 /* The live rows of a checked part that are nearest to a query, with the exact distances that fvdb_search gives: at most k.
+ * Memory stays safe for unchecked bytes, distances mean nothing then.                                 [reader, lazy]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _FORMAT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
 fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
                              const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
                              uint32_t *out_count, fvdb_diag *diag);
 
-/* The exact vectors of slots that a checked part has, n x dim float32.
+/* The exact vectors of slots that a checked part has, n x dim float32.                                [reader, lazy]
  * Returns FVDB_OK, FVDB_ERR_FORMAT, _ARGUMENT or _NOT_FOUND. */
 fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,
                               float *out, fvdb_diag *diag);

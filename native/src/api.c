@@ -1,4 +1,5 @@
-/* ABI entry points: check arguments, take the lock, delegate, return a status.  Nothing else. */
+/* ABI entry points: check the arguments and the state of the index, take the lock, delegate, return a status.  Loops that
+ * only copy rows out or find ids stand here; whatever decides something is in index/ and format/. */
 #include "format/format.h"
 #include "index/index.h"
 
@@ -25,31 +26,11 @@ const char *fvdb_kernels(void) {
     return kernels ? kernels->name : "none";
 }
 
-const char *fvdb_status_text(uint32_t status) {
-    switch ((fvdb_status)status) {
-    case FVDB_OK: return "ok";
-    case FVDB_ERR_ARGUMENT: return "an argument is out of range";
-    case FVDB_ERR_NOT_FINITE: return "a vector holds NaN or infinity";
-    case FVDB_ERR_ZERO_VECTOR: return "a zero vector has no direction, which cosine needs";
-    case FVDB_ERR_ID: return "an id is empty, too long or not UTF-8";
-    case FVDB_ERR_DUPLICATE_ID: return "duplicate id";
-    case FVDB_ERR_NOT_FOUND: return "not found";
-    case FVDB_ERR_MEMORY: return "allocation failed";
-    case FVDB_ERR_CANCELLED: return "cancelled";
-    case FVDB_ERR_BUFFER: return "a buffer is too small";
-    case FVDB_ERR_FORMAT: return "the bytes break the format";
-    case FVDB_ERR_BUSY: return "busy";
-    case FVDB_ERR_TOO_MANY: return "too many rows or id bytes";
-    case FVDB_ERR_THREAD: return "a thread or lock could not be created";
-    case FVDB_ERR_TOO_FEW: return "too few rows";
-    case FVDB_ERR_UNTRAINED: return "there are no lists yet";
-    }
-    return "unknown status";
-}
+const char *fvdb_status_text(uint32_t status) { return status_text((fvdb_status)status); }
 
-void fvdb_settle(void) { mem_settle(); }
+void fvdb_trim(void) { mem_trim(); }
 
-void fvdb_settle_thread(void) { mem_settle_thread(); }
+void fvdb_trim_thread(void) { mem_trim_thread(); }
 
 /* ---- create and free ---- */
 
@@ -72,7 +53,10 @@ fvdb_status fvdb_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *
     return index_create(config, out, diag);
 }
 
-void fvdb_free(fvdb_index *index) { index_free(index); }
+void fvdb_free(fvdb_index *index) {
+    if (index) format_load_abandon(index);
+    index_free(index);
+}
 
 uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t graph_rows, uint64_t historical,
                              uint64_t id_bytes) {
@@ -82,8 +66,51 @@ uint64_t fvdb_estimate_bytes(const fvdb_config *config, uint64_t rows, uint64_t 
 uint64_t fvdb_estimate_work(const fvdb_config *config, uint32_t kind, uint64_t rows, uint64_t graph_rows,
                             uint64_t historical, uint64_t added, uint64_t id_bytes) {
     const index_work work = {kind, rows, graph_rows, historical, added, id_bytes};
-    const bool possible = kind <= FVDB_WORK_ARRANGE && graph_rows <= rows && added <= graph_rows;
+    const bool possible = kind <= FVDB_WORK_REORDER && graph_rows <= rows && added <= graph_rows;
     return possible && check_config(config, NULL) == FVDB_OK ? index_scratch(config, &work) : 0;
+}
+
+/* ---- the states of an index: which calls it answers ---- */
+
+/* States that answer a call, one bit each; the public header says the same, entry by entry. */
+#define WHOLE (1u << INDEX_WHOLE)
+#define LOADING (1u << INDEX_LOADING)
+#define LAZY (1u << INDEX_LAZY)
+
+/* Caller holds the lock. */
+static fvdb_status check_state(const fvdb_index *index, uint32_t states, fvdb_diag *diag) {
+    static const char *const refusals[] = {
+        [INDEX_WHOLE] = "the index is neither being loaded nor loaded lazily",
+        [INDEX_LOADING] = "the index is still being loaded",
+        [INDEX_LAZY] = "the index was loaded lazily, without the vectors and the graph that this call needs",
+        [INDEX_BROKEN] = "the index was left unusable by a load that failed",
+    };
+    index_assert(index);
+    if (states >> index->state & 1) return FVDB_OK;
+    return FAIL(diag, FVDB_ERR_ARGUMENT, refusals[index->state]);
+}
+
+/* Takes the reader lock for a call that these states answer; in another state the call is refused and the lock released.
+ * Every entry that takes an index begins with one of these two: memory safety never depends on the caller's order. */
+static fvdb_status enter_read(fvdb_index *index, uint32_t states, fvdb_diag *diag) {
+    if (!index) return FAIL(diag, FVDB_ERR_ARGUMENT, "there is no index");
+    rwlock_read(index->lock);
+    fvdb_status status = check_state(index, states, diag);
+    if (status != FVDB_OK) rwlock_read_done(index->lock);
+    return status;
+}
+
+static fvdb_status enter_write(fvdb_index *index, uint32_t states, fvdb_diag *diag) {
+    if (!index) return FAIL(diag, FVDB_ERR_ARGUMENT, "there is no index");
+    rwlock_write(index->lock);
+    fvdb_status status = check_state(index, states, diag);
+    if (status != FVDB_OK) rwlock_write_done(index->lock);
+    return status;
+}
+
+static void leave_write(fvdb_index *index) {
+    index_assert(index);
+    rwlock_write_done(index->lock);
 }
 
 /* ---- add, search, delete, vacuum ---- */
@@ -93,11 +120,11 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
     TRY(check_range(on_conflict, FVDB_ON_CONFLICT_ERROR, FVDB_ON_CONFLICT_SKIP, "unknown on_conflict", diag));
     if (rows->n > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_TOO_MANY, "too many rows", 0, FVDB_ROWS_MAX, rows->n);
     TRY(check_range(rows->for_lists, 0, 1, "unknown for_lists", diag));
-    rwlock_write(index->lock);
+    TRY(enter_write(index, WHOLE, diag));
     fvdb_status status = rows->for_lists && hnsw_rows(&index->graph)
                              ? FAIL(diag, FVDB_ERR_ARGUMENT, "rows for lists cannot join a graph")
                              : index_add(index, rows, on_conflict, out_slots, out_replaced, control, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -105,9 +132,11 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
 static fvdb_status search_begin(fvdb_index *index, const fvdb_search_params *params, fvdb_diag *diag) {
     TRY(check_range(params->k, 1, FVDB_K_MAX, "k is out of range", diag));
     TRY(check_range(params->ef_search, 0, FVDB_EF_MAX, "ef_search is out of range", diag));
-    if (!params->nowait) rwlock_read(index->lock);
-    else if (!rwlock_try_read(index->lock)) return FAIL(diag, FVDB_ERR_BUSY, "a writer holds the index");
-    return FVDB_OK;
+    if (!params->nowait || !index) return enter_read(index, WHOLE, diag);
+    if (!rwlock_try_read(index->lock)) return FAIL(diag, FVDB_ERR_BUSY, "a writer holds the index");
+    fvdb_status status = check_state(index, WHOLE, diag);
+    if (status != FVDB_OK) rwlock_read_done(index->lock);
+    return status;
 }
 
 fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
@@ -139,35 +168,38 @@ static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
     return FAIL_AT(&out->diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
 }
 
-fvdb_status fvdb_search_one(fvdb_index *index, const float *query, uint32_t k, uint32_t ef_search, uint32_t nprobe,
-                            uint32_t flags, fvdb_answer *answer) {
-    fvdb_search_params params = {.k = k,
-                                 .ef_search = ef_search,
-                                 .nprobe = nprobe,
-                                 .exact = flags & FVDB_SEARCH_EXACT,
-                                 .nowait = flags & FVDB_SEARCH_NOWAIT};
+fvdb_status fvdb_search_one(fvdb_index *index, const float *query, const fvdb_search_params *params,
+                            fvdb_answer *answer) {
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
-    TRY(search_begin(index, &params, &answer->diag));
+    TRY(search_begin(index, params, &answer->diag));
     fvdb_status status =
-        index_search(index, query, 1, &params, answer->allow, answer->allow_words, &out, NULL, &answer->diag);
+        index_search(index, query, 1, params, answer->allow, answer->allow_words, &out, NULL, &answer->diag);
     if (status == FVDB_OK) status = answer_ids(&index->store.ids, answer);
     rwlock_read_done(index->lock);
     return status;
 }
 
+/* Falling offsets would wrap the size of an id. */
+static fvdb_status check_offsets(const uint64_t *id_offsets, uint32_t n, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < n; i++)
+        if (id_offsets[i + 1] < id_offsets[i]) return FAIL_AT(diag, FVDB_ERR_ID, "the offsets of ids fall", i, 0, 0);
+    return FVDB_OK;
+}
+
 fvdb_status fvdb_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                         uint32_t missing_ok, uint32_t *out_slots, fvdb_diag *diag) {
-    rwlock_write(index->lock);
-    fvdb_status status = index_delete(index, id_bytes, id_offsets, n, missing_ok != 0, out_slots, diag);
-    rwlock_write_done(index->lock);
+    TRY(enter_write(index, WHOLE, diag));
+    fvdb_status status = check_offsets(id_offsets, n, diag);
+    if (status == FVDB_OK) status = index_delete(index, id_bytes, id_offsets, n, missing_ok != 0, out_slots, diag);
+    leave_write(index);
     return status;
 }
 
 fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_diag *diag) {
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE, diag));
     const uint32_t live = index->store.live_count;
     uint32_t *order = mem_alloc_array(index->store.n, sizeof *order);
-    fvdb_status status = !order            ? FAIL(diag, FVDB_ERR_MEMORY, "allocation failed")
+    fvdb_status status = !order            ? FAIL_MEMORY(diag)
                          : capacity < live ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, live, capacity)
                                            : FVDB_OK;
     if (status == FVDB_OK) {
@@ -181,31 +213,31 @@ fvdb_status fvdb_vacuum_order(fvdb_index *index, uint32_t *out_slots, uint32_t c
 
 fvdb_status fvdb_vacuum(fvdb_index *index, uint32_t *out_map, uint32_t map_capacity, fvdb_control *control,
                         fvdb_diag *diag) {
-    rwlock_write(index->lock);
+    TRY(enter_write(index, WHOLE, diag));
     uint32_t rows = index->store.n;
     fvdb_status status = map_capacity < rows
                              ? FAIL_AT(diag, FVDB_ERR_BUFFER, "the map is too small", 0, rows, map_capacity)
                              : index_vacuum(index, out_map, control, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
-fvdb_status fvdb_near_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
-                            fvdb_diag *diag) {
-    rwlock_read(index->lock);
+fvdb_status fvdb_locality_order(fvdb_index *index, uint32_t *out_slots, uint32_t capacity, fvdb_control *control,
+                                fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE, diag));
     const uint32_t rows = index->store.n;
     fvdb_status status = capacity < rows ? FAIL_AT(diag, FVDB_ERR_BUFFER, "there are more rows", 0, rows, capacity)
-                                         : index_near_order(index, out_slots, control, diag);
+                                         : index_locality_order(index, out_slots, control, diag);
     rwlock_read_done(index->lock);
     return status;
 }
 
 fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, fvdb_diag *diag) {
-    rwlock_write(index->lock);
+    TRY(enter_write(index, WHOLE, diag));
     const uint32_t rows = index->store.n;
     fvdb_status status = n != rows ? FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the order has other rows", 0, rows, n)
                                    : index_renumber(index, order, diag);
-    rwlock_write_done(index->lock);
+    leave_write(index);
     return status;
 }
 
@@ -214,13 +246,13 @@ fvdb_status fvdb_renumber(fvdb_index *index, const uint32_t *order, uint32_t n, 
 fvdb_status fvdb_train(fvdb_index *index, int64_t cutoff_us, fvdb_control *control, fvdb_diag *diag) {
     for (bool installed = false; !installed;) {
         training t;
-        rwlock_read(index->lock);
+        TRY(enter_read(index, WHOLE, diag));
         fvdb_status status = index_train(index, cutoff_us, &t, control, diag);
         rwlock_read_done(index->lock);
         if (status != FVDB_OK) return status;
         rwlock_write(index->lock);
         installed = index_install_lists(index, &t);
-        rwlock_write_done(index->lock);
+        leave_write(index);
     }
     return FVDB_OK;
 }
@@ -230,13 +262,13 @@ fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows
     TRY(check_range(max_rows, 1, FVDB_ROWS_MAX, "max_rows is out of range", diag));
     for (bool stale = true; stale;) {
         migration m;
-        rwlock_read(index->lock);
+        TRY(enter_read(index, WHOLE, diag));
         fvdb_status status = index_pick(index, cutoff_us, *next, max_rows, &m, diag);
         rwlock_read_done(index->lock);
         if (status != FVDB_OK) return status;
         rwlock_write(index->lock);
         status = index_move(index, &m, out_moved, &stale, diag);
-        rwlock_write_done(index->lock);
+        leave_write(index);
         if (status == FVDB_OK && !stale) *next = m.next;
         migration_free(&m);
         if (status != FVDB_OK) return status;
@@ -244,34 +276,46 @@ fvdb_status fvdb_migrate(fvdb_index *index, int64_t cutoff_us, uint32_t max_rows
     return FVDB_OK;
 }
 
-fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag) {
-    rwlock_read(index->lock);
-    const uint64_t needed = (index->store.n + 63u) / 64;
-    for (uint64_t w = 0; w < needed && needed <= words; w++)
-        out_words[w] = w < ivf_words(&index->lists) ? ivf_rows(&index->lists)[w] & store_live(&index->store)[w] : 0;
-    rwlock_read_done(index->lock);
-    return needed <= words ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "the bitmap is too small", 0, needed, words);
+/* Rows that are live and, where `rows` is not NULL, in it too.  Caller holds the lock. */
+static fvdb_status write_bitmap(const store *s, const uint64_t *rows, uint64_t rows_words, uint64_t *out_words,
+                                uint64_t words, fvdb_diag *diag) {
+    const uint64_t needed = (s->n + 63u) / 64;
+    if (needed > words) return FAIL_AT(diag, FVDB_ERR_BUFFER, "the bitmap is too small", 0, needed, words);
+    for (uint64_t w = 0; w < needed; w++)
+        out_words[w] = store_live(s)[w] & (!rows ? UINT64_MAX : w < rows_words ? rows[w] : 0);
+    return FVDB_OK;
 }
 
-uint32_t fvdb_probes(fvdb_index *index, uint32_t k, double recall) {
-    rwlock_read(index->lock);
+fvdb_status fvdb_historical(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag) {
+    static const uint64_t none;
+    TRY(enter_read(index, WHOLE, diag));
+    const ivf *lists = &index->lists;
+    const uint64_t n = ivf_words(lists);
+    fvdb_status status = write_bitmap(&index->store, n ? ivf_rows(lists) : &none, n, out_words, words, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_probes(fvdb_index *index, uint32_t k, double recall, uint32_t *out_lists, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE, diag));
     /* Up to the next thousandth: the table's own recalls find themselves, whatever 0.99 is in binary. */
     uint32_t thousandths = recall > 0 ? recall < 1 ? (uint32_t)(recall * 1000 + 0.999) : 1000 : 0;
-    uint32_t probes = ivf_probes(&index->lists, k, thousandths);
+    *out_lists = ivf_probes(&index->lists, k, thousandths);
     rwlock_read_done(index->lock);
-    return probes;
+    return FVDB_OK;
 }
 
 /* ---- rows ---- */
 
 fvdb_status fvdb_find(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
-                      uint32_t *out_slots) {
-    rwlock_read(index->lock);
-    for (uint32_t i = 0; i < n; i++)
+                      uint32_t *out_slots, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE | LAZY, diag));
+    fvdb_status status = check_offsets(id_offsets, n, diag);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++)
         out_slots[i] =
             id_map_find(&index->store.ids, id_bytes + id_offsets[i], (size_t)(id_offsets[i + 1] - id_offsets[i]));
     rwlock_read_done(index->lock);
-    return FVDB_OK;
+    return status;
 }
 
 /* Caller holds the lock. */
@@ -283,7 +327,7 @@ static fvdb_status check_slots(const fvdb_index *index, const uint32_t *slots, u
 }
 
 fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t n, float *out, fvdb_diag *diag) {
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE, diag));
     fvdb_status status = check_slots(index, slots, n, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++)
         store_get(&index->store, slots[i], out + (size_t)i * index->store.dim);
@@ -292,17 +336,17 @@ fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t 
 }
 
 fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE, diag));
     fvdb_config config = index->config;
     config.dim = dim;
-    TRY(check_config(&config, diag));
-    rwlock_read(index->lock);
-    fvdb_status status = index_with_dim(index, &config, out, diag);
+    fvdb_status status = check_config(&config, diag);
+    if (status == FVDB_OK) status = index_with_dim(index, &config, out, diag);
     rwlock_read_done(index->lock);
     return status;
 }
 
 fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE | LAZY, diag));
     fvdb_status status = check_slots(index, slots, n, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = store_is_bare(&index->store, slots[i]);
     rwlock_read_done(index->lock);
@@ -310,7 +354,7 @@ fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, 
 }
 
 fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag) {
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE | LAZY, diag));
     fvdb_status status = check_slots(index, slots, n, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = timestamps_get(&index->store.times, slots[i]);
     rwlock_read_done(index->lock);
@@ -319,7 +363,7 @@ fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32
 
 fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out_bytes, uint64_t capacity,
                          uint64_t *out_offsets, fvdb_diag *diag) {
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE | LAZY, diag));
     fvdb_status status = check_slots(index, slots, n, diag);
     uint64_t at = 0;
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
@@ -336,8 +380,8 @@ fvdb_status fvdb_get_ids(fvdb_index *index, const uint32_t *slots, uint32_t n, u
 }
 
 fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slots, uint32_t capacity,
-                            uint32_t *out_count) {
-    rwlock_read(index->lock);
+                            uint32_t *out_count, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE | LAZY, diag));
     const store *s = &index->store;
     uint32_t n = 0;
     for (uint32_t slot = first; slot < s->n && n < capacity; slot++)
@@ -347,8 +391,15 @@ fvdb_status fvdb_live_slots(fvdb_index *index, uint32_t first, uint32_t *out_slo
     return FVDB_OK;
 }
 
-fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out) {
-    rwlock_read(index->lock);
+fvdb_status fvdb_live_bitmap(fvdb_index *index, uint64_t *out_words, uint64_t words, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE | LAZY, diag));
+    fvdb_status status = write_bitmap(&index->store, NULL, 0, out_words, words, diag);
+    rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE | LAZY, diag));
     index_stats(index, out);
     rwlock_read_done(index->lock);
     return FVDB_OK;
@@ -364,7 +415,7 @@ static fvdb_status check_layout(uint32_t rows_per_part, uint32_t rows_per_group,
 fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, fvdb_part *out,
                        uint32_t capacity, uint32_t *out_count, fvdb_diag *diag) {
     TRY(check_layout(rows_per_part, rows_per_group, diag));
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE, diag));
     fvdb_status status =
         format_parts(index, (part_layout){rows_per_part, rows_per_group}, out, capacity, out_count, diag);
     rwlock_read_done(index->lock);
@@ -374,27 +425,29 @@ fvdb_status fvdb_parts(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_
 fvdb_status fvdb_part_write(fvdb_index *index, uint32_t rows_per_part, uint32_t rows_per_group, uint32_t kind,
                             uint32_t number, uint8_t *out, uint64_t capacity, uint64_t *out_size, fvdb_diag *diag) {
     TRY(check_layout(rows_per_part, rows_per_group, diag));
-    rwlock_read(index->lock);
+    TRY(enter_read(index, WHOLE, diag));
     const part_layout layout = {rows_per_part, rows_per_group};
     fvdb_status status = format_part_write(index, layout, kind, number, out, capacity, out_size, diag);
     rwlock_read_done(index->lock);
     return status;
 }
 
-void fvdb_graph_stored(fvdb_index *index) {
-    rwlock_write(index->lock);
+fvdb_status fvdb_graph_stored(fvdb_index *index, fvdb_diag *diag) {
+    TRY(enter_write(index, WHOLE, diag));
     index->steps = (graph_steps){.stored = hnsw_rows(&index->graph) ? index->graph.n : 0};
-    rwlock_write_done(index->lock);
+    leave_write(index);
+    return FVDB_OK;
 }
 
-uint32_t fvdb_graph_steps(fvdb_index *index, uint32_t *out_steps, uint32_t *out_count) {
-    rwlock_read(index->lock);
+fvdb_status fvdb_graph_steps(fvdb_index *index, uint32_t *out_stored, uint32_t *out_steps, uint32_t *out_count,
+                             fvdb_diag *diag) {
+    TRY(enter_read(index, WHOLE, diag));
     const graph_steps *steps = &index->steps;
     for (uint32_t i = 0; i < steps->n; i++) out_steps[i] = steps->ends[i];
     *out_count = steps->n;
-    const uint32_t stored = steps->stored;
+    *out_stored = steps->stored;
     rwlock_read_done(index->lock);
-    return stored;
+    return FVDB_OK;
 }
 
 fvdb_status fvdb_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag) {
@@ -406,46 +459,74 @@ fvdb_status fvdb_load_begin(const fvdb_config *config, const fvdb_load *load, fv
 }
 
 fvdb_status fvdb_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
-    return format_load_part(index, bytes, size, diag);
+    TRY(enter_read(index, LOADING, diag));
+    fvdb_status status = format_load_part(index, bytes, size, diag);
+    rwlock_read_done(index->lock);
+    return status;
 }
 
 fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
                           fvdb_diag *diag) {
-    return format_load_end(index, steps, n_steps, control, diag);
+    TRY(enter_write(index, LOADING, diag));
+    fvdb_status status = format_load_end(index, steps, n_steps, control, diag);
+    leave_write(index);
+    return status;
 }
 
-/* ---- lazy loads: nothing changes such an index, so that no lock is taken ---- */
+/* ---- lazy loads ---- */
 
-fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag) { return format_load_lazy(index, diag); }
+fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag) {
+    TRY(enter_write(index, LOADING, diag));
+    fvdb_status status = format_load_lazy(index, diag);
+    leave_write(index);
+    return status;
+}
 
-/* The query of a lazily loaded index. */
-static fvdb_status check_lazy(const fvdb_index *index, const float *query, uint32_t k, fvdb_diag *diag) {
+/* Caller holds the lock. */
+static fvdb_status check_query(const fvdb_index *index, const float *query, fvdb_diag *diag) {
     uint32_t component;
-    TRY(check_range(k, 1, FVDB_K_MAX, "k is out of range", diag));
-    if (!index->sketch.s) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index was not loaded lazily");
     fvdb_status status = store_check_vector(&index->store, query, &component);
-    return status == FVDB_OK ? FVDB_OK : FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), 0, 0, component);
+    return status == FVDB_OK ? FVDB_OK : FAIL_AT(diag, status, status_text(status), 0, 0, component);
 }
 
 fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
                             uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag) {
-    TRY(check_lazy(index, query, k, diag));
-    return format_candidates(index, query, k, allow, allow_words, out_slots, out_count, diag);
+    TRY(check_range(k, 1, FVDB_K_MAX, "k is out of range", diag));
+    TRY(enter_read(index, LAZY, diag));
+    fvdb_status status = check_query(index, query, diag);
+    if (status == FVDB_OK) status = index_candidates(index, query, k, allow, allow_words, out_slots, out_count, diag);
+    rwlock_read_done(index->lock);
+    return status;
 }
 
 fvdb_status fvdb_part_check(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
-    return format_part_check(index, bytes, size, diag);
+    TRY(enter_read(index, LAZY, diag));
+    fvdb_status status = format_part_check(index, bytes, size, diag);
+    rwlock_read_done(index->lock);
+    return status;
 }
 
 fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
                              const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
                              uint32_t *out_count, fvdb_diag *diag) {
-    TRY(check_lazy(index, query, k, diag));
-    return format_part_search(index, bytes, size, query, k, allow, allow_words, out_slots, out_distances, out_count,
-                              diag);
+    TRY(check_range(k, 1, FVDB_K_MAX, "k is out of range", diag));
+    TRY(enter_read(index, LAZY, diag));
+    part_rows rows;
+    fvdb_status status = check_query(index, query, diag);
+    if (status == FVDB_OK) status = format_part_open(index, bytes, size, &rows, diag);
+    if (status == FVDB_OK)
+        status =
+            index_part_search(index, &rows, query, k, allow, allow_words, out_slots, out_distances, out_count, diag);
+    rwlock_read_done(index->lock);
+    return status;
 }
 
 fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,
                               float *out, fvdb_diag *diag) {
-    return format_part_vectors(index, bytes, size, slots, n, out, diag);
+    TRY(enter_read(index, LAZY, diag));
+    part_rows rows;
+    fvdb_status status = format_part_open(index, bytes, size, &rows, diag);
+    if (status == FVDB_OK) status = index_part_vectors(index, &rows, slots, n, out, diag);
+    rwlock_read_done(index->lock);
+    return status;
 }

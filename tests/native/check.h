@@ -1,8 +1,11 @@
-/* A tiny test harness: RUN names a test, CHECK counts and reports, check_done gives main's exit code. */
+/* A tiny test harness: RUN names a test, CHECK counts and reports, check_done gives main's exit code. The environment's
+ * FVDB_TEST names the one test to run; without it all run. */
 #ifndef FVDB_CHECK_H
 #define FVDB_CHECK_H
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 static int check_failures, check_count;
 
@@ -14,9 +17,15 @@ static int check_failures, check_count;
             printf("    %s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
     } while (0)
 
+static inline int check_wanted(const char *test) {
+    const char *only = getenv("FVDB_TEST");
+    return !only || strcmp(only, test) == 0;
+}
+
 #define RUN(test)                                                                      \
     do {                                                                               \
         int failures_before = check_failures;                                          \
+        if (!check_wanted(#test)) break;                                               \
         test();                                                                        \
         printf("%s %s\n", check_failures == failures_before ? "ok  " : "FAIL", #test); \
         fflush(stdout);                                                                \

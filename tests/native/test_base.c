@@ -1,4 +1,4 @@
-/* Regions, crews and the lock. */
+/* Regions, thread pools and the lock, sets and keys. */
 #include "check.h"
 #include "data.h"
 
@@ -43,20 +43,20 @@ static void count(void *context, uint32_t worker, uint32_t item) {
     t->workers[worker]++;
 }
 
-static void test_a_crew_does_each_item_once(void) {
+static void test_a_thread_pool_does_each_item_once(void) {
     for (uint32_t threads = 1; threads <= 8; threads++) {
-        crew *c;
-        CHECK(crew_start(threads, &c, NULL) == FVDB_OK && crew_size(c) == threads);
+        thread_pool *c;
+        CHECK(thread_pool_start(threads, &c, NULL) == FVDB_OK && thread_pool_size(c) == threads);
         for (uint32_t run = 0; run < 20; run++) {
             tally *t = calloc(1, sizeof *t);
             uint32_t done = 0;
-            crew_run(c, count, t, 5000);
+            thread_pool_run(c, count, t, 5000);
             for (uint32_t i = 0; i < 5000; i++) CHECK(t->seen[i] == 1);
             for (uint32_t w = 0; w < 8; w++) done += t->workers[w];
             CHECK(done == 5000);
             free(t);
         }
-        crew_stop(c);
+        thread_pool_stop(c);
     }
 }
 
@@ -82,20 +82,55 @@ static void read_or_write(void *context, uint32_t worker, uint32_t item) {
 }
 
 static void test_readers_never_see_half_a_write(void) {
-    crew *c;
+    thread_pool *c;
     shared s = {.lock = rwlock_new()};
     CHECK(s.lock != NULL);
-    CHECK(crew_start(4, &c, NULL) == FVDB_OK);
-    crew_run(c, read_or_write, &s, 20000);
+    CHECK(thread_pool_start(4, &c, NULL) == FVDB_OK);
+    thread_pool_run(c, read_or_write, &s, 20000);
     CHECK(s.torn == 0);
-    crew_stop(c);
+    thread_pool_stop(c);
     rwlock_free(s.lock);
 }
 
+static void test_debug_builds_fill_fresh_memory(void) {
+    uint8_t *bytes = mem_alloc(100);
+    for (uint32_t i = 0; i < 100; i++) CHECK(bytes[i] == 0xCD);
+    mem_free(bytes);
+    uint8_t *zeros = mem_alloc_array(100, 1);
+    for (uint32_t i = 0; i < 100; i++) CHECK(zeros[i] == 0);
+    mem_free(zeros);
+}
+
+static void test_keys_put_nan_last(void) {
+    CHECK(near_key(-2, 9) < near_key(-1, 0) && near_key(-1, 0) < near_key(0, 0) && near_key(0, 0) < near_key(0, 1));
+    CHECK(near_key(1e30f, 0) < near_key(__builtin_nanf(""), 0) && near_distance(near_key(-2.5f, 7)) == -2.5f);
+}
+
+static void test_classes_are_sorted_in_order(void) {
+    const uint32_t classes[] = {2, 0, 2, 1, 0, 4}, want[] = {1, 4, 3, 0, 2, 5}, want_starts[] = {0, 2, 3, 5, 5, 6};
+    uint32_t starts[6], out[6];
+    counting_sort(classes, 6, 5, starts, out);
+    CHECK(memcmp(out, want, sizeof want) == 0 && memcmp(starts, want_starts, sizeof starts) == 0);
+}
+
+static void test_bits_past_a_set_are_not_in_it(void) {
+    const uint64_t words[] = {UINT64_MAX, 1};
+    CHECK(bit_within(words, 2, 64) && !bit_within(words, 2, 65) && !bit_within(words, 1, 64));
+    CHECK(row_passes(NULL, NULL, 0, 7) && row_passes(words, NULL, 0, 64) && !row_passes(words, words, 1, 64));
+    uint8_t bytes[2] = {0};
+    byte_bit_set(bytes, 9);
+    CHECK(byte_bit_get(bytes, 9) && !byte_bit_get(bytes, 8) && byte_bits_size(10) == 2);
+    CHECK(byte_bits_padded(bytes, 10) && !byte_bits_padded(bytes, 9) && byte_bits_padded(bytes, 8));
+}
+
 int main(void) {
+    RUN(test_debug_builds_fill_fresh_memory);
+    RUN(test_keys_put_nan_last);
+    RUN(test_classes_are_sorted_in_order);
+    RUN(test_bits_past_a_set_are_not_in_it);
     RUN(test_a_region_grows_with_zeros_and_keeps_its_content);
     RUN(test_a_region_that_cannot_grow_stays);
-    RUN(test_a_crew_does_each_item_once);
+    RUN(test_a_thread_pool_does_each_item_once);
     RUN(test_readers_never_see_half_a_write);
     return check_done();
 }

@@ -2,43 +2,9 @@
 #include "check.h"
 #include "data.h"
 #include "index/index.h"
+#include "saved.h"
 
-enum { ROWS = 1500, DIM = 5, PER_PART = 200, PER_GROUP = 400, PARTS_MAX = 64 };
-
-typedef struct saved {
-    uint32_t n;
-    uint8_t *bytes[PARTS_MAX];
-    uint64_t size[PARTS_MAX];
-    uint32_t kinds[PARTS_MAX];
-    uint32_t rows, graph_rows, lists, has_codes, has_bare;
-    fvdb_config config;
-} saved;
-
-static void save(fvdb_index *index, saved *out) {
-    fvdb_part parts[PARTS_MAX];
-    fvdb_stats stats;
-    fvdb_get_stats(index, &stats);
-    out->rows = (uint32_t)stats.rows;
-    out->graph_rows = (uint32_t)stats.graph_rows;
-    out->lists = (uint32_t)stats.lists;
-    CHECK(fvdb_parts(index, PER_PART, PER_GROUP, parts, PARTS_MAX, &out->n, NULL) == FVDB_OK);
-    for (uint32_t i = 0; i < out->n; i++) {
-        out->bytes[i] = malloc(parts[i].size);
-        out->kinds[i] = parts[i].kind;
-        out->has_codes |= parts[i].kind == FVDB_PART_CODES;
-        out->has_bare |= parts[i].kind == FVDB_PART_BARE;
-        CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size,
-                              &out->size[i], NULL) == FVDB_OK);
-    }
-}
-
-static fvdb_load what_to_load(const saved *s) {
-    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP, s->has_codes, s->has_bare};
-}
-
-static void free_saved(saved *s) {
-    for (uint32_t i = 0; i < s->n; i++) free(s->bytes[i]);
-}
+enum { ROWS = 1500, DIM = 5 };
 
 /* Loads with part `at` replaced; NULL when it was refused. */
 static fvdb_index *load(const saved *s, uint32_t at, const uint8_t *bytes, uint64_t size, fvdb_status *status) {
@@ -78,7 +44,7 @@ static void exercise(fvdb_index *index) {
     fvdb_stats stats;
     CHECK(fvdb_search(index, query, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL, NULL) ==
           FVDB_OK);
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     CHECK(count == (stats.live < 20 ? stats.live : 20));
     map = malloc((stats.rows + 1) * sizeof *map);
     CHECK(fvdb_vacuum(index, map, (uint32_t)stats.rows, NULL, NULL) == FVDB_OK);
@@ -143,7 +109,7 @@ static void test_rows_without_a_vector_are_never_found(void) {
                 for (uint32_t i = 0; i < count; i++) CHECK(slots[i] % 3 != 0);
             }
             fvdb_stats stats;
-            fvdb_get_stats(index, &stats);
+            fvdb_get_stats(index, &stats, NULL);
             CHECK(stats.bare == rows / 3 && stats.live == rows);
             CHECK(fvdb_vacuum(index, map, rows, NULL, NULL) == FVDB_OK);
             fvdb_free(index);
@@ -162,7 +128,7 @@ static void test_missing_and_doubled_parts_are_refused(void) {
         for (uint32_t i = 0; i < s.n; i++)
             if (i != skip) CHECK(fvdb_load_part(index, s.bytes[i], s.size[i], NULL) == FVDB_OK);
         CHECK(fvdb_load_part(index, s.bytes[(skip + 1) % s.n], s.size[(skip + 1) % s.n], NULL) == FVDB_ERR_FORMAT);
-        const bool needed = s.kinds[skip] != FVDB_PART_CODES;
+        const bool needed = s.kinds[skip] != FVDB_PART_BIT_CODES;
         CHECK(fvdb_load_end(index, NULL, 0, NULL, NULL) == (needed ? FVDB_ERR_FORMAT : FVDB_OK));
         fvdb_free(index);
     }

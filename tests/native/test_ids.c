@@ -43,7 +43,7 @@ static void test_ids_against_a_list(void) {
             order[kept++] = i;
         }
         CHECK(m.linked == kept);
-        CHECK(id_map_arranged(&m, order, kept, &bytes, &offsets, NULL) == FVDB_OK);
+        CHECK(id_map_reordered(&m, order, kept, &bytes, &offsets, NULL) == FVDB_OK);
         id_map_exchange(&m, &bytes, &offsets, kept, live);
     }
     CHECK(m.linked == kept);
@@ -134,7 +134,7 @@ static void test_timestamps_against_a_list(void) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < N; i++)
         if (i % 5) map[n++] = N - 1 - i;
-    CHECK(timestamps_arranged(&t, map, n, &kept, NULL) == FVDB_OK && kept.n == n);
+    CHECK(timestamps_reordered(&t, map, n, &kept, NULL) == FVDB_OK && kept.n == n);
     for (uint32_t i = 0; i < n; i++) CHECK(timestamps_get(&kept, i) == time_of(map[i]));
     CHECK(timestamps_resident(&t) < N * sizeof(int64_t));
     free(map);

@@ -74,11 +74,11 @@ static void delete_every(fvdb_index *index, test_rows *t, uint32_t nth) {
 
 static uint32_t vacuum(fvdb_index *index, fvdb_control *control, fvdb_status want) {
     fvdb_stats stats;
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     uint32_t *map = malloc((stats.rows + 1) * sizeof *map);
     CHECK(fvdb_vacuum(index, map, (uint32_t)stats.rows, control, NULL) == want);
     free(map);
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     return (uint32_t)stats.rows;
 }
 
@@ -151,10 +151,10 @@ static void test_many_rows_without_a_vector(void) {
         fvdb_stats stats;
         take_vectors(&bare, DIM, 1);
         CHECK(add(index, &bare, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
-        fvdb_get_stats(index, &stats);
+        fvdb_get_stats(index, &stats, NULL);
         CHECK(stats.bare == BARE && stats.graph_rows == 0);
         CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
-        fvdb_get_stats(index, &stats);
+        fvdb_get_stats(index, &stats, NULL);
         CHECK(stats.bare == BARE && stats.graph_rows == BARE + N);
         CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) >= 0.95);
         uint32_t slot;
@@ -164,7 +164,7 @@ static void test_many_rows_without_a_vector(void) {
             CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
         }
         CHECK(vacuum(index, NULL, FVDB_OK) == BARE + LEFT);
-        fvdb_get_stats(index, &stats);
+        fvdb_get_stats(index, &stats, NULL);
         CHECK(stats.bare == BARE && stats.graph_rows == 0);
         CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) == 1);
         fvdb_free(index);
@@ -183,17 +183,17 @@ static void test_conflicts(void) {
     CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
     CHECK(fvdb_add(index, &b.rows, FVDB_ON_CONFLICT_ERROR, b.slots, b.replaced, NULL, &diag) == FVDB_ERR_DUPLICATE_ID);
     CHECK(diag.row == 0 && diag.actual == UINT64_MAX && diag.file && diag.line);
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     CHECK(stats.rows == 10 && stats.live == 10);
     CHECK(add(index, &b, FVDB_ON_CONFLICT_SKIP) == FVDB_OK);
     CHECK(b.slots[4] == FVDB_NO_SLOT && b.slots[5] == 10 && b.replaced[4] == FVDB_NO_SLOT);
     CHECK(add(index, &b, FVDB_ON_CONFLICT_REPLACE) == FVDB_OK);
     CHECK(b.slots[0] == 15 && b.replaced[0] == 5 && b.replaced[9] == 14);
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     CHECK(stats.rows == 25 && stats.live == 15);
     float got[DIM];
     uint32_t slot;
-    CHECK(fvdb_find(index, b.ids, b.offsets, 1, &slot) == FVDB_OK && slot == 15);
+    CHECK(fvdb_find(index, b.ids, b.offsets, 1, &slot, NULL) == FVDB_OK && slot == 15);
     CHECK(fvdb_get_vectors(index, &slot, 1, got, NULL) == FVDB_OK);
     CHECK(memcmp(got, b.vectors, sizeof got) == 0);
     b.offsets[2] = b.offsets[1] = b.offsets[0];
@@ -268,7 +268,7 @@ static void test_failed_allocations_leave_no_trace(void) {
     before = fingerprint(index);
     for (int64_t nth = 1;; nth++) {
         fvdb_stats stats;
-        fvdb_get_stats(index, &stats);
+        fvdb_get_stats(index, &stats, NULL);
         uint32_t *map = malloc(stats.rows * sizeof *map);
         mem_fail_after(nth);
         fvdb_status status = fvdb_vacuum(index, map, (uint32_t)stats.rows, NULL, NULL);
@@ -359,17 +359,16 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     uint64_t ends[K], want_offsets[K + 1];
     uint8_t ids[K * 40], want_ids[K * 40];
     for (uint32_t q = 0; q < QUERIES; q++) {
-        uint32_t flags = (q % 2 ? FVDB_SEARCH_NOWAIT : 0) | (q % 3 ? 0 : FVDB_SEARCH_EXACT);
         fvdb_search_params params = {.k = K, .ef_search = 1 + q * q * 5, .exact = q % 3 == 0, .nowait = q % 2};
         fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = 3};
         CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
                           &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_ERR_BUFFER);
         CHECK(a.diag.expected == want_offsets[K] + K);
         a.id_capacity = a.diag.expected - 1;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_ERR_BUFFER);
+        CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_ERR_BUFFER);
         a.id_capacity++;
-        CHECK(fvdb_search_one(index, queries + q * DIM, K, params.ef_search, 0, flags, &a) == FVDB_OK);
+        CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_OK);
         CHECK(!params.exact || a.plan == FVDB_PLAN_FLAT);
         CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity);
         CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
@@ -390,14 +389,15 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
                      .allow_words = 1};
     CHECK(fvdb_search(index, queries, 1, &two, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL, 0,
                       NULL, NULL, NULL) == FVDB_OK);
-    CHECK(fvdb_search_one(index, queries, 2, 0, 0, 0, &a) == FVDB_OK && a.count == 2 && a.plan == want_plan);
+    CHECK(fvdb_search_one(index, queries, &two, &a) == FVDB_OK && a.count == 2 && a.plan == want_plan);
     CHECK(slots[0] == want_slots[0] && slots[1] == want_slots[1] && slots[0] % 2 == 1 && slots[0] < 64);
     fvdb_answer refused = {0};
-    CHECK(fvdb_search_one(index, queries, 0, 0, 0, 0, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
-    CHECK(fvdb_search_one(index, queries, 1, FVDB_EF_MAX + 1, 0, 0, &refused) == FVDB_ERR_ARGUMENT);
+    const fvdb_search_params no_k = {.k = 0}, wide = {.k = 1, .ef_search = FVDB_EF_MAX + 1}, of_none = {.k = K};
+    CHECK(fvdb_search_one(index, queries, &no_k, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);
+    CHECK(fvdb_search_one(index, queries, &wide, &refused) == FVDB_ERR_ARGUMENT);
     fvdb_index *empty = create(DIM, FVDB_METRIC_L2, FVDB_MEMORY_COMPACT, 1);
     fvdb_answer none = {.slots = slots, .distances = distances, .count = 9, .id_size = 9};
-    CHECK(fvdb_search_one(empty, queries, K, 0, 0, 0, &none) == FVDB_OK && none.count == 0 && none.id_size == 0);
+    CHECK(fvdb_search_one(empty, queries, &of_none, &none) == FVDB_OK && none.count == 0 && none.id_size == 0);
     fvdb_free(empty);
     fvdb_free(index);
     free_rows(&t);
@@ -476,7 +476,10 @@ static void test_a_scan_of_codes_misses_no_row(void) {
             double distances[2][QUERIES * K];
             fvdb_search_params params = {.k = K, .exact = 1};
             for (uint32_t memory = 0; memory < 2; memory++) {
-                fvdb_index *index = create(DIM, metric, memory ? FVDB_MEMORY_COMPACT : FVDB_MEMORY_DEFAULT, 2);
+                /* The scan reads no link: a graph of few links takes a tenth of this test's time. */
+                fvdb_config config = {DIM, metric, memory ? FVDB_MEMORY_COMPACT : FVDB_MEMORY_DEFAULT, 4, 4, 2, 7};
+                fvdb_index *index = NULL;
+                CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
                 CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
                 for (uint32_t i = 0; i < N; i += 7)
                     CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, t.slots, NULL) == FVDB_OK);

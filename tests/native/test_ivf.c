@@ -312,7 +312,7 @@ static void free_bytes(bytes *b) {
 static fvdb_index *load(fvdb_index *index, const bytes *b) {
     fvdb_stats stats;
     fvdb_index *loaded = NULL;
-    fvdb_get_stats(index, &stats);
+    fvdb_get_stats(index, &stats, NULL);
     const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows,         stats.lists,
                             PER_PART,   PER_GROUP,        stats.rows >= 1024, 0};
     CHECK(fvdb_load_begin(&index->config, &load, &loaded, NULL) == FVDB_OK);

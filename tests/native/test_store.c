@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-static void fill(store *s, test_rows *t, uint32_t metric, uint32_t memory, uint32_t dim, crew *c) {
+static void fill(store *s, test_rows *t, uint32_t metric, uint32_t memory, uint32_t dim, thread_pool *c) {
     fvdb_config config = {dim, metric, memory, 16, 100, 1, 3};
     uint32_t *all = malloc(t->rows.n * sizeof *all);
     for (uint32_t i = 0; i < t->rows.n; i++) all[i] = i;
@@ -30,8 +30,8 @@ static double reference(const float *a, const float *b, uint32_t dim, uint32_t m
 static void test_distances(void) {
     enum { N = 1100 };
     const uint32_t dims[] = {1, 7, 16, 63, 64, 65, 130};
-    crew *c;
-    CHECK(crew_start(2, &c, NULL) == FVDB_OK);
+    thread_pool *c;
+    CHECK(thread_pool_start(2, &c, NULL) == FVDB_OK);
     for (size_t at = 0; at < sizeof dims / sizeof *dims; at++) {
         uint32_t dim = dims[at];
         test_rows t = make_rows(N, dim, "row", 0, dim);
@@ -65,16 +65,16 @@ static void test_distances(void) {
         }
         free_rows(&t);
     }
-    crew_stop(c);
+    thread_pool_stop(c);
 }
 
 static void test_a_row_is_at_distance_zero_from_itself(void) {
     enum { N = 200, DIM = 37 };
-    crew *c;
+    thread_pool *c;
     store s;
     scorer q;
     test_rows t = make_rows(N, DIM, "row", 0, 1);
-    CHECK(crew_start(1, &c, NULL) == FVDB_OK);
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
     fill(&s, &t, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, DIM, c);
     CHECK(scorer_init(&q, &s) == FVDB_OK);
     for (uint32_t i = 0; i < N; i++) {
@@ -83,16 +83,16 @@ static void test_a_row_is_at_distance_zero_from_itself(void) {
     }
     scorer_free(&q);
     store_free(&s);
-    crew_stop(c);
+    thread_pool_stop(c);
     free_rows(&t);
 }
 
 static void test_hits_come_out_in_order_ties_by_id(void) {
     enum { N = 500, K = 60 };
-    crew *c;
+    thread_pool *c;
     store s;
     test_rows t = make_rows(N, 2, "row", 0, 1);
-    CHECK(crew_start(1, &c, NULL) == FVDB_OK);
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
     fill(&s, &t, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 2, c);
     hit heap[K];
     uint32_t n = 0;
@@ -107,7 +107,7 @@ static void test_hits_come_out_in_order_ties_by_id(void) {
     for (uint32_t i = 0; i < N; i++) below += (double)(mix64(i) % 40) < heap[K - 1].distance;
     CHECK(below < K);
     store_free(&s);
-    crew_stop(c);
+    thread_pool_stop(c);
     free_rows(&t);
 }
 
@@ -116,13 +116,13 @@ static void test_training_does_not_depend_on_threads(void) {
     test_rows t = make_rows(N, DIM, "row", 0, 1);
     codebook books[2];
     for (uint32_t i = 0; i < 2; i++) {
-        crew *c;
+        thread_pool *c;
         store s;
-        CHECK(crew_start(1 + 3 * i, &c, NULL) == FVDB_OK);
+        CHECK(thread_pool_start(1 + 3 * i, &c, NULL) == FVDB_OK);
         fill(&s, &t, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, DIM, c);
         CHECK(codes_train(&s, N, &books[i], c, NULL) == FVDB_OK);
         store_free(&s);
-        crew_stop(c);
+        thread_pool_stop(c);
     }
     CHECK(memcmp(books[0].lo, books[1].lo, 64 * 3 * sizeof(float)) == 0);
     codebook_free(&books[0]);
@@ -138,8 +138,8 @@ static void test_coarse_codes_are_noticed(void) {
         float centre, spread; /* of the clusters, of the rows in one */
         bool coarse[2];       /* by memory setting */
     } kinds[] = {{0, 1, {false, false}}, {10, 0.5f, {true, false}}, {1000, 0.5f, {true, true}}};
-    crew *crews[2];
-    CHECK(crew_start(1, &crews[0], NULL) == FVDB_OK && crew_start(3, &crews[1], NULL) == FVDB_OK);
+    thread_pool *pools[2];
+    CHECK(thread_pool_start(1, &pools[0], NULL) == FVDB_OK && thread_pool_start(3, &pools[1], NULL) == FVDB_OK);
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
         test_rows t = make_rows(N, DIM, "row", 0, 7);
         for (uint32_t i = 0; i < N; i++)
@@ -150,14 +150,14 @@ static void test_coarse_codes_are_noticed(void) {
         for (uint32_t memory = 0; memory < 2; memory++) {
             for (size_t at = 0; at < 2; at++) {
                 store s;
-                fill(&s, &t, FVDB_METRIC_L2, memory, DIM, crews[at]);
-                CHECK(codes_train(&s, N, &s.book, crews[at], NULL) == FVDB_OK);
+                fill(&s, &t, FVDB_METRIC_L2, memory, DIM, pools[at]);
+                CHECK(codes_train(&s, N, &s.book, pools[at], NULL) == FVDB_OK);
                 CHECK(store_reserve(&s, s.n, 0, NULL) == FVDB_OK);
-                codes_encode(&s, 0, s.n, crews[at]);
-                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_OK);
+                codes_encode(&s, 0, s.n, pools[at]);
+                CHECK(codes_judge(&s, N, pools[at], NULL) == FVDB_OK);
                 CHECK(s.book.coarse == kinds[kind].coarse[memory]);
                 mem_fail_after(1);
-                CHECK(codes_judge(&s, N, crews[at], NULL) == FVDB_ERR_MEMORY);
+                CHECK(codes_judge(&s, N, pools[at], NULL) == FVDB_ERR_MEMORY);
                 mem_fail_after(0);
                 CHECK(s.book.coarse == kinds[kind].coarse[memory]);
                 store_free(&s);
@@ -165,8 +165,8 @@ static void test_coarse_codes_are_noticed(void) {
         }
         free_rows(&t);
     }
-    crew_stop(crews[0]);
-    crew_stop(crews[1]);
+    thread_pool_stop(pools[0]);
+    thread_pool_stop(pools[1]);
 }
 
 int main(void) {

@@ -215,5 +215,5 @@ TestSessionAgainstDict.settings = settings(
 
 
 @pytest.mark.long
-class TestSessionAgainstDictForLong(SessionAgainstDict.TestCase):  # type: ignore[misc]
+class TestSessionAgainstDictForLong(SessionAgainstDict.TestCase):  # type: ignore[misc,valid-type]
     settings = settings(TestSessionAgainstDict.settings, max_examples=400, stateful_step_count=80)

@@ -129,8 +129,8 @@ async def test_a_changed_byte_in_the_pointer_is_an_integrity_error(saved: tuple[
             path.write_bytes(changed)
             with pytest.raises(IntegrityError):
                 await session.load_user_vectors()
-        for changed in (raw[:-1], raw + b"\0", b""):
-            path.write_bytes(changed)
+        for other in (raw[:-1], raw + b"\0", b""):
+            path.write_bytes(other)
             with pytest.raises(IntegrityError):
                 await session.load_user_vectors()
         path.write_bytes(raw)

@@ -123,7 +123,7 @@ async def test_the_picture_shows_every_point(tmp_path: Path) -> None:
 async def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = await measured(30)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InvalidConfigError, match=r"fabstir_vectordb\[plot\]"):
+    with pytest.raises(InvalidConfigError, match=r"drawing needs matplotlib: .* -m pip install .*matplotlib"):
         report.plot(tmp_path / "recall.svg")
 
 

@@ -167,7 +167,7 @@ def test_the_twin_takes_targets_too() -> None:
 # ---- when rows are measured
 
 
-async def test_rows_are_measured_where_there_is_a_graph_and_again_when_they_doubled(measured: Measured) -> None:
+async def test_rows_are_measured_where_there_is_a_graph_and_again_when_half_as_many_came(measured: Measured) -> None:
     async with await session_on("memory:", threads=2) as session:
         await add_rows(session, 200)
         hits = await session.search(rows(1)[0], 3, recall_target=0.99)
@@ -175,13 +175,14 @@ async def test_rows_are_measured_where_there_is_a_graph_and_again_when_they_doub
         await add_rows(session, COUNT - 200, first=200)
         assert measured.live == [COUNT]
         assert await table(session)
-        await add_rows(session, COUNT - 1, first=COUNT)
+        half = COUNT // 2
+        await add_rows(session, half - 1, first=COUNT)
         assert measured.live == [COUNT]
-        await add_rows(session, 1, first=2 * COUNT - 1)
-        assert measured.live == [COUNT, 2 * COUNT]
+        await add_rows(session, 1, first=COUNT + half - 1)
+        assert measured.live == [COUNT, COUNT + half]
         # Rows in place of others are others, too.
-        await add_rows(session, 2 * COUNT, on_conflict="replace")
-        assert measured.live == [COUNT, 2 * COUNT, 2 * COUNT]
+        await add_rows(session, COUNT + half, on_conflict="replace")
+        assert measured.live == [COUNT, COUNT + half, COUNT + half]
         await session.search(rows(1)[0], 3, recall_target=0.99)
         assert len(measured.live) == 3
 
@@ -216,6 +217,7 @@ async def test_a_loaded_index_is_measured_by_the_first_search_that_asks(measured
         await session.delete_vector(f"row-{COUNT:06d}")
         assert (len(measured.live), await table(session)) == (1, {})
         await session.load_user_vectors(discard_unsaved=True)
+        await session.search(rows(1)[0], 3)
         measured.hold()
         plans: list[str] = []
 

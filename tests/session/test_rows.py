@@ -406,9 +406,9 @@ def test_no_id_of_the_last_search_outlives_the_index() -> None:
     index.close()
     assert not native._spare
     gc.collect()
-    from fabstir_vectordb._native import handle
+    from fabstir_vectordb._native.search import _Answer
 
-    kept = [one for one in gc.get_objects() if isinstance(one, handle._Answer)]
+    kept = [one for one in gc.get_objects() if isinstance(one, _Answer)]
     assert not any(b"a-secret-id" in bytes(one.id_bytes) for one in kept)
 
 

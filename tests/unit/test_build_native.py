@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -159,12 +160,32 @@ def test_a_failing_compiler_leaves_the_old_library(
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_the_command_line_builds_where_it_is_told(tmp_path: Path) -> None:
+@pytest.fixture
+def another_compiler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that writes what it was asked for: for tests of what happens around it."""
+    script = tmp_path_factory.mktemp("cc") / "cc.py"
+    script.write_text("import sys; open(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]))")
+    monkeypatch.setenv("FVDB_CC", shlex.join([sys.executable, str(script)]))
+
+
+def test_the_command_line_builds_where_it_is_told(tmp_path: Path, another_compiler: None) -> None:
     command = [sys.executable, str(ROOT / "build_native.py"), "--output", str(tmp_path), "--debug"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "built" in printed
     assert "bytes) and declarations.py" in printed
-    assert (tmp_path / "declarations.py").exists()
+    declared = (tmp_path / "declarations.py").read_text(encoding="utf-8")
+    assert declared.endswith("OPTIONS = (True, '')\n")
+    asked = next(path for path in tmp_path.iterdir() if path.name != "declarations.py").read_text(encoding="utf-8")
+    assert "-O1 -g" in asked
+    assert "-DNDEBUG" not in asked
+
+
+def test_a_debug_build_has_its_assertions(build: ModuleType, tmp_path: Path) -> None:
+    """zig cc leaves them out of whatever it optimises, unless told otherwise."""
+    assertion = b"s->live_count <= s->n"
+    target = build.host_target()
+    assert assertion in build.build_library(target, tmp_path, debug=True).read_bytes()
+    assert assertion not in build.build_library(target, tmp_path).read_bytes()
 
 
 def test_the_command_line_refuses_an_unknown_target(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +212,9 @@ def hook_run(tmp_path: Path, version: str, target_name: str = "wheel") -> dict[s
     return data
 
 
-def test_a_wheel_for_another_machine_leaves_the_tree_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_for_another_machine_leaves_the_tree_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_compiler: None
+) -> None:
     native = ROOT / "fabstir_vectordb" / "_native"
     before = {path.name: path.stat().st_mtime_ns for path in native.iterdir() if path.is_file()}
     monkeypatch.setenv("FVDB_TARGET", "aarch64-linux-gnu")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fabstir_vectordb._native import handle
+from fabstir_vectordb._native import handle, search
+from fabstir_vectordb._native.call import raise_status
 from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, pack_ids
 from fabstir_vectordb._native.library import ffi, lib
 from fabstir_vectordb.errors import (
@@ -257,11 +258,11 @@ def test_a_search_within_a_search_has_an_answer_of_its_own(index: NativeIndex, m
 
     class Interrupting:
         def __getitem__(self, k: int) -> Any:
-            monkeypatch.setattr(handle, "_DOUBLES", real)
+            monkeypatch.setattr(search, "_DOUBLES", real)
             return interrupted(k)
 
-    real = handle._DOUBLES
-    monkeypatch.setattr(handle, "_DOUBLES", Interrupting())
+    real = search._DOUBLES
+    monkeypatch.setattr(search, "_DOUBLES", Interrupting())
     assert index.search_one(rows[4], 3)[2] == index.search(rows[4][None], 3).ids[0]
     assert inner == [[["row-9"]], "row-9"]
 
@@ -566,7 +567,7 @@ def test_arrays_that_do_not_fit_never_reach_c(index: NativeIndex) -> None:
 def test_every_status_has_its_error(status: int, expected: type[Exception]) -> None:
     diag = ffi.new("fvdb_diag *")
     with pytest.raises(expected) as caught:
-        handle._raise(status, diag)
+        raise_status(status, diag)
     if isinstance(caught.value, VectorDBError):  # a diagnostic without a message falls back on the status' own text
         assert caught.value.message == ffi.string(lib.fvdb_status_text(status)).decode()
         assert caught.value.details["native"]["file"] == ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -187,6 +190,102 @@ def test_steps_that_lead_nowhere_are_refused() -> None:
         begin(index, "cosine", stored_rows=100)
 
 
+# ---- calls that the state of an index does not answer
+
+ONE_ROW = np.ones((1, DIM), np.float32)
+FIRST_SLOTS = np.arange(5, dtype=np.uint32)
+NEED_ROWS: dict[str, Callable[[NativeIndex], object]] = {
+    "add": lambda index: add(index, ONE_ROW, 90_000),
+    "delete": lambda index: index.delete(*pack_ids(["row 1"]), True),
+    "exact": lambda index: index.search(ONE_ROW, 3, exact=True),
+    "get_vectors": lambda index: index.get_vectors(FIRST_SLOTS),
+    "graph_steps": lambda index: index.graph_steps(),
+    "graph_stored": lambda index: index.graph_stored(),
+    "historical": lambda index: index.historical(),
+    "migrate": lambda index: index.migrate(2**62, 100),
+    "locality_order": lambda index: index.locality_order(),
+    "parts": lambda index: index.parts(*LAYOUT),
+    "probes": lambda index: index.probes(10, 0.9),
+    "renumber": lambda index: index.renumber(np.arange(ROWS, dtype=np.uint32)),
+    "search": lambda index: index.search(ONE_ROW, 3),
+    "search_one": lambda index: index.search_one(ONE_ROW[0], 3),
+    "train": lambda index: index.train(2**62),
+    "vacuum": lambda index: index.vacuum(),
+    "vacuum_order": lambda index: index.vacuum_order(),
+    "with_dim": lambda index: index.with_dim(DIM + 1),
+    "write_part": lambda index: index.write_part(*LAYOUT, VECTORS, 0, 40 + 256 * DIM * 4),
+}
+NEED_IDS: dict[str, Callable[[NativeIndex], object]] = {
+    "are_bare": lambda index: index.are_bare(FIRST_SLOTS),
+    "find": lambda index: index.find(*pack_ids(["row 1"])),
+    "get_ids": lambda index: index.get_ids(FIRST_SLOTS),
+    "get_timestamps": lambda index: index.get_timestamps(FIRST_SLOTS),
+    "live_bitmap": lambda index: index.live_bitmap(),
+    "live_slots": lambda index: index.live_slots(0, 10),
+    "stats": lambda index: index.stats(),
+}
+
+
+@pytest.mark.parametrize("call", NEED_ROWS)
+def test_a_lazy_index_refuses_what_needs_vectors_or_changes_rows(call: str) -> None:
+    index = made("cosine")
+    lazy = lazily(index, written(index), "cosine")
+    before = lazy.candidates(ONE_ROW[0], 10).tolist()
+    with pytest.raises(InvalidInputError, match="lazily"):
+        NEED_ROWS[call](lazy)
+    assert lazy.stats().rows == ROWS
+    assert lazy.candidates(ONE_ROW[0], 10).tolist() == before
+
+
+@pytest.mark.parametrize("call", [*NEED_ROWS, *NEED_IDS])
+def test_an_index_that_is_loading_refuses_calls_and_loads_on(call: str) -> None:
+    index = made("cosine")
+    parts = written(index)
+    loading = begin(index, "cosine")
+    *most, last = parts.values()
+    for raw in most:
+        loading.load_part(raw)
+    with pytest.raises(InvalidInputError, match="still being loaded"):
+        (NEED_ROWS | NEED_IDS)[call](loading)
+    loading.load_part(last)
+    loading.load_end()
+    assert written(loading) == parts
+
+
+def test_a_load_that_failed_leaves_nothing_to_ask() -> None:
+    index = made("cosine")
+    parts = written(index)
+    broken = begin(index, "cosine")
+    with pytest.raises(IntegrityError, match="missing"):
+        broken.load_end()
+    for call in ({**NEED_ROWS, **NEED_IDS}).values():
+        with pytest.raises(InvalidInputError, match="failed"):
+            call(broken)
+    for again in (broken.load_end, broken.load_lazy, lambda: broken.load_part(parts[VECTORS, 0])):
+        with pytest.raises(InvalidInputError, match="failed"):
+            again()
+
+
+def test_a_load_ends_once() -> None:
+    index = made("cosine")
+    parts = written(index)
+    for finished in (lazily(index, parts, "cosine"), index):
+        for again in (finished.load_end, finished.load_lazy, partial(finished.load_part, parts[VECTORS, 0])):
+            with pytest.raises(InvalidInputError):
+                again()
+    with pytest.raises(InvalidInputError, match="neither"):
+        index.candidates(ONE_ROW[0], 10)
+    with pytest.raises(InvalidInputError, match="neither"):
+        index.check_part(parts[VECTORS, 0])
+
+
+def test_live_rows_come_as_a_bitmap() -> None:
+    index = made("cosine")
+    for one in (index, lazily(index, written(index), "cosine")):
+        bits = np.unpackbits(one.live_bitmap().view(np.uint8), bitorder="little")
+        assert np.array_equal(np.flatnonzero(bits), one.live_slots(0, ROWS))
+
+
 # ---- an order in which near rows stand together
 
 
@@ -194,7 +293,7 @@ def test_steps_that_lead_nowhere_are_refused() -> None:
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_new_slots_change_no_answer(metric: str, memory: str) -> None:
     index, other = made(metric, memory), made(metric, memory)
-    order = index.near_order()
+    order = index.locality_order()
     assert np.array_equal(np.sort(order), np.arange(ROWS))
     index.renumber(order)
     assert index.get_ids(np.arange(ROWS, dtype=np.uint32)) == other.get_ids(order)
@@ -221,13 +320,13 @@ def test_near_rows_get_near_slots() -> None:
     index = NativeIndex(DIM, "l2", "default", 8, 60, 2)
     add(index, (middles[clusters] + rng.standard_normal((ROWS, DIM)) * 0.2).astype(np.float32), 0)
     before = np.count_nonzero(np.diff(clusters))
-    after = np.count_nonzero(np.diff(clusters[index.near_order()]))
+    after = np.count_nonzero(np.diff(clusters[index.locality_order()]))
     assert after < before / 3
 
 
 def test_the_order_is_that_of_any_threads_and_memory() -> None:
     settings = [(memory, threads) for memory in ("default", "compact") for threads in (1, 3)]
-    orders = {made("cosine", *setting).near_order().tobytes() for setting in settings}
+    orders = {made("cosine", *setting).locality_order().tobytes() for setting in settings}
     assert len(orders) == 1
 
 
@@ -242,7 +341,7 @@ def test_lists_and_settled_rows_keep_their_places() -> None:
     add(index, rows_of(20, seed=8), 60_000)
     index.migrate(11_000, 300)
     on_lists = historical_ids(index)
-    order = index.near_order()
+    order = index.locality_order()
     assert np.array_equal(order[:settled], np.arange(settled))
     stats = index.stats()
     index.renumber(order)

@@ -123,12 +123,12 @@ def test_every_part_is_what_the_format_says(rows: int, rows_per_part: int) -> No
         r.end()
 
     assert kinds == sorted(kinds)
-    high, low = np.vstack(found["high"]), np.vstack(found["low"])
-    bits = vectors.view(np.uint32)
-    assert np.array_equal(high, (bits + np.uint32(2**15)) >> 16)
-    assert np.array_equal(low, bits & 0xFFFF)
-    signed = low.astype(np.uint16).view(np.int16).astype(np.int64)
-    assert np.array_equal(((high.astype(np.int64) << 16) + signed) & 0xFFFF_FFFF, bits)
+    highs, lows = np.vstack(found["high"]), np.vstack(found["low"])
+    words = vectors.view(np.uint32)
+    assert np.array_equal(highs, (words + np.uint32(2**15)) >> 16)
+    assert np.array_equal(lows, words & 0xFFFF)
+    signed = lows.astype(np.uint16).view(np.int16).astype(np.int64)
+    assert np.array_equal(((highs.astype(np.int64) << 16) + signed) & 0xFFFF_FFFF, words)
     assert found["ids"] == ids
     assert found["times"] == times.tolist()
     assert bool(head) is bool(found["links"]) is (rows >= 1024)

@@ -29,7 +29,20 @@ static bool injected_failure(void) {
     return __atomic_sub_fetch(&fail_countdown, 1, __ATOMIC_RELAXED) == 0;
 }
 
-void *mem_alloc(size_t bytes) { return injected_failure() ? NULL : malloc(bytes ? bytes : 1); }
+/* In debug builds fresh memory and freed memory hold bytes that make a use of them show: no count, pointer or float that is
+ * plausible.  `region` needs neither: it is zero by contract, and unmapped when freed. */
+#if !defined(NDEBUG)
+#define FRESH_BYTE 0xCD
+#define FREED_BYTE 0xDD
+#endif
+
+void *mem_alloc(size_t bytes) {
+    void *p = injected_failure() ? NULL : malloc(bytes ? bytes : 1);
+#if defined(FRESH_BYTE)
+    if (p) memset(p, FRESH_BYTE, bytes);
+#endif
+    return p;
+}
 
 void *mem_alloc_array(size_t count, size_t size) {
     if (injected_failure()) return NULL;
@@ -38,7 +51,12 @@ void *mem_alloc_array(size_t count, size_t size) {
 
 void *mem_realloc(void *p, size_t bytes) { return injected_failure() ? NULL : realloc(p, bytes ? bytes : 1); }
 
-void mem_free(void *p) { free(p); }
+void mem_free(void *p) {
+#if defined(FREED_BYTE) && defined(__GLIBC__)
+    if (p) memset(p, FREED_BYTE, malloc_usable_size(p)); /* elsewhere the size of a block is not known */
+#endif
+    free(p);
+}
 
 #if defined(__GLIBC__)
 
@@ -58,7 +76,7 @@ static bool give_back(void *block) {
     return madvise((void *)from, end - from, MADV_DONTNEED) == 0;
 }
 
-void mem_settle_thread(void) {
+void mem_trim_thread(void) {
     void *blocks[END_BLOCKS];
     uint32_t n = 0;
     /* Blocks up to the size of one that was mapped and freed are not mapped any more. */
@@ -68,15 +86,15 @@ void mem_settle_thread(void) {
     while (n) free(blocks[--n]);
 }
 
-void mem_settle(void) {
+void mem_trim(void) {
     malloc_trim(0);
-    mem_settle_thread();
+    mem_trim_thread();
 }
 
 #else
 
-void mem_settle_thread(void) {}
-void mem_settle(void) {}
+void mem_trim_thread(void) {}
+void mem_trim(void) {}
 
 #endif
 

@@ -11,10 +11,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bitmap.h"
 #include "fabstir_vectordb.h"
+#include "topk.h"
 
 #define FVDB_LIKELY(x) __builtin_expect(!!(x), 1)
-#define FVDB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 /* Fills diag (may be NULL) and returns status; `message` must be static text. */
 static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const char *file, uint32_t line,
@@ -33,6 +34,13 @@ static inline fvdb_status diag_fill(fvdb_diag *diag, fvdb_status status, const c
 #define FAIL_AT(diag, status, message, row, expected, actual) \
     diag_fill(diag, status, __FILE__, (uint32_t)__LINE__, message, row, expected, actual)
 #define FAIL(diag, status, message) FAIL_AT(diag, status, message, 0, 0, 0)
+/* The one failure with nothing more to say. */
+#define FAIL_MEMORY(diag) FAIL(diag, FVDB_ERR_MEMORY, "allocation failed")
+/* ---- status.c ---- */
+
+/* Static text for a status code; one for numbers that are none, too. */
+const char *status_text(fvdb_status status);
+
 /* Returns from the caller when `call` did not succeed; for functions that own nothing at that point. */
 #define TRY(call)                                     \
     do {                                              \
@@ -49,11 +57,11 @@ static inline size_t round_up(size_t n, size_t multiple) { return (n + multiple 
 
 #define CACHE_LINE 64u
 static inline const char *line_of(const void *p) { return (const char *)((uintptr_t)p & ~(uintptr_t)(CACHE_LINE - 1)); }
-static inline void fetch_bytes(const void *p, size_t bytes) {
+static inline void prefetch_bytes(const void *p, size_t bytes) {
     for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line);
 }
 /* The same for what is read once: it does not push out what the next search reads again. */
-static inline void fetch_once(const void *p, size_t bytes) {
+static inline void prefetch_once(const void *p, size_t bytes) {
     for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE)
         __builtin_prefetch(line, 0, 0);
 }
@@ -69,13 +77,13 @@ static inline void control_progress(fvdb_control *c, int64_t done, int64_t total
     __atomic_store_n(&c->done, done, __ATOMIC_RELAXED);
 }
 
-/* A stretch of a long call: `rows` steps that take the progress from `from` to `to`, of `total`. */
-typedef struct stretch {
+/* The range of progress that one step of a long call covers: its `rows` rows take the progress from `from` to `to`, of `total`. */
+typedef struct progress_range {
     fvdb_control *control;
     int64_t from, to, total;
     uint32_t rows;
-} stretch;
-static inline void stretch_report(const stretch *p, uint32_t rows_done) {
+} progress_range;
+static inline void progress_report(const progress_range *p, uint32_t rows_done) {
     control_progress(p->control, p->from + (p->to - p->from) * rows_done / (p->rows ? p->rows : 1), p->total);
 }
 
@@ -86,10 +94,10 @@ void *mem_alloc(size_t bytes);
 void *mem_alloc_array(size_t count, size_t size); /* zeroed; NULL on overflow */
 void *mem_realloc(void *p, size_t bytes);
 void mem_free(void *p);
-/* Freed heap pages go back to the system, where the allocator knows how: all but the end of other threads' heaps; or that
- * of this thread's alone. */
-void mem_settle(void);
-void mem_settle_thread(void);
+/* Gives freed heap pages back to the system, where the allocator knows how.  mem_trim: the pages of all heaps, but for the end
+ * of other threads' heaps.  mem_trim_thread: the end of this thread's heap. */
+void mem_trim(void);
+void mem_trim_thread(void);
 /* Test hook: the nth allocation from now fails (0 = never).  Compiled in always, costs one predictable branch. */
 void mem_fail_after(int64_t n);
 
@@ -104,7 +112,7 @@ bool region_resize(region *r, size_t bytes); /* false: out of memory, region unc
 void region_free(region *r);
 size_t region_resident(const region *r); /* `used`, rounded up to pages */
 
-/* ---- random.h: seeded, same everywhere ---- */
+/* ---- random numbers: seeded, the same everywhere ---- */
 
 /* splitmix64 (Steele, Lea & Flood 2014): a strong 64-bit mix of a counter. */
 static inline uint64_t mix64(uint64_t x) {
@@ -114,22 +122,16 @@ static inline uint64_t mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* ---- bitmap: slot sets, bit s % 64 of word s / 64 ---- */
-
-static inline bool bit_get(const uint64_t *words, uint32_t s) { return words[s >> 6] >> (s & 63) & 1; }
-static inline void bit_set(uint64_t *words, uint32_t s) { words[s >> 6] |= UINT64_C(1) << (s & 63); }
-static inline void bit_clear(uint64_t *words, uint32_t s) { words[s >> 6] &= ~(UINT64_C(1) << (s & 63)); }
-
 /* ---- threads.c: run one function on several threads for the length of a call ---- */
 
-typedef struct crew crew;
+typedef struct thread_pool thread_pool;
 /* Runs fn(context, worker, item) for item 0 .. items-1, items handed out one by one in order, worker in 0 .. threads-1.
  * The calling thread is worker 0.  Returns when all items are done.  fn must not fail; it notes errors in context. */
-typedef void (*crew_fn)(void *context, uint32_t worker, uint32_t item);
-fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag); /* 1 thread starts none */
-void crew_run(crew *c, crew_fn fn, void *context, uint32_t items);
-uint32_t crew_size(const crew *c);
-void crew_stop(crew *c);
+typedef void (*thread_pool_fn)(void *context, uint32_t worker, uint32_t item);
+fvdb_status thread_pool_start(uint32_t threads, thread_pool **out, fvdb_diag *diag); /* 1 thread starts none */
+void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items);
+uint32_t thread_pool_size(const thread_pool *c);
+void thread_pool_stop(thread_pool *c);
 
 typedef struct mutex {
     void *impl[8];

@@ -1,6 +1,6 @@
 /* Threads for the length of one call, and the two locks, over pthreads or Win32.
  *
- * A crew is started by a long call and stopped before it returns: an idle index owns no thread, a forked child inherits
+ * A thread pool is started by a long call and stopped before it returns: an idle index owns no thread, a forked child inherits
  * none, and memory at rest is rows only.  Starting one costs some 20 us a thread, nothing beside the calls that use it. */
 #include "base.h"
 
@@ -64,15 +64,15 @@ void mutex_lock(mutex *m) { os_mutex_lock((os_mutex *)m->impl); }
 void mutex_unlock(mutex *m) { os_mutex_unlock((os_mutex *)m->impl); }
 void mutex_destroy(mutex *m) { os_mutex_destroy((os_mutex *)m->impl); }
 
-/* ---- crew ---- */
+/* ---- thread pool ---- */
 
-struct crew {
+struct thread_pool {
     uint32_t size;    /* workers, the caller included */
     uint32_t started; /* threads to join */
     os_thread *threads;
     os_mutex lock;
     os_cond wake, done;
-    crew_fn fn;
+    thread_pool_fn fn;
     void *context;
     uint32_t items;
     uint32_t next;        /* atomic: the next item to hand out */
@@ -82,7 +82,7 @@ struct crew {
     bool stop;
 };
 
-static void work(crew *c, uint32_t worker) {
+static void work(thread_pool *c, uint32_t worker) {
     for (;;) {
         uint32_t item = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
         if (item >= c->items) return;
@@ -90,8 +90,8 @@ static void work(crew *c, uint32_t worker) {
     }
 }
 
-static THREAD_RETURN crew_thread(void *arg) {
-    crew *c = arg;
+static THREAD_RETURN thread_pool_main(void *arg) {
+    thread_pool *c = arg;
     uint64_t seen = 0;
     os_mutex_lock(&c->lock);
     uint32_t worker = ++c->next_worker;
@@ -108,13 +108,13 @@ static THREAD_RETURN crew_thread(void *arg) {
     return THREAD_END;
 }
 
-fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag) {
-    crew *c = mem_alloc_array(1, sizeof *c);
+fvdb_status thread_pool_start(uint32_t threads, thread_pool **out, fvdb_diag *diag) {
+    thread_pool *c = mem_alloc_array(1, sizeof *c);
     os_thread *handles = mem_alloc_array(threads, sizeof *handles);
     if (!c || !handles) {
         mem_free(c);
         mem_free(handles);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     c->size = threads;
     c->threads = handles;
@@ -124,8 +124,8 @@ fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag) {
         return FAIL(diag, FVDB_ERR_THREAD, "a lock could not be created");
     }
     for (uint32_t i = 1; i < threads; i++) {
-        if (!os_thread_start(&handles[c->started], crew_thread, c)) {
-            crew_stop(c);
+        if (!os_thread_start(&handles[c->started], thread_pool_main, c)) {
+            thread_pool_stop(c);
             return FAIL_AT(diag, FVDB_ERR_THREAD, "a thread could not be started", 0, threads, i);
         }
         c->started++;
@@ -134,12 +134,13 @@ fvdb_status crew_start(uint32_t threads, crew **out, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-void crew_run(crew *c, crew_fn fn, void *context, uint32_t items) {
+void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items) {
     if (c->started == 0 || items < 2) {
         for (uint32_t i = 0; i < items; i++) fn(context, 0, i);
         return;
     }
     os_mutex_lock(&c->lock);
+    assert(c->busy == 0 && !c->stop);
     c->fn = fn;
     c->context = context;
     c->items = items;
@@ -154,9 +155,9 @@ void crew_run(crew *c, crew_fn fn, void *context, uint32_t items) {
     os_mutex_unlock(&c->lock);
 }
 
-uint32_t crew_size(const crew *c) { return c->size; }
+uint32_t thread_pool_size(const thread_pool *c) { return c->size; }
 
-void crew_stop(crew *c) {
+void thread_pool_stop(thread_pool *c) {
     if (!c) return;
     os_mutex_lock(&c->lock);
     c->stop = true;
@@ -216,6 +217,7 @@ bool rwlock_try_read(rwlock *l) {
 
 void rwlock_read_done(rwlock *l) {
     os_mutex_lock(&l->lock);
+    assert(l->readers > 0 && !l->writing);
     if (--l->readers == 0 && l->writers_waiting) os_cond_broadcast(&l->changed);
     os_mutex_unlock(&l->lock);
 }
@@ -225,12 +227,14 @@ void rwlock_write(rwlock *l) {
     l->writers_waiting++;
     while (l->writing || l->readers) os_cond_wait(&l->changed, &l->lock);
     l->writers_waiting--;
+    assert(l->readers == 0 && !l->writing);
     l->writing = true;
     os_mutex_unlock(&l->lock);
 }
 
 void rwlock_write_done(rwlock *l) {
     os_mutex_lock(&l->lock);
+    assert(l->writing && l->readers == 0);
     l->writing = false;
     os_cond_broadcast(&l->changed);
     os_mutex_unlock(&l->lock);

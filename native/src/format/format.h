@@ -15,15 +15,16 @@
  *
  * Payloads, for n rows:
  *   VECTORS      both planes, high ones first: n x dim uint16 without padding, as byte planes: low bytes, then high bytes
- *   CODES        n x (dim + 7) / 8 bytes of sign bits, n uint16 factors, under L2 n float32 squared norms (sketch.c)
+ *   BIT_CODES    n x (dim + 7) / 8 bytes of sign bits, n uint16 factors, under L2 n float32 squared norms (bit_codes.c)
  *   IDS          n uint16 sizes, then the ids' bytes
  *   TIMESTAMPS   int64 smallest value, uint8 width, 7 zero bytes, then `width` byte planes of n offsets from it
  *   TOMBSTONES   bitmap of all rows of the index, 1 = tombstone, unused bits zero
- *   GRAPH        of parts with rows of the graph: n uint8 link counts, none for a row before the graph's first; the links
- *                of all rows in link_width(rows whose links are stored) bytes each; then uint32
- *                uint8 count and that many uint32 upper numbers
+ *   GRAPH        of parts with rows of the graph: n uint8 link counts, 0 for a row before the graph's first; the links of
+ *                all rows in link_width(rows whose links are stored) bytes each; then uint32 number of upper rows, and for
+ *                each of them uint32 row counted from the part's first, uint8 level, and for each level from 1 on a uint8
+ *                count and that many uint32 upper numbers
  *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows with COARSE_BIT set where the
- *                links were chosen by exact distances; then dim float32 lo, dim float32 step of the codes
+ *                links were chosen by exact distances, BITS_SERVE_BIT where bit codes find the nearest; then dim float32 lo, dim float32 step of the codes
  *   LISTS        for each row of the index the number of its list plus 1, or 0, as link_width(lists + 1) byte planes
  *   LISTS_HEAD   uint32 lists, trained rows, rows in front, zero; uint64 rows since the training; float64 mean error then,
  *                sum of errors since; uint32 lists to look at for each k and recall; then dim float32 lo, dim float32 step
@@ -47,7 +48,9 @@
 #define PART_KINDS 11 /* FVDB_PART_* are 1 .. 10 */
 #define TIMESTAMPS_HEAD_BYTES 16u
 #define GRAPH_HEAD_FIELDS 6u
+/* Beside the trained rows, which are fewer. */
 #define COARSE_BIT (1u << 31)
+#define BITS_SERVE_BIT (1u << 30)
 #define LISTS_HEAD_BYTES (4u * 4 + 8 + 2u * 8 + IVF_KS * IVF_RECALLS * 4)
 
 /* How an index is cut into parts.  Vectors, most of the bytes, have parts of their own size: few rows of one are wanted. */
@@ -95,7 +98,7 @@ typedef struct part_numbers {
 } part_numbers;
 static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
-    const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_CODES;
+    const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_BIT_CODES;
     if (shape.rows == 0 || (kind == FVDB_PART_BARE && !shape.has_bare) || (of_lists && shape.lists == 0) ||
         (of_codes && !shape.coded) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
         return (part_numbers){0, 0};
@@ -138,8 +141,6 @@ fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag);
 fvdb_status format_read_book(fvdb_index *index, fvdb_diag *diag);
 /* All parts of a kind. */
 fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag *diag);
-/* A row of a part with vectors, counted from its first. */
-void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
 /* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
  * would make two CIDs of one index.  x, high2, low2: room. */
 bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x,
@@ -152,16 +153,13 @@ fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n
 /* Frees what a load left; nothing when none is under way. */
 void format_load_abandon(fvdb_index *index);
 
-/* ---- format_lazy.c: an index whose vectors and links stay where they are stored ---- */
+/* ---- format_lazy.c: ending a load without vectors and links, and parts with vectors that come later ---- */
 
 fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag);
-fvdb_status format_candidates(fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
-                              uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+/* Finds the rows of a part with vectors that the caller keeps; they are in its bytes. */
+fvdb_status format_part_open(const fvdb_index *index, const uint8_t *bytes, uint64_t size, part_rows *out,
+                             fvdb_diag *diag);
+/* Opens it and checks every row. */
 fvdb_status format_part_check(const fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag);
-fvdb_status format_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t size, const float *query, uint32_t k,
-                               const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
-                               uint32_t *out_count, fvdb_diag *diag);
-fvdb_status format_part_vectors(const fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots,
-                                uint32_t n, float *out, fvdb_diag *diag);
 
 #endif

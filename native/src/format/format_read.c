@@ -81,8 +81,9 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
+    index->state = INDEX_LOADING;
     *out = index;
     return FVDB_OK;
 }
@@ -114,18 +115,6 @@ fvdb_status format_read_header(const fvdb_index *index, reader *r, part_header *
     return FVDB_OK;
 }
 
-static void join_bytes(const uint8_t *low, const uint8_t *high, uint32_t n, uint16_t *out) {
-    for (uint32_t i = 0; i < n; i++) out[i] = (uint16_t)(low[i] | (uint32_t)high[i] << 8);
-}
-
-void format_part_row(const uint8_t *payload, part_span span, uint32_t dim, uint32_t row, uint16_t *high,
-                     uint16_t *low) {
-    const size_t plane = (size_t)span.n * dim;
-    payload += (size_t)row * dim;
-    join_bytes(payload, payload + plane, dim, high);
-    join_bytes(payload + 2 * plane, payload + 3 * plane, dim, low);
-}
-
 /* Planes are had when the first vectors come: an index that is opened lazily has none. */
 static fvdb_status reserve_planes(fvdb_index *index, fvdb_diag *diag) {
     struct loading *l = index->loading;
@@ -135,7 +124,7 @@ static fvdb_status reserve_planes(fvdb_index *index, fvdb_diag *diag) {
     const bool had = mul_size(l->shape.rows, s->dim16 * sizeof(uint16_t), &plane) &&
                      (s->low.used == plane || (region_resize(&s->high, plane) && region_resize(&s->low, plane)));
     mutex_unlock(&l->lock);
-    return had ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return had ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader *r, fvdb_diag *diag) {
@@ -144,23 +133,22 @@ static fvdb_status read_vectors(fvdb_index *index, const part_header *h, reader 
     REQUIRE(r->left == size, "vectors have another size");
     TRY(reserve_planes(index, diag));
     const uint8_t *payload = read_bytes(r, size);
-    for (uint32_t i = 0; i < h->span.n; i++)
-        format_part_row(payload, h->span, s->dim, i, (uint16_t *)store_high(s, h->span.first + i),
-                        (uint16_t *)store_low(s, h->span.first + i));
+    const part_rows rows = {payload, h->span.first, h->span.n};
+    for (uint32_t i = 0; i < rows.n; i++)
+        part_row(&rows, s->dim, i, (uint16_t *)store_high(s, rows.first + i), (uint16_t *)store_low(s, rows.first + i));
     return FVDB_OK;
 }
 
 static fvdb_status keep_payload(part_blob *b, reader *r, fvdb_diag *diag) {
     b->size = r->left;
     b->bytes = mem_alloc(b->size);
-    if (!b->bytes) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!b->bytes) return FAIL_MEMORY(diag);
     memcpy(b->bytes, r->at, b->size);
     return FVDB_OK;
 }
 
 fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t size, fvdb_diag *diag) {
     struct loading *l = index->loading;
-    if (!l) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
     reader r = reader_over(bytes, (size_t)size);
     part_header h;
     TRY(format_read_header(index, &r, &h, diag));
@@ -234,16 +222,15 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
 
 static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
-    const size_t size = (l->shape.rows + 7u) / 8;
+    const size_t size = byte_bits_size(l->shape.rows);
     if (l->numbers[FVDB_PART_BARE].end == 0) return FVDB_OK;
     reader r = payload_of(l, FVDB_PART_BARE, 0);
     REQUIRE(r.left == size, "the marks of rows without a vector have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0,
-            "a row without a vector is past the last row");
+    REQUIRE(byte_bits_padded(bits, l->shape.rows), "a row without a vector is past the last row");
     TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
     for (uint32_t slot = 0; slot < l->shape.rows; slot++)
-        if (bits[slot / 8] >> (slot % 8) & 1) store_mark_bare(&index->store, slot);
+        if (byte_bit_get(bits, slot)) store_mark_bare(&index->store, slot);
     REQUIRE(index->store.bare_count, "no row is without a vector");
     return FVDB_OK;
 }
@@ -252,15 +239,14 @@ static fvdb_status read_tombstones(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     store *s = &index->store;
     if (l->shape.rows == 0) return FVDB_OK;
-    if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t)))
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!region_resize(&s->live, (l->shape.rows + 63u) / 64 * sizeof(uint64_t))) return FAIL_MEMORY(diag);
     reader r = payload_of(l, FVDB_PART_TOMBSTONES, 0);
-    size_t size = (l->shape.rows + 7u) / 8;
+    const size_t size = byte_bits_size(l->shape.rows);
     REQUIRE(r.left == size, "the tombstones have another size");
     const uint8_t *bits = read_bytes(&r, size);
-    REQUIRE(l->shape.rows % 8 == 0 || bits[size - 1] >> (l->shape.rows % 8) == 0, "a tombstone is past the last row");
+    REQUIRE(byte_bits_padded(bits, l->shape.rows), "a tombstone is past the last row");
     for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
-        if (bits[slot / 8] >> (slot % 8) & 1) continue;
+        if (byte_bit_get(bits, slot)) continue;
         size_t id_size;
         const uint8_t *id = id_map_get(&s->ids, slot, &id_size);
         if (id_map_find(&s->ids, id, id_size) != FVDB_NO_SLOT) return BAD_ROW("an id is live twice", slot);
@@ -311,9 +297,9 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-static fvdb_status check_planes(fvdb_index *index, crew *c, fvdb_diag *diag) {
+static fvdb_status check_planes(fvdb_index *index, thread_pool *c, fvdb_diag *diag) {
     plane_check job = {&index->store, FVDB_NO_SLOT};
-    crew_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
     return job.bad_row == FVDB_NO_SLOT
                ? FVDB_OK
                : BAD_ROW("a vector is not finite, zero under cosine, or not split into nearest halves", job.bad_row);
@@ -366,7 +352,7 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     reader r = payload_of(l, FVDB_PART_LISTS_HEAD, 0);
     const size_t size = LISTS_HEAD_BYTES + (size_t)s->dim * 2 * sizeof(float) + (size_t)l->shape.lists * s->code_bytes;
     REQUIRE(r.left == size && read_u32(&r) == l->shape.lists, "the lists' head has another size");
-    if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL_MEMORY(diag);
     c->trained_rows = read_u32(&r);
     index->graph.first = read_u32(&r);
     REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN && read_u32(&r) == 0, "the lists were trained on too few rows");
@@ -423,7 +409,7 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
     if (l->numbers[FVDB_PART_LISTS].end) {
         TRY(read_lists_head(index, diag));
         uint32_t *slots = mem_alloc_array(2 * (size_t)l->shape.rows, sizeof *slots);
-        if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (!slots) return FAIL_MEMORY(diag);
         fvdb_status status = fill_lists(index, slots, slots + l->shape.rows, diag);
         mem_free(slots);
         if (status != FVDB_OK) return status;
@@ -436,14 +422,15 @@ static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
 /* What follows the graph's own fields in its head. */
 static fvdb_status read_codebook(fvdb_index *index, uint32_t trained, reader *r, fvdb_diag *diag) {
     store *s = &index->store;
-    const uint32_t trained_rows = trained & ~COARSE_BIT;
+    const uint32_t trained_rows = trained & ~(COARSE_BIT | BITS_SERVE_BIT);
     REQUIRE(trained_rows && codes_train_at(trained_rows), "the codes were trained on a row count that is none of ours");
-    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (codebook_alloc(&s->book, s->dim64) != FVDB_OK) return FAIL_MEMORY(diag);
     TRY(read_book(r, &s->book, s->dim, diag));
     REQUIRE(r->ok && r->left == 0, "the graph's head has another size");
     codebook_derive(&s->book, s->dim64);
     s->book.trained_rows = trained_rows;
     s->book.coarse = trained & COARSE_BIT;
+    s->book.bits_serve = trained & BITS_SERVE_BIT;
     return FVDB_OK;
 }
 
@@ -569,10 +556,10 @@ fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag 
     return FVDB_OK;
 }
 
-/* Sketches are for lazy loads: an index that has its rows needs none. */
+/* Bit codes are for lazy loads: an index that has its rows needs none. */
 static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
     for (uint32_t kind = 1; kind < PART_KINDS; kind++)
-        if (kind != FVDB_PART_CODES) TRY(format_check_came(l, kind, diag));
+        if (kind != FVDB_PART_BIT_CODES) TRY(format_check_came(l, kind, diag));
     return FVDB_OK;
 }
 
@@ -587,7 +574,7 @@ fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status assemble(fvdb_index *index, crew *c, fvdb_control *control, fvdb_diag *diag) {
+static fvdb_status assemble(fvdb_index *index, thread_pool *c, fvdb_control *control, fvdb_diag *diag) {
     TRY(check_all_came(index->loading, diag));
     TRY(format_read_rows(index, diag));
     TRY(check_planes(index, c, diag));
@@ -612,14 +599,16 @@ static fvdb_status check_steps(const fvdb_index *index, const uint32_t *steps, u
 
 fvdb_status format_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_steps, fvdb_control *control,
                             fvdb_diag *diag) {
-    if (!index->loading) return FAIL(diag, FVDB_ERR_ARGUMENT, "the index is not being loaded");
+    index->state = INDEX_BROKEN; /* until all that can fail is done */
     if (n_steps > FVDB_STEPS_MAX) return FAIL_AT(diag, FVDB_ERR_FORMAT, "too many steps", 0, FVDB_STEPS_MAX, n_steps);
-    crew *c;
-    TRY(crew_start(index->config.threads, &c, diag));
+    thread_pool *c;
+    TRY(thread_pool_start(index->config.threads, &c, diag));
     fvdb_status status = assemble(index, c, control, diag);
-    crew_stop(c);
+    thread_pool_stop(c);
     if (status == FVDB_OK) status = check_steps(index, steps, n_steps, diag);
     if (status == FVDB_OK) status = index_repeat_steps(index, steps, n_steps, control, diag);
-    if (status == FVDB_OK) format_load_abandon(index);
-    return status;
+    if (status != FVDB_OK) return status;
+    format_load_abandon(index);
+    index->state = INDEX_WHOLE;
+    return FVDB_OK;
 }

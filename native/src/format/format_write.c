@@ -50,11 +50,11 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span 
     int64_t low;
     switch (kind) {
     case FVDB_PART_VECTORS: return (uint64_t)s.n * st->dim * 2 * sizeof(uint16_t);
-    case FVDB_PART_CODES: return (uint64_t)s.n * sketch_row_bytes(st);
+    case FVDB_PART_BIT_CODES: return (uint64_t)s.n * bit_codes_row_bytes(st);
     case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
     case FVDB_PART_TOMBSTONES:
-    case FVDB_PART_BARE: return (s.n + 7u) / 8;
+    case FVDB_PART_BARE: return byte_bits_size(s.n);
     case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
     case FVDB_PART_GRAPH_HEAD: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
     case FVDB_PART_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
@@ -96,18 +96,12 @@ static void write_timestamps(writer *w, const timestamps *t, part_span s) {
     }
 }
 
-static void write_tombstones(writer *w, const store *st) {
-    uint8_t *bits = write_space(w, (st->n + 7u) / 8);
-    memset(bits, 0, (st->n + 7u) / 8);
-    for (uint32_t slot = 0; slot < st->n; slot++)
-        if (!bit_get(store_live(st), slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
-}
-
-static void write_bare(writer *w, const store *st) {
-    uint8_t *bits = write_space(w, (st->n + 7u) / 8);
-    memset(bits, 0, (st->n + 7u) / 8);
-    for (uint32_t slot = 0; slot < st->n; slot++)
-        if (store_is_bare(st, slot)) bits[slot / 8] |= (uint8_t)(1u << (slot % 8));
+/* One bit a row: those that are in `bits`, or with `inverted` those that are not; NULL is empty. */
+static void write_bits(writer *w, const uint64_t *bits, uint32_t n, bool inverted) {
+    uint8_t *out = write_space(w, byte_bits_size(n));
+    memset(out, 0, byte_bits_size(n));
+    for (uint32_t slot = 0; slot < n; slot++)
+        if ((bits && bit_get(bits, slot)) != inverted) byte_bit_set(out, slot);
 }
 
 static void write_graph(writer *w, const hnsw *g, part_span s, uint32_t rows) {
@@ -142,9 +136,9 @@ static void write_floats(writer *w, const float *x, uint32_t n) {
 static void write_graph_head(writer *w, const fvdb_index *index) {
     const hnsw *g = &index->graph;
     const store *st = &index->store;
-    const uint32_t fields[GRAPH_HEAD_FIELDS] = {g->M,       g->ef_construction,
-                                                g->entry,   g->max_level,
-                                                g->upper_n, st->book.trained_rows | (st->book.coarse ? COARSE_BIT : 0)};
+    const uint32_t trained =
+        st->book.trained_rows | (st->book.coarse ? COARSE_BIT : 0) | (st->book.bits_serve ? BITS_SERVE_BIT : 0);
+    const uint32_t fields[GRAPH_HEAD_FIELDS] = {g->M, g->ef_construction, g->entry, g->max_level, g->upper_n, trained};
     for (uint32_t i = 0; i < GRAPH_HEAD_FIELDS; i++) write_le(w, fields[i], sizeof(uint32_t));
     write_floats(w, st->book.lo, st->dim);
     write_floats(w, st->book.step, st->dim);
@@ -189,14 +183,16 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
         write_plane(w, st, &st->high, s);
         write_plane(w, st, &st->low, s);
         return;
-    case FVDB_PART_CODES: sketch_write(st, s.first, s.n, write_space(w, (size_t)s.n * sketch_row_bytes(st))); return;
+    case FVDB_PART_BIT_CODES:
+        bit_codes_write(st, s.first, s.n, write_space(w, (size_t)s.n * bit_codes_row_bytes(st)));
+        return;
     case FVDB_PART_IDS: write_ids(w, &st->ids, s); return;
     case FVDB_PART_TIMESTAMPS: write_timestamps(w, &st->times, s); return;
-    case FVDB_PART_TOMBSTONES: write_tombstones(w, st); return;
+    case FVDB_PART_TOMBSTONES: write_bits(w, store_live(st), st->n, true); return;
     case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
     case FVDB_PART_GRAPH_HEAD: write_graph_head(w, index); return;
     case FVDB_PART_LISTS: write_lists(w, index); return;
-    case FVDB_PART_BARE: write_bare(w, st); return;
+    case FVDB_PART_BARE: write_bits(w, (const uint64_t *)st->bare.base, st->n, false); return;
     default: write_lists_head(w, index); return;
     }
 }

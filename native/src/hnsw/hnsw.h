@@ -68,16 +68,17 @@ void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out);
  * end, hold FVDB_NO_SLOT.  `room` takes M0 entries. */
 static inline const uint32_t *hnsw_cells(const hnsw *g, uint32_t level, uint32_t node, uint32_t *room, uint32_t *n) {
     *n = level ? g->M : g->M0;
+    assert(level ? node < g->upper_n : node >= g->first);
     if (level) return hnsw_upper_links(g, node, level);
     if (g->link_bits == 32) return (const uint32_t *)g->links0.base + (size_t)(node - g->first) * g->M0;
     hnsw_unpack0(g, node, room);
     return room;
 }
 /* Brings the links of a node near. */
-static inline void hnsw_fetch(const hnsw *g, uint32_t level, uint32_t node) {
+static inline void hnsw_prefetch(const hnsw *g, uint32_t level, uint32_t node) {
     if (level) return; /* small enough to be near */
     size_t bytes = (size_t)g->M0 * g->link_bits / 8;
-    fetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
+    prefetch_bytes(g->links0.base + (node - g->first) * bytes, bytes);
 }
 /* Links of a node into out (M0 entries of room); returns how many. */
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out);
@@ -95,8 +96,8 @@ typedef struct candidate {
 } candidate;
 #define CANDIDATE_SEEN 0x80000000u
 
-/* Memory of one walk, pooled by index/ and used by one thread at a time. */
-typedef struct walk {
+/* Scratch memory of one search or of linking one row, pooled by index/ and used by one thread at a time. */
+typedef struct search_scratch {
     const store *s;
     const hnsw *g;
     scorer query;
@@ -110,21 +111,21 @@ typedef struct walk {
     uint32_t hits_size;
     void *room; /* for what is done beside the walk */
     size_t room_size;
-    size_t bytes; /* all memory of this walk */
-} walk;
+    size_t bytes; /* all memory of this scratch */
+} search_scratch;
 
-fvdb_status walk_init(walk *w, const store *s, const hnsw *g);
-void walk_free(walk *w);
+fvdb_status scratch_init(search_scratch *w, const store *s, const hnsw *g);
+void scratch_free(search_scratch *w);
 /* Room to walk n nodes with a pool of pool_size. */
-fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size);
+fvdb_status scratch_reserve(search_scratch *w, uint32_t n, uint32_t pool_size);
 /* Room for the hits of a query. */
-fvdb_status walk_reserve_hits(walk *w, uint32_t hits);
+fvdb_status scratch_reserve_hits(search_scratch *w, uint32_t hits);
 /* w->room of so many bytes. */
-fvdb_status walk_reserve_room(walk *w, size_t bytes);
+fvdb_status scratch_reserve_room(search_scratch *w, size_t bytes);
 
-/* Starts a new set of marked nodes; walk_mark is false for a node marked already. */
-void walk_begin_marks(walk *w);
-bool walk_mark(walk *w, uint32_t node);
+/* Starts a new set of marked nodes; scratch_mark is false for a node marked already. */
+void scratch_begin_marks(search_scratch *w);
+bool scratch_mark(search_scratch *w, uint32_t node);
 
 /* Rows a search may return; the others still guide it. */
 typedef struct row_filter {
@@ -135,19 +136,18 @@ typedef struct row_filter {
     uint32_t pool_most; /* candidates of a walk, those that only guide it included */
 } row_filter;
 static inline bool row_allowed(const row_filter *f, uint32_t slot) {
-    return (!f->live || bit_get(f->live, slot)) &&
-           (!f->allow || (slot / 64 < f->allow_words && bit_get(f->allow, slot))) &&
-           !(f->moved && slot / 64 < f->moved_words && bit_get(f->moved, slot));
+    return row_passes(f->live, f->allow, f->allow_words, slot) &&
+           !(f->moved && bit_within(f->moved, f->moved_words, slot));
 }
 
 /* Nearest node to w->query on the levels above `level`: the greedy descent of Alg. 5.  An upper number, or a slot when
  * level is 0. */
-uint32_t hnsw_descend(walk *w, uint32_t level);
+uint32_t hnsw_descend(search_scratch *w, uint32_t level);
 /* Search of one level from `entry` (Alg. 2): afterwards w->pool holds the nearest found, with up to ef allowed ones.
  * filter: NULL allows all. */
-void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter);
+void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter);
 /* Puts a node into the pool as a walk would; `capacity` bounds the pool. */
-void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity);
+void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity);
 
 /* ---- hnsw_insert.c: linking new rows ---- */
 
@@ -168,19 +168,19 @@ fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag);
 void hnsw_undo_apply(hnsw_undo *u, hnsw *g);
 void hnsw_undo_free(hnsw_undo *u);
 
-/* Links rows g->n .. end-1, whose vectors and codes are in the store.  walks: one per crew member.  On failure the caller
+/* Links rows g->n .. end-1, whose vectors and codes are in the store.  scratch: one per thread of the pool.  On failure the caller
  * applies the undo. */
-fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
-                      const stretch *stretch, fvdb_diag *diag);
+fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
+                      const progress_range *range, fvdb_diag *diag);
 /* Links all rows anew on level 0, knowing the whole graph. */
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
-                        fvdb_diag *diag);
-/* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, walks and undo. */
+fvdb_status hnsw_refine(hnsw *g, store *s, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
+                        const progress_range *range, fvdb_diag *diag);
+/* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, scratch and undo. */
 uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows);
 uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked);
 /* The diversity heuristic (Alg. 4) for the row that w->query was set to: from the pool, nearest first, keeps those nearer to
  * it than `slack` times their distance to any kept one; at most M, into out.  Returns how many. */
-uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out);
+uint32_t hnsw_select(search_scratch *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out);
 
 /* ---- hnsw_repair.c: taking rows out ---- */
 
@@ -190,7 +190,7 @@ uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float s
 
 /* New links for every row that stays, as a fresh graph numbered by map (old slot -> new slot, FVDB_NO_SLOT = goes).
  * `g` and its store are read only; `out` replaces g once the store is compacted. */
-fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks, crew *c,
-                         fvdb_control *control, hnsw *out, fvdb_diag *diag);
+fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, search_scratch *const *scratch,
+                         thread_pool *c, fvdb_control *control, hnsw *out, fvdb_diag *diag);
 
 #endif

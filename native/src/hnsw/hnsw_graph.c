@@ -93,7 +93,7 @@ fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag) {
     size_t old_rows = g->links0.used / hnsw_row_bytes0(g->M0, g->link_bits);
     if (rows <= old_rows && bits == g->link_bits) return FVDB_OK;
     if (!region_resize(&g->links0, max_u32(rows, (uint32_t)old_rows) * hnsw_row_bytes0(g->M0, bits)))
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     if (bits != g->link_bits) widen(g, (uint32_t)old_rows, bits);
     if (rows > old_rows)
         memset(row0(g, g->first + (uint32_t)old_rows), 0xff, (rows - old_rows) * hnsw_row_bytes0(g->M0, bits));
@@ -140,7 +140,7 @@ fvdb_status hnsw_append_upper(hnsw *g, uint32_t slot, uint32_t level, fvdb_diag 
     if (!region_resize(&g->upper_slot, (size_t)(u + 1) * sizeof(uint32_t)) || !region_resize(&g->upper_level, u + 1) ||
         !region_resize(&g->upper_start, (size_t)(u + 1) * sizeof(uint32_t)) ||
         !region_resize(&g->upper_links, blocks * g->M * sizeof(uint32_t)))
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     ((uint32_t *)g->upper_slot.base)[u] = slot;
     g->upper_level.base[u] = (uint8_t)level;
     ((uint32_t *)g->upper_start.base)[u] = g->upper_blocks;
@@ -198,8 +198,7 @@ fvdb_status hnsw_renumbered(const hnsw *g, const uint32_t *order, const uint32_t
     if (hnsw_rows(g) == 0) return FVDB_OK;
     uint32_t *upper_of = mem_alloc_array(hnsw_rows(g), sizeof *upper_of);
     uint32_t *upper_map = mem_alloc_array(g->upper_n, sizeof *upper_map);
-    fvdb_status status =
-        upper_of && upper_map ? hnsw_reserve(out, g->n, diag) : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = upper_of && upper_map ? hnsw_reserve(out, g->n, diag) : FAIL_MEMORY(diag);
     if (status == FVDB_OK) status = renumber_upper(g, order, upper_of, upper_map, out, diag);
     if (status == FVDB_OK) {
         for (uint32_t slot = g->first; slot < g->n; slot++) renumber_links(g, 0, order[slot], map, slot, out);

@@ -32,7 +32,7 @@ fvdb_status hnsw_undo_begin(hnsw_undo *u, const hnsw *g, fvdb_diag *diag) {
     u->touched_upper = mem_alloc_array(g->upper_n / 64 + 1, sizeof(uint64_t));
     if (u->touched0 && u->touched_upper) return FVDB_OK;
     hnsw_undo_free(u);
-    return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return FAIL_MEMORY(diag);
 }
 
 void hnsw_undo_free(hnsw_undo *u) {
@@ -83,7 +83,7 @@ void hnsw_undo_apply(hnsw_undo *u, hnsw *g) {
 
 /* Takes the copies of a row, those with its high halves, out of its pool.  The nearest by slot get up to half of the M
  * links, so that any number of copies is a chain of overlapping stretches. */
-static uint32_t take_copies(walk *w, uint32_t level, uint32_t slot, uint32_t M, uint32_t *out) {
+static uint32_t take_copies(search_scratch *w, uint32_t level, uint32_t slot, uint32_t M, uint32_t *out) {
     const store *s = w->s;
     candidate *pool = w->pool;
     uint32_t left = 0, n = 0, away[HNSW_M0_MAX / 2];
@@ -113,7 +113,7 @@ static uint32_t take_copies(walk *w, uint32_t level, uint32_t slot, uint32_t M, 
  * as testing each candidate against all kept ones, but one batch of distances for each kept row.
  * Departs from the paper, which knows no equal rows: a copy of the query is as far from all others as the query is, so
  * that it would drop each of them or none as rounding has it, and a few dozen copies fell apart into islands. */
-uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out) {
+uint32_t hnsw_select(search_scratch *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out) {
     uint32_t n = take_copies(w, level, slot, M, out), left = w->pool_n;
     candidate *pool = w->pool;
     while (left && n < M) {
@@ -140,7 +140,7 @@ uint32_t hnsw_select(walk *w, uint32_t level, uint32_t slot, uint32_t M, float s
 typedef struct batch {
     hnsw *g;
     store *s;
-    walk *const *walks;
+    search_scratch *const *scratch;
     uint32_t first, end;
     uint32_t *upper; /* per row of the batch: its upper number or FVDB_NO_SLOT */
     /* Regions, since what is freed to the heap by a worker thread may stay with the process. */
@@ -167,13 +167,13 @@ static void free_edges(batch *b) {
 }
 
 /* Offers the earlier rows of the batch that reach `level`, scored in slot order. */
-static void offer_peers(batch *b, walk *w, uint32_t level, uint32_t row) {
+static void offer_peers(batch *b, search_scratch *w, uint32_t level, uint32_t row) {
     uint32_t slots[SCORE_CHUNK], nodes[SCORE_CHUNK], n = 0, capacity = b->g->ef_construction;
     float distances[SCORE_CHUNK];
     for (uint32_t peer = b->first; peer <= row; peer++) {
         if (peer == row || n == SCORE_CHUNK) {
             scorer_many(&w->query, slots, n, distances);
-            for (uint32_t i = 0; i < n; i++) walk_offer(w, distances[i], nodes[i], capacity);
+            for (uint32_t i = 0; i < n; i++) scratch_offer(w, distances[i], nodes[i], capacity);
             n = 0;
         }
         uint32_t u = b->upper[peer - b->first];
@@ -187,7 +187,7 @@ static void offer_peers(batch *b, walk *w, uint32_t level, uint32_t row) {
 /* Alg. 1 for one row, but for the links back. */
 static void link_row(void *context, uint32_t worker, uint32_t item) {
     batch *b = context;
-    walk *w = b->walks[worker];
+    search_scratch *w = b->scratch[worker];
     hnsw *g = b->g;
     uint32_t row = b->first + item, u = b->upper[item];
     if (store_is_bare(b->s, row)) return; /* a node without links: no walk comes there */
@@ -226,7 +226,7 @@ static uint32_t drop_present(uint64_t *edges, uint32_t n, const uint32_t *links,
 /* Adds one target's new links; where they do not fit, the best of all by Alg. 4. */
 static void merge_target(void *context, uint32_t worker, uint32_t item) {
     batch *b = context;
-    walk *w = b->walks[worker];
+    search_scratch *w = b->scratch[worker];
     hnsw *g = b->g;
     uint32_t level = b->level, first = groups_of(b)[item], added = groups_of(b)[item + 1] - first;
     uint64_t *edges = edges_of(b) + first;
@@ -249,7 +249,7 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
             slots[i] = hnsw_node_slot(g, level, nodes[i]);
         }
         scorer_many(&w->query, slots, chunk, distances);
-        for (uint32_t i = 0; i < chunk; i++) walk_offer(w, distances[i], nodes[i], HNSW_MERGED_MAX);
+        for (uint32_t i = 0; i < chunk; i++) scratch_offer(w, distances[i], nodes[i], HNSW_MERGED_MAX);
     }
     n = hnsw_select(w, level, slot, room, b->slack, links);
     hnsw_set_links(g, level, target, links, n);
@@ -286,11 +286,10 @@ static void collect_edges(batch *b, uint32_t level) {
     groups[b->n_groups] = b->n_edges;
 }
 
-static fvdb_status merge_edges(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status merge_edges(batch *b, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     for (uint32_t i = 0; i < b->n_groups; i++)
-        if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32)))
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    crew_run(c, merge_target, b, b->n_groups);
+        if (!undo_save(undo, b->g, b->level, (uint32_t)(edges_of(b)[groups_of(b)[i]] >> 32))) return FAIL_MEMORY(diag);
+    thread_pool_run(c, merge_target, b, b->n_groups);
     return FVDB_OK;
 }
 
@@ -304,11 +303,11 @@ static fvdb_status append_batch_nodes(batch *b, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status link_batch(batch *b, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     hnsw *g = b->g;
     uint32_t first_upper = g->upper_n, top = 0;
     TRY(append_batch_nodes(b, diag));
-    crew_run(c, link_row, b, b->end - b->first);
+    thread_pool_run(c, link_row, b, b->end - b->first);
     for (uint32_t u = first_upper; u < g->upper_n; u++) top = max_u32(top, hnsw_upper_level(g, u));
     for (uint32_t level = 0; level <= top; level++) {
         collect_edges(b, level);
@@ -323,10 +322,11 @@ static fvdb_status link_batch(batch *b, crew *c, hnsw_undo *undo, fvdb_diag *dia
     return FVDB_OK;
 }
 
-static fvdb_status reserve_walks(walk *const *walks, const crew *c, uint32_t n, uint32_t candidates, fvdb_diag *diag) {
-    for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(walks[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK)
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+static fvdb_status reserve_scratch(search_scratch *const *scratch, const thread_pool *c, uint32_t n,
+                                   uint32_t candidates, fvdb_diag *diag) {
+    for (uint32_t i = 0; i < thread_pool_size(c); i++)
+        if (scratch_reserve(scratch[i], n, max_u32(candidates, HNSW_MERGED_MAX) + 1) != FVDB_OK)
+            return FAIL_MEMORY(diag);
     return FVDB_OK;
 }
 
@@ -335,23 +335,22 @@ uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows) {
     return rows * sizeof(uint32_t) + edges_bytes(rows * M);
 }
 
-fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew *c, hnsw_undo *undo,
-                      const stretch *stretch, fvdb_diag *diag) {
+fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
+                      const progress_range *range, fvdb_diag *diag) {
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
-    batch b = {.g = g, .s = s, .walks = walks, .slack = 1};
+    batch b = {.g = g, .s = s, .scratch = scratch, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
-    fvdb_status status =
-        b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    if (status == FVDB_OK) status = reserve_walks(walks, c, end, g->ef_construction, diag);
+    fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL_MEMORY(diag);
+    if (status == FVDB_OK) status = reserve_scratch(scratch, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
-        if (control_cancelled(stretch->control)) {
+        if (control_cancelled(range->control)) {
             status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
             break;
         }
         b.first = g->n;
         b.end = g->n + min_u32(rows, end - g->n);
         status = link_batch(&b, c, undo, diag);
-        stretch_report(stretch, g->n - start);
+        progress_report(range, g->n - start);
     }
     mem_free(b.upper);
     free_edges(&b);
@@ -362,7 +361,7 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, walk *const *walks, crew 
 
 typedef struct refining {
     batch b;
-    const stretch *stretch;
+    const progress_range *range;
     uint32_t done; /* rows whose links were looked for, by all workers */
     region links;  /* uint32, of the rows of the batch: their number, then M0 cells each */
 } refining;
@@ -371,7 +370,7 @@ static uint32_t *links_of(const refining *r, uint32_t item) {
     return (uint32_t *)r->links.base + (size_t)item * (1 + r->b.g->M0);
 }
 
-static void ask_for_row(const refining *r, walk *w, uint32_t row) {
+static void ask_for_row(const refining *r, search_scratch *w, uint32_t row) {
     float x[FVDB_DIM_MAX];
     store_get(r->b.s, row, x);
     scorer_set_vector(&w->query, x);
@@ -380,7 +379,7 @@ static void ask_for_row(const refining *r, walk *w, uint32_t row) {
 /* Where a row of the batch lies: the row nearest to it on level 2 and above. */
 static void find_place(void *context, uint32_t worker, uint32_t item) {
     const refining *r = context;
-    walk *w = r->b.walks[worker];
+    search_scratch *w = r->b.scratch[worker];
     edges_of(&r->b)[item] = item;
     if (store_is_bare(r->b.s, r->b.first + item)) return;
     ask_for_row(r, w, r->b.first + item);
@@ -391,42 +390,42 @@ static void find_place(void *context, uint32_t worker, uint32_t item) {
 static void find_links(void *context, uint32_t worker, uint32_t place) {
     refining *r = context;
     const hnsw *g = r->b.g;
-    walk *w = r->b.walks[worker];
+    search_scratch *w = r->b.scratch[worker];
     uint32_t item = (uint32_t)edges_of(&r->b)[place], row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
     float distances[HNSW_M0_MAX];
-    if (control_cancelled(r->stretch->control)) return;
+    if (control_cancelled(r->range->control)) return;
     if (store_is_bare(r->b.s, row)) {
         links_of(r, item)[0] = 0;
         return;
     }
     uint32_t done = __atomic_add_fetch(&r->done, 1, __ATOMIC_RELAXED);
-    if (worker == 0) stretch_report(r->stretch, done); /* one of them alone, so that it never goes back */
+    if (worker == 0) progress_report(r->range, done); /* one of them alone, so that it never goes back */
     ask_for_row(r, w, row);
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), REFINE_EF(g->ef_construction), NULL);
-    walk_begin_marks(w);
-    walk_mark(w, row);
+    scratch_begin_marks(w);
+    scratch_mark(w, row);
     for (uint32_t i = 0; i < w->pool_n; i++)
-        if (walk_mark(w, w->pool[i].node)) w->pool[kept++] = w->pool[i];
+        if (scratch_mark(w, w->pool[i].node)) w->pool[kept++] = w->pool[i];
     w->pool_n = kept;
     uint32_t n = hnsw_links(g, 0, row, links);
     scorer_many(&w->query, links, n, distances);
     for (uint32_t i = 0; i < n; i++)
-        if (walk_mark(w, links[i])) walk_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
+        if (scratch_mark(w, links[i])) scratch_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
     uint32_t *out = links_of(r, item);
     out[0] = hnsw_select(w, 0, row, g->M0, r->b.slack, out + 1);
 }
 
-static fvdb_status refine_batch(refining *r, crew *c, hnsw_undo *undo, fvdb_diag *diag) {
+static fvdb_status refine_batch(refining *r, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
     batch *b = &r->b;
     uint32_t rows = b->end - b->first;
     /* Neighbours one after the other: they find in the cache what the one before them read.  What is found does not
      * depend on the order. */
-    crew_run(c, find_place, r, rows);
+    thread_pool_run(c, find_place, r, rows);
     sort_edges(edges_of(b), edges_of(b) + rows, rows);
-    crew_run(c, find_links, r, rows);
-    if (control_cancelled(r->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+    thread_pool_run(c, find_links, r, rows);
+    if (control_cancelled(r->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     for (uint32_t row = b->first; row < b->end; row++)
-        if (!undo_save(undo, b->g, 0, row)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        if (!undo_save(undo, b->g, 0, row)) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < rows; i++) hnsw_set_links0(b->g, b->first + i, links_of(r, i) + 1, links_of(r, i)[0]);
     collect_edges(b, 0);
     return merge_edges(b, c, undo, diag);
@@ -442,22 +441,22 @@ uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked) {
     return rows * (1 + M0) * sizeof(uint32_t) + edges_bytes(rows * M0);
 }
 
-fvdb_status hnsw_refine(hnsw *g, store *s, walk *const *walks, crew *c, hnsw_undo *undo, const stretch *stretch,
-                        fvdb_diag *diag) {
+fvdb_status hnsw_refine(hnsw *g, store *s, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
+                        const progress_range *range, fvdb_diag *diag) {
     const uint32_t linked = hnsw_rows(g), rows = rows_a_batch(g->M0, linked);
     bool lengths = s->metric != FVDB_METRIC_DOT;
-    refining r = {.b = {.g = g, .s = s, .walks = walks, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
-                  .stretch = stretch};
+    refining r = {.b = {.g = g, .s = s, .scratch = scratch, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
+                  .range = range};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
                 reserve_edges(&r.b, (size_t)rows * g->M0);
-    fvdb_status status = room ? reserve_walks(walks, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag)
-                              : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status =
+        room ? reserve_scratch(scratch, c, g->n, REFINE_EF(g->ef_construction) + g->M0, diag) : FAIL_MEMORY(diag);
     for (uint32_t first = g->first; first < g->n && status == FVDB_OK; first = r.b.end) {
         r.b.first = first;
         r.b.end = first + min_u32(rows, g->n - first);
         status = refine_batch(&r, c, undo, diag);
     }
-    if (status == FVDB_OK) stretch_report(stretch, linked);
+    if (status == FVDB_OK) progress_report(range, linked);
     region_free(&r.links);
     free_edges(&r.b);
     return status;

@@ -16,7 +16,7 @@ typedef struct repair {
     const uint32_t *upper_map; /* old upper number -> new */
     row_filter stays;
     hnsw *out;
-    walk *const *walks;
+    search_scratch *const *scratch;
     fvdb_control *control;
     uint32_t *nodes; /* level 0: unused; above: old upper numbers that stay and reach `level` */
     uint32_t n_nodes, level;
@@ -27,7 +27,7 @@ static bool goes(const repair *r, uint32_t level, uint32_t node) {
 }
 
 /* Gathers into w->pool the rows that stay around a node, nearest first. Returns false when the node lost no link. */
-static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
+static bool gather(repair *r, search_scratch *w, uint32_t level, uint32_t node) {
     uint32_t links[HNSW_M0_MAX], lost[HNSW_EXPAND_MAX], n_lost = 0;
     uint32_t n = hnsw_links(r->g, level, node, links);
     for (uint32_t i = 0; i < n && n_lost < HNSW_EXPAND_MAX; i++)
@@ -38,12 +38,12 @@ static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
     float distances[HNSW_M0_MAX];
     scorer_set_slot(&w->query, hnsw_node_slot(r->g, level, node));
     w->pool_n = 0;
-    walk_begin_marks(w);
-    walk_mark(w, node);
+    scratch_begin_marks(w);
+    scratch_mark(w, node);
     for (uint32_t at = 0;; at++) {
         uint32_t n_fresh = 0;
         for (uint32_t i = 0; i < n; i++) {
-            if (!walk_mark(w, links[i])) continue;
+            if (!scratch_mark(w, links[i])) continue;
             if (!goes(r, level, links[i])) {
                 slots[n_fresh] = hnsw_node_slot(r->g, level, links[i]);
                 fresh[n_fresh++] = links[i];
@@ -52,13 +52,13 @@ static bool gather(repair *r, walk *w, uint32_t level, uint32_t node) {
             }
         }
         scorer_many(&w->query, slots, n_fresh, distances);
-        for (uint32_t i = 0; i < n_fresh; i++) walk_offer(w, distances[i], fresh[i], r->stays.pool_most);
+        for (uint32_t i = 0; i < n_fresh; i++) scratch_offer(w, distances[i], fresh[i], r->stays.pool_most);
         if (at == n_lost) return true;
         n = hnsw_links(r->g, level, lost[at], links);
     }
 }
 
-static void repair_node(repair *r, walk *w, uint32_t level, uint32_t node) {
+static void repair_node(repair *r, search_scratch *w, uint32_t level, uint32_t node) {
     const hnsw *g = r->g;
     uint32_t links[HNSW_M0_MAX], room = level ? g->M : g->M0, n;
     if (gather(r, w, level, node)) {
@@ -84,11 +84,11 @@ static void repair_item(void *context, uint32_t worker, uint32_t item) {
     uint32_t end = min_u32(r->n_nodes, (item + 1) * ROWS_PER_ITEM);
     for (uint32_t i = item * ROWS_PER_ITEM; i < end; i++) {
         uint32_t node = r->level ? r->nodes[i] : i;
-        if (!goes(r, r->level, node)) repair_node(r, r->walks[worker], r->level, node);
+        if (!goes(r, r->level, node)) repair_node(r, r->scratch[worker], r->level, node);
     }
 }
 
-static void repair_level(repair *r, uint32_t level, crew *c) {
+static void repair_level(repair *r, uint32_t level, thread_pool *c) {
     r->level = level;
     r->n_nodes = r->g->n;
     if (level) {
@@ -96,10 +96,11 @@ static void repair_level(repair *r, uint32_t level, crew *c) {
         for (uint32_t u = 0; u < r->g->upper_n; u++)
             if (hnsw_upper_level(r->g, u) >= level && r->upper_map[u] != FVDB_NO_SLOT) r->nodes[r->n_nodes++] = u;
     }
-    crew_run(c, repair_item, r, (r->n_nodes + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    thread_pool_run(c, repair_item, r, (r->n_nodes + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
-static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t *stays, crew *c, fvdb_diag *diag) {
+static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t *stays, thread_pool *c,
+                           fvdb_diag *diag) {
     const hnsw *g = r->g;
     for (uint32_t slot = 0; slot < g->n; slot++)
         if (r->map[slot] != FVDB_NO_SLOT) bit_set(stays, slot);
@@ -109,9 +110,8 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
         upper_map[u] = slot == FVDB_NO_SLOT ? FVDB_NO_SLOT : r->out->upper_n;
         if (slot != FVDB_NO_SLOT) TRY(hnsw_append_upper(r->out, slot, hnsw_upper_level(g, u), diag));
     }
-    for (uint32_t i = 0; i < crew_size(c); i++)
-        if (walk_reserve(r->walks[i], g->n, r->stays.pool_most + 1) != FVDB_OK)
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    for (uint32_t i = 0; i < thread_pool_size(c); i++)
+        if (scratch_reserve(r->scratch[i], g->n, r->stays.pool_most + 1) != FVDB_OK) return FAIL_MEMORY(diag);
     for (uint32_t level = 0; level <= g->max_level; level++) {
         repair_level(r, level, c);
         if (control_cancelled(r->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
@@ -121,8 +121,8 @@ static fvdb_status without(repair *r, uint32_t n, uint32_t *upper_map, uint64_t 
     return FVDB_OK;
 }
 
-fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, walk *const *walks, crew *c,
-                         fvdb_control *control, hnsw *out, fvdb_diag *diag) {
+fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uint32_t n, search_scratch *const *scratch,
+                         thread_pool *c, fvdb_control *control, hnsw *out, fvdb_diag *diag) {
     uint32_t *upper_map = mem_alloc_array(g->upper_n, sizeof *upper_map);
     uint32_t *nodes = mem_alloc_array(g->upper_n, sizeof *nodes);
     uint64_t *stays = mem_alloc_array(g->n / 64 + 1, sizeof *stays);
@@ -134,12 +134,12 @@ fvdb_status hnsw_without(const hnsw *g, const store *s, const uint32_t *map, uin
                     .upper_map = upper_map,
                     .stays = {.live = stays, .pool_most = max_u32(2 * g->ef_construction, HNSW_REPAIR_CANDIDATES)},
                     .out = out,
-                    .walks = walks,
+                    .scratch = scratch,
                     .control = control,
                     .nodes = nodes};
         status = without(&r, n, upper_map, stays, c, diag);
     } else {
-        status = FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        status = FAIL_MEMORY(diag);
     }
     if (status != FVDB_OK) hnsw_free(out);
     mem_free(upper_map);

@@ -18,15 +18,15 @@
 
 /* ---- memory ---- */
 
-fvdb_status walk_init(walk *w, const store *s, const hnsw *g) {
-    *w = (walk){.s = s, .g = g, .bytes = sizeof *w};
+fvdb_status scratch_init(search_scratch *w, const store *s, const hnsw *g) {
+    *w = (search_scratch){.s = s, .g = g, .bytes = sizeof *w};
     TRY(scorer_init(&w->query, s));
     fvdb_status status = scorer_init(&w->pair, s);
     if (status != FVDB_OK) scorer_free(&w->query);
     return status;
 }
 
-void walk_free(walk *w) {
+void scratch_free(search_scratch *w) {
     scorer_free(&w->query);
     scorer_free(&w->pair);
     mem_free(w->visited);
@@ -35,12 +35,12 @@ void walk_free(walk *w) {
     mem_free(w->room);
 }
 
-static void count_bytes(walk *w) {
+static void count_bytes(search_scratch *w) {
     w->bytes =
         sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits + w->room_size;
 }
 
-fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
+fvdb_status scratch_reserve(search_scratch *w, uint32_t n, uint32_t pool_size) {
     if (n >= w->visited_size) {
         uint32_t size = n + n / 8 + 1; /* the last one stands for no node */
         uint8_t *visited = mem_alloc_array(size, 1);
@@ -60,7 +60,7 @@ fvdb_status walk_reserve(walk *w, uint32_t n, uint32_t pool_size) {
     return FVDB_OK;
 }
 
-fvdb_status walk_reserve_hits(walk *w, uint32_t hits) {
+fvdb_status scratch_reserve_hits(search_scratch *w, uint32_t hits) {
     if (hits <= w->hits_size) return FVDB_OK;
     hit *room = mem_realloc(w->hits, hits * sizeof *room);
     if (!room) return FVDB_ERR_MEMORY;
@@ -70,7 +70,7 @@ fvdb_status walk_reserve_hits(walk *w, uint32_t hits) {
     return FVDB_OK;
 }
 
-fvdb_status walk_reserve_room(walk *w, size_t bytes) {
+fvdb_status scratch_reserve_room(search_scratch *w, size_t bytes) {
     if (bytes <= w->room_size) return FVDB_OK;
     void *room = mem_realloc(w->room, bytes);
     if (!room) return FVDB_ERR_MEMORY;
@@ -80,7 +80,7 @@ fvdb_status walk_reserve_room(walk *w, size_t bytes) {
     return FVDB_OK;
 }
 
-void walk_begin_marks(walk *w) {
+void scratch_begin_marks(search_scratch *w) {
     if (++w->epoch == 0) {
         memset(w->visited, 0, w->visited_size);
         w->epoch = 1;
@@ -88,7 +88,7 @@ void walk_begin_marks(walk *w) {
     w->visited[w->visited_size - 1] = w->epoch;
 }
 
-bool walk_mark(walk *w, uint32_t node) {
+bool scratch_mark(search_scratch *w, uint32_t node) {
     if (w->visited[node] == w->epoch) return false;
     w->visited[node] = w->epoch;
     return true;
@@ -98,7 +98,7 @@ bool walk_mark(walk *w, uint32_t node) {
 
 /* Where a distance belongs: after everything nearer or equal, so that equals keep their order of arrival.  No branch
  * depends on a distance: none could be predicted. */
-static uint32_t pool_position(const walk *w, float distance) {
+static uint32_t pool_position(const search_scratch *w, float distance) {
     const candidate *from = w->pool;
     uint32_t n = w->pool_n;
     if (n == 0) return 0;
@@ -110,7 +110,7 @@ static uint32_t pool_position(const walk *w, float distance) {
     return (uint32_t)(from - w->pool) + (from->distance <= distance);
 }
 
-static uint32_t pool_insert(walk *w, float distance, uint32_t node) {
+static uint32_t pool_insert(search_scratch *w, float distance, uint32_t node) {
     uint32_t at = pool_position(w, distance);
     memmove(w->pool + at + 1, w->pool + at, (w->pool_n - at) * sizeof *w->pool);
     w->pool[at] = (candidate){distance, node};
@@ -118,7 +118,7 @@ static uint32_t pool_insert(walk *w, float distance, uint32_t node) {
     return at;
 }
 
-void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity) {
+void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity) {
     if (w->pool_n == capacity) {
         if (distance >= w->pool[capacity - 1].distance) return;
         w->pool_n--;
@@ -128,7 +128,7 @@ void walk_offer(walk *w, float distance, uint32_t node, uint32_t capacity) {
 
 /* ---- descent ---- */
 
-static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, uint32_t n, float *out) {
+static void score_nodes(const search_scratch *w, uint32_t level, const uint32_t *nodes, uint32_t n, float *out) {
     uint32_t slots[HNSW_M0_MAX];
     if (level == 0) {
         scorer_many(&w->query, nodes, n, out);
@@ -139,13 +139,13 @@ static void score_nodes(const walk *w, uint32_t level, const uint32_t *nodes, ui
 }
 
 /* Without upper rows walks begin at the first row that may have links. */
-static uint32_t first_with_vector(const walk *w) {
+static uint32_t first_with_vector(const search_scratch *w) {
     for (uint32_t slot = w->g->first; slot < w->g->n; slot++)
         if (!store_is_bare(w->s, slot)) return slot;
     return FVDB_NO_SLOT;
 }
 
-uint32_t hnsw_descend(walk *w, uint32_t level) {
+uint32_t hnsw_descend(search_scratch *w, uint32_t level) {
     const hnsw *g = w->g;
     if (g->entry == FVDB_NO_SLOT) return first_with_vector(w);
     uint32_t node = g->entry;
@@ -176,7 +176,7 @@ typedef struct frontier {
 } frontier;
 
 /* Appends the neighbours of a node that have no mark yet, and marks them. */
-static void gather(walk *w, uint32_t level, uint32_t node, frontier *f) {
+static void gather(search_scratch *w, uint32_t level, uint32_t node, frontier *f) {
     uint32_t unpacked[HNSW_M0_MAX], cells, n = f->n, none = w->visited_size - 1;
     const uint32_t *links = hnsw_cells(w->g, level, node, unpacked, &cells);
     uint8_t *visited = w->visited, epoch = w->epoch;
@@ -189,12 +189,12 @@ static void gather(walk *w, uint32_t level, uint32_t node, frontier *f) {
     }
     for (; f->n < n; f->n++) {
         f->slots[f->n] = hnsw_node_slot(w->g, level, f->nodes[f->n]);
-        scorer_fetch(&w->query, f->slots[f->n]);
+        scorer_prefetch(&w->query, f->slots[f->n]);
     }
 }
 
 /* Expands the `beam` nearest candidates from *cursor on that were not yet. */
-static void expand(walk *w, uint32_t level, uint32_t beam, uint32_t *cursor, frontier *f) {
+static void expand(search_scratch *w, uint32_t level, uint32_t beam, uint32_t *cursor, frontier *f) {
     f->n = 0;
     for (uint32_t expanded = 0; *cursor < w->pool_n && expanded < beam; ++*cursor) {
         candidate *c = w->pool + *cursor;
@@ -205,18 +205,18 @@ static void expand(walk *w, uint32_t level, uint32_t beam, uint32_t *cursor, fro
     }
 }
 
-static inline bool returns(const walk *w, uint32_t level, const row_filter *filter, uint32_t node) {
+static inline bool returns(const search_scratch *w, uint32_t level, const row_filter *filter, uint32_t node) {
     return !filter || row_allowed(filter, hnsw_node_slot(w->g, level, node));
 }
 
-void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter) {
+void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter) {
     const hnsw *g = w->g;
     frontier frontiers[2], *scored = &frontiers[0], *next = &frontiers[1];
     float distances[BEAM * HNSW_M0_MAX];
     uint32_t capacity = filter ? filter->pool_most : ef, allowed = 0, cursor = 0;
     uint32_t beam = store_walks_by(w->s) == WALK_BY_CODE ? BEAM : BEAM_EXACT;
-    walk_begin_marks(w);
-    walk_mark(w, entry);
+    scratch_begin_marks(w);
+    scratch_mark(w, entry);
     w->pool_n = 0;
     scored->n = 1;
     scored->nodes[0] = entry;
@@ -224,11 +224,11 @@ void hnsw_walk_level(walk *w, uint32_t level, uint32_t entry, uint32_t ef, const
     for (;;) {
         expand(w, level, beam, &cursor, next);
         if (scored->n == 0 && next->n == 0) break;
-        scorer_fetched(&w->query, scored->slots, scored->n, distances);
+        scorer_prefetched(&w->query, scored->slots, scored->n, distances);
         for (uint32_t i = 0; i < scored->n; i++) {
             bool full = allowed >= ef || w->pool_n >= capacity;
             if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
-            hnsw_fetch(g, level, scored->nodes[i]);
+            hnsw_prefetch(g, level, scored->nodes[i]);
             cursor = min_u32(cursor, pool_insert(w, distances[i], scored->nodes[i]));
             allowed += returns(w, level, filter, scored->nodes[i]);
             /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */

@@ -1,8 +1,6 @@
 /* Life of an index, its statistics, its pool of search memory, and deletion. */
 #include "index.h"
 
-#include "../format/format.h"
-
 fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag *diag) {
     const kernel_table *kernels = kernels_get();
     if (!kernels)
@@ -10,12 +8,12 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
                     "FVDB_KERNELS names kernels that this CPU cannot run or that do not exist");
     fvdb_index *index = mem_alloc_array(1, sizeof *index);
     rwlock *lock = rwlock_new();
-    walk **idle = mem_alloc_array(IDLE_WALKS_MAX, sizeof *idle);
-    if (!index || !lock || !idle || !mutex_init(&index->walks_lock)) {
+    search_scratch **idle = mem_alloc_array(IDLE_SCRATCH_MAX, sizeof *idle);
+    if (!index || !lock || !idle || !mutex_init(&index->idle_lock)) {
         mem_free(index);
         rwlock_free(lock);
         mem_free(idle);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     index->config = *config;
     index->lock = lock;
@@ -27,73 +25,74 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
     return FVDB_OK;
 }
 
-static void delete_walk(walk *w) {
-    walk_free(w);
+static void delete_scratch(search_scratch *w) {
+    scratch_free(w);
     mem_free(w);
 }
 
 void index_free(fvdb_index *index) {
     if (!index) return;
-    format_load_abandon(index);
-    sketch_free(&index->sketch);
-    for (uint32_t i = 0; i < index->n_idle; i++) delete_walk(index->idle[i]);
+    assert(!index->loading); /* format/ frees what it made, before */
+    bit_codes_free(&index->bit_codes);
+    for (uint32_t i = 0; i < index->n_idle; i++) delete_scratch(index->idle[i]);
     mem_free(index->idle);
     hnsw_free(&index->graph);
     ivf_free(&index->lists);
     store_free(&index->store);
-    mutex_destroy(&index->walks_lock);
+    mutex_destroy(&index->idle_lock);
     rwlock_free(index->lock);
     mem_free(index);
 }
 
 /* ---- search memory ---- */
 
-walk *index_take_walk(fvdb_index *index) {
-    walk *w = NULL;
-    mutex_lock(&index->walks_lock);
+search_scratch *index_take_scratch(fvdb_index *index) {
+    search_scratch *w = NULL;
+    mutex_lock(&index->idle_lock);
     if (index->n_idle) {
         w = index->idle[--index->n_idle];
         index->idle_bytes -= w->bytes;
     }
-    mutex_unlock(&index->walks_lock);
+    mutex_unlock(&index->idle_lock);
     if (w) return w;
     w = mem_alloc(sizeof *w);
-    if (w && walk_init(w, &index->store, &index->graph) != FVDB_OK) {
+    if (w && scratch_init(w, &index->store, &index->graph) != FVDB_OK) {
         mem_free(w);
         return NULL;
     }
     return w;
 }
 
-void index_give_walk(fvdb_index *index, walk *w) {
+void index_give_scratch(fvdb_index *index, search_scratch *w) {
     if (!w) return;
-    mutex_lock(&index->walks_lock);
-    bool keep = index->n_idle < IDLE_WALKS_MAX;
+    mutex_lock(&index->idle_lock);
+    bool keep = index->n_idle < IDLE_SCRATCH_MAX;
     if (keep) {
         index->idle[index->n_idle++] = w;
         index->idle_bytes += w->bytes;
     }
-    mutex_unlock(&index->walks_lock);
-    if (!keep) delete_walk(w);
+    mutex_unlock(&index->idle_lock);
+    if (!keep) delete_scratch(w);
 }
 
 fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, workers *out, fvdb_diag *diag) {
     uint32_t threads = index->config.threads;
     if (most < threads) threads = most ? (uint32_t)most : 1;
     out->n = 0;
-    TRY(crew_start(threads, &out->crew, diag));
+    assert((uint64_t)threads * each <= sizeof out->scratch / sizeof *out->scratch);
+    TRY(thread_pool_start(threads, &out->pool, diag));
     for (; out->n < threads * each; out->n++) {
-        out->walks[out->n] = index_take_walk(index);
-        if (out->walks[out->n]) continue;
+        out->scratch[out->n] = index_take_scratch(index);
+        if (out->scratch[out->n]) continue;
         workers_stop(index, out);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     return FVDB_OK;
 }
 
 void workers_stop(fvdb_index *index, workers *w) {
-    for (uint32_t i = 0; i < w->n; i++) index_give_walk(index, w->walks[i]);
-    crew_stop(w->crew);
+    for (uint32_t i = 0; i < w->n; i++) index_give_scratch(index, w->scratch[i]);
+    thread_pool_stop(w->pool);
     w->n = 0;
 }
 
@@ -111,6 +110,22 @@ fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, f
 
 uint32_t index_moved(const fvdb_index *index) { return index->lists.n - index->graph.first; }
 
+void index_assert(const fvdb_index *index) {
+    const store *s = &index->store;
+    const hnsw *g = &index->graph;
+    const ivf *lists = &index->lists;
+    (void)s, (void)g, (void)lists;
+    assert(index->state <= INDEX_BROKEN);
+    if (index->state != INDEX_WHOLE && index->state != INDEX_LAZY) return;
+    assert(!index->loading == (index->state == INDEX_WHOLE) && !index->bit_codes.s == (index->state == INDEX_WHOLE));
+    assert(s->ids.n == s->n && s->times.n == s->n && s->ids.linked == s->live_count);
+    assert(s->found_count <= s->live_count && s->live_count <= s->n && s->bare_count <= s->n);
+    if (index->state == INDEX_LAZY) return;
+    assert(s->high.used == (size_t)s->n * s->dim16 * sizeof(uint16_t) && s->low.used == s->high.used);
+    assert(hnsw_rows(g) == 0 || g->n == s->n);
+    assert(lists->live <= lists->n && lists->n >= g->first && lists->live <= s->live_count);
+}
+
 void index_stats(fvdb_index *index, fvdb_stats *out) {
     const store *s = &index->store;
     const ivf *lists = &index->lists;
@@ -123,17 +138,18 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->lists = lists->centroids.nlist;
     out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);
     out->training_due = ivf_training_is_due(lists);
+    out->bits_serve = s->book.bits_serve;
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
     out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
-                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + sketch_resident(&index->sketch);
+                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + bit_codes_resident(&index->bit_codes);
     out->bytes_graph = hnsw_resident(&index->graph);
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);
-    mutex_lock(&index->walks_lock);
+    mutex_lock(&index->idle_lock);
     out->bytes_scratch = sizeof *index + region_resident(&s->live) + region_resident(&s->bare) +
                          region_resident(&s->found) + index->idle_bytes;
-    mutex_unlock(&index->walks_lock);
+    mutex_unlock(&index->idle_lock);
     out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_lists + out->bytes_ids +
                        out->bytes_timestamps + out->bytes_scratch;
     out->id_bytes = s->ids.n ? ((const uint32_t *)s->ids.offsets.base)[s->ids.n] : 0;
@@ -141,7 +157,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
 
 /* ---- delete ---- */
 
-void index_bury(fvdb_index *index, uint32_t slot) {
+void index_tombstone(fvdb_index *index, uint32_t slot) {
     index->lists.live -= ivf_has(&index->lists, slot);
     store_make_tombstone(&index->store, slot);
 }
@@ -156,7 +172,7 @@ fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint6
     }
     for (uint32_t i = 0; i < n; i++) {
         if (out_slots[i] == FVDB_NO_SLOT) continue;
-        if (bit_get(store_live(s), out_slots[i])) index_bury(index, out_slots[i]);
+        if (bit_get(store_live(s), out_slots[i])) index_tombstone(index, out_slots[i]);
         else out_slots[i] = FVDB_NO_SLOT; /* the same id stood earlier in this call */
     }
     return FVDB_OK;

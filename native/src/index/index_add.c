@@ -47,16 +47,16 @@ static void check_item(void *context, uint32_t worker, uint32_t item) {
 }
 
 /* The first bad row is reported, whichever thread met one first. */
-static fvdb_status check_rows(const store *s, const fvdb_rows *rows, crew *c, fvdb_diag *diag) {
+static fvdb_status check_rows(const store *s, const fvdb_rows *rows, thread_pool *c, fvdb_diag *diag) {
     check_job job = {s, rows, UINT64_MAX};
-    crew_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
     if (job.first_bad == UINT64_MAX) return FVDB_OK;
     uint32_t row = (uint32_t)(job.first_bad >> 32), component;
     fvdb_status status = check_row(s, rows, row, &component);
     if (status == FVDB_ERR_ID)
         return FAIL_AT(diag, status, "an id is empty, too long or not UTF-8", row, FVDB_ID_BYTES_MAX,
                        rows->id_offsets[row + 1] - rows->id_offsets[row]);
-    return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), row, 0, component);
+    return FAIL_AT(diag, status, status_text(status), row, 0, component);
 }
 
 /* ---- 2. resolve ids ---- */
@@ -137,26 +137,26 @@ static fvdb_status link_rows(fvdb_index *index, bool for_lists, workers *w, add_
         const uint32_t due = store_rows_with_vector(s, codes_next_training(s->book.trained_rows));
         const uint32_t end = min_u32(s->n, due);
         if (!for_lists && s->book.trained_rows && g->n < end && end - g->first >= INDEX_GRAPH_ROWS_MIN) {
-            stretch linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
-                               end - g->n};
-            TRY(hnsw_link(g, s, end, w->walks, w->crew, &undo->graph, &linking, diag));
+            progress_range linking = {control, linked * (g->n - start) / total, linked * (end - start) / total, total,
+                                      end - g->n};
+            TRY(hnsw_link(g, s, end, w->scratch, w->pool, &undo->graph, &linking, diag));
         }
         if (due == FVDB_NO_SLOT) break;
         codebook trained;
-        TRY(codes_train(s, due, &trained, w->crew, diag));
+        TRY(codes_train(s, due, &trained, w->pool, diag));
         if (undo->retrained) codebook_free(&s->book);
         else undo->book = s->book;
         undo->retrained = true;
         s->book = trained;
         TRY(store_reserve(s, s->n, 0, diag));
-        codes_encode(s, 0, s->n, w->crew);
-        TRY(codes_judge(s, due, w->crew, diag));
+        codes_encode(s, 0, s->n, w->pool);
+        TRY(codes_judge(s, due, w->pool, diag));
     }
-    stretch refining = {control, linked, total, total, hnsw_rows(g)};
-    return refines ? hnsw_refine(g, s, w->walks, w->crew, &undo->graph, &refining, diag) : FVDB_OK;
+    progress_range refining = {control, linked, total, total, hnsw_rows(g)};
+    return refines ? hnsw_refine(g, s, w->scratch, w->pool, &undo->graph, &refining, diag) : FVDB_OK;
 }
 
-static void take_back(fvdb_index *index, add_undo *undo, crew *c) {
+static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
     store *s = &index->store;
     hnsw_undo_apply(&undo->graph, &index->graph);
     if (undo->retrained) {
@@ -174,7 +174,7 @@ static void commit(fvdb_index *index, uint32_t first, const plan *p, uint32_t n,
     for (uint32_t i = 0; i < p->n; i++) {
         uint32_t row = p->picked[i];
         out_slots[row] = first + i;
-        if (p->replaced[row] != FVDB_NO_SLOT) index_bury(index, p->replaced[row]);
+        if (p->replaced[row] != FVDB_NO_SLOT) index_tombstone(index, p->replaced[row]);
         store_make_live(&index->store, first + i);
     }
     /* A row left out replaced nothing. */
@@ -202,8 +202,8 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     TRY(workers_start(index, FVDB_THREADS_MAX, 1, &w, diag));
     fvdb_status status = hnsw_undo_begin(&undo, g, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
-        stretch linking = {control, 0, 0, 0, steps[i] - g->n};
-        status = hnsw_link(g, &index->store, steps[i], w.walks, w.crew, &undo, &linking, diag);
+        progress_range linking = {control, 0, 0, 0, steps[i] - g->n};
+        status = hnsw_link(g, &index->store, steps[i], w.scratch, w.pool, &undo, &linking, diag);
     }
     hnsw_undo_free(&undo);
     workers_stop(index, &w);
@@ -215,11 +215,11 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     store *s = &index->store;
     add_undo undo = {.rows = s->n};
     TRY(hnsw_undo_begin(&undo.graph, &index->graph, diag));
-    fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->crew, diag);
+    fvdb_status status = store_append(s, rows, p->picked, p->n, p->id_bytes, w->pool, diag);
     if (status == FVDB_OK) {
-        codes_encode(s, undo.rows, s->n, w->crew);
+        codes_encode(s, undo.rows, s->n, w->pool);
         status = link_rows(index, rows->for_lists != 0, w, &undo, control, diag);
-        if (status != FVDB_OK) take_back(index, &undo, w->crew);
+        if (status != FVDB_OK) take_back(index, &undo, w->pool);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
         if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);
     }
@@ -231,13 +231,13 @@ fvdb_status index_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_conf
                       uint32_t *out_replaced, fvdb_control *control, fvdb_diag *diag) {
     store *s = &index->store;
     plan p = {.picked = mem_alloc_array(rows->n, sizeof(uint32_t)), .replaced = out_replaced};
-    if (!p.picked) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!p.picked) return FAIL_MEMORY(diag);
     workers w;
     /* Below some tens of rows a thread costs more than it brings. */
     fvdb_status status = workers_start(index, rows->n / 32, 1, &w, diag);
     if (status == FVDB_OK) {
         uint32_t first = s->n;
-        status = check_rows(s, rows, w.crew, diag);
+        status = check_rows(s, rows, w.pool, diag);
         if (status == FVDB_OK) status = check_duplicates(rows, on_conflict, out_slots, diag);
         if (status == FVDB_OK) status = resolve_ids(s, rows, on_conflict, out_slots, &p, diag);
         if (status == FVDB_OK && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");

@@ -39,7 +39,7 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
     return rows * row + graph_bytes(config, graph_rows, rows) + lists + historical * SLOT_BYTES + rows * SLOT_BYTES +
            id_bytes + table_bytes(rows) +
-           (uint64_t)(config->threads < IDLE_WALKS_MAX ? config->threads : IDLE_WALKS_MAX) * (rows * 9 / 8);
+           (uint64_t)(config->threads < IDLE_SCRATCH_MAX ? config->threads : IDLE_SCRATCH_MAX) * (rows * 9 / 8);
 }
 
 /* ---- what comes on top while a call runs ---- */
@@ -51,7 +51,7 @@ static uint64_t walk_bytes(const fvdb_config *config, uint64_t rows, uint64_t ca
 
 /* Training and judging a codebook, one after the other. */
 static uint64_t codebook_bytes(const fvdb_config *config, uint64_t rows) {
-    return (rows / 4096 + 1) * 2 * config->dim * sizeof(double) + codes_judge_scratch(config->dim, to_rows(rows));
+    return (rows / 4096 + 1) * 2 * config->dim * sizeof(double) + codes_judge_scratch(config->dim, to_rows(rows), config->threads);
 }
 
 /* Links of graph rows and ids in another order, beside the old ones. */
@@ -93,7 +93,7 @@ uint64_t index_scratch(const fvdb_config *config, const index_work *w) {
     case FVDB_WORK_VACUUM: return vacuum_bytes(config, w);
     case FVDB_WORK_TRAIN: return training_bytes(config, w);
     }
-    /* An arrangement first clusters the rows. */
+    /* A locality order first clusters the rows. */
     const uint64_t order = 3 * w->rows * SLOT_BYTES +
                            ivf_train_scratch(config->dim, to_rows(w->rows), index_clusters(to_rows(w->graph_rows)));
     const uint64_t renumbering = renumbering_bytes(config, w) + w->rows * SLOT_BYTES;

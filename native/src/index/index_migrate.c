@@ -1,7 +1,7 @@
 /* Rows grow old: lists are trained for them, and they move from the recent to the historical side, some at a time.
  *
  * Training and choosing lists read the index beside searches; installing and moving, under the writer lock, take a moment.
- * In between rows may come and go, but none may change its slot or list: `arrangement` tells, and the caller begins
+ * In between rows may come and go, but none may change its slot or list: `slots_epoch` tells, and the caller begins
  * again. */
 #include "index.h"
 
@@ -28,7 +28,7 @@ typedef struct measuring {
     uint32_t n, queries, k;
     const uint64_t *members; /* the same as a bitmap */
     uint64_t words;
-    walk *const *walks; /* SCAN_QUERIES_MAX a worker */
+    search_scratch *const *scratch; /* SCAN_QUERIES_MAX a worker */
     const fvdb_control *control;
     uint32_t *ranks; /* queries x k: the place of a neighbour's list among the nearest lists */
 } measuring;
@@ -58,18 +58,18 @@ static void rank_hits(const measuring *m, uint32_t query, const hit *hits, uint3
 
 static void measure_item(void *context, uint32_t worker, uint32_t item) {
     const measuring *m = context;
-    walk *const *walks = m->walks + worker * SCAN_QUERIES_MAX;
+    search_scratch *const *scratch = m->scratch + worker * SCAN_QUERIES_MAX;
     scan scans[SCAN_QUERIES_MAX];
     uint32_t first = item * SCAN_QUERIES_MAX, n = min_u32(SCAN_QUERIES_MAX, m->queries - first);
     float x[FVDB_DIM_MAX];
     for (uint32_t i = 0; i < n; i++) {
         store_get(m->s, query_slot(m, first + i), x);
-        scorer_set_vector(&walks[i]->query, x);
-        scans[i] = (scan){.query = &walks[i]->query, .hits = walks[i]->hits};
+        scorer_set_vector(&scratch[i]->query, x);
+        scans[i] = (scan){.query = &scratch[i]->query, .hits = scratch[i]->hits};
     }
     flat_search(scans, n, m->k + 1, m->members, m->words, m->control);
     if (control_cancelled(m->control)) return;
-    for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, walks[i]->room);
+    for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, scratch[i]->room);
 }
 
 /* The least number of lists on which so many of the k nearest are, for each recall. */
@@ -99,28 +99,28 @@ static fvdb_status measure(measuring *m, ivf_centroids *c, const workers *w, fvd
     m->ranks = mem_alloc_array((size_t)m->queries * m->k, sizeof *m->ranks);
     bool room = members && counts && m->ranks;
     for (uint32_t i = 0; i < w->n && room; i++)
-        room = walk_reserve_hits(w->walks[i], m->k + 1) == FVDB_OK &&
-               walk_reserve_room(w->walks[i], c->nlist * sizeof(uint64_t)) == FVDB_OK;
+        room = scratch_reserve_hits(w->scratch[i], m->k + 1) == FVDB_OK &&
+               scratch_reserve_room(w->scratch[i], c->nlist * sizeof(uint64_t)) == FVDB_OK;
     if (room) {
         for (uint32_t i = 0; i < m->n; i++) bit_set(members, m->slots[i]);
         m->members = members;
-        crew_run(w->crew, measure_item, m, (m->queries + SCAN_QUERIES_MAX - 1) / SCAN_QUERIES_MAX);
+        thread_pool_run(w->pool, measure_item, m, (m->queries + SCAN_QUERIES_MAX - 1) / SCAN_QUERIES_MAX);
         if (!control_cancelled(m->control)) fill_probes(m, c, counts);
     }
     mem_free(members);
     mem_free(counts);
     mem_free(m->ranks);
-    if (!room) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!room) return FAIL_MEMORY(diag);
     return control_cancelled(m->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 
 /* ---- train ---- */
 
 /* Historical rows get their new lists at once; those that will move get theirs when they do. */
-static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, crew *c, fvdb_diag *diag) {
+static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, thread_pool *c, fvdb_diag *diag) {
     const store *s = &index->store;
     uint32_t n = 0, *numbers = mem_alloc_array(index->lists.n, sizeof *numbers);
-    if (!numbers) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!numbers) return FAIL_MEMORY(diag);
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (ivf_has(&index->lists, slot)) slots[n++] = slot;
     ivf_assign(&lists->centroids, s, slots, n, c, numbers, NULL);
@@ -132,8 +132,8 @@ static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, cr
 static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *out, const workers *w,
                          fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
-    stretch iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
-    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->crew, &iterations, &out->centroids, diag));
+    progress_range iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
+    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->pool, &iterations, &out->centroids, diag));
     measuring m = {.s = s,
                    .c = &out->centroids,
                    .slots = slots,
@@ -141,11 +141,11 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                    .queries = min_u32(n, MEASURED_QUERIES),
                    .k = min_u32(n - 1, MEASURED_K),
                    .words = (s->n + 63u) / 64,
-                   .walks = w->walks,
+                   .scratch = w->scratch,
                    .control = control};
     TRY(measure(&m, &out->centroids, w, diag));
     control_progress(control, (int64_t)n * MEASURING_SHARE / 8, n);
-    TRY(assign_all(index, out, slots, w->crew, diag));
+    TRY(assign_all(index, out, slots, w->pool, diag));
     control_progress(control, n, n);
     return FVDB_OK;
 }
@@ -153,8 +153,8 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
 fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     uint32_t n = 0, *slots = mem_alloc_array(s->n, sizeof *slots);
-    if (!slots) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    *out = (training){.arrangement = index->arrangement};
+    if (!slots) return FAIL_MEMORY(diag);
+    *out = (training){.slots_epoch = index->slots_epoch};
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
             slots[n++] = slot;
@@ -173,12 +173,12 @@ fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvd
 
 bool index_install_lists(fvdb_index *index, training *t) {
     const store *s = &index->store;
-    bool fresh = t->arrangement == index->arrangement;
+    bool fresh = t->slots_epoch == index->slots_epoch;
     if (fresh) {
         ivf old = index->lists;
         index->lists = t->lists;
         t->lists = old;
-        index->arrangement++;
+        index->slots_epoch++;
         /* Rows may have been deleted since. */
         index->lists.live = 0;
         for (uint64_t w = 0; w < ivf_words(&index->lists); w++)
@@ -200,7 +200,7 @@ void migration_free(migration *m) {
 fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uint32_t most, migration *out,
                        fvdb_diag *diag) {
     const store *s = &index->store;
-    *out = (migration){.arrangement = index->arrangement};
+    *out = (migration){.slots_epoch = index->slots_epoch};
     if (index->lists.centroids.nlist == 0) return FAIL(diag, FVDB_ERR_UNTRAINED, "there are no lists to move rows to");
     if (most > s->n) most = s->n;
     out->slots = mem_alloc_array(most, sizeof *out->slots);
@@ -208,7 +208,7 @@ fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uin
     out->errors = mem_alloc_array(most, sizeof *out->errors);
     if (!out->slots || !out->lists || !out->errors) {
         migration_free(out);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     for (out->next = max_u32(first, index->graph.first); out->next < s->n && out->n < most; out->next++)
         if (is_old(index, out->next, cutoff_us)) out->slots[out->n++] = out->next;
@@ -219,14 +219,14 @@ fvdb_status index_pick(fvdb_index *index, int64_t cutoff_us, uint32_t first, uin
         migration_free(out);
         return status;
     }
-    ivf_assign(&index->lists.centroids, s, out->slots, out->n, w.crew, out->lists, out->errors);
+    ivf_assign(&index->lists.centroids, s, out->slots, out->n, w.pool, out->lists, out->errors);
     workers_stop(index, &w);
     return FVDB_OK;
 }
 
 fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_moved, bool *stale, fvdb_diag *diag) {
     *out_moved = 0;
-    *stale = m->arrangement != index->arrangement;
+    *stale = m->slots_epoch != index->slots_epoch;
     if (*stale || m->n == 0) return FVDB_OK;
     TRY(ivf_reserve(&index->lists, m->lists, m->n, index->store.n, diag));
     for (uint32_t i = 0; i < m->n; i++) {
@@ -234,6 +234,6 @@ fvdb_status index_move(fvdb_index *index, const migration *m, uint32_t *out_move
         ivf_put(&index->lists, m->slots[i], m->lists[i], m->errors[i]);
         ++*out_moved;
     }
-    index->arrangement++;
+    index->slots_epoch++;
     return FVDB_OK;
 }

@@ -40,7 +40,7 @@ typedef struct search_job {
     bool by_walk;      /* recent rows are found by a walk, not by a scan of their codes */
     uint32_t together; /* queries that a worker takes at a time, each in a walk of its own */
     const search_outputs *out;
-    walk **walks;
+    search_scratch **scratch;
     const fvdb_control *control;
     bool cancelled;
 } search_job;
@@ -162,7 +162,7 @@ static bool surely_farther(const residuals *r, double walk_distance, double exac
 }
 
 /* Drops the rows from the walk's pool that may not be returned. */
-static void keep_allowed(const search_job *job, walk *w) {
+static void keep_allowed(const search_job *job, search_scratch *w) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < w->pool_n; i++)
         if (row_allowed(&job->filter, w->pool[i].node)) w->pool[kept++] = w->pool[i];
@@ -171,14 +171,14 @@ static void keep_allowed(const search_job *job, walk *w) {
 
 /* Scores the nearest candidates of the pool exactly, until those left are surely farther than the k best; returns how many
  * were found. */
-static uint32_t rescore(const search_job *job, walk *w) {
+static uint32_t rescore(const search_job *job, search_scratch *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    uint32_t most = w->pool_n, fetched = 0;
+    uint32_t most = w->pool_n, prefetched = 0;
     for (uint32_t i = 0; i < most; i++) {
-        for (; fetched < most && fetched < i + EXACT_AHEAD; fetched++) {
-            scorer_fetch_exact(&w->query, w->pool[fetched].node);
-            id_map_fetch_offset(&w->s->ids, w->pool[fetched].node);
+        for (; prefetched < most && prefetched < i + EXACT_AHEAD; prefetched++) {
+            scorer_prefetch_exact(&w->query, w->pool[prefetched].node);
+            id_map_prefetch_offset(&w->s->ids, w->pool[prefetched].node);
         }
         candidate c = w->pool[i];
         bool enough = i >= max_u32(k, RESIDUALS_MIN);
@@ -187,12 +187,12 @@ static uint32_t rescore(const search_job *job, walk *w) {
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);
     }
-    for (uint32_t i = 0; i < found; i++) id_map_fetch(&w->s->ids, w->hits[i].slot);
+    for (uint32_t i = 0; i < found; i++) id_map_prefetch(&w->s->ids, w->hits[i].slot);
     hits_sort(w->s, w->hits, found);
     return found;
 }
 
-static void walk_graph(const search_job *job, walk *w) {
+static void walk_graph(const search_job *job, search_scratch *w) {
     hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, job->filtered ? &job->filter : NULL);
     if (job->filtered) keep_allowed(job, w);
 }
@@ -218,7 +218,7 @@ static size_t scan_room(const search_job *job) {
 }
 
 /* Adds the nearest of the rows that are scanned by code to the pool. */
-static void scan_sides(const search_job *job, walk *w) {
+static void scan_sides(const search_job *job, search_scratch *w) {
     const fvdb_index *index = job->index;
     nearest near = {.query = &w->query,
                     .live = job->filter.live,
@@ -231,24 +231,26 @@ static void scan_sides(const search_job *job, walk *w) {
     if (!job->by_walk && job->recent) scan_recent(job, &near);
     nearest_finish(&near);
     w->pool_n = min_u32(w->pool_n, near.most);
-    for (uint32_t i = 0; i < near.n; i++) walk_offer(w, near_distance(near.keys[i]), (uint32_t)near.keys[i], near.most);
+    for (uint32_t i = 0; i < near.n; i++)
+        scratch_offer(w, near_distance(near.keys[i]), (uint32_t)near.keys[i], near.most);
 }
 
-static uint32_t search_sides(const search_job *job, walk *w) {
+static uint32_t search_sides(const search_job *job, search_scratch *w) {
     w->pool_n = 0;
     if (job->by_walk) walk_graph(job, w);
     if (job->nprobe || !job->by_walk) scan_sides(job, w);
     return rescore(job, w);
 }
 
-static void scan_queries(const search_job *job, walk *const *walks, uint32_t n, uint32_t *found) {
+static void scan_queries(const search_job *job, search_scratch *const *scratch, uint32_t n, uint32_t *found) {
     scan scans[SCAN_QUERIES_MAX];
-    for (uint32_t i = 0; i < n; i++) scans[i] = (scan){.query = &walks[i]->query, .hits = walks[i]->hits};
+    for (uint32_t i = 0; i < n; i++) scans[i] = (scan){.query = &scratch[i]->query, .hits = scratch[i]->hits};
     flat_search(scans, n, job->k, job->filter.allow, job->filter.allow_words, job->control);
     for (uint32_t i = 0; i < n; i++) found[i] = scans[i].found;
 }
 
 static void write_answer(const search_job *job, uint32_t query, const hit *hits, uint32_t found, uint32_t plan) {
+    assert(found <= job->k && job->k <= job->params->k);
     uint32_t k = job->params->k, *slots = job->out->slots + (size_t)query * k;
     double *distances = job->out->distances + (size_t)query * k;
     for (uint32_t i = 0; i < k; i++) {
@@ -267,20 +269,20 @@ static uint32_t plan_of(const search_job *job) {
 
 static void search_queries(void *context, uint32_t worker, uint32_t item) {
     search_job *job = context;
-    walk *const *walks = job->walks + worker * job->together;
+    search_scratch *const *scratch = job->scratch + worker * job->together;
     uint32_t first = item * job->together, n = min_u32(job->together, job->n_queries - first);
     uint32_t found[SCAN_QUERIES_MAX] = {0}, plan = plan_of(job);
     if (control_cancelled(job->control)) return;
     if (job->k) {
         for (uint32_t i = 0; i < n; i++)
-            scorer_set_vector(&walks[i]->query, job->queries + (size_t)(first + i) * job->index->store.dim);
-        if (!job->flat) found[0] = search_sides(job, walks[0]);
+            scorer_set_vector(&scratch[i]->query, job->queries + (size_t)(first + i) * job->index->store.dim);
+        if (!job->flat) found[0] = search_sides(job, scratch[0]);
         if (found[0] < job->k) {
             plan = FVDB_PLAN_FLAT;
-            scan_queries(job, walks, n, found);
+            scan_queries(job, scratch, n, found);
         }
     }
-    for (uint32_t i = 0; i < n; i++) write_answer(job, first + i, walks[i]->hits, found[i], plan);
+    for (uint32_t i = 0; i < n; i++) write_answer(job, first + i, scratch[i]->hits, found[i], plan);
 }
 
 /* ---- ids ---- */
@@ -307,25 +309,25 @@ static fvdb_status check_queries(const store *s, const float *queries, uint32_t 
     uint32_t component;
     for (uint32_t i = 0; i < n; i++) {
         fvdb_status status = store_check_vector(s, queries + (size_t)i * s->dim, &component);
-        if (status != FVDB_OK) return FAIL_AT(diag, status, fvdb_status_text((uint32_t)status), i, 0, component);
+        if (status != FVDB_OK) return FAIL_AT(diag, status, status_text(status), i, 0, component);
     }
     return FVDB_OK;
 }
 
 /* Memory of one query. */
-static fvdb_status reserve(const search_job *job, walk *w) {
-    TRY(walk_reserve_hits(w, job->k));
+static fvdb_status reserve(const search_job *job, search_scratch *w) {
+    TRY(scratch_reserve_hits(w, job->k));
     if (job->flat) return FVDB_OK;
-    TRY(walk_reserve(w, job->by_walk ? job->index->store.n : 0,
-                     max_u32(job->filter.pool_most, scan_candidates(job)) + 1));
-    return job->nprobe || !job->by_walk ? walk_reserve_room(w, scan_room(job)) : FVDB_OK;
+    TRY(scratch_reserve(w, job->by_walk ? job->index->store.n : 0,
+                        max_u32(job->filter.pool_most, scan_candidates(job)) + 1));
+    return job->nprobe || !job->by_walk ? scratch_reserve_room(w, scan_room(job)) : FVDB_OK;
 }
 
 static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
     for (uint32_t i = 0; i < w->n; i++)
-        if (reserve(job, w->walks[i]) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    job->walks = w->walks;
-    crew_run(w->crew, search_queries, job, (job->n_queries + job->together - 1) / job->together);
+        if (reserve(job, w->scratch[i]) != FVDB_OK) return FAIL_MEMORY(diag);
+    job->scratch = w->scratch;
+    thread_pool_run(w->pool, search_queries, job, (job->n_queries + job->together - 1) / job->together);
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 

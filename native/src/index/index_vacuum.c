@@ -14,7 +14,7 @@ typedef struct vacuum {
     fvdb_index *index;
     workers *workers;
     fvdb_control *control;
-    arrangement rows;    /* kept rows: historical ones, then recent ones */
+    reordering rows;     /* kept rows: historical ones, then recent ones */
     uint32_t historical; /* of the kept rows */
     ivf lists;           /* as they will be, but for the centroids */
     /* The new ones, and the old ones once these are in place. */
@@ -57,7 +57,7 @@ static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
     uint32_t n = v->historical, at = 0;
     uint32_t *slots = mem_alloc_array(n, sizeof *slots), *lists = mem_alloc_array(n, sizeof *lists);
     uint64_t *live = mem_alloc_array(n / 64 + 1, sizeof *live);
-    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         for (uint32_t list = 0; list < index->lists.centroids.nlist; list++)
             for (uint32_t i = 0; i < index->lists.lists[list].n; i++)
@@ -114,13 +114,13 @@ static bool repairs(const vacuum *v) {
 static fvdb_status repair(vacuum *v, fvdb_diag *diag) {
     fvdb_index *index = v->index;
     uint32_t n = index->store.n, *map = mem_alloc_array(n, sizeof *map);
-    if (!map) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!map) return FAIL_MEMORY(diag);
     for (uint32_t slot = 0; slot < n; slot++) {
         uint32_t to = v->rows.map[slot];
         map[slot] = to >= v->historical && to < v->rows.kept ? to : FVDB_NO_SLOT;
     }
-    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->walks,
-                                      v->workers->crew, v->control, &v->graph, diag);
+    fvdb_status status = hnsw_without(&index->graph, &index->store, map, v->rows.kept, v->workers->scratch,
+                                      v->workers->pool, v->control, &v->graph, diag);
     mem_free(map);
     return status;
 }
@@ -131,11 +131,11 @@ static fvdb_status code_anew(vacuum *v, fvdb_diag *diag) {
     uint64_t count = CODES_FIRST_ROWS;
     while (count * 8 <= store_with_vector(s)) count *= 8;
     const uint32_t rows = store_rows_with_vector(s, count);
-    if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->crew, diag));
+    if (rows != FVDB_NO_SLOT) TRY(codes_train(s, rows, &v->book, v->workers->pool, diag));
     exchange_books(v);
-    codes_encode(s, 0, s->n, v->workers->crew);
+    codes_encode(s, 0, s->n, v->workers->pool);
     if (rows == FVDB_NO_SLOT) return FVDB_OK;
-    const fvdb_status status = codes_judge(s, rows, v->workers->crew, diag);
+    const fvdb_status status = codes_judge(s, rows, v->workers->pool, diag);
     if (status != FVDB_OK) exchange_books(v);
     return status;
 }
@@ -146,11 +146,11 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
     const workers *w = v->workers;
     const uint32_t rows = recent_rows(v);
     if (rows < INDEX_GRAPH_ROWS_MIN || s->book.trained_rows == 0) return FVDB_OK;
-    stretch linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
+    progress_range linking = {v->control, 0, rows / 2, rows, rows}, refining = {v->control, rows / 2, rows, rows, rows};
     hnsw_undo undo; /* of nothing: a graph that fails is thrown away */
     TRY(hnsw_undo_begin(&undo, g, diag));
-    fvdb_status status = hnsw_link(g, s, s->n, w->walks, w->crew, &undo, &linking, diag);
-    if (status == FVDB_OK) status = hnsw_refine(g, s, w->walks, w->crew, &undo, &refining, diag);
+    fvdb_status status = hnsw_link(g, s, s->n, w->scratch, w->pool, &undo, &linking, diag);
+    if (status == FVDB_OK) status = hnsw_refine(g, s, w->scratch, w->pool, &undo, &refining, diag);
     hnsw_undo_free(&undo);
     return status;
 }
@@ -158,7 +158,7 @@ static fvdb_status link_anew(vacuum *v, fvdb_diag *diag) {
 /* Everything in its new place; on failure it is back in the old one. */
 static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
     store *s = &v->index->store;
-    store_arrange(s, &v->rows);
+    store_reorder(s, &v->rows);
     fvdb_status status = code_anew(v, diag);
     if (status == FVDB_OK) {
         exchange_graphs(v); /* walks look at the index's own */
@@ -167,8 +167,8 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
         exchange_graphs(v);
         exchange_books(v);
     }
-    store_arrange_back(s, &v->rows);
-    codes_encode(s, 0, s->n, v->workers->crew);
+    store_reorder_back(s, &v->rows);
+    codes_encode(s, 0, s->n, v->workers->pool);
     return status;
 }
 
@@ -176,20 +176,21 @@ static fvdb_status rebuild(vacuum *v, fvdb_diag *diag) {
 
 static fvdb_status run(vacuum *v, fvdb_diag *diag) {
     fvdb_index *index = v->index;
-    TRY(arrangement_prepare(&v->rows, &index->store, diag));
+    TRY(reordering_prepare(&v->rows, &index->store, diag));
     TRY(prepare_lists(v, diag));
     v->graph.first = v->graph.n = v->historical;
     if (repairs(v)) {
         TRY(repair(v, diag));
-        store_arrange(&index->store, &v->rows);
+        store_reorder(&index->store, &v->rows);
         exchange_graphs(v);
     } else {
         TRY(rebuild(v, diag));
     }
     if (index->lists.centroids.nlist) install_lists(v);
-    store_arranged(&index->store);
+    store_reordered(&index->store);
+    assert(index->store.n == index->store.live_count && index_moved(index) == 0);
     index->steps = (graph_steps){0};
-    index->arrangement++;
+    index->slots_epoch++;
     return FVDB_OK;
 }
 
@@ -197,7 +198,7 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
     workers w;
     vacuum v = {.index = index, .workers = &w, .control = control};
     uint32_t n = index->store.n;
-    TRY(arrangement_alloc(&v.rows, n, diag));
+    TRY(reordering_alloc(&v.rows, n, diag));
     v.historical = index_order(index, v.rows.order);
     v.rows.kept = index->store.live_count;
     for (uint32_t slot = 0; slot < n; slot++) out_map[v.rows.order[slot]] = slot < v.rows.kept ? slot : FVDB_NO_SLOT;
@@ -213,6 +214,6 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
             workers_stop(index, &w);
         }
     }
-    arrangement_free(&v.rows);
+    reordering_free(&v.rows);
     return status;
 }

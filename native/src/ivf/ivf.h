@@ -47,9 +47,7 @@ void ivf_centroids_free(ivf_centroids *c);
 size_t ivf_resident(const ivf *v, uint32_t dim64);
 static inline const uint64_t *ivf_rows(const ivf *v) { return (const uint64_t *)v->rows.base; }
 static inline uint64_t ivf_words(const ivf *v) { return v->rows.used / sizeof(uint64_t); }
-static inline bool ivf_has(const ivf *v, uint32_t slot) {
-    return slot / 64 < ivf_words(v) && bit_get(ivf_rows(v), slot);
-}
+static inline bool ivf_has(const ivf *v, uint32_t slot) { return bit_within(ivf_rows(v), ivf_words(v), slot); }
 
 /* ---- ivf_train.c: k-means ---- */
 
@@ -61,8 +59,8 @@ uint32_t ivf_nlist(uint32_t rows);
 uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones have
  * near numbers.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
-                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag);
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
+                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
 
 /* Room for the centroids of nlist lists. */
 fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist);
@@ -88,8 +86,8 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance);
 /* ---- ivf_lists.c: assign, append, remove ---- */
 
 /* The list of each row, and its squared distance from the centroid (may be NULL). */
-void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
-                float *errors);
+void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
+                uint32_t *lists, float *errors);
 /* Lists holding `slots` (n of them, ascending), out of rows rows; `live` tells tombstones.  v->centroids stays as it is. */
 fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
                      const uint64_t *live, fvdb_diag *diag);
@@ -101,24 +99,6 @@ void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error);
 bool ivf_training_is_due(const ivf *v);
 
 /* ---- ivf_search.c: nearest lists, scan ---- */
-
-/* Distance and number in one key: keys order as pairs do. */
-static inline uint64_t near_key(float distance, uint32_t number) {
-    uint32_t bits;
-    memcpy(&bits, &distance, sizeof bits);
-    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return (uint64_t)bits << 32 | number;
-}
-static inline float near_distance(uint64_t key) {
-    uint32_t bits = (uint32_t)(key >> 32);
-    bits = bits >> 31 ? bits & 0x7fffffffu : ~bits;
-    float distance;
-    memcpy(&distance, &bits, sizeof distance);
-    return distance;
-}
-/* Brings the m least to the front, in no order. */
-void keys_select(uint64_t *keys, uint32_t n, uint32_t m);
-void keys_sort(uint64_t *keys, uint32_t n);
 
 /* The rows nearest to a query by walk distance that a scan has met. */
 typedef struct nearest {

@@ -75,10 +75,10 @@ static void assign_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, crew *crew, uint32_t *lists,
-                float *errors) {
+void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
+                uint32_t *lists, float *errors) {
     assign_job job = {c, s, slots, n, lists, errors};
-    crew_run(crew, assign_item, &job, (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    thread_pool_run(pool, assign_item, &job, (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
 /* ---- fill ---- */
@@ -107,7 +107,7 @@ fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint3
         free_lists(v->lists, nlist);
         v->lists = NULL;
         region_free(&v->rows);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     v->n = n;
     v->live = 0;
@@ -132,7 +132,7 @@ fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows
         room = needed <= list->room || make_room(list, needed + needed / 8);
     }
     mem_free(more);
-    return room ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return room ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error) {

@@ -1,6 +1,6 @@
 /* Searching lists: the nearest centroids, then a scan of their rows by code.
  *
- * Rows are fetched some ahead, also consecutive ones: hardware follows a stretch of memory only to the end of its page, and
+ * Rows are prefetched some ahead, also consecutive ones: hardware follows a stretch of memory only to the end of its page, and
  * a list has a few.  What a scan keeps is a buffer of keys, cut down to the nearest whenever it is
  * full: a row costs one comparison more than its distance. */
 #include "ivf.h"
@@ -8,52 +8,12 @@
 #include <float.h>
 #include <math.h>
 
-/* ---- keys ---- */
-
-/* Hoare's quickselect. */
-void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
-    uint32_t from = 0, to = n;
-    while (m > from && m < to && to - from > 1) {
-        uint64_t pivot = keys[from + (to - from - 1) / 2]; /* never the last, or nothing may move */
-        uint32_t low = from, high = to - 1;
-        for (;;) {
-            while (keys[low] < pivot) low++;
-            while (keys[high] > pivot) high--;
-            if (low >= high) break;
-            uint64_t swap = keys[low];
-            keys[low++] = keys[high];
-            keys[high--] = swap;
-        }
-        if (m <= high + 1) to = high + 1;
-        else from = high + 1;
-    }
-}
-
-static void sift_down(uint64_t *keys, uint32_t n, uint32_t at) {
-    uint64_t key = keys[at];
-    for (uint32_t child; (child = 2 * at + 1) < n; at = child) {
-        child += child + 1 < n && keys[child + 1] > keys[child];
-        if (keys[child] <= key) break;
-        keys[at] = keys[child];
-    }
-    keys[at] = key;
-}
-
-void keys_sort(uint64_t *keys, uint32_t n) {
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(keys, n, i);
-    for (uint32_t end = n; end > 1; end--) {
-        uint64_t largest = keys[0];
-        keys[0] = keys[end - 1];
-        keys[end - 1] = largest;
-        sift_down(keys, end - 1, 0);
-    }
-}
-
 /* ---- the nearest rows ---- */
 
-#define FETCH_ROWS 16u
+#define PREFETCH_ROWS 16u
 
 static void keep_nearest(nearest *near) {
+    assert(near->n >= near->most && near->n <= nearest_room(near->most));
     keys_select(near->keys, near->n, near->most);
     near->n = near->most;
     uint64_t farthest = 0;
@@ -62,13 +22,12 @@ static void keep_nearest(nearest *near) {
 }
 
 static bool returns(const nearest *near, uint32_t slot) {
-    return (!near->live || bit_get(near->live, slot)) &&
-           (!near->allow || (slot / 64 < near->allow_words && bit_get(near->allow, slot)));
+    return row_passes(near->live, near->allow, near->allow_words, slot);
 }
 
 static void scan_chunk(nearest *near, const uint32_t *slots, uint32_t n) {
     float distances[IVF_CHUNK];
-    scorer_fetched(near->query, slots, n, distances);
+    scorer_prefetched(near->query, slots, n, distances);
     if (near->n > nearest_room(near->most) - IVF_CHUNK) keep_nearest(near);
     for (uint32_t i = 0; i < n; i++)
         if (distances[i] <= near->cut && returns(near, slots[i]))
@@ -85,15 +44,15 @@ static uint32_t allowed_of(const nearest *near, const uint32_t *slots, uint32_t 
     return kept;
 }
 
-static void fetch_rows(const nearest *near, const uint32_t *slots, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(near->query, slots[i]);
+static void prefetch_rows(const nearest *near, const uint32_t *slots, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) scorer_prefetch(near->query, slots[i]);
 }
 
 static void scan_allowed(nearest *near, const uint32_t *slots, uint32_t n) {
     uint32_t allowed[IVF_CHUNK];
     for (uint32_t at = 0; at < n; at += IVF_CHUNK) {
         uint32_t m = allowed_of(near, slots + at, min_u32(IVF_CHUNK, n - at), allowed);
-        fetch_rows(near, allowed, m);
+        prefetch_rows(near, allowed, m);
         if (m) scan_chunk(near, allowed, m);
     }
 }
@@ -103,10 +62,10 @@ void nearest_scan(nearest *near, const uint32_t *slots, uint32_t n) {
         scan_allowed(near, slots, n);
         return;
     }
-    for (uint32_t at = 0; at < n; at += FETCH_ROWS) {
-        uint32_t ahead = at + FETCH_ROWS;
-        if (ahead < n) fetch_rows(near, slots + ahead, min_u32(FETCH_ROWS, n - ahead));
-        scan_chunk(near, slots + at, min_u32(FETCH_ROWS, n - at));
+    for (uint32_t at = 0; at < n; at += PREFETCH_ROWS) {
+        uint32_t ahead = at + PREFETCH_ROWS;
+        if (ahead < n) prefetch_rows(near, slots + ahead, min_u32(PREFETCH_ROWS, n - ahead));
+        scan_chunk(near, slots + at, min_u32(PREFETCH_ROWS, n - at));
     }
 }
 
@@ -177,10 +136,10 @@ void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys) {
     ivf_list_keys(&v->centroids, near->query->s, near->query->x, keys);
     const uint64_t *lists = nearest_lists(keys, v->centroids.nlist, nprobe);
     for (uint32_t i = 0; i < nprobe; i++) {
-        const ivf_list *list = &v->lists[(uint32_t)lists[i]];
+        const ivf_list *list = &v->lists[near_number(lists[i])];
         if (i + 1 < nprobe) {
-            const ivf_list *next = &v->lists[(uint32_t)lists[i + 1]];
-            fetch_rows(near, next->slots, min_u32(next->n, FETCH_ROWS));
+            const ivf_list *next = &v->lists[near_number(lists[i + 1])];
+            prefetch_rows(near, next->slots, min_u32(next->n, PREFETCH_ROWS));
         }
         nearest_scan(near, list->slots, list->n);
     }

@@ -85,7 +85,7 @@ void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
 
 typedef struct trainer {
     const store *s;
-    const stretch *stretch;
+    const progress_range *range;
     ivf_centroids *c;
     uint32_t n; /* rows of the sample */
     uint32_t *rows;
@@ -194,15 +194,7 @@ static fvdb_status begin(trainer *t, const uint32_t *slots, uint32_t n) {
 
 /* ---- Lloyd ---- */
 
-static void sort_by_list(trainer *t) {
-    uint32_t nlist = t->c->nlist;
-    memset(t->starts, 0, (nlist + 1) * sizeof *t->starts);
-    for (uint32_t i = 0; i < t->n; i++) t->starts[t->lists[i] + 1]++;
-    for (uint32_t list = 0; list < nlist; list++) t->starts[list + 1] += t->starts[list];
-    for (uint32_t i = 0; i < t->n; i++) t->by_list[t->starts[t->lists[i]]++] = i;
-    for (uint32_t list = nlist; list > 0; list--) t->starts[list] = t->starts[list - 1];
-    t->starts[0] = 0;
-}
+static void sort_by_list(trainer *t) { counting_sort(t->lists, t->n, t->c->nlist, t->starts, t->by_list); }
 
 /* The mean of a list's rows, added in row order; under cosine at length 1, as they are (spherical k-means, Dhillon & Modha
  * 2001): at 48 lists that is 0.004 of recall. */
@@ -333,21 +325,21 @@ static double mean_error(const trainer *t) {
     return sum / t->n;
 }
 
-static fvdb_status iterate(trainer *t, crew *c, uint32_t *sizes, fvdb_diag *diag) {
+static fvdb_status iterate(trainer *t, thread_pool *c, uint32_t *sizes, fvdb_diag *diag) {
     double before = (double)INFINITY;
     for (uint32_t i = 0; i < ITERATIONS_MAX; i++) {
-        if (control_cancelled(t->stretch->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
+        if (control_cancelled(t->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         code_centres(t);
         ivf_assign(t->c, t->s, t->rows, t->n, c, t->lists, t->errors);
-        stretch_report(t->stretch, (i + 1) * t->stretch->rows / ITERATIONS_MAX);
+        progress_report(t->range, (i + 1) * t->range->rows / ITERATIONS_MAX);
         double error = mean_error(t);
         if (error > before * (1 - GAIN_MIN)) break;
         before = error;
         sort_by_list(t);
-        crew_run(c, average_list, t, t->c->nlist);
+        thread_pool_run(c, average_list, t, t->c->nlist);
         split_largest(t, sizes);
     }
-    if (!put_near_together(t)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!put_near_together(t)) return FAIL_MEMORY(diag);
     code_centres(t);
     return FVDB_OK;
 }
@@ -360,11 +352,11 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
            seeds * (centre + code + 2 * sizeof(uint32_t)) + sample * 4 * sizeof(uint32_t);
 }
 
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, crew *c,
-                      const stretch *stretch, ivf_centroids *out, fvdb_diag *diag) {
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
+                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
-    if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
-    trainer t = {.s = s, .stretch = stretch, .c = out, .n = m};
+    if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL_MEMORY(diag);
+    trainer t = {.s = s, .range = range, .c = out, .n = m};
     t.rows = mem_alloc_array(m, sizeof *t.rows);
     t.lists = mem_alloc_array(m, sizeof *t.lists);
     t.errors = mem_alloc_array(m, sizeof *t.errors);

@@ -79,16 +79,16 @@ static void train_block(void *context, uint32_t worker, uint32_t block) {
     }
 }
 
-fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag) {
+fvdb_status codes_train(const store *s, uint32_t n, codebook *out, thread_pool *c, fvdb_diag *diag) {
     uint32_t blocks = (n + TRAIN_ROWS_PER_BLOCK - 1) / TRAIN_ROWS_PER_BLOCK;
     train_job job = {s, n, mem_alloc_array((size_t)blocks * 2 * s->dim, sizeof(double)),
-                     mem_alloc_array((size_t)crew_size(c) * s->dim64, sizeof(float))};
+                     mem_alloc_array((size_t)thread_pool_size(c) * s->dim64, sizeof(float))};
     if (!job.sums || !job.rows || codebook_alloc(out, s->dim64) != FVDB_OK) {
         mem_free(job.sums);
         mem_free(job.rows);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
-    crew_run(c, train_block, &job, blocks);
+    thread_pool_run(c, train_block, &job, blocks);
     uint32_t with_vector = 0;
     for (uint32_t slot = 0; slot < n; slot++) with_vector += !store_is_bare(s, slot);
     for (uint32_t d = 0; d < s->dim; d++) {
@@ -146,12 +146,12 @@ static void encode_item(void *context, uint32_t worker, uint32_t item) {
     raise_to(&job->error_bits, sqrt(largest));
 }
 
-void codes_encode(store *s, uint32_t first, uint32_t end, crew *c) {
+void codes_encode(store *s, uint32_t first, uint32_t end, thread_pool *c) {
     if (!store_has_codes(s) || first == end) return;
     encode_job job = {.s = s, .first = first, .end = end};
     /* Over all rows anew, or more rows than before: the bound of rows that are gone may stay. */
     if (first) raise_to(&job.error_bits, s->code_error);
-    crew_run(c, encode_item, &job, (end - first + ENCODE_ROWS_PER_ITEM - 1) / ENCODE_ROWS_PER_ITEM);
+    thread_pool_run(c, encode_item, &job, (end - first + ENCODE_ROWS_PER_ITEM - 1) / ENCODE_ROWS_PER_ITEM);
     memcpy(&s->code_error, &job.error_bits, sizeof s->code_error);
 }
 
@@ -263,7 +263,7 @@ void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, floa
     else score_high(q, slots, n, out);
 }
 
-void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     if (q->by == WALK_BY_EXACT) score_exact(q, slots, n, out);
     else scorer_approximate(q, slots, n, out);
 }

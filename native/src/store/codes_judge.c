@@ -1,13 +1,14 @@
-/* How well walk distances tell a row's nearest from the rest: judged whenever the codebook is trained.
+/* How well codes tell a row's nearest from the rest: judged whenever the codebook is trained.
  *
  * Codes of 4 bits cut each dimension by the spread of all rows.  Where rows lie in clusters far narrower than that, or one
  * dimension outweighs the others, the neighbours of a row share one code, and a walk on codes finds any of them: 0.05 of
  * the ten nearest where 0.95 is wanted.  High halves fail likewise where rows lie far from the origin and near each other.
- * No number of candidates helps then: such an index links and walks by exact distances.
+ * No number of candidates helps then: such an index links and walks by exact distances.  Bit codes say less; where they
+ * say too little, a version is not searched before all of it is fetched.
  *
- * For rows spread over all, the ten nearest by exact distance are looked up by walk distance.  A neighbour is lost when
- * more farther rows than a walk has candidates seem to be as near.  The verdict depends on the rows and their order alone:
- * it is the same for any number of threads and any kernel. */
+ * For rows spread over all, the ten nearest by exact distance are looked up by code.  A neighbour is lost when more farther
+ * rows than a walk has candidates seem to be as near.  The verdicts depend on the rows and their order alone: they are the
+ * same for any number of threads and any kernel. */
 #include "store.h"
 
 #include <float.h>
@@ -18,6 +19,8 @@
 /* Lost neighbours, as a share of all, from which on exact walks are worth their price: a walk that scores all candidates
  * exactly makes good for less (sentence embeddings lose none; LSA 0.02, tight clusters 0.9). */
 #define LOST_SHARE_MAX 0.1
+/* The same of bit codes, whose candidates stand for the parts they are in (sentence embeddings lose 0.01). */
+#define BITS_LOST_SHARE_MAX 0.05
 #define BLOCK_ROWS 1024u
 #define QUERIES_MAX 64u
 
@@ -26,20 +29,32 @@ static uint32_t queries_for(uint32_t n) {
     return n <= 8192 ? QUERIES_MAX : n <= 65536 ? QUERIES_MAX / 2 : QUERIES_MAX / 4;
 }
 
+/* The two distances that are judged. */
+enum { BY_WALK, BY_BITS, WAYS };
+
 typedef struct asked {
     uint32_t slot;
     hit near[NEAR]; /* nearest first */
     uint32_t n;
-    float walk[NEAR]; /* walk distances of these */
+    float seem[WAYS][NEAR]; /* how far these seem to be */
 } asked;
+
+/* Bit codes of one block of rows, of each worker. */
+typedef struct block_bits {
+    bit_codes codes;
+    uint8_t *bytes; /* as they are stored */
+} block_bits;
 
 typedef struct judge {
     const store *s;
-    uint32_t n, n_asked;
+    uint32_t n, n_asked, n_workers;
     scorer scorers[QUERIES_MAX];
+    bit_query bits[QUERIES_MAX];
     asked asked[QUERIES_MAX];
+    int8_t *room;     /* n_asked x dim64, of the bit queries */
     asked *found;     /* blocks x n_asked: the nearest of each block */
-    uint32_t *before; /* blocks x n_asked x NEAR: farther rows that seem to be as near */
+    uint32_t *before; /* blocks x n_asked x WAYS x NEAR: farther rows that seem to be as near */
+    block_bits *workers;
 } judge;
 
 static uint32_t blocks_of(uint32_t n) { return (n + BLOCK_ROWS - 1) / BLOCK_ROWS; }
@@ -61,51 +76,70 @@ static void find_near(void *context, uint32_t worker, uint32_t block) {
     }
 }
 
+/* How far rows first .. first + n - 1 seem to be, one way or the other; their bit codes are those of the worker. */
+static void look(const judge *j, uint32_t way, uint32_t i, const block_bits *b, uint32_t first, uint32_t n,
+                 float *out) {
+    uint32_t numbers[BLOCK_ROWS];
+    for (uint32_t row = 0; row < n; row++) numbers[row] = way == BY_WALK ? first + row : row;
+    if (way == BY_WALK) scorer_approximate(&j->scorers[i], numbers, n, out);
+    else bit_query_score(&j->bits[i], &b->codes, numbers, n, out);
+}
+
+static void code_block(const judge *j, block_bits *b, uint32_t first, uint32_t n) {
+    bit_codes_write(j->s, first, n, b->bytes);
+    bool sound = bit_codes_read(&b->codes, 0, n, b->bytes);
+    assert(sound);
+    (void)sound;
+}
+
 static void merge_near(judge *j) {
+    block_bits *b = &j->workers[0];
     for (uint32_t i = 0; i < j->n_asked; i++) {
         asked *a = &j->asked[i];
-        uint32_t slots[NEAR];
         for (uint32_t block = 0; block < blocks_of(j->n); block++) {
             const asked *found = &j->found[(size_t)block * j->n_asked + i];
             for (uint32_t h = 0; h < found->n; h++) hits_offer(j->s, a->near, &a->n, NEAR, found->near[h]);
         }
         hits_sort(j->s, a->near, a->n);
-        for (uint32_t h = 0; h < a->n; h++) slots[h] = a->near[h].slot;
-        scorer_approximate(&j->scorers[i], slots, a->n, a->walk);
-    }
-}
-
-static void count_before(void *context, uint32_t worker, uint32_t block) {
-    (void)worker;
-    judge *j = context;
-    const store *s = j->s;
-    const uint32_t first = block * BLOCK_ROWS, n = min_u32(j->n - first, BLOCK_ROWS);
-    uint32_t slots[BLOCK_ROWS];
-    float walk[BLOCK_ROWS];
-    for (uint32_t row = 0; row < n; row++) slots[row] = first + row;
-    for (uint32_t i = 0; i < j->n_asked; i++) {
-        const asked *a = &j->asked[i];
-        uint32_t *before = j->before + ((size_t)block * j->n_asked + i) * NEAR;
-        float farthest = -FLT_MAX;
-        for (uint32_t h = 0; h < a->n; h++) farthest = a->walk[h] > farthest ? a->walk[h] : farthest;
-        scorer_approximate(&j->scorers[i], slots, n, walk);
-        for (uint32_t row = 0; row < n; row++) {
-            if (walk[row] > farthest || slots[row] == a->slot || store_is_bare(s, slots[row])) continue;
-            /* Rows as near as the tenth are as good an answer. */
-            if (scorer_exact(&j->scorers[i], slots[row]) <= a->near[a->n - 1].distance) continue;
-            for (uint32_t h = 0; h < a->n; h++) before[h] += walk[row] <= a->walk[h];
+        for (uint32_t h = 0; h < a->n; h++) {
+            code_block(j, b, a->near[h].slot, 1);
+            for (uint32_t way = 0; way < WAYS; way++) look(j, way, i, b, a->near[h].slot, 1, &a->seem[way][h]);
         }
     }
 }
 
-/* The share of the nearest that a walk on approximate distances would lose. */
-static double lost_share(const judge *j) {
+static void count_before(void *context, uint32_t worker, uint32_t block) {
+    judge *j = context;
+    const store *s = j->s;
+    const uint32_t first = block * BLOCK_ROWS, n = min_u32(j->n - first, BLOCK_ROWS);
+    float seem[BLOCK_ROWS];
+    code_block(j, &j->workers[worker], first, n);
+    for (uint32_t i = 0; i < j->n_asked; i++) {
+        const asked *a = &j->asked[i];
+        for (uint32_t way = 0; way < WAYS && a->n; way++) {
+            uint32_t *before = j->before + (((size_t)block * j->n_asked + i) * WAYS + way) * NEAR;
+            float farthest = -FLT_MAX;
+            for (uint32_t h = 0; h < a->n; h++) farthest = a->seem[way][h] > farthest ? a->seem[way][h] : farthest;
+            look(j, way, i, &j->workers[worker], first, n, seem);
+            for (uint32_t row = 0; row < n; row++) {
+                const uint32_t slot = first + row;
+                if (seem[row] > farthest || slot == a->slot || store_is_bare(s, slot)) continue;
+                /* Rows as near as the last are as good an answer. */
+                if (scorer_exact(&j->scorers[i], slot) <= a->near[a->n - 1].distance) continue;
+                for (uint32_t h = 0; h < a->n; h++) before[h] += seem[row] <= a->seem[way][h];
+            }
+        }
+    }
+}
+
+/* The share of the nearest that so many candidates by code would lose. */
+static double lost_share(const judge *j, uint32_t way) {
     uint32_t lost = 0, all = 0;
     for (uint32_t i = 0; i < j->n_asked; i++) {
         for (uint32_t h = 0; h < j->asked[i].n; h++, all++) {
             uint64_t before = 0;
             for (uint32_t block = 0; block < blocks_of(j->n); block++)
-                before += j->before[((size_t)block * j->n_asked + i) * NEAR + h];
+                before += j->before[(((size_t)block * j->n_asked + i) * WAYS + way) * NEAR + h];
             lost += before + NEAR > CANDIDATES;
         }
     }
@@ -128,31 +162,57 @@ static fvdb_status choose(judge *j) {
     return FVDB_OK;
 }
 
-uint64_t codes_judge_scratch(uint32_t dim, uint32_t n) {
-    return sizeof(judge) +
-           (uint64_t)queries_for(n) * (dim * 20u + blocks_of(n) * (sizeof(asked) + NEAR * sizeof(uint32_t)));
+static size_t block_bytes(const store *s) { return BLOCK_ROWS * bit_codes_row_bytes(s); }
+
+static fvdb_status reserve(judge *j, fvdb_diag *diag) {
+    const size_t cells = (size_t)blocks_of(j->n) * max_u32(j->n_asked, 1);
+    j->found = mem_alloc_array(cells, sizeof *j->found);
+    j->before = mem_alloc_array(cells * WAYS * NEAR, sizeof *j->before);
+    j->room = mem_alloc_array(QUERIES_MAX, j->s->dim64);
+    j->workers = mem_alloc_array(j->n_workers, sizeof *j->workers);
+    if (!j->found || !j->before || !j->room || !j->workers) return FVDB_ERR_MEMORY;
+    for (uint32_t w = 0; w < j->n_workers; w++) {
+        TRY(bit_codes_init(&j->workers[w].codes, j->s, BLOCK_ROWS, diag));
+        j->workers[w].bytes = mem_alloc_array(1, block_bytes(j->s));
+        if (!j->workers[w].bytes) return FVDB_ERR_MEMORY;
+    }
+    for (uint32_t i = 0; i < j->n_asked; i++)
+        bit_query_init(&j->bits[i], &j->workers[0].codes, &j->scorers[i], j->room + (size_t)i * j->s->dim64);
+    return FVDB_OK;
 }
 
-fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag) {
-    judge *j = mem_alloc_array(1, sizeof *j);
-    fvdb_status status = FVDB_ERR_MEMORY;
-    if (j) {
-        *j = (judge){.s = s, .n = n};
-        status = choose(j);
-        const size_t cells = (size_t)blocks_of(n) * max_u32(j->n_asked, 1);
-        j->found = mem_alloc_array(cells, sizeof *j->found);
-        j->before = mem_alloc_array(cells * NEAR, sizeof *j->before);
-        if (!j->found || !j->before) status = FVDB_ERR_MEMORY;
-        if (status == FVDB_OK) {
-            crew_run(c, find_near, j, blocks_of(n));
-            merge_near(j);
-            crew_run(c, count_before, j, blocks_of(n));
-            s->book.coarse = lost_share(j) > LOST_SHARE_MAX;
-        }
-        for (uint32_t i = 0; i < j->n_asked; i++) scorer_free(&j->scorers[i]);
-        mem_free(j->found);
-        mem_free(j->before);
-        mem_free(j);
+static void release(judge *j) {
+    for (uint32_t i = 0; i < j->n_asked; i++) scorer_free(&j->scorers[i]);
+    for (uint32_t w = 0; j->workers && w < j->n_workers; w++) {
+        bit_codes_free(&j->workers[w].codes);
+        mem_free(j->workers[w].bytes);
     }
-    return status == FVDB_OK ? FVDB_OK : FAIL(diag, status, "allocation failed");
+    mem_free(j->workers);
+    mem_free(j->room);
+    mem_free(j->found);
+    mem_free(j->before);
+    mem_free(j);
+}
+
+uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads) {
+    const uint64_t cell = sizeof(asked) + WAYS * NEAR * sizeof(uint32_t);
+    return sizeof(judge) + (uint64_t)queries_for(n) * (dim * 21u + blocks_of(n) * cell) +
+           (uint64_t)threads * BLOCK_ROWS * (dim + 16u);
+}
+
+fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag) {
+    judge *j = mem_alloc_array(1, sizeof *j);
+    if (!j) return FAIL_MEMORY(diag);
+    *j = (judge){.s = s, .n = n, .n_workers = thread_pool_size(c)};
+    fvdb_status status = choose(j);
+    if (status == FVDB_OK) status = reserve(j, diag);
+    if (status == FVDB_OK) {
+        thread_pool_run(c, find_near, j, blocks_of(n));
+        merge_near(j);
+        thread_pool_run(c, count_before, j, blocks_of(n));
+        s->book.coarse = lost_share(j, BY_WALK) > LOST_SHARE_MAX;
+        s->book.bits_serve = lost_share(j, BY_BITS) <= BITS_LOST_SHARE_MAX;
+    }
+    release(j);
+    return status == FVDB_OK ? FVDB_OK : FAIL_MEMORY(diag);
 }

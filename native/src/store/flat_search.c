@@ -11,7 +11,7 @@
 
 #define WORD_ROWS 64u /* rows of one bitmap word */
 #define WORDS_PER_POLL 64u
-/* Codes that are fetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
+/* Codes that are prefetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
  * waited for (1,000 of 100 K x 384: 81 ns a row). */
 #define BATCH_ROWS 64u
 /* Rows that wait for an exact distance.  The longer they wait, the nearer are the rows that are known by then, and the
@@ -25,25 +25,13 @@ bool hit_before(const store *s, hit a, hit b) {
     return id_map_compare(&s->ids, a.slot, b.slot) < 0;
 }
 
-/* Binary max-heap by hit_before: the worst hit is at 0. */
-static void sift_down(const store *s, hit *heap, uint32_t n, uint32_t at) {
-    for (;;) {
-        uint32_t worst = at, left = 2 * at + 1;
-        for (uint32_t child = left; child < n && child < left + 2; child++)
-            if (hit_before(s, heap[worst], heap[child])) worst = child;
-        if (worst == at) return;
-        hit swap = heap[at];
-        heap[at] = heap[worst];
-        heap[worst] = swap;
-        at = worst;
-    }
-}
+DEFINE_HEAP(hits, const store *, hit, hit_before)
 
 void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h) {
     if (*n == k) {
         if (!hit_before(s, h, heap[0])) return;
         heap[0] = h;
-        sift_down(s, heap, k, 0);
+        hits_sink(s, heap, k, 0);
         return;
     }
     uint32_t at = (*n)++;
@@ -51,16 +39,7 @@ void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h) {
     heap[at] = h;
 }
 
-/* Heap sort in place: no allocation, and the order of hit_before is total, so the result does not depend on it. */
-void hits_sort(const store *s, hit *hits, uint32_t n) {
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(s, hits, n, i);
-    for (uint32_t end = n; end > 1; end--) {
-        hit worst = hits[0];
-        hits[0] = hits[end - 1];
-        hits[end - 1] = worst;
-        sift_down(s, hits, end - 1, 0);
-    }
-}
+void hits_sort(const store *s, hit *hits, uint32_t n) { hits_heap_sort(s, hits, n); }
 
 /* The rows a scan may return, in slot order, a bitmap word at a time. */
 typedef struct row_set {
@@ -80,11 +59,11 @@ typedef struct batch {
     uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
 } batch;
 
-/* Fetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
-static void fetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+/* Prefetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
+static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
     b->n = 0;
     while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
-    for (uint32_t i = 0; i < b->n; i++) scorer_fetch_by(q, store_approximate(q->s), b->slots[i]);
+    for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
 static bool stopped(const fvdb_control *control, uint64_t word) {
@@ -94,7 +73,7 @@ static bool stopped(const fvdb_control *control, uint64_t word) {
 static void offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32_t n) {
     const scorer *q = one->query;
     for (uint32_t i = 0; i < n; i++) {
-        if (i + EXACT_AHEAD < n) scorer_fetch_exact(q, slots[i + EXACT_AHEAD]);
+        if (i + EXACT_AHEAD < n) scorer_prefetch_exact(q, slots[i + EXACT_AHEAD]);
         hit h = {scorer_exact(q, slots[i]), slots[i]};
         if (one->found < k || h.distance <= one->hits[0].distance) hits_offer(q->s, one->hits, &one->found, k, h);
     }
@@ -108,48 +87,25 @@ static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, c
     }
 }
 
-typedef struct waiting {
-    float near; /* as its code has it */
-    uint32_t slot;
-} waiting;
-
 /* A query of a scan at work. */
 typedef struct seeker {
     scan *scan;
     reach reach;
-    double cut; /* a row whose code puts it farther is surely not among the nearest */
-    waiting rows[WAITING_MAX];
+    double cut;                 /* a row whose code puts it farther is surely not among the nearest */
+    uint64_t rows[WAITING_MAX]; /* keys of those that wait for an exact distance */
     uint32_t n;
 } seeker;
-
-/* Brings the m nearest to the front (Hoare's quickselect). */
-static void select_nearest(waiting *rows, uint32_t n, uint32_t m) {
-    for (uint32_t from = 0, to = n; to - from > 1 && from < m && m < to;) {
-        float pivot = rows[from + (to - from - 1) / 2].near;
-        uint32_t low = from, high = to - 1;
-        for (;; low++, high--) {
-            while (rows[low].near < pivot) low++;
-            while (rows[high].near > pivot) high--;
-            if (low >= high) break;
-            waiting swap = rows[low];
-            rows[low] = rows[high];
-            rows[high] = swap;
-        }
-        if (m <= high + 1) to = high + 1;
-        else from = high + 1;
-    }
-}
 
 /* A distance by code that may have overflowed on its way rules nothing out. */
 static bool beyond(float near, double cut) { return (double)near > cut && near < FLT_MAX / 2; }
 
 /* Rows that may be among the nearest. */
-static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, waiting *out) {
+static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, uint64_t *out) {
     uint32_t gone = 0, kept = 0;
     for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], cut);
     if (gone == n) return 0; /* as in most words */
     for (uint32_t i = 0; i < n; i++) {
-        out[kept] = (waiting){near[i], slots[i]};
+        out[kept] = near_key(near[i], slots[i]);
         kept += !beyond(near[i], cut);
     }
     return kept;
@@ -157,22 +113,23 @@ static uint32_t within(double cut, const float *near, const uint32_t *slots, uin
 
 static void score_waiting(seeker *s, uint32_t k) {
     uint32_t slots[WAITING_MAX], first = min_u32(s->n, k + FIRST_EXTRA), n = 0;
-    select_nearest(s->rows, s->n, first);
-    for (; n < first; n++) slots[n] = s->rows[n].slot;
+    keys_select(s->rows, s->n, first);
+    for (; n < first; n++) slots[n] = near_number(s->rows[n]);
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
     n = 0;
     for (uint32_t i = first; i < s->n; i++) {
-        slots[n] = s->rows[i].slot;
-        n += !beyond(s->rows[i].near, s->cut);
+        slots[n] = near_number(s->rows[i]);
+        n += !beyond(near_distance(s->rows[i]), s->cut);
     }
     offer_exact(s->scan, k, slots, n);
     if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
+    assert(s->scan->found <= k);
     s->n = 0;
 }
 
 static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    batch batches[2]; /* one is scored while the next is fetched */
+    batch batches[2]; /* one is scored while the next is prefetched */
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) {
@@ -183,10 +140,10 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
     }
     uint64_t w = 0;
     uint32_t turn = 0;
-    fetch_batch(&batches[0], scans[0].query, set, &w);
+    prefetch_batch(&batches[0], scans[0].query, set, &w);
     for (; batches[turn].n && !control_cancelled(control); turn ^= 1) {
         const batch *b = &batches[turn];
-        fetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
+        prefetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
         for (seeker *s = seekers; s < seekers + n; s++) {
             scorer_approximate(s->scan->query, b->slots, b->n, near);
             s->n += within(s->cut, near, b->slots, b->n, s->rows + s->n);
@@ -198,6 +155,7 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
 
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control) {
+    assert(n >= 1 && n <= SCAN_QUERIES_MAX && k >= 1);
     const store *s = scans[0].query->s;
     row_set set = {store_found(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
     if (allow && allow_words < set.words) set.words = allow_words;

@@ -76,11 +76,11 @@ fvdb_status id_map_reserve(id_map *m, uint32_t rows, uint64_t id_bytes, fvdb_dia
         !region_resize(&m->offsets, ((size_t)m->n + rows + 1) * sizeof(uint32_t))) {
         region_resize(&m->bytes, old_bytes);
         region_resize(&m->offsets, old_offsets);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     uint64_t size = table_size_for((uint64_t)m->linked + rows);
     if (size <= m->table_size && size) return FVDB_OK;
-    return grow_table(m, (uint32_t)size) ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    return grow_table(m, (uint32_t)size) ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
 uint32_t id_map_find(const id_map *m, const uint8_t *id, size_t size) {
@@ -122,6 +122,7 @@ void id_map_unlink(id_map *m, uint32_t slot) {
 
 void id_map_append(id_map *m, const uint8_t *id, size_t size) {
     uint32_t at = bytes_used(m);
+    assert(size <= m->bytes.used - at && (m->n + 2) * sizeof(uint32_t) <= m->offsets.used); /* was reserved */
     memcpy(m->bytes.base + at, id, size);
     offsets_of(m)[m->n] = at;
     offsets_of(m)[++m->n] = at + (uint32_t)size;
@@ -146,8 +147,8 @@ void id_map_truncate(id_map *m, uint32_t n) {
     region_resize(&m->offsets, n ? ((size_t)n + 1) * sizeof(uint32_t) : 0);
 }
 
-fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
-                            fvdb_diag *diag) {
+fvdb_status id_map_reordered(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                             fvdb_diag *diag) {
     size_t total = 0, size;
     for (uint32_t i = 0; i < n; i++) {
         id_map_get(m, order[i], &size);
@@ -156,7 +157,7 @@ fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, 
     *bytes = *offsets = (region){0};
     if (!region_resize(bytes, total) || !region_resize(offsets, n ? ((size_t)n + 1) * sizeof(uint32_t) : 0)) {
         region_free(bytes);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     uint32_t *starts = (uint32_t *)offsets->base;
     size_t at = 0;

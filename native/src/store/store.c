@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#define ROWS_PER_ITEM 256u /* a crew item: some 100 us of work */
+#define ROWS_PER_ITEM 256u /* an item of a thread pool: some 100 us of work */
 
 static bool wants_inv_norm(const store *s) {
     return s->memory == FVDB_MEMORY_COMPACT && s->metric == FVDB_METRIC_COSINE;
@@ -83,7 +83,7 @@ fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *di
     TRY(id_map_reserve(&s->ids, n - s->n, id_bytes, diag));
     if (!resize_rows(s, n)) {
         resize_rows(s, s->n);
-        return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+        return FAIL_MEMORY(diag);
     }
     return FVDB_OK;
 }
@@ -123,8 +123,8 @@ static void append_item(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
-static void fill_rows(append_job *job, crew *c) {
-    crew_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+static void fill_rows(append_job *job, thread_pool *c) {
+    thread_pool_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
 static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) {
@@ -139,7 +139,7 @@ static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_
     TRY(store_reserve(s, s->n + n, id_bytes, diag));
     if (any_bare(rows, picked, n)) TRY(store_reserve_bare(s, s->n + n, diag));
     int64_t *us = mem_alloc_array(n, sizeof *us);
-    if (!us) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!us) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) us[i] = rows->timestamps[picked[i]];
     fvdb_status status = timestamps_append(&s->times, us, n, diag);
     mem_free(us);
@@ -147,7 +147,7 @@ static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_
 }
 
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
-                         crew *c, fvdb_diag *diag) {
+                         thread_pool *c, fvdb_diag *diag) {
     fvdb_status status = prepare_append(s, rows, picked, n, id_bytes, diag);
     if (status != FVDB_OK) {
         resize_rows(s, s->n);
@@ -166,13 +166,14 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
 
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
     const bool first = s->bare.used == 0;
-    if (!resize_bare(s, n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!resize_bare(s, n)) return FAIL_MEMORY(diag);
     if (first && s->live.used)
         memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
     return FVDB_OK;
 }
 
 void store_mark_bare(store *s, uint32_t slot) {
+    assert(!store_is_bare(s, slot));
     bit_set((uint64_t *)s->bare.base, slot);
     s->bare_count++;
 }
@@ -186,6 +187,7 @@ uint32_t store_rows_with_vector(const store *s, uint64_t count) {
 }
 
 void store_make_live(store *s, uint32_t slot) {
+    assert(slot < s->ids.n && !bit_get(store_live(s), slot));
     id_map_link(&s->ids, slot);
     bit_set(store_live(s), slot);
     s->live_count++;
@@ -195,6 +197,7 @@ void store_make_live(store *s, uint32_t slot) {
 }
 
 void store_make_tombstone(store *s, uint32_t slot) {
+    assert(slot < s->n && bit_get(store_live(s), slot) && s->live_count > 0);
     id_map_unlink(&s->ids, slot);
     bit_clear(store_live(s), slot);
     s->live_count--;
@@ -216,30 +219,30 @@ void store_truncate(store *s, uint32_t n) {
 
 /* ---- a new order ---- */
 
-fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag) {
-    *a = (arrangement){.n = n};
+fvdb_status reordering_alloc(reordering *a, uint32_t n, fvdb_diag *diag) {
+    *a = (reordering){.n = n};
     a->order = mem_alloc_array(n, sizeof *a->order);
     a->map = mem_alloc_array(n, sizeof *a->map);
     a->marks = mem_alloc_array(n / 64 + 1, sizeof *a->marks);
     if (a->order && a->map && a->marks) return FVDB_OK;
-    arrangement_free(a);
-    return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    reordering_free(a);
+    return FAIL_MEMORY(diag);
 }
 
-void arrangement_free(arrangement *a) {
+void reordering_free(reordering *a) {
     mem_free(a->order);
     mem_free(a->map);
     mem_free(a->marks);
     region_free(&a->id_bytes);
     region_free(&a->id_offsets);
     timestamps_free(&a->times);
-    *a = (arrangement){0};
+    *a = (reordering){0};
 }
 
-fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag) {
+fvdb_status reordering_prepare(reordering *a, const store *s, fvdb_diag *diag) {
     for (uint32_t slot = 0; slot < a->n; slot++) a->map[a->order[slot]] = slot;
-    TRY(timestamps_arranged(&s->times, a->order, a->kept, &a->times, diag));
-    return id_map_arranged(&s->ids, a->order, a->kept, &a->id_bytes, &a->id_offsets, diag);
+    TRY(timestamps_reordered(&s->times, a->order, a->kept, &a->times, diag));
+    return id_map_reordered(&s->ids, a->order, a->kept, &a->id_bytes, &a->id_offsets, diag);
 }
 
 /* Row i becomes what was row from[i], a cycle at a time. */
@@ -269,7 +272,7 @@ static void permute_all(store *s, const uint32_t *from, uint32_t n, uint64_t *ma
 }
 
 /* Bit i becomes what was bit from[i], those from n on 0. */
-static void permute_bits(region *r, const uint32_t *from, uint32_t n, arrangement *a) {
+static void permute_bits(region *r, const uint32_t *from, uint32_t n, reordering *a) {
     if (r->used == 0) return;
     memset(a->marks, 0, (a->n / 64 + 1) * sizeof *a->marks);
     for (uint32_t i = 0; i < n; i++)
@@ -285,13 +288,13 @@ static void derive_found(store *s) {
     for (uint32_t slot = 0; slot < s->n && s->bare.used; slot++) s->bare_count += store_is_bare(s, slot);
 }
 
-static void exchange_times(store *s, arrangement *a) {
+static void exchange_times(store *s, reordering *a) {
     timestamps swap = s->times;
     s->times = a->times;
     a->times = swap;
 }
 
-void store_arrange(store *s, arrangement *a) {
+void store_reorder(store *s, reordering *a) {
     permute_all(s, a->order, a->n, a->marks);
     exchange_times(s, a);
     permute_bits(&s->live, a->order, a->kept, a);
@@ -301,7 +304,7 @@ void store_arrange(store *s, arrangement *a) {
     derive_found(s);
 }
 
-void store_arrange_back(store *s, arrangement *a) {
+void store_reorder_back(store *s, reordering *a) {
     permute_all(s, a->map, a->n, a->marks);
     exchange_times(s, a);
     memset(s->live.base, 0, s->live.used);
@@ -314,12 +317,12 @@ void store_arrange_back(store *s, arrangement *a) {
 }
 
 fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
-    arrangement a;
+    reordering a;
     if (from->n == 0) return FVDB_OK;
-    TRY(arrangement_alloc(&a, from->n, diag));
+    TRY(reordering_alloc(&a, from->n, diag));
     for (uint32_t slot = 0; slot < from->n; slot++) a.order[slot] = slot;
     a.kept = from->n;
-    fvdb_status status = arrangement_prepare(&a, from, diag);
+    fvdb_status status = reordering_prepare(&a, from, diag);
     if (status == FVDB_OK) status = store_reserve(to, from->n, 0, diag);
     if (status == FVDB_OK) status = store_reserve_bare(to, from->n, diag);
     if (status == FVDB_OK) {
@@ -331,17 +334,17 @@ fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
         to->live_count = from->live_count;
         derive_found(to);
     }
-    arrangement_free(&a);
+    reordering_free(&a);
     return status;
 }
 
-void store_arranged(store *s) {
+void store_reordered(store *s) {
     for (uint32_t slot = s->n; slot % 64 && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
     resize_rows(s, s->n);
 }
 
-fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
-    if (!resize_rows(s, s->n)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+fvdb_status store_finish_load(store *s, thread_pool *c, fvdb_diag *diag) {
+    if (!resize_rows(s, s->n)) return FAIL_MEMORY(diag);
     append_job job = {s, NULL, NULL, 0, s->n};
     fill_rows(&job, c);
     codes_encode(s, 0, s->n, c);
@@ -349,5 +352,6 @@ fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag) {
 }
 
 void store_get(const store *s, uint32_t slot, float *out) {
+    assert(slot < s->n && s->high.used); /* a lazily loaded index has no planes: api.c refuses the call */
     s->kernels->join_planes(store_high(s, slot), store_low(s, slot), s->dim, out);
 }

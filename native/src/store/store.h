@@ -39,16 +39,16 @@ void id_map_unlink(id_map *m, uint32_t slot);
 /* Drops slots >= n (rollback); they must be unlinked already. */
 void id_map_truncate(id_map *m, uint32_t n);
 /* The ids of slots order[0] .. order[n - 1], one after the other, as a second arena. */
-fvdb_status id_map_arranged(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
-                            fvdb_diag *diag);
+fvdb_status id_map_reordered(const id_map *m, const uint32_t *order, uint32_t n, region *bytes, region *offsets,
+                             fvdb_diag *diag);
 /* Exchanges arenas; only the ids of slots in `live` are linked afterwards.  Cannot fail. */
 void id_map_exchange(id_map *m, region *bytes, region *offsets, uint32_t n, const uint64_t *live);
 const uint8_t *id_map_get(const id_map *m, uint32_t slot, size_t *size);
 /* Brings near where a slot's id begins; and then, in a call of its own, the id. */
-static inline void id_map_fetch_offset(const id_map *m, uint32_t slot) {
+static inline void id_map_prefetch_offset(const id_map *m, uint32_t slot) {
     __builtin_prefetch((const uint32_t *)m->offsets.base + slot);
 }
-static inline void id_map_fetch(const id_map *m, uint32_t slot) {
+static inline void id_map_prefetch(const id_map *m, uint32_t slot) {
     __builtin_prefetch(m->bytes.base + ((const uint32_t *)m->offsets.base)[slot]);
 }
 int id_map_compare(const id_map *m, uint32_t a, uint32_t b); /* memcmp order, shorter first on a tie */
@@ -76,8 +76,8 @@ int64_t timestamps_get(const timestamps *t, uint32_t slot);
 /* Rollback of the newest rows; cannot fail. */
 void timestamps_truncate(timestamps *t, uint32_t n);
 /* A copy of rows order[0] .. order[n - 1]; all or nothing. */
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
-                                fvdb_diag *diag);
+fvdb_status timestamps_reordered(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                 fvdb_diag *diag);
 size_t timestamps_resident(const timestamps *t);
 
 /* ---- store.c: rows ---- */
@@ -87,6 +87,7 @@ typedef struct codebook {
     float *lo, *step, *inv_step; /* dim64 each, zero-padded, one allocation at lo; NULL while untrained */
     uint32_t trained_rows;       /* rows it was trained on; 0: untrained */
     bool coarse;                 /* walk distances tell neighbours apart too badly: links and walks go by exact ones */
+    bool bits_serve;             /* bit codes were found to tell them apart */
 } codebook;
 
 typedef struct store {
@@ -142,7 +143,7 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
 fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag);
 /* Appends rows, not live and with unlinked ids; the vectors were checked.  All or nothing. */
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
-                         crew *c, fvdb_diag *diag);
+                         thread_pool *c, fvdb_diag *diag);
 /* Room for marks of bare rows among n; then marks one of them, zeros in its planes. */
 fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
 void store_mark_bare(store *s, uint32_t slot);
@@ -156,26 +157,26 @@ void store_make_tombstone(store *s, uint32_t slot);
 /* Drops rows >= n, none of them live. */
 void store_truncate(store *s, uint32_t n);
 /* All rows in a new order, those that go behind the `kept` that stay.  Both arrays are permutations of the n rows. */
-typedef struct arrangement {
+typedef struct reordering {
     uint32_t *order, *map; /* new slot -> old slot, old slot -> new slot */
     uint32_t n, kept;
     uint64_t *marks;             /* scratch: n bits */
     region id_bytes, id_offsets; /* what the store does not use at the time: first the new ones, then the old */
     timestamps times;
-} arrangement;
-/* Room for an arrangement of n rows, whose caller fills order and `kept`. */
-fvdb_status arrangement_alloc(arrangement *a, uint32_t n, fvdb_diag *diag);
-void arrangement_free(arrangement *a);
+} reordering;
+/* Room for a reordering of n rows, whose caller fills order and `kept`. */
+fvdb_status reordering_alloc(reordering *a, uint32_t n, fvdb_diag *diag);
+void reordering_free(reordering *a);
 /* From the order: the map, and all that can fail. */
-fvdb_status arrangement_prepare(arrangement *a, const store *s, fvdb_diag *diag);
+fvdb_status reordering_prepare(reordering *a, const store *s, fvdb_diag *diag);
 /* Brings the rows into the new order, in place.  Cannot fail. */
-void store_arrange(store *s, arrangement *a);
+void store_reorder(store *s, reordering *a);
 /* Takes it back, where those that stay were the live ones. */
-void store_arrange_back(store *s, arrangement *a);
+void store_reorder_back(store *s, reordering *a);
 /* Gives back the memory of the rows that went; from here there is no way back. */
-void store_arranged(store *s);
+void store_reordered(store *s);
 /* After a load filled the planes, ids, times and bitmap of all n rows and the codebook: derives the rest. */
-fvdb_status store_finish_load(store *s, crew *c, fvdb_diag *diag);
+fvdb_status store_finish_load(store *s, thread_pool *c, fvdb_diag *diag);
 /* The exact float32 row. */
 void store_get(const store *s, uint32_t slot, float *out);
 
@@ -209,16 +210,16 @@ void codebook_free(codebook *b);
 void codebook_derive(codebook *b, uint32_t dim64);
 
 /* Trains `out` on rows 0 .. n-1, those with a vector, of which there is one.  The same bits for any number of threads. */
-fvdb_status codes_train(const store *s, uint32_t n, codebook *out, crew *c, fvdb_diag *diag);
+fvdb_status codes_train(const store *s, uint32_t n, codebook *out, thread_pool *c, fvdb_diag *diag);
 /* Codes rows first .. end-1 with the current codebook; nothing under memory="compact". */
-void codes_encode(store *s, uint32_t first, uint32_t end, crew *c);
+void codes_encode(store *s, uint32_t first, uint32_t end, thread_pool *c);
 
 /* ---- codes_judge.c ---- */
 
-/* Says in s->book.coarse whether approximate distances tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
-fvdb_status codes_judge(store *s, uint32_t n, crew *c, fvdb_diag *diag);
+/* Says in s->book whether walk distances and bit codes tell the nearest of rows 0 .. n-1, which are coded, from the rest. */
+fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag);
 /* Bytes that it takes while it runs. */
-uint64_t codes_judge_scratch(uint32_t dim, uint32_t n);
+uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads);
 
 /* ---- codes.c: distances ---- */
 
@@ -250,31 +251,31 @@ void scorer_free(scorer *q);
 void scorer_set_vector(scorer *q, const float *x);
 void scorer_set_slot(scorer *q, uint32_t slot); /* walk distances only */
 /* Brings what the walk distance of a row is made of near, without waiting. */
-static inline void scorer_fetch_by(const scorer *q, walk_distance by, uint32_t slot) {
+static inline void scorer_prefetch_by(const scorer *q, walk_distance by, uint32_t slot) {
     const store *s = q->s;
     const size_t plane = s->dim16 * sizeof(uint16_t);
     if (by == WALK_BY_CODE) {
-        fetch_bytes(store_code(s, slot), s->code_bytes);
+        prefetch_bytes(store_code(s, slot), s->code_bytes);
         return;
     }
-    fetch_bytes(store_high(s, slot), plane);
-    if (by == WALK_BY_EXACT) fetch_bytes(store_low(s, slot), plane);
+    prefetch_bytes(store_high(s, slot), plane);
+    if (by == WALK_BY_EXACT) prefetch_bytes(store_low(s, slot), plane);
 }
-static inline void scorer_fetch(const scorer *q, uint32_t slot) { scorer_fetch_by(q, q->by, slot); }
-/* Distances of rows that were fetched before. */
-void scorer_fetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+static inline void scorer_prefetch(const scorer *q, uint32_t slot) { scorer_prefetch_by(q, q->by, slot); }
+/* Distances of rows that were prefetched. */
+void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
 /* The same by codes or high planes, coarse as they may be. */
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
-/* Fetches, then scores. */
+/* Prefetches, then scores. */
 static inline void scorer_many(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    for (uint32_t i = 0; i < n; i++) scorer_fetch(q, slots[i]);
-    scorer_fetched(q, slots, n, out);
+    for (uint32_t i = 0; i < n; i++) scorer_prefetch(q, slots[i]);
+    scorer_prefetched(q, slots, n, out);
 }
 /* Brings what scorer_exact reads near. */
-static inline void scorer_fetch_exact(const scorer *q, uint32_t slot) {
+static inline void scorer_prefetch_exact(const scorer *q, uint32_t slot) {
     size_t bytes = q->s->dim16 * sizeof(uint16_t);
-    fetch_once(store_high(q->s, slot), bytes);
-    fetch_once(store_low(q->s, slot), bytes);
+    prefetch_once(store_high(q->s, slot), bytes);
+    prefetch_once(store_low(q->s, slot), bytes);
 }
 /* The exact distance of the metric, float64. */
 double scorer_exact(const scorer *q, uint32_t slot);
@@ -307,7 +308,7 @@ void hits_sort(const store *s, hit *hits, uint32_t n);
 /* Puts h into a heap of at most k hits, the worst on top; *n is its size. */
 void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h);
 
-/* Exact rows fetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
+/* Exact rows prefetched ahead: a row is 24 cache lines at 384 dimensions, and a core keeps some 60 to 100 in flight. */
 #define EXACT_AHEAD 4u
 /* One query of a scan. */
 typedef struct scan {
@@ -322,28 +323,37 @@ typedef struct scan {
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
                  const fvdb_control *control);
 
-/* ---- sketch.c: a bit a dimension, for a first look ---- */
+/* ---- bit_codes.c: a bit a dimension, for a first look ---- */
 
-/* Sketches of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
-typedef struct sketch {
+/* Bit codes of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
+typedef struct bit_codes {
     const store *s;
     region codes;              /* n x code_bytes: 4-bit codes, each 0 or 1 */
     region factors;            /* n float32 */
     region norms;              /* L2: n float32, squared norms of the rows */
     float *lo, *step, *middle; /* dim64 each, zero-padded, one allocation at lo */
-} sketch;
+} bit_codes;
 
-size_t sketch_row_bytes(const store *s);
-/* Sketches of rows first .. first + n - 1 of a store that has them: n x sketch_row_bytes. */
-void sketch_write(const store *s, uint32_t first, uint32_t n, uint8_t *out);
-/* Room for n sketches. */
-fvdb_status sketch_init(sketch *k, const store *s, uint32_t n, fvdb_diag *diag);
-void sketch_free(sketch *k);
-/* Takes what sketch_write wrote; false for bytes that it does not write. */
-bool sketch_read(sketch *k, uint32_t first, uint32_t n, const uint8_t *in);
-size_t sketch_resident(const sketch *k);
-/* The `most` nearest live rows by sketch, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
-void sketch_search(const sketch *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
-                   uint64_t allow_words, hit *hits, uint32_t *found);
+size_t bit_codes_row_bytes(const store *s);
+/* Bit codes of rows first .. first + n - 1 of a store that has them: n x bit_codes_row_bytes. */
+void bit_codes_write(const store *s, uint32_t first, uint32_t n, uint8_t *out);
+/* Room for n bit codes. */
+fvdb_status bit_codes_init(bit_codes *k, const store *s, uint32_t n, fvdb_diag *diag);
+void bit_codes_free(bit_codes *k);
+/* Takes what bit_codes_write wrote; false for bytes that it does not write. */
+bool bit_codes_read(bit_codes *k, uint32_t first, uint32_t n, const uint8_t *in);
+size_t bit_codes_resident(const bit_codes *k);
+/* A query for bit codes that share a codebook.  room: dim64 bytes, borrowed. */
+typedef struct bit_query {
+    const scorer *q;
+    const int8_t *q_lo, *q_hi;
+    float origin, base, scale;
+} bit_query;
+void bit_query_init(bit_query *b, const bit_codes *k, const scorer *q, int8_t *room);
+/* Distances of some codes of k, by their number; they order roughly as those of the metric do. */
+void bit_query_score(const bit_query *b, const bit_codes *k, const uint32_t *numbers, uint32_t n, float *out);
+/* The `most` nearest live rows by bit code, nearest first, of those in `allow` (NULL: all).  room: dim64 bytes. */
+void bit_codes_search(const bit_codes *k, const scorer *q, int8_t *room, uint32_t most, const uint64_t *allow,
+                      uint64_t allow_words, hit *hits, uint32_t *found);
 
 #endif

@@ -53,7 +53,7 @@ static bool reserve_blocks(timestamps *t, uint32_t blocks) {
 
 fvdb_status timestamps_append(timestamps *t, const int64_t *us, uint32_t n, fvdb_diag *diag) {
     uint32_t before = t->n, blocks = (uint32_t)(((uint64_t)t->n + n) / BLOCK_ROWS);
-    if (!reserve_blocks(t, blocks)) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!reserve_blocks(t, blocks)) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) {
         t->open[t->n % BLOCK_ROWS] = us[i];
         t->n++;
@@ -62,7 +62,7 @@ fvdb_status timestamps_append(timestamps *t, const int64_t *us, uint32_t n, fvdb
             /* The block that could not be packed is still in `open`. */
             t->n--;
             timestamps_truncate(t, before);
-            return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+            return FAIL_MEMORY(diag);
         }
         t->n_blocks++;
     }
@@ -93,8 +93,8 @@ void timestamps_truncate(timestamps *t, uint32_t n) {
     t->n = n;
 }
 
-fvdb_status timestamps_arranged(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
-                                fvdb_diag *diag) {
+fvdb_status timestamps_reordered(const timestamps *t, const uint32_t *order, uint32_t n, timestamps *out,
+                                 fvdb_diag *diag) {
     int64_t chunk[BLOCK_ROWS];
     timestamps_init(out);
     for (uint32_t at = 0; at < n; at += BLOCK_ROWS) {

@@ -18,42 +18,33 @@ uint32_t index_clusters(uint32_t rows) {
 
 /* ---- the order ---- */
 
-/* Rows `first` and up, cluster by cluster, in the order of their slots within one. */
-static void sort_by_cluster(const uint32_t *clusters, uint32_t n, uint32_t first, uint32_t *starts, uint32_t nlist,
-                            uint32_t *out) {
-    memset(starts, 0, ((size_t)nlist + 1) * sizeof *starts);
-    for (uint32_t i = 0; i < n; i++) starts[clusters[i] + 1]++;
-    for (uint32_t list = 0; list < nlist; list++) starts[list + 1] += starts[list];
-    for (uint32_t i = 0; i < n; i++) out[starts[clusters[i]]++] = first + i;
-}
-
 static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, uint32_t *clusters, const workers *w,
                            fvdb_control *control, uint32_t *out, fvdb_diag *diag) {
     const store *s = &index->store;
     const uint32_t n = s->n - first, nlist = index_clusters(n);
     ivf_centroids centroids;
-    stretch all = {control, 0, n, n, n};
+    progress_range all = {control, 0, n, n, n};
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);
-    if (!starts) return FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    if (!starts) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;
-    fvdb_status status = ivf_train(s, slots, n, nlist, w->crew, &all, &centroids, diag);
+    fvdb_status status = ivf_train(s, slots, n, nlist, w->pool, &all, &centroids, diag);
     if (status == FVDB_OK) {
-        ivf_assign(&centroids, s, slots, n, w->crew, clusters, NULL);
-        sort_by_cluster(clusters, n, first, starts, nlist, out + first);
+        ivf_assign(&centroids, s, slots, n, w->pool, clusters, NULL);
+        counting_sort(clusters, n, nlist, starts, out + first);
+        for (uint32_t i = 0; i < n; i++) out[first + i] += first;
         ivf_centroids_free(&centroids);
     }
     mem_free(starts);
     return status;
 }
 
-fvdb_status index_near_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag) {
+fvdb_status index_locality_order(fvdb_index *index, uint32_t *out, fvdb_control *control, fvdb_diag *diag) {
     const uint32_t first = index->graph.first, n = index->store.n - first;
     for (uint32_t slot = 0; slot < index->store.n; slot++) out[slot] = slot;
     if (n < INDEX_GRAPH_ROWS_MIN) return FVDB_OK;
     uint32_t *slots = mem_alloc_array(n, sizeof *slots), *clusters = mem_alloc_array(n, sizeof *clusters);
     workers w;
-    fvdb_status status = slots && clusters ? workers_start(index, FVDB_THREADS_MAX, 0, &w, diag)
-                                           : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && clusters ? workers_start(index, FVDB_THREADS_MAX, 0, &w, diag) : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         status = cluster(index, first, slots, clusters, &w, control, out, diag);
         workers_stop(index, &w);
@@ -76,12 +67,12 @@ static bool is_order(const fvdb_index *index, const uint32_t *order, uint64_t *s
 }
 
 /* The same lists, whose rows have other slots. */
-static fvdb_status renumber_lists(const fvdb_index *index, const arrangement *rows, ivf *out, fvdb_diag *diag) {
+static fvdb_status renumber_lists(const fvdb_index *index, const reordering *rows, ivf *out, fvdb_diag *diag) {
     const ivf *lists = &index->lists;
     uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots),
              *numbers = mem_alloc_array(lists->n, sizeof *numbers);
     uint32_t *list_of = mem_alloc_array(rows->n, sizeof *list_of);
-    fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL(diag, FVDB_ERR_MEMORY, "allocation failed");
+    fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
         for (uint32_t list = 0; list < lists->centroids.nlist; list++)
             for (uint32_t i = 0; i < lists->lists[list].n; i++) list_of[lists->lists[list].slots[i]] = list;
@@ -108,21 +99,21 @@ static void exchange_lists(ivf *lists, ivf *renumbered) {
     renumbered->rows = rows;
 }
 
-static fvdb_status run(fvdb_index *index, arrangement *rows, fvdb_diag *diag) {
+static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
     hnsw graph;
     ivf lists = {0};
-    TRY(arrangement_prepare(rows, &index->store, diag));
+    TRY(reordering_prepare(rows, &index->store, diag));
     hnsw_init(&graph, &index->config);
     fvdb_status status = hnsw_renumbered(&index->graph, rows->order, rows->map, &graph, diag);
     if (status == FVDB_OK && index->lists.centroids.nlist) status = renumber_lists(index, rows, &lists, diag);
     if (status == FVDB_OK) {
-        store_arrange(&index->store, rows);
+        store_reorder(&index->store, rows);
         hnsw old = index->graph;
         index->graph = graph;
         graph = old;
         if (index->lists.centroids.nlist) exchange_lists(&index->lists, &lists);
         index->steps = (graph_steps){0};
-        index->arrangement++;
+        index->slots_epoch++;
     }
     hnsw_free(&graph);
     ivf_free(&lists);
@@ -130,9 +121,9 @@ static fvdb_status run(fvdb_index *index, arrangement *rows, fvdb_diag *diag) {
 }
 
 fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *diag) {
-    arrangement rows;
+    reordering rows;
     const uint32_t n = index->store.n;
-    TRY(arrangement_alloc(&rows, n, diag));
+    TRY(reordering_alloc(&rows, n, diag));
     fvdb_status status = is_order(index, order, rows.marks)
                              ? FVDB_OK
                              : FAIL(diag, FVDB_ERR_ARGUMENT, "it is no order of the rows behind the settled ones");
@@ -141,6 +132,6 @@ fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *
         rows.kept = n;
         status = run(index, &rows, diag);
     }
-    arrangement_free(&rows);
+    reordering_free(&rows);
     return status;
 }

@@ -1,0 +1,248 @@
+"""Writes docs/reference.md: every public name with its signature and docstring, and every command.
+
+    python docs/make_reference.py            # write it
+    python docs/make_reference.py --check    # only say whether it is up to date
+
+The docstrings are read by griffe, without running the package; the commands are asked of click.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import griffe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reference.md"
+SESSION = "VectorDBSession"
+
+#: Headings and what stands below each; what has no heading here is named after the kind of thing it is.
+SECTIONS = {
+    "Settings and options": ["VectorDBConfig", "LoadOptions", "SearchOptions", "SeedPhrase", "UNSET"],
+    "Functions": ["get_platform_info", "get_version", "new_seed_phrase"],
+}
+
+
+def public() -> tuple[griffe.Module, list[str]]:
+    """The package as griffe sees it, and the names of its `__all__`."""
+    logging.getLogger("griffe").setLevel(logging.ERROR)
+    package = griffe.load("fabstir_vectordb", search_paths=[ROOT], docstring_parser="google")
+    assert isinstance(package, griffe.Module)
+    assert package.exports is not None
+    return package, [str(name) for name in package.exports]
+
+
+def target(item: griffe.Object | griffe.Alias) -> griffe.Object:
+    """What a name stands for."""
+    found = item.final_target if isinstance(item, griffe.Alias) else item
+    assert isinstance(found, griffe.Object)
+    return found
+
+
+def members(cls: griffe.Class) -> Iterator[griffe.Object]:
+    """The public methods and properties of a class, in the order of the source; `__len__` and the like go without."""
+    for name, member in cls.members.items():
+        found = target(member)
+        if not name.startswith("_") and (found.is_function or (found.is_attribute and "property" in found.labels)):
+            yield found
+
+
+def signature(function: griffe.Function, name: str) -> str:
+    """One line, or a line for each parameter where that is too long."""
+    parts, star = [], False
+    for parameter in function.parameters:
+        if parameter.name in ("self", "cls"):
+            continue
+        kind = parameter.kind
+        if kind is griffe.ParameterKind.keyword_only and not star:
+            parts.append("*")
+            star = True
+        if kind is griffe.ParameterKind.var_positional:
+            star = True
+        prefix = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}.get(kind, "")
+        text = f"{prefix}{parameter.name}"
+        if parameter.annotation is not None:
+            text += f": {parameter.annotation}"
+        if parameter.default is not None and not prefix:
+            text += f" = {parameter.default}" if parameter.annotation is not None else f"={parameter.default}"
+        parts.append(text)
+        following = [other.kind for other in function.parameters][list(function.parameters).index(parameter) + 1 :]
+        if kind is griffe.ParameterKind.positional_only and griffe.ParameterKind.positional_only not in following:
+            parts.append("/")
+    returns = f" -> {function.returns}" if function.returns is not None else ""
+    start = "async def" if "async" in function.labels else "def"
+    line = f"{start} {name}({', '.join(parts)}){returns}"
+    if len(line) <= 110:
+        return line
+    return f"{start} {name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
+
+
+def prose(text: str) -> str:
+    """A docstring's text for Markdown: one line a paragraph."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(
+        paragraph if re.match(r"\s*([-*|]|>>>)", paragraph) else " ".join(paragraph.split()) for paragraph in paragraphs
+    )
+
+
+def described(item: griffe.Object) -> Iterator[str]:
+    """A docstring, section by section."""
+    if item.docstring is None:
+        return
+    for section in item.docstring.parsed:
+        match section:
+            case griffe.DocstringSectionText():
+                yield prose(section.value)
+            case griffe.DocstringSectionParameters() | griffe.DocstringSectionAttributes():
+                title = "Arguments" if isinstance(section, griffe.DocstringSectionParameters) else "Fields"
+                yield f"{title}:\n\n" + "\n".join(f"- `{one.name}`: {prose(one.description)}" for one in section.value)
+            case griffe.DocstringSectionReturns() | griffe.DocstringSectionYields():
+                word = "Returns" if isinstance(section, griffe.DocstringSectionReturns) else "Yields"
+                yield f"{word}: " + " ".join(prose(returned(one)) for one in section.value)
+            case griffe.DocstringSectionRaises():
+                # Several in one line come as a tuple.
+                named = [(str(one.annotation).strip("()").split(", "), one.description) for one in section.value]
+                lines = [f"- {', '.join(f'`{name}`' for name in names)}: {prose(text)}" for names, text in named]
+                yield "Raises:\n\n" + "\n".join(lines)
+            case griffe.DocstringSectionExamples():
+                yield fenced("\n".join(str(code) for _, code in section.value))
+            case griffe.DocstringSectionAdmonition():
+                yield fenced(str(section.value.description))
+
+
+def fenced(text: str) -> str:
+    """An example, as a Python prompt shows it."""
+    return f"```pycon\n{text.strip()}\n```" if ">>>" in text else prose(text)
+
+
+def returned(one: griffe.DocstringReturn | griffe.DocstringYield) -> str:
+    """Griffe takes what stands before a colon for a type; it belongs to the sentence."""
+    before = one.name or (str(one.annotation) if one.annotation is not None and ":" in one.description else "")
+    return f"{before}: {one.description}" if before else one.description
+
+
+def function(item: griffe.Function, heading: str, name: str) -> Iterator[str]:
+    """A function or method."""
+    yield heading
+    yield f"```python\n{signature(item, name)}\n```"
+    yield from described(item)
+
+
+def klass(item: griffe.Class, heading: str) -> Iterator[str]:
+    """A class with its fields and methods."""
+    yield heading
+    if bases := [str(base) for base in item.bases if str(base) != "Protocol"]:
+        yield f"A subclass of {', '.join(f'`{base}`' for base in bases)}."
+    yield from described(item)
+    if fields := [target(member) for member in item.members.values() if is_field(target(member))]:
+        shown = []
+        for field in fields:
+            assert isinstance(field, griffe.Attribute)
+            default = "" if field.value is None else f" = {field.value}"
+            shown.append(f"{field.name}: {field.annotation}{default}")
+        yield "```python\n" + "\n".join(shown) + "\n```"
+    for member in members(item):
+        name = f"{item.name}.{member.name}"
+        if isinstance(member, griffe.Function):
+            yield from function(member, f"#### `{name}`", member.name)
+        else:
+            assert isinstance(member, griffe.Attribute)
+            yield f"#### `{name}`"
+            yield f"```python\n{member.name}: {member.annotation}\n```"
+            yield from described(member)
+
+
+def is_field(member: griffe.Object) -> bool:
+    """Whether a member is an annotated field, as dataclasses have them."""
+    return (
+        isinstance(member, griffe.Attribute)
+        and not member.name.startswith("_")
+        and member.annotation is not None
+        and "property" not in member.labels
+    )
+
+
+def commands() -> Iterator[str]:
+    """Every command with its arguments and options, as `--help` shows them."""
+    from fabstir_vectordb.cli import cli
+
+    yield "## Command line"
+    yield f"`fabstir-vectordb [OPTIONS] COMMAND`. {prose(cli.help or '')} {prose(cli.epilog or '')}"
+    yield "\n".join(options(cli))
+    for name, command in sorted(cli.commands.items()):
+        arguments = [p.human_readable_name.upper() for p in command.params if isinstance(p, click.Argument)]
+        yield f"### `{' '.join(['fabstir-vectordb', name, *arguments])}`"
+        yield prose(command.help or "")
+        if lines := list(options(command)):
+            yield "\n".join(lines)
+
+
+def options(command: click.Command) -> Iterator[str]:
+    """A line for each option."""
+    for parameter in command.params:
+        if not isinstance(parameter, click.Option):
+            continue
+        names = ", ".join(f"`{name}`" for name in parameter.opts)
+        kind = f" one of {', '.join(parameter.type.choices)};" if isinstance(parameter.type, click.Choice) else ""
+        default = parameter.default if parameter.show_default else None
+        shown = "" if default is None else f" Default: {default}."
+        required = " Required." if parameter.required else ""
+        yield f"- {names}:{kind} {parameter.help or ''}{required}{shown}".replace(":  ", ": ")
+
+
+def page() -> str:
+    """The whole page."""
+    package, names = public()
+    items = {name: target(package[name]) for name in names}
+    errors = [name for name, item in items.items() if item.canonical_path.startswith("fabstir_vectordb.errors.")]
+    sections = {**SECTIONS, "Errors": errors}
+    named = {SESSION, *(name for below in sections.values() for name in below)}
+    sections["Results and other types"] = [name for name in names if name not in named]
+    lines = [
+        "# Reference",
+        "Written by `python docs/make_reference.py` from the docstrings; do not edit it. All names are those of "
+        "`fabstir_vectordb`.",
+        "## Sessions",
+    ]
+    session = items.pop(SESSION)
+    assert isinstance(session, griffe.Class)
+    lines += klass(session, f"### `{SESSION}`")
+    twin = target(package["sync"][SESSION])
+    assert isinstance(twin, griffe.Class)
+    lines += [f"### `sync.{SESSION}`", *described(twin)]
+    calls = "\n\n".join(signature(verb, verb.name) for verb in members(twin) if isinstance(verb, griffe.Function))
+    lines.append(f"```python\n{calls}\n```")
+    for title in ["Settings and options", "Results and other types", "Errors", "Functions"]:
+        lines.append(f"## {title}")
+        for name in sections[title]:
+            item = items[name]
+            if isinstance(item, griffe.Class):
+                lines += klass(item, f"### `{name}`")
+            elif isinstance(item, griffe.Function):
+                lines += function(item, f"### `{name}`", name)
+            else:
+                lines += [f"### `{name}`", *described(item)]
+    lines += commands()
+    return "\n\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    made = page()
+    if parser.parse_args(arguments).check:
+        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != made)
+    PAGE.write_text(made, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    raise SystemExit(main())

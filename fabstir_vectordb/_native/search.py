@@ -1,0 +1,256 @@
+"""Searching an index that is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Literal, NamedTuple, overload
+
+import numpy as np
+
+from fabstir_vectordb._native.call import (
+    ID_ROOM_PER_HIT,
+    Control,
+    Float32Array,
+    Float64Array,
+    UInt32Array,
+    UInt64Array,
+    bitmap_of,
+    expect,
+    pointer,
+    raise_status,
+    unpack_ids,
+    word_of,
+)
+from fabstir_vectordb._native.library import ffi, lib
+from fabstir_vectordb._native.owner import Owner
+
+
+class SearchHits(NamedTuple):
+    """Results of a search over n queries.
+
+    Attributes:
+        slots: (n, k) uint32; entries past a query's count are NO_SLOT.
+        distances: (n, k) float64, ascending; +inf past a count.
+        counts: n uint32.
+        plans: n uint32, PLAN_*.
+        ids: for each query, the ids of its results; empty where they were left out.
+    """
+
+    slots: UInt32Array
+    distances: Float64Array
+    counts: UInt32Array
+    plans: UInt32Array
+    ids: list[list[str]]
+
+
+_FLOATS = ffi.typeof("float[]")
+
+
+class _Answer:
+    """Memory that answers of up to k results come in: allocating it would cost as much as a small walk."""
+
+    __slots__ = ("asked", "c", "distance_bytes", "distances", "id_bytes", "id_ends", "params", "slot_bytes", "slots")
+
+    def __init__(self, k: int) -> None:
+        self.slots, self.distances = ffi.new("uint32_t[]", k), ffi.new("double[]", k)
+        self.slot_bytes, self.distance_bytes = ffi.buffer(self.slots), ffi.buffer(self.distances)
+        self.id_ends = ffi.new("uint64_t[]", k)
+        self.c = ffi.new("fvdb_answer *")
+        # Most searches ask as the last one did: the params are written only when they differ.
+        self.params, self.asked = ffi.new("fvdb_search_params *"), (0, 0, False, False, 0)
+        self.c.slots, self.c.distances, self.c.id_ends = self.slots, self.distances, self.id_ends
+        self.reserve(k * ID_ROOM_PER_HIT)
+
+    def ask(self, asked: tuple[int, int, bool, bool, int]) -> None:
+        """Writes the params: k, ef_search, exact, nowait, nprobe."""
+        params = self.params
+        params.k, params.ef_search, params.exact, params.nowait, params.nprobe = asked
+        self.asked = asked
+
+    def reserve(self, size: int) -> None:
+        """Makes room for ids."""
+        room = ffi.new("uint8_t[]", size)
+        self.c.id_bytes, self.c.id_capacity = room, size
+        self.id_bytes = ffi.buffer(room)  # keeps the room alive
+
+    def ids_by_ends(self, n: int) -> list[str]:
+        """The ids of the answer, where one holds a 0 byte itself."""
+        ends = ffi.unpack(self.id_ends, n)
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        return [self.id_bytes[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+
+
+# Answers of so many results are kept by their index for the next search.
+_SPARE_K = 128
+# A Struct takes half the time of ffi.unpack.
+_DOUBLES = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
+_UINT32S = [Struct(f"={n}I").unpack_from for n in range(_SPARE_K + 1)]
+
+
+class Search(Owner):
+    """Searches of one query and of many."""
+
+    __slots__ = ()
+
+    @overload
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: Literal[False] = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int]: ...
+    @overload
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None: ...
+    def search_one(
+        self,
+        query: Float32Array,
+        k: int,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        with_slots: bool = True,
+        nprobe: int = 0,
+        allow: UInt64Array | None = None,
+    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None:
+        """The k nearest rows of one query, with as little around the C call as Python allows.
+
+        Args:
+            query: dim float32, C-contiguous.
+            k: 1 to K_MAX.
+            ef_search: 0 lets the library choose.
+            exact: score every row exactly.
+            nowait: return None instead of waiting for a writer.
+            with_slots: False leaves the slots out, for callers that need none.
+            nprobe: lists to look at; 0 lets the library choose.
+            allow: as of `search`.
+
+        Returns:
+            Slots, distances and ids of the results, nearest first, and the plan.
+
+        Raises:
+            InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
+            IndexStateError: memory could not be had.
+        """
+        if query.nbytes != self._query_bytes:
+            expect("query", query, np.float32, (self.dim,))
+        try:
+            answer = self._spare.pop() if k <= _SPARE_K else _Answer(k)
+        except IndexError:
+            answer = _Answer(_SPARE_K)
+        c, asked = answer.c, (k, ef_search, exact, nowait, nprobe)
+        if asked != answer.asked:
+            answer.ask(asked)
+        if allow is not None:
+            bitmap = bitmap_of(allow)  # a name keeps it alive
+            c.allow, c.allow_words = bitmap, len(allow)
+        vector = ffi.from_buffer(_FLOATS, query)
+        while status := lib.fvdb_search_one(self._index, vector, answer.params, c):
+            if status == lib.FVDB_ERR_BUSY:
+                c.allow, c.allow_words = ffi.NULL, 0
+                self._spare.append(answer)
+                return None
+            if status != lib.FVDB_ERR_BUFFER:
+                raise_status(status, c.diag)
+            answer.reserve(int(c.diag.expected))
+        n = c.count
+        if n <= _SPARE_K:
+            slots = _UINT32S[n](answer.slot_bytes) if with_slots else ()
+            distances = _DOUBLES[n](answer.distance_bytes)
+        else:
+            slots, distances = ffi.unpack(answer.slots, n), ffi.unpack(answer.distances, n)
+        ids = answer.id_bytes[: c.id_size - 1].decode().split("\0") if n else []
+        if len(ids) != n:
+            ids = answer.ids_by_ends(n)
+        plan = c.plan
+        if allow is not None:
+            c.allow, c.allow_words = ffi.NULL, 0
+        if k <= _SPARE_K:
+            self._spare.append(answer)
+        return slots, distances, ids, plan
+
+    def search(
+        self,
+        queries: Float32Array,
+        k: int,
+        *,
+        ef_search: int = 0,
+        exact: bool = False,
+        nowait: bool = False,
+        allow: UInt64Array | None = None,
+        with_ids: bool = True,
+        control: Control | None = None,
+        nprobe: int = 0,
+    ) -> SearchHits:
+        """The k nearest rows of each query, in one native call.
+
+        Args:
+            queries: (n, dim) float32, C-contiguous.
+            k: 1 to K_MAX.
+            ef_search: 0 lets the library choose.
+            exact: score every row exactly.
+            nowait: raise NativeBusy instead of waiting for a writer.
+            allow: bitmap of slots that may be returned (bit s % 64 of word s // 64), None for all.
+            with_ids: False leaves the ids out, for callers that need none.
+            control: cancellation.
+            nprobe: lists to look at; 0 lets the library choose.
+
+        Raises:
+            InvalidInputError: a parameter is out of range, or a query is not finite or zero (details ``row``).
+            NativeBusy, NativeCancelled: as asked for.
+            IndexStateError: memory or threads could not be had.
+        """
+        n = len(queries)
+        expect("queries", queries, np.float32, (n, self.dim))
+        bitmap = ffi.NULL if allow is None else bitmap_of(allow)
+        slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
+        counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
+        offsets = np.zeros(n * k + 1 if with_ids else 0, dtype=np.uint64)
+        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait, nprobe])
+        diag = ffi.new("fvdb_diag *")
+        room = n * k * ID_ROOM_PER_HIT if with_ids else 0
+        while True:
+            id_bytes = np.empty(max(room, 1), dtype=np.uint8)
+            status = lib.fvdb_search(
+                self._index,
+                pointer("float[]", queries),
+                n,
+                params,
+                bitmap,
+                0 if allow is None else len(allow),
+                pointer("uint32_t[]", slots),
+                pointer("double[]", distances),
+                pointer("uint32_t[]", counts),
+                pointer("uint32_t[]", plans),
+                pointer("uint8_t[]", id_bytes),
+                len(id_bytes),
+                pointer("uint64_t[]", offsets),
+                word_of(control),
+                diag,
+            )
+            if status == lib.FVDB_ERR_BUFFER:
+                room = int(diag.expected)
+                continue
+            if status:
+                raise_status(status, diag)
+            break
+        if not with_ids:
+            return SearchHits(slots, distances, counts, plans, [])
+        ids = unpack_ids(id_bytes[: int(offsets[-1])].tobytes(), offsets)
+        per_query = [ids[i * k : i * k + int(count)] for i, count in enumerate(counts)]
+        return SearchHits(slots, distances, counts, plans, per_query)

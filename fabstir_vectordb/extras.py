@@ -1,0 +1,31 @@
+"""What an extra of the package brings, and the command that installs it here.
+
+The package may come from a clone, a wheel or a registry. A command that names the needed packages themselves works for
+all of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["EXTRAS", "install_command", "pip_command"]
+
+#: Packages of the extras that a user of the package may miss; pyproject.toml has the same.
+EXTRAS: Final = {
+    "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
+    "plot": ("matplotlib>=3.9",),
+    "portal": ("starlette>=0.40", "uvicorn>=0.30"),
+}
+
+
+def install_command(extra: str) -> str:
+    """The shell command that installs what an extra needs into the running Python."""
+    return pip_command(EXTRAS[extra])
+
+
+def pip_command(packages: Iterable[str]) -> str:
+    """The shell command that installs packages into the running Python, which may not be the `python` of the PATH."""
+    return shlex.join([sys.executable or "python", "-m", "pip", "install", *packages])
