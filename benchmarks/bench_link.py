@@ -42,7 +42,7 @@ async def session_over(store: Path, link: Link | None, **fields: Any) -> VectorD
     session = await VectorDBSession.create(**{**settings(store.as_uri()), **fields})
     await session.list_indexes()
     if link is not None:
-        session._store = LinkStore(session._store, link)
+        session._workspace.store = LinkStore(session._workspace.store, link)
         link.start_counting()
     return session
 
@@ -160,8 +160,8 @@ async def on_disk(store: Path, queries: Any, raw_bytes: int, searches: int) -> d
             results[name] = time.perf_counter() - started
             if not lazy:
                 again = store.with_suffix(".again")
-                session._store = (await session_over(again, None))._store
-                session._lineage.base = None
+                session._workspace.store = (await session_over(again, None))._workspace.store
+                session._workspace._lineage.base = None
                 started = time.perf_counter()
                 await session.save_to_s5(on_conflict="overwrite")
                 results["save_s"] = time.perf_counter() - started

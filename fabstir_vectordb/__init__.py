@@ -1,7 +1,5 @@
 """fabstir_vectordb: an embedded vector database whose index lives encrypted and verifiable on S5."""
 
-import logging
-
 from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -23,6 +21,7 @@ from fabstir_vectordb.maintenance import Maintainer
 from fabstir_vectordb.params import LoadOptions, SearchOptions
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
+from fabstir_vectordb.storage import forget_memory_store
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -88,9 +87,8 @@ __all__ = [
     "VectorInput",
     "VerifyReport",
     "VersionInfo",
+    "forget_memory_store",
     "get_platform_info",
     "get_version",
     "new_seed_phrase",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())

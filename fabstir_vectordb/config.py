@@ -1,18 +1,26 @@
-"""Settings of a session: frozen, keyword-only, validated when they are made."""
+"""Settings of a session: frozen, keyword-only, validated when they are made.
+
+Secrets are wrapped before anything can fail: a program that shows or stores the locals of a traceback's frames must not
+show a mistyped phrase.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, Self, TypedDict
 
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
+from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
+from fabstir_vectordb.metadata.values import shown
 
-__all__ = ["UNSET", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig"]
+__all__ = ["UNSET", "ConfigFields", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig", "config_of"]
 
 Metric = Literal["cosine", "l2", "dot"]
 Memory = Literal["default", "compact"]
@@ -26,6 +34,8 @@ CHUNK_SIZE_MAX: Final = 1 << 24
 TIMEOUT_S_MAX: Final = 3_600
 RETRIES_MAX: Final = 20
 _MB: Final = 1_000_000
+#: Bytes that an int64 counts.
+MEMORY_MB_MAX: Final = (2**63 - 1) // _MB
 
 
 class Unset:
@@ -55,6 +65,7 @@ class SeedPhrase:
 
     def __init__(self, secret: str) -> None:
         if not isinstance(secret, str):
+            del secret
             raise _invalid("user_seed_phrase", "user_seed_phrase must be a string")
         self._secret = secret
 
@@ -73,17 +84,103 @@ class SeedPhrase:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
     def __reduce__(self) -> str:
         raise TypeError("a seed phrase is not written to pickles")
 
 
+class _Token(str):
+    """A portal's token: as text in a request, and in no repr."""
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
+class _NoText:
+    """Stands for what may be a secret, and is no valid one, until it is refused."""
+
+
+def _seal(settings: dict[str, Any]) -> None:
+    """Wraps the secrets among settings, in place. It cannot fail."""
+    for name in settings.keys() - ConfigFields.__annotations__.keys():
+        settings[name] = _NoText()  # it may be a phrase under a mistyped name
+    phrase = settings.get("user_seed_phrase")
+    if isinstance(phrase, str):
+        settings["user_seed_phrase"] = SeedPhrase(phrase)
+    elif phrase is not None and not isinstance(phrase, SeedPhrase):
+        settings["user_seed_phrase"] = _NoText()
+    if isinstance(settings.get("portal_token"), str):
+        settings["portal_token"] = _Token(settings["portal_token"])
+
+
+class _Sealing(type):
+    """Makes a configuration of settings whose secrets are wrapped, and refuses what the generated ``__init__`` would
+    refuse with a TypeError that has no code."""
+
+    def __call__(cls, **settings: Any) -> Any:
+        _seal(settings)
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # the one class of this kind is one
+        for name in settings:
+            check_known(name, names, "a setting", InvalidConfigError)
+        _require(settings)
+        config = super().__call__(**settings)
+        given = frozenset(settings)
+        if len(given) == len(names):
+            # `dataclasses.replace` passes all settings: those that differ from the default were meant.
+            given = frozenset(name for name in names if settings[name] != _default_of(cls, name))
+        object.__setattr__(config, "given", given)
+        return config
+
+
+def _default_of(cls: type, name: str) -> Any:
+    return getattr(cls, name, MISSING)
+
+
+class ConfigFields(TypedDict, total=False):
+    """The settings of VectorDBConfig as keyword arguments."""
+
+    s5_portal: str | os.PathLike[str]
+    user_seed_phrase: SeedPhrase | str
+    session_id: str
+    index_name: str
+    memory_budget_mb: int
+    cache_size_mb: int
+    disk_cache_dir: str | os.PathLike[str] | None
+    disk_cache_mb: int
+    debug: bool
+    encrypt_at_rest: bool
+    metric: Metric
+    memory: Memory
+    M: int
+    ef_construction: int
+    recent_window_s: float
+    recall_target: float | None
+    default_threshold: float | Unset | None
+    timeout_s: float
+    max_retries: int
+    portal_token: str | None
+    allow_private_redirects: bool
+    clock: Callable[[], float] | None
+    threads: int | None
+    chunk_size: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
-class VectorDBConfig:
+class VectorDBConfig(metaclass=_Sealing):
     """What a session needs to know.
+
+    `metric`, `M`, `ef_construction` and `chunk_size` are stored with a version, and a loaded version brings its own.
+    Where one of them was passed and a version that is loaded differs, the load is refused; a default never is.
 
     Args:
         s5_portal: where versions live: ``http(s)://host[:port]`` of an S5 node or a Fabstir gateway,
-            ``file:///absolute/path``, ``memory:`` or ``memory:name``.
+            ``file:///absolute/path`` or a `pathlib.Path` for a directory, ``memory:`` for memory of the session's own,
+            ``memory:name`` for memory that all sessions of the process share until `forget_memory_store` frees it.
         user_seed_phrase: 15 words of S5, or any other secret (docs/storage.md tells the difference).
         session_id: labels logs and errors; it enters no key, path or stored byte.
         index_name: selects keys and pointer, 1 to 64 of ``[a-z0-9._-]``.
@@ -95,7 +192,7 @@ class VectorDBConfig:
         disk_cache_mb: most of it, in 10^6 bytes.
         debug: log at DEBUG level on the logger ``fabstir_vectordb``.
         encrypt_at_rest: False stores versions in clear.
-        metric: ``cosine``, ``l2`` or ``dot``; a loaded index brings its own.
+        metric: ``cosine``, ``l2`` or ``dot``.
         memory: ``default`` (fastest) or ``compact`` (smallest).
         M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
         ef_construction: candidates while linking; more is slower to build and finds more.
@@ -111,14 +208,15 @@ class VectorDBConfig:
         allow_private_redirects: let a portal of the internet redirect reads to loopback, link-local and private
             addresses.
         clock: seconds since 1970 as a float, in place of the system's.
-        threads: most threads of a native call; None for one per core. Never changes a result.
+        threads: most threads of a native call; None for as many as there are CPUs that the process may use, by its
+            affinity and its cgroup's quota. Never changes a result.
         chunk_size: rows a part, where it must be fixed; None lets the size decide.
 
     Raises:
         InvalidConfigError: a setting is missing or out of range; details has ``field``.
     """
 
-    s5_portal: str
+    s5_portal: str | os.PathLike[str]
     user_seed_phrase: SeedPhrase | str
     session_id: str
     index_name: str = "default"
@@ -143,23 +241,12 @@ class VectorDBConfig:
     threads: int | None = None
     chunk_size: int | None = None
 
-    def __new__(cls, **settings: Any) -> VectorDBConfig:
-        # Before the generated __init__, whose complaint about a missing argument is a TypeError without a code.
-        _require(settings)
-        known = {setting.name for setting in fields(cls)}
-        for name in settings:
-            if name not in known:
-                raise _invalid(name, f"{name} is not a setting")
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
-        if not isinstance(self.user_seed_phrase, SeedPhrase):
-            object.__setattr__(self, "user_seed_phrase", SeedPhrase(self.user_seed_phrase))
         self._check_text()
         for name, low, high in (
-            ("memory_budget_mb", 1, None),
-            ("cache_size_mb", 1, None),
-            ("disk_cache_mb", 1, None),
+            ("memory_budget_mb", 1, MEMORY_MB_MAX),
+            ("cache_size_mb", 1, MEMORY_MB_MAX),
+            ("disk_cache_mb", 1, MEMORY_MB_MAX),
             ("M", M_MIN, M_MAX),
             ("ef_construction", 1, EF_MAX),
             ("threads", 1, THREADS_MAX),
@@ -176,28 +263,31 @@ class VectorDBConfig:
         check_recall_target(self.recall_target, InvalidConfigError)
         window = self.recent_window_s
         if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:
-            raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {window!r}")
+            raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {shown(window)}")
         if self.clock is not None and not callable(self.clock):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
 
     def _check_text(self) -> None:
-        for name in ("session_id", "s5_portal"):
-            if not isinstance(getattr(self, name), str):
-                raise _invalid(name, f"{name} must be a string")
+        if not isinstance(self.session_id, str):
+            raise _invalid("session_id", "session_id must be a string")
+        if not isinstance(self.user_seed_phrase, SeedPhrase):
+            raise _invalid("user_seed_phrase", "user_seed_phrase must be a string")
+        if not isinstance(self.s5_portal, (str, os.PathLike)) or isinstance(os.fspath(self.s5_portal), bytes):
+            raise _invalid("s5_portal", "s5_portal must be a string, or a path of text")
         if not isinstance(self.index_name, str) or not _INDEX_NAME.fullmatch(self.index_name):
             raise _invalid("index_name", "index_name must be 1 to 64 characters of [a-z0-9._-]")
         if self.metric not in METRICS:
-            raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+            raise _invalid("metric", f"metric must be one of {', '.join(METRICS)}, got {shown(self.metric)}")
         if self.memory not in MEMORIES:
-            raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
+            raise _invalid("memory", f"memory must be one of {', '.join(MEMORIES)}, got {shown(self.memory)}")
 
     def _check_http(self) -> None:
-        seconds, retries, token = self.timeout_s, self.max_retries, self.portal_token
+        seconds, retries = self.timeout_s, self.max_retries
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= TIMEOUT_S_MAX:
-            raise _invalid("timeout_s", f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {seconds!r}")
+            raise _invalid("timeout_s", f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {shown(seconds)}")
         if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
-            raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {retries!r}")
-        if token is not None and (not isinstance(token, str) or not token.isascii() or not token.isprintable()):
+            raise _invalid("max_retries", f"max_retries must be between 0 and {RETRIES_MAX}, got {shown(retries)}")
+        if self.portal_token is not None and not _is_printable(self.portal_token):
             raise _invalid("portal_token", "portal_token must be printable ASCII text")
 
     def _check_disk_cache(self) -> None:
@@ -205,9 +295,21 @@ class VectorDBConfig:
         if directory is None:
             return
         if not isinstance(directory, (str, os.PathLike)) or not os.path.isabs(directory):
-            raise _invalid("disk_cache_dir", f"disk_cache_dir must be an absolute path, got {directory!r}")
+            raise _invalid("disk_cache_dir", f"disk_cache_dir must be an absolute path, got {shown(directory)}")
         if not self.encrypt_at_rest:
             raise _invalid("disk_cache_dir", "disk_cache_dir would keep blobs in clear: not with encrypt_at_rest=False")
+
+    given: ClassVar[frozenset[str]]
+    """Names of the settings that were passed, rather than left to their defaults."""
+
+    def __copy__(self) -> Self:
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError("a configuration is not written to pickles: it holds the seed phrase")
 
     @property
     def secret(self) -> SeedPhrase:
@@ -215,15 +317,88 @@ class VectorDBConfig:
         assert isinstance(self.user_seed_phrase, SeedPhrase)
         return self.user_seed_phrase
 
+    def without_secrets(self) -> Self:
+        """The same settings without phrase and token."""
+        bare = object.__new__(type(self))
+        bare.__dict__.update(self.__dict__, user_seed_phrase=SeedPhrase("wiped"), portal_token=None)
+        return bare
+
+    @property
+    def portal_uri(self) -> str:
+        """s5_portal as a URI."""
+        portal = self.s5_portal
+        return portal if isinstance(portal, str) else Path(portal).absolute().as_uri()
+
     @property
     def budget_bytes(self) -> int:
         """memory_budget_mb in bytes."""
         return self.memory_budget_mb * _MB
 
-    @property
+    @cached_property
     def native_threads(self) -> int:
         """Threads of a native call."""
-        return min(self.threads or os.cpu_count() or 1, THREADS_MAX)
+        return min(self.threads or usable_cpus(), THREADS_MAX)
+
+
+def config_of(given: Given) -> VectorDBConfig:
+    """One configuration of what a caller gave.
+
+    Raises:
+        InvalidConfigError: a setting is missing, unknown or out of range.
+    """
+    if given.problem is not None:
+        raise _invalid("config", given.problem)
+    if given.config is not None and not given.settings:
+        return given.config
+    if given.config is None:
+        return VectorDBConfig(**given.settings)
+    # Only what was passed: the rest are defaults again.
+    names = given.config.given
+    return VectorDBConfig(**{**{name: getattr(given.config, name) for name in names}, **given.settings})
+
+
+class Given:
+    """Settings as a caller gave them, a configuration or a mapping and single ones, with their secrets wrapped.
+
+    Making one never fails, so that no frame with a bare secret is in a traceback; `problem` says what is wrong.
+    """
+
+    def __init__(self, config: object, settings: Mapping[str, Any]) -> None:
+        self.config: VectorDBConfig | None = None
+        self.settings: dict[str, Any] = {}
+        self.problem: str | None = None
+        if isinstance(config, VectorDBConfig):
+            self.config = config
+        elif isinstance(config, Mapping):
+            self.settings.update(config)
+        elif config is not None:
+            self.problem = f"config must be a VectorDBConfig or a mapping, got {type(config).__name__}"
+        self.settings.update(settings)
+        _seal(self.settings)
+        unknown = next((name for name in self.settings if not isinstance(name, str)), None)
+        if unknown is not None:
+            self.problem = f"{shown(unknown)} is not a setting: settings have names"
+
+
+def check_known(name: str, names: Iterable[str], what: str, error: type[VectorDBError]) -> None:
+    """Refuses an unknown name, and suggests the one that was meant.
+
+    Raises:
+        error: the name is not among `names`.
+    """
+    known = list(names)
+    if name in known:
+        return
+    from difflib import get_close_matches  # for an error alone
+
+    plain = {each.replace("_", "").lower(): each for each in known}
+    close = get_close_matches(name.replace("_", "").lower(), plain, n=1, cutoff=0.75)
+    hint = f": did you mean {plain[close[0]]}?" if close else f": there are {', '.join(known)}"
+    raise error(f"{name} is not {what}{hint}", details={"field": name})
+
+
+def _is_printable(text: object) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isprintable()
 
 
 def _require(settings: dict[str, Any]) -> None:
@@ -234,26 +409,26 @@ def _require(settings: dict[str, Any]) -> None:
             or (isinstance(value, str) and not value.strip())
             or (isinstance(value, SeedPhrase) and not value)
         ):
-            raise _invalid(name, f"{name} is required")
+            raise _invalid(name, f"Missing required field: {name} is required")
 
 
 def _invalid(field: str, message: str) -> InvalidConfigError:
     return InvalidConfigError(message, details={"field": field})
 
 
-def _check_integer(name: str, value: object, low: int, high: int | None, *, optional: bool) -> None:
+def _check_integer(name: str, value: object, low: int, high: int, *, optional: bool) -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _invalid(name, f"{name} must be an integer, got {value!r}")
+        raise _invalid(name, f"{name} must be an integer, got {shown(value)}")
     if value <= 0:
         raise InvalidConfigError(
-            f"{name} must be greater than zero, got {value}", details={"field": name, "value": value}
+            f"{name} must be greater than zero, got {shown(value)}", details={"field": name, "value": value}
         )
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+    if not low <= value <= high:
         raise InvalidConfigError(
-            f"{name} must be {bounds}, got {value}", details={"field": name, "value": value, "low": low, "high": high}
+            f"{name} must be between {low} and {high}, got {shown(value)}",
+            details={"field": name, "value": value, "low": low, "high": high},
         )
 
 
@@ -267,7 +442,7 @@ def check_recall_target(value: object, error: type[VectorDBError]) -> float | No
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
         raise error(
-            f"recall_target must be None or a share above 0, at most 1, got {value!r}",
+            f"recall_target must be None or a share above 0, at most 1, got {shown(value)}",
             details={"field": "recall_target", "value": value},
         )
     return float(value)
@@ -278,4 +453,4 @@ def check_threshold(name: str, value: object, error: type[Exception]) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise error(f"{name} must be None or a score between 0 and 1, got {value!r}")
+        raise error(f"{name} must be None or a score between 0 and 1, got {shown(value)}")

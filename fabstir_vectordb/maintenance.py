@@ -15,33 +15,95 @@ the rows is to go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
 
 import anyio
 
-if TYPE_CHECKING:
-    from fabstir_vectordb.session import VectorDBSession
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.index import AgingSteps
+from fabstir_vectordb.index.aging import Step
+from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.types import OptimizeResult
 
-__all__ = ["Maintainer", "cutoff_us"]
+__all__ = ["Aging", "Maintainer", "cutoff_us"]
 
 _INT64_MIN: Final = -(2**63)
+_WINDOW_S_MAX: Final = 2e13
+#: Older than this is every row.
+_ANY_AGE_US: Final = 2**63 - 1
 
 
 def cutoff_us(now_us: int, window_s: float) -> int:
     """Rows before this moment are old: microseconds since 1970."""
-    return max(_INT64_MIN, now_us - round(window_s * 1e6))
+    # A longer window is as long as one of all the time there is; in microseconds it may be no float any more.
+    return max(_INT64_MIN, now_us - round(min(window_s, _WINDOW_S_MAX) * 1e6))
+
+
+async def _go_on(step: Step) -> None:
+    """Waits for nothing."""
+
+
+class Aging:
+    """Drives `AgingSteps`, which bring rows to the side of their age, over the index of a session.
+
+    Args:
+        runtime: runs the steps, on the index it has.
+        now_us: the session's clock, microseconds since 1970.
+        window_s: age in seconds from which a row is old.
+    """
+
+    def __init__(self, runtime: Runtime, now_us: Callable[[], int], window_s: float) -> None:
+        self.runtime = runtime
+        self._now_us = now_us
+        self._window_s = window_s
+
+    async def run(self, before: Callable[[Step], Awaitable[None]] = _go_on) -> OptimizeResult:
+        """All steps, as `optimize` wants them; a cancellation between two of them leaves what is done.
+
+        Args:
+            before: awaited before each step.
+        """
+        return await self._run(AgingSteps(self._cutoff_us()), before)
+
+    async def run_in_background(self, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
+        """The same, with a vacuum only where it pays for what it holds up."""
+        return await self._run(AgingSteps(self._cutoff_us(), in_background=True), before)
+
+    async def run_for_all(self) -> OptimizeResult:
+        """The steps that bring every row to lists, whatever its age."""
+        return await self._run(AgingSteps(_ANY_AGE_US, arranges=False), _go_on)
+
+    async def _run(self, steps: AgingSteps, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
+        for step in steps:
+            await before(step)
+            run = self.runtime.change if step.holds_up_reads else self.runtime.concurrent
+            await run(step.run)
+        return OptimizeResult(steps.trained, steps.migrated, steps.vacuumed)
+
+    def _cutoff_us(self) -> int:
+        return cutoff_us(self._now_us(), self._window_s)
+
+
+class _Session(Protocol):
+    _aging: Aging
 
 
 class Maintainer:
     """Keeps a session's index in shape, in the background.
 
     Args:
-        session: whose index.
+        session: the `VectorDBSession` whose index it is; one of `fabstir_vectordb.sync` has no event loop to work on.
         interval_s: seconds between two looks.
+
+    Raises:
+        InvalidInputError: `session` is none.
     """
 
-    def __init__(self, session: VectorDBSession, *, interval_s: float = 60.0) -> None:
-        self._session = session
+    def __init__(self, session: _Session, *, interval_s: float = 60.0) -> None:
+        if not isinstance(getattr(session, "_aging", None), Aging):
+            raise InvalidInputError(f"a Maintainer needs a VectorDBSession, got {type(session).__name__}")
+        self._aging = session._aging
         self._interval_s = interval_s
         self._resumed: anyio.Event | None = None
 
@@ -52,7 +114,7 @@ class Maintainer:
             VectorDBError: something failed, or the session was destroyed; the index is whole.
         """
         while True:
-            await self._look()
+            await self._aging.run_in_background(self._turn)
             await anyio.sleep(self._interval_s)
 
     def pause(self) -> None:
@@ -66,12 +128,6 @@ class Maintainer:
             self._resumed.set()
             self._resumed = None
 
-    async def _turn(self) -> None:
+    async def _turn(self, step: Step) -> None:
         if self._resumed is not None:
             await self._resumed.wait()
-
-    async def _look(self) -> None:
-        session = self._session
-        for step in session.background_steps():
-            await self._turn()
-            await session.run_step(step)

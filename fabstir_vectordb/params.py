@@ -8,22 +8,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import EF_MAX, K_MAX, LISTS_MAX
-from fabstir_vectordb.config import UNSET, Memory, Metric, Unset, check_recall_target, check_threshold
+from fabstir_vectordb.config import (
+    MEMORY_MB_MAX,
+    UNSET,
+    Memory,
+    Metric,
+    Unset,
+    check_known,
+    check_recall_target,
+    check_threshold,
+)
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.types import ProgressCallback
 
 __all__ = [
     "MMR_K_MAX",
     "OPTION_NAMES",
     "IndexParams",
+    "LoadFields",
     "LoadOptions",
     "RunParams",
+    "SearchFields",
     "SearchOptions",
     "SearchRequest",
     "check_ef",
@@ -169,6 +182,19 @@ class SearchOptions:
             check_mmr(self.mmr, 1)
 
 
+class SearchFields(TypedDict, total=False):
+    """The fields of SearchOptions as keyword arguments."""
+
+    threshold: float | Unset | None
+    include_vectors: bool
+    ef_search: int | None
+    exact: bool
+    recall_target: float | None
+    filter: Mapping[str, Any] | None
+    nprobe: int | None
+    mmr: float | None
+
+
 def recall_target_excludes(
     recall_target: object, ef_search: object, exact: object, nprobe: object
 ) -> InvalidInputError:
@@ -206,7 +232,7 @@ class LoadOptions:
     missing_ok: bool = False
     memory_budget_mb: int | None = None
     discard_unsaved: bool = False
-    progress: Callable[[Any], None] | None = None
+    progress: ProgressCallback | None = None
 
     def __new__(cls, **given: Any) -> LoadOptions:
         _check_names(cls, given)
@@ -216,10 +242,25 @@ class LoadOptions:
         for name in ("lazy_load", "become_whole", "missing_ok", "discard_unsaved"):
             check_bool(name, getattr(self, name))
         budget = self.memory_budget_mb
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget <= 0):
-            raise InvalidInputError(f"memory_budget_mb must be greater than zero, got {budget!r}")
+        if budget is not None and (
+            isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MEMORY_MB_MAX
+        ):
+            raise InvalidInputError(
+                f"memory_budget_mb must be greater than zero, at most {MEMORY_MB_MAX}, got {shown(budget)}"
+            )
         if self.progress is not None and not callable(self.progress):
             raise InvalidInputError(f"progress must be a function or None, got {type(self.progress).__name__}")
+
+
+class LoadFields(TypedDict, total=False):
+    """The fields of LoadOptions as keyword arguments."""
+
+    lazy_load: bool
+    become_whole: bool
+    missing_ok: bool
+    memory_budget_mb: int | None
+    discard_unsaved: bool
+    progress: ProgressCallback | None
 
 
 # ---- Options from what a caller gave -----------------------------------------------------------------------
@@ -248,9 +289,7 @@ def _check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
     known = OPTION_NAMES.get(kind.__name__, frozenset())
     for name in given:
         if name not in known:
-            raise InvalidInputError(
-                f"{name} is not one of {kind.__name__}'s fields: {', '.join(sorted(known))}", details={"option": name}
-            )
+            check_known(name, sorted(known), f"one of {kind.__name__}'s fields", InvalidInputError)
 
 
 #: The fields of each kind of options.
@@ -270,7 +309,7 @@ def check_bool(name: str, value: object) -> bool:
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise InvalidInputError(f"{name} must be True or False, got {value!r}", details={"option": name})
+    raise InvalidInputError(f"{name} must be True or False, got {shown(value)}", details={"option": name})
 
 
 def check_k(k: object) -> int:
@@ -285,7 +324,7 @@ def check_k(k: object) -> int:
         k = int(k)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= K_MAX:
         raise InvalidInputError(
-            f"k must be an integer between 1 and {K_MAX}, got {k!r}", details={"k": k, "limit": K_MAX}
+            f"k must be an integer between 1 and {K_MAX}, got {shown(k)}", details={"k": k, "limit": K_MAX}
         )
     return k
 
@@ -317,7 +356,7 @@ def _count_or_none(name: str, value: object, most: int) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidInputError(
-            f"{name} must be None or an integer between 1 and {most}, got {value!r}",
+            f"{name} must be None or an integer between 1 and {most}, got {shown(value)}",
             details={name: value, "limit": most},
         )
     return value
@@ -346,7 +385,7 @@ def check_mmr(mmr: object, k: int) -> float:
         InvalidInputError: it is something else, or `k` is more than MMR_K_MAX.
     """
     if isinstance(mmr, bool) or not isinstance(mmr, (int, float, np.number)) or not 0.0 <= mmr <= 1.0:
-        raise InvalidInputError(f"mmr must be None or a number between 0 and 1, got {mmr!r}", details={"mmr": mmr})
+        raise InvalidInputError(f"mmr must be None or a number between 0 and 1, got {shown(mmr)}", details={"mmr": mmr})
     if k > MMR_K_MAX:
         raise InvalidInputError(
             f"with mmr, k must be at most {MMR_K_MAX}, got {k}", details={"k": k, "limit": MMR_K_MAX}

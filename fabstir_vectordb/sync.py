@@ -1,37 +1,19 @@
-"""The same verbs without ``await``.
+"""The same verbs without ``await``: each runs the body of its namesake on the caller's thread (see `blocking`).
 
-Reads go straight to the index on the caller's thread: a warm search hops no thread. Changes, saves and loads run on an
-event loop in a thread of the session's own, which starts with the first of them.
+Reads go straight to the index: a warm search hops no thread. Changes, saves and loads run on an event loop in a thread
+of the session's own, which starts with the first of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, NoReturn, Self, SupportsIndex, Unpack
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
-from fabstir_vectordb.config import UNSET, Unset, VectorDBConfig
-from fabstir_vectordb.errors import SessionError
-from fabstir_vectordb.index import IndexClosed, LazyIndex, prepare_queries, take_ids, take_items
-from fabstir_vectordb.index.incoming import taken
-from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Need, Reach, RowsNeed
-from fabstir_vectordb.metadata.filter_parse import EVERYTHING, check_field, parse_filter
-from fabstir_vectordb.params import LoadOptions, SearchOptions
-from fabstir_vectordb.session import (
-    VectorDBSession as AsyncSession,
-    make_config,
-    next_page,
-    search_batch_of,
-    search_of,
-    start_of_scan,
-)
+from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
+from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
+from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
+from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -51,55 +33,8 @@ from fabstir_vectordb.types import (
     VerifyReport,
     VersionInfo,
 )
-from fabstir_vectordb.worker_threads import Outcome
 
 __all__ = ["VectorDBSession"]
-
-_T = TypeVar("_T")
-
-
-class _Loop:
-    """An event loop in a daemon thread: a program that forgets `destroy` must still be able to end."""
-
-    def __init__(self) -> None:
-        started: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="fabstir_vectordb", daemon=True)
-        self._thread.start()
-        self.portal = started.result()
-
-    @staticmethod
-    def _run(started: Future[BlockingPortal]) -> None:
-        async def serve() -> None:
-            async with BlockingPortal() as portal:
-                started.set_result(portal)
-                await portal.sleep_until_stopped()
-
-        anyio.run(serve)
-
-    def stop(self) -> None:
-        self.portal.call(self.portal.stop)
-        self._thread.join()
-
-
-class _Task(Generic[_T]):
-    """A verb on its way to the loop, which can be stopped whether it has begun or not."""
-
-    def __init__(self, verb: Callable[[], Awaitable[_T]]) -> None:
-        self._verb = verb
-        self._scope: anyio.CancelScope | None = None
-        self._stopped = False
-        self.outcome = Outcome[_T]()
-
-    async def run(self) -> None:
-        with self.outcome, anyio.CancelScope() as self._scope:
-            if self._stopped:
-                self._scope.cancel()
-            self.outcome.value = await self._verb()
-
-    async def stop(self) -> None:
-        self._stopped = True
-        if self._scope is not None:
-            self._scope.cancel()
 
 
 class VectorDBSession:
@@ -118,14 +53,16 @@ class VectorDBSession:
     """
 
     def __init__(self, config: VectorDBConfig) -> None:
-        self._async = AsyncSession(config)
-        self._loop: _Loop | None = None
-        self._loop_lock = threading.Lock()
+        self._verbs = AsyncSession(config, BlockingRuntime)
 
     @classmethod
-    def create(cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Any) -> Self:
+    def create(
+        cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Unpack[ConfigFields]
+    ) -> Self:
         """Makes a session; validates only, touches no store."""
-        return cls(make_config(config, settings))
+        given = Given(config, settings)
+        del config, settings  # what fails from here on has no bare secret in its traceback
+        return cls(config_of(given))
 
     @classmethod
     def from_parts(
@@ -136,13 +73,14 @@ class VectorDBSession:
         recent: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
         historical: Iterable[VectorInput | Row | Mapping[str, Any]] = (),
         timestamps: Mapping[str, float] | None = None,
-        **settings: Any,
+        **settings: Unpack[ConfigFields],
     ) -> Self:
         """Makes a session whose rows are on the sides that are said."""
-        session = cls.create(config, **settings)
+        given = Given(config, settings)
+        del config, settings
+        session = cls(config_of(given))
         try:
-            parts = (_taken_here(rows) for rows in (recent, historical))
-            session._call(session._async.fill_from_parts, *parts, timestamps)
+            run_here(session._verbs._fill(recent, historical, timestamps))
         except BaseException:
             session.destroy()
             raise
@@ -157,60 +95,20 @@ class VectorDBSession:
         self.destroy()
 
     def __repr__(self) -> str:
-        return repr(self._async)
+        return repr(self._verbs) if hasattr(self, "_verbs") else f"<{type(self).__name__} that could not be made>"
 
-    def _call(self, verb: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
-        task, call = _Task(partial(verb, *args, **kwargs)), None
-        try:
-            with self._loop_lock:
-                self._async.check_alive()
-                loop = self._loop = self._loop or _Loop()
-                call = loop.portal.start_task_soon(task.run)
-            call.result()
-            return task.outcome.get()
-        except BaseException:
-            # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
-            # under way and `call` not yet there; a loop that has ended has nothing left to stop.
-            if self._loop is not None and not (call and call.done()):
-                with contextlib.suppress(RuntimeError):
-                    self._loop.portal.start_task_soon(task.stop)
-            raise
-
-    def _read(self, need: Need, read: Callable[[Any, Gathered], _T]) -> _T:
-        """The result of a read, of an index that may have to fetch first what it is about."""
-        while True:
-            index, gathered = self._async.live_index(), Gathered()
-            try:
-                if not isinstance(index, LazyIndex) or self._gather(index, need, gathered):
-                    return read(index, gathered)
-            except IndexClosed:  # another index has taken its place, and is asked then
-                self._async.check_replaced(index)
-
-    def _gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
-        """Fetches what a call lacks; False where another index took this one's place instead."""
-        while not (missing := index.missing(need, gathered)).whole:
-            if not missing.keys:
-                return True
-            gathered.take(self._call(index.parts.fetch, missing.keys, index.check_part))
-        self._call(self._async.become_whole, missing.optional)
-        return False
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        self._verbs.__reduce_ex__(protocol)
 
     def destroy(self) -> None:
         """Forgets everything; idempotent."""
-        try:
-            self._call(self._async.destroy)
-        except SessionError:
-            return
-        with self._loop_lock:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.stop()
+        run_here(self._verbs.destroy())
 
     # ---- changes
 
     def add_vectors(self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error") -> AddResult:
         """Adds rows: all or nothing."""
-        return self._call(self._async.add_vectors, take_items(items), on_conflict=on_conflict)
+        return run_here(self._verbs.add_vectors(items, on_conflict=on_conflict))
 
     def add_batch(
         self,
@@ -224,82 +122,81 @@ class VectorDBSession:
     ) -> AddResult:
         """Adds the rows of an array: all or nothing."""
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
-        return self._call(self._async.add_batch, ids, vectors, metadata, timestamps, **options)
+        return run_here(self._verbs.add_batch(ids, vectors, metadata, timestamps, **options))
 
     def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
         """Replaces the metadata of a row, or of many by a mapping of ids, or merges dicts into it."""
-        self._call(self._async.update_metadata, id, metadata, merge=merge)
+        run_here(self._verbs.update_metadata(id, metadata, merge=merge))
 
     def update_vector(self, id: str, vector: Any) -> None:
         """Gives a row another vector."""
-        self._call(self._async.update_vector, id, vector)
+        run_here(self._verbs.update_vector(id, vector))
 
     def set_schema(self, schema: Mapping[str, Any] | None) -> None:
         """Makes metadata follow a schema from now on; it is saved with the index."""
-        self._call(self._async.set_schema, schema)
+        run_here(self._verbs.set_schema(schema))
 
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row."""
-        return self._call(self._async.delete_vector, id, missing_ok=missing_ok)
+        return run_here(self._verbs.delete_vector(id, missing_ok=missing_ok))
 
     def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
         """Deletes many rows: all or nothing."""
-        return self._call(self._async.delete, take_ids(ids), missing_ok=missing_ok)
+        return run_here(self._verbs.delete(ids, missing_ok=missing_ok))
 
     def clear(self) -> int:
         """Deletes all rows, at once and for good."""
-        return self._call(self._async.clear)
+        return run_here(self._verbs.clear())
 
     def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
         """Deletes the rows that a filter takes: all or nothing."""
-        return self._call(self._async.delete_by_metadata, filter)
+        return run_here(self._verbs.delete_by_metadata(filter))
 
     def vacuum(self) -> VacuumStats:
         """Removes deleted rows for good."""
-        return self._call(self._async.vacuum)
+        return run_here(self._verbs.vacuum())
 
     def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
-        """Moves old rows to lists and vacuums; `progress` is called on another thread."""
-        return self._call(self._async.optimize, progress)
+        """Moves old rows to lists and vacuums; `progress` is called on this thread."""
+        return run_here(self._verbs.optimize(progress))
 
     def get_recent_index(self) -> IndexSide:
         """The recent side."""
-        side: IndexSide = self._read(Reach.WHOLE, lambda index, _: index.side(False))
-        return side
+        return run_here(self._verbs.get_recent_index())
 
     def get_historical_index(self) -> IndexSide:
         """The historical side."""
-        side: IndexSide = self._read(Reach.WHOLE, lambda index, _: index.side(True))
-        return side
+        return run_here(self._verbs.get_historical_index())
 
     def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
         """Seconds since 1970 by id."""
-        wanted = None if ids is None else take_ids(ids)
-        return self._read(Reach.IDS, lambda index, _: index.timestamps(wanted))
+        return run_here(self._verbs.get_timestamps(ids))
 
     # ---- reads
 
     def search(
-        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
+        self,
+        query: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> SearchResults:
         """Finds the k rows nearest to a query."""
-        session = self._async
-        index = session.live_index()
-        request = session.request(index, query, k, options, fields)
-        if request.mmr is None and not isinstance(index, LazyIndex):
-            try:
-                # Without a function on the way: that would be a fiftieth of a search of an index in memory.
-                return index.search(request)
-            except IndexClosed:
-                session.check_replaced(index)
-        return self._read(*search_of(request))
+        verbs = self._verbs
+        verbs._runtime.check()
+        request = verbs._request(query, k, options, fields)
+        found = verbs._search_at_once(request)
+        return run_here(verbs._search_aside(request)) if found is None else found
 
     def search_batch(
-        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None = None, **fields: Any
+        self,
+        queries: Any,
+        k: int = 10,
+        options: SearchOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[SearchFields],
     ) -> list[SearchResults]:
         """Finds the k rows nearest to each of many queries, on all threads."""
-        request = self._async.batch_request(queries, k, options, fields)
-        return self._read(*search_batch_of(prepare_queries(queries, self._async.live_index().vector_dim), request))
+        return run_here(self._verbs.search_batch(queries, k, options, **fields))
 
     def search_stream(
         self,
@@ -310,42 +207,32 @@ class VectorDBSession:
         filter: Mapping[str, Any] | None = None,
     ) -> Iterator[SearchResult]:
         """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are."""
-        start = self._async.start_of_stream(query, threshold, include_vectors, filter)
-        index, next_hits = self._read(Reach.WHOLE, start)
-        while hits := self._read(Reach.IDS, partial(next_page, index, next_hits)):
-            yield from hits
+        hits = self._verbs.search_stream(query, threshold=threshold, include_vectors=include_vectors, filter=filter)
+        return iterate_here(hits)
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
-        wanted = take_ids(ids)
-        return self._read(RowsNeed(wanted), lambda index, gathered: index.get(wanted, gathered))
+        return run_here(self._verbs.get(ids))
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many rows are live, of those that a filter takes."""
-        if filter is None:
-            return self._async.live_index().live_count
-        where = parse_filter(filter)
-        count: int = self._read(FilterNeed(), lambda index, _: index.count_where(where))
-        return count
+        return run_here(self._verbs.count(filter))
 
     def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """The distinct values of a metadata field, each with the number of rows that have it."""
-        path, where = check_field(field), EVERYTHING if filter is None else parse_filter(filter)
-        return self._read(FilterNeed(), lambda index, _: index.facets(path, where))
+        return run_here(self._verbs.facets(field, filter))
 
     def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """How much of the truth searches find on the index's own rows, and at what cost."""
-        return self._call(self._async.recall, sample, k=k)
+        return run_here(self._verbs.recall(sample, k=k))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
-        index, next_rows = self._read(Reach.WHOLE, partial(start_of_scan, filter, order))
-        while rows := self._read(Reach.IDS, partial(next_page, index, next_rows)):
-            yield from rows
+        return iterate_here(self._verbs.scan(filter, order=order))
 
     def get_stats(self) -> SessionStats:
         """Measured state of the session."""
-        return self._async.stats_here()
+        return run_here(self._verbs.get_stats())
 
     # ---- versions
 
@@ -357,43 +244,37 @@ class VectorDBSession:
         progress: ProgressCallback | None = None,
     ) -> str:
         """Stores the index as a new version and returns its CID."""
-        return self._call(
-            self._async.save_to_s5, on_conflict=on_conflict, verify_stored=verify_stored, progress=progress
-        )
+        return run_here(self._verbs.save_to_s5(on_conflict=on_conflict, verify_stored=verify_stored, progress=progress))
 
     def load_user_vectors(
-        self, cid: str | None = None, options: LoadOptions | Mapping[str, Any] | None = None, **fields: Any
+        self,
+        cid: str | None = None,
+        options: LoadOptions | Mapping[str, Any] | None = None,
+        **fields: Unpack[LoadFields],
     ) -> None:
         """Replaces the content by a saved version: all or nothing."""
-        self._call(self._async.load_user_vectors, cid, options, **fields)
+        run_here(self._verbs.load_user_vectors(cid, options, **fields))
 
     def warm(self, progress: ProgressCallback | None = None) -> None:
         """Fetches what a lazy load left in the store; `progress` is called on another thread."""
-        self._call(self._async.warm, progress)
+        run_here(self._verbs.warm(progress))
 
     def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first."""
-        return self._call(self._async.history)
+        return run_here(self._verbs.history())
 
     def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
         """Forgets all but the newest versions, and deletes what only the others name."""
-        return self._call(self._async.prune_history, keep, dry_run)
+        return run_here(self._verbs.prune_history(keep, dry_run))
 
     def share(self, cid: str) -> str:
         """Makes a CID that opens one version without the phrase, and nothing else."""
-        return self._call(self._async.share, cid)
+        return run_here(self._verbs.share(cid))
 
     def list_indexes(self) -> list[str]:
         """The names of the user's saved indexes."""
-        return self._call(self._async.list_indexes)
+        return run_here(self._verbs.list_indexes())
 
     def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
         """Reads every object of a version and checks all of it."""
-        return self._call(self._async.verify, cid, progress=progress)
-
-
-def _taken_here(rows: Any) -> Any:
-    """Rows read on the caller's thread; what is no iterable of rows is refused later, by its type."""
-    if isinstance(rows, (list, tuple, str, bytes, Mapping)) or not isinstance(rows, Iterable):
-        return rows
-    return taken(rows, "rows")
+        return run_here(self._verbs.verify(cid, progress=progress))

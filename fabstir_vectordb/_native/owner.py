@@ -27,3 +27,8 @@ class Owner:
         self._spare.clear()  # they hold the ids of the last hits
         if index is not None:
             ffi.release(index)
+
+    def leave_to_parent(self) -> None:
+        """Never frees the memory: in a child process, locks of threads that are not there would make that wait."""
+        if self._index is not None:
+            ffi.gc(self._index, None)

@@ -18,7 +18,7 @@ from fabstir_vectordb.config import UNSET, Unset, check_recall_target, check_thr
 from fabstir_vectordb.errors import ConflictError, InvalidInputError, MemoryBudgetExceededError
 from fabstir_vectordb.metadata.expiry import NEVER_US, Times
 from fabstir_vectordb.metadata.filter_parse import parse_filter
-from fabstir_vectordb.metadata.values import encode_metadata
+from fabstir_vectordb.metadata.values import encode_metadata, shown as value_shown
 from fabstir_vectordb.params import (
     OPTION_NAMES,
     SearchOptions,
@@ -492,18 +492,11 @@ def _bad_time(what: str, row: int, value: Any) -> InvalidInputError:
     number: Any = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else 0
     if number >= _SECONDS_END:
         hint = f": the last year is {_YEAR_MAX}; milliseconds are divided first (value / 1000)"
-    text = str(value) if isinstance(value, np.datetime64) else _repr(value)
+    text = str(value) if isinstance(value, np.datetime64) else value_shown(value)
     return InvalidInputError(
-        f"the {what} of row {row} must be seconds since 1970, an aware datetime or a datetime64, got {text[:80]}{hint}",
+        f"the {what} of row {row} must be seconds since 1970, an aware datetime or a datetime64, got {text}{hint}",
         details={"row": row},
     )
-
-
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception:  # an integer of too many digits for CPython, or whatever a foreign object says
-        return f"a value of type {type(value).__name__}"
 
 
 def encode_values(metadata: Sequence[Any], ids: Sequence[str], room_bytes: int | None) -> list[bytes | None]:
@@ -551,7 +544,7 @@ def named(error: InvalidInputError | ConflictError, batch: Batch) -> InvalidInpu
     size = int(batch.id_offsets[row + 1] - batch.id_offsets[row])
     if isinstance(error, ConflictError):
         first = error.details.get("first_row")
-        where = "is in the index already" if first is None else f"stands in rows {first} and {row} of this call"
+        where = "already exists in the index" if first is None else f"stands in rows {first} and {row} of this call"
         hint = "; on_conflict='replace' or 'skip' allows it" if first is None else ""
         return ConflictError(f"duplicate id {shown(id)}: it {where}{hint}", details=details)
     if size == 0:

@@ -29,6 +29,7 @@ from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.types import (
     AddResult,
@@ -335,7 +336,7 @@ class Index:
             IndexStateError: the native core had no memory or threads.
         """
         if on_conflict not in _ON_CONFLICT:
-            raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {on_conflict!r}")
+            raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {shown(on_conflict)}")
         if not len(batch.ids):
             return AddResult(0, 0, 0)
         with self._changing():

@@ -608,4 +608,4 @@ def _merged(stored: bytes | None, update: Any) -> Any:
 
 def not_found(id: str) -> NotFoundError:
     """The error of an id that is not live."""
-    return NotFoundError(f"there is no row with id {shown(id)}", details={"id": id})
+    return NotFoundError(f"Vector not found: there is no row with id {shown(id)}", details={"id": id})

@@ -187,7 +187,7 @@ async def load_version(
 def no_version(settings: PersistSettings) -> NotFoundError:
     """The error where the newest version is asked for and there is none."""
     return NotFoundError(
-        f"no version of index {settings.index_name!r} was saved under this phrase",
+        f"Version not found: no version of index {settings.index_name!r} was saved under this phrase",
         details={"index_name": settings.index_name},
     )
 

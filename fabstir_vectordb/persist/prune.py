@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
+from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.persist.open import read_directory, unlock_root
 from fabstir_vectordb.persist.pointer import checked_pointer
 from fabstir_vectordb.persist.records import cut_history, each_once, read_history
@@ -76,7 +77,7 @@ async def prune_history(
         VectorDBError: the store failed; pruning again finishes what was begun.
     """
     if keep < 1:
-        raise InvalidInputError(f"keep must be at least 1, got {keep}", details={"keep": keep})
+        raise InvalidInputError(f"keep must be at least 1, got {shown(keep)}", details={"keep": keep})
     listed = await read_history(store, identity, settings.index_name, lineage)
     newest = [entry.revision for entry in listed if not entry.refused][:keep]
     cut = newest[-1] if newest else 0

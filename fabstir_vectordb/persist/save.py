@@ -63,7 +63,7 @@ class SavedVersion:
     """What a save did.
 
     Attributes:
-        version: the stored version; it is the session's base now.
+        version: the stored version.
         revision: the pointer's revision that names it.
         moved: False when the newest version had this CID already, so that no new revision was needed.
         parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
@@ -96,8 +96,8 @@ async def save_version(
     """Stores the index as a version and makes it the newest.
 
     The index must not change while this runs. A cancellation before the pointer moves leaves the session as it was; the
-    pointer's move itself is not interrupted, and this returns without a pause behind it: the caller notes the version
-    first, then writes the records (`record_version` with the entries that are returned).
+    pointer's move itself is not interrupted, and this returns without a pause behind it: the caller makes the version
+    the lineage's base first, then writes the records (`record_version` with the entries that are returned).
 
     Args:
         store: where to save.
@@ -140,7 +140,6 @@ async def save_version(
             refused_entry = _entry_of(version, settings.clock(), refused.head_revision, refused=True)
             head_cid = await head_cid_of(store, refused.head_hash, lineage)
         else:
-            lineage.base = version
             lineage.attempted.clear()
             lineage.unfinished.clear()
     if refused_entry is not None:

@@ -10,7 +10,7 @@ it::
     entropy = Argon2id13(password = UTF-8 of the NFC form, salt = BLAKE3("fabstir-vectordb phrase v1")[:16],
                          opslimit = 3, memlimit = 64 MiB, 16 bytes)
 
-No message of this module contains any part of a secret.
+No message of this module contains any part of a secret, and no frame of a traceback that leaves it holds one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,16 @@ _INDEX_BY_PREFIX: Final = {word[:_PREFIX_CHARS]: index for index, word in enumer
 
 # One derivation takes 64 MiB for a fraction of a second; a host opening many sessions at once must not add
 # them up.
-_one_at_a_time: Final = threading.Lock()
+_one_at_a_time = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _one_at_a_time  # noqa: PLW0603  # in a child process the old one may stay locked by a thread that is not there
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def new_seed_phrase() -> str:
@@ -96,20 +105,27 @@ def parse_phrase(text: str) -> bytes:
     Raises:
         InvalidConfigError: the phrase is none of S5; the reason names positions, never words.
     """
+    found = _entropy(text)
+    del text
+    if isinstance(found, str):
+        raise InvalidConfigError(found)
+    return found
+
+
+def _entropy(text: str) -> bytes | str:
+    """The entropy of a seed phrase, or why it is none: raised here, it would take the words along in its traceback."""
     words = text.lower().split()
     if len(words) != PHRASE_WORDS:
-        raise InvalidConfigError(f"An S5 seed phrase has {PHRASE_WORDS} words, this one has {len(words)}")
+        return f"An S5 seed phrase has {PHRASE_WORDS} words, this one has {len(words)}"
     indices: list[int] = []
     for position, word in enumerate(words, start=1):
         if len(word) < _PREFIX_CHARS:
-            raise InvalidConfigError(f"Word {position} of the seed phrase has fewer than three letters")
+            return f"Word {position} of the seed phrase has fewer than three letters"
         index = _INDEX_BY_PREFIX.get(word[:_PREFIX_CHARS])
         if index is None:
-            raise InvalidConfigError(f"Word {position} of the seed phrase is not in the word list of S5")
+            return f"Word {position} of the seed phrase is not in the word list of S5"
         if position == _LAST_DATA_WORD and index >= _LAST_DATA_WORD_LIMIT:
-            raise InvalidConfigError(
-                f"Word {position} of the seed phrase is not among the first {_LAST_DATA_WORD_LIMIT} words"
-            )
+            return f"Word {position} of the seed phrase is not among the first {_LAST_DATA_WORD_LIMIT} words"
         indices.append(index)
     bits = 0
     for index in indices[: _LAST_DATA_WORD - 1]:
@@ -117,7 +133,7 @@ def parse_phrase(text: str) -> bytes:
     bits = bits << 8 | indices[_LAST_DATA_WORD - 1]
     entropy = bits.to_bytes(ENTROPY_BYTES, "big")
     if tuple(indices[_LAST_DATA_WORD:]) != _checksum(entropy):
-        raise InvalidConfigError("The seed phrase has a wrong checksum: a word is mistyped or out of order")
+        return "The seed phrase has a wrong checksum: a word is mistyped or out of order"
     return entropy
 
 
@@ -139,13 +155,24 @@ def secret_to_entropy(text: str) -> bytes:
     """
     words = len(text.split())
     if words == 0:
-        raise InvalidConfigError("user_seed_phrase is required")
-    if words == PHRASE_WORDS:
-        return parse_phrase(text)
+        raise InvalidConfigError("Missing required field: user_seed_phrase is required")
+    found = _entropy(text) if words == PHRASE_WORDS else _stretched(text)
+    del text
+    if isinstance(found, str):
+        raise InvalidConfigError(found)
+    if found is None:
+        raise InternalError(
+            "Deriving keys from user_seed_phrase failed: the system did not grant 64 MiB of memory", retryable=True
+        )
+    return found
+
+
+def _stretched(text: str) -> bytes | str | None:
+    """The entropy of a secret that is no phrase, why there is none, or None for want of memory."""
     try:
         password = unicodedata.normalize("NFC", text).encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidConfigError("user_seed_phrase is not valid Unicode: it has a lone surrogate") from None
+        return "user_seed_phrase is not valid Unicode: it has a lone surrogate"
     with _one_at_a_time:
         try:
             return nacl.pwhash.argon2id.kdf(
@@ -156,10 +183,7 @@ def secret_to_entropy(text: str) -> bytes:
                 memlimit=ARGON2_MEMLIMIT_BYTES,
             )
         except (nacl.exceptions.CryptoError, MemoryError):
-            raise InternalError(
-                "Deriving keys from user_seed_phrase failed: the system did not grant 64 MiB of memory",
-                retryable=True,
-            ) from None
+            return None
 
 
 def _checksum(entropy: bytes) -> tuple[int, int]:

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from fabstir_vectordb.errors import InvalidConfigError
 from fabstir_vectordb.storage.base import Store
 from fabstir_vectordb.storage.local_dir import LocalDirStore
-from fabstir_vectordb.storage.memory import MemoryStore
+from fabstir_vectordb.storage.memory import MemoryStore, forget_memory_store
 
 if TYPE_CHECKING:
     from fabstir_vectordb.storage.s5_account import AccountSeed
 
-__all__ = ["LocalDirStore", "MemoryStore", "Store", "open_store"]
+__all__ = ["LocalDirStore", "MemoryStore", "Store", "forget_memory_store", "open_store"]
 
 _SCHEMES = "http(s)://host[:port], file:///absolute/path, memory: or memory:name"
 
@@ -26,8 +26,8 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
     Args:
         uri: ``http(s)://host[:port][/path]`` of an S5 node or a Fabstir gateway, which the first call finds out unless
             ``portal+`` or ``gateway+`` stands in front; ``file:///absolute/path`` (special characters percent-encoded,
-            as ``Path.as_uri()`` does); ``memory:`` or ``memory:name``: memory stores of the same name share their
-            content within this process.
+            as ``Path.as_uri()`` does); ``memory:``, a store of its own; ``memory:name``: memory stores of the same name
+            share their content within this process, until `forget_memory_store`.
         account_seed: the user's account on an S5 node that wants one; None to do without.
         http: settings of `HttpSettings` for the first kind.
 
@@ -38,7 +38,7 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
         InvalidConfigError: the URI names no store.
     """
     if not isinstance(uri, str) or not uri:
-        raise InvalidConfigError(f"s5_portal is required: {_SCHEMES}")
+        raise InvalidConfigError(f"Missing required field: s5_portal is required: {_SCHEMES}")
     scheme, separator, rest = uri.partition(":")
     scheme = scheme.lower() if separator else ""
     kind, plus, transport = scheme.rpartition("+")

@@ -250,7 +250,7 @@ def damaged_blob(hash: bytes, size: int | AtMost, *, expected: object, actual: o
 def missing_blob(hash: bytes, size: int | AtMost) -> NotFoundError:
     """Return the error for a blob that is not there."""
     details = blob_details(hash, size)
-    return NotFoundError(f"No blob {details.get('cid', details['hash'])} in this store", details=details)
+    return NotFoundError(f"Blob not found: this store has no {details.get('cid', details['hash'])}", details=details)
 
 
 def parse_pointer(raw: bytes, public_key: bytes, where: str) -> RegistryEntry:

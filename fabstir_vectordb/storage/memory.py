@@ -1,10 +1,12 @@
 """A store in this process's memory: for tests, trials and hosts that persist elsewhere.
 
-Stores of the same name share their content, for the life of the process or until ``MemoryStore.clear``.
+A store without a name has its content to itself, and lets go of it when it is closed. Stores of the same name share
+their content, for the life of the process or until ``forget_memory_store``.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +14,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -29,7 +31,7 @@ from fabstir_vectordb.storage.base import (
     parse_pointer,
 )
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "forget_memory_store"]
 
 # Hashing this much takes about 0.05 ms; more goes to a thread so that the event loop stays free.
 _INLINE_BYTES_MAX: Final = 256 * 1024
@@ -44,22 +46,66 @@ class _Space:
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     pointers: dict[bytes, bytes] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self.lock:
+            self.blobs.clear()
+            self.pointers.clear()
+
 
 _spaces: Final[dict[str, _Space]] = {}
-_spaces_lock: Final = threading.Lock()
+_spaces_lock = threading.Lock()
+
+
+def _new_locks() -> None:
+    """In a child process the old ones may stay locked, by threads that are not there."""
+    global _spaces_lock  # noqa: PLW0603
+    _spaces_lock = threading.Lock()
+    for space in _spaces.values():
+        space.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_locks)
+
+
+def forget_memory_store(name: str) -> bool:
+    """Frees what sessions have saved under ``memory:name``.
+
+    Sessions that are open keep what they have in memory, and meet a store that has lost their versions.
+
+    Args:
+        name: the name, without ``memory:``.
+
+    Returns:
+        Whether there was such a store.
+
+    Raises:
+        InvalidInputError: `name` is no string.
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"the name of a memory store must be a string, got {type(name).__name__}")
+    with _spaces_lock:
+        space = _spaces.pop(name, None)
+    if space is not None:
+        space.clear()
+    return space is not None
 
 
 class MemoryStore:
     """Blobs and pointers in dictionaries; see ``base.Store`` for the methods.
 
     Args:
-        name: stores of the same name share their content; empty is a name too.
+        name: stores of the same name share their content; an empty one stands for none: the store shares with nobody.
     """
 
     def __init__(self, name: str = "") -> None:
         self._name = name
-        with _spaces_lock:
-            self._space = _spaces.setdefault(name, _Space())
+        if name:
+            with _spaces_lock:
+                self._space = _spaces.setdefault(name, _Space())
+        else:
+            self._space = _Space()
 
     @property
     def uri(self) -> str:
@@ -68,9 +114,7 @@ class MemoryStore:
 
     def clear(self) -> None:
         """Forget everything kept under this store's name."""
-        with self._space.lock:
-            self._space.blobs.clear()
-            self._space.pointers.clear()
+        self._space.clear()
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
         """Store a blob; a ``bytes`` object is kept without copying it."""
@@ -136,4 +180,6 @@ class MemoryStore:
         return parse_pointer(raw, public_key, f"{public_key.hex()} in {self.uri}")
 
     async def aclose(self) -> None:
-        """Do nothing: the content belongs to the process."""
+        """Let go of the content of a store without a name; that of a name belongs to the process."""
+        if not self._name:
+            self.clear()

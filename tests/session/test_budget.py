@@ -79,7 +79,7 @@ def test_what_would_not_fit_while_it_runs_changes_nothing(verb: str) -> None:
         for row in range(50):
             session.delete_vector(str(row))
         before = session.get_stats()
-        session._async._index.budget_bytes = int(before.memory_usage_mb * 1_150_000)
+        session._verbs._runtime.index.budget_bytes = int(before.memory_usage_mb * 1_150_000)
         with pytest.raises(MemoryBudgetExceededError) as refused:
             getattr(session, verb)()
         details = refused.value.details

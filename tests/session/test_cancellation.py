@@ -18,7 +18,7 @@ import pytest
 from holding import Held, turns, until
 from saving import PHRASE, add_rows, content, rows, session_on
 
-from fabstir_vectordb import SessionError, VectorDBSession, sync
+from fabstir_vectordb import SessionError, VectorDBSession, blocking, sync
 
 pytestmark = pytest.mark.anyio
 
@@ -368,7 +368,7 @@ def test_ctrl_c_that_comes_while_a_call_is_handed_over_stops_it(monkeypatch: pyt
     with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s") as session:
         session.add_batch([str(row) for row in range(ROWS)], base)
         with Held(monkeypatch, "add") as held, monkeypatch.context() as patch:
-            start = sync.BlockingPortal.start_task_soon
+            start = blocking.BlockingPortal.start_task_soon
 
             def interrupted(*args: Any) -> Any:
                 patch.undo()
@@ -376,7 +376,7 @@ def test_ctrl_c_that_comes_while_a_call_is_handed_over_stops_it(monkeypatch: pyt
                 held.entered_here()
                 raise KeyboardInterrupt
 
-            patch.setattr(sync.BlockingPortal, "start_task_soon", interrupted)
+            patch.setattr(blocking.BlockingPortal, "start_task_soon", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 session.add_batch(["x"], base[:1])
             wait_until_cancelled(held)

@@ -89,10 +89,10 @@ async def test_deletes_store_no_page_and_the_rows_stay_gone(tmp_path: Path) -> N
         second = await session.save_to_s5()
         assert differing(tmp_path, first, second) == {"metadata", "tombstones.0000"}
         expected = await content(session)
-        metadata_bytes = session._index._rows.arena._used
+        metadata_bytes = session._runtime.index._rows.arena._used
     async with await reopened(tmp_path) as session:
         assert await content(session) == expected
-        assert session._index._rows.arena._used == metadata_bytes
+        assert session._runtime.index._rows.arena._used == metadata_bytes
         await session.vacuum()
         third = await session.save_to_s5()
         assert "documents.0000" in differing(tmp_path, second, third)
@@ -141,7 +141,7 @@ async def test_lazy_loads_see_changes(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (hits.plan, hits[0].id, hits[0].metadata) == ("lazy", row(3), {"text": "new"})
         assert await session.count({"text": "new"}) == 1
         assert await session.count({"n": {"$in": [3, 4, 5]}}) == 1
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
         assert await content(session) == expected
 
 
@@ -149,7 +149,7 @@ async def test_an_unfinished_save_forgets_no_change(tmp_path: Path, monkeypatch:
     async with await filled(tmp_path) as session:
         await session.save_to_s5()
         await session.update_metadata(row(3), {"text": "new"})
-        store: Any = session._store
+        store: Any = session._workspace.store
         with monkeypatch.context() as patch:
             patch.setattr(store, "set_pointer", None)
             with pytest.raises(TypeError):

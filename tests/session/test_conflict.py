@@ -198,9 +198,9 @@ class Faulty:
 def faulty(monkeypatch: pytest.MonkeyPatch, uri: str) -> Faulty:
     store = Faulty(open_store(uri))
     monkeypatch.setattr(storage, "open_store", lambda _, **__: store)
-    import fabstir_vectordb.session as session_module
+    import fabstir_vectordb.workspace as workspace_module
 
-    monkeypatch.setattr(session_module, "open_store", lambda _, **__: store)
+    monkeypatch.setattr(workspace_module, "open_store", lambda _, **__: store)
     return store
 
 

@@ -227,7 +227,7 @@ async def test_redacted_metadata_goes_without_a_deleted_row(tmp_path: Path) -> N
             await session.share(second)
         assert (await session.vacuum()).total_removed == 0
         assert (await session.get_stats()).dirty
-        assert f"{SECRET} {UPDATED}".encode() not in bytes(session._index._rows.arena._data)
+        assert f"{SECRET} {UPDATED}".encode() not in bytes(session._runtime.index._rows.arena._data)
         third = await session.save_to_s5()
         await session.share(third)
         assert not any(f"{SECRET} {UPDATED}".encode() in raw for raw in (await parts_of(uri, third)).values())
@@ -264,7 +264,7 @@ async def test_a_lazily_loaded_version_says_what_it_holds(tmp_path: Path, monkey
         assert held > 4 * DIM
     async with await opened(uri, clock) as session:
         await session.load_user_vectors()
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
         assert (await session.get_stats()).superseded_bytes == held
         await session.vacuum()
         await session.save_to_s5()
@@ -278,7 +278,7 @@ async def test_values_of_removed_rows_leave_the_columns_with_a_vacuum(tmp_path: 
         text = f"{SECRET} {REMOVED['deleted']}"
         assert await session.count({"text": text}) == 1
         await session.delete_vector(f"gone-{REMOVED['deleted']:06d}")
-        column = session._index._cache.columns._columns["text"]
+        column = session._runtime.index._cache.columns._columns["text"]
         assert text in column._code_of
         await session.vacuum()
         assert text not in column._code_of

@@ -28,7 +28,7 @@ class Counted:
 
     def __init__(self, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gets = 0
-        store = session._store._store
+        store = session._workspace.store._store
         get = store.get
 
         async def counted(*args: Any) -> bytes:

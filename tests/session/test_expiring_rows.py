@@ -181,10 +181,10 @@ async def test_maintenance_removes_what_has_expired(clock: Clock) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(maintainer.run)
             await anyio.sleep(0.05)
-            assert session.live_index().counts.rows == 2_000
+            assert session._runtime.index.counts.rows == 2_000
             clock.now = 9_000.0
             with anyio.fail_after(30):
-                while session.live_index().counts.rows > 200:  # noqa: ASYNC110  # nothing tells
+                while session._runtime.index.counts.rows > 200:  # noqa: ASYNC110  # nothing tells
                     await anyio.sleep(0.01)
             group.cancel_scope.cancel()
         assert await shown(session) == alive(9_000.0)

@@ -66,14 +66,15 @@ async def test_every_fetch_says_how_much_it_takes(tmp_path: Path, sizes: list[An
 async def test_a_root_that_is_too_large_is_not_read(tmp_path: Path, sizes: list[Any]) -> None:
     blob = bytes(MUTABLE_BLOB_BYTES_MAX + 1)
     async with await session_on(tmp_path.as_uri()) as session:
-        stored = await session._store.put(blob)
+        stored = await session._workspace.store.put(blob)
         for call in (session.load_user_vectors, session.verify, session.share):
             with pytest.raises(InvalidInputError, match="a root has at most"):
                 await call(str(stored))
             with pytest.raises(IntegrityError):
                 await call(str(BlobId(stored.hash, 0)))
         keys = Objects(tmp_path).keys
-        await session._store.set_pointer(RegistryEntry.sign(keys.write_seed, 1, pointer_data(blake3_hash(blob))))
+        entry = RegistryEntry.sign(keys.write_seed, 1, pointer_data(blake3_hash(blob)))
+        await session._workspace.store.set_pointer(entry)
         with pytest.raises(IntegrityError):
             await session.load_user_vectors()
     assert all(isinstance(size, AtMost) for size in sizes)

@@ -344,7 +344,7 @@ async def test_no_answer_mixes_two_versions() -> None:
 
 async def test_columns_are_counted_and_give_way() -> None:
     async with await filled(count=4_000) as session:
-        session.live_index().budget_bytes = 3_000_000
+        session._runtime.index.budget_bytes = 3_000_000
         stats = await session.get_stats()
         assert stats.memory_bytes["columns"] == 0
         before = stats.memory_usage_mb

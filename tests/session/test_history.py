@@ -165,12 +165,12 @@ async def test_a_load_enters_what_an_interrupted_save_left_out(uri: str, monkeyp
     async def nothing(*args: Any, **kwargs: Any) -> None:
         return None
 
-    import fabstir_vectordb.session as session_module
+    import fabstir_vectordb.workspace as workspace_module
 
     async with await session_on(uri) as session:
         await add_rows(session, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(session_module, "record_version", nothing)
+            patch.setattr(workspace_module, "record_version", nothing)
             cid = await session.save_to_s5()
     async with await session_on(uri) as other:
         assert await other.history() == []
@@ -336,7 +336,7 @@ async def test_a_record_that_is_superseded_while_it_is_read_is_read_anew(
 
         async def slow(store: LocalDirStore, public_key: bytes) -> Any:
             entry = await ask(store, public_key)
-            if store is reader._store and public_key == Objects(tmp_path).history.public_key and not raced:
+            if store is reader._workspace.store and public_key == Objects(tmp_path).history.public_key and not raced:
                 raced.append(True)
                 await add_rows(writer, 1, first=1)
                 cids.append(await writer.save_to_s5())

@@ -91,7 +91,7 @@ class Requests:
     def __init__(self, session: VectorDBSession, monkeypatch: pytest.MonkeyPatch) -> None:
         self.got: Counter[bytes] = Counter()
         self.put = 0
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, put = store.get, store.put
 
         async def counted_get(digest: bytes, *args: Any) -> bytes:
@@ -173,7 +173,7 @@ async def test_thresholds_filters_and_mmr_hold(saved: tuple[Path, str]) -> None:
             diverse = await session.search(query, 5, mmr=0.5, threshold=None)
             assert len({hit.id for hit in diverse}) == 5
         assert await session.facets("kind") == await whole.facets("kind")
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
 
 
 async def test_rows_come_back_without_the_whole(saved: tuple[Path, str]) -> None:
@@ -192,7 +192,7 @@ async def test_rows_come_back_without_the_whole(saved: tuple[Path, str]) -> None
             assert getattr(stats, name) == getattr(others, name), name
         assert 0 < stats.memory_bytes["cache"] < others.memory_bytes["vectors"]
         assert stats.memory_usage_mb < others.memory_usage_mb
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
 
 
 @pytest.mark.parametrize("verb", ["scan", "ordered scan", "stream", "exact", "sides", "many queries", "warm"])
@@ -217,7 +217,7 @@ async def test_what_takes_the_whole_gets_it(saved: tuple[Path, str], verb: str) 
     async with opened(saved) as session, opened(saved, lazy=False) as whole:
         await session.search(query, 5)
         assert await do(session) == await do(whole)
-        assert session._index.is_whole
+        assert session._runtime.index.is_whole
         hits = await session.search(query, 5, threshold=None)
         assert (hits.plan, hits.receipt.requests, hits.receipt.cache_hits) == ("graph", 0, 0)
         assert (await session.get_stats()).memory_bytes["cache"] == 0
@@ -229,7 +229,7 @@ async def test_a_batch_of_a_few_is_answered_lazily(saved: tuple[Path, str]) -> N
         each = await session.search_batch(queries, 4, threshold=None)
         assert [summary(one) for one in each] == [summary(await session.search(q, 4, threshold=None)) for q in queries]
         assert all(one.plan == "lazy" and one.receipt == each[0].receipt for one in each)
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
 
 
 async def test_changes_and_saves_are_those_of_a_whole_index(saved: tuple[Path, str]) -> None:
@@ -283,7 +283,7 @@ async def test_a_part_is_fetched_once_however_many_searches_wait(
 async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None:
     async with opened(saved, cache_size_mb=1) as session, opened(saved, lazy=False) as whole:
         native = (await session.get_stats()).memory_bytes
-        index = session._index
+        index = session._runtime.index
         assert isinstance(index, LazyIndex)
         assert index.parts.cache.bytes_max == 1_000_000
         index.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
@@ -291,7 +291,7 @@ async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None
             await session.search(query, 10, threshold=None)
             stats = await session.get_stats()
             assert stats.memory_bytes["cache"] <= 200_000
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
         assert (await session.get_stats()).memory_bytes["codes"] == native["codes"]
         assert await session.count({"kind": "odd"}) == await whole.count({"kind": "odd"})
 
@@ -302,7 +302,7 @@ async def test_an_index_most_of_whose_parts_came_becomes_whole(saved: tuple[Path
             results = await session.search(query, 10, threshold=None)
             if results.plan != "lazy":
                 break
-        assert session._index.is_whole
+        assert session._runtime.index.is_whole
     # Unless it would not fit.
     async with opened(saved, memory_budget_mb=2) as session:
         for query in rows_of(200, 14):
@@ -315,10 +315,10 @@ async def test_an_index_that_is_to_stay_lazy_stays_lazy(saved: tuple[Path, str])
         for query in rows_of(400, 14):
             assert (await session.search(query, 10, threshold=None)).plan == "lazy"
         assert await session.count({"kind": "odd"}) > 0
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
         # What every row is needed for gets it all the same.
         await session.delete(["row-00001"])
-        assert session._index.is_whole
+        assert session._runtime.index.is_whole
 
 
 async def test_an_index_says_what_it_misses_and_scans_its_codes_once(
@@ -326,7 +326,7 @@ async def test_an_index_says_what_it_misses_and_scans_its_codes_once(
 ) -> None:
     async with await session_on(saved[0].as_uri()) as session:
         await session.load_user_vectors(become_whole=False)
-        index = session._index
+        index = session._runtime.index
         assert isinstance(index, LazyIndex)
         scans = 0
         real = NativeIndex.candidates
@@ -361,7 +361,7 @@ async def test_expired_rows_do_not_come(tmp_path: Path) -> None:
         await session.save_to_s5()
     async with await session_on(tmp_path.as_uri(), clock=lambda: now) as session:
         await session.load_user_vectors()
-        index = session._index
+        index = session._runtime.index
         assert isinstance(index, LazyIndex)
         index.stay_lazy()
         query = rows_of(1, 15)[0]
@@ -372,7 +372,7 @@ async def test_expired_rows_do_not_come(tmp_path: Path) -> None:
         assert not any(int(hit.id[4:]) % 2 for hit in hits)
         assert await session.count() == 1_000
         assert (await session.get(["row-00001"]))[0] is None
-        assert not session._index.is_whole
+        assert not session._runtime.index.is_whole
 
 
 async def test_a_damaged_or_lost_part_is_found_when_it_is_needed(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ async def test_a_damaged_or_lost_part_is_found_when_it_is_needed(tmp_path: Path)
 async def test_a_cancelled_fetch_is_fetched_again(saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     query = rows_of(1, 17)[0]
     async with opened(saved) as session:
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, stuck, asked = store.get, True, anyio.Event()
 
         async def hang(digest: bytes, *args: Any) -> bytes:
@@ -437,7 +437,7 @@ async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
 ) -> None:
     query = rows_of(1, 21)[0]
     async with opened(saved) as session:
-        store: Any = session._store
+        store: Any = session._workspace.store
         get, asked, held = store.get, anyio.Event(), anyio.Event()
         names = {entry.hash: name for name, entry in Objects(saved[0]).files(saved[1]).items()}
 
@@ -459,7 +459,7 @@ async def test_a_whole_index_may_take_its_place_while_parts_are_on_their_way(
             await asked.wait()
             monkeypatch.setattr(store, "get", get)
             await session.warm()
-            assert session._index.is_whole
+            assert session._runtime.index.is_whole
             held.set()
         assert (answers[0].plan, len(answers[0])) == ("graph", 5)
 
@@ -493,7 +493,7 @@ async def test_a_shared_version_is_read_lazily_and_saved_as_ones_own(saved: tupl
         assert (await session.search(rows_of(1, 19)[0], 3, threshold=None)).plan == "lazy"
         cid = await session.save_to_s5()
         assert cid != saved[1]
-        assert session._index.is_whole
+        assert session._runtime.index.is_whole
 
 
 async def test_bad_arguments_are_refused_before_anything_is_fetched(

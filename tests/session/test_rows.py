@@ -260,7 +260,7 @@ async def test_milliseconds_are_refused_with_a_hint() -> None:
                     await session.add_batch(["a"], BASE[:1], **{name: times})
         with pytest.raises(InvalidInputError, match="seconds since 1970"):
             await session.add_batch(["a"], BASE[:1], timestamps=[-(10.0**11)])
-        with pytest.raises(InvalidInputError, match="a value of type int"):
+        with pytest.raises(InvalidInputError, match="an integer of 16610 bits"):
             await session.add_batch(["a"], BASE[:1], timestamps=[10**5000])
         assert await session.count() == 0
 

@@ -61,7 +61,7 @@ async def test_a_share_saved_goes_to_the_readers_own_index_under_the_readers_key
         before = await content(stranger)
         copy = await stranger.save_to_s5()
         assert copy != cid
-        identity = await stranger._keys()
+        identity = await stranger._workspace._keys()
         keys = identity.path_keys("fabstir-vectordb/index/default")
         blob = BlobId.parse(copy)
         root = decrypt_mutable(keys.encryption_key, await open_store(tmp_path.as_uri()).get(blob.hash, blob.size))

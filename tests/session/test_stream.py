@@ -156,7 +156,7 @@ async def test_a_stream_ends_with_its_session_and_its_rows() -> None:
 async def test_the_order_of_a_stream_must_fit_the_budget() -> None:
     async with await filled(4_000) as session:
         before = await session.get_stats()
-        session.live_index().budget_bytes = int(before.memory_usage_mb * 1e6) + 50_000
+        session._runtime.index.budget_bytes = int(before.memory_usage_mb * 1e6) + 50_000
         with pytest.raises(MemoryBudgetExceededError, match="a stream"):
             await anext(session.search_stream(rows(1)[0]))
 

@@ -45,7 +45,7 @@ async def session() -> AsyncIterator[VectorDBSession]:
 
 
 async def test_a_blob_comes_back(session: VectorDBSession) -> None:
-    async with aclosing(open_store(PORTAL or "", token=TOKEN, account_seed=session._account_seed)) as store:
+    async with aclosing(open_store(PORTAL or "", token=TOKEN, account_seed=session._workspace._account_seed)) as store:
         data = os.urandom(50_000)
         blob = await store.put(data)
         assert await store.get(blob.hash, blob.size) == data

@@ -289,7 +289,7 @@ async def test_a_session_passes_the_permission_on() -> None:
 
     for allowed in (False, True):
         async with await created(allow_private_redirects=allowed) as session:
-            store: Any = session._store
+            store: Any = session._workspace.store
             assert store._http._settings.private_redirects is allowed
     with pytest.raises(InvalidConfigError, match="allow_private_redirects"):
         await created(allow_private_redirects="yes")

@@ -355,7 +355,7 @@ def test_bad_phrases(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FABSTIR_SEED_PHRASE", "abandon " * 15)
     trouble(run("history"), "checksum")
     monkeypatch.setenv("FABSTIR_SEED_PHRASE", "another secret")
-    trouble(run("verify"), r"\[NOT_FOUND\] no version of index 'default'")
+    trouble(run("verify"), r"\[NOT_FOUND\] Version not found: no version of index 'default'")
 
 
 # ---- trouble

@@ -79,7 +79,7 @@ def test_lone_surrogate_is_refused_without_showing_the_secret() -> None:
     with pytest.raises(InvalidConfigError) as caught:
         secret_to_entropy("hunter2 \ud800")
     assert "hunter2" not in str(caught.value)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
 def test_entropy_of_another_size_is_refused() -> None:

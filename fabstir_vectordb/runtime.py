@@ -1,0 +1,445 @@
+"""Who may run when: one change at a time, reads beside it, all of it on one event loop and in one process.
+
+`Runtime` serves a session whose verbs are awaited; `blocking` has its twin for verbs that block.
+
+Event loops. Locks, limits and connections belong to an event loop. A `Runtime` is bound to the loop that uses it first;
+while that loop runs, calls from another one are refused, as they could wait for each other for ever. Once the loop is
+over, the next one takes its place.
+
+Fork. A child process has the memory of its parent, but none of its other threads: locks that those held stay locked,
+and the loop of a `BlockingRuntime` is gone. So a session refuses every call in a child process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
+from typing import Any, ClassVar, Final, NoReturn, ParamSpec, SupportsIndex, TypeAlias, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from fabstir_vectordb._native.handle import Control, NativeCancelled
+from fabstir_vectordb.errors import MemoryBudgetExceededError, SessionError
+from fabstir_vectordb.index import Index, IndexClosed, LazyIndex
+from fabstir_vectordb.index.protocol import Gathered, Missing, Need
+from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
+
+__all__ = ["DESTROYED", "AnyIndex", "Runtime"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+AnyIndex: TypeAlias = Index | LazyIndex
+
+#: Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
+_THREADS_MAX: Final = 8
+#: Searches on the event loop's thread let other tasks run at least this often: each takes a fraction of a millisecond,
+#: a thousand in a row would not.
+_PAUSE_S: Final = 0.005
+
+#: Why a destroyed session refuses a call.
+DESTROYED: Final = "Session already destroyed"
+_FORKED: Final = (
+    "this session was made before os.fork(), and a child process cannot use it: its threads and locks stayed in the "
+    "parent. Create a session in the child, or start processes with the method 'spawn' or 'forkserver'"
+)
+_ELSEWHERE: Final = (
+    "this session is in use on another event loop, which is still running: use it on one event loop at a time, create "
+    "a session for each loop, or share a fabstir_vectordb.sync.VectorDBSession between threads"
+)
+_ABANDONED: Final = (
+    "the event loop that this session was used on was closed in the middle of a call: destroy the session and create "
+    "another one"
+)
+_NO_LOOP: Final = "an event loop must be running (asyncio or trio): without one use fabstir_vectordb.sync"
+_COPIED: Final = (
+    "a VectorDBSession cannot be copied or pickled: it owns memory, keys and connections. Save it and load it in "
+    "another session, in any process"
+)
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@dataclass(eq=False, slots=True)
+class _Binding:
+    """What belongs to the event loop that a session is used on.
+
+    Attributes:
+        loop: the event loop, as asyncio or trio know it.
+        thread: the loop's thread.
+        turn: held by the one operation that may change the session.
+        threads: limits the worker threads of the session.
+        change_over: set when the change that holds up reads is over; None while there is none.
+        calls: calls that wait for something.
+    """
+
+    loop: Any
+    thread: int = field(default_factory=get_ident)
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
+    threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_THREADS_MAX))
+    change_over: anyio.Event | None = None
+    calls: int = 0
+
+
+class Runtime:
+    """Runs the verbs of a session on the caller's event loop and in worker threads.
+
+    Args:
+        session_id: names the session in errors.
+
+    Attributes:
+        index: the index there is now; a load replaces it while it has the turn.
+    """
+
+    is_blocking: ClassVar[bool] = False
+
+    index: AnyIndex
+
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
+        self._ended: str | None = None
+        self._binding: _Binding | None = None
+        self._binding_lock = threading.Lock()
+        self._last_pause = 0.0
+        _runtimes.add(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise self._refused(_COPIED)
+
+    def install(self, index: AnyIndex, load_rest: Callable[[], Awaitable[None]]) -> None:
+        """Gives the runtime its first index, and what puts a whole index in the place of a lazily loaded one."""
+        self.index = index
+        self._load_rest = load_rest
+
+    # ---- whether a call may begin
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are taken: the session is not destroyed, and this is the process that made it."""
+        return self._ended is None
+
+    @property
+    def was_forked(self) -> bool:
+        """Whether this is a child process, and the session its parent's."""
+        return self._ended is _FORKED
+
+    def check(self) -> None:
+        """Checks that a call may begin here and now.
+
+        Raises:
+            SessionError: the session is destroyed, or belongs to another event loop or process.
+        """
+        if self._ended is not None:
+            raise self._refused(self._ended)
+        binding = self._binding
+        if binding is None or binding.thread != get_ident():
+            self._bind()
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise self._refused(self._ended)
+
+    def _refused(self, reason: str) -> SessionError:
+        return SessionError(reason, details={"session_id": self._session_id})
+
+    def _bind(self, *, to_end: bool = False) -> _Binding:
+        """What belongs to the running event loop."""
+        try:
+            loop = _running_loop()
+        except RuntimeError:
+            raise self._refused(_NO_LOOP) from None
+        with self._binding_lock:
+            before = self._binding
+            if before is not None and before.loop is loop:
+                return before
+            if before is not None and not _is_over(before.loop):
+                raise self._refused(_ELSEWHERE)
+            if before is not None and before.calls and not to_end:
+                # What that call holds, as the lock of a store, would never be let go of.
+                raise self._refused(_ABANDONED)
+            self._binding = binding = _Binding(loop)
+            return binding
+
+    @contextlib.contextmanager
+    def _called(self) -> Iterator[_Binding]:
+        self._check_open()
+        binding = self._bind()
+        binding.calls += 1
+        try:
+            yield binding
+        finally:
+            binding.calls -= 1
+
+    def leave_to_parent(self) -> None:
+        """Ends this copy of the session, in a child process, without a lock, a thread or an event loop."""
+        self._ended = self._ended or _FORKED
+        index = getattr(self, "index", None)  # another thread may have been about to install it
+        if index is not None and index.native is not None:
+            index.native.leave_to_parent()
+
+    # ---- what verbs call
+
+    async def exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of an operation that has the turn: no other one, and no change, runs meanwhile."""
+        return await self._on_loop(partial(self._exclusive, operation))
+
+    async def change(self, function: Callable[[Index, Control], _T]) -> _T:
+        """The result of a change, made in a worker thread on the index there is when its turn has come."""
+        return await self._on_loop(partial(self._change, function))
+
+    async def concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
+        """The result of a change that reads need not wait for."""
+        return await self._on_loop(partial(self._concurrent, function))
+
+    async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
+        """The result of a read of the index; no change comes between its start and its end.
+
+        Args:
+            need: what the read is about: a lazily loaded index fetches it first.
+            function: the read, called with the index there is then, and what was gathered for it.
+        """
+        with self._called():
+            return await self._answer(need, lambda *asked: self.in_thread(function, *asked))
+
+    async def cancellable(self, need: Need, function: Callable[[Any, Gathered, Control | None], _T]) -> _T:
+        """The result of a read that a cancellation stops."""
+        with self._called():
+            return await self._answer(need, lambda *asked: self.stoppable(partial(function, *asked)))
+
+    async def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The result of a function that takes long and touches no index, without holding up the event loop."""
+        with self._called():
+            return await self.in_thread(function, *args, **kwargs)
+
+    def here(self, read: Callable[[AnyIndex], _T]) -> _T:
+        """The result of a read on this thread; goes on to the next index where a load replaced the one it met."""
+        while True:
+            self._check_open()
+            index = self.index
+            try:
+                return read(index)
+            except IndexClosed:
+                self.check_replaced(index)
+
+    def check_replaced(self, index: AnyIndex) -> None:
+        """Checks that a closed index was replaced by another one, which is asked then.
+
+        Raises:
+            SessionError: it was not: the session is destroyed.
+        """
+        if self.index is index:
+            raise self._refused(self._ended or DESTROYED) from None
+
+    @property
+    def is_pause_due(self) -> bool:
+        """Whether reads on the event loop's thread have kept other tasks from running for a while."""
+        return time.monotonic() - self._last_pause > _PAUSE_S
+
+    async def let_others_run(self) -> None:
+        """Lets other tasks run."""
+        await anyio.lowlevel.checkpoint()
+        self._last_pause = time.monotonic()
+
+    async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+        """Refuses all later calls, waits for those that run, and closes the index. Idempotent.
+
+        Args:
+            forget: wipes secrets.
+            close: closes connections, on the event loop.
+        """
+        if self._ended is None:
+            self._bind(to_end=True)
+            self._ended = DESTROYED
+            await self._end(forget, close)
+
+    # ---- on the event loop
+
+    async def _on_loop(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        return await operation()
+
+    async def _exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """Runs an operation in a task of its own, when its turn has come.
+
+        The task is for asyncio: its own cancellation (Task.cancel, wait_for, timeout) breaks into a wait for a thread
+        even where anyio shields that wait. A child of a task group only ever meets anyio's cancellation, and the group
+        waits for it. So when this returns, no thread is left that works on the index.
+        """
+        outcome = Outcome[_T]()
+        with self._called() as binding:
+
+            async def run() -> None:
+                # An error would come out of the group as an ExceptionGroup.
+                with outcome:
+                    async with binding.turn:
+                        self._check_open()
+                        outcome.value = await operation()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+        return outcome.get()
+
+    async def _end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+        binding, outcome = self._bind(to_end=True), Outcome[None]()
+
+        async def run() -> None:
+            with outcome, anyio.CancelScope(shield=True):
+                async with binding.turn:
+                    await self.in_thread(self.index.close)
+                    forget()
+                    await close()
+                    outcome.value = None
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+        outcome.get()
+
+    async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
+        # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
+        once = [function]
+        del function
+
+        async def change() -> _T:
+            await self._load_rest()
+            binding = self._bind()
+            binding.change_over = over = anyio.Event()
+            try:
+                result = await self.stoppable(partial(once.pop(), self.whole()))
+            finally:
+                binding.change_over = None
+                over.set()
+                await self.settle_where_due()
+            if self.whole().calibration_is_due:
+                await self.stoppable(self.whole().calibrate_where_due)
+            return result
+
+        return await self._exclusive(change)
+
+    async def _concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
+        async def change() -> _T:
+            await self._load_rest()
+            try:
+                return await self.stoppable(partial(function, self.whole()))
+            finally:
+                await self.settle_where_due()
+
+        return await self._exclusive(change)
+
+    async def _answer(self, need: Need, read: Callable[[AnyIndex, Gathered], Awaitable[_T]]) -> _T:
+        """The result of a read of an index that may have to fetch first what the read is about."""
+        while True:
+            await self._no_change()
+            self._check_open()
+            index, gathered = self.index, Gathered()
+            try:
+                if not isinstance(index, LazyIndex) or await self._gather(index, need, gathered):
+                    return await read(index, gathered)
+            except IndexClosed:  # another index has taken its place, and is asked then
+                self.check_replaced(index)
+
+    async def _gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
+        """Fetches what a call lacks; False where another index took this one's place instead, or is asked again."""
+        while True:
+            missing = await self._ask(index, need, gathered)
+            if missing.whole:
+                await self._on_loop(partial(self._become_whole, missing.optional))
+                return False
+            if not missing.keys:
+                return True
+            gathered.take(await self._on_loop(partial(index.parts.fetch, missing.keys, index.check_part)))
+
+    async def _ask(self, index: LazyIndex, need: Need, gathered: Gathered) -> Missing:
+        return await self.in_thread(index.missing, need, gathered)
+
+    async def _no_change(self) -> None:
+        # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
+        # with one change after the other it would never get its turn.
+        if self._binding is not None and self._binding.change_over is not None:
+            await self._binding.change_over.wait()
+
+    async def _become_whole(self, optional: bool) -> None:
+        """Puts a whole index in the place of a lazily loaded one, for a call that needs it or would be faster."""
+        try:
+            await self._exclusive(self._load_rest)
+        except MemoryBudgetExceededError:
+            if not optional:
+                raise
+            if isinstance(self.index, LazyIndex):
+                self.index.stay_lazy()
+
+    # ---- what operations that have the turn call
+
+    def whole(self) -> Index:
+        """The index, once all of it is in memory."""
+        assert isinstance(self.index, Index)
+        return self.index
+
+    async def in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """The result of a function in a worker thread; a cancellation waits for it."""
+        return await run_in_thread(partial(function, *args, **kwargs), self._bind(to_end=True).threads)
+
+    async def stoppable(self, function: Callable[[Control], _T]) -> _T:
+        """The result of a native call in a worker thread; a cancellation stops it and waits until it left no trace."""
+        control = Control()
+        outcome = Outcome[_T]()
+        once = [function]
+        del function
+
+        async def stop_on_cancellation() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                control.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop_on_cancellation)
+            with outcome:
+                # run_sync shields itself and waits for the thread; the other task tells that to hurry.
+                outcome.value = await self.in_thread(lambda: once.pop()(control))
+            group.cancel_scope.cancel()
+        if isinstance(outcome.error, NativeCancelled):
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        return outcome.get()
+
+    async def settle_where_due(self) -> None:
+        """Gives memory that changes have freed back to the system, once that is much."""
+        index = self.index
+        budget = index.budget_bytes
+        if index.unsettled_bytes >= settle_bytes(None if budget is None else budget // 16):
+            index.unsettled_bytes = 0
+            await settle_threads()
+
+
+# ---- Event loops and processes -----------------------------------------------------------------------------
+
+
+def _running_loop() -> Any:
+    token = anyio.lowlevel.current_token()
+    return getattr(token, "native_token", token)  # the loop itself before anyio 4.11
+
+
+def _is_over(loop: Any) -> bool:
+    """Whether an event loop does not run any more."""
+    if hasattr(loop, "is_running"):
+        return not loop.is_running()
+    try:
+        loop.run_sync_soon(bool)  # a trio token: it says whether its run has finished in no other way
+    except RuntimeError:
+        return True
+    return False
+
+
+def _leave_to_parent() -> None:
+    for runtime in list(_runtimes):
+        runtime.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

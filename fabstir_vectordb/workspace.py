@@ -1,0 +1,333 @@
+"""What a session holds of its user's store: keys, the versions of its index, and which of them its content is.
+
+The operations here need the turn (`Runtime.exclusive`): one runs at a time, and no change meanwhile. `Workspace.adopt`
+is the one place that makes a version the session's base: what its content was loaded from or saved as, what the next
+save builds on, and what tells whether there are unsaved changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import anyio
+
+from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
+from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
+from fabstir_vectordb.index import Index, LazyIndex
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.metadata.arena import parse_page
+from fabstir_vectordb.metadata.changes import parse_changes
+from fabstir_vectordb.metadata.expiry import parse_expiry_page
+from fabstir_vectordb.params import IndexParams, LoadOptions, RunParams
+from fabstir_vectordb.persist.disk_cache import DiskCache
+from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion, load_rest, load_version
+from fabstir_vectordb.persist.part_source import shape_of
+from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
+from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
+from fabstir_vectordb.persist.save import is_base_stored, save_version
+from fabstir_vectordb.persist.share import share_version
+from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version
+from fabstir_vectordb.runtime import AnyIndex, Runtime
+from fabstir_vectordb.s5.cid import ShareCid
+from fabstir_vectordb.s5.keys import Identity
+from fabstir_vectordb.s5.phrase import secret_to_entropy
+from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.types import ProgressCallback
+from fabstir_vectordb.worker_threads import settle_threads
+
+__all__ = ["Workspace"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: Settings that a version brings along; one that the caller passed must not say otherwise.
+_STORED_SETTINGS: Final = ("metric", "M", "ef_construction", "chunk_size")
+
+
+class Workspace:
+    """A session's store, keys and versions.
+
+    Args:
+        config: the session's settings.
+        runtime: gets its index here, and runs what takes long.
+        now_us: the session's clock, microseconds since 1970.
+
+    Attributes:
+        store: where versions live.
+        last_cid: the version that was loaded or saved last, or None.
+        budget_bytes: most memory of the index and its transfers.
+    """
+
+    def __init__(self, config: VectorDBConfig, runtime: Runtime, now_us: Callable[[], int]) -> None:
+        self.store: Store = open_store(
+            config.portal_uri,
+            timeout_s=config.timeout_s,
+            max_retries=config.max_retries,
+            token=config.portal_token,
+            private_redirects=config.allow_private_redirects,
+            account_seed=self._account_seed,
+        )
+        if config.disk_cache_dir is not None:
+            directory = Path(os.fspath(config.disk_cache_dir))
+            self.store = DiskCache(self.store, directory, config.disk_cache_mb * 1_000_000)
+        self.last_cid: str | None = None
+        self.budget_bytes = config.budget_bytes
+        self._config = config.without_secrets()
+        self._secret: SeedPhrase | None = config.secret
+        self._identity: Identity | None = None
+        self._lineage = Lineage()
+        self._lazy: LazyVersion | None = None
+        self._saved_changes = 0
+        self._now_us = now_us
+        self._runtime = runtime
+        runtime.install(self._new_index(), self.load_rest)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether there are changes that no version holds."""
+        return self._runtime.index.changes != self._saved_changes
+
+    @property
+    def superseded_bytes(self) -> int:
+        """Bytes that the base holds of rows and metadata that are in no answer any more; 0 without a base."""
+        base = self._lineage.base
+        if base is None:
+            return 0
+        return base.superseded_bytes + self._runtime.index.superseded_since_save(base.row_bytes)
+
+    def adopt(self, version: Version | None, changes: int) -> None:
+        """Makes a version the session's base; it cannot fail.
+
+        Args:
+            version: what the session's content is, or None for no version yet.
+            changes: how many changes the index had counted when its content was that version.
+        """
+        self._lineage.base = version
+        self._saved_changes = changes
+        self.last_cid = None if version is None else str(version.cid)
+
+    def forget(self) -> None:
+        """Wipes keys as far as CPython allows."""
+        self._secret = None
+        if self._identity is not None:
+            self._identity.wipe()
+        self._identity = None
+
+    # ---- operations, each of them alone
+
+    async def save(
+        self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
+    ) -> str:
+        """Stores the index as a new version; its CID."""
+        settings = self._persist_settings()
+        unchanged = (
+            not self.is_dirty and not verify_stored and await is_base_stored(self.store, self._lineage, settings)
+        )
+        if not unchanged:
+            await self.load_rest()
+        index, runtime = self._runtime.index, self._runtime
+        if self._lineage.base is None and isinstance(index, Index):
+            # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
+            with suppress(MemoryBudgetExceededError):
+                await runtime.stoppable(index.arrange)
+            await runtime.settle_where_due()
+        index.make_room()
+        changes, keys = index.changes, await self._keys()
+        saved = await save_version(
+            self.store,
+            keys,
+            None if unchanged else runtime.whole(),
+            self._lineage,
+            settings,
+            on_conflict=on_conflict,
+            verify_stored=verify_stored,
+            progress=progress,
+        )
+        # The pointer names it: noted without a pause, which could bring a cancellation.
+        self.adopt(saved.version, changes)
+        if not unchanged:
+            runtime.whole().pages_stored(saved.version.layout.document_rows, saved.changed_rows)
+        await record_version(self.store, keys, settings, self._lineage, saved.entries, repair_damage=True)
+        logger.debug(
+            "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
+        )
+        if not unchanged and saved.version.stored_rows == saved.version.rows:
+            # Should this not be reached, the next save stores the graph anew.
+            await runtime.in_thread(runtime.whole().graph_stored)
+        return str(saved.version.cid)
+
+    async def load(self, cid: str | None, options: LoadOptions) -> None:
+        """Replaces the content by a version: all or nothing."""
+        if self.is_dirty and not options.discard_unsaved:
+            raise ConflictError(
+                "there are unsaved changes: save them, or load with discard_unsaved=True",
+                details={"last_cid": self.last_cid},
+            )
+        budget = self.budget_bytes
+        if options.memory_budget_mb is not None:
+            budget = options.memory_budget_mb * 1_000_000
+        cache_bytes = self._config.cache_size_mb * 1_000_000
+        keys = await self._keys()
+        loaded = await self._with_room(
+            lambda settings: load_version(
+                self.store,
+                keys,
+                self._lineage,
+                replace(settings, budget_bytes=budget),
+                cid,
+                missing_ok=options.missing_ok,
+                lazy_cache_bytes=cache_bytes if options.lazy_load else None,
+                progress=options.progress,
+            )
+        )
+        fresh = self._new_index() if loaded is None else await self._restored(loaded, options.become_whole)
+        self.budget_bytes = budget
+        version, lazy = (None, None) if loaded is None else (loaded.version, loaded.lazy)
+        await self._exchange(fresh, version, lazy)
+        logger.debug("session %s: loaded %s", self._config.session_id, self.last_cid or "nothing: no version yet")
+
+    async def load_rest(self, progress: ProgressCallback | None = None) -> None:
+        """Fetches what a lazy load left in the store; does nothing where all of it is in memory."""
+        index, lazy = self._runtime.index, self._lazy
+        if isinstance(index, LazyIndex) and lazy is not None:
+            loaded = await self._with_room(lambda settings: load_rest(self.store, lazy, settings, progress=progress))
+            fresh = await self._restored(loaded)
+            if isinstance(fresh, Index):
+                fresh.count_plans(index.plans_used)
+            await self._exchange(fresh, self._lineage.base, None)
+            logger.debug("session %s: loaded the rest", self._config.session_id)
+
+    async def history(self) -> tuple[list[HistoryEntry], bytes | None]:
+        """The versions of the index, newest first, and the hash of the newest one."""
+        return await list_versions(self.store, await self._keys(), self._persist_settings(), self._lineage)
+
+    async def prune(self, keep: int, dry_run: bool) -> PrunedHistory:
+        """Forgets all but the newest versions, and deletes what only the others name."""
+        settings = self._persist_settings()
+        return await prune_history(self.store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run)
+
+    async def share(self, cid: str) -> ShareCid:
+        """Makes a CID that opens one version without the phrase."""
+        return await share_version(self.store, await self._keys(), self._lineage, self._persist_settings(), cid)
+
+    async def indexes(self) -> list[str]:
+        """The names of the user's saved indexes."""
+        return await read_catalogue(self.store, await self._keys(), self._lineage)
+
+    async def verify(self, cid: str | None, progress: ProgressCallback | None) -> VerifiedVersion:
+        """Reads every object of a version and checks all of it."""
+        return await verify_version(
+            self.store,
+            await self._keys(),
+            self._lineage,
+            self._persist_settings(),
+            cid,
+            check_pages={
+                DOCUMENTS: parse_page,
+                EXPIRIES: parse_expiry_page,
+                CHANGES: lambda *page: parse_changes(page[-1]),
+            },
+            progress=progress,
+        )
+
+    # ---- the index
+
+    def _new_index(self) -> Index:
+        config = self._config
+        params = IndexParams(
+            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+        )
+        return Index(params, self._run_params())
+
+    def _run_params(self) -> RunParams:
+        return RunParams(
+            memory=self._config.memory,
+            threads=self._config.native_threads,
+            budget_bytes=self.budget_bytes,
+            now_us=self._now_us,
+        )
+
+    async def _restored(self, loaded: LoadedVersion, become_whole: bool = True) -> AnyIndex:
+        try:
+            self._check_agrees(loaded)
+            params = IndexParams(
+                metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
+                M=loaded.M,
+                ef_construction=loaded.ef_construction,
+                chunk_size=loaded.chunk_size,
+            )
+            run, lazy = self._run_params(), loaded.lazy
+            if lazy is None:
+                return await self._runtime.in_thread(Index.restore, params, run, loaded)
+            shape = shape_of(lazy.opened.manifest)
+            return await self._runtime.in_thread(LazyIndex, params, run, loaded, lazy.parts, shape, become_whole)
+        except BaseException:
+            if loaded.native is not None:
+                loaded.native.close()
+            raise
+
+    def _check_agrees(self, loaded: LoadedVersion) -> None:
+        for name in _STORED_SETTINGS:
+            wanted, stored = getattr(self._config, name), getattr(loaded, name)
+            if name in self._config.given and wanted is not None and wanted != stored:
+                raise InvalidConfigError(
+                    f"{name}={wanted!r} was asked for, and the saved index has {name}={stored!r}: leave {name} out to "
+                    "open it, or use another index_name for a new index",
+                    details={"field": name, "value": wanted, "stored": stored},
+                )
+
+    async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None) -> None:
+        """Puts another index, that of a version, in the place of the one there is."""
+        # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
+        fresh.budget_bytes = self.budget_bytes
+        old, self._runtime.index, self._lazy = self._runtime.index, fresh, lazy
+        self.adopt(version, fresh.changes)
+        with anyio.CancelScope(shield=True):
+            await self._runtime.in_thread(old.close)
+            await settle_threads()
+
+    # ---- what the operations need
+
+    def _persist_settings(self) -> PersistSettings:
+        return PersistSettings(
+            index_name=self._config.index_name,
+            encrypt_at_rest=self._config.encrypt_at_rest,
+            memory=self._config.memory,
+            threads=self._config.native_threads,
+            budget_bytes=self.budget_bytes,
+            held_bytes=self._runtime.index.held_bytes,
+            clock=self._now_us,
+        )
+
+    async def _with_room(self, load: Callable[[PersistSettings], Awaitable[_T]]) -> _T:
+        """Loads something; caches give way where it does not fit beside them."""
+        try:
+            return await load(self._persist_settings())
+        except MemoryBudgetExceededError:
+            if not self._runtime.index.forget_caches():
+                raise
+        return await load(self._persist_settings())
+
+    async def _keys(self) -> Identity:
+        """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
+        if self._identity is None:
+            if self._secret is None:
+                raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
+            self._identity = Identity(await self._runtime.in_thread(_entropy_of, self._secret))
+        return self._identity
+
+    async def _account_seed(self, authority: str) -> bytes:
+        return (await self._keys()).own_account_seed(authority)
+
+
+def _entropy_of(secret: SeedPhrase) -> bytes:
+    # Revealed here alone: what waits for the thread may end up in a traceback.
+    return secret_to_entropy(secret.reveal())
