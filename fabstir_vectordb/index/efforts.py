@@ -29,8 +29,8 @@ __all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
 
 #: Recall that the default has on every kind of data.
 DEFAULT_RECALL_MIN: Final = 0.95
-#: Recall on the sample below which the default is not left to itself, and what its replacement aims at. Queries are up to
-#: 0.03 harder than rows and strangers.
+#: Recall on the sample below which the default is not left to itself, and what its replacement aims at. Queries are up
+#: to 0.03 harder than rows and strangers.
 _SAMPLE_RECALL_MIN: Final = 0.975
 _REPLACEMENT_TARGET: Final = 0.98
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.

@@ -21,7 +21,7 @@ from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputE
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.contents import IndexContents
 from fabstir_vectordb.index.incoming import Batch, encode_values, named, of_row, seeming_shape, shown
-from fabstir_vectordb.metadata.arena import MetadataArena, Staged
+from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.schema import Schema
@@ -35,8 +35,6 @@ Slots = npt.NDArray[np.uint32]
 
 NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
-#: Offset and size of a row's metadata, with the arena's room for growth.
-_TABLE_BYTES_PER_ROW: Final = 14
 #: An object of bytes beside what it holds, and its place in a list.
 _BYTES_OBJECT: Final = 48
 #: The time when a row expires, in a draft.
@@ -329,7 +327,7 @@ class Rows:
         scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
         metadata_bytes = batch.metadata_bytes
         if metadata_bytes:
-            content += metadata_bytes + metadata_bytes // 8 + _TABLE_BYTES_PER_ROW * rows
+            content += metadata_bytes + metadata_bytes // 8 + TABLE_BYTES_PER_ROW * rows
             scratch += metadata_bytes + _BYTES_OBJECT * n + self.arena.staging_bytes(rows)
         if batch.expires is not None or not self.expiries.is_empty:
             content += _EXPIRY_BYTES_PER_ROW * rows

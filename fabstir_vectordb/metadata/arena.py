@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 
-__all__ = ["MetadataArena", "Staged", "page_row", "page_sizes", "parse_page"]
+__all__ = ["TABLE_BYTES_PER_ROW", "MetadataArena", "Staged", "page_row", "page_sizes", "parse_page"]
 
 #: Size of metadata that is not there; no CBOR item is as short.
 _ABSENT: Final = 0
@@ -25,6 +25,8 @@ _ABSENT: Final = 0
 _CELL: Final = np.dtype("<u4")
 #: Rows whose bytes are copied at a time.
 _CHUNK_ROWS: Final = 4_096
+#: Offset and size of a row's metadata, with room for growth.
+TABLE_BYTES_PER_ROW: Final = 14
 #: Offset and size of a row, and what they are made from.
 _COMPACTED_BYTES_PER_ROW: Final = 32
 

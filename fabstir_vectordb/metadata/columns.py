@@ -40,7 +40,7 @@ _EXACT: Final = 2**53
 #: A dictionary entry beside its string: two places of a dict's table and one of the list of keys (64-bit CPython).
 _ENTRY_BYTES: Final = 120
 #: Rows decoded at a time.
-_CHUNK_ROWS: Final = 4_096
+_DECODED_ROWS: Final = 4_096
 #: Types in the order of a scan: null, bools, numbers, strings, dates, moments, UUIDs.
 _RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
@@ -377,8 +377,8 @@ class Columns:
             if column.n < rows:
                 behind.setdefault(column.n, []).append(column)
         for start, columns in behind.items():
-            for first in range(start, rows, _CHUNK_ROWS):
-                slots = range(first, min(first + _CHUNK_ROWS, rows))
+            for first in range(start, rows, _DECODED_ROWS):
+                slots = range(first, min(first + _DECODED_ROWS, rows))
                 values = _decoded(arena, slots)
                 for column in columns:
                     column.put(np.arange(slots.start, slots.stop), values)

@@ -15,6 +15,7 @@ from fabstir_vectordb._native.handle import WORK_ADD, estimate_bytes, estimate_w
 from fabstir_vectordb.errors import InvalidInputError, MemoryBudgetExceededError
 from fabstir_vectordb.index.budget import kept_bytes
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS
+from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.parts import StoredPart, blob_size, split_name
 from fabstir_vectordb.persist.version import PersistSettings
@@ -42,8 +43,6 @@ PARALLEL_TRANSFERS = 8
 """Most parts in flight: a real S5 upload takes 1-2 s whatever its size, and each part holds its bytes meanwhile."""
 BUFFERS_PER_TRANSFER = 5
 """Copies of a part in flight: as it was, compressed, encrypted, first in chunks, and as a store takes it."""
-# Offset and size of a row's metadata, with the arena's room for growth.
-_TABLE_BYTES_PER_ROW = 14
 _T = TypeVar("_T")
 
 
@@ -167,7 +166,7 @@ def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
     # Pages, and what is made of them when all are there.
     pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
-    needed = 2 * pages + pages // 8 + (_TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
+    needed = 2 * pages + pages // 8 + (TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
     if any(kind == EXPIRIES for kind, _ in sizes):
         needed += 8 * manifest.rows  # in memory a time for each row, whether it expires or not
     steps = 0

@@ -26,13 +26,13 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.s5.keys import portal_challenge_response
 from fabstir_vectordb.s5.registry import is_public_key
 from fabstir_vectordb.storage.regular import is_regular
+from fabstir_vectordb.storage.s5_account import CHALLENGE_BYTES
 
 __all__ = ["LOGIN", "REGISTER", "TOKEN_S", "Accounts"]
 
 REGISTER: Final = 1
 LOGIN: Final = 2
 
-_CHALLENGE_BYTES: Final = 32
 #: Challenges and tokens that are remembered; the oldest go first, and their owners ask again.
 _REMEMBERED_MOST: Final = 10_000
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -68,7 +68,7 @@ class Accounts:
             raise InvalidInputError("pubKey must be ed and an ed25519 public key, 33 bytes in base64url")
         if deed == LOGIN and not is_regular(self._file(public_key)):
             raise InvalidInputError("this key is not registered here")
-        challenge = secrets.token_bytes(_CHALLENGE_BYTES)
+        challenge = secrets.token_bytes(CHALLENGE_BYTES)
         _remember(self._challenges, (deed, public_key, challenge), None)
         return challenge
 
@@ -88,7 +88,7 @@ class Accounts:
             InvalidInputError: the answer is wrong, or there was no challenge.
         """
         # Several sessions of one user may be at it: each has a challenge of its own.
-        challenge = response[1 : 1 + _CHALLENGE_BYTES]
+        challenge = response[1 : 1 + CHALLENGE_BYTES]
         is_asked = self._challenges.pop((deed, public_key, challenge), False) is None
         if not is_asked or response != portal_challenge_response(deed, challenge, authority):
             raise InvalidInputError("this does not answer a challenge")

@@ -50,9 +50,9 @@ _TEXT_CHARS_MAX: Final = 512
 
 _BLOB_MAGIC: Final = b"\x5b\x82"
 _OLD_RAW: Final = 0x26
-_HASH_BLAKE3: Final = 0x1E
-_HASH_BLAKE3_OLD: Final = 0x1F
-_HASH_CODES: Final = (_HASH_BLAKE3, _HASH_BLAKE3_OLD)
+HASH_BLAKE3: Final = 0x1E
+HASH_BLAKE3_OLD: Final = 0x1F
+_HASH_CODES: Final = (HASH_BLAKE3, HASH_BLAKE3_OLD)
 _ENCRYPTED_BLOB: Final = 0xAE
 _SHARE_MAGIC: Final = b"\x5d\x5e\xa6"
 _CIPHER_XCHACHA20_POLY1305: Final = 0xA6
@@ -157,11 +157,11 @@ class BlobId:
 
     def to_bytes(self) -> bytes:
         """Return ``5b 82 1e H S``; size 0 takes one zero byte, as in S5.js."""
-        return _BLOB_MAGIC + bytes([_HASH_BLAKE3]) + self.hash + _encode_size(self.size)
+        return _BLOB_MAGIC + bytes([HASH_BLAKE3]) + self.hash + _encode_size(self.size)
 
     def to_old_bytes(self) -> bytes:
         """Return the old raw CID ``26 1f H S``, the only form the Dart portal reads."""
-        return bytes([_OLD_RAW, _HASH_BLAKE3_OLD]) + self.hash + _encode_size(self.size)
+        return bytes([_OLD_RAW, HASH_BLAKE3_OLD]) + self.hash + _encode_size(self.size)
 
     def to_text(self, base: Base = "base64url") -> str:
         """Return the text form in the given base."""
@@ -206,7 +206,7 @@ class EncryptedBlobCid:
 
     def to_bytes(self, *, old: bool = False) -> bytes:
         """Return the bytes, with ``1f`` and an old raw CID inside where ``old`` is set."""
-        code = _HASH_BLAKE3_OLD if old else _HASH_BLAKE3
+        code = HASH_BLAKE3_OLD if old else HASH_BLAKE3
         return b"".join(
             (
                 bytes([_ENCRYPTED_BLOB, _CIPHER_XCHACHA20_POLY1305, _CHUNK_LOG2, code]),
@@ -243,7 +243,7 @@ class ShareCid:
 
     def to_bytes(self) -> bytes:
         """Return ``5d 5e a6 KEY 1f H``, which S5.js opens as an encrypted directory."""
-        return _SHARE_MAGIC + self.key + bytes([_HASH_BLAKE3_OLD]) + self.hash
+        return _SHARE_MAGIC + self.key + bytes([HASH_BLAKE3_OLD]) + self.hash
 
     def reveal(self) -> str:
         """Return the text form, ``uXV6m…``, which holds the key; there is no ``str`` so that no log shows it."""

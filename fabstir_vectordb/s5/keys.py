@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from fabstir_vectordb.errors import InvalidInputError, SessionError
 from fabstir_vectordb.s5.cid import blake3_hash, multibase_encode
+from fabstir_vectordb.s5.cipher import NONCE_BYTES
 
 __all__ = [
     "DirectoryKeys",
@@ -37,10 +38,9 @@ __all__ = [
 ]
 
 KEY_BYTES: Final = 32
-NONCE_BYTES: Final = 24
 
 _ED25519_CODE: Final = b"\xed"
-_SIGNATURE_BYTES: Final = 64
+SIGNATURE_BYTES: Final = 64
 _PUBLIC_SUB_SEEDS: Final = range(2, 7)
 _PRIVATE_SUB_SEEDS: Final = (*range(65, 70), 127)
 _ROTATION: Final = 0
@@ -118,7 +118,7 @@ def ed25519_public_key(seed: bytes) -> bytes:
 def ed25519_sign(seed: bytes, message: bytes) -> bytes:
     """Return the 64-byte ed25519 signature of ``message``."""
     _, secret_key = nacl.bindings.crypto_sign_seed_keypair(seed)
-    return nacl.bindings.crypto_sign(message, secret_key)[:_SIGNATURE_BYTES]
+    return nacl.bindings.crypto_sign(message, secret_key)[:SIGNATURE_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import nacl.bindings
 from nacl.exceptions import CryptoError
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
-from fabstir_vectordb.s5.cid import HASH_BYTES
-from fabstir_vectordb.s5.keys import ed25519_public_key, ed25519_sign
+from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BLAKE3_OLD, HASH_BYTES
+from fabstir_vectordb.s5.keys import SIGNATURE_BYTES, ed25519_public_key, ed25519_sign
 
 __all__ = [
     "ENTRY_BYTES_MAX",
@@ -38,11 +38,8 @@ _TYPE: Final = b"\x07"
 _PUBLIC_KEY_BYTES: Final = 33
 _ED25519_CODE: Final = 0xED
 _REVISION_BYTES: Final = 8
-_SIGNATURE_BYTES: Final = 64
-_FIXED_BYTES: Final = 1 + _PUBLIC_KEY_BYTES + _REVISION_BYTES + 1 + _SIGNATURE_BYTES
+_FIXED_BYTES: Final = 1 + _PUBLIC_KEY_BYTES + _REVISION_BYTES + 1 + SIGNATURE_BYTES
 ENTRY_BYTES_MAX: Final = _FIXED_BYTES + DATA_BYTES_MAX
-_HASH_BLAKE3: Final = 0x1E
-_HASH_BLAKE3_OLD: Final = 0x1F
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class RegistryEntry:
             raise InvalidInputError(f"The revision of a registry entry must fit 64 bits, got {self.revision}")
         if len(self.data) > DATA_BYTES_MAX:
             raise InvalidInputError(f"A registry entry holds at most {DATA_BYTES_MAX} bytes, got {len(self.data)}")
-        if len(self.signature) != _SIGNATURE_BYTES:
+        if len(self.signature) != SIGNATURE_BYTES:
             raise InvalidInputError("The signature of a registry entry must be 64 bytes")
 
     @classmethod
@@ -86,7 +83,7 @@ class RegistryEntry:
         Raises:
             InvalidInputError: revision or data are out of range.
         """
-        unsigned = cls(ed25519_public_key(write_seed), revision, data, bytes(_SIGNATURE_BYTES))
+        unsigned = cls(ed25519_public_key(write_seed), revision, data, bytes(SIGNATURE_BYTES))
         signature = ed25519_sign(write_seed, unsigned.signed_bytes())
         return cls(unsigned.public_key, revision, data, signature)
 
@@ -182,7 +179,7 @@ def pointer_data(hash: bytes) -> bytes:
     """Return ``1e`` ‖ hash, the data of an entry that points to a blob."""
     if len(hash) != HASH_BYTES:
         raise InvalidInputError(f"A BLAKE3 hash has {HASH_BYTES} bytes, got {len(hash)}")
-    return bytes([_HASH_BLAKE3]) + hash
+    return bytes([HASH_BLAKE3]) + hash
 
 
 def pointer_hash(data: bytes) -> bytes:
@@ -200,7 +197,7 @@ def pointer_hash(data: bytes) -> bytes:
     """
     if data[:1] not in (b"\x1e", b"\x1f"):
         data = data[2 : 3 + HASH_BYTES]
-    if len(data) != 1 + HASH_BYTES or data[0] not in (_HASH_BLAKE3, _HASH_BLAKE3_OLD):
+    if len(data) != 1 + HASH_BYTES or data[0] not in (HASH_BLAKE3, HASH_BLAKE3_OLD):
         raise IntegrityError("A registry entry does not point to a blob", details={"actual": len(data)})
     return data[1:]
 

@@ -26,7 +26,7 @@ AccountSeed = Callable[[str], Awaitable[bytes]]
 _Deed = Literal["login", "register"]
 
 _TYPES: Final[dict[_Deed, int]] = {"register": 1, "login": 2}
-_CHALLENGE_BYTES: Final = 32
+CHALLENGE_BYTES: Final = 32
 #: What may stand in a header.
 _TOKEN: Final = re.compile(r"[!-~]{1,4096}", re.ASCII)
 _LABEL: Final = "fabstir_vectordb"
@@ -87,7 +87,7 @@ def _challenge(answer: Answer) -> bytes:
         challenge = base64.b64decode(answer.json()["challenge"] + "=", b"-_", validate=True)
     except (TypeError, KeyError, ValueError, binascii.Error):
         challenge = b""
-    if len(challenge) != _CHALLENGE_BYTES:
+    if len(challenge) != CHALLENGE_BYTES:
         raise S5Error("The portal asked to sign in and gave no challenge of 32 bytes", retryable=False)
     return challenge
 

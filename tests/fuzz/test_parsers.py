@@ -60,6 +60,7 @@ def _manifest(rows: int) -> Manifest:
         rows=rows,
         live=rows - 7,
         with_vector=rows,
+        bits_serve=True,
         graph_rows=rows,
         historical=0,
         lists=0,

@@ -44,6 +44,7 @@ def example(**changes: Any) -> Manifest:
         "rows": 10_000,
         "live": 9_900,
         "with_vector": 9_999,
+        "bits_serve": True,
         "graph_rows": 10_000,
         "historical": 0,
         "lists": 0,
@@ -98,10 +99,10 @@ def test_a_newer_draft_is_refused_by_name() -> None:
 
 def test_draft_0_had_no_number_and_did_not_say_what_is_superseded() -> None:
     def older(top: dict[str, Any]) -> None:
-        del top["draft"], top["superseded"], top["with_vector"]
+        del top["draft"], top["superseded"], top["with_vector"], top["bits_serve"]
 
     manifest = decode_manifest(broken(older))
-    assert manifest == example(superseded=manifest.superseded, with_vector=None)
+    assert manifest == example(superseded=manifest.superseded, with_vector=None, bits_serve=None)
     assert manifest.superseded > 0
     for number in (0, -1, True, "1"):
         with pytest.raises(IntegrityError):

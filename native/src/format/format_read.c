@@ -262,7 +262,7 @@ typedef struct plane_check {
     uint32_t bad_row; /* atomic minimum; FVDB_NO_SLOT: none */
 } plane_check;
 
-#define CHECK_ROWS_PER_ITEM 512u
+#define LOADED_ROWS_PER_ITEM 512u
 
 static bool all_zero(const uint16_t *halves, uint32_t dim) {
     uint16_t any = 0;
@@ -285,8 +285,8 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     plane_check *job = context;
     float x[FVDB_DIM_MAX];
     uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
-    uint32_t end = min_u32(job->s->n, (item + 1) * CHECK_ROWS_PER_ITEM);
-    for (uint32_t slot = item * CHECK_ROWS_PER_ITEM; slot < end; slot++) {
+    uint32_t end = min_u32(job->s->n, (item + 1) * LOADED_ROWS_PER_ITEM);
+    for (uint32_t slot = item * LOADED_ROWS_PER_ITEM; slot < end; slot++) {
         if (format_row_is_sound(job->s, store_is_bare(job->s, slot), store_high(job->s, slot), store_low(job->s, slot),
                                 x, high, low))
             continue;
@@ -299,7 +299,7 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
 
 static fvdb_status check_planes(fvdb_index *index, thread_pool *c, fvdb_diag *diag) {
     plane_check job = {&index->store, FVDB_NO_SLOT};
-    thread_pool_run(c, check_planes_item, &job, (job.s->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_planes_item, &job, (job.s->n + LOADED_ROWS_PER_ITEM - 1) / LOADED_ROWS_PER_ITEM);
     return job.bad_row == FVDB_NO_SLOT
                ? FVDB_OK
                : BAD_ROW("a vector is not finite, zero under cosine, or not split into nearest halves", job.bad_row);

@@ -4,7 +4,7 @@
  * linked, and what linking changed in older rows is written down to be taken back. */
 #include "index.h"
 
-#define CHECK_ROWS_PER_ITEM 512u
+#define INCOMING_ROWS_PER_ITEM 512u
 
 /* ---- 1. check ---- */
 
@@ -36,8 +36,8 @@ static fvdb_status check_row(const store *s, const fvdb_rows *rows, uint32_t i, 
 static void check_item(void *context, uint32_t worker, uint32_t item) {
     (void)worker;
     check_job *job = context;
-    uint32_t end = min_u32(job->rows->n, (item + 1) * CHECK_ROWS_PER_ITEM), component;
-    for (uint32_t i = item * CHECK_ROWS_PER_ITEM; i < end; i++) {
+    uint32_t end = min_u32(job->rows->n, (item + 1) * INCOMING_ROWS_PER_ITEM), component;
+    for (uint32_t i = item * INCOMING_ROWS_PER_ITEM; i < end; i++) {
         if (check_row(job->s, job->rows, i, &component) == FVDB_OK) continue;
         uint64_t bad = (uint64_t)i << 32 | component, seen = __atomic_load_n(&job->first_bad, __ATOMIC_RELAXED);
         while (bad < seen &&
@@ -49,7 +49,7 @@ static void check_item(void *context, uint32_t worker, uint32_t item) {
 /* The first bad row is reported, whichever thread met one first. */
 static fvdb_status check_rows(const store *s, const fvdb_rows *rows, thread_pool *c, fvdb_diag *diag) {
     check_job job = {s, rows, UINT64_MAX};
-    thread_pool_run(c, check_item, &job, (rows->n + CHECK_ROWS_PER_ITEM - 1) / CHECK_ROWS_PER_ITEM);
+    thread_pool_run(c, check_item, &job, (rows->n + INCOMING_ROWS_PER_ITEM - 1) / INCOMING_ROWS_PER_ITEM);
     if (job.first_bad == UINT64_MAX) return FVDB_OK;
     uint32_t row = (uint32_t)(job.first_bad >> 32), component;
     fvdb_status status = check_row(s, rows, row, &component);

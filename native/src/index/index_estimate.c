@@ -51,7 +51,8 @@ static uint64_t walk_bytes(const fvdb_config *config, uint64_t rows, uint64_t ca
 
 /* Training and judging a codebook, one after the other. */
 static uint64_t codebook_bytes(const fvdb_config *config, uint64_t rows) {
-    return (rows / 4096 + 1) * 2 * config->dim * sizeof(double) + codes_judge_scratch(config->dim, to_rows(rows), config->threads);
+    return (rows / 4096 + 1) * 2 * config->dim * sizeof(double) +
+           codes_judge_scratch(config->dim, to_rows(rows), config->threads);
 }
 
 /* Links of graph rows and ids in another order, beside the old ones. */

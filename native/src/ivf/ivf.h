@@ -51,6 +51,8 @@ static inline bool ivf_has(const ivf *v, uint32_t slot) { return bit_within(ivf_
 
 /* ---- ivf_train.c: k-means ---- */
 
+/* Rows that a thread takes at a time. */
+#define IVF_ROWS_PER_ITEM 128u
 /* Fewer rows than this are not worth lists. */
 #define IVF_TRAIN_ROWS_MIN ((uint32_t)FVDB_LISTS_ROWS_MIN)
 /* Lists for so many rows: 4 x the root, and no fewer than 16 rows a list. */

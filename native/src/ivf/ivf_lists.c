@@ -1,7 +1,6 @@
 /* The lists: which row is on which. */
 #include "ivf.h"
 
-#define ROWS_PER_ITEM 128u
 /* Training is due again when the rows are so many times those it saw, or when the rows that came since, at least a tenth of
  * those, lie so much farther (squared) from their centroids. */
 #define GROWTH_DUE 4u
@@ -62,8 +61,8 @@ static void assign_item(void *context, uint32_t worker, uint32_t item) {
     const store *s = job->s;
     float x[FVDB_DIM_MAX] = {0}, nearest;
     ivf_view view;
-    uint32_t end = min_u32(job->n, (item + 1) * ROWS_PER_ITEM);
-    for (uint32_t i = item * ROWS_PER_ITEM; i < end; i++) {
+    uint32_t end = min_u32(job->n, (item + 1) * IVF_ROWS_PER_ITEM);
+    for (uint32_t i = item * IVF_ROWS_PER_ITEM; i < end; i++) {
         coded_row(s, job->slots[i], x);
         ivf_look(&view, job->c, s, x);
         job->lists[i] = ivf_nearest(&view, &nearest);
@@ -78,7 +77,7 @@ static void assign_item(void *context, uint32_t worker, uint32_t item) {
 void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
                 uint32_t *lists, float *errors) {
     assign_job job = {c, s, slots, n, lists, errors};
-    thread_pool_run(pool, assign_item, &job, (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    thread_pool_run(pool, assign_item, &job, (n + IVF_ROWS_PER_ITEM - 1) / IVF_ROWS_PER_ITEM);
 }
 
 /* ---- fill ---- */

@@ -20,7 +20,6 @@
 /* An iteration that gained less than this ends them. */
 #define GAIN_MIN 0.001
 #define GIANT 8u
-#define ROWS_PER_ITEM 128u
 #define SEED UINT64_C(0x49564620)
 
 const uint32_t ivf_recalls[IVF_RECALLS] = {800, 900, 950, 970, 980, 990, 995, 999};

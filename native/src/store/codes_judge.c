@@ -21,7 +21,7 @@
 #define LOST_SHARE_MAX 0.1
 /* The same of bit codes, whose candidates stand for the parts they are in (sentence embeddings lose 0.01). */
 #define BITS_LOST_SHARE_MAX 0.05
-#define BLOCK_ROWS 1024u
+#define JUDGED_ROWS 1024u
 #define QUERIES_MAX 64u
 
 /* Rows that are asked for: fewer of many rows, so that judging takes some 2 % of the time of linking them. */
@@ -57,15 +57,15 @@ typedef struct judge {
     block_bits *workers;
 } judge;
 
-static uint32_t blocks_of(uint32_t n) { return (n + BLOCK_ROWS - 1) / BLOCK_ROWS; }
+static uint32_t blocks_of(uint32_t n) { return (n + JUDGED_ROWS - 1) / JUDGED_ROWS; }
 
 static void find_near(void *context, uint32_t worker, uint32_t block) {
     (void)worker;
     judge *j = context;
     const store *s = j->s;
-    const uint32_t end = min_u32(j->n, (block + 1) * BLOCK_ROWS);
+    const uint32_t end = min_u32(j->n, (block + 1) * JUDGED_ROWS);
     asked *found = j->found + (size_t)block * j->n_asked;
-    for (uint32_t slot = block * BLOCK_ROWS; slot < end; slot++) {
+    for (uint32_t slot = block * JUDGED_ROWS; slot < end; slot++) {
         if (store_is_bare(s, slot)) continue;
         for (uint32_t i = 0; i < j->n_asked; i++) {
             if (slot == j->asked[i].slot) continue;
@@ -79,7 +79,7 @@ static void find_near(void *context, uint32_t worker, uint32_t block) {
 /* How far rows first .. first + n - 1 seem to be, one way or the other; their bit codes are those of the worker. */
 static void look(const judge *j, uint32_t way, uint32_t i, const block_bits *b, uint32_t first, uint32_t n,
                  float *out) {
-    uint32_t numbers[BLOCK_ROWS];
+    uint32_t numbers[JUDGED_ROWS];
     for (uint32_t row = 0; row < n; row++) numbers[row] = way == BY_WALK ? first + row : row;
     if (way == BY_WALK) scorer_approximate(&j->scorers[i], numbers, n, out);
     else bit_query_score(&j->bits[i], &b->codes, numbers, n, out);
@@ -111,8 +111,8 @@ static void merge_near(judge *j) {
 static void count_before(void *context, uint32_t worker, uint32_t block) {
     judge *j = context;
     const store *s = j->s;
-    const uint32_t first = block * BLOCK_ROWS, n = min_u32(j->n - first, BLOCK_ROWS);
-    float seem[BLOCK_ROWS];
+    const uint32_t first = block * JUDGED_ROWS, n = min_u32(j->n - first, JUDGED_ROWS);
+    float seem[JUDGED_ROWS];
     code_block(j, &j->workers[worker], first, n);
     for (uint32_t i = 0; i < j->n_asked; i++) {
         const asked *a = &j->asked[i];
@@ -162,7 +162,7 @@ static fvdb_status choose(judge *j) {
     return FVDB_OK;
 }
 
-static size_t block_bytes(const store *s) { return BLOCK_ROWS * bit_codes_row_bytes(s); }
+static size_t block_bytes(const store *s) { return JUDGED_ROWS * bit_codes_row_bytes(s); }
 
 static fvdb_status reserve(judge *j, fvdb_diag *diag) {
     const size_t cells = (size_t)blocks_of(j->n) * max_u32(j->n_asked, 1);
@@ -172,7 +172,7 @@ static fvdb_status reserve(judge *j, fvdb_diag *diag) {
     j->workers = mem_alloc_array(j->n_workers, sizeof *j->workers);
     if (!j->found || !j->before || !j->room || !j->workers) return FVDB_ERR_MEMORY;
     for (uint32_t w = 0; w < j->n_workers; w++) {
-        TRY(bit_codes_init(&j->workers[w].codes, j->s, BLOCK_ROWS, diag));
+        TRY(bit_codes_init(&j->workers[w].codes, j->s, JUDGED_ROWS, diag));
         j->workers[w].bytes = mem_alloc_array(1, block_bytes(j->s));
         if (!j->workers[w].bytes) return FVDB_ERR_MEMORY;
     }
@@ -197,7 +197,7 @@ static void release(judge *j) {
 uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads) {
     const uint64_t cell = sizeof(asked) + WAYS * NEAR * sizeof(uint32_t);
     return sizeof(judge) + (uint64_t)queries_for(n) * (dim * 21u + blocks_of(n) * cell) +
-           (uint64_t)threads * BLOCK_ROWS * (dim + 16u);
+           (uint64_t)threads * JUDGED_ROWS * (dim + 16u);
 }
 
 fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag) {
