@@ -54,7 +54,7 @@ def plain(call: Callable[[], object]) -> Stage:
 
 def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
     """The C function with everything prepared."""
-    native = session.live_index().native
+    native = session._runtime.index.native
     assert native is not None
     search, answer = lib.fvdb_search_one, _Answer(K)
     answer.ask((K, EF, False, False, 0))

@@ -285,8 +285,9 @@ async def test_the_cache_stays_within_its_bytes(saved: tuple[Path, str]) -> None
         native = (await session.get_stats()).memory_bytes
         index = session._runtime.index
         assert isinstance(index, LazyIndex)
-        assert index.parts.cache.bytes_max == 1_000_000
-        index.parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
+        parts: Any = index.parts
+        assert parts.cache.bytes_max == 1_000_000
+        parts.cache.bytes_max = 200_000  # the set is smaller than the least there is
         for query in rows_of(40, 13):
             await session.search(query, 10, threshold=None)
             stats = await session.get_stats()

@@ -266,7 +266,7 @@ async def test_milliseconds_are_refused_with_a_hint() -> None:
 
 
 @pytest.mark.parametrize("unit", ["Y", "D", "h", "s", "ms", "us", "ns"])
-async def test_datetime64_of_any_unit_is_a_time(unit: str) -> None:
+async def test_datetime64_of_any_unit_is_a_time(unit: Any) -> None:
     moment = np.datetime64("1970-01-01T00:00:00", unit) if unit == "ns" else np.datetime64("2026-01-01", unit)
     seconds = moment.astype("datetime64[s]").astype(np.int64)
     async with await session_on("memory:") as session:

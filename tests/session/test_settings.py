@@ -78,7 +78,7 @@ async def test_an_unknown_setting_is_named_first_with_the_one_that_was_meant(
                 await typing.cast(Any, create(*arguments, **settings))  # type: ignore[arg-type]
             assert caught.value.message == message
     with pytest.raises(InvalidConfigError, match="5 is not a setting"):
-        await VectorDBSession.create({**others, 5: 1})
+        await VectorDBSession.create({**others, 5: 1})  # type: ignore[dict-item]
 
 
 async def test_an_unknown_option_of_a_call_is_named_with_the_one_that_was_meant() -> None:

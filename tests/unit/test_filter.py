@@ -556,7 +556,9 @@ def test_integers_are_compared_and_counted_as_they_are() -> None:
     assert taken(columns, arena, len(values), {"a": {"$gt": 2**60 + 0.5}}) == [3, 4, 5, 7]
     assert taken(columns, arena, len(values), {"a": {"$gt": 10**5000}}) == []
     assert taken(columns, arena, len(values), {"a": {"$gt": -(10**5000)}}) == list(range(len(values)))
-    counted = [value for value, _ in columns.get(["a"], arena, len(values))["a"].values(np.arange(len(values)))]
+    counted: list[Any] = [
+        value for value, _ in columns.get(["a"], arena, len(values))["a"].values(np.arange(len(values)))
+    ]
     assert sorted(counted) == sorted(values)
     assert {value: type(value) for value in counted if value != 3} == {v: type(v) for v in values if v != 3}
 

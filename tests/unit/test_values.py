@@ -138,7 +138,7 @@ class Broken(tzinfo):
         (datetime(1850, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam")), "offset has seconds"),
         (datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "outside the years 1 to 9999"),
         (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2))), "outside the years 1 to 9999"),
-        (datetime(2024, 1, 31, tzinfo=Broken()), "cannot be read"),
+        (datetime(2024, 1, 31, tzinfo=Broken()), "cannot be read"),  # type: ignore[abstract]
         (Stamp(2024, 1, 31, tzinfo=UTC), r"nanoseconds.*floor\('us'\)"),
         (np.datetime64("2024-01-31"), "datetime64, which has no zone"),
         (np.timedelta64(1, "s"), "type timedelta64"),
