@@ -97,8 +97,6 @@ class Efforts:
         self._efforts: dict[tuple[int, float], Effort] = {}
         # Live rows when it was measured last, or loaded, and the rows that came since.
         self._rows_then = self._rows_since = 0
-        # Live rows when `calibration` was measured; 0 while it was not.
-        self._calibrated_rows = 0
         # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
         self._missed_by_code: float | None = None
         self.verdict: Verdict | None = _FINE
@@ -149,11 +147,13 @@ class Efforts:
                     self._gate.alone(self._measure, control)
                 except BaseException:
                     self.verdict = None
+                    self._rows_then = 0  # due again
                     raise
 
     def _measure(self, control: Control | None) -> None:
+        before = self.calibration
         self._judge(control)  # first, as searches that name no setting may wait for it
-        if self._calibrated_rows != self._rows.counts.live:
+        if self.calibration is before:
             self._calibrate(control)
 
     def _calibrate(self, control: Control | None) -> None:
@@ -167,7 +167,6 @@ class Efforts:
             found = bitmap_of(rows.slots_with_vector(), counts.rows)
             recent = found if recent is None else found & recent
         self.calibration = calibrate(native, rows.metric, _recent(counts), control, recent)
-        self._calibrated_rows = counts.live
         self._efforts = {}  # after the calibration, from which new ones come
 
     def _judge(self, control: Control | None) -> None:
@@ -186,15 +185,19 @@ class Efforts:
             self._prepare(control)
             efforts = {k: self._find(k, _REPLACEMENT_TARGET) or _EXACT for k in KS}
             verdict = Verdict(False, exact=_EXACT in efforts.values() or not _finds_enough(asked, efforts))
-        if (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX:
+        if verdict.exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX:
             self._prepare(control)
-            verdict = replace(verdict, ceiling=self._ceiling())
+            verdict = replace(verdict, ceiling=self._ceiling(verdict.exact))
         self.verdict = verdict
 
-    def _ceiling(self) -> int | None:
-        if self.calibration is None or not self.calibration.curves:
-            return _WIDE_EF
-        return self.calibration.curves[0].ceiling
+    def _ceiling(self, exact: bool) -> int | None:
+        """Candidates from which on more do not help: of the graph as measured, of lists as assumed.
+
+        Where the default scores every row, more candidates than it would have had must not find less.
+        """
+        curves = () if self.calibration is None else self.calibration.curves
+        of_graph = curves[0].ceiling if curves else None
+        return _WIDE_EF if of_graph is None and (exact or not curves) else of_graph
 
     @property
     def _is_prepared(self) -> bool:
