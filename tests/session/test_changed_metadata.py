@@ -127,7 +127,7 @@ async def test_a_lost_page_is_stored_again(tmp_path: Path) -> None:
 
 
 async def test_lazy_loads_see_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "_LAZY_BYTES_MIN", 0)
+    monkeypatch.setattr(load_module, "_is_worth_a_lazy_load", lambda opened: True)
     async with await filled(tmp_path) as session:
         await session.save_to_s5()
         await session.update_metadata(row(3), {"text": "new"})

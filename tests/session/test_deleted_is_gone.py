@@ -253,7 +253,7 @@ async def test_a_share_counts_the_rows_that_have_expired_by_then(tmp_path: Path)
 
 
 async def test_a_lazily_loaded_version_says_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "_LAZY_BYTES_MIN", 0)
+    monkeypatch.setattr(load_module, "_is_worth_a_lazy_load", lambda opened: True)
     uri, clock = tmp_path.as_uri(), Clock()
     async with await opened(uri, clock) as session:
         await filled(session)
