@@ -29,15 +29,19 @@ __all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
 
 #: Recall that the default has on every kind of data.
 DEFAULT_RECALL_MIN: Final = 0.95
-#: Recall on the sample below which the default is not left to itself, and what its replacement aims at. Queries are up
-#: to 0.03 harder than rows and strangers.
-_SAMPLE_RECALL_MIN: Final = 0.975
+#: Recall on the sample below which the default is not left to itself, up to so many rows. Queries can be harder than rows
+#: and strangers, by 0.03 on small indexes, where more candidates cost little. Sentence embeddings have 0.985 (20,000 rows)
+#: and 0.97 (100,000).
+_SAMPLE_RECALL_MIN: Final = ((32_768, 0.975), (2**63, 0.96))
+#: What the replacement of the default aims at.
 _REPLACEMENT_TARGET: Final = 0.98
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
 _JUDGING_SAMPLE: Final = 48
 #: Candidates of which a walk may miss this share at most: else it is found out whether more of them help at all.
 _WIDE_EF: Final = 256
 _WIDE_MISSED_MAX: Final = 0.004
+#: Candidates of a search that names none: so many, or 1.5 k (index_search.c).
+_DEFAULT_EF_MIN: Final = 64
 #: Share of the rows there were at the last measuring that may come until the next.
 _DUE_SHARE: Final = 0.5
 
@@ -180,11 +184,12 @@ class Efforts:
         allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
         n = min(_JUDGING_SAMPLE, len(slots))
         asked = ask(native, rows.metric, slots, n, allow, control)
-        verdict = Verdict(_finds_enough(asked, dict.fromkeys(KS, (0, False, 0))))
+        missed = 1.0 - next(recall for most, recall in _SAMPLE_RECALL_MIN if counts.live <= most)
+        verdict = Verdict(_finds_enough(asked, dict.fromkeys(KS, (0, False, 0)), missed))
         if not verdict.suffices:
             self._prepare(control)
-            efforts = {k: self._find(k, _REPLACEMENT_TARGET) or _EXACT for k in KS}
-            verdict = Verdict(False, exact=_EXACT in efforts.values() or not _finds_enough(asked, efforts))
+            efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
+            verdict = Verdict(False, exact=_EXACT in efforts.values() or not _finds_enough(asked, efforts, missed))
         if verdict.exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX:
             self._prepare(control)
             verdict = replace(verdict, ceiling=self._ceiling(verdict.exact))
@@ -229,6 +234,7 @@ class Efforts:
             return request
         else:
             effort = _EXACT if verdict.exact else self.known(request.k, _REPLACEMENT_TARGET)
+            effort = effort and _at_least_default(request.k, effort)
         return None if effort is None else _with(request, effort)
 
     def find_request(self, request: SearchRequest, control: Control | None = None) -> SearchRequest:
@@ -326,10 +332,16 @@ def _recent(counts: NativeStats) -> int:
     return counts.live - counts.historical - counts.bare
 
 
-def _finds_enough(asked: Asked, efforts: dict[int, Effort]) -> bool:
-    """Whether searches for each k find enough of the nearest."""
+def _at_least_default(k: int, effort: Effort) -> Effort:
+    """An effort with no fewer candidates than the default has."""
+    ef_search, exact, nprobe = effort
+    return effort if exact else (max(ef_search, _DEFAULT_EF_MIN, k + k // 2), False, nprobe)
+
+
+def _finds_enough(asked: Asked, efforts: dict[int, Effort], missed: float) -> bool:
+    """Whether searches for each k miss no larger share of the nearest."""
     bounds = [asked.missed(k, ef, nprobe) for k, (ef, exact, nprobe) in efforts.items() if not exact]
-    return all(bound is None or bound <= 1.0 - _SAMPLE_RECALL_MIN for bound in bounds)
+    return all(bound is None or bound <= missed for bound in bounds)
 
 
 def _with(request: SearchRequest, effort: Effort) -> SearchRequest:
