@@ -66,7 +66,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_seed_phrase() -> str:
-    """Return a fresh S5 seed phrase of 15 words, from 16 bytes of the system's randomness."""
+    """Makes a new S5 seed phrase from 16 bytes of the system's randomness.
+
+    Returns:
+        15 words, lower case, one space between them.
+    """
     return encode_phrase(os.urandom(ENTROPY_BYTES))
 
 
