@@ -51,7 +51,7 @@ def measure_recall(
 
     Raises:
         NativeCancelled: `control` asked for it.
-        IndexStateError: memory could not be had.
+        IndexStateError: there was not enough memory.
     """
     effort = index.efforts.default(k, recall_target, control)
 

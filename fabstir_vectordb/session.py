@@ -511,7 +511,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood, or empty.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         where = await self._parsed(filter)
@@ -695,7 +695,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the query or an option is refused.
-            MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         self._runtime.check()
@@ -733,7 +733,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         if filter is None:

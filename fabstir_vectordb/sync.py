@@ -1,7 +1,7 @@
 """The same verbs without ``await``: each runs the body of its namesake on the caller's thread (see `blocking`).
 
-Reads go straight to the index: a warm search hops no thread. Changes, saves and loads run on an event loop in a thread
-of the session's own, which starts with the first of them.
+Reads run on the caller's thread. Changes, saves and loads run on an event loop in a thread of the session, which starts
+with the first of them.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood, or empty.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.delete_by_metadata(filter))
@@ -464,7 +464,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the query or an option is refused.
-            MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         hits = self._verbs.search_stream(query, threshold=threshold, include_vectors=include_vectors, filter=filter)
@@ -496,7 +496,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.count(filter))

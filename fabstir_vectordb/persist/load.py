@@ -81,7 +81,7 @@ class LoadedVersion:
         rows: slots, tombstones included.
         live: rows that searches can return.
         last_change_us: time of the last change to a row, microseconds since 1970.
-        schema: what metadata must look like, or None.
+        schema: the schema of metadata, or None.
         native: the loaded native index, or None where `dim` is None; its owner closes it.
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.

@@ -87,7 +87,7 @@ class Manifest:
         superseded: bytes before compression that the parts hold of tombstones and of metadata that was replaced; 0 for
             a version that holds nothing but what its live rows are. Of a draft 0, which does not say it, an estimate.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
-        schema: what metadata must look like, or None.
+        schema: the schema of metadata, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 
