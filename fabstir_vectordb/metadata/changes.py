@@ -1,11 +1,11 @@
-"""Metadata that differs from what the stored pages say.
+"""Metadata that differs from the stored pages.
 
-A page is stored again as a whole, so a changed text would cost all its neighbours. A version therefore may name the
-pages of an earlier one, and have what changed since then in one part of its own. A page of which more than an eighth
-changed, and one whose rows became more, is stored anew.
+A page can only be stored as a whole, so one changed text would store all its neighbours again. So a version may reuse
+the pages of an earlier one, and store the changed metadata in one part. A page is stored anew where more than an eighth
+of it changed, or where it gets more rows.
 
-Deleted rows are no change: a reader leaves out what a page has of tombstones. Their bytes, and those of replaced
-metadata, go when the page is stored anew, or at the save after the next vacuum. Until then they are counted.
+Deleted rows are no change: a reader ignores the metadata of tombstones. Their bytes, and those of replaced metadata, go
+when the page is stored anew, or with the save after the next vacuum. Until then they are counted.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 __all__ = ["StoredPages", "encode_changes", "parse_changes"]
 
 _CELL = np.dtype("<u4")
-# A page is stored anew when what changed in it takes more than one byte in so many.
+# A page is stored anew when more than one byte in so many changed.
 _CHANGED_SHARE = 8
 
 
 class StoredPages:
-    """What the pages of the base cover, and which rows differ from them.
+    """The pages of the base, and the rows whose metadata differs from them.
 
     Args:
         rows_per_page: rows that a page covers; 0 where there is no base.
@@ -38,14 +38,14 @@ class StoredPages:
         self._rows_per_page = rows_per_page
         self._rows = rows
         self._changed = set(changed)
-        # Rows whose metadata was replaced since the base was stored, and rows that the base has: as many after a vacuum
-        # as there were left.
+        # Rows whose metadata was replaced since the base was stored; and the rows of the base, after a vacuum those
+        # that were left.
         self._replaced: set[int] = set()
         self._base_rows = rows
         self.rows_gone = 0
         """Rows of the base that were deleted, replaced or expired since it was stored."""
         self.bytes_gone = 0
-        """Bytes of metadata in the base that were replaced, or whose rows went, since it was stored."""
+        """Bytes of metadata in the base that were replaced or deleted since it was stored."""
 
     @property
     def has_superseded(self) -> bool:
