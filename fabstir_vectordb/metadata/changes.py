@@ -49,27 +49,27 @@ class StoredPages:
 
     @property
     def has_superseded(self) -> bool:
-        """Whether pages that a save would keep hold metadata that was replaced."""
+        """Whether pages that a save would keep hold replaced metadata."""
         return bool(self._changed)
 
     def note(self, slots: Iterable[int]) -> None:
-        """The metadata of rows changed."""
+        """Notes that the metadata of rows changed."""
         self._changed.update(slot for slot in slots if slot < self._rows)
 
     def note_replaced(self, slot: int, size: int) -> None:
-        """A row is about to lose its metadata of so many bytes to other metadata."""
+        """Notes that the metadata of a row, of so many bytes, is about to be replaced."""
         if slot < self._base_rows and slot not in self._replaced:
             self._replaced.add(slot)
             self.bytes_gone += size
 
     def note_gone(self, slots: npt.NDArray[np.uint32], size_of: Callable[[int], int]) -> None:
-        """Rows are about to become tombstones."""
+        """Notes that rows are about to become tombstones."""
         gone = slots[slots < self._base_rows].tolist()
         self.rows_gone += len(gone)
         self.bytes_gone += sum(size_of(slot) for slot in gone if slot not in self._replaced)
 
     def renumbered(self, rows: int) -> StoredPages:
-        """The pages of a base whose rows have other slots now, or hold what must not stay: none may be kept."""
+        """The state after slots were renumbered or replaced metadata was removed: no page may be kept."""
         fresh = StoredPages()
         fresh._base_rows, fresh.rows_gone, fresh.bytes_gone = rows, self.rows_gone, self.bytes_gone
         return fresh
@@ -82,13 +82,13 @@ class StoredPages:
         stored: Collection[int],
         size_of: Callable[[int], int],
     ) -> tuple[set[int], list[int]]:
-        """Which pages need not be stored again, and the rows in them that differ.
+        """The pages of the base that the new version keeps, and the rows in them that differ.
 
         Args:
             rows_per_page: rows that a page of the new version covers.
-            rows: its rows.
-            page_sizes: bytes of its pages as they would be stored, by number.
-            stored: numbers of the base's pages that may be named again.
+            rows: rows of the new version.
+            page_sizes: bytes of its pages if they were stored anew, by number.
+            stored: numbers of the base's pages that may be reused.
             size_of: bytes of a row's metadata, 0 for none.
         """
         if rows_per_page != self._rows_per_page:
