@@ -1,7 +1,7 @@
-"""The twin of `Runtime` for verbs that block: the same methods, without an event loop of the caller's.
+"""The runtime of blocking sessions: the methods of `Runtime`, for callers without an event loop.
 
-The methods are awaited as those of a `Runtime` are, so that a verb is written once, but none of them ever waits for an
-event loop: `run_here` runs such a verb to its end on the caller's thread.
+The methods are coroutines, as in `Runtime`, so that each verb is written once. None of them waits for an event loop:
+`run_here` runs a verb to its end on the caller's thread.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _INSIDE: Final = (
 class BlockingRuntime(Runtime):
     """Runs the verbs of a session for callers without an event loop, from any thread.
 
-    Reads run on the caller's thread: a warm search hops no thread. Changes, saves and loads run on an event loop in a
-    thread of the session's own, which starts with the first of them.
+    Reads run on the caller's thread, without a change of threads. Changes, saves and loads run on an event loop in a
+    thread of the session, which starts with the first of them.
     """
 
     is_blocking: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class BlockingRuntime(Runtime):
         self._check_open()
 
     async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
-        """The result of a read on the caller's thread; waits for a change that is under way."""
+        """The result of a read on the caller's thread; it waits for a running change."""
 
         async def read(index: AnyIndex, gathered: Gathered) -> _T:
             return function(index, gathered)
@@ -62,7 +62,7 @@ class BlockingRuntime(Runtime):
         return await self._answer(need, read)
 
     async def cancellable(self, need: Need, function: Callable[[Any, Gathered, Control | None], _T]) -> _T:
-        """As `read`: nothing cancels a call that blocks, but for Ctrl-C."""
+        """As `read`: only Ctrl-C stops a call that blocks."""
         return await self.read(need, lambda index, gathered: function(index, gathered, None))
 
     async def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -73,15 +73,15 @@ class BlockingRuntime(Runtime):
         return index.missing(need, gathered)
 
     async def _no_change(self) -> None:
-        """The index makes the caller wait."""
+        """Nothing: the index itself waits for the change."""
 
     @property
     def is_pause_due(self) -> bool:
-        """Never: no task is on the caller's thread."""
+        """False: the caller's thread runs no other task."""
         return False
 
     async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
-        """Refuses all later calls, waits for those that run, and ends the loop's thread. Idempotent."""
+        """Refuses all later calls, waits for those under way, and ends the loop's thread. Idempotent."""
         if not self.is_open:
             return
         with self._thread_lock:
@@ -108,10 +108,10 @@ class BlockingRuntime(Runtime):
 
 
 class _LoopThread:
-    """An event loop in a daemon thread: a program that forgets `destroy` must still be able to end.
+    """An event loop in a daemon thread, so that a program without `destroy` can still exit.
 
     Args:
-        refused: makes the error of a loop that cannot start or be called.
+        refused: makes the error for a loop that cannot start or be called.
     """
 
     def __init__(self, refused: Callable[[str], SessionError]) -> None:
@@ -149,8 +149,8 @@ class _LoopThread:
             call.result()
             return task.outcome.get()
         except BaseException:
-            # Ctrl-C, or what another signal's handler raises, stops what it interrupts. It may come when the task is
-            # under way and `call` not yet there; a loop that has ended has nothing left to stop.
+            # Ctrl-C, or an exception of another signal's handler, stops the task. It may come when the task is under
+            # way and `call` is still None. RuntimeError: the loop has ended, so there is nothing to stop.
             if not (call and call.done()):
                 with contextlib.suppress(RuntimeError):
                     self._portal.start_task_soon(task.stop)
@@ -164,7 +164,7 @@ class _LoopThread:
 
 
 class _Task(Generic[_T]):
-    """An operation on its way to the loop, which can be stopped whether it has begun or not."""
+    """An operation that is sent to the loop. It can be stopped before and after its start."""
 
     def __init__(self, operation: Callable[[], Awaitable[_T]]) -> None:
         self._operation = operation
@@ -199,8 +199,8 @@ def run_here(verb: Coroutine[Any, Any, _T]) -> _T:
 
 
 def iterate_here(verb: AsyncGenerator[_T, None]) -> Iterator[_T]:
-    """What a verb of a session with a `BlockingRuntime` yields, on this thread."""
-    # An event loop of the caller's must not take the generator for one of its own.
+    """Yields the items of a verb of a session with a `BlockingRuntime`, on this thread."""
+    # An event loop on this thread must not adopt the generator through its hooks.
     hooks = sys.get_asyncgen_hooks()
     try:
         sys.set_asyncgen_hooks(None, None)

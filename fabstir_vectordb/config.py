@@ -1,7 +1,7 @@
 """Settings of a session: frozen, keyword-only, validated when they are made.
 
-Secrets are wrapped before anything can fail: a program that shows or stores the locals of a traceback's frames must not
-show a mistyped phrase.
+Secrets are wrapped before anything can fail: some programs show or store the local variables of a traceback's frames,
+and must not get a mistyped phrase.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ METRICS = ("cosine", "l2", "dot")
 MEMORIES = ("default", "compact")
 _INDEX_NAME = re.compile(r"[a-z0-9._-]{1,64}")
 
-#: Rows of one part at most; a part is one blob and must stay far below 2 GiB.
+#: Most rows of a part. A part is one blob and must stay far below 2 GiB.
 CHUNK_SIZE_MAX: Final = 1 << 24
 TIMEOUT_S_MAX: Final = 3_600
 RETRIES_MAX: Final = 20
 _MB: Final = 1_000_000
-#: Bytes that an int64 counts.
+#: Most memory that an int64 can count in bytes.
 MEMORY_MB_MAX: Final = (2**63 - 1) // _MB
 
 
@@ -59,7 +59,7 @@ UNSET: Final = Unset()
 
 
 class SeedPhrase:
-    """A secret that shows itself to nobody: not in repr, str, logs, pickles or comparisons' error texts."""
+    """A secret that is never shown: not in repr, str, logs, pickles or the error texts of comparisons."""
 
     __slots__ = ("_secret",)
 
@@ -95,14 +95,14 @@ class SeedPhrase:
 
 
 class _Token(str):
-    """A portal's token: as text in a request, and in no repr."""
+    """A portal's token: a string whose repr hides it."""
 
     def __repr__(self) -> str:
         return "'…'"
 
 
 class _NoText:
-    """Stands for what may be a secret, and is no valid one, until it is refused."""
+    """Stands for an invalid value that may be a secret, until the value is refused."""
 
 
 def _seal(settings: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class _Sealing(type):
         config = super().__call__(**settings)
         given = frozenset(settings)
         if len(given) == len(names):
-            # `dataclasses.replace` passes all settings: those that differ from the default were meant.
+            # `dataclasses.replace` passes all settings: only those that differ from the default count as given.
             given = frozenset(name for name in names if settings[name] != _default_of(cls, name))
         object.__setattr__(config, "given", given)
         return config
@@ -172,24 +172,25 @@ class ConfigFields(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorDBConfig(metaclass=_Sealing):
-    """What a session needs to know.
+    """The settings of a session.
 
-    `metric`, `M`, `ef_construction` and `chunk_size` are stored with a version, and a loaded version brings its own.
-    Where one of them was passed and a version that is loaded differs, the load is refused; a default never is.
+    `metric`, `M`, `ef_construction` and `chunk_size` are stored with a version, and a load takes them from there. A
+    load is refused where one of them was passed and the version has another value. Settings left at their default
+    never cause a refusal.
 
     Args:
         s5_portal: where versions live: ``http(s)://host[:port]`` of an S5 node or a Fabstir gateway,
-            ``file:///absolute/path`` or a `pathlib.Path` for a directory, ``memory:`` for memory of the session's own,
+            ``file:///absolute/path`` or a `pathlib.Path` for a directory, ``memory:`` for memory of this session only,
             ``memory:name`` for memory that all sessions of the process share until `forget_memory_store` frees it.
-        user_seed_phrase: 15 words of S5, or any other secret (docs/storage.md tells the difference).
-        session_id: labels logs and errors; it enters no key, path or stored byte.
-        index_name: selects keys and pointer, 1 to 64 of ``[a-z0-9._-]``.
+        user_seed_phrase: 15 words of S5, or any other secret (docs/storage.md explains the difference).
+        session_id: a label in logs and errors; it enters no key, path or stored byte.
+        index_name: name of the index, 1 to 64 characters of ``[a-z0-9._-]``; it selects keys and pointer.
         memory_budget_mb: most memory of the index and its transfers, in 10^6 bytes.
-        cache_size_mb: most memory, in 10^6 bytes, of parts that a lazily loaded index keeps of what it fetched; capped
-            by what memory_budget_mb leaves.
+        cache_size_mb: most memory, in 10^6 bytes, of fetched parts that a lazily loaded index keeps; limited also by
+            the rest of memory_budget_mb.
         disk_cache_dir: absolute path of a directory that keeps fetched and stored blobs between sessions, encrypted as
-            they are; None keeps nothing. `destroy` leaves it; delete it to forget.
-        disk_cache_mb: most of it, in 10^6 bytes.
+            in the store; None keeps nothing. `destroy` leaves the directory: delete it to remove the blobs.
+        disk_cache_mb: most bytes in disk_cache_dir, in 10^6 bytes.
         debug: log at DEBUG level on the logger ``fabstir_vectordb``.
         encrypt_at_rest: False stores versions in clear.
         metric: ``cosine``, ``l2`` or ``dot``.
@@ -197,20 +198,24 @@ class VectorDBConfig(metaclass=_Sealing):
         M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
         ef_construction: candidates while linking; more is slower to build and finds more.
         recent_window_s: seconds after which `optimize` moves a row from the recent to the historical side.
-        recall_target: expected share of the k nearest rows that a search finds which says neither `recall_target` nor
-            `ef_search` nor `exact`; above 0, at most 1, None for the library's own number of candidates.
-        default_threshold: least score of a hit where a search names none; UNSET: 0.7 for cosine (cos >= 0.4),
-            none for the others; None never drops anything.
-        timeout_s: seconds that a portal may take to connect, or pause within a transfer.
-        max_retries: repetitions of a request that failed on its way.
+        recall_target: expected share of the k nearest rows that a search finds, for searches without `recall_target`,
+            `ef_search`, `nprobe` and `exact`; above 0, at most 1. None takes the library's number of candidates, which
+            is checked on the index's own rows.
+        default_threshold: least score of a hit, for searches without a threshold. UNSET is 0.7 for cosine (cos >= 0.4)
+            and none for the other metrics. None never drops a hit.
+        timeout_s: most seconds for a connection to a portal, or for a pause within a transfer.
+        max_retries: how often a failed request is repeated.
         portal_token: a portal's access token, or its invitation to make an account; never in a repr, log or error,
             never sent to another host.
         allow_private_redirects: let a portal of the internet redirect reads to loopback, link-local and private
             addresses.
-        clock: seconds since 1970 as a float, in place of the system's.
-        threads: most threads of a native call; None for as many as there are CPUs that the process may use, by its
-            affinity and its cgroup's quota. Never changes a result.
-        chunk_size: rows a part, where it must be fixed; None lets the size decide.
+        clock: a function that returns seconds since 1970 as a float; None for the system's clock.
+        threads: most threads of a native call; None for the number of CPUs that the process may use, by its affinity
+            and its cgroup's quota. It never changes a result.
+        chunk_size: rows of a part; None chooses it from the size of a row.
+
+    Attributes:
+        given: names of the settings that were passed, as opposed to left at their defaults.
 
     Raises:
         InvalidConfigError: a setting is missing or out of range; details has ``field``.
@@ -300,7 +305,6 @@ class VectorDBConfig(metaclass=_Sealing):
             raise _invalid("disk_cache_dir", "disk_cache_dir would keep blobs in clear: not with encrypt_at_rest=False")
 
     given: ClassVar[frozenset[str]]
-    """Names of the settings that were passed, rather than left to their defaults."""
 
     def __copy__(self) -> Self:
         return self  # nothing in it changes
@@ -341,7 +345,7 @@ class VectorDBConfig(metaclass=_Sealing):
 
 
 def config_of(given: Given) -> VectorDBConfig:
-    """One configuration of what a caller gave.
+    """Makes the configuration from a caller's settings.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
@@ -352,7 +356,7 @@ def config_of(given: Given) -> VectorDBConfig:
         return given.config
     if given.config is None:
         return VectorDBConfig(**given.settings)
-    # Only what was passed: the rest are defaults again.
+    # Only the passed settings, so that `given` names just these.
     names = given.config.given
     return VectorDBConfig(**{**{name: getattr(given.config, name) for name in names}, **given.settings})
 
@@ -360,7 +364,7 @@ def config_of(given: Given) -> VectorDBConfig:
 class Given:
     """Settings as a caller gave them, a configuration or a mapping and single ones, with their secrets wrapped.
 
-    Making one never fails, so that no frame with a bare secret is in a traceback; `problem` says what is wrong.
+    The constructor never fails, so that no frame with a bare secret is in a traceback; `problem` holds the error text.
     """
 
     def __init__(self, config: object, settings: Mapping[str, Any]) -> None:
@@ -381,7 +385,7 @@ class Given:
 
 
 def check_known(name: str, names: Iterable[str], what: str, error: type[VectorDBError]) -> None:
-    """Refuses an unknown name, and suggests the one that was meant.
+    """Refuses an unknown name, and suggests the most similar known one.
 
     Raises:
         error: the name is not among `names`.
@@ -389,7 +393,7 @@ def check_known(name: str, names: Iterable[str], what: str, error: type[VectorDB
     known = list(names)
     if name in known:
         return
-    from difflib import get_close_matches  # for an error alone
+    from difflib import get_close_matches  # here, as only an error needs it
 
     plain = {each.replace("_", "").lower(): each for each in known}
     close = get_close_matches(name.replace("_", "").lower(), plain, n=1, cutoff=0.75)
@@ -433,10 +437,10 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
 
 
 def check_recall_target(value: object, error: type[VectorDBError]) -> float | None:
-    """A recall target that is None or a number above 0, at most 1.
+    """Checks a recall target: None or a number above 0, at most 1.
 
     Raises:
-        error: it is not.
+        error: it is neither.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: its affinity, and the quota of its cgroup (containers)."""
+"""The number of CPUs that this process may use: by its affinity, and by the quota of its cgroup (containers)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _quotas(root: Path) -> Iterator[float]:
                 top = root / "sys/fs/cgroup" / controllers
             else:
                 continue
-            # In a container the path may be that of the host, and the files those of the top directory.
+            # In a container the path may be the host's, while the files are in the top directory.
             own = top / path.strip("/")
             for directory in (own, *(parent for parent in own.parents if parent.is_relative_to(top)), top):
                 yield from _quota_of(directory)

@@ -1,6 +1,6 @@
-"""How results look outside: JSON-ready, in a notebook, in one line.
+"""Forms of results for JSON, notebooks and single lines.
 
-Everything here may come from strangers' rows: HTML is escaped, and texts are cut.
+Values may come from rows of untrusted users: HTML is escaped, and long texts are cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORT_CHARS_MAX: Final = 200
 
 
 def json_ready(value: Any) -> Any:
-    """A value as `json.dumps` takes it.
+    """A value in a form for `json.dumps`.
 
     Dates and datetimes become ISO 8601 strings, UUIDs their text, arrays lists, results dicts; a number that is not
     finite becomes None, as JSON has none.

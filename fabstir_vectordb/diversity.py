@@ -1,4 +1,4 @@
-"""Hits that say different things: maximal marginal relevance (Carbonell & Goldstein 1998).
+"""Hits that differ from each other: maximal marginal relevance (Carbonell & Goldstein 1998).
 
 Of the candidates that are left, each step takes the one with the largest λ·s(q, d) − (1 − λ)·max s(d, d′), d′ over the
 hits taken so far. s is the metric's score, in [0, 1], between query and row as between two rows.
@@ -19,7 +19,7 @@ from fabstir_vectordb.types import SearchResults
 
 __all__ = ["candidates_for", "most_diverse", "search_batch_diverse", "search_diverse", "widened"]
 
-#: Candidates for k hits: so many times k, and at least so many more than k.
+#: Candidates of k hits: 4 k, and at least k + 32.
 _TIMES: Final = 4
 _MORE: Final = 32
 
@@ -27,7 +27,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def candidates_for(k: int) -> int:
-    """How many of the nearest rows k hits are chosen from."""
+    """The number of candidates from which k hits are chosen."""
     return min(max(_TIMES * k, k + _MORE), K_MAX)
 
 
@@ -39,7 +39,7 @@ def widened(request: SearchRequest) -> SearchRequest:
 def search_diverse(
     index: ReadableIndex, request: SearchRequest, gathered: Gathered, control: Control | None = None
 ) -> SearchResults:
-    """The hits of a search with `mmr`; what a lazily loaded index misses is asked with `widened`."""
+    """The hits of a search with `mmr`; for a lazily loaded index, `gathered` is complete for `widened`."""
     candidates = index.search(widened(request), gathered, control)
     return _chosen(candidates, request, index)
 
@@ -68,7 +68,7 @@ def most_diverse(candidates: SearchResults, k: int, mmr: float, metric: Metric, 
         candidates: hits with their vectors, nearest first.
         k: how many to choose.
         mmr: λ, 0 to 1.
-        metric: the index's.
+        metric: the index's metric.
         include_vectors: whether hits keep their vectors.
     """
     chosen = [candidates[position] for position in _positions(candidates, k, mmr, metric)]
@@ -84,12 +84,12 @@ def most_diverse(candidates: SearchResults, k: int, mmr: float, metric: Metric, 
 def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) -> list[int]:
     if not len(candidates):
         return []
-    # In float64: products of float32 would decide between rows by the way in which the machine adds.
+    # In float64: in float32 the choice could depend on the machine's order of additions.
     rows = np.array([hit.vector for hit in candidates], dtype=np.float64)
     if metric == "cosine":
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     relevance = mmr * np.array([hit.score for hit in candidates])
-    # The nearest comes first for any λ: nothing was taken that it could be like.
+    # The nearest row comes first for any λ, as there is no hit yet that it could resemble.
     taken = [0]
     closest = _scores(rows, rows[0], metric)
     left = np.arange(len(rows)) > 0
@@ -103,7 +103,7 @@ def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) ->
 
 
 def _scores(rows: Float64Array, row: Float64Array, metric: Metric) -> Float64Array:
-    """The scores that rows have to one of them, as index/searcher.py defines them for hits."""
+    """The scores between rows and one of them, with the formulas of index/searcher.py."""
     found: Any
     if metric == "l2":
         found = 1.0 / (1.0 + np.linalg.norm(rows - row, axis=1))

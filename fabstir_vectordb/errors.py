@@ -40,10 +40,10 @@ __all__ = [
 
 
 class VectorDBError(Exception):
-    """Base of every error this package raises on purpose; ``str()`` is ``[CODE] message``.
+    """Base of all errors that this package raises; ``str()`` is ``[CODE] message``.
 
     Attributes:
-        message: what went wrong, with the value, the limit and the way out.
+        message: the problem, with the value, the limit and the fix.
         code: one of the codes in the tree above.
         details: structured facts: ids, dims, limits, CIDs, and for native failures the C file and line.
         retryable: whether the same call may succeed later without any change.
@@ -77,7 +77,7 @@ def _rebuild(cls: type[VectorDBError], message: str, details: dict[str, Any], re
 
 
 class S5Error(VectorDBError, ConnectionError):
-    """The S5 network or a portal answered wrongly or not at all."""
+    """The S5 network or a portal sent a wrong answer or none."""
 
     code = "S5_ERROR"
     default_retryable = True
@@ -102,13 +102,13 @@ class InvalidConfigError(VectorDBError, ValueError):
 
 
 class SessionError(VectorDBError, RuntimeError):
-    """The session is destroyed, or busy with something that excludes this call."""
+    """The session is destroyed, or in use on another event loop or by another process."""
 
     code = "SESSION_ERROR"
 
 
 class InternalError(VectorDBError, RuntimeError):
-    """A mistake of this package; please report it."""
+    """A bug in this package; please report it."""
 
     code = "INTERNAL_ERROR"
 
@@ -126,25 +126,25 @@ class NotFoundError(VectorDBError, LookupError):
 
 
 class ConflictError(VectorDBError, ValueError):
-    """A duplicate id, unsaved changes in the way, or another writer's version."""
+    """An id is live already, changes are unsaved, or another session saved a version."""
 
     code = "CONFLICT"
 
 
 class IntegrityError(VectorDBError, ValueError):
-    """Stored bytes are not what their hash, their signature or their format says."""
+    """Stored bytes do not match their hash, their signature or their format."""
 
     code = "INTEGRITY_ERROR"
 
 
 class DecryptionError(VectorDBError, ValueError):
-    """This phrase does not open this version."""
+    """The session's phrase does not open the version."""
 
     code = "DECRYPTION_ERROR"
 
 
 class MemoryBudgetExceededError(VectorDBError, MemoryError):
-    """The operation would not fit into memory_budget_mb; nothing was changed."""
+    """The operation needs more memory than memory_budget_mb; nothing was changed."""
 
     code = "MEMORY_BUDGET_EXCEEDED"
 

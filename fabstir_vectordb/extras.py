@@ -1,4 +1,4 @@
-"""What an extra of the package brings, and the command that installs it here.
+"""The packages of the extras, and the commands that install them.
 
 The package may come from a clone, a wheel or a registry. A command that names the needed packages themselves works for
 all of them.
@@ -13,7 +13,7 @@ from typing import Final
 
 __all__ = ["EXTRAS", "install_command", "pip_command"]
 
-#: Packages of the extras that a user of the package may miss; pyproject.toml has the same.
+#: Packages of the extras for users; the same as in pyproject.toml.
 EXTRAS: Final = {
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
     "plot": ("matplotlib>=3.9",),
@@ -22,7 +22,7 @@ EXTRAS: Final = {
 
 
 def install_command(extra: str) -> str:
-    """The shell command that installs what an extra needs into the running Python."""
+    """The shell command that installs the packages of an extra into the running Python."""
     return pip_command(EXTRAS[extra])
 
 

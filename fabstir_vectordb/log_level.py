@@ -10,7 +10,7 @@ from typing import Final
 __all__ = ["begin_debug", "end_debug"]
 
 _logger: Final = logging.getLogger("fabstir_vectordb")
-_lock = threading.RLock()  # a session that is collected may end where another one begins
+_lock = threading.RLock()  # reentrant: garbage collection may end a session while another one begins
 _sessions = 0
 _level_before = logging.NOTSET
 
@@ -26,16 +26,16 @@ def begin_debug() -> None:
 
 
 def end_debug() -> None:
-    """Undoes one `begin_debug`; the last one gives the level back that was there before."""
+    """Undoes one `begin_debug`; the last call restores the level of before."""
     global _sessions  # noqa: PLW0603
     with _lock:
         _sessions -= 1
-        if _sessions == 0 and _logger.level == logging.DEBUG:  # else the program has set another one since
+        if _sessions == 0 and _logger.level == logging.DEBUG:  # otherwise the program has set another level since
             _logger.setLevel(_level_before)
 
 
 def _new_lock() -> None:
-    global _lock  # noqa: PLW0603  # in a child process the old one may stay locked by a thread that is not there
+    global _lock  # noqa: PLW0603  # in a forked child the old lock may stay locked
     _lock = threading.RLock()
 
 

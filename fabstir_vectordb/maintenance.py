@@ -1,7 +1,7 @@
-"""Policy and clock: when rows move to lists, when lists are trained, when a vacuum is worth its time.
+"""Maintenance of a session's index: when rows move to lists, lists are trained, and a vacuum runs.
 
-A session does nothing of this on its own. `VectorDBSession.optimize` does all of it now; a `Maintainer` does it again
-and again in the background, for programs that leave a session open for long:
+A session does none of this by itself. `VectorDBSession.optimize` does all of it once; a `Maintainer` does it repeatedly
+in the background, for programs that keep a session open for long:
 
     >>> maintainer = Maintainer(session)
     >>> async with anyio.create_task_group() as group:
@@ -9,8 +9,8 @@ and again in the background, for programs that leave a session open for long:
     ...     ...
     ...     group.cancel_scope.cancel()
 
-It works in steps of some milliseconds, beside searches; only a vacuum holds them up, and only comes when a good part of
-the rows is to go.
+It works in steps of some milliseconds, beside searches. Only a vacuum blocks searches, and it runs only when a good
+part of the rows are deleted or have moved.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["Aging", "Maintainer", "cutoff_us"]
 
 _INT64_MIN: Final = -(2**63)
 _WINDOW_S_MAX: Final = 2e13
-#: Older than this is every row.
+#: A cutoff after every row.
 _ANY_AGE_US: Final = 2**63 - 1
 
 
 def cutoff_us(now_us: int, window_s: float) -> int:
-    """Rows before this moment are old: microseconds since 1970."""
-    # A longer window is as long as one of all the time there is; in microseconds it may be no float any more.
+    """The moment before which rows are old, microseconds since 1970."""
+    # The limit covers all of int64's time; a longer window could overflow in microseconds.
     return max(_INT64_MIN, now_us - round(min(window_s, _WINDOW_S_MAX) * 1e6))
 
 
@@ -45,10 +45,10 @@ async def _go_on(step: Step) -> None:
 
 
 class Aging:
-    """Drives `AgingSteps`, which bring rows to the side of their age, over the index of a session.
+    """Runs `AgingSteps`, which move rows to the side of their age, on the index of a session.
 
     Args:
-        runtime: runs the steps, on the index it has.
+        runtime: runs the steps, on its current index.
         now_us: the session's clock, microseconds since 1970.
         window_s: age in seconds from which a row is old.
     """
@@ -59,7 +59,7 @@ class Aging:
         self._window_s = window_s
 
     async def run(self, before: Callable[[Step], Awaitable[None]] = _go_on) -> OptimizeResult:
-        """All steps, as `optimize` wants them; a cancellation between two of them leaves what is done.
+        """Runs all steps, for `optimize`. A cancellation keeps the steps that are done.
 
         Args:
             before: awaited before each step.
@@ -67,11 +67,11 @@ class Aging:
         return await self._run(AgingSteps(self._cutoff_us()), before)
 
     async def run_in_background(self, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
-        """The same, with a vacuum only where it pays for what it holds up."""
+        """Runs the steps, with a vacuum only where it is worth the reads that it blocks."""
         return await self._run(AgingSteps(self._cutoff_us(), in_background=True), before)
 
     async def run_for_all(self) -> OptimizeResult:
-        """The steps that bring every row to lists, whatever its age."""
+        """Runs the steps that move every row to lists, whatever its age."""
         return await self._run(AgingSteps(_ANY_AGE_US, arranges=False), _go_on)
 
     async def _run(self, steps: AgingSteps, before: Callable[[Step], Awaitable[None]]) -> OptimizeResult:
@@ -90,14 +90,14 @@ class _Session(Protocol):
 
 
 class Maintainer:
-    """Keeps a session's index in shape, in the background.
+    """Maintains a session's index in the background: moves old rows to lists, and vacuums where it is worth it.
 
     Args:
-        session: the `VectorDBSession` whose index it is; one of `fabstir_vectordb.sync` has no event loop to work on.
-        interval_s: seconds between two looks.
+        session: the `VectorDBSession`; not one of `fabstir_vectordb.sync`, which has no event loop.
+        interval_s: seconds between the end of a pass and the next one.
 
     Raises:
-        InvalidInputError: `session` is none.
+        InvalidInputError: `session` is no such session.
     """
 
     def __init__(self, session: _Session, *, interval_s: float = 60.0) -> None:
@@ -111,19 +111,19 @@ class Maintainer:
         """Works until it is cancelled.
 
         Raises:
-            VectorDBError: something failed, or the session was destroyed; the index is whole.
+            VectorDBError: a step failed, or the session was destroyed; the index stays valid.
         """
         while True:
             await self._aging.run_in_background(self._turn)
             await anyio.sleep(self._interval_s)
 
     def pause(self) -> None:
-        """Stops before the next step."""
+        """Pauses before the next step, until `resume`."""
         if self._resumed is None:
             self._resumed = anyio.Event()
 
     def resume(self) -> None:
-        """Goes on."""
+        """Continues after `pause`."""
         if self._resumed is not None:
             self._resumed.set()
             self._resumed = None

@@ -1,6 +1,6 @@
-"""Settings that travel: what a version stores, how it is run, and the options of searches and loads.
+"""Parameters of an index, and options of searches and loads.
 
-All of them are frozen. Those that users make validate themselves.
+All of them are frozen. The public ones validate themselves.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
     "make_options",
 ]
 
-#: Hits at most of a search with `mmr`: every step compares all candidates with the one before.
+#: Most hits of a search with `mmr`: each step compares all candidates with the last hit.
 MMR_K_MAX: Final = 1_000
 
 _O = TypeVar("_O", "SearchOptions", "LoadOptions")
@@ -63,13 +63,13 @@ def wall_clock_us() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexParams:
-    """What a version stores of how its index is built. The dimension is not here: the first vector sets it.
+    """Parameters of an index that a version stores. The dimension is not among them: the first vector sets it.
 
     Attributes:
         metric: ``cosine``, ``l2`` or ``dot``.
         M: links of a row.
         ef_construction: candidates while linking.
-        chunk_size: rows a part, where fixed; None lets the size decide.
+        chunk_size: rows of a part; None chooses it from the size of a row.
     """
 
     metric: Metric = "cosine"
@@ -80,7 +80,7 @@ class IndexParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParams:
-    """How an index is run in this process; changes no answer and no stored byte.
+    """Parameters of an index in this process. They change no answer and no stored byte.
 
     Attributes:
         memory: ``default`` or ``compact``.
@@ -99,9 +99,9 @@ class RunParams:
 
 
 class SearchRequest(NamedTuple):
-    """One search with everything resolved: options checked, defaults filled in, the filter parsed.
+    """One search: options checked, defaults filled in, the filter parsed.
 
-    A tuple, as it is made for every search: a frozen dataclass would take four times as long.
+    It is a tuple, as every search makes one: a frozen dataclass would take four times as long.
 
     Attributes:
         query: dim float32, C-contiguous.
@@ -112,8 +112,8 @@ class SearchRequest(NamedTuple):
         exact: score every row.
         nprobe: lists to look at; 0 lets the library choose.
         recall_target: stands in place of `ef_search`, `exact` and `nprobe`.
-        where: only rows that it takes; None for all.
-        mmr: choose hits that differ; None for the nearest.
+        where: the filter; None for all rows.
+        mmr: λ of maximal marginal relevance; None for the nearest hits.
     """
 
     query: npt.NDArray[np.float32]
@@ -130,25 +130,33 @@ class SearchRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How to search.
+    """Options of a search.
+
+    A search without `ef_search`, `nprobe`, `exact` and `recall_target` is the default search. It is measured on the
+    index's own rows: where the usual number of candidates finds fewer than 0.95 of the nearest rows, it takes more
+    candidates, or scores every row. ``get_stats().default_search`` says which, `VectorDBSession.recall` how much it
+    finds.
 
     Attributes:
         threshold: least score of a hit; UNSET takes the session's default, None drops nothing.
         include_vectors: fill `SearchResult.vector`.
-        ef_search: candidates of the walk; more is slower and finds more. None lets the library choose.
-        exact: score every row exactly, as ``plan="flat"`` then says; not together with `ef_search`.
-        recall_target: instead of `ef_search` or `exact`, the expected share of the k nearest rows that is found, above
-            0, at most 1. It takes the candidates that were enough for the index's own rows, or scores every row where
-            no number of them is known to be: an average over queries like the rows, no promise for one of them. None
-            takes the session's default.
-        nprobe: lists of historical rows to look at, together with `ef_search` or without; no more than there are. None
-            takes as many as held 99 % of the nearest rows when they were trained.
-        filter: only rows whose metadata it takes: a dict of fields, in the manner of MongoDB; k of them come whenever
-            there are k. None takes all rows.
-        mmr: choose hits that also differ from each other, by maximal marginal relevance (Carbonell & Goldstein 1998):
-            from 1, by nearness alone, to 0, by difference alone. They are chosen from the 4 k nearest rows, at least
-            k + 32, that pass the threshold, and come in the order in which they are chosen; k is at most 1,000. None
-            returns the nearest.
+        ef_search: candidates of the walk over the graph; more is slower and finds more. Where more candidates are
+            measured to find nothing more, though some rows are missed, a search scores every row instead. None lets
+            the library choose.
+        exact: score every row exactly (``plan="flat"``); not together with `ef_search` or `nprobe`.
+        recall_target: expected share of the k nearest rows that is found, above 0, at most 1; in place of `ef_search`,
+            `nprobe` and `exact`. The number of candidates is measured on the index's own rows; where no number is
+            known to be enough, every row is scored. It is an average over queries like the rows, no promise for a
+            single query. None takes the session's default.
+        nprobe: lists of historical rows to scan, with or without `ef_search`; at most all lists are. None takes the
+            number that held 99 % of the nearest rows when the lists were trained.
+        filter: a dict of metadata fields and conditions, as in MongoDB: ``{"year": {"$gte": 2020}}``. A dot in a field
+            steps into a dict; a step in double quotes is one key, as in ``'v."a.b"'``. Only rows that match can be
+            hits; k hits come whenever k rows match. None matches all rows.
+        mmr: λ of maximal marginal relevance (Carbonell & Goldstein 1998), which chooses hits that also differ from each
+            other: from 1, by nearness alone, to 0, by difference alone. The candidates are the 4 k nearest rows, at
+            least k + 32, that pass the threshold. Hits come in the order in which they are chosen; k is at most 1,000.
+            None returns the nearest rows.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -198,9 +206,9 @@ class SearchFields(TypedDict, total=False):
 def recall_target_excludes(
     recall_target: object, ef_search: object, exact: object, nprobe: object
 ) -> InvalidInputError:
-    """The error of a recall target beside what it stands in place of."""
+    """The error for a recall target together with an option that it replaces."""
     return InvalidInputError(
-        "recall_target stands in place of ef_search, nprobe and exact: give it or these",
+        "recall_target is in place of ef_search, nprobe and exact: give it or these",
         details={"recall_target": recall_target, "ef_search": ef_search, "exact": exact, "nprobe": nprobe},
     )
 
@@ -210,16 +218,16 @@ def recall_target_excludes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to load.
+    """Options of a load.
 
     Attributes:
-        lazy_load: fetch what a first search needs, and the rest when it is needed; a small version comes as a whole.
-            False fetches everything before the call returns.
-        become_whole: once most of a lazily loaded index was fetched, fetch the rest, as searches of a whole index are a
-            hundred times as fast. False stays lazy; a call that needs every row, as a change does, fetches it all the
-            same.
-        missing_ok: where no version was ever saved, start empty instead of raising.
-        memory_budget_mb: another budget from this load on, in 10^6 bytes.
+        lazy_load: fetch only the parts that a first search needs, and others on demand; a small version is fetched as
+            a whole. False fetches every part before the call returns.
+        become_whole: fetch the rest of a lazily loaded index once most of it was fetched, as searches of a whole index
+            are a hundred times as fast. False stays lazy; a call that needs every row, such as a change, still fetches
+            the rest.
+        missing_ok: start empty where no version was ever saved, instead of raising.
+        memory_budget_mb: a new memory budget from this load on, in 10^6 bytes; None keeps the session's.
         discard_unsaved: drop unsaved changes instead of raising CONFLICT.
         progress: called after every part, with a `Progress`.
 
@@ -267,7 +275,7 @@ class LoadFields(TypedDict, total=False):
 
 
 def make_options(kind: type[_O], options: _O | Mapping[str, Any] | None, given: Mapping[str, Any]) -> _O:
-    """Options from an object or a mapping, and single fields, which win.
+    """Options from an object or a mapping; single fields override it.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -302,10 +310,10 @@ OPTION_NAMES: Final[dict[str, frozenset[str]]] = {
 
 
 def check_bool(name: str, value: object) -> bool:
-    """True or False, nothing that only counts as one.
+    """Checks that a value is True or False; 0, 1 and other values are refused.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: it is no bool.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)

@@ -15,7 +15,7 @@ _SUFFIXES: Final = (".pdf", ".png", ".svg")
 
 
 class Point(Protocol):
-    """What is drawn of a `types.RecallPoint`."""
+    """The fields of a `types.RecallPoint` that are drawn."""
 
     @property
     def ef_search(self) -> int | None: ...
@@ -30,7 +30,7 @@ class Point(Protocol):
 
 
 class Report(Protocol):
-    """What is drawn of a `types.RecallReport`."""
+    """The fields of a `types.RecallReport` that are drawn."""
 
     @property
     def k(self) -> int: ...
@@ -45,11 +45,11 @@ class Report(Protocol):
 
 
 def check_picture(path: Path) -> None:
-    """Checks that a picture can be drawn, before anything is measured for it.
+    """Checks that a picture can be drawn, to be called before a long measurement.
 
     Raises:
         InvalidConfigError: matplotlib is not installed.
-        InvalidInputError: the suffix is that of no picture.
+        InvalidInputError: the suffix is not .pdf, .png or .svg.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise InvalidInputError(
@@ -63,7 +63,7 @@ def draw_recall(report: Report, path: Path) -> None:
 
     Raises:
         InvalidConfigError: matplotlib is not installed.
-        InvalidInputError: the suffix is that of no picture.
+        InvalidInputError: the suffix is not .pdf, .png or .svg.
     """
     check_picture(path)
     figure = _figure_class()(figsize=(7, 5), layout="constrained")
@@ -98,7 +98,7 @@ def _draw_line(axes: Any, name: str, points: Sequence[Point]) -> None:
 
 def _figure_class() -> Any:
     try:
-        # The object itself: pyplot would look for a screen.
+        # Not pyplot, which would look for a screen.
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidConfigError(

@@ -1,7 +1,7 @@
-"""How much of the truth searches find, and what that costs, on the index's own rows.
+"""Recall and speed of searches, measured on the index's own rows.
 
-Rows of a sample are asked for, and left out of their own answers; an exact search says what should have come. Queries
-from outside the index find about as much (docs/decisions/0011-recall-target.md compares them).
+A sample of rows are the queries, each left out of its own answer; an exact search gives the truth. Queries from outside
+the index have about the same recall (docs/decisions/0011-recall-target.md compares them).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fabstir_vectordb.types import RecallPoint, RecallReport
 __all__ = ["NO_RECALL", "measure_recall"]
 
 _EFS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-# Settings of a side beyond which recall has always levelled off.
+# Most settings of a side: recall has always levelled off before.
 _POINTS_MAX: Final = 10
 _SEED: Final = 20_261_124
 
 
-#: Of an index without rows: nothing is missed.
+#: The report for an index without rows: recall is 1.
 NO_RECALL: Final = RecallReport(
     k=1,
     sample=0,
@@ -43,15 +43,15 @@ def measure_recall(
     """Measures settings one after the other, each with every query of the sample.
 
     Args:
-        index: the index; no change comes between.
-        sample: how many of its rows to ask for.
+        index: the index; no change comes in between.
+        sample: number of queries.
         k: neighbours of each.
-        recall_target: of a search that names no setting; None for the library's own number of candidates.
+        recall_target: recall target of the default search; None for the library's number of candidates.
         control: cancellation.
 
     Raises:
         NativeCancelled: `control` asked for it.
-        IndexStateError: memory could not be had.
+        IndexStateError: there was not enough memory.
     """
     effort = index.efforts.default(k, recall_target, control)
 
@@ -82,7 +82,7 @@ def _measure(rows: Sample, sample: int, k: int, effort: tuple[int, bool, int], c
             others = [distance for slot, distance in zip(found, distances, strict=True) if slot != own[row]][:k]
             if exact:
                 truth[row] = others[-1]
-            # By distance: of rows that are equally far any will do.
+            # Compared by distance: of equally far rows, any one counts.
             shares[row] = sum(distance <= truth[row] for distance in others) / k
         return RecallPoint(
             ef_search=ef or None,
@@ -102,7 +102,7 @@ def _measure(rows: Sample, sample: int, k: int, effort: tuple[int, bool, int], c
 
 
 def _settings(stats: NativeStats, k: int) -> Iterator[tuple[int, int]]:
-    """ef_search and nprobe: each side's own, with the other at its default."""
+    """Pairs of ef_search and nprobe, one of them set and the other at its default (0)."""
     if stats.graph_rows:
         efs = [ef for ef in _EFS if ef > k] or [2 * k]
         yield from ((ef, 0) for ef in efs[:_POINTS_MAX])

@@ -1,12 +1,12 @@
-"""Who may run when: one change at a time, reads beside it, all of it on one event loop and in one process.
+"""The order of a session's calls: one change at a time, reads beside it, on one event loop and in one process.
 
 `Runtime` serves a session whose verbs are awaited; `blocking` has its twin for verbs that block.
 
-Event loops. Locks, limits and connections belong to an event loop. A `Runtime` is bound to the loop that uses it first;
-while that loop runs, calls from another one are refused, as they could wait for each other for ever. Once the loop is
-over, the next one takes its place.
+Event loops. Locks, limits and connections belong to an event loop. A `Runtime` is bound to the loop that uses it first.
+While that loop runs, calls from another loop are refused, as the two could wait for each other for ever. When the loop
+has ended, another one may take over.
 
-Fork. A child process has the memory of its parent, but none of its other threads: locks that those held stay locked,
+Fork. A child process has the memory of its parent, but only the thread that forked: locks of other threads stay locked,
 and the loop of a `BlockingRuntime` is gone. So a session refuses every call in a child process.
 """
 
@@ -41,8 +41,8 @@ AnyIndex: TypeAlias = Index | LazyIndex
 
 #: Worker threads of a session's calls. Enough for any machine this is meant for; anyio's own 40 belong to the host.
 _THREADS_MAX: Final = 8
-#: Searches on the event loop's thread let other tasks run at least this often: each takes a fraction of a millisecond,
-#: a thousand in a row would not.
+#: Searches on the event loop's thread let other tasks run at least this often: one takes a fraction of a millisecond,
+#: but a thousand in a row would block the loop.
 _PAUSE_S: Final = 0.005
 
 #: Why a destroyed session refuses a call.
@@ -70,15 +70,15 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 @dataclass(eq=False, slots=True)
 class _Binding:
-    """What belongs to the event loop that a session is used on.
+    """The objects of a session that belong to one event loop.
 
     Attributes:
         loop: the event loop, as asyncio or trio know it.
         thread: the loop's thread.
-        turn: held by the one operation that may change the session.
+        turn: lock of the one operation that may change the session.
         threads: limits the worker threads of the session.
-        change_over: set when the change that holds up reads is over; None while there is none.
-        calls: calls that wait for something.
+        change_over: set when the running change, which reads wait for, is over; None while no change runs.
+        calls: number of calls under way.
     """
 
     loop: Any
@@ -96,7 +96,7 @@ class Runtime:
         session_id: names the session in errors.
 
     Attributes:
-        index: the index there is now; a load replaces it while it has the turn.
+        index: the current index; a load replaces it while it has the turn.
     """
 
     is_blocking: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class Runtime:
         raise self._refused(_COPIED)
 
     def install(self, index: AnyIndex, load_rest: Callable[[], Awaitable[None]]) -> None:
-        """Gives the runtime its first index, and what puts a whole index in the place of a lazily loaded one."""
+        """Sets the first index, and the function that replaces a lazily loaded index by a whole one."""
         self.index = index
         self._load_rest = load_rest
 
@@ -123,16 +123,16 @@ class Runtime:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are taken: the session is not destroyed, and this is the process that made it."""
+        """Whether calls are accepted: the session is not destroyed, and this is the process that made it."""
         return self._ended is None
 
     @property
     def was_forked(self) -> bool:
-        """Whether this is a child process, and the session its parent's."""
+        """Whether this is a forked child of the process that made the session."""
         return self._ended is _FORKED
 
     def check(self) -> None:
-        """Checks that a call may begin here and now.
+        """Checks that a call may begin.
 
         Raises:
             SessionError: the session is destroyed, or belongs to another event loop or process.
@@ -151,7 +151,7 @@ class Runtime:
         return SessionError(reason, details={"session_id": self._session_id})
 
     def _bind(self, *, to_end: bool = False) -> _Binding:
-        """What belongs to the running event loop."""
+        """The binding to the running event loop."""
         try:
             loop = _running_loop()
         except RuntimeError:
@@ -163,7 +163,7 @@ class Runtime:
             if before is not None and not _is_over(before.loop):
                 raise self._refused(_ELSEWHERE)
             if before is not None and before.calls and not to_end:
-                # What that call holds, as the lock of a store, would never be let go of.
+                # Locks that this call holds, such as one of a store, would never be released.
                 raise self._refused(_ABANDONED)
             self._binding = binding = _Binding(loop)
             return binding
@@ -181,30 +181,30 @@ class Runtime:
     def leave_to_parent(self) -> None:
         """Ends this copy of the session, in a child process, without a lock, a thread or an event loop."""
         self._ended = self._ended or _FORKED
-        index = getattr(self, "index", None)  # another thread may have been about to install it
+        index = getattr(self, "index", None)  # at the fork another thread may not have installed it yet
         if index is not None and index.native is not None:
             index.native.leave_to_parent()
 
-    # ---- what verbs call
+    # ---- calls of verbs
 
     async def exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of an operation that has the turn: no other one, and no change, runs meanwhile."""
+        """The result of an operation that has the turn: no other operation and no change runs meanwhile."""
         return await self._on_loop(partial(self._exclusive, operation))
 
     async def change(self, function: Callable[[Index, Control], _T]) -> _T:
-        """The result of a change, made in a worker thread on the index there is when its turn has come."""
+        """The result of a change. It waits for its turn and runs in a worker thread on the current index."""
         return await self._on_loop(partial(self._change, function))
 
     async def concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
-        """The result of a change that reads need not wait for."""
+        """The result of a change beside which reads run on."""
         return await self._on_loop(partial(self._concurrent, function))
 
     async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
         """The result of a read of the index; no change comes between its start and its end.
 
         Args:
-            need: what the read is about: a lazily loaded index fetches it first.
-            function: the read, called with the index there is then, and what was gathered for it.
+            need: the data that the read needs: a lazily loaded index fetches it first.
+            function: the read, called with the current index and the gathered data.
         """
         with self._called():
             return await self._answer(need, lambda *asked: self.in_thread(function, *asked))
@@ -215,12 +215,12 @@ class Runtime:
             return await self._answer(need, lambda *asked: self.stoppable(partial(function, *asked)))
 
     async def compute(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The result of a function that takes long and touches no index, without holding up the event loop."""
+        """The result of a long function that uses no index, computed in a worker thread."""
         with self._called():
             return await self.in_thread(function, *args, **kwargs)
 
     def here(self, read: Callable[[AnyIndex], _T]) -> _T:
-        """The result of a read on this thread; goes on to the next index where a load replaced the one it met."""
+        """The result of a read on this thread; it is repeated on the new index where a load replaced the old one."""
         while True:
             self._check_open()
             index = self.index
@@ -230,10 +230,10 @@ class Runtime:
                 self.check_replaced(index)
 
     def check_replaced(self, index: AnyIndex) -> None:
-        """Checks that a closed index was replaced by another one, which is asked then.
+        """Checks that a closed index was replaced by another one.
 
         Raises:
-            SessionError: it was not: the session is destroyed.
+            SessionError: it was not replaced: the session is destroyed.
         """
         if self.index is index:
             raise self._refused(self._ended or DESTROYED) from None
@@ -249,11 +249,11 @@ class Runtime:
         self._last_pause = time.monotonic()
 
     async def end(self, forget: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
-        """Refuses all later calls, waits for those that run, and closes the index. Idempotent.
+        """Refuses all later calls, waits for those under way, and closes the index. Idempotent.
 
         Args:
-            forget: wipes secrets.
-            close: closes connections, on the event loop.
+            forget: a function that wipes secrets.
+            close: a function that closes connections, on the event loop.
         """
         if self._ended is None:
             self._bind(to_end=True)
@@ -266,11 +266,11 @@ class Runtime:
         return await operation()
 
     async def _exclusive(self, operation: Callable[[], Awaitable[_T]]) -> _T:
-        """Runs an operation in a task of its own, when its turn has come.
+        """Runs an operation in a task of its own, when it has the turn.
 
-        The task is for asyncio: its own cancellation (Task.cancel, wait_for, timeout) breaks into a wait for a thread
-        even where anyio shields that wait. A child of a task group only ever meets anyio's cancellation, and the group
-        waits for it. So when this returns, no thread is left that works on the index.
+        The task is needed for asyncio: Task.cancel, wait_for and timeout interrupt a wait for a thread even where anyio
+        shields it. A child of a task group only gets anyio's cancellation, and the group waits for it. So no thread
+        works on the index when this returns.
         """
         outcome = Outcome[_T]()
         with self._called() as binding:
@@ -302,7 +302,7 @@ class Runtime:
         outcome.get()
 
     async def _change(self, function: Callable[[Index, Control], _T]) -> _T:
-        # What the worker thread or a traceback remembers must not keep the caller's arrays alive.
+        # A reference in the worker thread or a traceback must not keep the caller's arrays alive.
         once = [function]
         del function
 
@@ -333,7 +333,7 @@ class Runtime:
         return await self._exclusive(change)
 
     async def _answer(self, need: Need, read: Callable[[AnyIndex, Gathered], Awaitable[_T]]) -> _T:
-        """The result of a read of an index that may have to fetch first what the read is about."""
+        """The result of a read. A lazily loaded index fetches the data for it first."""
         while True:
             await self._no_change()
             self._check_open()
@@ -341,11 +341,11 @@ class Runtime:
             try:
                 if not isinstance(index, LazyIndex) or await self._gather(index, need, gathered):
                     return await read(index, gathered)
-            except IndexClosed:  # another index has taken its place, and is asked then
+            except IndexClosed:  # another index has taken its place: the read is repeated on it
                 self.check_replaced(index)
 
     async def _gather(self, index: LazyIndex, need: Need, gathered: Gathered) -> bool:
-        """Fetches what a call lacks; False where another index took this one's place instead, or is asked again."""
+        """Fetches the parts that a call lacks; False where the call must be repeated, on another index."""
         while True:
             missing = await self._ask(index, need, gathered)
             if missing.whole:
@@ -359,13 +359,13 @@ class Runtime:
         return await self.in_thread(index.missing, need, gathered)
 
     async def _no_change(self) -> None:
-        # Here a read that would have to wait can be cancelled, and holds no thread. Only for the change that runs now:
-        # with one change after the other it would never get its turn.
+        # A read that waits here can be cancelled, and holds no thread. It waits only for the running change: under a
+        # stream of changes it would otherwise never run.
         if self._binding is not None and self._binding.change_over is not None:
             await self._binding.change_over.wait()
 
     async def _become_whole(self, optional: bool) -> None:
-        """Puts a whole index in the place of a lazily loaded one, for a call that needs it or would be faster."""
+        """Replaces a lazily loaded index by a whole one, for a call that needs it or would be faster."""
         try:
             await self._exclusive(self._load_rest)
         except MemoryBudgetExceededError:
@@ -374,10 +374,10 @@ class Runtime:
             if isinstance(self.index, LazyIndex):
                 self.index.stay_lazy()
 
-    # ---- what operations that have the turn call
+    # ---- for operations that have the turn
 
     def whole(self) -> Index:
-        """The index, once all of it is in memory."""
+        """The index, which is whole here."""
         assert isinstance(self.index, Index)
         return self.index
 
@@ -386,7 +386,7 @@ class Runtime:
         return await run_in_thread(partial(function, *args, **kwargs), self._bind(to_end=True).threads)
 
     async def stoppable(self, function: Callable[[Control], _T]) -> _T:
-        """The result of a native call in a worker thread; a cancellation stops it and waits until it left no trace."""
+        """The result of a native call in a worker thread. A cancellation stops it and waits for its roll-back."""
         control = Control()
         outcome = Outcome[_T]()
         once = [function]
@@ -401,7 +401,7 @@ class Runtime:
         async with anyio.create_task_group() as group:
             group.start_soon(stop_on_cancellation)
             with outcome:
-                # run_sync shields itself and waits for the thread; the other task tells that to hurry.
+                # run_sync shields itself and waits for the thread; the other task makes the native call stop.
                 outcome.value = await self.in_thread(lambda: once.pop()(control))
             group.cancel_scope.cancel()
         if isinstance(outcome.error, NativeCancelled):
@@ -409,7 +409,7 @@ class Runtime:
         return outcome.get()
 
     async def settle_where_due(self) -> None:
-        """Gives memory that changes have freed back to the system, once that is much."""
+        """Returns freed memory to the system, once changes have freed much."""
         index = self.index
         budget = index.budget_bytes
         if index.unsettled_bytes >= settle_bytes(None if budget is None else budget // 16):
@@ -426,11 +426,11 @@ def _running_loop() -> Any:
 
 
 def _is_over(loop: Any) -> bool:
-    """Whether an event loop does not run any more."""
+    """Whether an event loop has ended."""
     if hasattr(loop, "is_running"):
         return not loop.is_running()
     try:
-        loop.run_sync_soon(bool)  # a trio token: it says whether its run has finished in no other way
+        loop.run_sync_soon(bool)  # a trio token has no other way to tell that its run has finished
     except RuntimeError:
         return True
     return False

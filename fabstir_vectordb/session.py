@@ -1,9 +1,9 @@
 """VectorDBSession: every public verb, each a few readable lines.
 
-A session belongs to one user. `runtime` says who may run when: changes, saves and loads run one after the other; reads
-run beside them, and see the rows from before or after a change, never half of it. `workspace` keeps the versions.
+A session belongs to one user. `runtime` orders the calls: changes, saves and loads run one after the other; reads run
+beside them. A read sees the rows from before or after a change, never half of it. `workspace` keeps the versions.
 Cancelling the task that awaits a change, save or load stops it, waits until no thread works on the index any more, and
-then raises the cancellation; the change was made whole by then, or left no trace.
+then raises the cancellation. By then the change is complete, or left no trace.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _S = TypeVar("_S", bound="VectorDBSession")
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 SCAN_PAGE_ROWS: Final = 512
 _KEEP_MAX: Final = 2**63 - 1
-# The moments that a clock may give, seconds since 1970: from the year 1 to the year 9999.
+# The range of a clock, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
 
 
@@ -109,7 +109,11 @@ def get_version() -> str:
 
 
 def get_platform_info() -> dict[str, str]:
-    """Platform, architecture, Python and the SIMD kernels in use."""
+    """Platform, architecture, Python and the SIMD kernels in use.
+
+    Returns:
+        A dict with the keys ``platform``, ``arch``, ``python`` (the version) and ``kernels``.
+    """
     return {
         "platform": sys.platform,
         "arch": platform.machine(),
@@ -135,7 +139,7 @@ class VectorDBSession:
     def __init__(self, config: VectorDBConfig, runtime_type: type[Runtime] = Runtime) -> None:
         self._config = config.without_secrets()
         if len(config.secret.reveal().split()) == PHRASE_WORDS:
-            # What looks like a phrase of S5 must be one: a mistyped word would otherwise open another, empty identity.
+            # Fifteen words must be a valid S5 phrase: a mistyped word would otherwise open another, empty identity.
             parse_phrase(config.secret.reveal())
         self._now_us = partial(_clock_us, config.clock)
         runtime = runtime_type(config.session_id)
@@ -145,20 +149,20 @@ class VectorDBSession:
         self._told_of_default = False
         if config.debug:
             log_level.begin_debug()
-        self._runtime = runtime  # last: a refused session owes nobody a destroy()
+        self._runtime = runtime  # last: a session that was refused needs no destroy()
         logger.debug("session %s: created", config.session_id)
 
     @classmethod
     def create(
         cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Unpack[ConfigFields]
     ) -> Creation[Self]:
-        """Makes a session; validates only, touches no store.
+        """Makes a session. It checks the settings and contacts no store.
 
         Await it, or use it in ``async with``, with ``await`` or without.
 
         Args:
-            config: the settings, or a mapping of them.
-            **settings: single settings; they win over `config`.
+            config: a VectorDBConfig, or a mapping of settings.
+            **settings: single settings, which override those of `config`.
 
         Returns:
             An empty session.
@@ -183,18 +187,21 @@ class VectorDBSession:
         timestamps: Mapping[str, float] | None = None,
         **settings: Unpack[ConfigFields],
     ) -> Creation[Self]:
-        """Makes a session whose rows are on the sides that are said, whatever their age.
+        """Makes a session from recent and historical rows. The caller chooses the side of each row, not its age.
 
-        What `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` give of one session makes another
-        like it. The next `optimize` moves rows by their age, as always. Historical rows go to their lists at once,
-        without a graph in between: the quick way to begin with a long history.
+        The answers of `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` of one session make
+        another like it. The next `optimize` moves rows by their age, as always. Historical rows go to their lists at
+        once, without a graph in between: the quick way to begin with a long history.
 
         Args:
             config, **settings: as `create`.
             recent: rows of the graph: VectorInputs, Rows, or mappings with the keys of a VectorInput.
-            historical: rows of the lists, which are trained for them. Fewer than 64 are not worth lists, and rows
-                without a vector are on none: these are recent ones.
-            timestamps: seconds since 1970 by id; they win over what a row says.
+            historical: rows of the lists, in the same forms. The lists are trained on them. With fewer than 64 such
+                rows no lists are made, and these rows become recent ones; so do rows without a vector.
+            timestamps: seconds since 1970 by id; they override the timestamp of a row.
+
+        Returns:
+            A session that holds the rows.
 
         Raises:
             InvalidConfigError, InvalidInputError, ConflictError, MemoryBudgetExceededError: as `create` and
@@ -224,7 +231,7 @@ class VectorDBSession:
         historical: Iterable[VectorInput | Row | Mapping[str, Any]],
         timestamps: Mapping[str, float] | None,
     ) -> None:
-        """Gives an empty session rows on both sides."""
+        """Adds the rows of both sides to an empty session."""
         if timestamps is not None and not isinstance(timestamps, Mapping):
             raise InvalidInputError(f"timestamps must be a mapping of ids, got {type(timestamps).__name__}")
         past, present = (_dated(rows, timestamps or {}) for rows in (historical, recent))
@@ -263,10 +270,10 @@ class VectorDBSession:
         self._runtime.__reduce_ex__(protocol)
 
     async def destroy(self) -> None:
-        """Forgets everything: frees native memory, wipes keys as far as CPython allows, closes the store.
+        """Ends the session: frees native memory, wipes keys as far as CPython allows, closes the store.
 
-        Waits for a running change, save or load. Idempotent; every later call raises SessionError. In a child process
-        of the one that made the session it only wipes the child's copy of the keys.
+        It waits for a running change, save or load. A second `destroy` does nothing; every other later call raises
+        SessionError. In a forked child process it only wipes the child's copy of the keys.
 
         Raises:
             SessionError: the session is in use on another event loop.
@@ -295,7 +302,7 @@ class VectorDBSession:
 
         Args:
             items: VectorInputs, or mappings with the same keys.
-            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of items with the same id,
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``. Of items with the same id,
                 ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
 
         Returns:
@@ -303,8 +310,8 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
-            ConflictError: with ``error``, an id is live already, or stands twice in the call.
-            MemoryBudgetExceededError: they would not fit.
+            ConflictError: with ``error``, an id is live already, or occurs twice in the call.
+            MemoryBudgetExceededError: the rows would not fit.
             SessionError: the session is destroyed.
         """
         self._runtime.check()
@@ -330,13 +337,13 @@ class VectorDBSession:
 
         Args:
             ids: n strings.
-            vectors: (n, dim) numbers; float32, C-contiguous arrays are taken as they are. None for rows without a
-                vector, or a list with None for some: they are kept, filtered and counted, and no search finds them.
+            vectors: (n, dim) numbers; float32, C-contiguous arrays are not copied first. None, or a list with None in
+                it, for rows without a vector: they are kept, filtered and counted, and no search finds them.
             metadata: n JSON-shaped values, or None.
             timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
-            expires_at: when each row is gone from all answers, as `timestamps`; None, also of one row, for never. The
-                first change of rows behind that moment deletes it.
-            on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``.
+            expires_at: when each row leaves all answers, in the forms of `timestamps`; None, for all or for one row,
+                means never. The first change of rows after that moment deletes the row.
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``, as in `add_vectors`.
 
         Returns:
             How many rows were added, replaced and skipped.
@@ -383,13 +390,13 @@ class VectorDBSession:
     async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
         """Replaces the metadata of a row, or of many: all or nothing.
 
-        The value before is in no answer from here on. Its bytes leave memory, and the versions saved later, with the
-        next `vacuum`; versions saved earlier keep it until `prune_history` removes them.
+        The old value is in no answer from now on. The next `vacuum` removes its bytes from memory and from versions
+        saved after it. Versions saved earlier keep them until `prune_history` removes these versions.
 
         Args:
-            id: the row; or a mapping of ids to their metadata, for many rows in one call.
-            metadata: any JSON-shaped value of at most 1 MiB, or None for none; left out where `id` is a mapping.
-            merge: merge a dict into the stored dict instead, key by key.
+            id: the row's id; or a mapping of ids to metadata, for many rows in one call.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none; not given where `id` is a mapping.
+            merge: merge a dict into the stored dict, key by key, instead of replacing it.
 
         Raises:
             NotFoundError: an id is not live.
@@ -400,7 +407,7 @@ class VectorDBSession:
         merge = check_bool("merge", merge)
         if isinstance(id, Mapping):
             if metadata is not None:
-                raise InvalidInputError("metadata stands in the mapping of ids: leave the second argument out")
+                raise InvalidInputError("the mapping of ids holds the metadata: leave the second argument out")
             ids, values = take_ids(id), list(id.values())
         else:
             ids, values = [one_id(id)], [metadata]
@@ -410,8 +417,8 @@ class VectorDBSession:
         """Gives a row another vector. Its metadata, timestamp and expiry stay.
 
         Args:
-            id: the row.
-            vector: dim numbers.
+            id: the row's id.
+            vector: dim numbers, kept as float32.
 
         Raises:
             NotFoundError: the id is not live.
@@ -423,33 +430,36 @@ class VectorDBSession:
         await self._runtime.change(lambda index, control: index.update_vectors(ids, [vector], control))
 
     async def set_schema(self, schema: Mapping[str, Any] | None) -> None:
-        """Makes metadata follow a schema from now on; it is saved with the index.
+        """Sets the schema of metadata. It applies to every row from now on, and is saved with the index.
 
         Args:
             schema: fields with their types, as ``{"title": {"type": "string", "required": True}, "tags":
                 "Array<String>"}`` or ``{"fields": {"title": "String", "tags": {"Array": "String"}}, "required":
-                ["title"]}``: string, number, boolean, date, datetime, UUID, array of a type, object with fields. Fields
-                that it does not name may hold anything, and null stands for an optional one that is not there. None
-                for no schema.
+                ["title"]}``. Types: string, number, boolean, date, datetime, UUID, array of a type, object with
+                fields. Other fields may hold anything. A missing optional field may be written as null. None removes
+                the schema.
 
         Raises:
-            InvalidInputError: the schema is not understood (details ``path``), or a row that is there already breaks it
-                (``id``, too); the schema before stays.
+            InvalidInputError: the schema is not understood (details ``path``), or a live row breaks it (details
+                ``id``, too); the old schema stays.
             SessionError: the session is destroyed.
         """
         parsed = None if schema is None else parse_schema(schema)
         await self._runtime.change(lambda index, _: index.set_schema(parsed))
 
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes a row; it is in no answer from here on.
+        """Deletes a row; it is in no answer from now on.
 
-        The row's id, vector and metadata leave memory, and the versions saved later, with the next `vacuum`. Versions
-        saved before keep them until `prune_history` removes these; so do their shares. `get_stats().superseded_bytes`
-        says how much the last saved version holds.
+        The next `vacuum` removes the row's id, vector and metadata from memory and from versions saved after it.
+        Versions saved earlier, and their shares, keep them until `prune_history` removes these versions.
+        `get_stats().superseded_bytes` says how much the last saved version holds.
 
         Args:
-            id: the row.
+            id: the row's id.
             missing_ok: do nothing for an id that is not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, 0 or 1, and which.
 
         Raises:
             NotFoundError: the id is not live.
@@ -463,8 +473,8 @@ class VectorDBSession:
         """Deletes many rows: all or nothing; `vacuum` gives their memory back.
 
         Args:
-            ids: the rows; an id that stands twice counts once.
-            missing_ok: pass over ids that are not live, instead of raising.
+            ids: ids of the rows; an id that occurs twice counts once.
+            missing_ok: ignore ids that are not live, instead of raising.
 
         Returns:
             How many rows were deleted, and which.
@@ -491,14 +501,17 @@ class VectorDBSession:
         return await self._runtime.change(lambda index, _: index.clear())
 
     async def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Deletes the rows that a filter takes: all or nothing. When their bytes go, `delete_vector` says.
+        """Deletes the rows that match a filter: all or nothing. `delete_vector` says when their bytes go.
 
         Args:
-            filter: as in SearchOptions; one that takes every row, as ``{}`` does, is refused.
+            filter: as in SearchOptions; an empty filter, as ``{}``, is refused: see `clear`.
+
+        Returns:
+            How many rows were deleted, and which.
 
         Raises:
             InvalidInputError: the filter is not understood, or empty.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         where = await self._parsed(filter)
@@ -507,39 +520,39 @@ class VectorDBSession:
         return await self._runtime.change(lambda index, _: index.delete_where(where))
 
     async def vacuum(self) -> VacuumStats:
-        """Removes deleted rows and replaced metadata for good, repairs the graph and gives their memory back.
+        """Removes deleted rows and replaced metadata for good, repairs the graph and frees their memory.
 
-        Rows that have expired are deleted first. No version that is saved from here on holds a removed row's id,
-        metadata, vector or code, nor metadata that was replaced before. Aggregates of many rows stay: centroids of
-        lists, ranges of codes, the timestamp of the last change. Memory is freed, not overwritten.
+        Rows that have expired are deleted first. No later version holds a removed row's id, metadata, vector or code,
+        nor replaced metadata. Aggregates of many rows stay: centroids of lists, ranges of codes, the timestamp of the
+        last change. Memory is freed, not overwritten.
 
         Returns:
             How many rows were removed.
 
         Raises:
-            MemoryBudgetExceededError: what it needs beside the index would not fit; nothing changed.
-            IndexStateError: there was not enough memory beside the index; nothing changed.
+            MemoryBudgetExceededError: its working memory would not fit in the budget; nothing changed.
+            IndexStateError: the system had too little memory for it; nothing changed.
             SessionError: the session is destroyed.
         """
         return await self._runtime.change(Index.vacuum)
 
     async def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
-        """Brings the index into its best shape for what it holds now.
+        """Moves old rows to lists and vacuums.
 
-        Rows older than the config's `recent_window_s` move from the recent side to lists, which are trained for them
-        where they were not or the rows have changed; then a vacuum removes deleted rows, takes those that moved out of
-        the graph, and puts the rows of a list side by side. Searches go on, but for the vacuum; other changes come
-        between the steps. Cancelling it leaves what is done.
+        Rows older than the config's `recent_window_s` move from the recent side to lists. The lists are trained first
+        where there are none, or where the rows have changed much. Then a vacuum removes deleted rows, takes the moved
+        rows out of the graph, and stores the rows of a list side by side. Searches run on, except during the vacuum.
+        Other changes run between the steps. Cancelling it keeps the steps that are done.
 
         Args:
             progress: called on the event loop's thread before each step.
 
         Returns:
-            What was done.
+            Whether lists were trained, how many rows moved, and what the vacuum removed.
 
         Raises:
             MemoryBudgetExceededError: training or the vacuum would not fit; nothing changed.
-            IndexStateError: there was not enough memory; the index is as the last step left it.
+            IndexStateError: the system had too little memory; the steps that are done stay.
             SessionError: the session is destroyed.
         """
 
@@ -550,7 +563,10 @@ class VectorDBSession:
         return await self._aging.run(tell)
 
     async def get_recent_index(self) -> IndexSide:
-        """The recent side: rows that are found through the graph, or scanned while they are few.
+        """The recent side: rows that searches find through the graph, or by a scan while they are few.
+
+        Returns:
+            The type, counts and ids of the side.
 
         Raises:
             SessionError: the session is destroyed.
@@ -560,16 +576,22 @@ class VectorDBSession:
     async def get_historical_index(self) -> IndexSide:
         """The historical side: rows on lists.
 
+        Returns:
+            The type, counts and ids of the side.
+
         Raises:
             SessionError: the session is destroyed.
         """
         return await self._runtime.read(Reach.WHOLE, lambda index, _: index.side(True))
 
     async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
-        """When rows are from: seconds since 1970 by id.
+        """The timestamps of rows.
 
         Args:
-            ids: the rows; those that are not live are left out. None for all.
+            ids: ids of the rows; those that are not live are left out. None for all rows.
+
+        Returns:
+            Seconds since 1970 by id.
 
         Raises:
             InvalidInputError: `ids` is no sequence of strings.
@@ -589,14 +611,17 @@ class VectorDBSession:
     ) -> SearchResults:
         """Finds the k rows nearest to a query.
 
+        How a search without `ef_search`, `nprobe`, `exact` and `recall_target` goes is measured on the index's own
+        rows: see SearchOptions, and `get_stats` for the outcome.
+
         Args:
             query: dim numbers.
-            k: 1 to 10 000; more than there are rows returns all.
+            k: 1 to 10 000; more than the number of rows returns all of them.
             options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
                 a warning is logged.
 
         Returns:
-            The hits, nearest first, ties by id.
+            The hits, nearest first, equal distances in the order of their ids.
 
         Raises:
             InvalidInputError: the query, `k` or an option is refused.
@@ -655,19 +680,22 @@ class VectorDBSession:
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[SearchResult, None]:
-        """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are.
+        """Yields every row that matches the filter and whose score passes the threshold, nearest first.
 
-        Every row is scored exactly at the start, before the first hit comes. Rows that are deleted or replaced before
-        the stream reaches them do not come, nor do rows added meanwhile; a vacuum makes no difference. Whoever leaves a
-        stream before its end on trio uses `contextlib.aclosing`, as for any generator there.
+        The number of hits has no limit. Every row is scored exactly at the start, before the first hit comes. Rows
+        that are deleted or replaced before the stream reaches them are left out, as are rows added meanwhile; a vacuum
+        makes no difference. To leave a stream before its end on trio, use `contextlib.aclosing`, as for any generator.
 
         Args:
             query: dim numbers.
             threshold, include_vectors, filter: as in SearchOptions.
 
+        Yields:
+            The hits, one after the other.
+
         Raises:
             InvalidInputError: the query or an option is refused.
-            MemoryBudgetExceededError: the order of the rows, or the columns that the filter compares, would not fit.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         self._runtime.check()
@@ -679,7 +707,13 @@ class VectorDBSession:
                 yield hit
 
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
-        """Rows by id, in the order asked for; None for an id that is not live.
+        """Reads rows by id.
+
+        Args:
+            ids: ids of the rows; an id may occur more than once.
+
+        Returns:
+            A Row for each id, in the order of `ids`; None for an id that is not live.
 
         Raises:
             InvalidInputError: `ids` is no sequence of strings.
@@ -689,14 +723,17 @@ class VectorDBSession:
         return await self._runtime.read(RowsNeed(wanted), lambda index, gathered: index.get(wanted, gathered))
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
-        """How many rows are live, of those that a filter takes.
+        """Counts the live rows that match a filter.
 
         Args:
-            filter: as in SearchOptions.
+            filter: as in SearchOptions; None counts all live rows.
+
+        Returns:
+            The number of rows.
 
         Raises:
             InvalidInputError: the filter is not understood.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
         if filter is None:
@@ -706,29 +743,37 @@ class VectorDBSession:
         return await self._runtime.read(FilterNeed(), lambda index, _: index.count_where(where))
 
     async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
-        """The distinct values of a metadata field, each with the number of rows that have it, the most frequent first.
+        """Counts the distinct values of a metadata field.
 
         Args:
-            field: a path, its steps joined by dots; each value of a list counts.
-            filter: only rows that it takes.
+            field: a path, its steps joined by dots; a step in double quotes is one key, as in ``'v."a.b"'``. Each
+                value of a list counts.
+            filter: as in SearchOptions; only rows that match it count.
+
+        Returns:
+            Each value with the number of rows that have it, the most frequent first.
 
         Raises:
             InvalidInputError: the field or the filter is not understood.
-            MemoryBudgetExceededError: the columns would not fit.
+            MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed.
         """
         path, where = check_field(field), EVERYTHING if filter is None else await self._parsed(filter)
         return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(path, where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
-        """How much of the truth searches find on the index's own rows, and at what cost, over `ef_search` and `nprobe`.
+        """Measures recall and speed on the index's own rows, over `ef_search` and `nprobe`.
 
-        Rows of a sample are asked for, themselves left out, and compared with an exact search. The same rows are asked
-        for each time. Searches go on meanwhile; ``report.plot("recall.svg")`` draws it (extra `plot`).
+        A sample of rows are the queries, always the same ones, each without itself among its answers. The truth is an
+        exact search. `RecallReport.default` is the recall of a search that names no setting. Other searches run on
+        meanwhile; ``report.plot("recall.svg")`` draws the report (extra `plot`).
 
         Args:
-            sample: rows to ask for, 1 to 10 000.
+            sample: number of queries, 1 to 10 000.
             k: neighbours of each, 1 to 1 000.
+
+        Returns:
+            Recall, latency and queries per second of the default and of each setting.
 
         Raises:
             InvalidInputError: `sample` or `k` is out of range.
@@ -744,21 +789,24 @@ class VectorDBSession:
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
     ) -> AsyncGenerator[Row, None]:
-        """The rows that are live at its start, of those that a filter takes.
+        """Yields the live rows that match a filter, in the order of their slots or of a field.
 
-        They come in the order of their slots, or of a field. Rows that are deleted or replaced before the scan reaches
-        them do not come, nor do rows added meanwhile; a vacuum makes no difference. Without `order` the filter is asked
-        when a row is reached, with it at the start. Whoever leaves a scan before its end on trio uses
-        `contextlib.aclosing`, as for any generator there.
+        Rows that are deleted or replaced before the scan reaches them are left out, as are rows added meanwhile; a
+        vacuum makes no difference. With `order` the filter is applied at the start, without it when a row is reached.
+        To leave a scan before its end on trio, use `contextlib.aclosing`, as for any generator.
 
         Args:
-            filter: as in SearchOptions.
-            order: a path, with a minus in front for descending; null, bools, numbers and strings in this order, then
-                rows without a single value of it.
+            filter: as in SearchOptions; None for all rows.
+            order: a path, with a minus in front for descending; a step in double quotes is one key, as in
+                ``'v."a.b"'``. Null comes first, then bools, numbers, strings, and last rows that have no value or
+                several values there.
+
+        Yields:
+            The rows, one after the other.
 
         Raises:
             InvalidInputError: the filter or the order is not understood.
-            MemoryBudgetExceededError: the columns would not fit.
+            MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
         where = None if filter is None else await self._parsed(filter)
@@ -779,17 +827,19 @@ class VectorDBSession:
         """Stores the index as a new version and makes it the newest.
 
         Args:
-            on_conflict: when another version became the newest since this content was loaded: ``error`` stores this
-                one but leaves the newest alone, ``overwrite`` supersedes it.
-            verify_stored: ask the store for every part that is reused, and store again those it has lost.
+            on_conflict: what to do when another version became the newest since this content was loaded: ``error``
+                stores this version but does not make it the newest, ``overwrite`` makes it the newest.
+            verify_stored: check that the store still has every part that is reused, and store lost parts again.
             progress: called after every part.
 
         Returns:
-            The version's CID, when every byte of it is stored and the pointer has moved.
+            The version's CID, once every byte of it is stored and the pointer has moved.
 
         Raises:
-            ConflictError: another version came between; details has ``cid``, ``head_cid`` and ``base_cid``.
-            StorageError, S5Error, IntegrityError: the store failed or lied; the version before is still the newest.
+            InvalidInputError: an argument is not one of its values.
+            ConflictError: another session saved in between; details has ``cid``, ``head_cid`` and ``base_cid``.
+            StorageError, S5Error, IntegrityError: the store failed or sent wrong bytes; the old version is still the
+                newest.
             SessionError: the session is destroyed.
         """
         if on_conflict not in ("error", "overwrite"):
@@ -804,22 +854,22 @@ class VectorDBSession:
         options: LoadOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[LoadFields],
     ) -> None:
-        """Replaces the content by a saved version: all or nothing.
+        """Replaces the session's rows by a saved version: all or nothing.
 
         Args:
-            cid: the version, in any text form of its CID, or a share CID; None for the newest one. What was opened by
-                a share CID is saved as the user's own index.
+            cid: the version, in any text form of its CID, or a share CID; None for the newest version. A version that
+                was opened by a share CID is saved as the user's own index.
             options, **fields: see LoadOptions.
 
         Raises:
             NotFoundError: no version was saved under this phrase and index name, or the store lacks an object.
             ConflictError: there are unsaved changes and `discard_unsaved` is not set.
-            DecryptionError: none of the user's keys opens it.
-            IntegrityError: bytes are not what they should be.
-            InvalidInputError: `cid` is no CID, or names something that is no version.
+            DecryptionError: none of the user's keys opens the version.
+            IntegrityError: stored bytes do not match their hash, or are damaged.
+            InvalidInputError: `cid` is no CID, or not the CID of a version.
             InvalidConfigError: `metric`, `M`, `ef_construction` or `chunk_size` was passed to `create`, and the version
                 has another; the session stays as it was.
-            MemoryBudgetExceededError: it would not fit.
+            MemoryBudgetExceededError: the version would not fit.
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
         """
@@ -829,9 +879,9 @@ class VectorDBSession:
         await self._runtime.exclusive(partial(self._workspace.load, cid, chosen))
 
     async def warm(self, progress: ProgressCallback | None = None) -> None:
-        """Fetches what a lazy load left in the store: from here on no search waits for a network.
+        """Fetches the parts that a lazy load left in the store: from then on no search waits for a network.
 
-        Does nothing where all of it is in memory. Searches go on meanwhile.
+        It does nothing where all parts are in memory. Searches run on meanwhile.
 
         Args:
             progress: called after every part.
@@ -848,7 +898,10 @@ class VectorDBSession:
     async def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.
 
-        A refused version stands below the one that it lost against.
+        A refused version comes after the version that it lost against.
+
+        Returns:
+            The versions.
 
         Raises:
             IntegrityError: the record is damaged; the next save repairs it.
@@ -859,22 +912,22 @@ class VectorDBSession:
         return _as_infos(*await self._runtime.exclusive(self._workspace.history))
 
     async def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
-        """Forgets all but the newest versions, and deletes what only the others name.
+        """Forgets all but the newest versions, and deletes the stored objects that no kept version uses.
 
         This is how deleted rows leave old versions: `vacuum`, `save_to_s5`, then ``prune_history(1, dry_run=False)``.
-        No other session may be saving this index meanwhile. Shares of versions that go are broken, too.
+        No other session may save this index meanwhile. Shares of the forgotten versions stop working, too.
 
         Args:
             keep: how many versions stay, at least 1.
-            dry_run: only say what would go; False does it. What a store cannot or will not delete stays there.
+            dry_run: True only reports; False deletes. Objects that a store cannot or will not delete stay there.
 
         Returns:
-            The versions that go, or would, and what they take.
+            The versions that go, or would go, and their objects.
 
         Raises:
             InvalidInputError: `keep` is no integer from 1 to 2**63 - 1.
-            IntegrityError, NotFoundError: the history or a version that stays is damaged; nothing was deleted.
-            StorageError, S5Error: the store failed; pruning again finishes what was begun.
+            IntegrityError, NotFoundError: the history or a kept version is damaged; nothing was deleted.
+            StorageError, S5Error: the store failed; another `prune_history` finishes the work.
             SessionError: the session is destroyed.
         """
         _check_range("keep", keep, _KEEP_MAX)
@@ -888,11 +941,11 @@ class VectorDBSession:
         )
 
     async def share(self, cid: str) -> str:
-        """Makes a CID that opens one version without the phrase, and nothing else.
+        """Makes a CID that opens one version, and no other, without the phrase.
 
-        Everybody who has it can read that version for good: treat it as a secret. Nothing but the version's list of
-        parts is stored again. A version that still holds bytes of rows that were deleted, replaced or have expired by
-        now, or of replaced metadata, is refused: `vacuum`, `save_to_s5`, and share the CID that gives.
+        Anybody who has it can read that version for good: treat it as a secret. Only the version's list of parts is
+        stored again. A version is refused while it holds bytes of deleted, replaced or expired rows, or of replaced
+        metadata: call `vacuum` and `save_to_s5`, and share the new CID.
 
         Args:
             cid: the version.
@@ -902,7 +955,8 @@ class VectorDBSession:
             directory. It is the same each time.
 
         Raises:
-            InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one stored in clear.
+            InvalidInputError: `cid` is no CID, is a share CID, is not the CID of a version, or its version is stored in
+                clear.
             ConflictError: the version holds more than its live rows; details has ``superseded_bytes`` and
                 ``expired_rows``.
             NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
@@ -914,7 +968,10 @@ class VectorDBSession:
         return (await self._runtime.exclusive(partial(self._workspace.share, cid))).reveal()
 
     async def list_indexes(self) -> list[str]:
-        """The names of the user's saved indexes, sorted.
+        """The names of the user's saved indexes.
+
+        Returns:
+            The names, sorted.
 
         Raises:
             IntegrityError: the record is damaged; the next save repairs it.
@@ -925,15 +982,18 @@ class VectorDBSession:
         return await self._runtime.exclusive(self._workspace.indexes)
 
     async def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
-        """Reads every object of a version and checks all of it, without touching the session's content.
+        """Reads every object of a version and checks all bytes. The session's rows stay as they are.
 
         Args:
-            cid: the version; None for the newest one.
+            cid: the version; None for the newest version.
             progress: called after every part.
 
+        Returns:
+            The version's CID, and how many parts, bytes and rows it has.
+
         Raises:
-            IntegrityError: something is wrong; ``details["bad"]`` lists every bad part.
-            NotFoundError, InvalidInputError, DecryptionError, StorageError: as `load_user_vectors`.
+            IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part.
+            NotFoundError, InvalidInputError, DecryptionError, StorageError, S5Error: as `load_user_vectors`.
             SessionError: the session is destroyed.
         """
 
@@ -941,7 +1001,10 @@ class VectorDBSession:
         return VerifyReport(cid=str(found.cid), parts=found.parts, bytes=found.bytes, rows=found.rows)
 
     async def get_stats(self) -> SessionStats:
-        """Measured state of the session; O(1).
+        """Measured state of the session; it takes O(1) time.
+
+        Returns:
+            Counts of rows, memory, searches by plan, and how a search without settings goes.
 
         Raises:
             SessionError: the session is destroyed.
@@ -958,7 +1021,7 @@ class VectorDBSession:
         options: SearchOptions | Mapping[str, Any] | None,
         fields: Mapping[str, Any],
     ) -> SearchRequest:
-        """A search, with everything checked that does not depend on the rows it will meet."""
+        """A search request. Its arguments are checked, as far as they do not depend on the rows."""
         return make_request(
             prepare_query(query, self._runtime.index.vector_dim),
             k,
@@ -971,7 +1034,7 @@ class VectorDBSession:
     def _batch_request(
         self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
     ) -> SearchRequest:
-        """The same for a search of many queries, which the request does not hold."""
+        """A search request for many queries; the queries themselves are not in it."""
         dim, (_, actual) = self._runtime.index.vector_dim, seeming_shape(queries)
         if actual and dim is not None:
             check_query_dim(actual, dim)
@@ -985,7 +1048,7 @@ class VectorDBSession:
         )
 
     def _search_at_once(self, request: SearchRequest) -> SearchResults | None:
-        """A search on this thread, or None where it would take long. No coroutine: that takes a microsecond."""
+        """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
         if request.mmr is not None:
             return None
         runtime = self._runtime
@@ -997,20 +1060,20 @@ class VectorDBSession:
         else:
             try:
                 results = index.search(request)
-            except IndexClosed:  # the next index is asked, or says that there is none
+            except IndexClosed:  # `_search_aside` asks the next index, or raises where there is none
                 return None
         if results is not None and results.below_threshold:
             self._tell_of_default(results.below_threshold, request)
         return results
 
     async def _search_aside(self, request: SearchRequest) -> SearchResults:
-        """A search that takes long. It can be stopped, as it may have to find out first what its recall takes."""
+        """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
         results = await self._runtime.cancellable(*_search_of(request))
         self._tell_of_default(results.below_threshold, request)
         return results
 
     def _tell_of_default(self, dropped: int, request: SearchRequest) -> None:
-        """Warns, once, where hits were dropped by a threshold that nobody asked for."""
+        """Logs a warning, once a session, when the default threshold dropped hits."""
         if dropped and not self._told_of_default and isinstance(request.threshold, Unset):
             self._told_of_default = True
             logger.warning(
@@ -1024,7 +1087,7 @@ class VectorDBSession:
     def _start_of_stream(
         self, request: SearchRequest, where: Filter, index: Index, gathered: Gathered, control: Control | None
     ) -> tuple[Index, Callable[[], list[SearchResult]]]:
-        """The index a stream is about, and what gives its next hits, none at the end."""
+        """The index of a stream, and a function that returns its next hits, none at the end."""
         cursor = index.stream(request.query, where, control)
 
         def next_hits() -> list[SearchResult]:
@@ -1045,7 +1108,7 @@ class VectorDBSession:
 
 
 class Creation(Coroutine[Any, Any, _S], Generic[_S]):
-    """A session on its way: await it, or enter it with ``async with``."""
+    """The awaitable that `create` returns: await it, or enter it with ``async with``."""
 
     def __init__(self, creation: Coroutine[Any, Any, _S]) -> None:
         self._creation = creation
@@ -1055,15 +1118,15 @@ class Creation(Coroutine[Any, Any, _S], Generic[_S]):
         return self._creation.__await__()
 
     def send(self, value: Any) -> Any:
-        """As of a coroutine."""
+        """Passes the call on to the coroutine."""
         return self._creation.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """As of a coroutine."""
+        """Passes the call on to the coroutine."""
         return self._creation.throw(*error)
 
     def close(self) -> None:
-        """As of a coroutine."""
+        """Passes the call on to the coroutine."""
         self._creation.close()
 
     async def __aenter__(self) -> _S:
@@ -1122,7 +1185,7 @@ def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> lis
 
 
 def _search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
-    """What a search needs, and what does it."""
+    """The data that a search needs, and the function that runs it."""
     if request.mmr is None:
         return request, lambda index, gathered, control=None: index.search(request, gathered, control)
     return widened(request), lambda index, gathered, control=None: search_diverse(index, request, gathered, control)
@@ -1131,7 +1194,7 @@ def _search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResult
 def _search_batch_of(
     queries: npt.NDArray[np.float32], request: SearchRequest
 ) -> tuple[Need, Callable[..., list[SearchResults]]]:
-    """The same of a search of many queries."""
+    """The data that a search of many queries needs, and the function that runs it."""
     if request.mmr is None:
         need = BatchNeed(queries, request)
         return need, lambda index, gathered, control=None: index.search_batch(queries, request, gathered, control)
@@ -1143,7 +1206,7 @@ def _search_batch_of(
 def _start_of_scan(
     where: Filter | None, order: str | None, index: Index, gathered: Gathered
 ) -> tuple[Index, Callable[[], list[Row]]]:
-    """The index a scan is about, and what gives its next rows, none at the end."""
+    """The index of a scan, and a function that returns its next rows, none at the end."""
     if order is None:
         cursor = index.cursor()
         return index, lambda: index.scan(cursor, SCAN_PAGE_ROWS, where)
@@ -1163,7 +1226,7 @@ def _next_page(begun: Index, page: Callable[[], list[_T]], index: AnyIndex, gath
     """The next page of a scan or stream.
 
     Raises:
-        SessionError: a load replaced the index that it began with.
+        SessionError: a load replaced the index in which it began.
     """
     if index is not begun:
         raise SessionError("a load replaced the rows that were being read: begin again")
@@ -1173,7 +1236,7 @@ def _next_page(begun: Index, page: Callable[[], list[_T]], index: AnyIndex, gath
 def _clock_us(clock: Callable[[], float] | None) -> int:
     """Microseconds since 1970 by a config's clock, or by the system's.
 
-    No method: what an index knows of its session must not keep it alive.
+    It is no method, so that an index, which holds it, does not keep its session alive.
     """
     if clock is None:
         return time.time_ns() // 1000
@@ -1218,7 +1281,7 @@ _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybr
 
 
 def _none_or(values: list[Any]) -> list[Any] | None:
-    """The values, None where all of them are."""
+    """The list of values, or None where every value is None."""
     return values if any(value is not None for value in values) else None
 
 
@@ -1231,7 +1294,7 @@ def _check_range(name: str, value: int, most: int) -> None:
 
 
 def _dated(rows: Iterable[VectorInput | Row | Mapping[str, Any]], timestamps: Mapping[str, float]) -> list[VectorInput]:
-    """Rows as they are added, with the timestamps that are said of them."""
+    """Rows as VectorInputs; `timestamps` override their own."""
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise InvalidInputError(f"rows must be VectorInputs, Rows or mappings, got {type(rows).__name__}")
     dated = []

@@ -1,7 +1,7 @@
 """The same verbs without ``await``: each runs the body of its namesake on the caller's thread (see `blocking`).
 
-Reads go straight to the index: a warm search hops no thread. Changes, saves and loads run on an event loop in a thread
-of the session's own, which starts with the first of them.
+Reads run on the caller's thread. Changes, saves and loads run on an event loop in a thread of the session, which starts
+with the first of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,18 @@ class VectorDBSession:
     def create(
         cls, config: VectorDBConfig | Mapping[str, Any] | None = None, /, **settings: Unpack[ConfigFields]
     ) -> Self:
-        """Makes a session; validates only, touches no store."""
+        """Makes a session. It checks the settings and contacts no store.
+
+        Args:
+            config: a VectorDBConfig, or a mapping of settings.
+            **settings: single settings, which override those of `config`.
+
+        Returns:
+            An empty session.
+
+        Raises:
+            InvalidConfigError: a setting is missing, unknown or out of range.
+        """
         given = Given(config, settings)
         del config, settings  # what fails from here on has no bare secret in its traceback
         return cls(config_of(given))
@@ -75,7 +86,26 @@ class VectorDBSession:
         timestamps: Mapping[str, float] | None = None,
         **settings: Unpack[ConfigFields],
     ) -> Self:
-        """Makes a session whose rows are on the sides that are said."""
+        """Makes a session from recent and historical rows. The caller chooses the side of each row, not its age.
+
+        The answers of `get_recent_index`, `get_historical_index`, `get_timestamps` and `get` of one session make
+        another like it. The next `optimize` moves rows by their age, as always. Historical rows go to their lists at
+        once, without a graph in between: the quick way to begin with a long history.
+
+        Args:
+            config, **settings: as `create`.
+            recent: rows of the graph: VectorInputs, Rows, or mappings with the keys of a VectorInput.
+            historical: rows of the lists, in the same forms. The lists are trained on them. With fewer than 64 such
+                rows no lists are made, and these rows become recent ones; so do rows without a vector.
+            timestamps: seconds since 1970 by id; they override the timestamp of a row.
+
+        Returns:
+            A session that holds the rows.
+
+        Raises:
+            InvalidConfigError, InvalidInputError, ConflictError, MemoryBudgetExceededError: as `create` and
+                `add_vectors`; no session was made.
+        """
         given = Given(config, settings)
         del config, settings
         session = cls(config_of(given))
@@ -101,13 +131,35 @@ class VectorDBSession:
         self._verbs.__reduce_ex__(protocol)
 
     def destroy(self) -> None:
-        """Forgets everything; idempotent."""
+        """Ends the session: frees native memory, wipes keys as far as CPython allows, closes the store.
+
+        It waits for a running change, save or load. A second `destroy` does nothing; every other later call raises
+        SessionError. In a forked child process it only wipes the child's copy of the keys.
+
+        Raises:
+            SessionError: the session is in use on another event loop.
+        """
         run_here(self._verbs.destroy())
 
     # ---- changes
 
     def add_vectors(self, items: Iterable[VectorInput | Mapping[str, Any]], *, on_conflict: str = "error") -> AddResult:
-        """Adds rows: all or nothing."""
+        """Adds rows: all or nothing.
+
+        Args:
+            items: VectorInputs, or mappings with the same keys.
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``. Of items with the same id,
+                ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidInputError: a vector, id, timestamp or metadata is refused; details has ``row``.
+            ConflictError: with ``error``, an id is live already, or occurs twice in the call.
+            MemoryBudgetExceededError: the rows would not fit.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.add_vectors(items, on_conflict=on_conflict))
 
     def add_batch(
@@ -120,56 +172,218 @@ class VectorDBSession:
         expires_at: Any = None,
         on_conflict: str = "error",
     ) -> AddResult:
-        """Adds the rows of an array: all or nothing."""
+        """Adds the rows of an array: all or nothing, without a Python object per row.
+
+        Args:
+            ids: n strings.
+            vectors: (n, dim) numbers; float32, C-contiguous arrays are not copied first. None, or a list with None in
+                it, for rows without a vector: they are kept, filtered and counted, and no search finds them.
+            metadata: n JSON-shaped values, or None.
+            timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
+            expires_at: when each row leaves all answers, in the forms of `timestamps`; None, for all or for one row,
+                means never. The first change of rows after that moment deletes the row.
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``, as in `add_vectors`.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
+        """
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return run_here(self._verbs.add_batch(ids, vectors, metadata, timestamps, **options))
 
     def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
-        """Replaces the metadata of a row, or of many by a mapping of ids, or merges dicts into it."""
+        """Replaces the metadata of a row, or of many: all or nothing.
+
+        The old value is in no answer from now on. The next `vacuum` removes its bytes from memory and from versions
+        saved after it. Versions saved earlier keep them until `prune_history` removes these versions.
+
+        Args:
+            id: the row's id; or a mapping of ids to metadata, for many rows in one call.
+            metadata: any JSON-shaped value of at most 1 MiB, or None for none; not given where `id` is a mapping.
+            merge: merge a dict into the stored dict, key by key, instead of replacing it.
+
+        Raises:
+            NotFoundError: an id is not live.
+            InvalidInputError: the metadata is refused.
+            MemoryBudgetExceededError: it would not fit.
+            SessionError: the session is destroyed.
+        """
         run_here(self._verbs.update_metadata(id, metadata, merge=merge))
 
     def update_vector(self, id: str, vector: Any) -> None:
-        """Gives a row another vector."""
+        """Gives a row another vector. Its metadata, timestamp and expiry stay.
+
+        Args:
+            id: the row's id.
+            vector: dim numbers, kept as float32.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the vector is refused.
+            MemoryBudgetExceededError: it would not fit.
+            SessionError: the session is destroyed.
+        """
         run_here(self._verbs.update_vector(id, vector))
 
     def set_schema(self, schema: Mapping[str, Any] | None) -> None:
-        """Makes metadata follow a schema from now on; it is saved with the index."""
+        """Sets the schema of metadata. It applies to every row from now on, and is saved with the index.
+
+        Args:
+            schema: fields with their types, as ``{"title": {"type": "string", "required": True}, "tags":
+                "Array<String>"}`` or ``{"fields": {"title": "String", "tags": {"Array": "String"}}, "required":
+                ["title"]}``. Types: string, number, boolean, date, datetime, UUID, array of a type, object with
+                fields. Other fields may hold anything. A missing optional field may be written as null. None removes
+                the schema.
+
+        Raises:
+            InvalidInputError: the schema is not understood (details ``path``), or a live row breaks it (details
+                ``id``, too); the old schema stays.
+            SessionError: the session is destroyed.
+        """
         run_here(self._verbs.set_schema(schema))
 
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes a row."""
+        """Deletes a row; it is in no answer from now on.
+
+        The next `vacuum` removes the row's id, vector and metadata from memory and from versions saved after it.
+        Versions saved earlier, and their shares, keep them until `prune_history` removes these versions.
+        `get_stats().superseded_bytes` says how much the last saved version holds.
+
+        Args:
+            id: the row's id.
+            missing_ok: do nothing for an id that is not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, 0 or 1, and which.
+
+        Raises:
+            NotFoundError: the id is not live.
+            InvalidInputError: the id is no string.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.delete_vector(id, missing_ok=missing_ok))
 
     def delete(self, ids: Iterable[str], *, missing_ok: bool = False) -> DeleteResult:
-        """Deletes many rows: all or nothing."""
+        """Deletes many rows: all or nothing; `vacuum` gives their memory back.
+
+        Args:
+            ids: ids of the rows; an id that occurs twice counts once.
+            missing_ok: ignore ids that are not live, instead of raising.
+
+        Returns:
+            How many rows were deleted, and which.
+
+        Raises:
+            NotFoundError: an id is not live; nothing was deleted.
+            InvalidInputError: `ids` is no iterable of strings.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.delete(ids, missing_ok=missing_ok))
 
     def clear(self) -> int:
-        """Deletes all rows, at once and for good."""
+        """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
+
+        The next row with a vector may have any dimension. Saved versions stay as they are.
+
+        Returns:
+            How many rows there were.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.clear())
 
     def delete_by_metadata(self, filter: Mapping[str, Any]) -> DeleteResult:
-        """Deletes the rows that a filter takes: all or nothing."""
+        """Deletes the rows that match a filter: all or nothing. `delete_vector` says when their bytes go.
+
+        Args:
+            filter: as in SearchOptions; an empty filter, as ``{}``, is refused: see `clear`.
+
+        Returns:
+            How many rows were deleted, and which.
+
+        Raises:
+            InvalidInputError: the filter is not understood, or empty.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.delete_by_metadata(filter))
 
     def vacuum(self) -> VacuumStats:
-        """Removes deleted rows for good."""
+        """Removes deleted rows and replaced metadata for good, repairs the graph and frees their memory.
+
+        Rows that have expired are deleted first. No later version holds a removed row's id, metadata, vector or code,
+        nor replaced metadata. Aggregates of many rows stay: centroids of lists, ranges of codes, the timestamp of the
+        last change. Memory is freed, not overwritten.
+
+        Returns:
+            How many rows were removed.
+
+        Raises:
+            MemoryBudgetExceededError: its working memory would not fit in the budget; nothing changed.
+            IndexStateError: the system had too little memory for it; nothing changed.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.vacuum())
 
     def optimize(self, progress: Callable[[OptimizeProgress], None] | None = None) -> OptimizeResult:
-        """Moves old rows to lists and vacuums; `progress` is called on this thread."""
+        """Moves old rows to lists and vacuums.
+
+        Rows older than the config's `recent_window_s` move from the recent side to lists. The lists are trained first
+        where there are none, or where the rows have changed much. Then a vacuum removes deleted rows, takes the moved
+        rows out of the graph, and stores the rows of a list side by side. Searches run on, except during the vacuum.
+        Other changes run between the steps. Cancelling it keeps the steps that are done.
+
+        Args:
+            progress: called on this thread before each step.
+
+        Returns:
+            Whether lists were trained, how many rows moved, and what the vacuum removed.
+
+        Raises:
+            MemoryBudgetExceededError: training or the vacuum would not fit; nothing changed.
+            IndexStateError: the system had too little memory; the steps that are done stay.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.optimize(progress))
 
     def get_recent_index(self) -> IndexSide:
-        """The recent side."""
+        """The recent side: rows that searches find through the graph, or by a scan while they are few.
+
+        Returns:
+            The type, counts and ids of the side.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.get_recent_index())
 
     def get_historical_index(self) -> IndexSide:
-        """The historical side."""
+        """The historical side: rows on lists.
+
+        Returns:
+            The type, counts and ids of the side.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.get_historical_index())
 
     def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
-        """Seconds since 1970 by id."""
+        """The timestamps of rows.
+
+        Args:
+            ids: ids of the rows; those that are not live are left out. None for all rows.
+
+        Returns:
+            Seconds since 1970 by id.
+
+        Raises:
+            InvalidInputError: `ids` is no sequence of strings.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.get_timestamps(ids))
 
     # ---- reads
@@ -181,7 +395,24 @@ class VectorDBSession:
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
     ) -> SearchResults:
-        """Finds the k rows nearest to a query."""
+        """Finds the k rows nearest to a query.
+
+        How a search without `ef_search`, `nprobe`, `exact` and `recall_target` goes is measured on the index's own
+        rows: see SearchOptions, and `get_stats` for the outcome.
+
+        Args:
+            query: dim numbers.
+            k: 1 to 10 000; more than the number of rows returns all of them.
+            options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
+                a warning is logged.
+
+        Returns:
+            The hits, nearest first, equal distances in the order of their ids.
+
+        Raises:
+            InvalidInputError: the query, `k` or an option is refused.
+            SessionError: the session is destroyed.
+        """
         verbs = self._verbs
         verbs._runtime.check()
         request = verbs._request(query, k, options, fields)
@@ -195,7 +426,19 @@ class VectorDBSession:
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
     ) -> list[SearchResults]:
-        """Finds the k rows nearest to each of many queries, on all threads."""
+        """Finds the k rows nearest to each of many queries, in one native call on all threads.
+
+        Args:
+            queries: (n, dim) numbers.
+            k, options, **fields: as `search`.
+
+        Returns:
+            Results in the order of the queries.
+
+        Raises:
+            InvalidInputError: a query (details ``row``), `k` or an option is refused.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.search_batch(queries, k, options, **fields))
 
     def search_stream(
@@ -206,32 +449,127 @@ class VectorDBSession:
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
     ) -> Iterator[SearchResult]:
-        """All rows that a filter takes and whose score passes the threshold, nearest first, however many there are."""
+        """Yields every row that matches the filter and whose score passes the threshold, nearest first.
+
+        The number of hits has no limit. Every row is scored exactly at the start, before the first hit comes. Rows
+        that are deleted or replaced before the stream reaches them are left out, as are rows added meanwhile; a vacuum
+        makes no difference.
+
+        Args:
+            query: dim numbers.
+            threshold, include_vectors, filter: as in SearchOptions.
+
+        Yields:
+            The hits, one after the other.
+
+        Raises:
+            InvalidInputError: the query or an option is refused.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
+            SessionError: the session is destroyed, or a load replaced what was being read.
+        """
         hits = self._verbs.search_stream(query, threshold=threshold, include_vectors=include_vectors, filter=filter)
         return iterate_here(hits)
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
-        """Rows by id, in the order asked for; None for an id that is not live."""
+        """Reads rows by id.
+
+        Args:
+            ids: ids of the rows; an id may occur more than once.
+
+        Returns:
+            A Row for each id, in the order of `ids`; None for an id that is not live.
+
+        Raises:
+            InvalidInputError: `ids` is no sequence of strings.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.get(ids))
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
-        """How many rows are live, of those that a filter takes."""
+        """Counts the live rows that match a filter.
+
+        Args:
+            filter: as in SearchOptions; None counts all live rows.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            InvalidInputError: the filter is not understood.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.count(filter))
 
     def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
-        """The distinct values of a metadata field, each with the number of rows that have it."""
+        """Counts the distinct values of a metadata field.
+
+        Args:
+            field: a path, its steps joined by dots; a step in double quotes is one key, as in ``'v."a.b"'``. Each
+                value of a list counts.
+            filter: as in SearchOptions; only rows that match it count.
+
+        Returns:
+            Each value with the number of rows that have it, the most frequent first.
+
+        Raises:
+            InvalidInputError: the field or the filter is not understood.
+            MemoryBudgetExceededError: the columns that are read would not fit.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.facets(field, filter))
 
     def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
-        """How much of the truth searches find on the index's own rows, and at what cost."""
+        """Measures recall and speed on the index's own rows, over `ef_search` and `nprobe`.
+
+        A sample of rows are the queries, always the same ones, each without itself among its answers. The truth is an
+        exact search. `RecallReport.default` is the recall of a search that names no setting. Other searches run on
+        meanwhile; ``report.plot("recall.svg")`` draws the report (extra `plot`).
+
+        Args:
+            sample: number of queries, 1 to 10 000.
+            k: neighbours of each, 1 to 1 000.
+
+        Returns:
+            Recall, latency and queries per second of the default and of each setting.
+
+        Raises:
+            InvalidInputError: `sample` or `k` is out of range.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.recall(sample, k=k))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
-        """The rows that are live at its start, of those that a filter takes, in the order of their slots or a field."""
+        """Yields the live rows that match a filter, in the order of their slots or of a field.
+
+        Rows that are deleted or replaced before the scan reaches them are left out, as are rows added meanwhile; a
+        vacuum makes no difference. With `order` the filter is applied at the start, without it when a row is reached.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+            order: a path, with a minus in front for descending; a step in double quotes is one key, as in
+                ``'v."a.b"'``. Null comes first, then bools, numbers, strings, and last rows that have no value or
+                several values there.
+
+        Yields:
+            The rows, one after the other.
+
+        Raises:
+            InvalidInputError: the filter or the order is not understood.
+            MemoryBudgetExceededError: the columns that are read would not fit.
+            SessionError: the session is destroyed, or a load replaced what was being scanned.
+        """
         return iterate_here(self._verbs.scan(filter, order=order))
 
     def get_stats(self) -> SessionStats:
-        """Measured state of the session."""
+        """Measured state of the session; it takes O(1) time.
+
+        Returns:
+            Counts of rows, memory, searches by plan, and how a search without settings goes.
+
+        Raises:
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.get_stats())
 
     # ---- versions
@@ -243,7 +581,24 @@ class VectorDBSession:
         verify_stored: bool = False,
         progress: ProgressCallback | None = None,
     ) -> str:
-        """Stores the index as a new version and returns its CID."""
+        """Stores the index as a new version and makes it the newest.
+
+        Args:
+            on_conflict: what to do when another version became the newest since this content was loaded: ``error``
+                stores this version but does not make it the newest, ``overwrite`` makes it the newest.
+            verify_stored: check that the store still has every part that is reused, and store lost parts again.
+            progress: called after every part, on another thread.
+
+        Returns:
+            The version's CID, once every byte of it is stored and the pointer has moved.
+
+        Raises:
+            InvalidInputError: an argument is not one of its values.
+            ConflictError: another session saved in between; details has ``cid``, ``head_cid`` and ``base_cid``.
+            StorageError, S5Error, IntegrityError: the store failed or sent wrong bytes; the old version is still the
+                newest.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.save_to_s5(on_conflict=on_conflict, verify_stored=verify_stored, progress=progress))
 
     def load_user_vectors(
@@ -252,29 +607,128 @@ class VectorDBSession:
         options: LoadOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[LoadFields],
     ) -> None:
-        """Replaces the content by a saved version: all or nothing."""
+        """Replaces the session's rows by a saved version: all or nothing.
+
+        Args:
+            cid: the version, in any text form of its CID, or a share CID; None for the newest version. A version that
+                was opened by a share CID is saved as the user's own index.
+            options, **fields: see LoadOptions.
+
+        Raises:
+            NotFoundError: no version was saved under this phrase and index name, or the store lacks an object.
+            ConflictError: there are unsaved changes and `discard_unsaved` is not set.
+            DecryptionError: none of the user's keys opens the version.
+            IntegrityError: stored bytes do not match their hash, or are damaged.
+            InvalidInputError: `cid` is no CID, or not the CID of a version.
+            InvalidConfigError: `metric`, `M`, `ef_construction` or `chunk_size` was passed to `create`, and the version
+                has another; the session stays as it was.
+            MemoryBudgetExceededError: the version would not fit.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
         run_here(self._verbs.load_user_vectors(cid, options, **fields))
 
     def warm(self, progress: ProgressCallback | None = None) -> None:
-        """Fetches what a lazy load left in the store; `progress` is called on another thread."""
+        """Fetches the parts that a lazy load left in the store: from then on no search waits for a network.
+
+        It does nothing where all parts are in memory. Searches run on meanwhile.
+
+        Args:
+            progress: called after every part, on another thread.
+
+        Raises:
+            MemoryBudgetExceededError: the whole index would not fit; the session stays as it was.
+            IntegrityError, NotFoundError, StorageError, S5Error: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
         run_here(self._verbs.warm(progress))
 
     def history(self) -> list[VersionInfo]:
-        """The versions of this index, newest first."""
+        """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.
+
+        A refused version comes after the version that it lost against.
+
+        Returns:
+            The versions.
+
+        Raises:
+            IntegrityError: the record is damaged; the next save repairs it.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.history())
 
     def prune_history(self, keep: int, dry_run: bool = True) -> PruneReport:
-        """Forgets all but the newest versions, and deletes what only the others name."""
+        """Forgets all but the newest versions, and deletes the stored objects that no kept version uses.
+
+        This is how deleted rows leave old versions: `vacuum`, `save_to_s5`, then ``prune_history(1, dry_run=False)``.
+        No other session may save this index meanwhile. Shares of the forgotten versions stop working, too.
+
+        Args:
+            keep: how many versions stay, at least 1.
+            dry_run: True only reports; False deletes. Objects that a store cannot or will not delete stay there.
+
+        Returns:
+            The versions that go, or would go, and their objects.
+
+        Raises:
+            InvalidInputError: `keep` is no integer from 1 to 2**63 - 1.
+            IntegrityError, NotFoundError: the history or a kept version is damaged; nothing was deleted.
+            StorageError, S5Error: the store failed; another `prune_history` finishes the work.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.prune_history(keep, dry_run))
 
     def share(self, cid: str) -> str:
-        """Makes a CID that opens one version without the phrase, and nothing else."""
+        """Makes a CID that opens one version, and no other, without the phrase.
+
+        Anybody who has it can read that version for good: treat it as a secret. Only the version's list of parts is
+        stored again. A version is refused while it holds bytes of deleted, replaced or expired rows, or of replaced
+        metadata: call `vacuum` and `save_to_s5`, and share the new CID.
+
+        Args:
+            cid: the version.
+
+        Returns:
+            The share CID, ``uXV6m…``: `load_user_vectors` opens it under any phrase, and S5.js as an encrypted
+            directory. It is the same each time.
+
+        Raises:
+            InvalidInputError: `cid` is no CID, is a share CID, is not the CID of a version, or its version is stored in
+                clear.
+            ConflictError: the version holds more than its live rows; details has ``superseded_bytes`` and
+                ``expired_rows``.
+            NotFoundError, DecryptionError, IntegrityError, StorageError, S5Error: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.share(cid))
 
     def list_indexes(self) -> list[str]:
-        """The names of the user's saved indexes."""
+        """The names of the user's saved indexes.
+
+        Returns:
+            The names, sorted.
+
+        Raises:
+            IntegrityError: the record is damaged; the next save repairs it.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.list_indexes())
 
     def verify(self, cid: str | None = None, *, progress: ProgressCallback | None = None) -> VerifyReport:
-        """Reads every object of a version and checks all of it."""
+        """Reads every object of a version and checks all bytes. The session's rows stay as they are.
+
+        Args:
+            cid: the version; None for the newest version.
+            progress: called after every part, on another thread.
+
+        Returns:
+            The version's CID, and how many parts, bytes and rows it has.
+
+        Raises:
+            IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part.
+            NotFoundError, InvalidInputError, DecryptionError, StorageError, S5Error: as `load_user_vectors`.
+            SessionError: the session is destroyed.
+        """
         return run_here(self._verbs.verify(cid, progress=progress))

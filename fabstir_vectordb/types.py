@@ -1,4 +1,4 @@
-"""What goes in and what comes out: plain, small and immutable.
+"""Inputs and results: plain, small and immutable.
 
 Results have `to_dict()`, which is ready for JSON, and show themselves in a notebook. They compare by value. Rows, hits,
 answers and inputs have a hash; a report that holds a list or a dict has none.
@@ -51,12 +51,12 @@ Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy"]
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; arrays where all of their numbers are."""
+    """Whether two values are equal. Arrays are equal where all of their numbers are."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return one is not None and other is not None and np.array_equal(one, other)
     try:
         return bool(one == other)
-    except ValueError:  # arrays within: no metadata holds them, but a hit made by hand may
+    except ValueError:  # an array inside a value: metadata holds none, but a hit made by hand may
         return bool(json_ready(one) == json_ready(other))
 
 
@@ -70,7 +70,7 @@ class VectorInput:
         metadata: any JSON-shaped value of at most 1 MiB, with dates, aware datetimes and UUIDs as further values, or
             None for none.
         timestamp: seconds since 1970 or an aware datetime; None for now.
-        expires_at: when the row is gone from all answers, as `timestamp`; None for never.
+        expires_at: when the row leaves all answers, in the forms of `timestamp`; None for never.
     """
 
     id: str
@@ -90,7 +90,13 @@ class VectorInput:
 
 @dataclass(frozen=True, slots=True)
 class AddResult(Record):
-    """How many rows an add added, replaced and skipped."""
+    """How many rows an add added, replaced and skipped.
+
+    Attributes:
+        added: rows whose id was not live before.
+        replaced: rows that took the place of a live row with the same id.
+        skipped: items that were left out: their id was live, or occurs elsewhere in the call.
+    """
 
     added: int
     replaced: int
@@ -99,7 +105,12 @@ class AddResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class DeleteResult(Record):
-    """What a delete deleted."""
+    """Which rows a delete deleted.
+
+    Attributes:
+        deleted_count: number of rows.
+        deleted_ids: their ids.
+    """
 
     deleted_count: int
     deleted_ids: list[str]
@@ -110,7 +121,12 @@ class DeleteResult(Record):
 
 @dataclass(frozen=True, slots=True)
 class FacetCount(Record):
-    """A distinct value of a field, and how many rows have it."""
+    """A distinct value of a metadata field, and how many rows have it.
+
+    Attributes:
+        value: the value, in the type in which metadata returns it.
+        count: number of rows that have it.
+    """
 
     value: Any
     count: int
@@ -118,7 +134,13 @@ class FacetCount(Record):
 
 @dataclass(frozen=True, slots=True)
 class VacuumStats(Record):
-    """Rows a vacuum removed for good: from the graph, from the lists, and in all, flat ones included."""
+    """How many rows a vacuum removed for good.
+
+    Attributes:
+        hnsw_removed: rows removed from the graph.
+        ivf_removed: rows removed from lists.
+        total_removed: all rows removed, those in neither included.
+    """
 
     hnsw_removed: int
     ivf_removed: int
@@ -126,15 +148,15 @@ class VacuumStats(Record):
 
 
 class _Fields:
-    """What a row and a hit share: fields that compare by value, read as a mapping, and become a dict.
+    """Base of rows and hits: fields that compare by value, read as a mapping, and convert to a dict.
 
-    They are no dataclasses, because tools that take a dataclass apart, such as FastAPI, do not know what to do with the
-    array in it; `dict(hit)` is ready for JSON.
+    Rows and hits are no dataclasses: tools that serialise the fields of a dataclass, such as FastAPI, fail at the array
+    of a vector. `dict(hit)` is ready for JSON.
     """
 
     __slots__ = ()
     __match_args__: tuple[str, ...] = ()
-    # Else Python would look for numbered items.
+    # Without this Python would iterate by calling `__getitem__` with 0, 1, ….
     __iter__ = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +193,7 @@ class Row(_Fields):
         vector: dim float32, bit for bit as added; None for a row without.
         metadata: as added, or None.
         timestamp: seconds since 1970.
-        expires_at: when the row is gone, seconds since 1970; None for never.
+        expires_at: when the row leaves all answers, seconds since 1970; None for never.
     """
 
     __slots__ = __match_args__ = ("id", "vector", "metadata", "timestamp", "expires_at")
@@ -237,7 +259,7 @@ class SearchResult(_Fields):
     def metadata(self) -> Any:
         """The row's metadata, or None."""
         metadata = self._metadata
-        if type(metadata) is bytearray:  # which no value is: stored bytes, none of them for none
+        if type(metadata) is bytearray:  # stored bytes, empty for None; no metadata value is a bytearray
             metadata = self._metadata = decode_metadata(metadata) if metadata else None
         return metadata
 
@@ -250,12 +272,12 @@ class SearchResult(_Fields):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt(Record):
-    """What an answer took from the store.
+    """What an answer fetched from the store.
 
     Attributes:
         requests: requests for parts.
-        bytes: bytes that came, as they are stored.
-        cache_hits: parts that were there already.
+        bytes: bytes fetched, as stored.
+        cache_hits: parts that were in memory already.
     """
 
     requests: int = 0
@@ -270,15 +292,15 @@ NOTHING_FETCHED = Receipt()
 class SearchResults(tuple[SearchResult, ...]):
     """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
 
-    A tuple; a slice of it is a list of hits. Two are equal where their hits and `below_threshold` are.
+    A tuple; a slice of it is a list of hits. Two answers are equal where their hits and `below_threshold` are equal.
 
     Attributes:
-        below_threshold: how many of the k nearest the threshold removed.
-        plan: ``flat`` where no row can be nearer than those returned, ``graph`` where the graph was walked on codes and
-            the best candidates were scored exactly, ``lists`` where lists of historical rows were scanned on codes
-            instead (and recent rows, while they are few), ``hybrid`` where both was done, ``filtered exact`` where each
-            row that the filter takes was looked at, ``lazy`` where the parts of the likeliest rows were scored exactly.
-        receipt: what the answer took from the store; nothing once the index is in memory as a whole.
+        below_threshold: how many of the k nearest rows the threshold removed.
+        plan: how the search went. ``flat``: exactly, no row is nearer than those returned. ``graph``: a walk over the
+            graph on codes, then exact scores of the best candidates. ``lists``: a scan of lists of historical rows on
+            codes (and of recent rows, while they are few). ``hybrid``: both. ``filtered exact``: a scan of every row
+            that matches the filter. ``lazy``: exact scores of the rows of the most promising parts.
+        receipt: what the answer fetched from the store; nothing once the whole index is in memory.
     """
 
     below_threshold: int
@@ -351,15 +373,14 @@ _HITS_SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallPoint(Record):
-    """What one setting finds, and how long it takes.
+    """Recall and speed of one setting.
 
     Attributes:
         ef_search, nprobe: the setting; None for the default.
-        exact: whether every row was to be scored.
-        recall: share of the k nearest that came, on average.
-        p50_us, p99_us: microseconds of one search in the native core, one at a time: half of them, and 99 % of them,
-            took no longer.
-        queries_per_s: of the same searches, one after the other.
+        exact: whether every row was scored.
+        recall: mean share of the k nearest rows that were found.
+        p50_us, p99_us: median and 99th percentile of the time of one search in the native core, in microseconds.
+        queries_per_s: the same searches, one after the other.
     """
 
     ef_search: int | None
@@ -373,15 +394,15 @@ class RecallPoint(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallReport(Record):
-    """How much of the truth searches find on the index's own rows.
+    """Recall and speed of searches, measured on the index's own rows.
 
     Attributes:
-        k: neighbours that were asked for.
-        sample: rows that were asked about.
+        k: neighbours asked for.
+        sample: rows that were used as queries.
         rows: rows that searches can return.
-        default: of searches that name no setting; with what the session's `recall_target` takes, where it has one.
-        points: of `ef_search` for the graph and `nprobe` for lists, each with the other at its default; the exact
-            search comes last.
+        default: a search that names no setting, with the session's `recall_target` where it has one.
+        points: values of `ef_search` for the graph and of `nprobe` for lists, each with the other at its default; the
+            exact search comes last.
     """
 
     k: int
@@ -394,11 +415,11 @@ class RecallReport(Record):
         """Draws recall against latency, one line for `ef_search` and one for `nprobe`.
 
         Args:
-            path: the picture, PNG, SVG or PDF by its suffix.
+            path: the file to write; its suffix, ``.png``, ``.svg`` or ``.pdf``, sets the format.
 
         Raises:
             InvalidConfigError: matplotlib, which the extra `plot` brings, is not installed.
-            InvalidInputError: the suffix is that of no picture.
+            InvalidInputError: the suffix is not one of these.
         """
         draw_recall(self, Path(path))
 
@@ -411,8 +432,8 @@ class IndexSide(Record):
         index_type: ``flat`` or ``hnsw`` for recent rows, ``ivf`` for historical ones.
         vector_count: live rows.
         deleted_count: tombstones.
-        list_count: lists; 0 for recent rows.
-        ids: of the live rows, in the order of their slots.
+        list_count: number of lists; 0 for recent rows.
+        ids: ids of the live rows, in the order of their slots.
     """
 
     index_type: Literal["flat", "hnsw", "ivf"]
@@ -430,9 +451,9 @@ class Progress(Record):
         stage: ``parts``, ``index`` (a load builds its codes) or ``pointer``.
         parts_done, parts_total: parts finished, and in all.
         bytes_done, bytes_total: the same in bytes before compression.
-        rows_done, rows_total: the same in rows; a row is spread over many parts, so those done are as many as the bytes
-            done are worth.
-        eta_s: seconds until the last part, if the rest goes as fast as what is done; None before the first part.
+        rows_done, rows_total: the same in rows. A row is spread over many parts, so `rows_done` is estimated from the
+            share of bytes.
+        eta_s: estimated seconds until the last part, at the speed so far; None before the first part.
     """
 
     stage: str
@@ -454,7 +475,7 @@ class OptimizeProgress(Record):
 
     Attributes:
         stage: ``train``, ``migrate`` or ``vacuum``.
-        rows_done, rows_total: rows looked at in this stage, and in all.
+        rows_done, rows_total: rows processed in this stage, and in all.
     """
 
     stage: Literal["train", "migrate", "vacuum"]
@@ -482,13 +503,13 @@ class VersionInfo(Record):
     """One saved version.
 
     Attributes:
-        cid: opens it.
+        cid: its CID, for `load_user_vectors`.
         saved_at: seconds since 1970, by the clock of the session that saved it.
-        revision: the pointer's revision that named it; of a refused version, the one it lost against.
-        vector_count: live rows, or None where only the pointer was known.
-        deleted_count: tombstones, or None likewise.
-        refused: stored, but never the newest, because another version came between.
-        head: the newest version: what `load_user_vectors()` loads.
+        revision: revision of the pointer that named it; for a refused version, the revision it lost against.
+        vector_count: live rows, or None where only the pointer is known.
+        deleted_count: tombstones, or None where only the pointer is known.
+        refused: whether it was stored but never became the newest, because another session saved in between.
+        head: whether it is the newest version, which `load_user_vectors()` loads.
     """
 
     cid: str
@@ -502,13 +523,13 @@ class VersionInfo(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport(Record):
-    """What `prune_history` takes away, or would.
+    """What `prune_history` removes, or would remove.
 
     Attributes:
         versions: versions that go, newest first.
-        blobs: stored objects that only those versions name.
-        bytes: their size as stored.
-        blobs_deleted: how many of them the store says it has deleted; 0 in a dry run.
+        blobs: number of stored objects that only those versions use.
+        bytes: size of these objects, as stored.
+        blobs_deleted: how many of these objects the store reports as deleted; 0 in a dry run.
     """
 
     versions: list[VersionInfo]
@@ -519,7 +540,7 @@ class PruneReport(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport(Record):
-    """What `verify` read and found whole.
+    """What `verify` read and found undamaged.
 
     Attributes:
         cid: the version.
@@ -536,13 +557,13 @@ class VerifyReport(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPoint(Record):
-    """What a recall takes, as measured on the index's own rows.
+    """How many candidates a recall takes, as measured on the index's own rows.
 
     Attributes:
         k: hits asked for.
-        recall: expected share of the k truly nearest rows that are found.
-        ef_search: the candidates that a `recall_target` of it takes; None where no number of them is known to be
-            enough, and every row is scored.
+        recall: expected share of the k nearest rows that are found.
+        ef_search: candidates of a search with this `recall_target`; None where no number is known to be enough, and
+            the search scores every row.
     """
 
     k: int
@@ -555,25 +576,26 @@ class SessionStats(Record):
     """Measured state of a session.
 
     Attributes:
-        vector_count: live rows; those that have expired are deleted ones, but still counted where they are found.
+        vector_count: live rows, without those that have expired.
         memory_usage_mb: resident memory of the index and its metadata, in 10^6 bytes.
-        index_type: ``flat`` while every search scans, ``hnsw`` once there is a graph, ``ivf`` where all rows that are
-            not scanned are on lists, ``hybrid`` with both.
-        hnsw_vector_count: live rows that are found through the graph.
+        index_type: ``flat`` while every search scans, ``hnsw`` with a graph, ``ivf`` with lists, ``hybrid`` with both.
+        hnsw_vector_count: live rows in the graph. This count and the next also have rows that have expired, until a
+            change deletes them.
         ivf_vector_count: live rows on lists.
-        deleted_count: tombstones that a vacuum would remove.
-        without_vector_count: live rows that have no vector; they are among `vector_count`.
+        deleted_count: tombstones that a vacuum would remove, expired rows included.
+        without_vector_count: live rows that have no vector; they are included in `vector_count`.
         memory_bytes: resident bytes by kind.
-        plans: searches so far by plan.
-        default_search: what a search takes that names no setting, as measured on the index's own rows: ``usual``, or
-            where that finds fewer than 0.95 of the nearest rows ``wider`` (more candidates) or ``exact`` (every row);
-            ``unknown`` until the first search after a load.
-        recall_calibration: the candidates that a `recall_target` takes, for some k and recalls, as measured on the
-            index's own rows; empty before that was done, and where there is no graph: every search is exact, then.
-        dirty: whether there are changes that no version holds.
+        plans: number of searches so far by plan.
+        default_search: how a search that names no setting goes, as measured on the index's own rows: ``usual`` where
+            the usual number of candidates finds 0.95 of the nearest rows, ``wider`` where it takes more candidates,
+            ``exact`` where it scores every row. ``unknown`` while the index is lazily loaded, and until the first
+            search after a load or a training of lists, which measures it.
+        recall_calibration: candidates of a `recall_target`, for some k and recalls, as measured on the index's own
+            rows. Empty before the first measurement, and where there is no graph.
+        dirty: whether the session has changes that no version holds.
         last_cid: the version loaded or saved last, or None.
-        superseded_bytes: about how many bytes, before compression, that version still holds of rows that were deleted,
-            replaced or have expired, and of metadata that was replaced; 0 after a `vacuum` and a save.
+        superseded_bytes: about how many bytes, before compression, of deleted, replaced and expired rows and of
+            replaced metadata that version holds; 0 after a `vacuum` and a save.
     """
 
     vector_count: int

@@ -1,8 +1,8 @@
-"""Calls in worker threads, which leave no memory behind.
+"""Calls in worker threads that keep no memory.
 
-An error must not keep what it came from: its traceback names the frames, and a frame that names the error, or a future
-that holds it, makes a circle which only Python's collector ends, the caller's arrays in it.  And memory that was freed
-must go back to the system: the allocator keeps it otherwise, for each thread by itself.
+An error must not keep the caller's arrays: its traceback refers to the frames, and a frame or future that refers to the
+error makes a reference cycle, which only Python's garbage collector frees. And freed memory must return to the system:
+otherwise the allocator keeps it, separately for each thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Outcome", "run_in_thread", "settle_bytes", "settle_threads"]
 
 _T = TypeVar("_T")
 
-#: Threads that have carried parts lately: eight of a store, and four that hash and encrypt.
+#: Threads that may hold freed buffers of parts: eight of a store, and four that hash and encrypt.
 _THREADS: Final = 12
 _PATIENCE_S: Final = 1.0
 _BYTES_MIN: Final = 4_000_000
@@ -30,7 +30,7 @@ _UNLIMITED_BYTES: Final = 128_000_000
 
 
 class Outcome(Generic[_T]):
-    """What a call returned or raised, on its way out of a thread or a task.
+    """The result or exception of a call in a thread or task.
 
     Example:
         >>> with outcome:                    # there
@@ -78,15 +78,19 @@ async def run_in_thread(function: Callable[[], _T], limiter: anyio.CapacityLimit
 
 
 def settle_bytes(room: int | None) -> int:
-    """Bytes that came and went, after which freed buffers are given back, where there is room for so many; none for no
-    limit. That takes milliseconds, and whoever needs buffers next gets his pages anew."""
+    """Bytes of freed buffers after which they are returned to the system. Seldom enough, as a return takes
+    milliseconds, and the next buffers need new pages.
+
+    Args:
+        room: bytes of memory that may hold freed buffers; None for no limit.
+    """
     return _UNLIMITED_BYTES if room is None else max(_BYTES_MIN, room)
 
 
 async def settle_threads() -> None:
-    """Settles the worker threads that were last idle, whoever worked in them."""
+    """Returns freed memory of the worker threads that were used last to the system."""
     limiter = anyio.CapacityLimiter(_THREADS)
-    # They wait for each other, so that each is another one.
+    # The calls wait for each other, so that each runs in another thread.
     gate = threading.Barrier(_THREADS)
 
     def settle_here() -> None:

@@ -1,8 +1,8 @@
-"""What a session holds of its user's store: keys, the versions of its index, and which of them its content is.
+"""A session's access to its user's store: keys, versions of the index, and the version that the session is based on.
 
-The operations here need the turn (`Runtime.exclusive`): one runs at a time, and no change meanwhile. `Workspace.adopt`
-is the one place that makes a version the session's base: what its content was loaded from or saved as, what the next
-save builds on, and what tells whether there are unsaved changes.
+The operations here need the turn (`Runtime.exclusive`): one runs at a time, and no change meanwhile. The base is the
+version that the rows were loaded from or saved as. The next save builds on it, and it tells whether there are unsaved
+changes. `Workspace.adopt` is the one place that sets it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: Settings that a version brings along; one that the caller passed must not say otherwise.
+#: Settings that a version stores. A load is refused where the caller passed another value.
 _STORED_SETTINGS: Final = ("metric", "M", "ef_construction", "chunk_size")
 
 
@@ -57,12 +57,12 @@ class Workspace:
 
     Args:
         config: the session's settings.
-        runtime: gets its index here, and runs what takes long.
+        runtime: holds the index, which is installed here, and runs long operations.
         now_us: the session's clock, microseconds since 1970.
 
     Attributes:
         store: where versions live.
-        last_cid: the version that was loaded or saved last, or None.
+        last_cid: CID of the version that was loaded or saved last, or None.
         budget_bytes: most memory of the index and its transfers.
     """
 
@@ -92,12 +92,12 @@ class Workspace:
 
     @property
     def is_dirty(self) -> bool:
-        """Whether there are changes that no version holds."""
+        """Whether the index has unsaved changes."""
         return self._runtime.index.changes != self._saved_changes
 
     @property
     def superseded_bytes(self) -> int:
-        """Bytes that the base holds of rows and metadata that are in no answer any more; 0 without a base."""
+        """Bytes of the base whose rows or metadata are deleted, replaced or expired; 0 without a base."""
         base = self._lineage.base
         if base is None:
             return 0
@@ -107,8 +107,8 @@ class Workspace:
         """Makes a version the session's base; it cannot fail.
 
         Args:
-            version: what the session's content is, or None for no version yet.
-            changes: how many changes the index had counted when its content was that version.
+            version: the version, or None for no version yet.
+            changes: the index's count of changes at that version.
         """
         self._lineage.base = version
         self._saved_changes = changes
@@ -121,12 +121,12 @@ class Workspace:
             self._identity.wipe()
         self._identity = None
 
-    # ---- operations, each of them alone
+    # ---- operations, one at a time
 
     async def save(
         self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
     ) -> str:
-        """Stores the index as a new version; its CID."""
+        """Stores the index as a new version, and returns its CID."""
         settings = self._persist_settings()
         unchanged = (
             not self.is_dirty and not verify_stored and await is_base_stored(self.store, self._lineage, settings)
@@ -135,7 +135,8 @@ class Workspace:
             await self.load_rest()
         index, runtime = self._runtime.index, self._runtime
         if self._lineage.base is None and isinstance(index, Index):
-            # For lazy loads. Never later: it changes every part. Nor where the budget has no room for it.
+            # Makes lazy loads fetch fewer parts. At the first save only, as it changes every part. Skipped where the
+            # budget has no room for it.
             with suppress(MemoryBudgetExceededError):
                 await runtime.stoppable(index.arrange)
             await runtime.settle_where_due()
@@ -151,7 +152,7 @@ class Workspace:
             verify_stored=verify_stored,
             progress=progress,
         )
-        # The pointer names it: noted without a pause, which could bring a cancellation.
+        # The pointer names the version now: no await before it is adopted, as a cancellation could come there.
         self.adopt(saved.version, changes)
         if not unchanged:
             runtime.whole().pages_stored(saved.version.layout.document_rows, saved.changed_rows)
@@ -160,7 +161,7 @@ class Workspace:
             "session %s: saved %s, %d bytes stored", self._config.session_id, saved.version.cid, saved.bytes_stored
         )
         if not unchanged and saved.version.stored_rows == saved.version.rows:
-            # Should this not be reached, the next save stores the graph anew.
+            # If a cancellation skips this, the next save stores the whole graph.
             await runtime.in_thread(runtime.whole().graph_stored)
         return str(saved.version.cid)
 
@@ -195,7 +196,7 @@ class Workspace:
         logger.debug("session %s: loaded %s", self._config.session_id, self.last_cid or "nothing: no version yet")
 
     async def load_rest(self, progress: ProgressCallback | None = None) -> None:
-        """Fetches what a lazy load left in the store; does nothing where all of it is in memory."""
+        """Fetches the parts that a lazy load left in the store; does nothing for a whole index."""
         index, lazy = self._runtime.index, self._lazy
         if isinstance(index, LazyIndex) and lazy is not None:
             loaded = await self._with_room(lambda settings: load_rest(self.store, lazy, settings, progress=progress))
@@ -210,7 +211,7 @@ class Workspace:
         return await list_versions(self.store, await self._keys(), self._persist_settings(), self._lineage)
 
     async def prune(self, keep: int, dry_run: bool) -> PrunedHistory:
-        """Forgets all but the newest versions, and deletes what only the others name."""
+        """Forgets all but the newest versions, and deletes the objects that only the others use."""
         settings = self._persist_settings()
         return await prune_history(self.store, await self._keys(), self._lineage, settings, keep, dry_run=dry_run)
 
@@ -285,7 +286,7 @@ class Workspace:
                 )
 
     async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None) -> None:
-        """Puts another index, that of a version, in the place of the one there is."""
+        """Replaces the index by that of a version."""
         # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
         fresh.budget_bytes = self.budget_bytes
         old, self._runtime.index, self._lazy = self._runtime.index, fresh, lazy
@@ -294,7 +295,7 @@ class Workspace:
             await self._runtime.in_thread(old.close)
             await settle_threads()
 
-    # ---- what the operations need
+    # ---- helpers of the operations
 
     def _persist_settings(self) -> PersistSettings:
         return PersistSettings(
@@ -308,7 +309,7 @@ class Workspace:
         )
 
     async def _with_room(self, load: Callable[[PersistSettings], Awaitable[_T]]) -> _T:
-        """Loads something; caches give way where it does not fit beside them."""
+        """Runs a load; where it does not fit in the budget, frees caches and runs it again."""
         try:
             return await load(self._persist_settings())
         except MemoryBudgetExceededError:
@@ -317,7 +318,7 @@ class Workspace:
         return await load(self._persist_settings())
 
     async def _keys(self) -> Identity:
-        """The user's keys, derived at first use: Argon2id takes its time for secrets that are no phrase."""
+        """The user's keys, derived at first use, as Argon2id is slow for secrets that are no S5 phrase."""
         if self._identity is None:
             if self._secret is None:
                 raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
@@ -329,5 +330,5 @@ class Workspace:
 
 
 def _entropy_of(secret: SeedPhrase) -> bytes:
-    # Revealed here alone: what waits for the thread may end up in a traceback.
+    # Revealed in the worker thread only: the frames that wait for it may end up in a traceback.
     return secret_to_entropy(secret.reveal())

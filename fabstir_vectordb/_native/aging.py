@@ -19,7 +19,7 @@ class Aging(Rows):
 
         Raises:
             NativeTooFew: these rows are not worth lists.
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         call(lib.fvdb_train, self._index, cutoff_us, word_of(control))
@@ -32,7 +32,7 @@ class Aging(Rows):
 
         Raises:
             NativeUntrained: there are no lists.
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
         """
         after, moved = ffi.new("uint32_t *", first), ffi.new("uint32_t *")
         call(lib.fvdb_migrate, self._index, cutoff_us, step, after, moved)
@@ -63,7 +63,7 @@ class Aging(Rows):
             Old slot -> new slot, NO_SLOT for removed rows.
 
         Raises:
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         slot_map = np.empty(self.stats().rows, dtype=np.uint32)
@@ -74,7 +74,7 @@ class Aging(Rows):
         """All slots in an order in which recent rows that are near each other stand together.
 
         Raises:
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         out = np.empty(self.stats().rows, dtype=np.uint32)
@@ -86,7 +86,7 @@ class Aging(Rows):
 
         Raises:
             InvalidInputError: it is no order of all slots, or moves rows that a vacuum put in front.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         expect("order", order, np.uint32, (len(order),))
         call(lib.fvdb_renumber, self._index, pointer("uint32_t[]", order), len(order))

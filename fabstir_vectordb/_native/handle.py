@@ -258,7 +258,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
 
         Raises:
             InvalidInputError: a setting is out of range.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         out = ffi.new("fvdb_index **")
         config = _config(dim, metric, memory, M, ef_construction, threads, hash_seed)
@@ -289,7 +289,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
 
         Raises:
             InvalidInputError: dim is out of range, or a row has a vector.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         out = ffi.new("fvdb_index **")
         call(lib.fvdb_with_dim, self._index, dim, out)

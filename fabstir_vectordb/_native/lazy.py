@@ -23,7 +23,7 @@ class Lazy(Owner):
 
         Raises:
             IntegrityError: a part is missing, or they do not fit together.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         call(lib.fvdb_load_lazy, self._index)
 
@@ -32,7 +32,7 @@ class Lazy(Owner):
 
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         expect("query", query, np.float32, (self.dim,))
         out, count = np.empty(k, dtype=np.uint32), ffi.new("uint32_t *")
@@ -63,7 +63,7 @@ class Lazy(Owner):
 
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         expect("query", query, np.float32, (self.dim,))
         slots, distances = np.empty(k, dtype=np.uint32), np.empty(k, dtype=np.float64)

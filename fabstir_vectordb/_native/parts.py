@@ -65,7 +65,7 @@ class Parts(Owner):
 
         Raises:
             IntegrityError: they break a rule of the format.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         call(lib.fvdb_load_part, self._index, ffi.from_buffer(raw) if len(raw) else ffi.NULL, len(raw))
 
@@ -78,7 +78,7 @@ class Parts(Owner):
 
         Raises:
             IntegrityError: a part is missing, or they do not fit together.
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         ends = ffi.new("uint32_t[]", list(steps))

@@ -94,7 +94,7 @@ class Rows(Owner):
 
         Raises:
             InvalidInputError, ConflictError: details has ``row``; nothing was added.
-            IndexStateError: memory or threads could not be had, or a limit was passed.
+            IndexStateError: there was not enough memory, or no thread could start, or a limit was passed.
             NativeCancelled: `control` asked for it.
         """
         n = expect_ids(id_bytes, id_offsets)

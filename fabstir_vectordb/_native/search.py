@@ -145,7 +145,7 @@ class Search(Owner):
 
         Raises:
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         if query.nbytes != self._query_bytes:
             expect("query", query, np.float32, (self.dim,))
@@ -213,7 +213,7 @@ class Search(Owner):
         Raises:
             InvalidInputError: a parameter is out of range, or a query is not finite or zero (details ``row``).
             NativeBusy, NativeCancelled: as asked for.
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
         """
         n = len(queries)
         expect("queries", queries, np.float32, (n, self.dim))

@@ -1,7 +1,7 @@
-"""How an index ages: lists are trained, old rows move to them, a vacuum removes what is deleted, rows get a new order.
+"""Aging of an index: training lists, moving old rows to them, vacuum, and a new order of the rows.
 
-`Aging` does one such thing. `AgingSteps` is their one sequence; `optimize`, the maintainer and `from_parts` drive it.
-Moving rows goes on beside reads, as slots stay what they are: under the lock, but with an even generation.
+`Aging` does single steps. `AgingSteps` is their sequence, which `optimize`, the maintainer and `from_parts` run. Reads
+run on while rows move to lists, as their slots stay the same: the lock is held, but the generation stays even.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from fabstir_vectordb.types import VacuumStats
 
 __all__ = ["STEP_ROWS", "Aging", "AgingSteps", "Step", "vacuum_comes_first", "vacuum_is_due"]
 
-#: Rows that move in one step: some milliseconds beside searches, 0.1 ms in their way.
+#: Rows that move in one step. It takes some milliseconds, and blocks searches for 0.1 ms.
 STEP_ROWS: Final = 1_000
-#: Rows of the graph from which on their order is worth making.
+#: Rows of the graph from which on `Aging.arrange` is worth its time.
 ARRANGED_ROWS_MIN: Final = 4_096
-#: A vacuum in the background comes when so many rows, and one row in so many, are tombstones or still in the graph
-#: though they moved: they make walks longer by about that part.
+#: A vacuum in the background runs when at least so many rows, and at least one row in so many, are idle: tombstones, or
+#: moved rows that are still in the graph. Idle rows make walks longer by about their share.
 _IDLE_ROWS_MIN: Final = 1_000
 _IDLE_SHARE: Final = 5
-#: An add is preceded by a vacuum when there are at least so many tombstones, and at least as many as live rows. So
-#: tombstones never take more than the rows themselves, and each vacuum is paid for by as many deletes as it keeps rows.
-#: Counts of rows alone decide, never memory or threads: equal histories of calls have equal CIDs on all machines.
+#: A vacuum runs before an add when there are at least so many tombstones, and at least as many as live rows. So
+#: tombstones never take more memory than the rows, and there is a delete for each row that a vacuum keeps. Only counts
+#: of rows decide, never memory or threads: equal histories of calls have equal CIDs on all machines.
 TOMBSTONES_MIN: Final = 1_000
 TOMBSTONES_PER_LIVE_ROW: Final = 1
-#: Numbers that are made of each row while slots change: the order, the map, and what is looked up with them.
+#: Bytes of the temporary arrays of a renumbering: the order, the slot map, and lookups with them.
 _RENUMBERING_BYTES_PER_ROW: Final = 48
 
 
 def vacuum_is_due(counts: NativeStats, expired_count: int) -> bool:
-    """Whether a vacuum in the background pays for what it holds up."""
+    """Whether a vacuum in the background is worth the reads that it blocks."""
     idle = counts.rows - counts.live + expired_count + counts.moved
     return idle >= _IDLE_ROWS_MIN and idle * _IDLE_SHARE >= counts.rows
 
 
 def vacuum_comes_first(counts: NativeStats) -> bool:
-    """Whether an add is preceded by a vacuum."""
+    """Whether a vacuum runs before an add."""
     tombstones = counts.rows - counts.live
     return tombstones >= max(TOMBSTONES_MIN, TOMBSTONES_PER_LIVE_ROW * counts.live)
 
 
 class Aging:
-    """Changes of where rows are, none of what they say.
+    """Changes of the place of rows, not of their content.
 
     Args:
-        rows, gate, cache, cursors, efforts: of the index; whatever knows slots follows the rows to new ones.
+        rows, gate, cache, cursors, efforts: objects of the index. Those that hold slots are renumbered with the rows.
     """
 
     def __init__(self, rows: Rows, gate: Gate, cache: FilterCache, cursors: Cursors, efforts: Efforts) -> None:
@@ -68,10 +68,10 @@ class Aging:
         self._efforts = efforts
 
     def check(self) -> None:
-        """Refuses to begin with what could not be brought to an end.
+        """Checks that an `optimize` will have enough memory to its end.
 
         Raises:
-            MemoryBudgetExceededError: training, or the vacuum in the end, would not fit.
+            MemoryBudgetExceededError: training, or the final vacuum, would not fit.
         """
 
         def check() -> None:
@@ -138,7 +138,7 @@ class Aging:
                 self._cache.clear()
             return VacuumStats(0, 0, 0)
         self._require("a vacuum", rows.forecast().vacuum() + self._renumbering_bytes())
-        # Their order is known, so what follows the rows can be made before the native core changes.
+        # The new order is known in advance, so metadata can be renumbered before the native core changes.
         self._renumber(native.vacuum_order(), lambda: native.vacuum(control))
         from_lists = before.historical_deleted
         return VacuumStats(removed - from_lists if before.graph_rows else 0, from_lists, removed)
@@ -167,7 +167,7 @@ class Aging:
         self._cursors.renumber(slot_map)
 
     def _renumbering_bytes(self) -> int:
-        """What the metadata takes twice while slots change; columns make room where they would be in the way."""
+        """Bytes of the copies of metadata during a renumbering; columns are freed where these would not fit."""
         rows, cache = self._rows, self._cache
         count = rows.counts.rows
         needed = rows.arena.compacted_bytes(count) + rows.expiries.nbytes + _RENUMBERING_BYTES_PER_ROW * count
@@ -180,7 +180,7 @@ class Aging:
 
 
 class Ages(Protocol):
-    """An index that ages."""
+    """The aging methods of an index."""
 
     @property
     def counts(self) -> NativeStats: ...
@@ -195,13 +195,13 @@ class Ages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step.
+    """One step of aging.
 
     Attributes:
         stage: ``check``, ``train``, ``migrate``, ``vacuum`` or ``arrange``.
-        rows_done: rows of the stage that earlier steps looked at.
-        holds_up_reads: reads wait until it is over.
-        run: does it, to the index that is there by then.
+        rows_done: rows that earlier steps of the stage processed.
+        holds_up_reads: whether reads wait until it is over.
+        run: runs the step on an index.
     """
 
     stage: Literal["check", "train", "migrate", "vacuum", "arrange"]
@@ -211,9 +211,9 @@ class Step:
 
 
 class AgingSteps:
-    """Train, migrate, train again where that is due, vacuum, arrange: one step after the other.
+    """The steps of aging in their order: train, migrate, train again where due, vacuum, arrange.
 
-    Each step is run before the next one is asked for:
+    Run each step before you take the next one:
 
         >>> for step in (steps := AgingSteps(cutoff_us)):
         ...     step.run(index, None)
@@ -224,9 +224,9 @@ class AgingSteps:
         vacuumed: what the vacuum removed.
 
     Args:
-        cutoff_us: rows before it move, microseconds since 1970.
-        in_background: vacuum only where it pays for what it holds up, and leave the order of rows alone.
-        arranges: give rows that are near each other slots that are, where slots changed anyway.
+        cutoff_us: rows with an older timestamp move, microseconds since 1970.
+        in_background: vacuum only where it is worth the reads that it blocks, and keep the order of rows.
+        arranges: give near rows near slots, where slots have changed anyway.
     """
 
     def __init__(self, cutoff_us: int, *, in_background: bool = False, arranges: bool = True) -> None:
@@ -247,7 +247,7 @@ class AgingSteps:
         yield Step("train", 0, False, self._train)
         yield Step("vacuum", 0, True, self._vacuum)
         if self._arranges and (self.migrated or self.vacuumed.total_removed):
-            # Rows got other slots, and parts other bytes, anyway.
+            # Slots, and so the bytes of parts, have changed anyway.
             yield Step("arrange", 0, True, self._arrange)
 
     def _train(self, index: Ages, control: Control | None) -> None:

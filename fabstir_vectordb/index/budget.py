@@ -1,6 +1,7 @@
-"""The memory budget: what a change takes is known before it begins, for good and while it runs, and refused in time.
+"""The memory budget. The memory that a change will take is computed before it begins, and refused where it is too much.
 
-Only rows and metadata count for good. Caches, which can be made again, give way first.
+Two amounts count: the content that stays, which is rows and metadata, and the scratch memory while the change runs.
+Caches can be made again, and are freed first.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from fabstir_vectordb.params import IndexParams, RunParams
 
 __all__ = ["Budget", "Cache", "Forecast", "kept_bytes", "reserve_bytes"]
 
-#: Shares of a budget, and the most they come to.
+#: Shares of a budget (one part in so many), and their upper bounds in bytes.
 _RESERVE_SHARE, _RESERVE_BYTES_MAX = 6, 16_000_000
 _KEPT_SHARE, _KEPT_BYTES_MAX = 8, 12_000_000
 
 
 def reserve_bytes(budget_bytes: int) -> int:
-    """Bytes of a budget that rows and metadata may not take: saves, loads and searches need them now and then."""
+    """Bytes of a budget that are reserved for saves, loads and searches; rows and metadata may not take them."""
     return min(budget_bytes // _RESERVE_SHARE, _RESERVE_BYTES_MAX)
 
 
 def kept_bytes(budget_bytes: int) -> int:
-    """Bytes of a budget that nothing may take, as the allocators of C and Python keep some that were freed."""
+    """Bytes of a budget that are reserved for freed memory, which the allocators of C and Python keep."""
     return min(budget_bytes // _KEPT_SHARE, _KEPT_BYTES_MAX)
 
 
 class Cache(Protocol):
-    """What can be made again."""
+    """Memory whose content can be made again."""
 
     @property
     def nbytes(self) -> int: ...
@@ -46,15 +47,15 @@ class Cache(Protocol):
 
 
 class Budget:
-    """How much memory an index may take.
+    """The memory budget of an index.
 
     Attributes:
         limit_bytes: most bytes; None for no limit.
-        unsettled_bytes: most bytes that changes have taken and freed since the allocator was asked to give them back.
+        unsettled_bytes: upper bound of the bytes that changes have freed since the allocator last returned memory.
 
     Args:
-        limit_bytes: see above.
-        cache: gives way where something needs its room.
+        limit_bytes: most bytes; None for no limit.
+        cache: is cleared where its memory is needed.
     """
 
     def __init__(self, limit_bytes: int | None, cache: Cache) -> None:
@@ -68,25 +69,25 @@ class Budget:
         return 0 if self.limit_bytes is None else reserve_bytes(self.limit_bytes)
 
     def is_over(self, needed: int) -> bool:
-        """Whether so many bytes, caches not counted, would be too many."""
+        """Whether so many bytes, without caches, would exceed the budget."""
         limit = self.limit_bytes
         return limit is not None and needed > limit - kept_bytes(limit)
 
     def left(self, held: int) -> int | None:
-        """Bytes that may still be taken for good beside those held; None for no limit."""
+        """Bytes that content may still take; None for no limit."""
         limit = self.limit_bytes
         return None if limit is None else max(0, limit - kept_bytes(limit) - self.reserve - held)
 
     def require(self, what: str, needed: int, way_out: str = "raise memory_budget_mb") -> None:
-        """Refuses what would take more than the budget.
+        """Refuses an operation that would exceed the budget.
 
         Args:
-            what: names it.
-            needed: bytes in all, caches not counted.
-            way_out: what the user can do.
+            what: name of the operation, for the error.
+            needed: bytes in all, without caches.
+            way_out: advice for the user, for the error.
 
         Raises:
-            MemoryBudgetExceededError: they are too many.
+            MemoryBudgetExceededError: the bytes exceed the budget.
         """
         if self.is_over(needed + self._cache.nbytes):
             self._cache.clear()
@@ -99,24 +100,24 @@ class Budget:
             )
 
     def require_for_good(self, what: str, content: int, scratch: int, way_out: str) -> None:
-        """Refuses a change after which there would be no room for saves and searches.
+        """Refuses a change that would leave no memory for saves and searches.
 
         Args:
             what, way_out: as `require`.
             content: bytes that stay.
-            scratch: bytes beside them while the change runs.
+            scratch: additional bytes while the change runs.
 
         Raises:
-            MemoryBudgetExceededError: they are too many.
+            MemoryBudgetExceededError: the bytes exceed the budget.
         """
-        self.unsettled_bytes += scratch  # what is refused took some, too
+        self.unsettled_bytes += scratch  # a refused change has taken some, too
         self.require(what, content + max(scratch, self.reserve), way_out)
 
     def require_work(self, what: str, held: int, scratch: int) -> None:
-        """Refuses a change that needs more beside the index, while it runs, than there is.
+        """Refuses a change whose scratch memory would exceed the budget.
 
         Raises:
-            MemoryBudgetExceededError: it does.
+            MemoryBudgetExceededError: the bytes exceed the budget.
         """
         self.require(what, held + scratch, "save, and load with a larger memory_budget_mb")
         self.unsettled_bytes += scratch
@@ -124,11 +125,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Bytes of the native core, before and while it changes.
+    """Estimates of the native core's memory, after and during a change.
 
     Attributes:
-        dim, params, run: of the index.
-        counts: what it holds now.
+        dim, params, run: dimension and parameters of the index.
+        counts: its present counts.
     """
 
     dim: int
@@ -142,7 +143,7 @@ class Forecast:
 
     @property
     def _settled(self) -> int:
-        """Rows on lists that the graph, if there is one, does not have any more."""
+        """Rows on lists that are no longer in the graph."""
         return self._on_lists - self.counts.moved
 
     @property
@@ -150,7 +151,7 @@ class Forecast:
         return self.counts.live - self.counts.historical
 
     def after_add(self, n: int, id_bytes: int) -> int:
-        """The index with n more rows."""
+        """Bytes of the index with n more rows."""
         counts = self.counts
         return estimate_bytes(
             self.dim,
@@ -182,26 +183,26 @@ class Forecast:
         )
 
     def add(self, n: int, id_bytes: int) -> int:
-        """Beside the index while n rows are added."""
+        """Scratch bytes while n rows are added."""
         rows = self.counts.rows + n
         return self._work(WORK_ADD, rows, rows - self._settled, id_bytes, n)
 
     def vacuum(self) -> int:
-        """Beside the index while it is vacuumed."""
+        """Scratch bytes of a vacuum."""
         return self._work(WORK_VACUUM, self.counts.rows, self._recent, self.counts.id_bytes)
 
     def train(self) -> int:
-        """Beside the index while lists are trained, the lists included."""
+        """Scratch bytes while lists are trained, the lists included."""
         return self._work(WORK_TRAIN, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
 
     def migrate(self, n: int) -> int:
-        """Beside the index while n rows move to lists, which grow by an eighth at a time."""
+        """Scratch bytes while n rows move to lists, which grow by an eighth at a time."""
         return _MOVED_BYTES * n + self._on_lists // 2 + self.counts.rows // 8
 
     def arrange(self) -> int:
-        """Beside the index while its rows are put in another order."""
+        """Scratch bytes while rows get a new order."""
         return self._work(WORK_REORDER, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
 
 
-#: A row that moves: its slot, list and error, and its place on the list.
+#: Bytes of a row that moves: its slot, list and error, and its place on the list.
 _MOVED_BYTES: Final = 20

@@ -1,6 +1,6 @@
-"""What a store keeps of an index, and what an index asks of a store: the names both sides use.
+"""The interface between an index and its stored versions: kinds of parts, and protocols for saves and loads.
 
-`persist` fills and reads these; nothing here, and nothing else in this package, knows how.
+`persist` implements it. Nothing in `index` depends on `persist`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "PartSource",
 ]
 
-# Kinds of native parts: what each holds stands in docs/format.md.
+# Kinds of native parts; docs/format.md describes them.
 VECTORS: Final = PART_VECTORS
 CODES: Final = PART_BIT_CODES
 IDS: Final = PART_IDS
@@ -60,17 +60,17 @@ LISTS: Final = PART_LISTS
 LISTS_HEAD: Final = PART_LISTS_HEAD
 BARE: Final = PART_BARE
 
-# Kinds of parts that the native core does not know; its own start at 1.
+# Kinds of parts that are no native parts; native kinds start at 1.
 DOCUMENTS: Final = 0
 """Pages of metadata."""
 EXPIRIES: Final = -1
-"""Pages that say when rows expire."""
+"""Pages of expiry times."""
 CHANGES: Final = -2
-"""Metadata that differs from what the pages say."""
+"""Metadata that differs from the pages."""
 
 
 class PartKey(NamedTuple):
-    """Which part of a version.
+    """The key of a part of a version.
 
     Attributes:
         kind: VECTORS, DOCUMENTS or another kind.
@@ -81,20 +81,20 @@ class PartKey(NamedTuple):
     number: int
 
 
-# ---- What a load gives -------------------------------------------------------------------------------------
+# ---- Loads -------------------------------------------------------------------------------------------------
 
 
 class IndexContents(Protocol):
     """A version that was read into memory.
 
     Attributes:
-        native: its rows, or None where no row was ever added.
+        native: the native rows, or None where no row was ever added.
         rows: slots, tombstones included.
         last_change_us: time of the last change to a row, microseconds since 1970.
-        schema: what metadata must look like, or None.
+        schema: the schema of metadata, or None.
         document_rows: rows that a page of metadata covers.
         pages, expiry_pages: pages as (number, bytes).
-        changes: the part with metadata that differs from what the pages say, empty where there is none.
+        changes: the part with metadata that differs from the pages; empty where there is none.
     """
 
     @property
@@ -117,12 +117,12 @@ class IndexContents(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LazyShape:
-    """How the rows of a lazily loaded version lie in its parts.
+    """Layout of the rows of a lazily loaded version in its parts.
 
     Attributes:
         rows_per_part: rows of a part with vectors.
         document_rows: rows of a page of metadata.
-        graph_rows, historical, lists: counts of what stays in the store.
+        graph_rows, historical, lists: counts of the graph and lists, which stay in the store.
     """
 
     rows_per_part: int
@@ -134,7 +134,7 @@ class LazyShape:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Parts that were fetched, and what that took."""
+    """Fetched parts, and the receipt of their requests and bytes."""
 
     parts: Mapping[PartKey, bytes]
     receipt: Receipt
@@ -145,7 +145,7 @@ class PartSource(Protocol):
 
     Attributes:
         room_bytes: most bytes of parts that one call may hold at once.
-        nbytes: bytes of parts that are kept.
+        nbytes: bytes of cached parts.
     """
 
     @property
@@ -162,22 +162,22 @@ class PartSource(Protocol):
         """Bytes of parts before compression."""
 
     def find(self, key: PartKey) -> bytes | None:
-        """The bytes of a part that is kept."""
+        """The bytes of a cached part, or None."""
 
     def count(self, kind: int) -> int:
-        """How many parts of a kind are kept."""
+        """How many parts of a kind are cached."""
 
     def clear(self) -> None:
-        """Lets go of all parts."""
+        """Frees all parts."""
 
     def close(self) -> None:
-        """Lets go of all parts, and of those that are still on their way."""
+        """Frees all parts, and keeps none of those under way."""
 
     def fetch(self, keys: Sequence[PartKey], check: Callable[[bytes], None]) -> Awaitable[Fetched]:
-        """Fetches parts, for callers that can wait; `check` looks at each part with vectors."""
+        """Fetches parts, for callers that can wait; `check` is called with each part with vectors."""
 
 
-# ---- What a save reads -------------------------------------------------------------------------------------
+# ---- Saves -------------------------------------------------------------------------------------------------
 
 
 class PartInfoLike(Protocol):
@@ -192,7 +192,7 @@ class PartInfoLike(Protocol):
 
 
 class NativeParts(Protocol):
-    """What a save needs from the native index."""
+    """The methods of the native index that a save calls."""
 
     def parts(self, rows_per_part: int, rows_per_group: int) -> Sequence[PartInfoLike]: ...
     def write_part(
@@ -203,7 +203,7 @@ class NativeParts(Protocol):
 
 
 class IndexSnapshot(Protocol):
-    """What a save needs from an index; nothing in it may change until the save has returned."""
+    """The part of an index that a save reads. It must not change until the save has returned."""
 
     @property
     def dim(self) -> int | None: ...

@@ -1,4 +1,4 @@
-"""Scans and streams: pages of rows in the order of slots or distances, from a place that a vacuum moves along."""
+"""Scans and streams: pages of rows in the order of slots or distances. Their cursors stay valid across a vacuum."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
 __all__ = ["Cursor", "Cursors"]
 
-#: Slot and distance of a row that is streamed, twice while they are brought in order, and that order.
+#: Bytes of a streamed row: slot and distance, their copies while they are sorted, and the order.
 _STREAM_BYTES_PER_ROW: Final = 32
 
 
 class Cursor:
-    """Where a scan stands; a vacuum moves it along with the rows.
+    """The position of a scan or stream. A vacuum renumbers it with the rows.
 
     Attributes:
-        next, end: the slots that are still to come.
-        slots: slots in the order of the scan, of which `next` and `end` are then places; None while no vacuum has come
-            between.
+        next, end: the range of slots still to come; positions in `slots` where that is not None.
+        slots: slots in the order of the scan; None for a scan before the first vacuum.
     """
 
     __slots__ = ("__weakref__", "end", "next", "slots")
@@ -42,7 +41,7 @@ class Cursor:
         self.slots: Slots | None = None
 
     def renumber(self, slot_map: Slots) -> None:
-        """Follows a vacuum, whose map holds NO_SLOT for rows that went."""
+        """Renumbers the slots after a vacuum, whose map holds NO_SLOT for removed rows."""
         to_come = slot_map[self.next : self.end] if self.slots is None else slot_map[self.slots[self.next : self.end]]
         self.slots = to_come[to_come != NO_SLOT]
         self.next, self.end = 0, len(self.slots)
@@ -51,7 +50,7 @@ class Cursor:
 class Cursors:
     """The scans and streams of an index.
 
-    All of it under the lock: a vacuum between the reading and the moving would leave a cursor in another numbering.
+    All methods hold the lock: a vacuum between reading and moving a cursor would leave it with old slots.
 
     Args:
         rows, gate, filters, searcher: of the index.
@@ -65,14 +64,14 @@ class Cursors:
         self._open: weakref.WeakSet[Cursor] = weakref.WeakSet()
 
     def renumber(self, slot_map: Slots) -> None:
-        """Follows a vacuum, whose map holds NO_SLOT for rows that went; inside a change."""
+        """Renumbers all cursors after a vacuum, whose map holds NO_SLOT for removed rows; inside a change."""
         for cursor in self._open:
             cursor.renumber(slot_map)
 
     # ---- in the order of slots
 
     def scan(self) -> Cursor:
-        """The start of a scan over the rows that are there now."""
+        """The start of a scan over the rows of this moment."""
 
         def start() -> Cursor:
             cursor = Cursor(self._rows.counts.rows)
@@ -82,7 +81,7 @@ class Cursors:
         return self._gate.alone(start)
 
     def page(self, cursor: Cursor, most: int, where: Filter | None) -> list[Row]:
-        """The next live rows that a filter takes, in slot order, none at the end; moves the cursor past them."""
+        """The next live rows that match a filter, in slot order, none at the end; moves the cursor past them."""
 
         def page() -> list[Row]:
             if cursor.next >= cursor.end:
@@ -96,7 +95,7 @@ class Cursors:
         """The slots of a page; moves the cursor past them."""
         rows = self._rows
         if where is None and len(rows.hidden().slots):
-            where = EVERYTHING  # it knows what is hidden
+            where = EVERYTHING  # the matches of a filter exclude expired rows
         if cursor.slots is not None:
             taken = rows.core.live_slots(0, rows.counts.live) if where is None else self._filters.match(where).slots()
             places = np.flatnonzero(np.isin(cursor.slots[cursor.next : cursor.end], taken))[:most] + cursor.next
@@ -115,11 +114,11 @@ class Cursors:
     # ---- in the order of distances
 
     def stream(self, query: npt.NDArray[np.float32], where: Filter, control: Control | None) -> Cursor:
-        """The start of a stream over the rows that a filter takes now, in the order of their distances.
+        """The start of a stream over the rows that match a filter now, in the order of their distances.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            MemoryBudgetExceededError: that order, or the columns that the filter compares, would not fit.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             NativeCancelled: `control` asked for it.
         """
 
@@ -143,7 +142,7 @@ class Cursors:
     ) -> Slots:
         """Live slots in the order of their distances, ties by id."""
         found, distances = np.empty_like(slots), np.empty(len(slots))
-        # As many at a time as a search may return: each row is scored once, however many there are.
+        # K_MAX rows a call, the most that a search returns; so each row is scored once.
         for first in range(0, max(len(slots), 1), K_MAX):
             some = slots[first : first + K_MAX]
             hits = native.search(
@@ -186,7 +185,7 @@ class Cursors:
                 n = int(found.counts[0])
                 nearest = found.slots[0, :n].tolist(), found.distances[0, :n].tolist(), found.ids[0]
                 hits = self._searcher.results(native, *nearest, "flat", threshold, include_vectors)
-                # Scores only fall.
+                # Scores fall from page to page: after the first hit below the threshold none can pass.
                 cursor.next = cursor.end if hits.below_threshold else cursor.next + len(slots)
             return list(hits)
 

@@ -1,7 +1,7 @@
-"""What filters take: columns of metadata, and the rows that recent filters took.
+"""Evaluation of filters: columns of metadata, and remembered matches of recent filters.
 
-Columns and matches are made under the lock of changes. Matches are good as long as the generation is theirs, so a
-search whose filter is known meets no lock.
+Columns and matches are made under the lock of changes. Matches are valid while the generation of the index is theirs,
+so a search with a remembered filter takes no lock.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from fabstir_vectordb.types import FacetCount
 
 __all__ = ["FilterCache", "Filters", "Matches"]
 
-#: Bytes of bitmaps, and of the filters they belong to, that are remembered until the next change: those of 600 filters
-#: over 100,000 rows, of six over ten million.
+#: Most bytes of remembered matches, their filters included: 600 filters over 100,000 rows, six over ten million.
 MATCHES_BYTES_MAX: Final = 8_000_000
 
 _T = TypeVar("_T")
@@ -35,14 +34,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """The live rows that a filter takes.
+    """The live rows that match a filter.
 
     Attributes:
-        generation: of the index; they are its rows as long as it has this one.
+        generation: generation of the index for which they are valid.
         rows: slots of the index.
-        hidden: the expired rows that are not among them.
-        allow: their bitmap.
-        count: how many they are.
+        hidden: the expired rows, which are excluded.
+        allow: bitmap of the matching rows.
+        count: number of matching rows.
     """
 
     generation: int
@@ -57,7 +56,7 @@ class Matches:
 
 
 class FilterCache:
-    """Columns, and what filters are known to take; all of it can be made again."""
+    """Columns and remembered matches of filters; all of them can be made again."""
 
     def __init__(self) -> None:
         self.columns = Columns()
@@ -70,18 +69,18 @@ class FilterCache:
         return self.columns.nbytes + self._matches_bytes
 
     def clear(self) -> None:
-        """Lets go of all of it."""
+        """Frees all of it."""
         self.columns.clear()
         self._forget_matches()
 
     def get(self, key: str) -> Matches | None:
-        """What a filter took when it was asked last."""
+        """The remembered matches of a filter, or None; they may be out of date."""
         return self._matches.get(key)
 
     def remember(self, key: str, found: Matches) -> None:
-        """Notes what a filter takes."""
+        """Remembers the matches of a filter."""
         size = found.allow.nbytes + len(key)
-        # All that are remembered are of one generation and time: those of another are of no use.
+        # All remembered matches have one generation and time; those of another are useless.
         stale = any(
             matches.generation != found.generation or matches.hidden is not found.hidden
             for matches in islice(self._matches.values(), 1)
@@ -96,12 +95,12 @@ class FilterCache:
         self._matches_bytes = 0
 
     def touch(self, slots: Slots) -> None:
-        """Notes that rows have other metadata."""
+        """Notes that the metadata of rows has changed."""
         for slot in slots.tolist():
             self.columns.touch(slot)
 
     def renumber(self, kept: Slots) -> None:
-        """Follows rows to other slots; `kept` are the old ones in the new order."""
+        """Renumbers the columns; `kept` are the old slots in the new order."""
         try:
             self.columns.renumber(kept)
         except MemoryError:
@@ -112,8 +111,8 @@ class Filters:
     """The filters of an index.
 
     Args:
-        rows, gate: of the index.
-        cache: what it remembers of filters.
+        rows, gate: objects of the index.
+        cache: columns and remembered matches.
     """
 
     def __init__(self, rows: Rows, gate: Gate, cache: FilterCache) -> None:
@@ -122,10 +121,10 @@ class Filters:
         self._cache = cache
 
     def match(self, where: Filter) -> Matches:
-        """The rows that a filter takes; under the lock.
+        """The rows that match a filter; under the lock.
 
         Raises:
-            MemoryBudgetExceededError: the columns that it compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
         """
         known = self.known(where)
         if known is not None:
@@ -138,15 +137,15 @@ class Filters:
             live[rows.core.live_slots(0, counts.live)] = True
             mask = mask & live
         if len(hidden.slots):
-            mask = mask.copy()  # it may be a column's own
+            mask = mask.copy()  # it may be an array of a column
             mask[hidden.slots] = False
         found = Matches(generation, counts.rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
-        if not generation & 1:  # else a change is under way, and this its own question
+        if not generation & 1:  # an odd generation: this is a part of a running change
             self._cache.remember(where.key, found)
         return found
 
     def known(self, where: Filter) -> Matches | None:
-        """The same, where it is known without looking at the rows."""
+        """The remembered matches of a filter, where they are still valid."""
         found = self._cache.get(where.key)
         if found is None or found.generation != self._gate.generation or found.hidden is not self._rows.hidden():
             return None
@@ -170,7 +169,7 @@ class Filters:
         return found
 
     def read(self, where: Filter, read: Callable[[Matches], _T]) -> _T:
-        """The result of `read` over the rows that a filter takes, with no change in between."""
+        """The result of `read`, called with the rows that match a filter, without a change in between."""
 
         def locked() -> _T:
             return read(self.match(where))
@@ -179,7 +178,7 @@ class Filters:
         return self._gate.alone(locked) if isinstance(found, Busy) or found is None else found
 
     def try_read(self, where: Filter, read: Callable[[Matches], _T]) -> _T | Busy | None:
-        """The same, where it is known what the filter takes, else None; BUSY where a change came between."""
+        """`read` with remembered matches; None where there are none, BUSY where a change came in between."""
 
         def checked() -> _T | None:
             known = self.known(where)
@@ -188,11 +187,11 @@ class Filters:
         return self._gate.try_read(checked)
 
     def count(self, where: Filter) -> int:
-        """How many live rows a filter takes."""
+        """How many live rows match a filter."""
         return self.read(where, lambda matches: matches.count)
 
     def ids(self, where: Filter, order: str | None, descending: bool) -> list[str]:
-        """The ids of the live rows that a filter takes, in the order of a field, else of their slots."""
+        """The ids of the live rows that match a filter, in the order of a field, else of their slots."""
 
         def read(matches: Matches) -> list[str]:
             slots = matches.slots()
@@ -213,7 +212,7 @@ class Filters:
         return [position for _, position in held] + [position for position, key in enumerate(keys) if key is None]
 
     def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that a filter takes, the most frequent first."""
+        """The distinct values of a field among the rows that match a filter, the most frequent first."""
 
         def locked() -> list[FacetCount]:
             slots = self.match(where).slots()

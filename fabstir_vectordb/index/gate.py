@@ -1,12 +1,12 @@
-"""Who may be in an index when: readers beside one change, and nobody once it is closed.
+"""Access to an index: readers beside one change, and no call once the index is closed.
 
-A change makes the generation odd while it runs and another even number afterwards, so a reader knows when it met one (a
-seqlock). A reader first tries without a lock. What it met halfway may look like anything, so whatever it raises counts
-only where the generation stayed as it was. In the end it reads under the lock: however many changes come one after the
-other, it is not put off again. So slots, ids and metadata of one reader never come from two different numberings, and a
-reader that meets no change takes no lock.
+A change makes the generation odd while it runs and another even number afterwards, so a reader can detect a change (a
+seqlock). A reader first reads without the lock. Its result, or its exception, counts only where the generation stayed
+the same, as it may have read half of a change. Otherwise it reads again under the lock, so a stream of changes cannot
+delay it further. So slots, ids and metadata of one read always belong to one numbering, and a reader that meets no
+change takes no lock.
 
-`close` waits for the calls that are inside, since they use native memory.
+`close` waits for the calls under way, since they use native memory.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Gate:
 
     Attributes:
         generation: odd while a change runs.
-        lock: held by whatever must not run beside a change.
+        lock: held by every call that must not run beside a change.
     """
 
-    # `_inside` begins with whether the index is open; behind that it has an entry for every call that is inside. What a
-    # deque does is atomic and in one order for all threads, with the GIL and without: either `close` sees a call that
-    # enters, or that call sees that the index is closed. A lock, taken twice, would cost a search 0.3 µs.
+    # The first entry of `_inside` tells whether the index is open; each call under way adds another entry. Operations
+    # of a deque are atomic and have one order for all threads, with the GIL and without: either `close` sees a call
+    # that enters, or that call sees that the index is closed. A lock, taken twice, would cost a search 0.3 µs.
     #
-    # No context manager for readers: Ctrl-C is heard where a function of Python begins, and would keep an ``__exit__``
-    # from taking the entry away. Calls of C are not interrupted, and what follows one is in the `try`.
+    # Readers use no context manager: Python raises KeyboardInterrupt at the start of a Python function, so Ctrl-C could
+    # keep an ``__exit__`` from removing the entry. Calls of C are not interrupted; the code after them is in `try`.
 
     __slots__ = ("_empty", "_inside", "generation", "lock")
 
@@ -60,7 +60,7 @@ class Gate:
         self._empty = threading.Event()
 
     def within(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """What `work` returns; `close` waits for it.
+        """The result of `work`; `close` waits for it.
 
         Raises:
             IndexClosed: the index is closed.
@@ -77,7 +77,7 @@ class Gate:
                 self._empty.set()
 
     def alone(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """What `work` returns while no change runs; reads go on beside it, as the generation stays even.
+        """The result of `work`, beside which no change runs. Reads run on, as the generation stays even.
 
         Raises:
             IndexClosed: the index is closed.
@@ -90,7 +90,7 @@ class Gate:
         return self.within(locked)
 
     def read(self, read: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        """What `read` returns with no change between its start and its end; it may be called twice.
+        """The result of `read`, without a change between its start and its end; it may be called twice.
 
         Raises:
             IndexClosed: the index is closed.
@@ -118,7 +118,7 @@ class Gate:
                 self._empty.set()
 
     def try_read(self, read: Callable[[*_Ts], _T], *args: *_Ts) -> _T | Busy:
-        """`read` without waiting: BUSY where a change came between, or the index is closed."""
+        """`read` without waiting: BUSY where a change came in between, or the index is closed."""
         inside = self._inside
         try:
             inside.append(True)
@@ -140,7 +140,7 @@ class Gate:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Around a change: one at a time, under an odd generation. For worker threads alone, which hear no Ctrl-C.
+        """Encloses a change: one at a time, under an odd generation. Only for worker threads, which get no Ctrl-C.
 
         Raises:
             IndexClosed: the index is closed.
@@ -166,8 +166,8 @@ class Gate:
         return self._inside[0]
 
     def close(self) -> None:
-        """Lets nobody in any more, and waits for the calls inside; idempotent."""
+        """Refuses new calls, and waits for those under way; idempotent."""
         self._inside[0] = False
         while len(self._inside) > 1:
-            # With a limit, as Ctrl-C may stop the last one out before it says so.
+            # With a time limit, as Ctrl-C may stop the last call before it sets the event.
             self._empty.wait(_CLOSE_WAIT_S)

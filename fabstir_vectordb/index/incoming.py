@@ -1,6 +1,6 @@
-"""Arguments to arrays: rows and queries as callers give them, checked and converted. Pure: no index is touched here.
+"""Checks and converts the arguments of callers: rows to arrays, queries and options to requests. No index is used here.
 
-Whatever a foreign array or iterable raises while it is read becomes INVALID_INPUT, with that error as its cause.
+An exception of a foreign array or iterable becomes INVALID_INPUT, with that exception as its cause.
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ __all__ = [
 
 _FLOAT32: Final = np.dtype(np.float32)
 _SEARCH_OPTIONS: Final = OPTION_NAMES["SearchOptions"]
-#: Seconds since 1970 of the years 1 to 9999, what a datetime can say. Milliseconds of today lie beyond.
+#: Seconds since 1970 of the years 1 to 9999, the range of a datetime. Present times in milliseconds lie outside.
 _SECONDS_MIN, _SECONDS_END = -62_135_596_800, 253_402_300_800
 _YEAR_MIN, _YEAR_MAX = 1, 9_999
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one add, checked as far as Python checks them: what is left to refuse is the native core's."""
+    """Rows of one add, checked by Python. The native core checks the rest: numbers, ids and conflicts."""
 
     ids: Sequence[str]
     id_bytes: bytes
     id_offsets: npt.NDArray[np.uint64]
     vectors: npt.NDArray[np.float32]
     bare: npt.NDArray[np.uint8] | None
-    """1 for a row without a vector, which is all zeros in `vectors`; None where each has one."""
+    """1 for a row without a vector, which is all zeros in `vectors`; None where every row has a vector."""
     timestamps: npt.NDArray[np.int64]
     expires: Times | None
-    """When rows expire; None where none of them does."""
+    """Expiry times; None where no row expires."""
     metadata: Sequence[bytes | None] | None
     copied: bool
-    """Whether `vectors` is a copy of what the caller gave."""
+    """Whether `vectors` is a copy of the caller's array."""
 
     @property
     def metadata_bytes(self) -> int:
@@ -81,7 +81,7 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the batch holds beside what the caller gave."""
+        """Bytes that the batch holds in addition to the caller's objects."""
         vectors = self.vectors.nbytes if self.copied else 0
         arrays = self.id_offsets.nbytes + self.timestamps.nbytes + (0 if self.expires is None else self.expires.nbytes)
         return vectors + arrays + len(self.id_bytes) + self.metadata_bytes
@@ -101,17 +101,17 @@ def prepare_batch(
 
     Args:
         ids: n strings.
-        vectors: (n, dim) numbers, or n vectors and None among them; None for rows without.
+        vectors: (n, dim) numbers, or a list of n vectors and None for rows without; None where no row has a vector.
         metadata: n JSON-shaped values or None, or None for no metadata at all.
-        timestamps: n seconds since 1970, aware datetimes or datetime64 (None among them: now), or None for now.
+        timestamps: n seconds since 1970, aware datetimes or datetime64, or None for now; also None for single rows.
         now_us: the clock, read at most once.
         dim: the index's dimension, None while it has none.
-        expires_at: as `timestamps`, None for never.
+        expires_at: in the forms of `timestamps`; None for never.
         room_bytes: most bytes that the encoded metadata may take; None for no limit.
 
     Raises:
         InvalidInputError: details has ``row`` where one row is at fault.
-        MemoryBudgetExceededError: the metadata takes more than `room_bytes`; found out before more is encoded.
+        MemoryBudgetExceededError: the metadata takes more than `room_bytes`; encoding stops there.
     """
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
@@ -141,12 +141,12 @@ def prepare_batch(
 
 
 def take_items(items: object) -> Sequence[Any]:
-    """The items of an add, taken from their iterable; `as_input` makes rows of them.
+    """The items of an add, read from their iterable; `as_input` makes rows of them.
 
-    To be called on the caller's thread: what an iterable reads from, a database's cursor say, may belong to it.
+    To be called on the caller's thread: the iterable may read from an object of that thread, such as a database cursor.
 
     Raises:
-        InvalidInputError: they are no iterable of rows, or it failed.
+        InvalidInputError: `items` is no iterable of rows, or the iterable failed.
     """
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise InvalidInputError(f"items must be VectorInputs or mappings, got {type(items).__name__}")
@@ -157,7 +157,7 @@ def as_input(row: int, item: object) -> VectorInput:
     """One row from a VectorInput, or a mapping with its keys.
 
     Raises:
-        InvalidInputError: it is something else; details has ``row``.
+        InvalidInputError: `item` is something else; details has ``row``.
     """
     if isinstance(item, VectorInput):
         return item
@@ -179,7 +179,7 @@ def take_ids(ids: object) -> list[str]:
     """Ids as a list of strings.
 
     Raises:
-        InvalidInputError: they are something else, or the iterable failed.
+        InvalidInputError: `ids` is no iterable of strings, or the iterable failed.
     """
     if isinstance(ids, (str, bytes)):
         raise InvalidInputError("ids must be a sequence of strings, not one string")
@@ -193,10 +193,10 @@ def take_ids(ids: object) -> list[str]:
 
 
 def one_id(id: object) -> str:
-    """An id that is a string.
+    """Checks that an id is a string, and returns it.
 
     Raises:
-        InvalidInputError: it is not.
+        InvalidInputError: the id is no string.
     """
     if not isinstance(id, str):
         raise InvalidInputError(f"an id must be a string, got {type(id).__name__}")
@@ -207,7 +207,7 @@ def taken(values: Iterable[Any], what: str) -> list[Any]:
     """The items of a foreign iterable.
 
     Raises:
-        InvalidInputError: it failed; its error is the cause.
+        InvalidInputError: the iterable failed; its exception is the cause.
     """
     try:
         return list(values)
@@ -231,20 +231,20 @@ def make_request(
     default_threshold: float | Unset | None,
     default_target: float | None,
 ) -> SearchRequest:
-    """A search with everything checked that does not depend on the rows it will meet.
+    """Makes a search request. It checks all arguments, as far as they do not depend on the rows.
 
     Args:
-        vector: the query, as `prepare_query` gives it.
+        vector: the query, from `prepare_query`.
         k: rows to find.
-        options, given: options, and single fields that win over them.
-        default_threshold, default_target: the session's, for a search that names none.
+        options, given: options, and single fields that override them.
+        default_threshold, default_target: the session's values, for a search without its own.
 
     Raises:
         InvalidInputError: `k` or an option is refused.
     """
     k = check_k(k)
     if options is None and _SEARCH_OPTIONS.issuperset(given):
-        # Without a SearchOptions on the way, which takes some microseconds to make.
+        # Without a SearchOptions object, which would take some microseconds.
         get = given.get
         threshold, include_vectors, filter = get("threshold", UNSET), get("include_vectors", False), get("filter")
         ef_search, exact, nprobe = get("ef_search"), get("exact", False), get("nprobe")
@@ -273,7 +273,7 @@ def make_request(
     if mmr is not None:
         mmr = check_mmr(mmr, k)
     where = None if filter is None else parse_filter(filter)
-    # As SearchRequest(...) does it, in a third of the time.
+    # The same as SearchRequest(...), in a third of the time.
     asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr
     return tuple.__new__(SearchRequest, asked)
 
@@ -282,11 +282,11 @@ def prepare_query(query: Any, dim: int | None = None) -> npt.NDArray[np.float32]
     """A query as contiguous float32.
 
     Args:
-        query: numbers of one vector; an array of one row will do.
-        dim: the index's dimension; None where any will do.
+        query: numbers of one vector, or an array of one row.
+        dim: the index's dimension; None for any.
 
     Raises:
-        InvalidInputError: it is no vector of numbers, or of another dimension.
+        InvalidInputError: `query` is no vector of numbers, or has another dimension.
     """
     if type(query) is np.ndarray and query.dtype == _FLOAT32 and query.ndim == 1 and query.flags.c_contiguous:
         vector = query
@@ -308,7 +308,7 @@ def prepare_queries(queries: Any, dim: int | None) -> npt.NDArray[np.float32]:
     """Queries as (n, dim) contiguous float32.
 
     Raises:
-        InvalidInputError: they are no such array, or of another dimension.
+        InvalidInputError: `queries` is no such array, or has another dimension.
     """
     matrix = _numbers(queries, "queries")
     if matrix.ndim != 2 and matrix.size:
@@ -345,7 +345,7 @@ def _numbers(values: Any, what: str) -> npt.NDArray[np.float32]:
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{what} must be real numbers in a rectangular array: {error}") from error
-    except Exception as error:  # whatever a foreign array says, as a tensor does that tracks gradients
+    except Exception as error:  # any exception of a foreign array, such as a tensor that tracks gradients
         raise InvalidInputError(f"{what} could not be read as an array of numbers: {_reason(error)}") from error
 
 
@@ -371,7 +371,7 @@ def _with_bare(vectors: Any, ids: Any, dim: int | None) -> tuple[npt.NDArray[np.
 
 
 def seeming_shape(vectors: Any) -> tuple[int, int]:
-    """Rows and components of what may be an array of vectors, or a list of them; zeros for anything else."""
+    """Rows and components of an array or a list of vectors, unchecked; zeros for anything else."""
     shape = getattr(vectors, "shape", None)
     if shape is None and isinstance(vectors, (list, tuple)):
         first = next((vector for vector in vectors if vector is not None), ())
@@ -413,7 +413,7 @@ def _check_lengths(n: int, **arguments: Any) -> None:
     for name, values in arguments.items():
         if values is None:
             continue
-        # A dict is one row's metadata, and would pass for a sequence of its keys.
+        # A dict is the metadata of one row; as a sequence it would be its keys.
         if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sized):
             raise InvalidInputError(f"{name} must be a sequence with one entry a row, got {type(values).__name__}")
         if isinstance(values, np.ndarray) and values.ndim != 1:
@@ -433,7 +433,7 @@ def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         return _of_datetime64(values, what, 0)
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        fits = (values >= _SECONDS_MIN) & (values < _SECONDS_END)  # not true of NaN
+        fits = (values >= _SECONDS_MIN) & (values < _SECONDS_END)  # False for NaN
         if not fits.all():
             row = int(np.flatnonzero(~fits)[0])
             raise _bad_time(what, row, values[row])
@@ -450,10 +450,10 @@ def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -
 
 
 def _of_datetime64(values: npt.NDArray[Any], what: str, first_row: int) -> npt.NDArray[np.int64]:
-    """Microseconds of datetime64 of any unit, which numpy counts in UTC."""
+    """Microseconds since 1970 of datetime64 values of any unit; numpy takes them as UTC."""
     if np.datetime_data(values.dtype)[0] == "generic":
         raise _bad_time(what, first_row, "a datetime64 without a unit")
-    # Years first: nothing overflows on the way to them, while microseconds may.
+    # The range is checked in years, as a conversion to microseconds may overflow.
     years = values.astype("datetime64[Y]").astype(np.int64) + 1970
     bad = np.isnat(values) | (years < _YEAR_MIN) | (years > _YEAR_MAX)
     if bad.any():
@@ -483,7 +483,7 @@ def _microseconds(what: str, row: int, value: Any) -> int:
 
 
 def _can_be_said(seconds: float) -> bool:
-    """Whether they are of the years 1 to 9999, as a datetime's are; false of NaN."""
+    """Whether the seconds lie in the years 1 to 9999, the range of a datetime; False for NaN."""
     return _SECONDS_MIN <= seconds < _SECONDS_END
 
 
@@ -504,7 +504,7 @@ def encode_values(metadata: Sequence[Any], ids: Sequence[str], room_bytes: int |
 
     Raises:
         InvalidInputError: a value is refused; details has ``row`` and ``id``.
-        MemoryBudgetExceededError: they take more than `room_bytes`.
+        MemoryBudgetExceededError: the bytes are more than `room_bytes`.
     """
     encoded: list[bytes | None] = []
     size = 0
@@ -525,26 +525,26 @@ def encode_values(metadata: Sequence[Any], ids: Sequence[str], room_bytes: int |
 
 
 def of_row(error: InvalidInputError, row: int, id: str) -> InvalidInputError:
-    """An error about metadata that says whose."""
+    """The error, with the row and its id."""
     return InvalidInputError(
         f"row {row} (id {shown(id)}): {error.message}", details={**error.details, "row": row, "id": id}
     )
 
 
 def shown(text: str) -> str:
-    """An id as errors show it."""
+    """An id for an error text."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def named(error: InvalidInputError | ConflictError, batch: Batch) -> InvalidInputError | ConflictError:
-    """An error of the native core, which speaks of rows, with the id that people know."""
+    """An error of the native core, which has row numbers, with the id of the row."""
     row = error.details.get("row", 0)
     id = batch.ids[row]
     details = {**error.details, "id": id}
     size = int(batch.id_offsets[row + 1] - batch.id_offsets[row])
     if isinstance(error, ConflictError):
         first = error.details.get("first_row")
-        where = "already exists in the index" if first is None else f"stands in rows {first} and {row} of this call"
+        where = "already exists in the index" if first is None else f"occurs in rows {first} and {row} of this call"
         hint = "; on_conflict='replace' or 'skip' allows it" if first is None else ""
         return ConflictError(f"duplicate id {shown(id)}: it {where}{hint}", details=details)
     if size == 0:

@@ -1,6 +1,6 @@
-"""The index in memory: each verb is one call of what does it, inside the gate.
+"""The index in memory: every operation of a session that needs no I/O. Synchronous and thread-safe.
 
-Everything a session does without I/O; synchronous, and safe to call from threads.
+Each method passes the call on, inside the gate, to the class that does the work.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What recall is measured on.
+    """The rows on which recall is measured.
 
     Attributes:
-        native: the rows.
+        native: the native rows.
         counts: their counts.
-        slots: those that searches can return.
-        allow: bitmap of these, where some live rows are not among them.
+        slots: slots that searches can return.
+        allow: bitmap without the expired rows; None where no row has expired.
     """
 
     native: NativeIndex
@@ -72,8 +72,8 @@ class Index:
     """Rows with metadata, in memory.
 
     Args:
-        params: what a version stores of how it is built; the first vector sets the dimension.
-        run: how it is run.
+        params: parameters that a version stores; the first vector sets the dimension.
+        run: parameters of this process.
     """
 
     def __init__(self, params: IndexParams, run: RunParams) -> None:
@@ -110,16 +110,16 @@ class Index:
                 yield
             finally:
                 self._rows.refresh()
-                self.efforts.changed()  # after the counts, from which new ones come
+                self.efforts.changed()  # after the counts, which it reads
 
     def close(self) -> None:
-        """Waits for the calls inside, then frees native memory; idempotent."""
+        """Waits for the calls under way, then frees native memory; idempotent."""
         self.gate.close()
         with self.gate.lock:
             self._rows.free()
             self._cache.clear()
 
-    # ---- what is known of it without waiting
+    # ---- properties that wait for nothing
 
     @property
     def is_whole(self) -> bool:
@@ -127,7 +127,7 @@ class Index:
         return True
 
     def missing(self, need: Need, gathered: Gathered) -> Missing:
-        """Nothing: all of it is in memory."""
+        """Nothing is missing: the whole index is in memory."""
         return _NOTHING_MISSING
 
     @property
@@ -152,12 +152,12 @@ class Index:
 
     @property
     def schema(self) -> Schema | None:
-        """What metadata must look like, or None."""
+        """The schema of metadata, or None."""
         return self._rows.schema
 
     @property
     def changes(self) -> int:
-        """Counts changes; a session is dirty while it differs from the count at the last save or load."""
+        """Number of changes; a session is dirty while it differs from the number at the last save or load."""
         return self._rows.changes
 
     @property
@@ -182,7 +182,7 @@ class Index:
 
     @property
     def chunk_size(self) -> int | None:
-        """Rows a part, where fixed."""
+        """Rows of a part; None where the size of a row decides."""
         return self.params.chunk_size
 
     @property
@@ -191,7 +191,7 @@ class Index:
         return self._searcher.plans_used
 
     def count_plans(self, plans_used: Mapping[str, int]) -> None:
-        """Goes on counting where the index that it takes the place of was."""
+        """Adds the counts of the index that this one replaces."""
         self._searcher.plans_used.update(plans_used)
 
     @property
@@ -217,7 +217,7 @@ class Index:
 
     @property
     def unsettled_bytes(self) -> int:
-        """Most bytes that changes have taken and freed since the allocator was asked to give them back."""
+        """Upper bound of the bytes that changes have freed since the allocator last returned memory."""
         return self._budget.unsettled_bytes
 
     @unsettled_bytes.setter
@@ -226,39 +226,39 @@ class Index:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes of metadata held, and of when rows expire."""
+        """Bytes of metadata and of expiry times."""
         return self._rows.metadata_bytes
 
     @property
     def column_bytes(self) -> int:
-        """Bytes of columns and of what filters are known to take."""
+        """Bytes of columns and of remembered matches of filters."""
         return self._cache.nbytes
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of parts that are kept beside the index: none."""
+        """Bytes of cached parts: none."""
         return 0
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all that is in memory, caches included."""
+        """Bytes of memory held, caches included."""
         return self._rows.nbytes + self._cache.nbytes
 
     def forget_caches(self) -> bool:
-        """Lets go of what can be made again; whether there was anything."""
+        """Frees columns and matches of filters; returns whether there were any."""
         with self.gate.lock:
             held = self._cache.nbytes > 0
             self._cache.clear()
             return held
 
     def make_room(self) -> None:
-        """Lets go of columns where they take what saves and searches need."""
+        """Frees columns where they take memory that saves and searches need."""
         limit = self._budget.limit_bytes
         if limit is not None and self.held_bytes + self._budget.reserve > limit:
             self.forget_caches()
 
     def check_room(self, vectors: Any) -> None:
-        """Refuses many vectors that cannot fit, as a caller gave them, before another array is made of them.
+        """Refuses vectors that cannot fit in the budget, before an array is made from a caller's list of them.
 
         Raises:
             MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
@@ -270,7 +270,7 @@ class Index:
         """Bytes that new metadata may take at most; None for no limit."""
         return self._budget.left(self._rows.nbytes)
 
-    # ---- what a save reads
+    # ---- reads of a save
 
     def page_sizes(self, rows_per_page: int) -> dict[int, int]:
         """Bytes of the metadata pages, by number."""
@@ -283,15 +283,15 @@ class Index:
     def pages_kept(
         self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
     ) -> tuple[set[int], list[int]]:
-        """Which of the base's pages need not be stored again, and the live rows in them that differ."""
+        """The pages of the base that a save keeps, and the live rows in them whose metadata differs."""
         return self._rows.pages_kept(rows_per_page, page_sizes, stored)
 
     def changes_of(self, slots: Sequence[int]) -> bytes:
-        """The part with the metadata of rows that differ from what the pages say."""
+        """The part with the metadata of rows that differ from the stored pages."""
         return self._rows.changes_of(slots)
 
     def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
-        """Says that pages are stored which hold what the rows say, but for those that differ."""
+        """Notes that the stored pages hold the metadata of all rows, except of those that differ."""
         self._rows.pages_stored(rows_per_page, changed)
 
     def metadata_size(self, slot: int) -> int:
@@ -299,19 +299,19 @@ class Index:
         return self._rows.arena.size(slot)
 
     def superseded_since_save(self, row_bytes: int) -> int:
-        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+        """Bytes of the last stored version whose rows were deleted, replaced or have expired since.
 
         Args:
-            row_bytes: those that it has of a row beside its metadata, on average.
+            row_bytes: mean bytes of a stored row without its metadata.
         """
         return self._rows.superseded_since_save(row_bytes)
 
     def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
-        """The pages of a save that say when rows expire, by number."""
+        """The pages of expiry times for a save, by number."""
         return self._rows.expiries.pages(rows_per_page)
 
     def graph_stored(self) -> None:
-        """Says that the graph, as it is now, is stored: later saves may store the steps from there instead."""
+        """Notes that the present graph is stored: later saves may store only the steps since then."""
         with self.gate.lock:
             self._rows.core.graph_stored()
 
@@ -320,20 +320,20 @@ class Index:
     def add(
         self, batch: Batch, on_conflict: str = "error", control: Control | None = None, for_lists: bool = False
     ) -> AddResult:
-        """Adds rows: all or nothing. Where many tombstones have piled up, a vacuum comes first, also of a refused add.
+        """Adds rows: all or nothing. Where there are many tombstones, a vacuum runs first, even if the add is refused.
 
         Args:
             batch: the rows.
             on_conflict: for ids that are live: ``error``, ``replace`` or ``skip``. Of rows with the same id in one
                 call, ``replace`` keeps the last and ``skip`` the first; the others count as skipped.
             control: progress and cancellation.
-            for_lists: make no graph of them: `train`, `migrate` and `vacuum` follow before any save.
+            for_lists: put the rows in no graph: `train`, `migrate` and `vacuum` follow before any save.
 
         Raises:
             InvalidInputError: a vector, id or `on_conflict` is refused; details has ``row`` and ``id``.
-            ConflictError: with ``error``, an id is live already, or stands twice in the call.
-            MemoryBudgetExceededError: they would not fit.
-            IndexStateError: the native core had no memory or threads.
+            ConflictError: with ``error``, an id is live already, or occurs twice in the call.
+            MemoryBudgetExceededError: the rows would not fit.
+            IndexStateError: there was not enough memory, or no thread could start.
         """
         if on_conflict not in _ON_CONFLICT:
             raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {shown(on_conflict)}")
@@ -351,13 +351,13 @@ class Index:
         return result
 
     def update_vectors(self, ids: Sequence[str], vectors: Any, control: Control | None = None) -> None:
-        """Gives live rows other vectors: all or nothing. Metadata, timestamps and expiries stay as they are.
+        """Replaces the vectors of live rows: all or nothing. Metadata, timestamps and expiries stay as they are.
 
         Raises:
             NotFoundError: an id is not live.
-            InvalidInputError: a vector is refused, or an id stands twice.
+            InvalidInputError: a vector is refused, or an id occurs twice.
             MemoryBudgetExceededError: they would not fit.
-            IndexStateError: the native core had no memory or threads.
+            IndexStateError: there was not enough memory, or no thread could start.
         """
         self.check_room(vectors)
         batch = prepare_batch(ids, vectors, None, None, self._rows.run.now_us, self.vector_dim)
@@ -382,7 +382,7 @@ class Index:
 
         Raises:
             NotFoundError: an id is not live.
-            InvalidInputError: a value is refused, an id stands twice, or there is no dict to merge with.
+            InvalidInputError: a value is refused, an id occurs twice, or there is no dict to merge with.
             MemoryBudgetExceededError: they would not fit.
         """
         if len(ids) != len(metadata):
@@ -392,7 +392,7 @@ class Index:
             self._cache.touch(self._rows.update_metadata(ids, encoded, metadata if merge else None))
 
     def set_schema(self, schema: Schema | None) -> None:
-        """Makes later metadata follow a schema, which what is there already does.
+        """Sets the schema of metadata, which every live row must fulfil already.
 
         Raises:
             InvalidInputError: a live row breaks it; details has ``id`` and ``path``.
@@ -401,7 +401,7 @@ class Index:
             self._rows.set_schema(schema)
 
     def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
-        """Makes rows tombstones: all or nothing.
+        """Makes tombstones of rows: all or nothing.
 
         Raises:
             NotFoundError: an id is not live, unless `missing_ok`.
@@ -411,10 +411,10 @@ class Index:
             return DeleteResult(len(deleted), deleted)
 
     def delete_where(self, where: Filter) -> DeleteResult:
-        """Makes the rows that a filter takes tombstones: all or nothing.
+        """Makes tombstones of the rows that match a filter: all or nothing.
 
         Raises:
-            MemoryBudgetExceededError: the columns it compares would not fit.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
         """
         with self._changing():
             slots = self._filters.match(where).slots()
@@ -423,7 +423,7 @@ class Index:
             return DeleteResult(len(ids), ids)
 
     def clear(self) -> int:
-        """Takes all rows away, at once and for good; how many were live. The schema stays."""
+        """Removes all rows, at once and for good; returns how many were live. The schema stays."""
         with self._changing():
             live = self.counts.live
             if self.counts.rows:
@@ -435,10 +435,10 @@ class Index:
     # ---- recent and historical
 
     def check_optimizes(self) -> None:
-        """Refuses to begin with what could not be brought to an end.
+        """Checks that an `optimize` will have enough memory to its end.
 
         Raises:
-            MemoryBudgetExceededError: training, or the vacuum in the end, would not fit.
+            MemoryBudgetExceededError: training, or the final vacuum, would not fit.
         """
         self._aging.check()
 
@@ -446,30 +446,30 @@ class Index:
         """Removes tombstones and renumbers the rows: all or nothing. No later save names a page with replaced metadata.
 
         Raises:
-            MemoryBudgetExceededError: what it needs beside the index would not fit.
-            IndexStateError: the native core had no memory or threads.
+            MemoryBudgetExceededError: its working memory would not fit.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         with self._changing():
             return self._aging.vacuum(control)
 
     def arrange(self, control: Control | None = None) -> bool:
-        """Gives rows that are near each other slots that are, so that lazy loads fetch fewer parts; whether it did.
+        """Gives near rows near slots, so that lazy loads fetch fewer parts; returns whether it did.
 
         Raises:
-            MemoryBudgetExceededError: what it needs beside the index would not fit.
-            IndexStateError: the native core had no memory or threads.
+            MemoryBudgetExceededError: its working memory would not fit.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         with self._changing():
             return self._aging.arrange(control)
 
     def train(self, cutoff_us: int, control: Control | None = None) -> bool:
-        """Trains lists for what is historical or older than the cutoff, where that is due; whether it did.
+        """Trains lists for rows that are historical or older than the cutoff, where due; returns whether it did.
 
         Raises:
-            MemoryBudgetExceededError: it would not fit.
-            IndexStateError: the native core had no memory or threads.
+            MemoryBudgetExceededError: the training would not fit.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         return self._aging.train(cutoff_us, control)
@@ -479,15 +479,15 @@ class Index:
 
         Args:
             cutoff_us: microseconds since 1970.
-            step: bounds the call.
+            step: most rows of this call.
             first: the slot to begin at.
 
         Returns:
-            How many were moved, and where to go on, None at the end or where no lists were ever trained.
+            How many rows moved, and the slot at which to continue; None at the end, or where there are no lists.
 
         Raises:
             MemoryBudgetExceededError: the lists would not fit.
-            IndexStateError: the native core had no memory or threads.
+            IndexStateError: there was not enough memory, or no thread could start.
         """
         return self._aging.migrate(cutoff_us, step, first)
 
@@ -495,29 +495,29 @@ class Index:
         """The rows of one side."""
         return self.gate.alone(side_of, self._rows, historical)
 
-    # ---- what a recall takes
+    # ---- candidates of searches, as measured
 
     @property
     def calibration_is_due(self) -> bool:
-        """Whether what a recall takes is to be measured anew."""
+        """Whether the index is to be measured again."""
         return self.efforts.is_due
 
     def calibrate_where_due(self, control: Control | None) -> None:
-        """Measures anew where that is due; best effort, as no change depends on it."""
+        """Measures the index again where due. Errors are ignored, as no change depends on it."""
         self.efforts.calibrate_where_due(control)
 
     @property
     def default_search(self) -> DefaultSearch:
-        """What a search takes that names no setting, in a word."""
+        """How a search that names no setting goes; see `SessionStats.default_search`."""
         return self.efforts.default_search
 
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
-        """What some recalls take, as far as it is known and matters."""
+        """Candidates of some recalls; empty before they are measured and without a graph."""
         return self.efforts.points
 
     def sampled(self, read: Callable[[Sample | None], _T]) -> _T:
-        """The result of `read` over the rows that searches can return, None where no row was ever added."""
+        """The result of `read`, called with the rows that searches can return; with None before the first add."""
 
         def sampled() -> _T:
             rows, hidden = self._rows, self._rows.hidden()
@@ -536,13 +536,13 @@ class Index:
 
         Args:
             request: the search.
-            gathered: what a lazily loaded index works with; nothing here.
-            control: stops the measuring of what a recall target takes.
+            gathered: only for a lazily loaded index; not used here.
+            control: stops the measurement that a recall target may need first.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            MemoryBudgetExceededError: the columns that the filter compares would not fit.
-            IndexStateError: memory could not be had.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
+            IndexStateError: there was not enough memory.
         """
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
@@ -555,7 +555,7 @@ class Index:
         return found
 
     def search_at_once(self, request: SearchRequest) -> SearchResults | None:
-        """The same on a thread that must not wait: None where the search is not short, or would meet a change."""
+        """`search` on a thread that must not wait: None where the search is long, or a change runs."""
         where, searcher = request.where, self._searcher
         known_request = self.efforts.known_request(request)
         if known_request is None:
@@ -582,7 +582,7 @@ class Index:
         gathered: Gathered | None = None,
         control: Control | None = None,
     ) -> list[SearchResults]:
-        """The k nearest rows of each query, in one native call; the request's own query is not looked at.
+        """The k nearest rows of each query, in one native call; the request's own query is not used.
 
         Raises:
             InvalidInputError: a query is refused; details has ``row``.
@@ -610,31 +610,31 @@ class Index:
         return self.gate.read(timestamps_of, self._rows, ids)
 
     def count_where(self, where: Filter) -> int:
-        """How many live rows a filter takes."""
+        """How many live rows match a filter."""
         return self._filters.count(where)
 
     def ids_where(self, where: Filter, order: str | None, descending: bool) -> list[str]:
-        """The ids of the live rows that a filter takes, in the order of a field, else of their slots."""
+        """The ids of the live rows that match a filter, in the order of a field, else of their slots."""
         return self._filters.ids(where, order, descending)
 
     def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that a filter takes, the most frequent first."""
+        """The distinct values of a field among the rows that match a filter, the most frequent first."""
         return self._filters.facets(path, where)
 
     def cursor(self) -> Cursor:
-        """The start of a scan over the rows that are there now."""
+        """The start of a scan over the rows of this moment."""
         return self._cursors.scan()
 
     def scan(self, cursor: Cursor, most: int, where: Filter | None = None) -> list[Row]:
-        """The next live rows that a filter takes, in slot order, none at the end; moves the cursor past them."""
+        """The next live rows that match a filter, in slot order, none at the end; moves the cursor past them."""
         return self._cursors.page(cursor, most, where)
 
     def stream(self, query: npt.NDArray[np.float32], where: Filter, control: Control | None = None) -> Cursor:
-        """The start of a stream over the rows that a filter takes now, in the order of their distances.
+        """The start of a stream over the rows that match a filter now, in the order of their distances.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            MemoryBudgetExceededError: that order, or the columns that the filter compares, would not fit.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             NativeCancelled: `control` asked for it.
         """
         return self._cursors.stream(query, where, control)
@@ -651,13 +651,13 @@ class Index:
         return self._cursors.stream_page(cursor, query, most, threshold, include_vectors)
 
     def stats(self) -> NativeStats:
-        """Native counts and memory, expired rows not among the bare ones; while a change runs, those from before it."""
+        """Native counts and memory, without expired rows in `bare`; during a change, those from before it."""
 
         def fresh() -> NativeStats:
-            # Searches, too, allocate: fresher than `counts`, where that costs no waiting.
+            # Searches allocate memory, too: read fresh values, where the lock is free.
             taken: list[bool] = []
             try:
-                # In one call of C: Ctrl-C cannot come between the taking and its being noted.
+                # One call of C takes the lock and notes it: Ctrl-C cannot come in between.
                 taken.extend(map(self.gate.lock.acquire, (False,)))
                 return fresh_stats(self._rows) if taken[0] else self.counts
             finally:
@@ -671,7 +671,7 @@ class Index:
 
 
 def fresh_stats(rows: Rows) -> NativeStats:
-    """Native counts and memory, expired rows not among the bare ones; under the lock."""
+    """Native counts and memory, without expired rows in `bare`; under the lock."""
     stats, hidden = rows.core.stats(), rows.hidden().slots
     return stats._replace(bare=stats.bare - int(rows.are_bare(hidden).sum()))
 

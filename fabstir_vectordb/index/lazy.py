@@ -1,12 +1,12 @@
-"""An index most of which is still in the store.
+"""A lazily loaded index: most of its parts are still in the store.
 
-It knows its rows: ids, times, which are live. For a search it asks their codes, a bit a dimension, where the nearest
-may be, and scores every row of the parts that hold the likeliest: rows of a part lie near each other, so that these few
-parts hold most of the nearest. Scores and distances are those of the whole index, bit for bit.
+In memory are ids, times, tombstones, and codes of one bit for each dimension. A search finds the likeliest rows by
+these codes, and scores every row of the parts that hold them. Rows of a part lie near each other, so these few parts
+hold most of the nearest rows. Scores and distances are those of the whole index, bit for bit.
 
-Nothing here waits for a network. `missing` says which parts a call lacks; a caller that can wait fetches them, and asks
-again until nothing is missing. What needs the whole index, changes above all, is not here: the session puts a whole
-index in its place.
+Nothing here waits for a network. `missing` returns the parts that a call lacks; the caller fetches them, and calls it
+again until nothing is missing. Changes, and other calls that need the whole index, are not here: for these the session
+replaces it by a whole index.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from fabstir_vectordb.types import (
 
 __all__ = ["LazyIndex", "candidates_for"]
 
-# Rows by code whose parts are fetched, as a multiple of k: on 100,000 sentence embeddings these parts hold 96, 99 and
-# 99.7 % of the ten nearest (docs/decisions/0016).
+# Recall target, and candidates as a multiple of k: on 100,000 sentence embeddings the parts of these candidates hold
+# 96, 99 and 99.7 % of the ten nearest (docs/decisions/0016).
 _CANDIDATES: Final[tuple[tuple[float, float], ...]] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
-# Share of the vectors that the cache has kept when the rest is worth fetching.
+# Share of the parts with vectors in the cache from which on the rest is fetched.
 _NEARLY_SHARE: Final = 0.75
 _CANDIDATES_MIN: Final = 8
 _CANDIDATES_MAX: Final = 10_000
-# Queries of one call: each asks all codes, in some two milliseconds for 100,000 rows.
+# Most queries of a call: each reads all codes, in some two milliseconds for 100,000 rows.
 _BATCH_MAX: Final = 64
 
 _NOTHING: Final = Missing()
@@ -62,21 +62,21 @@ _WHOLE: Final = Missing(whole=True)
 
 
 class LazyIndex:
-    """The rows of a version that was loaded lazily; they are only read, until a whole index takes its place.
+    """The rows of a lazily loaded version. They are read-only, until a whole index replaces this one.
 
     Attributes:
-        parts: what is still in the store.
+        parts: the source of the parts in the store.
         last_change_us: the latest timestamp of a row that was added, microseconds since 1970.
 
     Args:
-        params, run: as of a whole index.
-        contents: what came first.
-        parts: the rest.
-        shape: how rows lie in them.
-        become_whole: ask for the whole once most of it came.
+        params, run: as for `Index`.
+        contents: the parts that were loaded first.
+        parts: the source of the other parts.
+        shape: layout of the rows in the parts.
+        become_whole: ask for the whole index once most of its parts are in memory.
 
     Raises:
-        IntegrityError: a page of expiries, or changed metadata, breaks a rule.
+        IntegrityError: a page of expiries, or changed metadata, breaks a rule of the format.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class LazyIndex:
         self.unsettled_bytes = 0
 
     def _of_version(self, stats: NativeStats) -> NativeStats:
-        """Counts with what the version has and the native index here has not: a graph and lists."""
+        """Counts of the version. Its graph and lists are not in the native index here."""
         shape = self._shape
         return stats._replace(graph_rows=shape.graph_rows, historical=shape.historical, lists=shape.lists)
 
     def close(self) -> None:
-        """Waits for the calls inside, then frees native memory and lets go of parts; idempotent."""
+        """Waits for the calls under way, then frees native memory and parts; idempotent."""
         self.gate.close()
         with self.gate.lock:
             self._rows.free()
@@ -120,29 +120,29 @@ class LazyIndex:
         self.parts.close()
 
     def stay_lazy(self) -> None:
-        """The whole would not fit: it is not asked for again where a call can do without."""
+        """Notes that the whole index would not fit: only calls that cannot do without it ask for it again."""
         self._stays_lazy = True
 
     def check_part(self, raw: bytes) -> None:
         """Checks a part with vectors; `close` waits for it.
 
         Raises:
-            IntegrityError: it breaks a rule of the format.
-            IndexClosed: a whole index took this one's place meanwhile.
+            IntegrityError: the part breaks a rule of the format.
+            IndexClosed: another index replaced this one meanwhile.
         """
         self.gate.within(lambda: self._native.check_part(raw))
 
     @property
     def _native(self) -> NativeIndex:
         native = self._rows.native
-        assert native is not None  # what is loaded lazily has rows
+        assert native is not None  # a version that is loaded lazily has rows
         return native
 
-    # ---- what is known of it without waiting
+    # ---- properties that wait for nothing
 
     @property
     def is_whole(self) -> bool:
-        """False: the session puts a whole index in its place before it changes anything."""
+        """False: before a change the session replaces this index by a whole one."""
         return False
 
     @property
@@ -172,7 +172,7 @@ class LazyIndex:
 
     @property
     def schema(self) -> Schema | None:
-        """What metadata must look like, or None."""
+        """The schema of metadata, or None."""
         return self._rows.schema
 
     @property
@@ -181,7 +181,7 @@ class LazyIndex:
         return len(self._rows.hidden().slots)
 
     def superseded_since_save(self, row_bytes: int) -> int:
-        """Bytes that the version holds of rows that have expired; nothing else changes here."""
+        """Bytes of the version whose rows have expired; nothing else changes in this index."""
         return self._rows.superseded_since_save(row_bytes)
 
     @property
@@ -191,17 +191,17 @@ class LazyIndex:
 
     @property
     def default_search(self) -> DefaultSearch:
-        """Nothing is measured here."""
+        """Nothing is measured in a lazily loaded index."""
         return "unknown"
 
     @property
     def recall_calibration(self) -> tuple[CalibrationPoint, ...]:
-        """Nothing is measured here."""
+        """Nothing is measured in a lazily loaded index."""
         return ()
 
     @property
     def calibration_is_due(self) -> bool:
-        """Nothing is measured here."""
+        """Nothing is measured in a lazily loaded index."""
         return False
 
     # ---- memory
@@ -217,26 +217,26 @@ class LazyIndex:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes of metadata held, and of when rows expire."""
+        """Bytes of metadata and of expiry times."""
         return self._rows.metadata_bytes
 
     @property
     def column_bytes(self) -> int:
-        """Bytes of columns and of what filters are known to take."""
+        """Bytes of columns and of remembered matches of filters."""
         return self._cache.nbytes
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of parts that are kept."""
+        """Bytes of cached parts."""
         return self.parts.nbytes
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all that is in memory, caches included."""
+        """Bytes of memory held, caches included."""
         return self._rows.nbytes + self._cache.nbytes + self.parts.nbytes
 
     def forget_caches(self) -> bool:
-        """Lets go of what can be made or fetched again; whether there was anything."""
+        """Frees columns and cached parts; returns whether there were any."""
         with self.gate.lock:
             held = self._cache.nbytes + self.parts.nbytes > 0
             self._cache.clear()
@@ -244,25 +244,25 @@ class LazyIndex:
             return held
 
     def make_room(self) -> None:
-        """Lets go of columns and parts where they take what saves and searches need."""
+        """Frees columns and cached parts where they take memory that saves and searches need."""
         limit = self._budget.limit_bytes
         if limit is not None and self.held_bytes + self._budget.reserve > limit:
             self.forget_caches()
 
-    # ---- what a call lacks
+    # ---- missing parts
 
     def missing(self, need: Need, gathered: Gathered) -> Missing:
-        """What a call lacks to be answered; what it has is in `gathered` then.
+        """The parts that a call still lacks. The parts that are in memory are put into `gathered`.
 
         Args:
-            need: what the call is about.
-            gathered: the call's own, empty at first.
+            need: the data that the call needs.
+            gathered: the data of this call, empty at first.
 
         Raises:
             InvalidInputError: a query is not finite, zero under cosine, or of another dimension.
-            IntegrityError: a page of metadata breaks a rule.
-            MemoryBudgetExceededError: the metadata, or columns that the filter compares, would not fit.
-            IndexClosed: another index took this one's place.
+            IntegrityError: a page of metadata breaks a rule of the format.
+            MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
+            IndexClosed: another index replaced this one.
         """
         return self.gate.within(self._missing, need, gathered)
 
@@ -302,7 +302,8 @@ class LazyIndex:
                 if lacking is not _NOTHING:
                     return lacking
             self._find_candidates(queries, request, gathered)
-        # Pages begin where parts do: those of the candidates mostly have the metadata of every row beside them.
+        # Pages of metadata begin at the same rows as parts: the candidates' pages mostly cover the other rows of their
+        # parts, too.
         keys = [key for one in gathered.candidates for key in (*one.parts, *self._pages_of(one.slots))]
         lacking = self._lacking(keys, gathered)
         if lacking is not _NOTHING:
@@ -334,7 +335,7 @@ class LazyIndex:
         return sorted(rows)[:k]
 
     def _lacking(self, keys: Iterable[PartKey], gathered: Gathered) -> Missing:
-        """Those of some parts that are to be fetched; the others are in `gathered` then."""
+        """The keys that must be fetched; the parts of the other keys are put into `gathered`."""
         parts = gathered.parts
         wanted = [key for key in dict.fromkeys(keys) if key not in parts]
         if not wanted:
@@ -351,13 +352,13 @@ class LazyIndex:
         return Missing(tuple(lacking)) if lacking else _NOTHING
 
     def _is_nearly_here(self) -> bool:
-        """Whether most of it came, and a whole index, a hundred times as fast, is the better home for it."""
+        """Whether most parts are in memory, so that a whole index, a hundred times as fast, is worth loading."""
         if self._stays_lazy:
             return False
         return self.parts.count(VECTORS) >= _NEARLY_SHARE * len(self.parts.numbers(VECTORS))
 
     def _missing_metadata(self, gathered: Gathered) -> Missing:
-        """What is lacking of all metadata, which a filter compares; it is in the arena where nothing is."""
+        """The pages that are missing of all metadata, for a filter. Where none is, the arena holds the metadata."""
         if self._has_metadata:
             return _NOTHING
         keys = [PartKey(DOCUMENTS, number) for number in self.parts.numbers(DOCUMENTS)]
@@ -371,14 +372,14 @@ class LazyIndex:
                     self._has_metadata = True
         return lacking
 
-    # ---- where rows are
+    # ---- parts of rows
 
     def _parts_of(self, slots: Slots) -> list[PartKey]:
-        """The parts that have the vectors of slots."""
+        """The parts with the vectors of slots."""
         return [PartKey(VECTORS, number) for number in np.unique(slots // self._shape.rows_per_part).tolist()]
 
     def _pages_of(self, slots: Slots) -> list[PartKey]:
-        """The pages that have metadata of slots, where it is not here already."""
+        """The pages with the metadata of slots; none where all metadata is in memory."""
         if self._has_metadata:
             return []
         numbers = np.unique(slots // self._shape.document_rows).tolist()
@@ -404,23 +405,23 @@ class LazyIndex:
     # ---- searches
 
     def search_at_once(self, request: SearchRequest) -> None:
-        """None: no search is short."""
+        """None: every search is long."""
         return
 
     def search(
         self, request: SearchRequest, gathered: Gathered | None = None, control: Control | None = None
     ) -> SearchResults:
-        """The k nearest rows of one query among the parts that are likeliest to have them.
+        """The k nearest rows of one query, among the rows of the gathered parts.
 
-        `nprobe` makes no difference; `ef_search` is the number of candidates.
+        `nprobe` has no effect; `ef_search` is the number of candidates.
 
         Args:
             request: the search.
-            gathered: what `missing` said nothing is missing of.
-            control: makes no difference: nothing here takes long.
+            gathered: the data of this call, complete by `missing`.
+            control: has no effect, as nothing here takes long.
 
         Raises:
-            InternalError: `missing` was not asked.
+            InternalError: `missing` was not called before.
         """
         return self.search_batch(request.query[np.newaxis], request, gathered, control)[0]
 
@@ -431,7 +432,7 @@ class LazyIndex:
         gathered: Gathered | None = None,
         control: Control | None = None,
     ) -> list[SearchResults]:
-        """`search` for each of some queries."""
+        """`search` for each of many queries."""
 
         def results() -> list[SearchResults]:
             if not len(queries) or queries.shape[1] != self._native.dim:
@@ -469,7 +470,7 @@ class LazyIndex:
         """Rows by id, in the order asked for; None for an id that is not live.
 
         Raises:
-            InternalError: `missing` was not asked.
+            InternalError: `missing` was not called before.
         """
 
         def rows() -> list[Row | None]:
@@ -490,25 +491,25 @@ class LazyIndex:
         return self.gate.within(timestamps_of, self._rows, ids)
 
     def count_where(self, where: Filter) -> int:
-        """How many live rows a filter takes; `missing` was asked before."""
+        """How many live rows a filter takes; to be called after `missing`."""
         return self._filters.count(where)
 
     def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that a filter takes; `missing` was asked before."""
+        """The distinct values of a field among the rows that a filter takes; to be called after `missing`."""
         return self._filters.facets(path, where)
 
     def stats(self) -> NativeStats:
-        """Counts of the version, and memory; expired rows not among the bare ones."""
+        """Counts of the version, and memory, without expired rows in `bare`."""
         return self.gate.alone(lambda: self._of_version(fresh_stats(self._rows)))
 
 
 def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:
-    """How many of the nearest rows by code have their parts fetched.
+    """The number of candidates: the nearest rows by code, whose parts a search fetches.
 
     Args:
-        k: rows that are asked for.
-        ef_search: so many, where given.
-        recall_target: share of the k nearest that is asked for.
+        k: rows asked for.
+        ef_search: the number of candidates where it is given; 0 for none.
+        recall_target: share of the k nearest rows asked for, or None.
     """
     if ef_search:
         return min(max(k, ef_search), _CANDIDATES_MAX)

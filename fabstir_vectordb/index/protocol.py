@@ -1,13 +1,13 @@
-"""What any index answers, and how it is asked what it misses.
+"""The interface of an index for reads, and of its missing parts.
 
-A lazily loaded index needs parts that may still be in the store. So a caller that can wait asks first:
+A lazily loaded index needs parts that may still be in the store. So a caller first fetches the missing parts:
 
     gathered = Gathered()
     while (missing := index.missing(need, gathered)).keys:
         gathered.take(await parts.fetch(missing.keys, index.check_part))
     index.search(request, gathered)
 
-An index in memory misses nothing, and is not asked.
+A whole index misses nothing, and needs no such loop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["BatchNeed", "FilterNeed", "Gathered", "Missing", "Need", "Reach", "R
 
 
 class Reach(Enum):
-    """Calls that need the same whatever they are about."""
+    """Needs that do not depend on a call's arguments."""
 
     IDS = "ids, times and counts, which are always there"
     WHOLE = "every row"
@@ -41,7 +41,7 @@ class Reach(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BatchNeed:
-    """A search of many queries; the request's own query is not looked at."""
+    """The need of a search of many queries; the request's own query is not used."""
 
     queries: npt.NDArray[np.float32]
     request: SearchRequest
@@ -49,14 +49,14 @@ class BatchNeed:
 
 @dataclass(frozen=True, slots=True)
 class RowsNeed:
-    """Rows by id."""
+    """The need of a read of rows by id."""
 
     ids: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class FilterNeed:
-    """What a filter takes, without the rows themselves."""
+    """The need of a filter: all metadata, without the rows themselves."""
 
 
 Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | FilterNeed | Reach
@@ -64,12 +64,13 @@ Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | FilterNeed | Reach
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What a call lacks.
+    """The parts that a call lacks.
 
     Attributes:
-        keys: parts to fetch; none where it can be answered.
-        whole: it needs the whole index instead.
-        optional: it can do without, should the whole not fit: call `stay_lazy`, and ask again.
+        keys: parts to fetch; none where nothing is missing.
+        whole: whether the call needs the whole index instead.
+        optional: whether the call can do without the whole index, where that would not fit: then call `stay_lazy`, and
+            `missing` again.
     """
 
     keys: tuple[PartKey, ...] = ()
@@ -79,13 +80,13 @@ class Missing:
 
 @dataclass(slots=True)
 class Candidates:
-    """What a search knows so far of one query.
+    """The candidates of one query.
 
     Attributes:
         allow: bitmap of the rows that may be hits; None for all.
-        slots: the likeliest rows.
-        parts: the parts that have them.
-        hits: distance, id and slot of the nearest, once those parts are there.
+        slots: the likeliest rows by code.
+        parts: the parts with their vectors.
+        hits: distance, id and slot of the nearest rows; None before those parts are fetched.
     """
 
     allow: npt.NDArray[np.uint64] | None
@@ -96,11 +97,11 @@ class Candidates:
 
 @dataclass(slots=True)
 class Gathered:
-    """What one call of a lazily loaded index has gathered: parts, which stay while it runs, and what is known by them.
+    """The data of one call of a lazily loaded index. Its parts stay in memory while the call runs.
 
     Attributes:
-        parts: bytes by key.
-        requests, bytes: what came from the store for this call.
+        parts: bytes of parts by key.
+        requests, bytes: requests to the store and fetched bytes of this call.
         candidates: one for each query.
         slots: the rows of a `RowsNeed`.
     """
@@ -112,14 +113,14 @@ class Gathered:
     slots: Slots | None = None
 
     def take(self, fetched: Fetched) -> None:
-        """Adds parts that were fetched."""
+        """Adds fetched parts."""
         self.parts.update(fetched.parts)
         self.requests += fetched.receipt.requests
         self.bytes += fetched.receipt.bytes
 
 
 class ReadableIndex(Protocol):
-    """An index that is read, whether all of it is in memory or not."""
+    """The reads of an index, whole or lazily loaded."""
 
     @property
     def is_whole(self) -> bool: ...

@@ -1,8 +1,8 @@
 """The rows of an index: native slots, and by the same slots metadata and expiries. The only writer of all three.
 
-A change takes from the system what it needs before it calls the native core; what follows that call cannot fail.
-`remove` is the one place that takes rows away; an add, which has the native core replace rows, ends in the same
-`_forget`. Methods that change rows run inside `Gate.changing`.
+A change allocates all memory before it calls the native core; nothing after that call can fail. `remove` is the one
+place that deletes rows. An add, in which the native core replaces rows, ends in the same `_forget`. Methods that change
+rows run inside `Gate.changing`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Slots = npt.NDArray[np.uint32]
 
 NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
-#: An object of bytes beside what it holds, and its place in a list.
+#: Overhead of a bytes object, and its entry in a list.
 _BYTES_OBJECT: Final = 48
-#: The time when a row expires, in a draft.
+#: The expiry time of a row, in a draft.
 _EXPIRY_BYTES_PER_ROW: Final = 8
 
 
 class NoRows:
-    """Stands for the native index before the first row, and after the last."""
+    """Replaces the native index while there are no rows."""
 
     dim = 0
 
@@ -95,16 +95,16 @@ class Rows:
         core: the native rows.
         arena: metadata by slot.
         expiries: when rows expire, by slot.
-        counts: native counts and memory after the last change: what may be asked for on an event loop's thread, where
-            the native lock could make it wait for a whole change.
+        counts: native counts and memory after the last change. An event loop's thread reads these, as the native lock
+            could make it wait for a whole change.
         vector_dim: components that a vector must have; None while no row has one.
-        schema: what metadata must look like, or None.
-        changes: counts changes; a session is dirty while it differs from the count at the last save or load.
+        schema: the schema of metadata, or None.
+        changes: number of changes; a session is dirty while it differs from the number at the last save or load.
         last_change_us: the latest timestamp of a row that was added.
 
     Args:
         params, run: settings.
-        budget: what all may take.
+        budget: the memory budget.
     """
 
     def __init__(self, params: IndexParams, run: RunParams, budget: Budget) -> None:
@@ -121,7 +121,7 @@ class Rows:
         self.last_change_us = 0
         self._stored_pages = StoredPages()
 
-    # ---- what there is
+    # ---- properties
 
     @property
     def native(self) -> NativeIndex | None:
@@ -141,7 +141,7 @@ class Rows:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes of metadata held, and of when rows expire."""
+        """Bytes of metadata and of expiry times."""
         return self.arena.nbytes + self.expiries.nbytes
 
     @property
@@ -150,7 +150,7 @@ class Rows:
         return self.counts.bytes_total + self.metadata_bytes
 
     def forecast(self) -> Forecast:
-        """What changes of the rows there are would take."""
+        """The memory that changes of the present rows would take."""
         return self._forecast(max(self.core.dim, 1))
 
     def _forecast(self, dim: int) -> Forecast:
@@ -159,7 +159,7 @@ class Rows:
     # ---- which rows
 
     def hidden(self) -> Hidden:
-        """The rows that have expired by now; the clock is only read where there are any that may."""
+        """The rows that have expired by now. The clock is only read where some row can expire."""
         expiries = self.expiries
         return NOTHING if expiries.is_empty else expiries.hidden(self.run.now_us())
 
@@ -173,7 +173,7 @@ class Rows:
         return self.core.are_bare(slots) if self.counts.bare else np.zeros(len(slots), dtype=np.bool_)
 
     def slots_with_vector(self) -> Slots:
-        """The live rows that have a vector, expired ones among them."""
+        """The live rows that have a vector, expired ones included."""
         slots = self.core.live_slots(0, self.counts.live)
         return slots[~self.are_bare(slots)] if self.counts.bare else slots
 
@@ -192,7 +192,7 @@ class Rows:
 
         Raises:
             NotFoundError: an id is not live.
-            InvalidInputError: an id stands twice.
+            InvalidInputError: an id occurs twice.
         """
         slots = self.find(ids)
         missing = np.flatnonzero(slots == NO_SLOT)
@@ -200,10 +200,10 @@ class Rows:
             raise not_found(ids[int(missing[0])])
         if len(np.unique(slots)) < len(slots):
             twice = next(id for row, id in enumerate(ids) if id in ids[:row])
-            raise InvalidInputError(f"the id {shown(twice)} stands twice in this call", details={"id": twice})
+            raise InvalidInputError(f"the id {shown(twice)} occurs twice in this call", details={"id": twice})
         return slots
 
-    # ---- rows as they are given back
+    # ---- rows as results
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Rows by id, in the order asked for; None for an id that is not live."""
@@ -214,7 +214,7 @@ class Rows:
         return [next(rows) if is_live else None for is_live in live]
 
     def of(self, slots: Slots, ids: Sequence[str]) -> list[Row]:
-        """Rows by slot, whose ids are known."""
+        """Rows by slot and id."""
         metadata = [self.arena.get(slot) for slot in slots.tolist()]
         return self.made(slots, ids, self.core.get_vectors(slots), metadata)
 
@@ -234,7 +234,7 @@ class Rows:
     # ---- from a version
 
     def restore(self, contents: IndexContents) -> None:
-        """Takes the rows of a version, without their metadata.
+        """Sets the rows from a version, without their metadata.
 
         Raises:
             IntegrityError: a page of expiries breaks a rule.
@@ -257,7 +257,7 @@ class Rows:
     def restore_metadata(
         self, pages: Iterable[tuple[int, bytes]], rows_per_page: int, changes: Mapping[int, bytes | None]
     ) -> None:
-        """Takes the metadata of a version.
+        """Sets the metadata from a version.
 
         Raises:
             IntegrityError: a page breaks a rule.
@@ -270,21 +270,21 @@ class Rows:
             staged = self.arena.stage(list(changes.values()), int(slots[-1]) + 1)
             self.arena.commit(staged, slots, np.arange(len(changes)))
         if self.counts.live < rows:
-            # Pages may be older than the tombstones.
+            # Pages may be older than the tombstones, and still hold metadata of deleted rows.
             everything = np.arange(rows, dtype=np.uint32)
             self.arena.drop(everything[~np.isin(everything, self.core.live_slots(0, rows))])
         self._stored_pages = StoredPages(rows_per_page, rows, changes)
 
     @staticmethod
     def parse_changes(contents: IndexContents) -> Mapping[int, bytes | None]:
-        """The metadata of a version that differs from what its pages say.
+        """The metadata of a version that differs from its pages.
 
         Raises:
-            IntegrityError: it breaks a rule.
+            IntegrityError: the part breaks a rule of the format.
         """
         return parse_changes(contents.changes, contents.rows)
 
-    # ---- what a save reads
+    # ---- reads of a save
 
     def page_sizes(self, rows_per_page: int) -> dict[int, int]:
         """Bytes of the metadata pages, by number."""
@@ -297,22 +297,22 @@ class Rows:
     def pages_kept(
         self, rows_per_page: int, page_sizes: Mapping[int, int], stored: Collection[int]
     ) -> tuple[set[int], list[int]]:
-        """Which of the base's pages need not be stored again, and the live rows in them that differ."""
+        """The pages of the base that a save keeps, and the live rows in them whose metadata differs."""
         kept, changed = self._stored_pages.kept(rows_per_page, self.counts.rows, page_sizes, stored, self.arena.size)
         return kept, self.live(np.array(changed, dtype=np.uint32)).tolist()
 
     def changes_of(self, slots: Sequence[int]) -> bytes:
-        """The part with the metadata of rows that differ from what the pages say."""
+        """The part with the metadata of rows that differ from the stored pages."""
         return encode_changes([(slot, self.arena.get(slot)) for slot in slots])
 
     def pages_stored(self, rows_per_page: int, changed: Sequence[int]) -> None:
-        """Says that pages are stored which hold what the rows say, but for those that differ."""
+        """Notes that the stored pages hold the metadata of all rows, except of those that differ."""
         self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
 
     # ---- room
 
     def check_room(self, vectors: Any) -> None:
-        """Refuses many vectors that cannot fit, as a caller gave them, before another array is made of them.
+        """Refuses vectors that cannot fit in the budget, before an array is made from a caller's list of them.
 
         Raises:
             MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
@@ -336,7 +336,7 @@ class Rows:
         self._require_for_good(f"adding {n} rows", content, scratch)
 
     def _require_for_good(self, what: str, content: int, scratch: int) -> None:
-        """Refuses a change that does not fit; `content` has no metadata that is there already."""
+        """Refuses a change that does not fit; `content` excludes the present metadata."""
         way_out = "raise memory_budget_mb, or use memory='compact'"
         deleted = self.counts.rows - self.counts.live
         if deleted:
@@ -346,13 +346,13 @@ class Rows:
     # ---- changes
 
     def refresh(self) -> None:
-        """Counts anew, behind a change."""
+        """Reads the counts again, after a change."""
         core = self.core
         self.counts = counts = core.stats()
         self.vector_dim = core.dim if counts.with_vector else None
 
     def remove(self, slots: Slots) -> None:
-        """Makes different live rows tombstones."""
+        """Makes tombstones of live rows, each given once."""
         if not len(slots):
             return
         draft = self._draft(self.counts.rows)
@@ -362,7 +362,7 @@ class Rows:
         self.changes += 1
 
     def _forget(self, slots: Slots, draft: Times | None) -> None:
-        """What goes with rows that went; the times of all others are in the draft, where there are any."""
+        """Removes metadata and expiry times of deleted rows; `draft` has the times of the others, where rows expire."""
         self._stored_pages.note_gone(slots, self.arena.size)
         self.arena.drop(slots)
         if draft is not None:
@@ -370,18 +370,18 @@ class Rows:
             self.expiries = Expiries(draft)
 
     def _draft(self, rows: int, some_will_expire: bool = False) -> Times | None:
-        """The times of as many rows for a change to fill in; None where no row expires."""
+        """Expiry times for so many rows, which a change fills in; None where no row expires."""
         return None if self.expiries.is_empty and not some_will_expire else self.expiries.draft(rows)
 
     def bury_expired(self) -> None:
-        """Makes tombstones of rows that have expired: what a change begins with, so that it meets no hidden row."""
+        """Makes tombstones of expired rows. Each change begins with this, so that it meets no hidden row."""
         slots = self.hidden().slots
         if len(slots):
             self.remove(slots)
             self.refresh()
 
     def delete(self, ids: Sequence[str], missing_ok: bool) -> list[str]:
-        """Makes rows tombstones by id; which they were, each once, in the order of the ids.
+        """Makes tombstones of rows by id; returns their ids, each once, in the order of `ids`.
 
         Raises:
             NotFoundError: an id is not live, unless `missing_ok`.
@@ -398,7 +398,7 @@ class Rows:
         """Adds rows: all or nothing. See `Index.add`."""
         n, dim, expected = len(batch.ids), batch.vectors.shape[1], self.vector_dim
         if expected not in (None, dim) and batch.bare is not None and batch.bare.all():
-            # Another add gave the index its first vector since the batch was prepared.
+            # Since the batch was prepared, another add gave the index its first vector.
             batch, dim = replace(batch, vectors=np.zeros((n, expected), dtype=np.float32)), expected
         if expected is not None and dim != expected:
             raise InvalidInputError(
@@ -411,8 +411,8 @@ class Rows:
         draft = self._draft(self.counts.rows + n, batch.expires is not None)
         core: NativeIndex | None = self.native
         try:
-            # The dimension is fixed only by an add that succeeds. The index that was there is not closed: a reader may
-            # still be in it, and it goes with its last reference.
+            # Only an add that succeeds fixes the dimension. The old index is not closed: a reader may still use it, and
+            # its memory is freed with its last reference.
             if core is None:
                 core = self._new_core(dim)
             elif core.dim != dim:
@@ -466,11 +466,11 @@ class Rows:
         return AddResult(added - len(gone), len(gone), len(batch.ids) - added)
 
     def with_vectors(self, batch: Batch) -> Batch:
-        """A batch of rows that are live, with their own metadata, timestamps and expiries.
+        """The batch with the metadata, timestamps and expiries that its rows have now.
 
         Raises:
             NotFoundError: an id is not live.
-            InvalidInputError: an id stands twice.
+            InvalidInputError: an id occurs twice.
         """
         slots = self.require(batch.ids)
         metadata = [self.arena.get(slot) for slot in slots.tolist()]
@@ -484,17 +484,17 @@ class Rows:
     def update_metadata(
         self, ids: Sequence[str], encoded: Sequence[bytes | None], updates: Sequence[Any] | None
     ) -> Slots:
-        """Gives live rows other metadata: all or nothing; which slots they have.
+        """Replaces the metadata of live rows: all or nothing; returns their slots.
 
         Args:
-            ids: different rows.
+            ids: ids of the rows, each once.
             encoded: the new metadata.
-            updates: what to merge into the stored metadata instead; None to replace it.
+            updates: dicts to merge into the stored metadata instead; None to replace it.
 
         Raises:
             NotFoundError: an id is not live.
-            InvalidInputError: a value is refused, an id stands twice, or there is no dict to merge with.
-            MemoryBudgetExceededError: it would not fit.
+            InvalidInputError: a value is refused, an id occurs twice, or there is no dict to merge with.
+            MemoryBudgetExceededError: the metadata would not fit.
         """
         slots = self.require(ids)
         if not len(slots):
@@ -525,7 +525,7 @@ class Rows:
                 raise of_row(error, row, ids[row]) from None
 
     def set_schema(self, schema: Schema | None) -> None:
-        """Makes later metadata follow a schema, which what is there already does.
+        """Sets the schema of metadata, which every live row must fulfil already.
 
         Raises:
             InvalidInputError: a live row breaks it; details has ``id`` and ``path``.
@@ -546,11 +546,11 @@ class Rows:
         self.changes += 1
 
     def renumber(self, kept: Slots, renumber: Callable[[], Slots]) -> Slots:
-        """Gives rows other slots: all or nothing; `kept` are the old slots in the new order.
+        """Renumbers the slots: all or nothing.
 
         Args:
-            kept: see above.
-            renumber: does it to the native rows, and returns new slots by old ones.
+            kept: the old slots in the new order.
+            renumber: renumbers the native rows, and returns the new slots by old slots.
         """
         arena, expiries = self.arena.compacted(kept), self.expiries.renumbered(kept)
         slot_map = renumber()
@@ -561,11 +561,11 @@ class Rows:
 
     @property
     def has_superseded(self) -> bool:
-        """Whether metadata that was replaced is in memory, or in pages that a save would keep."""
+        """Whether replaced metadata is in memory, or in pages that a save would keep."""
         return self.arena.has_superseded or self._stored_pages.has_superseded
 
     def forget_superseded(self) -> None:
-        """Lets go of metadata that was replaced, in memory and in the pages that a save would keep."""
+        """Removes replaced metadata from memory, and from the pages that a save keeps."""
         if self.arena.has_superseded:
             self.arena = self.arena.compacted(np.arange(self.counts.rows))
         if self._stored_pages.has_superseded:
@@ -573,24 +573,24 @@ class Rows:
             self.changes += 1
 
     def superseded_since_save(self, row_bytes: int) -> int:
-        """Bytes that the last stored version holds of what was deleted, replaced or has expired since.
+        """Bytes of the last stored version whose rows were deleted, replaced or have expired since.
 
         Args:
-            row_bytes: those that it has of a row beside its metadata, on average.
+            row_bytes: mean bytes of a stored row without its metadata.
         """
         pages = self._stored_pages
         return pages.bytes_gone + row_bytes * (pages.rows_gone + len(self.hidden().slots))
 
     def clear(self) -> None:
-        """Takes all rows away, at once and for good; the next vector may have any dimension."""
+        """Removes all rows, at once and for good; the next vector may have any dimension."""
         self._stored_pages.note_gone(self.core.live_slots(0, self.counts.live), self.arena.size)
-        # The native index is not closed: a reader may still be in it, and it goes with its last reference.
+        # The native index is not closed: a reader may still use it, and it is freed with its last reference.
         self.core, self.arena, self.expiries = _EMPTY, MetadataArena(), Expiries()
         self._stored_pages = self._stored_pages.renumbered(0)
         self.changes += 1
 
     def free(self) -> None:
-        """Lets go of all memory; no call may be under way."""
+        """Frees all memory; no call may be under way."""
         core, self.core = self.core, _EMPTY
         core.close()
         self.arena, self.expiries = MetadataArena(), Expiries()
@@ -605,5 +605,5 @@ def _merged(stored: bytes | None, update: Any) -> Any:
 
 
 def not_found(id: str) -> NotFoundError:
-    """The error of an id that is not live."""
+    """The error for an id that is not live."""
     return NotFoundError(f"Vector not found: there is no row with id {shown(id)}", details={"id": id})

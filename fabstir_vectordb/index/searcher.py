@@ -1,4 +1,4 @@
-"""From a request to results: the native call, scores, thresholds and plans, and which searches are short."""
+"""Searches of the rows in memory: the native call, scores, thresholds, plans, and which searches are short."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["SCORES", "Scorer", "Searcher"]
 PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 FILTERED_PLANS: Final[dict[int, Plan]] = {**PLANS, PLAN_FLAT: "filtered exact"}
 
-# A search is short when it takes less than a thread hop is worth: a walk of this many candidates or a scan of this many
-# float32 values is below a millisecond.
+# A search is short when it runs below a millisecond, so that a worker thread is not worth its cost: a walk of this many
+# candidates, or a scan of this many float32 values.
 _SHORT_EF_MAX: Final = 1_000
 _SHORT_SCAN_VALUES_MAX: Final = 1 << 20
-# Lists are scanned by code: a few times faster.
+# Lists are scanned by code, which is a few times faster.
 _SHORT_PROBED_VALUES_MAX: Final = 1 << 23
 
 
@@ -70,15 +70,15 @@ SCORES: Final[dict[str, Callable[[Iterable[float]], list[float]]]] = {
     "dot": _dot_scores,
 }
 
-#: Least score of a hit where nobody names one; for cosine 0.7 is cos = 0.4.
+#: Default threshold, the least score of a hit; for cosine 0.7 is cos = 0.4.
 _THRESHOLDS: Final[dict[str, float | None]] = {"cosine": 0.7, "l2": None, "dot": None}
 
 
 class Scorer:
-    """Scores of one metric, and what passes a threshold.
+    """Scores and thresholds of one metric.
 
     Attributes:
-        scores: the scores of distances.
+        scores: a function from distances to scores.
     """
 
     def __init__(self, metric: str) -> None:
@@ -86,7 +86,7 @@ class Scorer:
         self._default = _THRESHOLDS[metric]
 
     def passing(self, scores: Sequence[float], threshold: float | Unset | None) -> int:
-        """How many hits pass: scores fall with distance, so it is a prefix."""
+        """How many hits pass the threshold. Scores fall with distance, so these are the first ones."""
         least = self._default if isinstance(threshold, Unset) else threshold
         n = len(scores)
         if least is not None and n and scores[-1] < least:
@@ -99,7 +99,7 @@ class Scorer:
 
 
 class Searcher:
-    """Searches of the rows in memory; each method is a read, called by way of the gate.
+    """Searches of the rows in memory. Each method is a read, and is called inside the gate.
 
     Attributes:
         plans_used: searches so far by plan.
@@ -119,16 +119,16 @@ class Searcher:
             self.plans_used[result.plan] += 1
 
     def nearest(self, request: SearchRequest, matches: Matches | None, nowait: bool) -> SearchResults | None:
-        """The nearest rows; None with `nowait` where a writer holds the native index.
+        """The nearest rows.
 
         Args:
             request: the search, its recall target resolved.
-            matches: the rows that its filter takes; None without one.
-            nowait: see above.
+            matches: the rows that match its filter; None without a filter.
+            nowait: return None where a writer holds the native index, instead of waiting.
 
         Raises:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
-            IndexStateError: memory could not be had.
+            IndexStateError: there was not enough memory.
         """
         query, k, threshold, include_vectors, ef_search, exact, nprobe, _, _, _ = request
         rows = self._rows
@@ -155,11 +155,11 @@ class Searcher:
         matches: Matches | None,
         control: Control | None,
     ) -> list[SearchResults]:
-        """The nearest rows of each query; the request's own query is not looked at.
+        """The nearest rows of each query; the request's own query is not used.
 
         Raises:
             InvalidInputError: a query is refused; details has ``row``.
-            IndexStateError: memory or threads could not be had.
+            IndexStateError: there was not enough memory, or no thread could start.
             NativeCancelled: `control` asked for it.
         """
         rows = self._rows
@@ -196,12 +196,12 @@ class Searcher:
         threshold: float | Unset | None,
         include_vectors: bool,
     ) -> SearchResults:
-        """Hits of what was found; no slots: no row has metadata, and vectors are not wanted."""
+        """Hits of the rows found. `slots` is empty where no row has metadata and no vectors are asked for."""
         scores = self._scorer.scores(distances)
         n = self._scorer.passing(scores, threshold)
         if n < len(scores):
             ids, slots = ids[:n], slots[:n]
-        # One hit for each id: map ends with the shortest of them.
+        # One hit for each id: map ends with its shortest argument.
         if not slots:
             hits = list(map(SearchResult, ids, scores, distances))
         else:
@@ -210,22 +210,22 @@ class Searcher:
         return SearchResults(hits, len(scores) - n, plan)
 
     def is_short(self, request: SearchRequest, matched: int | None) -> bool:
-        """Whether a search takes less than a change of threads is worth.
+        """Whether a search is so short that it should run without a change of threads.
 
         Args:
             request: the search, its recall target resolved.
-            matched: rows that its filter takes; None without one.
+            matched: number of rows that match its filter; None without a filter.
         """
         counts, dim = self._rows.counts, self._rows.core.dim
         k, ef, exact, nprobe = request.k, request.ef_search, request.exact, request.nprobe
         if matched is not None:
-            # Of few rows each is looked at; of many, the walk passes those that the filter does not take.
+            # Few rows are scanned. Among many, a walk skips the rows that do not match.
             if matched * dim <= _SHORT_SCAN_VALUES_MAX:
                 return True
             return not exact and counts.graph_rows > 0 and max(k, ef) * counts.rows <= _SHORT_EF_MAX * matched
         if (counts.graph_rows or counts.lists) and not exact:
-            # Many rows that a walk meets in vain make it long, or have a scan by code take its place; where that takes
-            # long as well, a thread is the right place.
+            # Where most rows of the graph are no candidates, the walk is long, or a scan by code replaces it. A worker
+            # thread is better where that scan is long, too.
             recent = counts.live - counts.historical
             probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
             return (

@@ -1,8 +1,8 @@
 """Metadata as CBOR bytes by slot.
 
-Rows without metadata cost nothing: the table of offsets only reaches to the last slot that has some. A change
-appends; the bytes it leaves behind are dropped when they outweigh what is in use. What can fail for want of memory
-(`stage`, `compacted`) comes before a change, what makes the change (`commit`, `drop`) allocates next to nothing.
+The table of offsets ends at the last slot with metadata, so an index without metadata takes no memory here. A change
+appends bytes; old bytes are dropped when they are more than those in use. Steps that may run out of memory (`stage`,
+`compacted`) come before a change; the steps of the change itself (`commit`, `drop`) allocate almost nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 
 __all__ = ["TABLE_BYTES_PER_ROW", "MetadataArena", "Staged", "page_row", "page_sizes", "parse_page"]
 
-#: Size of metadata that is not there; no CBOR item is as short.
+#: Size for a slot without metadata; every CBOR item has at least one byte.
 _ABSENT: Final = 0
 #: Page header: rows (u32), then for each row its size + 1, 0 where it has none (u32).
 _CELL: Final = np.dtype("<u4")
@@ -27,7 +27,7 @@ _CELL: Final = np.dtype("<u4")
 _CHUNK_ROWS: Final = 4_096
 #: Offset and size of a row's metadata, with room for growth.
 TABLE_BYTES_PER_ROW: Final = 14
-#: Offset and size of a row, and what they are made from.
+#: Offset and size of a row, and temporary arrays for them.
 _COMPACTED_BYTES_PER_ROW: Final = 32
 
 
@@ -36,7 +36,7 @@ _COMPACTED_BYTES_PER_ROW: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Values that the arena holds already, but no slot does."""
+    """Values whose bytes are in the arena, but which belong to no slot yet."""
 
     start: int
     offsets: npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class Staged:
 
 
 class MetadataArena:
-    """CBOR bytes by slot; for one writer. A reader beside it may see half of a change, which the gate finds out."""
+    """CBOR bytes by slot, for one writer. A reader beside it may see half of a change; the gate detects this."""
 
     __slots__ = ("_data", "_offset_at", "_offsets", "_size_at", "_sizes", "_used", "is_empty")
 
@@ -52,7 +52,7 @@ class MetadataArena:
         self._data = bytearray()
         self._used = 0
         self.is_empty = True
-        """False once bytes were taken in."""
+        """Whether no metadata was ever staged."""
         self._set_table(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
 
     def _set_table(self, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]) -> None:
@@ -70,11 +70,11 @@ class MetadataArena:
         return bytes(self.get_many([slot])[0]) or None
 
     def get_many(self, slots: Sequence[int]) -> list[bytearray]:
-        """The bytes of slots, none where there are none."""
+        """The bytes of slots, empty for slots without metadata."""
         offset_at, size_at, data = self._offset_at, self._size_at, self._data
         try:
             return [data[(start := offset_at[slot]) : start + size_at[slot]] for slot in slots]
-        except IndexError:  # the table ends with the last slot that has some
+        except IndexError:  # the table ends at the last slot with metadata
             return [self.get_many([slot])[0] if slot < len(size_at) else bytearray() for slot in slots]
 
     @property
@@ -83,11 +83,11 @@ class MetadataArena:
         return len(self._data) > self._used
 
     def stage(self, values: Sequence[bytes | None], slots_end: int) -> Staged:
-        """Takes in values ahead of a change, so that `commit` needs no memory; `abandon` forgets them.
+        """Stores values before a change, so that `commit` needs no memory; `abandon` removes them.
 
         Args:
-            values: one for each row of the change; None for none.
-            slots_end: no slot of the change will be as high.
+            values: one for each row of the change; None for no metadata.
+            slots_end: upper bound of the change's slots, exclusive.
         """
         if len(self._data) > 2 * self._used + METADATA_BYTES_MAX:
             self._become(self.compacted(np.arange(len(self._sizes))))
@@ -100,25 +100,25 @@ class MetadataArena:
         return Staged(start, offsets, sizes)
 
     def commit(self, staged: Staged, slots: npt.NDArray[np.uint32], rows: npt.NDArray[np.intp]) -> None:
-        """Gives staged values to slots.
+        """Assigns staged values to slots.
 
         Args:
-            staged: what `stage` returned.
-            slots: different slots.
-            rows: for each of them, which of the staged values.
+            staged: the result of `stage`.
+            slots: the slots, each once.
+            rows: the index of the staged value for each slot.
         """
         self._used += _total(staged.sizes[rows]) - _total(self._sizes[slots])
         self._offsets[slots] = staged.offsets[rows]
         self._sizes[slots] = staged.sizes[rows]
 
     def staging_bytes(self, slots_end: int) -> int:
-        """Bytes that `stage` may take beside the values and what is held."""
+        """Additional bytes that `stage` may take, without the values."""
         compacts = len(self._data) > 2 * self._used + METADATA_BYTES_MAX
         grows = slots_end > len(self._sizes)
         return (self.compacted_bytes(len(self._sizes)) if compacts else 0) + (self._table_bytes if grows else 0)
 
     def compacted_bytes(self, rows: int) -> int:
-        """Most bytes of what `compacted` makes of so many slots."""
+        """Upper bound of the bytes of a `compacted` arena with so many slots."""
         return self._used + self._used // 8 + _COMPACTED_BYTES_PER_ROW * rows
 
     @property
@@ -126,11 +126,11 @@ class MetadataArena:
         return self._offsets.nbytes + self._sizes.nbytes
 
     def abandon(self, staged: Staged) -> None:
-        """Forgets staged values."""
+        """Removes staged values."""
         del self._data[staged.start :]
 
     def drop(self, slots: npt.NDArray[np.uint32]) -> None:
-        """Takes the bytes of slots away."""
+        """Removes the metadata of slots."""
         slots = slots[slots < len(self._sizes)]
         self._used -= _total(self._sizes[slots])
         self._sizes[slots] = _ABSENT
@@ -142,11 +142,11 @@ class MetadataArena:
         sizes = np.full(len(kept), _ABSENT, dtype=np.int32)
         sizes[known] = self._sizes[kept[known]]
         slots = kept[known]
-        for first in range(0, len(slots), _CHUNK_ROWS):  # all at once would be held twice
+        for first in range(0, len(slots), _CHUNK_ROWS):  # in chunks, to avoid a second copy of all bytes
             new._data += b"".join(self._runs(slots[first : first + _CHUNK_ROWS]))
         new._used = len(new._data)
         new.is_empty = not new._used
-        # Slots at the end that have none need no entry.
+        # Slots without metadata at the end need no entry.
         held = np.flatnonzero(sizes != _ABSENT)
         sizes = sizes[: held[-1] + 1 if len(held) else 0].copy()
         new._set_table(_starts(sizes), sizes)
@@ -168,8 +168,8 @@ class MetadataArena:
     def _runs(self, slots: Any) -> list[bytearray]:
         """The bytes of slots, in their order, as few pieces.
 
-        Rows mostly lie one after the other, so they are a few runs of bytes: row by row this would keep the event loop
-        waiting for the GIL.
+        Rows mostly lie one after the other, so they are a few runs of bytes. A loop over rows would hold the GIL, and
+        so block the event loop.
         """
         sizes = self._sizes[slots]
         held = sizes != _ABSENT
@@ -180,7 +180,7 @@ class MetadataArena:
         lasts = ends[np.append(breaks, -1)] if len(ends) else ends
         return [self._data[start:stop] for start, stop in zip(firsts.tolist(), lasts.tolist(), strict=True)]
 
-    # ---- pages: what a save writes
+    # ---- pages of a save
 
     def page_sizes(self, rows: int, rows_per_page: int) -> dict[int, int]:
         """Bytes of the pages that hold any metadata, by number; a page covers `rows_per_page` slots."""
@@ -208,7 +208,7 @@ class MetadataArena:
         return int(self._size_at[slot]) if slot < len(self._size_at) else 0
 
     def restore_page(self, number: int, rows_per_page: int, page: bytes, rows: int) -> None:
-        """Takes in a page that was read from a store.
+        """Stores the metadata of a page from a store.
 
         Args:
             number: the page.
@@ -217,7 +217,7 @@ class MetadataArena:
             rows: slots of the index.
 
         Raises:
-            IntegrityError: its bytes break a rule.
+            IntegrityError: the page breaks a rule of the format.
         """
         values = parse_page(number, rows_per_page, page, rows)
         first = number * rows_per_page
@@ -230,7 +230,7 @@ def _total(sizes: npt.NDArray[np.int32]) -> int:
 
 
 def _starts(sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Where each of some values begins when they lie end to end."""
+    """The offset of each value when the values lie end to end."""
     ends = np.cumsum(sizes, dtype=np.int64)
     return ends - sizes
 
@@ -242,10 +242,10 @@ def page_sizes(number: int, rows_per_page: int, page: bytes, rows: int | None = 
         number: the page.
         rows_per_page: slots a page covers.
         page: its bytes.
-        rows: slots of the index, or None to take the page's own word for how many it covers.
+        rows: slots of the index; None to believe the page's own number of rows.
 
     Raises:
-        IntegrityError: a size breaks a rule, or they are not those of the page.
+        IntegrityError: a size breaks a rule, or the sizes do not add up to the page.
     """
     claimed = int.from_bytes(page[: _CELL.itemsize], "little")
     covered = claimed if rows is None else min(rows_per_page, rows - number * rows_per_page)
@@ -262,7 +262,7 @@ def page_row(number: int, rows_per_page: int, page: bytes, rows: int, slot: int)
     """The CBOR bytes of one row of an untrusted page.
 
     Raises:
-        IntegrityError: they, or a size, break a rule.
+        IntegrityError: the bytes or a size break a rule.
     """
     sizes = page_sizes(number, rows_per_page, page, rows)
     place = slot - number * rows_per_page

@@ -1,11 +1,11 @@
-"""Metadata that differs from what the stored pages say.
+"""Metadata that differs from the stored pages.
 
-A page is stored again as a whole, so a changed text would cost all its neighbours. A version therefore may name the
-pages of an earlier one, and have what changed since then in one part of its own. A page of which more than an eighth
-changed, and one whose rows became more, is stored anew.
+A page can only be stored as a whole, so one changed text would store all its neighbours again. So a version may reuse
+the pages of an earlier one, and store the changed metadata in one part. A page is stored anew where more than an eighth
+of it changed, or where it gets more rows.
 
-Deleted rows are no change: a reader leaves out what a page has of tombstones. Their bytes, and those of replaced
-metadata, go when the page is stored anew, or at the save after the next vacuum. Until then they are counted.
+Deleted rows are no change: a reader ignores the metadata of tombstones. Their bytes, and those of replaced metadata, go
+when the page is stored anew, or with the save after the next vacuum. Until then they are counted.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored
 __all__ = ["StoredPages", "encode_changes", "parse_changes"]
 
 _CELL = np.dtype("<u4")
-# A page is stored anew when what changed in it takes more than one byte in so many.
+# A page is stored anew when more than one byte in so many changed.
 _CHANGED_SHARE = 8
 
 
 class StoredPages:
-    """What the pages of the base cover, and which rows differ from them.
+    """The pages of the base, and the rows whose metadata differs from them.
 
     Args:
         rows_per_page: rows that a page covers; 0 where there is no base.
@@ -38,38 +38,38 @@ class StoredPages:
         self._rows_per_page = rows_per_page
         self._rows = rows
         self._changed = set(changed)
-        # Rows whose metadata was replaced since the base was stored, and rows that the base has: as many after a vacuum
-        # as there were left.
+        # Rows whose metadata was replaced since the base was stored; and the rows of the base, after a vacuum those
+        # that were left.
         self._replaced: set[int] = set()
         self._base_rows = rows
         self.rows_gone = 0
         """Rows of the base that were deleted, replaced or expired since it was stored."""
         self.bytes_gone = 0
-        """Bytes of metadata in the base that were replaced, or whose rows went, since it was stored."""
+        """Bytes of metadata in the base that were replaced or deleted since it was stored."""
 
     @property
     def has_superseded(self) -> bool:
-        """Whether pages that a save would keep hold metadata that was replaced."""
+        """Whether pages that a save would keep hold replaced metadata."""
         return bool(self._changed)
 
     def note(self, slots: Iterable[int]) -> None:
-        """The metadata of rows changed."""
+        """Notes that the metadata of rows changed."""
         self._changed.update(slot for slot in slots if slot < self._rows)
 
     def note_replaced(self, slot: int, size: int) -> None:
-        """A row is about to lose its metadata of so many bytes to other metadata."""
+        """Notes that the metadata of a row, of so many bytes, is about to be replaced."""
         if slot < self._base_rows and slot not in self._replaced:
             self._replaced.add(slot)
             self.bytes_gone += size
 
     def note_gone(self, slots: npt.NDArray[np.uint32], size_of: Callable[[int], int]) -> None:
-        """Rows are about to become tombstones."""
+        """Notes that rows are about to become tombstones."""
         gone = slots[slots < self._base_rows].tolist()
         self.rows_gone += len(gone)
         self.bytes_gone += sum(size_of(slot) for slot in gone if slot not in self._replaced)
 
     def renumbered(self, rows: int) -> StoredPages:
-        """The pages of a base whose rows have other slots now, or hold what must not stay: none may be kept."""
+        """The state after slots were renumbered or replaced metadata was removed: no page may be kept."""
         fresh = StoredPages()
         fresh._base_rows, fresh.rows_gone, fresh.bytes_gone = rows, self.rows_gone, self.bytes_gone
         return fresh
@@ -82,13 +82,13 @@ class StoredPages:
         stored: Collection[int],
         size_of: Callable[[int], int],
     ) -> tuple[set[int], list[int]]:
-        """Which pages need not be stored again, and the rows in them that differ.
+        """The pages of the base that the new version keeps, and the rows in them that differ.
 
         Args:
             rows_per_page: rows that a page of the new version covers.
-            rows: its rows.
-            page_sizes: bytes of its pages as they would be stored, by number.
-            stored: numbers of the base's pages that may be named again.
+            rows: rows of the new version.
+            page_sizes: bytes of its pages if they were stored anew, by number.
+            stored: numbers of the base's pages that may be reused.
             size_of: bytes of a row's metadata, 0 for none.
         """
         if rows_per_page != self._rows_per_page:

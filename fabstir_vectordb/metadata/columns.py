@@ -1,12 +1,12 @@
-"""Metadata by field: what a filter compares.
+"""Columns of metadata, on which filters are evaluated.
 
-A column holds one field of all rows. Rows with one value have it in arrays by slot: numbers as float64, everything
-else (strings, bools, null, dates, moments, UUIDs) as a number in the column's dictionary. Values of lists, and those of
-rows in which a dotted path has several readings, stand in arrays of their own beside their slots. A column is made from
-the arena when a filter first asks for its field, and brought up to date when one asks again: rows that came are
-appended, rows that changed are read anew. It is a cache: dropping it loses nothing.
+A column holds one field of all rows. Single values are in arrays by slot: numbers as float64, all other values
+(strings, bools, null, dates, moments, UUIDs) as a code of the column's dictionary. Values of lists, and of rows in
+which a dotted path has several readings, are in separate arrays, with their slots. A column is made from the arena for
+the first filter on its field, and updated for later ones: new rows are appended, changed rows are read again. It is a
+cache, and can be dropped at any time.
 
-Under the lock of changes alone; masks that were handed out are never written to again.
+It is used only under the lock of changes. Masks that were returned are never written to again.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class Column:
         self._forget_unused_keys()
 
     def _forget_unused_keys(self) -> None:
-        # Values of rows that went must not stay in memory.
+        # Values of deleted rows must not stay in memory.
         used = np.unique(np.append(self._codes, self._list_codes))
         used = used[used != _NONE]
         if len(used) == len(self._keys):
@@ -213,7 +213,7 @@ class Column:
     # ---- comparisons: each gives a new mask of n slots
 
     def matches(self, op: str, value: Any) -> Mask:
-        """Where a comparison holds; `op` and `value` as in `filter_parse.Compare`."""
+        """The mask of rows for which a comparison holds; `op` and `value` as in `filter_parse.Compare`."""
         if op == "$exists":
             return self._present if value else ~self._present
         if op == "$contains":
@@ -232,7 +232,7 @@ class Column:
         return self._with_lists(self._codes == code, self._list_codes == code)
 
     def _in(self, values: Values) -> Mask:
-        """Where a value is one of many: time grows with the rows and the values, not with their product."""
+        """The mask of rows whose value is one of many; its time grows with rows plus values, not with their product."""
         if len(values.keys) < len(self._keys):
             codes = [code for key in values.keys if (code := self._code_of.get(key)) is not None]
         else:
@@ -312,7 +312,7 @@ class Column:
         return codes[at:] if op in ("$gt", "$gte") else codes[:at]
 
     def _contains(self, value: Scalar) -> Mask:
-        """Lists that have a value, and strings that have a string within."""
+        """The mask of lists that hold a value, and of strings that contain a string."""
         mask = np.zeros(self.n, dtype=np.bool_)
         if type(value) in (int, float):
             compare, bound = _as_float("$eq", value)  # type: ignore[arg-type]
@@ -331,7 +331,7 @@ class Column:
 
 
 class Columns:
-    """The columns that filters have asked for."""
+    """The columns of the fields that filters have used."""
 
     def __init__(self) -> None:
         self._columns: dict[str, Column] = {}
@@ -348,12 +348,13 @@ class Columns:
         self._touched.clear()
 
     def touch(self, slot: int) -> None:
-        """Notes that a row has other metadata."""
+        """Notes that the metadata of a row has changed."""
         for path in self._columns:
             self._touched.setdefault(path, set()).add(slot)
 
     def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
-        """Follows a vacuum: for each new slot the old one. Columns that lag behind are dropped."""
+        """Renumbers after a vacuum; `kept` has the old slot of each new one. Columns that are not up to date are
+        dropped."""
         end = int(kept.max()) + 1 if len(kept) else 0
         for path, column in list(self._columns.items()):
             if column.n < end or path in self._touched:
@@ -398,7 +399,7 @@ def _decoded(arena: MetadataArena, slots: Sequence[int]) -> list[Any]:
 
 
 def _is_one_of(numbers: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Mask:
-    """Which numbers are among some that are ascending; NaN is not."""
+    """The mask of numbers that occur in an ascending array; NaN never does."""
     at = np.searchsorted(wanted, numbers)
     found: Mask = wanted[np.minimum(at, len(wanted) - 1)] == numbers
     return found

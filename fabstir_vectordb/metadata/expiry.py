@@ -1,8 +1,8 @@
-"""When rows expire, by slot.
+"""Expiry times of rows, by slot.
 
-A row whose time has come is hidden from every read, by the session's clock; the next change makes a tombstone of it,
-which a vacuum removes. An `Expiries` never changes: a change of rows takes a draft before it begins, fills it
-in, and puts a new one in the old one's place. So a reader has all of one or all of the other.
+An expired row is hidden from every read, by the session's clock. The next change makes a tombstone of it, which a
+vacuum removes. An `Expiries` object never changes: a change of rows takes a draft before it begins, fills it in, and
+replaces the object by a new one. So a reader sees either the old times or the new ones.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Hidden:
     """The rows that have expired at some time.
 
     Attributes:
-        since_us, until_us: they are the same rows from then on, until before then.
-        slots: the rows, ascending.
-        allow: the bitmap of all others; None where no row is hidden.
+        since_us, until_us: the range of times for which these rows are right, the end excluded.
+        slots: slots of the expired rows, ascending.
+        allow: bitmap of all other rows; None where no row is hidden.
     """
 
     since_us: int
@@ -50,10 +50,10 @@ NOTHING: Final = Hidden(_BEFORE_US, NEVER_US, np.empty(0, dtype=np.uint32), None
 
 
 class Expiries:
-    """When each row expires.
+    """Expiry times of all rows.
 
     Args:
-        times: microseconds since 1970 by slot, NEVER_US for rows that do not expire; the object's own from now on.
+        times: microseconds since 1970 by slot, NEVER_US for rows that do not expire; the object takes the array over.
     """
 
     __slots__ = ("_hidden", "_times", "is_empty")
@@ -66,40 +66,40 @@ class Expiries:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, what is known to be hidden included."""
+        """Bytes held, the remembered hidden rows included."""
         hidden = self._hidden
         return self._times.nbytes + hidden.slots.nbytes + (0 if hidden.allow is None else hidden.allow.nbytes)
 
     def hidden(self, now_us: int) -> Hidden:
-        """The rows that have expired by now: the same object as long as they are the same."""
+        """The rows that have expired by now; the same object while they stay the same."""
         known = self._hidden
         if known.since_us <= now_us < known.until_us:
             return known
         gone = self._times <= now_us
         since, until = self._times[gone].max(initial=_BEFORE_US), self._times[~gone].min(initial=NEVER_US)
         slots = np.flatnonzero(gone).astype(np.uint32)
-        # Each thread may find it out for itself: what they find is equal.
+        # Several threads may compute this at once, with equal results.
         self._hidden = Hidden(int(since), int(until), slots, bitmap(~gone) if len(slots) else None)
         return self._hidden
 
     def of(self, slots: npt.NDArray[np.uint32]) -> list[float | None]:
-        """When rows expire, seconds since 1970; None for never."""
+        """Expiry times of slots, seconds since 1970; None for never."""
         if self.is_empty:
             return [None] * len(slots)
         return [None if time == NEVER_US else time / 1e6 for time in self._times[slots].tolist()]
 
     def draft(self, rows: int) -> Times:
-        """The times of all rows, as many as there will be, for a change to fill in."""
+        """A copy of the times with so many rows, for a change to fill in."""
         times = np.full(rows, NEVER_US, dtype=np.int64)
         n = min(rows, len(self._times))
         times[:n] = self._times[:n]
         return times
 
     def renumbered(self, kept: npt.NDArray[np.integer[Any]]) -> Expiries:
-        """Those of some slots, renumbered from 0 in their order."""
+        """The times of given slots, renumbered from 0 in their order."""
         return Expiries(None if self.is_empty else self._times[kept])
 
-    # ---- pages: what a save writes
+    # ---- pages of a save
 
     def pages(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages with rows that expire, by number; a page covers `rows_per_page` slots.
@@ -131,7 +131,7 @@ def parse_expiry_page(
         Slots, ascending, and their times in microseconds since 1970.
 
     Raises:
-        IntegrityError: a rule is broken.
+        IntegrityError: the page breaks a rule of the format.
     """
     n = int.from_bytes(page[: _COUNT.itemsize], "little")
     if not 0 < n <= rows_per_page or len(page) != _COUNT.itemsize + n * (_ROW.itemsize + _TIME.itemsize):

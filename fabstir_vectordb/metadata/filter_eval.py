@@ -1,4 +1,4 @@
-"""A filter's tree over columns: the rows it takes, as a mask and as the bitmap that the native core reads."""
+"""Evaluation of a filter's tree over columns: the matching rows as a mask, and as a bitmap for the native core."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["bitmap", "bitmap_of", "evaluate", "slots_of"]
 
 
 def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Mask:
-    """Where a filter holds.
+    """The mask of the rows that match a filter.
 
     Args:
         node: the filter.
-        columns: those of its paths, each of `rows` slots.
-        rows: slots.
+        columns: columns of its paths, each of `rows` slots.
+        rows: number of slots.
     """
     if isinstance(node, Compare):
         return columns[node.path].matches(node.op, node.value)
@@ -42,7 +42,7 @@ def bitmap(mask: Mask) -> npt.NDArray[np.uint64]:
 
 
 def bitmap_of(slots: npt.NDArray[np.uint32], rows: int) -> npt.NDArray[np.uint64]:
-    """The bitmap of given slots, of `rows` in all."""
+    """The bitmap of given slots, out of `rows` slots."""
     mask = np.zeros(rows, dtype=np.bool_)
     mask[slots] = True
     return bitmap(mask)

@@ -1,8 +1,8 @@
-"""A filter as people write it, checked and as a tree.
+"""Parsing of filters: from a dict to a checked tree.
 
-A filter is a dict in the manner of MongoDB: fields beside each other are ANDed, a field's value is either a scalar
-that it must equal or a dict of operators. A field is a path (`path`). What is not understood is refused, naming the
-operator and the path: a filter that means something else than its author thinks returns wrong rows.
+A filter is a dict as in MongoDB. Several fields are ANDed; a field's condition is a scalar that it must equal, or a
+dict of operators. A field is a path (`path`). Anything else is refused, with the operator and the path, as a
+misunderstood filter would return wrong rows.
 """
 
 from __future__ import annotations
@@ -101,21 +101,21 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """True where all parts are; without parts everywhere."""
+    """True where all parts are true; without parts, for every row."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """True where a part is."""
+    """True where at least one part is true."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """True where its part is not."""
+    """True where its part is false."""
 
     part: Node
 
@@ -125,12 +125,12 @@ Node = Compare | AllOf | AnyOf | Not
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter that was understood.
+    """A checked filter.
 
     Attributes:
         node: its tree.
-        key: equal for filters that say the same in the same words; values differ by type, too: True, 1 and 1.0.
-        paths: the fields that it compares.
+        key: a text that is equal for equal trees; values of different types differ: True, 1 and 1.0.
+        paths: its fields.
     """
 
     node: Node = field(compare=False, repr=False)
@@ -139,18 +139,18 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it compares nothing, or takes every row whatever they hold: ``{}``, or ``{}`` in an ``$or``."""
+        """Whether it compares nothing, or matches every row whatever its metadata: ``{}``, or ``{}`` in an ``$or``."""
         return not self.paths or _constant(self.node) is True
 
 
 def parse_filter(filter: object) -> Filter:
-    """A filter, checked.
+    """Parses and checks a filter.
 
     Args:
         filter: a dict of fields and of ``$and``, ``$or``, ``$not``.
 
     Raises:
-        InvalidInputError: something is not understood; details has ``path`` and ``operator``.
+        InvalidInputError: the filter is not understood; details has ``path`` and ``operator``.
     """
     parser = _Parser()
     node = parser.filter(filter, "", 0)
@@ -174,7 +174,7 @@ def is_large(filter: object) -> bool:
 
 
 def _constant(node: Node) -> bool | None:
-    """What a filter says of every row, whatever it holds; None where that depends on the row."""
+    """The result of a filter where it is the same for every row; None where it depends on the row."""
     if isinstance(node, Compare):
         return False if isinstance(node.value, Values) and not node.value else None
     if isinstance(node, Not):
@@ -190,7 +190,7 @@ def _constant(node: Node) -> bool | None:
 def _key(node: Node) -> str:
     """The canonical bytes of a tree; hashed where they are long, as lists of values may be."""
     raw: bytes = cbor2.dumps(_document(node))
-    # No mistaking one for the other: a CBOR list begins with no hexadecimal digit.
+    # The two forms cannot be equal: a CBOR list does not begin with a hexadecimal digit.
     return raw.decode("latin-1") if len(raw) <= _KEY_BYTES_MAX else hashlib.blake2b(raw, digest_size=32).hexdigest()
 
 
@@ -208,7 +208,7 @@ def _document(node: Node) -> list[Any]:
     return ["and" if isinstance(node, AllOf) else "or", *map(_document, node.parts)]
 
 
-#: The filter that takes every row.
+#: The filter that matches every row.
 EVERYTHING: Final = Filter(AllOf(()), _key(AllOf(())), ())
 
 
@@ -321,7 +321,7 @@ class _Parser:
 
 
 class _Group:
-    """Sorts the values of a list by how columns hold them, one pass of C over those of a type."""
+    """Groups the values of a list by their form in columns, with one pass in C for each type."""
 
     def __init__(self, path: str, said: str) -> None:
         self._path, self._said = path, said
@@ -434,5 +434,5 @@ def _refuse(reason: str, path: str, operator: str | None = None, **details: Any)
 
 
 def _printable(path: str) -> str:
-    # A key may hold a lone surrogate or a line end, which no log should get.
+    # A key may hold a lone surrogate or a line end, which must not get into a log.
     return (path if path.isprintable() else ascii(path)[1:-1])[:200]

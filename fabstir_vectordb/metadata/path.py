@@ -1,4 +1,4 @@
-"""Paths to metadata values: steps joined by dots, and what a dotted path may mean.
+"""Paths to metadata values: steps joined by dots, and the readings of a dotted path.
 
 A step is a key. A step that begins with a double quote is quoted: ``v."a.b"`` has the keys ``v`` and ``a.b``; inside
 quotes ``\\"`` stands for a quote and ``\\\\`` for a backslash. A key may hold dots, so steps that are not quoted have
@@ -24,10 +24,10 @@ Path = tuple[tuple[tuple[str, int], ...], ...]
 
 
 def check_field(path: object) -> str:
-    """A path of a metadata field, as a plain string.
+    """Checks the path of a metadata field, and returns it as a plain string.
 
     Raises:
-        InvalidInputError: it is no string or no path; details has ``path``.
+        InvalidInputError: `path` is no string or no path; details has ``path``.
     """
     if not isinstance(path, str):
         raise InvalidInputError(f"a field must be a string, got {type(path).__name__}")
@@ -37,7 +37,7 @@ def check_field(path: object) -> str:
 
 
 def parse_path(path: str) -> Path:
-    """The keys that a path may stand for.
+    """The readings of a path, as keys for each step.
 
     Raises:
         InvalidInputError: a step is empty, a quote is not closed, or there are more than PATH_STEPS_MAX steps; details
@@ -53,7 +53,7 @@ def parse_path(path: str) -> Path:
         end = at + 1
         while end < len(steps) and not steps[at][1] and not steps[end][1]:
             end += 1
-        # A quoted step is one key, whatever stands beside it.
+        # A quoted step is always one key of its own.
         out.append(tuple((".".join(text for text, _ in steps[at:to]), to) for to in range(end, at, -1)))
     return tuple(out)
 
@@ -80,7 +80,7 @@ def _steps(path: str) -> Iterator[tuple[str, bool]]:
 
 
 def _quoted(path: str, at: int) -> tuple[str, int]:
-    """The text of a quoted step that begins at `at`, and where the path goes on behind its closing quote."""
+    """The text of a quoted step that begins at `at`, and the position after its closing quote."""
     text: list[str] = []
     while at < len(path):
         letter = path[at]
@@ -97,9 +97,10 @@ def _quoted(path: str, at: int) -> tuple[str, int]:
 
 
 def readings(value: Any, path: Path) -> list[list[Any]]:
-    """What a row has at a path: for each reading that it has, the values at its end.
+    """The values of a row at a path: for each reading that exists in the row, its values.
 
-    A list on the way stands for each dict in it, so a reading may have several values; one that has none is left out.
+    A list along the path stands for each dict in it, so a reading may have several values. Readings without a value are
+    left out.
     """
     if len(path) == 1 and isinstance(value, dict):  # most rows and paths
         key = path[0][0][0]
@@ -124,7 +125,7 @@ def _descend(value: Any, path: Path, at: int, found: list[list[Any]]) -> None:
 
 
 def _spread(value: Any, path: Path, taken: tuple[int, ...], found: dict[tuple[int, ...], list[Any]]) -> None:
-    """The same below a list, where a reading may have several values; `taken` says where its keys begin."""
+    """`_descend` below a list, where a reading may have several values; `taken` has the steps where its keys begin."""
     if isinstance(value, dict):
         for key, after in path[taken[-1]]:
             if key in value:
@@ -139,6 +140,6 @@ def _spread(value: Any, path: Path, taken: tuple[int, ...], found: dict[tuple[in
 
 
 def _refused(path: str, reason: str) -> InvalidInputError:
-    # A key may hold a lone surrogate or a line end, which no log should get.
+    # A key may hold a lone surrogate or a line end, which must not get into a log.
     text = (path if path.isprintable() else ascii(path)[1:-1])[:200] or "''"
     return InvalidInputError(f"{text} is no field: {reason}", details={"path": text})

@@ -1,4 +1,4 @@
-"""What the metadata of an index must look like: types of fields, and which of them every row has.
+"""Schemas of metadata: the types of fields, and the required fields.
 
 A schema is a dict of fields, or ``{"fields": {…}, "required": [names]}``. A field's type is
 
@@ -9,8 +9,8 @@ A schema is a dict of fields, or ``{"fields": {…}, "required": [names]}``. A f
 - spelled out: ``{"type": "array", "items": T}``, ``{"type": "object", "fields": {…}}``, with ``"required": True`` where
   every row needs it.
 
-A name of a field is a key as it stands: dots and quotes in it mean nothing. Fields that a schema does not name may hold
-anything; null stands for an optional field that is not there.
+The name of a field is one key: dots and quotes in it have no meaning. Other fields may hold anything. A missing
+optional field may be written as null.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fabstir_vectordb.metadata.values import ScalarError, plain_scalar, shown, s
 
 __all__ = ["NAME_CHARS_MAX", "SCHEMA_DEPTH_MAX", "SCHEMA_FIELDS_MAX", "Schema", "parse_schema"]
 
-#: Types within each other.
+#: Most levels of nested types.
 SCHEMA_DEPTH_MAX: Final = 16
-#: Fields of a schema, those of its objects included.
+#: Most fields of a schema, those of its objects included.
 SCHEMA_FIELDS_MAX: Final = 1_000
 
-#: Characters of a field's name: a schema is part of the manifest, which has a limit.
+#: Most characters of a field's name: a schema is part of the manifest, whose size is limited.
 NAME_CHARS_MAX: Final = 200
 
 _SCALARS: Final = ("string", "number", "boolean", "date", "datetime", "uuid")
@@ -75,12 +75,12 @@ class _Field:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A schema that was understood; made by `parse_schema`."""
+    """A checked schema; made by `parse_schema`."""
 
     fields: Mapping[str, _Field]
 
     def document(self) -> dict[str, Any]:
-        """The schema with everything spelled out, which `parse_schema` reads again: what a version stores."""
+        """The full form of the schema, which a version stores and `parse_schema` reads."""
         return {name: field.document() for name, field in self.fields.items()}
 
     def check(self, metadata: object) -> None:
@@ -154,10 +154,10 @@ def _a(name: str) -> str:
 
 
 def parse_schema(schema: object) -> Schema:
-    """A schema, checked.
+    """Reads and checks a schema.
 
     Raises:
-        InvalidInputError: something is not understood; details has ``path``.
+        InvalidInputError: the schema is not understood; details has ``path``.
     """
     parser = _Parser()
     if not isinstance(schema, Mapping) or not _names_required(schema):

@@ -1,8 +1,7 @@
-"""Metadata values: which there are, their plain Python form, and their CBOR bytes.
+"""Metadata values: their types, their plain Python form, and their CBOR bytes.
 
 A value is JSON-shaped (None, bool, int, float, str, lists and str-keyed dicts of values), or a date, an aware datetime
-or a UUID. Subclasses and numpy scalars are stored as the plain type that they are a kind of; docs/format.md has the
-encoding.
+or a UUID. Subclasses and numpy scalars are stored as the plain type; docs/format.md has the encoding.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
     "step",
 ]
 
-#: CBOR bytes of one row's metadata.
+#: Most CBOR bytes of one row's metadata.
 METADATA_BYTES_MAX: Final = 1 << 20
 #: Lists and dicts within each other in one row's metadata, a date, datetime or UUID counted as one more; the reader of
 #: stored bytes refuses more.
@@ -54,7 +53,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 def shown(value: object) -> str:
-    """The `repr` of a value for an error: one line, at most 80 characters, whatever its `repr` does."""
+    """The `repr` of a value for an error: one line, at most 80 characters, even where its `repr` fails."""
     try:
         # CPython refuses to write integers of more than 4,300 digits.
         text = f"an integer of {value.bit_length()} bits" if _is_huge(value) else repr(value)  # type: ignore[attr-defined]
@@ -69,7 +68,7 @@ def _is_huge(value: object) -> bool:
 
 
 def step(key: str) -> str:
-    """One step of a path, as `filter_parse` reads it: quoted where the key would be read in another way."""
+    """A key as one step of a path, quoted where it needs quotes."""
     if key and "." not in key and key[0] not in '"$':
         return key
     return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -121,7 +120,7 @@ def plain_scalar(value: Any) -> Scalar:
 
 
 def key_of(value: Any) -> Any:
-    """What a column compares in place of a plain scalar: a datetime's moment, else the value."""
+    """The form of a plain scalar in a column: for a datetime its moment in UTC, else the value."""
     return value.astimezone(UTC) if type(value) is datetime else value
 
 
@@ -166,7 +165,7 @@ def _plain_datetime(value: datetime) -> datetime:
 
 
 def _made(value: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives; foreign classes (pandas.NaT, a broken tzinfo) may fail in any way."""
+    """The result of `make`; foreign classes (pandas.NaT, a broken tzinfo) may raise any exception."""
     try:
         return make()
     except ScalarError:
@@ -200,7 +199,7 @@ def _hint(value: Any) -> str:
 
 
 class _RefusedError(Exception):
-    """Why a value is refused; the path to it is put together on the way out, so that good values pay nothing for it."""
+    """The reason why a value is refused. Its path is built while the error is raised, so good values cost no time."""
 
     def __init__(self, reason: str, **details: Any) -> None:
         super().__init__(reason)
@@ -217,7 +216,7 @@ class _RefusedError(Exception):
 
 
 class _TooLargeError(Exception):
-    """The value takes more bytes than there are left."""
+    """The value takes more bytes than are left."""
 
 
 class _Sizer:
@@ -338,11 +337,11 @@ def encode_metadata(value: Any) -> bytes | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value that `_Sizer` took, of exactly the plain types."""
+    """A value that `_Sizer` accepted, converted to the plain types."""
     if isinstance(value, dict):
         plain = {str.__str__(key): _plain(item) for key, item in value.items()}
         if len(plain) != len(value):
-            # Two str subclasses that say they differ; stored, no reader would take the dict.
+            # Two keys of str subclasses that compare as different; no reader would accept the stored dict.
             raise _RefusedError("holds a dict in which two keys have the same text")
         return plain
     if isinstance(value, (list, tuple)):
@@ -381,6 +380,6 @@ def check_stored(raw: bytes | bytearray | memoryview, what: str) -> None:
         what: names them in errors.
 
     Raises:
-        IntegrityError: they are more than METADATA_BYTES_MAX, or not the strict CBOR that `encode_metadata` writes.
+        IntegrityError: the bytes are more than METADATA_BYTES_MAX, or not the strict CBOR of `encode_metadata`.
     """
     decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what=what, scalar_tags=True)

@@ -1,11 +1,10 @@
-"""Blobs that were fetched or stored, kept on this machine's disk between sessions: only where the user asks for it.
+"""A cache of fetched and stored blobs on this machine's disk, kept between sessions; only where the user sets one.
 
-What is kept are the blobs as a portal has them, each under its hash: ciphertext, and names that say nothing. A root in
-clear is the one thing that could come otherwise, and is left out. A blob that is damaged on the disk is fetched again.
-Several processes may share a directory: files appear whole, by rename, and whichever was not used for longest goes
-first.
+It keeps the blobs of the store, each under its hash: ciphertext, under names that reveal nothing. A root in clear is
+not kept. A blob that is damaged on the disk is fetched again. Several processes may share a directory: files appear
+whole, by rename, and the file that was not used for longest is deleted first.
 
-Pointers are never kept: which version is the newest is for the store to say.
+Pointers are never kept: only the store knows the newest version.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ __all__ = ["DiskCache", "fetch"]
 
 logger = logging.getLogger(__name__)
 
-# What is left after room was made: else each blob that comes would have all others counted.
+# Share of the limit that is left after files were deleted: otherwise each new blob would need a count of all files.
 _LEFT_SHARE = 0.9
 
 
 class DiskCache:
-    """A store whose blobs are looked for on the disk first; see ``storage.base.Store`` for the methods.
+    """A store that looks for blobs on the disk first; see ``storage.base.Store`` for the methods.
 
     Args:
-        store: where blobs come from and go to.
-        directory: absolute path; made when the first blob is kept.
-        bytes_max: most bytes of blobs in it, as far as this process knows.
+        store: the store behind the cache.
+        directory: absolute path; made for the first blob.
+        bytes_max: most bytes of blobs in it, by the count of this process.
     """
 
     def __init__(self, store: Store, directory: Path, bytes_max: int) -> None:
@@ -53,7 +52,7 @@ class DiskCache:
 
     @property
     def uri(self) -> str:
-        """That of the store."""
+        """The store's URI."""
         return self._store.uri
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
@@ -68,7 +67,7 @@ class DiskCache:
         return blob
 
     async def fetch(self, hash: bytes, size: int | AtMost) -> tuple[bytes, bool]:
-        """A blob, and whether the store was asked for it."""
+        """A blob, and whether it was fetched from the store."""
         here = await self._kept(hash, size)
         if here is not None:
             return here, False
@@ -77,28 +76,28 @@ class DiskCache:
         return blob, True
 
     async def has(self, hash: bytes) -> bool:
-        """Return whether the store has the blob: what is kept here says nothing about that."""
+        """Return whether the store has the blob; the disk is not asked."""
         return await self._store.has(hash)
 
     async def delete(self, hash: bytes) -> bool:
-        """Delete a blob here and there."""
+        """Delete a blob on the disk and in the store."""
         with contextlib.suppress(VectorDBError, OSError):
             await self._disk.delete(hash)
         return await self._store.delete(hash)
 
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
-        """Ask the store."""
+        """Read the pointer from the store."""
         return await self._store.get_pointer(public_key)
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
-        """Tell the store."""
+        """Write the pointer to the store."""
         await self._store.set_pointer(entry)
 
     async def aclose(self) -> None:
-        """Close the store; what is kept stays."""
+        """Close the store; the files stay."""
         await self._store.aclose()
 
-    # ---- the disk: nothing that goes wrong there is more than a blob that has to be fetched
+    # ---- the disk: after an error there, the blob is fetched from the store
 
     async def _kept(self, hash: bytes, size: int | AtMost) -> bytes | None:
         try:
@@ -117,7 +116,7 @@ class DiskCache:
         return blob
 
     def _touch(self, hash: bytes) -> None:
-        # Another process may have made room.
+        # Another process may have deleted the file.
         with contextlib.suppress(OSError):
             os.utime(self._disk.blob_path(hash))
 
@@ -149,7 +148,7 @@ class DiskCache:
                     return
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """When each blob was used last, its size and path."""
+        """Time of last use, size and path of each blob."""
         found = []
         for folder, _, names in os.walk(self._directory / "blobs"):
             for name in names:
@@ -161,7 +160,7 @@ class DiskCache:
 
 
 async def fetch(store: Store, hash: bytes, size: int | AtMost) -> tuple[bytes, bool]:
-    """A blob of any store, and whether it came from beyond this machine's disk cache."""
+    """A blob of any store, and whether it came from the store, not from the disk cache."""
     if isinstance(store, DiskCache):
         return await store.fetch(hash, size)
     return await store.get(hash, size), True

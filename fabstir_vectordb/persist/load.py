@@ -1,8 +1,8 @@
-"""Loading a version: its parts, whole or the first ones, each checked before it is believed.
+"""Loading a version: all parts, or the first ones of a lazy load.
 
-Bytes from a store pass four gates: BLAKE3 against the identifier they were asked by (in the store), the cipher's tag,
-BLAKE3 and size against the authenticated manifest, and the native reader, which trusts nothing. Nothing of the session
-changes here: a load returns a finished native index, or raises and leaves no trace.
+Bytes from a store pass four checks: BLAKE3 against the requested identifier (in the store), the cipher's tag, BLAKE3
+and size against the authenticated manifest, and the native reader, which trusts no byte. The session does not change
+here: a load returns a finished native index, or raises and leaves no trace.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ __all__ = [
     "take_part",
 ]
 
-# Parts that may be on their way at a time before the cache gets any of a short budget.
+# Transfers for which a short budget is reserved before the cache gets the rest.
 _LAZY_TRANSFERS = 2
-# A search needs some five parts of 1.8 MB, a batch more.
+# Bytes of parts that one call may hold: a search needs some five parts of 1.8 MB, a batch more.
 _HELD_BYTES = 32_000_000
-# Stored bytes from which on a version is loaded lazily, where that is asked for.
+# Stored bytes above which a version is loaded lazily, where the caller allows it.
 _LAZY_BYTES_MIN = 6_000_000
 
 
@@ -71,23 +71,23 @@ _LAZY_BYTES_MIN = 6_000_000
 class LoadedVersion:
     """A version in memory, ready to become the content of a session.
 
-    Where `lazy` is given, `native` has no vectors and no graph, and `pages` are still to be fetched.
+    After a lazy load, `native` has no vectors and no graph, and `pages` is empty.
 
     Attributes:
-        version: what a later save builds on; set it as the lineage's base together with the content.
-        revision: the pointer's revision that names it, or None when it was opened by CID.
+        version: the stored version; the caller makes it the lineage's base together with the content.
+        revision: revision of the pointer that names it, or None where it was opened by CID.
         dim: components of a vector, or None while no row was ever added.
         metric, M, ef_construction, chunk_size: the index's settings.
         rows: slots, tombstones included.
         live: rows that searches can return.
         last_change_us: time of the last change to a row, microseconds since 1970.
-        schema: what metadata must look like, or None.
+        schema: the schema of metadata, or None.
         native: the loaded native index, or None where `dim` is None; its owner closes it.
         document_rows: rows that a metadata page covers.
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
-        expiry_pages: the same for the pages that say when rows expire.
-        changes: the part with metadata that differs from what the pages say, empty where there is none.
-        lazy: the version's parts, of which the others are fetched when they are needed; None where all came.
+        expiry_pages: pages of expiry times as (number, bytes).
+        changes: the part with metadata that differs from the pages, empty where there is none.
+        lazy: the source of the parts that were not loaded; None after a whole load.
     """
 
     version: Version
@@ -111,11 +111,11 @@ class LoadedVersion:
 
 @dataclass(frozen=True, slots=True)
 class LazyVersion:
-    """What loads the rest of a version.
+    """The rest of a lazily loaded version.
 
     Attributes:
         opened: its root and manifest.
-        parts: its parts.
+        parts: the source of its parts.
     """
 
     opened: OpenedVersion
@@ -142,8 +142,8 @@ async def load_version(
         settings: index name, encryption, native settings, budget.
         cid: the version, or None for the newest one.
         missing_ok: with `cid` None, return None where no version was ever saved.
-        lazy_cache_bytes: fetch only what a first search needs, where that is less than the whole, and keep so many
-            bytes of what is fetched later; None fetches everything.
+        lazy_cache_bytes: load lazily where that is worth it, and cache so many bytes of parts that are fetched later;
+            None fetches all parts.
         progress: called on the event loop's thread after every part.
 
     Returns:
@@ -151,12 +151,11 @@ async def load_version(
 
     Raises:
         NotFoundError: no version was saved under this phrase and name, or the store lacks an object.
-        InvalidInputError: `cid` is no CID, or names something that is no version.
+        InvalidInputError: `cid` is no CID, or is not the CID of a version.
         DecryptionError: none of the user's keys opens it, or it is in clear while encryption is on.
-        IntegrityError: bytes are not what they should be, or the store went back behind what it answered
-            before.
-        MemoryBudgetExceededError: it would not fit; nothing was loaded.
-        StorageError: a newer release wrote it, or the store failed.
+        IntegrityError: bytes do not match their hash or are damaged, or the store rolled the pointer back.
+        MemoryBudgetExceededError: the version would not fit; nothing was loaded.
+        StorageError: a newer release wrote the version, or the store failed.
         VectorDBError: the store failed in another way.
     """
     workers = Workers(settings.threads, settings.spare_bytes)
@@ -167,7 +166,7 @@ async def load_version(
         raise no_version(settings)
     if lazy_cache_bytes is not None and _is_worth_a_lazy_load(opened):
         loaded = await _load_first(store, opened, settings, workers, lazy_cache_bytes, progress)
-        # To repair the records takes as many requests as a first answer: the next save does it.
+        # The records are repaired by the next save, as that takes as many requests as a first answer.
         known = {entry.key for entry in lineage.unrecorded}
         lineage.unrecorded.extend(entry for entry in _missing_entries(loaded) if entry.key not in known)
         return loaded
@@ -185,7 +184,7 @@ async def load_version(
 
 
 def no_version(settings: PersistSettings) -> NotFoundError:
-    """The error where the newest version is asked for and there is none."""
+    """The error for a load of the newest version where there is none."""
     return NotFoundError(
         f"Version not found: no version of index {settings.index_name!r} was saved under this phrase",
         details={"index_name": settings.index_name},
@@ -195,10 +194,10 @@ def no_version(settings: PersistSettings) -> NotFoundError:
 async def load_rest(
     store: Store, lazy: LazyVersion, settings: PersistSettings, *, progress: ProgressCallback | None = None
 ) -> LoadedVersion:
-    """Reads the whole of a version that was loaded lazily, what was fetched already not again.
+    """Loads all parts of a lazily loaded version. Cached parts are not fetched again.
 
     Raises:
-        MemoryBudgetExceededError: it would not fit; nothing was loaded.
+        MemoryBudgetExceededError: the version would not fit; nothing was loaded.
         IntegrityError, NotFoundError, VectorDBError: as `load_version`.
     """
     cache = lazy.parts.cache
@@ -221,13 +220,13 @@ async def _load_whole(
     native = await workers.run(begin_load, manifest, settings)
     try:
         pages: dict[PartKey, bytes] = {}
-        # Codes are for lazy loads.
+        # Only lazy loads read codes.
         parts = [part for part in opened.parts if split_name(part.record.name)[0] != CODES]
         await _take_parts(parts, native, pages, workers, fetch, transfers, manifest, progress)
         if native is not None:
             await workers.run(finish_load, native, manifest)
     except BaseException:
-        # No worker thread is left: run_bounded waits for all of them, also when it is cancelled.
+        # No worker thread uses it any more: run_bounded waits for all of them, also when it is cancelled.
         if native is not None:
             native.close()
         raise
@@ -287,7 +286,7 @@ def _loaded(
 
 
 def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:
-    """What an interrupted save left out: a version that the pointer names belongs in history and catalogue."""
+    """The history entry of the version that the pointer names, which an interrupted save may have left out."""
     if loaded.revision is None:
         return []
     version = loaded.version
@@ -305,10 +304,10 @@ def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:
 
 
 def _is_worth_a_lazy_load(opened: OpenedVersion) -> bool:
-    # On some data bit codes say nothing of nearness. A draft 0 does not say whether they do.
+    # On some data, codes of one bit do not find the nearest rows. A draft 0 does not record this.
     if not opened.manifest.bits_serve:
         return False
-    # A first search fetches some 4 MB behind the codes, and waits for the network once more.
+    # A first search fetches some 4 MB after the codes, and waits for the network once more.
     return (CODES, 0) in by_key(opened.parts) and sum(part.entry.size for part in opened.parts) > _LAZY_BYTES_MIN
 
 
@@ -325,7 +324,7 @@ async def _load_first(
     first = [part for (kind, _), part in stored.items() if kind in FIRST_KINDS]
     room = _room_for_parts(manifest, stored, cache_bytes, settings)
     native = await workers.run(begin_load, manifest, settings)
-    assert native is not None  # what has codes has a dimension
+    assert native is not None  # a version with codes has a dimension
 
     async def fetch_later(part: StoredPart, check: Callable[[bytes], None]) -> tuple[bytes, int | None]:
         blob, asked = await disk_cache.fetch(store, part.entry.hash, blob_size(part.entry))
@@ -347,8 +346,7 @@ async def _load_first(
 
 
 def _open_later(part: StoredPart, blob: bytes, check: Callable[[bytes], None]) -> bytes:
-    """A part that comes after the first ones, with every check that it would meet in a whole load but for pages, whose
-    rows are checked when they are read."""
+    """A part that is fetched on use, with the checks of a whole load. Rows of pages are checked when they are read."""
     with naming(part.record):
         raw = unpacked(part, blob)
         if split_name(part.record.name)[0] == VECTORS:
@@ -364,19 +362,19 @@ def _finish_first(native: NativeIndex, manifest: Manifest) -> None:
 def _room_for_parts(
     manifest: Manifest, stored: Mapping[PartKey, StoredPart], wanted: int, settings: PersistSettings
 ) -> Room:
-    """What may be taken by parts that are fetched later.
+    """The memory for parts that are fetched later.
 
     Raises:
-        MemoryBudgetExceededError: not even what is fetched first would fit.
+        MemoryBudgetExceededError: the first parts alone would not fit.
     """
     if settings.spare_bytes is None:
         return Room(wanted, _HELD_BYTES, PARALLEL_TRANSFERS)
-    # A code takes half a byte a dimension in memory; ids and what finds them, factors, tombstones and times some 40.
+    # A row takes half a byte for each dimension of its code, and some 40 for id, id table, factors, tombstone and time.
     needed = manifest.rows * ((manifest.dim + 63) // 64 * 32 + 40)
     needed += 2 * sum(part.record.size for (kind, _), part in stored.items() if kind in FIRST_KINDS)
     if needed > settings.spare_bytes:
         raise too_large(" to be loaded lazily", needed, settings, "")
-    # What the session holds now it will not hold any more when there is something to be kept.
+    # The session's present content is freed before parts are cached.
     spare = settings.spare_bytes + settings.held_bytes - needed
     largest = max(part.record.size for (kind, _), part in stored.items() if kind not in FIRST_KINDS)
     cache_bytes = max(0, min(wanted, spare - _LAZY_TRANSFERS * BUFFERS_PER_TRANSFER * largest))
@@ -391,7 +389,7 @@ def _of_kind(kind: int, pages: Mapping[PartKey, bytes]) -> list[tuple[int, bytes
 
 
 def take_part(part: StoredPart, blob: bytes, native: NativeIndex | None, pages: dict[PartKey, bytes]) -> None:
-    """Opens one fetched part and gives it to the native index, or to `pages`; runs in a worker thread."""
+    """Opens one fetched part and passes it to the native index, or to `pages`; runs in a worker thread."""
     with naming(part.record):
         raw = unpacked(part, blob)
     _take_raw(part, raw, native, pages)
@@ -432,12 +430,12 @@ def begin_load(manifest: Manifest, settings: PersistSettings) -> NativeIndex | N
             rows_per_group=manifest.layout.rows_per_group,
         )
     except InvalidInputError as error:
-        # Every setting came from the manifest.
+        # All arguments came from the manifest, so it is at fault.
         raise IntegrityError(f"manifest: {error.message}", details={**error.details, "part": MANIFEST_NAME}) from error
 
 
 def finish_load(native: NativeIndex, manifest: Manifest) -> None:
-    """Makes an index of parts that have all come, and counts its rows. Runs in a worker thread."""
+    """Finishes an index whose parts are all loaded, and checks its counts. Runs in a worker thread."""
     native.load_end(manifest.steps)
     _check_counts(native, manifest)
     check_count("historical", native.stats().historical, manifest.historical)
@@ -453,7 +451,7 @@ def _check_counts(native: NativeIndex, manifest: Manifest) -> None:
 
 
 def check_count(what: str, actual: int, expected: int) -> None:
-    """Raises IntegrityError where a version does not have as many rows as its manifest says."""
+    """Raises IntegrityError where a count of rows differs from the manifest."""
     if actual != expected:
         raise IntegrityError(
             f"the version has {actual} {what} rows, its manifest says {expected}",

@@ -1,9 +1,8 @@
-"""The manifest of a version: what the parts are, and how many bytes each must unpack to.
+"""The manifest of a version: settings, counts, and the list of parts with their sizes.
 
-It is CBOR, stored as the file ``metadata`` of the version's root. Everything a reader allocates or decompresses is
-bounded by it, so `decode_manifest` treats its bytes as hostile even though the root's encryption authenticates them: a
-version saved without encryption is authenticated by its CID alone, and that CID may come from anybody.
-``docs/format.md`` describes every key.
+It is CBOR, stored as the file ``metadata`` of the version's root. It bounds all memory that a reader allocates. So
+`decode_manifest` treats its bytes as hostile, although the root's encryption authenticates them: a version without
+encryption is authenticated by its CID alone, which may come from anybody. ``docs/format.md`` describes every key.
 """
 
 from __future__ import annotations
@@ -57,37 +56,36 @@ __all__ = [
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
 DRAFT = 1
-"""Draft of format 0 that is written. Drafts 0 (manifests without the key) and 1 are read; a later one is refused by
-name."""
+"""Draft of format 0 that is written. Drafts 0 (manifests without the key) and 1 are read; a later one is refused."""
 MANIFEST_BYTES_MAX = 1024 * 1024
 """Most bytes of a manifest; 900 parts take about 70 KB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything a version says about itself, besides the parts' contents.
+    """The description of a version: settings, counts and parts.
 
     Attributes:
         dim: components of a vector; 0 while no row was ever added.
         metric: ``cosine``, ``l2`` or ``dot``.
-        M: links a row on the graph's upper layers.
-        ef_construction: candidates kept while a row is linked.
-        chunk_size: rows a part that the user fixed, or None.
+        M: links of a row on the graph's upper layers.
+        ef_construction: candidates while a row is linked.
+        chunk_size: rows of a part that the user set, or None.
         rows: slots, tombstones included.
         live: rows that searches can return.
-        with_vector: rows that have a vector, tombstones included; None in a draft 0, which does not say it.
-        bits_serve: whether codes of one bit find the nearest rows, so that a version may be searched before all of it
-            is fetched; None in a draft 0, which does not say it.
-        graph_rows: rows in the HNSW graph; 0, or the last of `rows`.
+        with_vector: rows that have a vector, tombstones included; None in a draft 0, which does not record it.
+        bits_serve: whether codes of one bit find the nearest rows, so that lazy loads are possible; None in a draft 0,
+            which does not record it.
+        graph_rows: number of rows in the HNSW graph, which are the last ones.
         historical: live rows on lists.
         lists: number of lists.
         layout: rows of a part.
-        stored_rows: rows before the first whose links are in no part; `rows` where there are no steps.
-        steps: rows after each add that linked rows to the stored graph.
-        superseded: bytes before compression that the parts hold of tombstones and of metadata that was replaced; 0 for
-            a version that holds nothing but what its live rows are. Of a draft 0, which does not say it, an estimate.
+        stored_rows: rows whose links are in the stored graph; `rows` where there are no steps.
+        steps: number of rows after each add since the graph was stored.
+        superseded: bytes before compression of tombstones and replaced metadata in the parts; 0 for a version of live
+            rows only. For a draft 0, which does not record it, an estimate.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
-        schema: what metadata must look like, or None.
+        schema: the schema of metadata, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 
@@ -230,12 +228,12 @@ def decode_manifest(raw: bytes) -> Manifest:
 
 
 def check_complete(manifest: Manifest) -> None:
-    """Checks that a manifest names exactly the parts that its counts ask for, of every kind.
+    """Checks that a manifest names exactly the parts that follow from its counts, of every kind.
 
-    Pages of metadata and of expiries may be missing, as they are where no row has any.
+    Pages of metadata and of expiries may be missing, where no row of them has any.
 
     Raises:
-        IntegrityError: a part is missing, or one is named that cannot be; details has ``part``.
+        IntegrityError: a part is missing, or one is too many; details has ``part``.
     """
     found: dict[int, set[int]] = {}
     for part in manifest.parts:
@@ -243,7 +241,7 @@ def check_complete(manifest: Manifest) -> None:
         found.setdefault(kind, set()).add(number)
     for kind, numbers in _expected(manifest, found.keys()).items():
         there = found.pop(kind, set())
-        # At most one step more than there are parts, however many the counts ask for.
+        # Stops at the first gap, so hostile counts cost no more steps than there are parts.
         missing = next((number for number in numbers if number not in there), None)
         if missing is not None and kind not in (DOCUMENTS, EXPIRIES, CHANGES):
             name = part_name(kind, min(missing, 9999))
@@ -264,8 +262,8 @@ def _expected(manifest: Manifest, kinds: Collection[int]) -> dict[int, range]:
     pages = _numbers(rows, layout.document_rows)
     expected = {VECTORS: _numbers(rows, layout.rows_per_part), IDS: groups, TIMESTAMPS: groups, TOMBSTONES: once}
     expected |= {DOCUMENTS: pages, EXPIRIES: pages, CHANGES: once}
-    # From how many rows with a vector on there are codes is for the native reader to check, which a load without codes
-    # always asks: it is whole.
+    # Whether a version must have codes depends on its rows with a vector. The native reader checks this in a whole
+    # load, and a version without codes is always loaded as a whole.
     if CODES in kinds or GRAPH_HEAD in kinds:
         expected |= {CODES: groups, GRAPH_HEAD: once}
     if manifest.graph_rows:
@@ -311,7 +309,7 @@ _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"]
 
 
 def _superseded_of_draft_0(parts: Sequence[PartRecord], rows: int, live: int) -> int:
-    # What changed metadata took before is not known without the pages: as much as it takes now.
+    # The old size of changed metadata is unknown without the pages: its present size is the estimate.
     changed = sum(part.size for part in parts if split_name(part.name)[0] == CHANGES)
     of_rows = max(bytes_of_rows(parts) // rows, 1) * (rows - live) if rows else 0
     return of_rows + changed

@@ -1,4 +1,4 @@
-"""Opening a version: pointer -> root -> manifest, each checked before the next one is believed."""
+"""Opening a version: pointer -> root -> manifest. Each is checked before the next one is read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenedVersion:
-    """A version whose root and manifest are read and agree with each other."""
+    """A version whose root and manifest were read and agree."""
 
     version: Version
     revision: int | None
@@ -74,7 +74,7 @@ async def open_version(
     workers: Workers,
     cid: str | None,
 ) -> OpenedVersion | None:
-    """Reads root and manifest; None where the newest version is asked for and there is none."""
+    """Reads root and manifest of a version; None where `cid` is None and no version was saved."""
     revision: int | None = None
     if cid is None:
         keys = identity.path_keys(index_path(settings.index_name))
@@ -93,7 +93,7 @@ async def open_version(
         root_blob = await fetch_root(store, asked.hash, asked.known_size if isinstance(asked, BlobId) else None)
         root_id = BlobId(asked.hash, len(root_blob))
         if isinstance(asked, ShareCid):
-            # The key is of another user: what a later save reuses must lie under our own.
+            # The parts have the keys of another user: a later save must not reuse them.
             files, own = await workers.run(_open_shared, asked, root_blob), False
         else:
             files, own = await _open_root(
@@ -113,15 +113,15 @@ async def read_manifest(
     Args:
         store: where it lives.
         workers: for the cipher.
-        root_id: names the root in errors.
-        files: those of the root.
-        encrypted: whether the root is.
+        root_id: CID of the root, for errors.
+        files: the files of the root.
+        encrypted: whether the root is encrypted.
 
     Returns:
-        The manifest, the parts, and bytes of the manifest as it is stored.
+        The manifest, the parts, and the stored size of the manifest in bytes.
 
     Raises:
-        IntegrityError: it is missing or damaged, or root and manifest disagree.
+        IntegrityError: the manifest is missing or damaged, or root and manifest disagree.
         StorageError: a newer release wrote it.
     """
     manifest_entry = files.get(MANIFEST_NAME)
@@ -157,7 +157,7 @@ def _decoded_manifest(
 
 
 async def read_part(store: Store, workers: Workers, part: StoredPart) -> bytes:
-    """Fetches a part: its bytes before compression, checked against the manifest."""
+    """Fetches a part; returns its bytes before compression, checked against the manifest."""
     blob = await fetch_part(store, part)
 
     def unpack() -> bytes:
@@ -180,7 +180,7 @@ async def _open_root(
     root_id: BlobId,
     blob: bytes,
 ) -> tuple[dict[str, FileEntry], bool]:
-    """The root's files, and whether it lies under this index's own key."""
+    """The root's files, and whether it has this index's own key."""
     root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)
     return await workers.run(read_directory, root.plain), root.index_name in (None, settings.index_name)
 
@@ -195,20 +195,20 @@ async def unlock_root(
     root_id: BlobId,
     blob: bytes,
 ) -> UnlockedRoot:
-    """Opens a root with the key of this index, or of another of the user's.
+    """Opens a root with the key of this index, or of another index of the user.
 
     Args:
         store, identity, lineage, settings: as in `load_version`.
         workers: for the cipher.
-        root_id: names the root in errors.
-        blob: the root as it is stored, its hash checked.
+        root_id: CID of the root, for errors.
+        blob: the stored root, its hash checked.
 
     Returns:
-        Its plaintext, and which key fitted.
+        The plaintext, and the index whose key opened it.
 
     Raises:
         InvalidInputError: the blob is no root.
-        DecryptionError: none of the user's keys opens it, or it is in clear while encryption is on.
+        DecryptionError: none of the user's keys opens the root, or it is in clear while encryption is on.
     """
     details = {"cid": str(root_id), "index_name": settings.index_name}
     if is_directory(blob):
@@ -258,7 +258,7 @@ def _try_key(key: bytes, blob: bytes) -> bytes | None:
     except DecryptionError:
         return None
     except IntegrityError as error:
-        # The bytes are what the CID says, so nothing was damaged: it is another kind of blob.
+        # The hash of the blob is right, so it is not damaged: it is another kind of blob.
         raise InvalidInputError(f"the blob is not the root of an index: {error.message}") from error
 
 
@@ -266,7 +266,7 @@ def read_directory(plain: bytes) -> dict[str, FileEntry]:
     """The files of a root.
 
     Raises:
-        IntegrityError: the bytes are no directory, or not one of ours.
+        IntegrityError: the bytes are no directory, or no root of a version.
     """
     directory = decode_directory(plain)
     if directory.dirs or directory.header:

@@ -1,7 +1,7 @@
-"""The parts of a version that stay in the store until they are needed, and those that were fetched and are kept.
+"""The parts of a lazily loaded version: fetched on use, and cached.
 
-Parts are kept as they were before compression and encryption, within a number of bytes. A call holds on to the parts it
-works with itself, so the cache may let go of them meanwhile.
+The cache keeps the bytes before compression and encryption, up to a limit. A call holds references to its own parts, so
+the cache may drop them meanwhile.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class CachedPart:
 
 
 class PartCache:
-    """The parts used last; may be asked from any thread.
+    """The parts used last; thread-safe.
 
     Args:
-        bytes_max: most bytes that are kept.
+        bytes_max: most bytes of the cache.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.nbytes = 0
-        """Bytes kept."""
+        """Bytes of the cached parts."""
         self._kept: dict[PartKey, CachedPart] = {}  # the one used last comes last
         self._lock = threading.Lock()
 
     def find(self, key: PartKey) -> CachedPart | None:
-        """A part, if it is kept."""
+        """A cached part, or None."""
         with self._lock:
             part = self._kept.pop(key, None)
             if part is not None:
@@ -57,7 +57,7 @@ class PartCache:
             return part
 
     def put(self, key: PartKey, part: CachedPart) -> None:
-        """Keeps a part, and lets go of those that were not used for longest."""
+        """Caches a part, and drops the parts that were not used for longest."""
         with self._lock:
             self._drop(key)
             if len(part.raw) > self.bytes_max:
@@ -73,12 +73,12 @@ class PartCache:
             self.nbytes -= len(part.raw)
 
     def count(self, kind: int) -> int:
-        """How many parts of a kind are kept."""
+        """How many parts of a kind are cached."""
         with self._lock:
             return sum(of == kind for of, _ in self._kept)
 
     def clear(self) -> None:
-        """Lets go of all parts."""
+        """Frees all parts."""
         with self._lock:
             self._kept.clear()
             self.nbytes = 0
@@ -86,12 +86,12 @@ class PartCache:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What parts may take.
+    """Limits of parts.
 
     Attributes:
-        cache_bytes: those that are kept.
-        held_bytes: those that one call needs at once, where that is more.
-        transfers: how many may be on their way.
+        cache_bytes: most bytes of cached parts.
+        held_bytes: bytes of parts that one call may hold in any case.
+        transfers: most parts in flight.
     """
 
     cache_bytes: int
@@ -100,7 +100,7 @@ class Room:
 
 
 class _Flight:
-    """A part on its way."""
+    """A part in flight."""
 
     def __init__(self) -> None:
         self.over = anyio.Event()
@@ -108,13 +108,13 @@ class _Flight:
 
 
 class LazyParts:
-    """The parts of a version, fetched on use: one request for a part, however many calls wait for it.
+    """The parts of a version, fetched on use. Calls that need the same part share one request.
 
     Args:
         stored: the parts by kind and number.
-        fetch: gives a part's bytes, all checks behind it, and how many came from the store; None for those that came
-            from the disk cache.
-        room: what they may take.
+        fetch: returns a part's checked bytes, and how many bytes came from the store; None where it was in the disk
+            cache.
+        room: limits of the parts.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class LazyParts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of parts that are kept."""
+        """Bytes of cached parts."""
         return self.cache.nbytes
 
     def numbers(self, kind: int) -> list[int]:
@@ -153,32 +153,32 @@ class LazyParts:
         return sum(self.stored[key].record.size for key in keys)
 
     def find(self, key: PartKey) -> bytes | None:
-        """The bytes of a part that is kept."""
+        """The bytes of a cached part, or None."""
         part = self.cache.find(key)
         return None if part is None else part.raw
 
     def count(self, kind: int) -> int:
-        """How many parts of a kind are kept."""
+        """How many parts of a kind are cached."""
         return self.cache.count(kind)
 
     def clear(self) -> None:
-        """Lets go of all parts."""
+        """Frees all parts."""
         self.cache.clear()
 
     def close(self) -> None:
-        """Lets go of all parts, and of those that are still on their way."""
+        """Frees all parts, and keeps none of those in flight."""
         self.cache.bytes_max = 0
         self.cache.clear()
 
     async def fetch(self, keys: Sequence[PartKey], check: Check) -> Fetched:
-        """Fetches parts in parallel, unless they came meanwhile.
+        """Fetches parts in parallel, except those that are cached by now.
 
         Args:
             keys: the parts.
             check: called with the bytes of each part with vectors, in a worker thread.
 
         Raises:
-            VectorDBError: the store failed, or a part is not what the version says.
+            VectorDBError: the store failed, or a part does not match the version.
         """
         parts: dict[PartKey, bytes] = {}
         received: list[int] = []
@@ -200,7 +200,7 @@ class LazyParts:
             await flight.over.wait()
             if flight.part is not None:
                 return flight.part
-            # It failed, or was cancelled, for somebody else: perhaps not for this call.
+            # Another call's request failed or was cancelled: this call tries itself.
         flight = self._flights[key] = _Flight()
         try:
             async with self._transfers:
@@ -216,7 +216,7 @@ class LazyParts:
 
 
 def shape_of(manifest: Manifest) -> LazyShape:
-    """How the rows of a version lie in its parts."""
+    """The layout of the rows of a version in its parts."""
     return LazyShape(
         rows_per_part=manifest.layout.rows_per_part,
         document_rows=manifest.layout.document_rows,

@@ -1,7 +1,7 @@
-"""Parts: their names, how many rows each covers, and how one is sealed and opened.
+"""Parts: their names, layout, sealing and opening.
 
-A part is packed bytes, compressed where that pays, encrypted under a key of its own. Opening one checks the cipher's
-tag, and then size and BLAKE3 against the manifest, which the root's encryption authenticates.
+A part is a sequence of bytes, compressed where that saves enough, and encrypted under its own key. Opening it checks
+the cipher's tag, and then size and BLAKE3 against the manifest, which the root's encryption authenticates.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ GRAPH_KINDS = frozenset({GRAPH, GRAPH_HEAD})
 GROUP_KINDS = frozenset({CODES, IDS, TIMESTAMPS, GRAPH})
 """Kinds whose parts cover a group of rows: `Layout.rows_per_group`."""
 ROW_KINDS = frozenset({VECTORS, CODES, IDS, TIMESTAMPS})
-"""Kinds of what has so many bytes of each row."""
+"""Kinds whose size is proportional to the rows."""
 PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES})
-"""Kinds of what is no native part."""
+"""Kinds that are no native parts."""
 FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH_HEAD, BARE})
-"""Kinds of what a lazy load begins with: who the rows are, which live, and where the nearest may be."""
+"""Kinds that a lazy load fetches first: ids, times, tombstones, and codes to find the nearest rows."""
 
 # The name each kind has among the root's files.
 _NAMES: Mapping[int, str] = {
@@ -100,7 +100,7 @@ _NAME = re.compile(r"([a-z]+(?:\.[a-z]+)?)\.([0-9]{4})")
 
 _MEDIA_TYPE_PART = "application/octet-stream"
 
-# zstd levels: vectors and links hardly shrink more at higher ones, texts do.
+# zstd levels: higher levels compress texts better, but hardly vectors and links.
 _LEVEL_ARRAYS = 1
 _LEVEL_TEXT = 3
 _TEXT_KINDS = frozenset({DOCUMENTS, CHANGES, IDS})
@@ -109,28 +109,27 @@ PARTS_MAX = 900
 """Most parts of a version. S5.js loses keys in directories of 1000 entries; the rest is room
 for the manifest and for files that later releases add."""
 PART_TARGET_BYTES = 7 * 256 * 1024
-"""Bytes of a part with vectors before compression that the row count aims at. A search of an index that is
-loaded lazily fetches some five of them, so they are small; an upload takes 1-2 s whatever its size, so they
-are few: 87 for 100,000 rows of 384 dimensions."""
+"""Target size of a part with vectors, before compression. Small, as a search of a lazily loaded index fetches some five
+of them. Not smaller, as each upload takes 1-2 s whatever its size: 100,000 rows of 384 dimensions make 87 parts."""
 PART_BYTES_MAX = 1024 * 1024 * 1024
 """Most bytes of one part before compression. S5.js writes wrong sizes from 2^31 up."""
 CODECS = ("raw", "zstd")
-"""How a part is stored: as it is, or as one zstd frame."""
-# Rows that parts of other kinds than vectors aim at, and metadata pages, and in how many parts with vectors
-# these are: they are small, or read as a whole, and more of them would be more uploads.
+"""Forms of a stored part: as it is, or as one zstd frame."""
+# Target rows of a group and of a metadata page, and the most parts with vectors that one of them covers. They are
+# larger than parts with vectors, as they are small or read as a whole, and more parts would be more uploads.
 _GROUP_ROWS, _GROUP_PARTS_MAX = 73_728, 64
 _DOCUMENT_ROWS, _DOCUMENT_PARTS_MAX = 8_064, 7
-# A compressed form must save one byte in this many, or the load would decompress for nothing.
+# Compression must save at least one byte in so many; otherwise the part is stored raw.
 _COMPRESSION_GAIN = 32
 _ALGORITHM = FileEncryption(key=b"", plaintext_hash=b"").algorithm
 
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """One part as the manifest knows it.
+    """The manifest's record of a part.
 
     Attributes:
-        name: its name among the root's files, for example ``vectors.high.0000``.
+        name: its name among the root's files, for example ``vectors.0000``.
         hash: BLAKE3 of the bytes before compression and encryption.
         size: number of those bytes.
         codec: one of `CODECS`.
@@ -144,12 +143,12 @@ class PartRecord:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How many rows a part covers.
+    """Rows of a part, by kind.
 
     Attributes:
-        rows_per_part: of a part with vectors.
-        rows_per_group: of another native part.
-        document_rows: of a metadata page.
+        rows_per_part: rows of a part with vectors.
+        rows_per_group: rows of another native part.
+        document_rows: rows of a metadata page.
     """
 
     rows_per_part: int
@@ -157,13 +156,13 @@ class Layout:
     document_rows: int
 
     def doubled(self) -> Layout:
-        """One of half as many parts."""
+        """The layout with twice the rows of each part."""
         return Layout(2 * self.rows_per_part, 2 * self.rows_per_group, 2 * self.document_rows)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """A part of a stored version: what the manifest and what the root say of it."""
+    """A part of a stored version: the manifest's record and the root's entry."""
 
     record: PartRecord
     entry: FileEntry
@@ -173,7 +172,7 @@ def part_name(kind: int, number: int) -> str:
     """The file name of a part.
 
     Args:
-        kind: one of `index.contents`.
+        kind: a kind of `index.contents`.
         number: its 0-based number within the kind.
 
     Returns:
@@ -194,7 +193,7 @@ def split_name(name: str) -> PartKey:
     """The kind and number of a part name.
 
     Raises:
-        IntegrityError: it is not a name that `part_name` makes.
+        IntegrityError: `part_name` makes no such name.
     """
     match = _NAME.fullmatch(name)
     if match is not None:
@@ -205,19 +204,19 @@ def split_name(name: str) -> PartKey:
 
 
 def layout_for(dim: int, chunk_size: int | None = None) -> Layout:
-    """How many rows parts cover.
+    """The layout of an index.
 
-    It depends on no row count, so that a growing index keeps its part boundaries, and with them the stored
-    blobs of all parts that did not change.
+    It does not depend on the number of rows, so a growing index keeps its part boundaries, and the stored blobs of all
+    parts that did not change.
 
     Args:
         dim: components of a vector.
-        chunk_size: rows of a part with vectors, where the user fixed them.
+        chunk_size: rows of a part with vectors, where the user sets them.
 
     Returns:
         Rows for which a part with vectors stays below `PART_TARGET_BYTES`, and multiples of them.
     """
-    # 64 bytes leave room for an id where vectors are short.
+    # At least 64 bytes a row, so that ids fit where vectors are short.
     rows = PART_TARGET_BYTES // max(4 * dim, 64)
     rows = chunk_size or (rows // 64 * 64 if rows > 64 else rows)
     group = min(max(_GROUP_ROWS // rows, 1), _GROUP_PARTS_MAX)
@@ -226,7 +225,7 @@ def layout_for(dim: int, chunk_size: int | None = None) -> Layout:
 
 
 def bytes_of_rows(parts: Iterable[PartRecord]) -> int:
-    """Bytes before compression of the parts that have so many of each row: vectors, codes, ids, timestamps."""
+    """Bytes before compression of the parts whose size is proportional to the rows: `ROW_KINDS`."""
     return sum(part.size for part in parts if split_name(part.name)[0] in ROW_KINDS)
 
 
@@ -237,12 +236,12 @@ def encode_part(kind: int, raw: bytes | bytearray, root_key: bytes | None) -> tu
     """Compresses and encrypts one part.
 
     Args:
-        kind: of the part.
+        kind: the kind of the part.
         raw: its bytes.
         root_key: the index's encryption key, 32 bytes; None where parts are stored in clear.
 
     Returns:
-        Its codec, its entry but for the blob's hash, and the blob.
+        Its codec, its entry without the blob's hash, and the blob.
     """
     codec, plain = "raw", raw
     frame = compress(plain, _LEVEL_TEXT if kind in _TEXT_KINDS else _LEVEL_ARRAYS)
@@ -253,7 +252,7 @@ def encode_part(kind: int, raw: bytes | bytearray, root_key: bytes | None) -> tu
 
 
 def seal(plain: bytes | bytearray, root_key: bytes | None, media_type: str) -> tuple[FileEntry, bytes | bytearray]:
-    """Encrypts a part or a manifest, where there is a key: its entry but for the blob's hash, and the blob."""
+    """Encrypts a part or a manifest, if there is a key; returns its entry without the blob's hash, and the blob."""
     if root_key is None:
         return FileEntry(hash=bytes(32), size=len(plain), media_type=media_type), plain
     key = part_key(root_key, plain)
@@ -264,7 +263,7 @@ def seal(plain: bytes | bytearray, root_key: bytes | None, media_type: str) -> t
 
 def with_hash(entry: FileEntry, digest: bytes) -> FileEntry:
     """An entry with the hash of its blob."""
-    # The store has hashed the blob for its identifier; hashing every part once more here would cost a save 5 %.
+    # The hash comes from the store: to hash every part again here would make a save 5 % slower.
     return FileEntry(hash=digest, size=entry.size, media_type=entry.media_type, encryption=entry.encryption)
 
 
@@ -294,24 +293,24 @@ def check_sizes(record: PartRecord, entry: FileEntry) -> None:
 
 
 def blob_size(entry: FileEntry) -> int:
-    """Bytes of the stored blob; our writer never pads."""
+    """Bytes of the stored blob; this package writes no padding."""
     return entry.size if entry.encryption is None else encrypted_size(entry.size)
 
 
 def part_cid(entry: FileEntry) -> BlobId:
-    """Names the blob of a part."""
+    """The CID of a part's blob."""
     return BlobId(entry.hash, blob_size(entry))
 
 
 def open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
-    """The bytes of a part as they were given to the cipher; the store and the cipher have checked their number."""
+    """The decrypted bytes of a part; the store and the cipher check their number."""
     if entry.encryption is None:
         plain = blob
     else:
         try:
             plain = decrypt_static(entry.encryption.key, blob, entry.size)
         except DecryptionError as error:
-            # The root is authenticated and named this key: it is the part that is wrong, not the phrase.
+            # The authenticated root has this key, so the part is damaged; the phrase is right.
             raise IntegrityError(f"part {name}: {error.message}", details={"part": name}) from error
         if blake3_hash(plain) != entry.encryption.plaintext_hash:
             raise IntegrityError(f"part {name} decrypts to other bytes than the root says", details={"part": name})
@@ -320,7 +319,7 @@ def open_blob(name: str, entry: FileEntry, blob: bytes) -> bytes:
 
 @contextmanager
 def naming(record: PartRecord) -> Iterator[None]:
-    """Errors that say which part they are about."""
+    """Adds the part's name to errors."""
     try:
         yield
     except (IntegrityError, InvalidInputError) as error:
@@ -332,7 +331,7 @@ def naming(record: PartRecord) -> Iterator[None]:
 
 
 def unpacked(part: StoredPart, blob: bytes) -> bytes:
-    """The bytes of a part as they were before compression, and are in the manifest."""
+    """The bytes of a part before compression, checked against the manifest."""
     record = part.record
     plain = open_blob(record.name, part.entry, blob)
     raw = decompress(plain, record.size) if record.codec == "zstd" else plain

@@ -1,4 +1,4 @@
-"""The pointer that names the newest version: reading it, moving it, and what a conflict is."""
+"""The pointer to the newest version: reading, moving, and conflicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RefusedError(Exception):
 
 
 async def checked_pointer(store: Store, public_key: bytes, lineage: Lineage, what: str) -> RegistryEntry | None:
-    """Reads a pointer and refuses one older than this session has seen.
+    """Reads a pointer. A revision lower than this session has seen is refused.
 
     Args:
         store: the store to ask.
@@ -40,10 +40,10 @@ async def checked_pointer(store: Store, public_key: bytes, lineage: Lineage, wha
         The verified entry, or None where there is none.
 
     Raises:
-        IntegrityError: the entry is damaged, or the store went back behind what it answered before.
+        IntegrityError: the entry is damaged, or the store rolled it back.
         VectorDBError: the store failed.
     """
-    # Read before the question is asked: a save of this session may move the pointer while the answer is on its way.
+    # Read before the request: a save of this session may move the pointer while the answer is under way.
     seen = lineage.seen.get(public_key, 0)
     entry = await store.get_pointer(public_key)
     revision = 0 if entry is None else entry.revision
@@ -69,8 +69,8 @@ async def move_pointer(
     """Makes `version` the newest.
 
     Returns:
-        The revision that names it; whether it needed a new one; the entry of a version that `overwrite`
-        superseded.
+        The revision that names it; whether that is a new revision; the history entry of a version that `overwrite`
+        superseded, or None.
     """
     public_key = keys.public_key
     floor = 0
@@ -102,7 +102,7 @@ async def move_pointer(
                 return entry.revision, True, superseded
             if not isinstance(error, ConflictError):
                 raise
-            # Another writer took this revision first; whether that is a conflict is decided on the new head.
+            # Another writer took this revision first. The next round reads the new head, and decides about a conflict.
             lineage.attempted.pop(version.cid.hash, None)
             stored_revision = error.details.get("stored_revision")
             floor = stored_revision if isinstance(stored_revision, int) else 0
@@ -122,7 +122,7 @@ async def _read_head(
     try:
         return await checked_pointer(store, public_key, lineage, f"index {settings.index_name!r}")
     except IntegrityError:
-        # Overwriting is the way out of a damaged or rolled back pointer: it does not depend on what it replaces.
+        # Overwriting repairs a damaged or rolled back pointer, as it does not depend on the old one.
         if on_conflict != "overwrite":
             raise
         return None
@@ -134,7 +134,7 @@ def _continues(head_hash: bytes, lineage: Lineage) -> bool:
 
 
 async def _is_ours(store: Store, entry: RegistryEntry) -> bool:
-    """Whether a failed write arrived all the same; False also when the store cannot say."""
+    """Whether a failed write reached the store anyway; False also where the store does not answer."""
     try:
         found = await store.get_pointer(entry.public_key)
     except (VectorDBError, OSError):
@@ -147,7 +147,7 @@ async def _superseded_entry(store: Store, head: RegistryEntry, lineage: Lineage)
     for entry in lineage.history.values():
         if entry.cid.hash == digest and entry.revision == head.revision:
             return entry
-    # The history may know this version's counts and time: the merge prefers an entry that has them.
+    # The stored history may have this version's counts and time: the merge prefers an entry with them.
     return HistoryEntry(
         cid=await head_cid_of(store, digest, lineage),
         saved_us=0,
@@ -158,7 +158,7 @@ async def _superseded_entry(store: Store, head: RegistryEntry, lineage: Lineage)
 
 
 async def head_cid_of(store: Store, head_hash: bytes, lineage: Lineage) -> BlobId:
-    """The CID of the newest version: a pointer holds only the hash, so the size comes from what is at hand."""
+    """The CID of the newest version. A pointer has only its hash; the size comes from the history or the root."""
     for entry in lineage.history.values():
         if entry.cid.hash == head_hash:
             return entry.cid
@@ -169,7 +169,7 @@ async def head_cid_of(store: Store, head_hash: bytes, lineage: Lineage) -> BlobI
 
 
 def conflict(version: Version, head_cid: BlobId, base: Version | None, settings: PersistSettings) -> ConflictError:
-    """The error of a save whose base is not the newest version."""
+    """The error for a save whose base is not the newest version."""
     return ConflictError(
         f"index {settings.index_name!r} has a newer version {head_cid} that this session did not start from; "
         f"yours is stored as {version.cid} but is not the newest. Either load the newest with "

@@ -1,8 +1,8 @@
-"""Pruning: forgetting old versions of an index, and the blobs that only they name.
+"""Pruning: removing old versions of an index, and the blobs that only they use.
 
-Nothing else deletes anything of a version. What stays is read first, so that a part which an older version shares with
-a newer one is never lost; then blobs go, roots last, and the history forgets the versions at the very end. A prune that
-is interrupted therefore leaves old versions that are listed and broken, and pruning again finishes the work.
+Nothing else deletes blobs of versions. The kept versions are read first, so that a part that an old version shares with
+a kept one is never deleted. Then blobs are deleted, roots last, and at the end the versions leave the history. So an
+interrupted prune leaves old versions that are listed but broken; pruning again finishes the work.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["PrunedHistory", "prune_history"]
 
 @dataclass(frozen=True, slots=True)
 class PrunedHistory:
-    """What a prune found, and did.
+    """The result of a prune.
 
     Attributes:
-        versions: what the history lists no longer, newest first.
-        blobs, bytes: blobs that only those versions name, and their size as stored.
-        blobs_deleted: how many of them the store says it has deleted.
+        versions: the removed versions, newest first.
+        blobs, bytes: number of blobs that only those versions use, and their stored size.
+        blobs_deleted: how many of these blobs the store reports as deleted.
     """
 
     versions: list[HistoryEntry]
@@ -46,7 +46,7 @@ class PrunedHistory:
 
 @dataclass(slots=True)
 class _Named:
-    """The blobs that some versions name: sizes by hash, roots apart."""
+    """The blobs of versions: sizes by hash, roots apart."""
 
     roots: dict[bytes, int] = field(default_factory=dict)
     files: dict[bytes, int] = field(default_factory=dict)
@@ -57,24 +57,25 @@ async def prune_history(
 ) -> PrunedHistory:
     """Forgets all but the newest versions.
 
-    No session may save this index meanwhile: it might name again a part that is being deleted. What this session itself
-    was loaded from or has stored stays.
+    No session may save this index meanwhile: it might reuse a part that is being deleted. The base of this session, and
+    parts that it has stored, are kept.
 
     Args:
         store: where the versions live.
         identity: the user's keys.
         lineage: the session's memory.
         settings: index name, encryption.
-        keep: how many versions stay, at least 1; refused ones count only while newer than the oldest of them.
-        dry_run: only say what would go.
+        keep: how many versions stay, at least 1. Refused versions do not count; those newer than the oldest kept
+            version stay, too.
+        dry_run: only report what would go.
 
     Returns:
-        What goes, or would.
+        The versions and blobs that go, or would go.
 
     Raises:
         InvalidInputError: `keep` is below 1.
-        IntegrityError, NotFoundError: the history or a version that stays is damaged or lost; nothing was deleted.
-        VectorDBError: the store failed; pruning again finishes what was begun.
+        IntegrityError, NotFoundError: the history or a kept version is damaged or lost; nothing was deleted.
+        VectorDBError: the store failed; pruning again finishes the work.
     """
     if keep < 1:
         raise InvalidInputError(f"keep must be at least 1, got {shown(keep)}", details={"keep": keep})
@@ -99,11 +100,11 @@ async def prune_history(
     roots = {digest: size for digest, size in old.roots.items() if digest not in needed}
     deleted = 0
     if not dry_run:
-        # Roots last: they are what the blobs below them can be found by.
+        # Roots last: they list the other blobs, which an interrupted prune must find again.
         deleted = await _delete(store, files) + await _delete(store, roots)
         await cut_history(store, identity, settings, lineage, cut)
     size = sum(files.values()) + sum(roots.values())
-    # A version that was named before and is the newest again, or refused and later not, stays in the list.
+    # A version with a second entry above the cut stays: it became the newest again, or was refused at first.
     going = [entry for entry in each_once(going) if entry.cid.hash not in staying]
     return PrunedHistory(going, len(files) + len(roots), size, deleted)
 
@@ -136,7 +137,7 @@ async def _collect(
         try:
             size, files = await read(digest)
         except NotFoundError:
-            # A prune before this one came as far as that.
+            # An interrupted prune has deleted this root already.
             if missing_ok:
                 return
             raise
@@ -154,7 +155,7 @@ async def _read_root(
     """The size of a root and its files; no files where it is stored in clear."""
     blob = await fetch_root(store, digest)
     if is_directory(blob):
-        # Parts in clear have the same hash for everybody: other people's versions may name them, too.
+        # Parts in clear have the same hash for every user: versions of others may use them, too.
         return len(blob), {}
     root_id = BlobId(digest, len(blob))
     root = await unlock_root(store, identity, lineage, settings, workers=workers, root_id=root_id, blob=blob)

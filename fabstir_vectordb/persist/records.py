@@ -2,9 +2,9 @@
 
 The history of an index lists its versions, the catalogue lists the user's index names. Each is one CBOR blob in S5's
 mutable encryption under the keys of its own hidden-DB path, named by its own pointer. A version never depends on them:
-losing one costs a list, not data. Several writers may meet here, so an update reads, merges, writes and tries again
-when another writer was faster. `record_version` therefore reports failures to the log only, and what could not be
-written is kept in the session's `Lineage` for the next save or load.
+the loss of a record is the loss of a list, not of data. So `record_version` only logs failures, and keeps entries that
+could not be written in the session's `Lineage` for the next save or load. Several writers may update a record: an
+update reads, merges, writes, and tries again when another writer was faster.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 HISTORY_ENTRIES_MAX = 1000
-"""Newest versions that a history keeps; about 100 bytes each."""
+"""Most versions of a history, the newest ones; about 100 bytes each."""
 
 RECORD_BYTES_MAX = 1024 * 1024
 """Most bytes of a record: S5's limit for the plaintext of a mutable blob."""
@@ -91,7 +91,7 @@ async def read_history(store: Store, identity: Identity, index_name: str, lineag
 async def list_versions(
     store: Store, identity: Identity, settings: PersistSettings, lineage: Lineage
 ) -> tuple[list[HistoryEntry], bytes | None]:
-    """The versions of an index as a user sees them: newest first, each once, and which of them is the newest.
+    """The versions of an index for the user: newest first, each once, and the newest version.
 
     Args:
         store: where history and pointer live.
@@ -100,8 +100,8 @@ async def list_versions(
         lineage: the session's memory; entries read are added to it.
 
     Returns:
-        One entry a CID, and the hash of the newest version's root; None where no version was saved, or where its
-        pointer is damaged: the history is then the way to the versions.
+        One entry for each CID, and the hash of the newest version's root; None where no version was saved, or where
+        the pointer is damaged: the versions can then be opened by the CIDs of the history.
 
     Raises:
         IntegrityError, NotFoundError, VectorDBError: as `read_history`.
@@ -117,7 +117,8 @@ async def list_versions(
 
 
 def each_once(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
-    """One entry a version, in their order: that of its last revision, a refused one only where it was never more."""
+    """One entry for each version, newest first: that of its last revision, a refused one only where there is no
+    other."""
     chosen: dict[bytes, HistoryEntry] = {}
     for entry in entries:
         other = chosen.get(entry.cid.hash)
@@ -163,15 +164,15 @@ async def record_version(
         settings: index name.
         lineage: entries that could not be written stay in it for the next call.
         entries: versions that the history should list.
-        repair_damage: replace a record that cannot be read by what this session knows. A save does; a load
-            only reports it, because reading must not destroy what might still be rescued.
+        repair_damage: replace an unreadable record by the entries that this session knows. A save does; a load only
+            logs the damage, as reading must not destroy a record that might still be rescued.
     """
     known = {entry.key for entry in lineage.unrecorded}
     lineage.unrecorded.extend(entry for entry in entries if entry.key not in known)
     pending = list(lineage.unrecorded)
 
     def merge_history(stored: _History | None) -> _History:
-        # A readable record is the truth, also about what was removed from it. Only a lost one is rebuilt from memory.
+        # A readable record is right, also about removed entries. Only a lost record is rebuilt from memory.
         before = _History(list(lineage.history.values()), lineage.history_cut) if stored is None else stored
         return before.merged(pending)
 
@@ -226,7 +227,7 @@ async def cut_history(store: Store, identity: Identity, settings: PersistSetting
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Where a record lives, and how its plaintext reads."""
+    """A record: its keys, and the encoding of its plaintext."""
 
     what: str
     details: dict[str, Any]
@@ -280,13 +281,13 @@ async def _read(store: Store, record: _Record, lineage: Lineage) -> tuple[Any, R
 
 
 async def _read_blob(store: Store, record: _Record, lineage: Lineage) -> tuple[RegistryEntry | None, bytes]:
-    """A record as it is stored, and its pointer."""
+    """A stored record and its pointer."""
     entry = await checked_pointer(store, record.keys.public_key, lineage, record.what)
     while entry is not None:
         try:
             return entry, await fetch_root(store, pointer_hash(entry.data))
         except NotFoundError:
-            # A writer deletes the record that its own one supersedes: perhaps between the two questions.
+            # Another writer may have replaced and deleted the record between the two requests.
             newer = await checked_pointer(store, record.keys.public_key, lineage, record.what)
             if newer is None or newer.revision == entry.revision:
                 raise
@@ -319,7 +320,7 @@ async def _update(
         try:
             await store.set_pointer(entry)
         except ConflictError as error:
-            # Another writer was faster, or the pointer that could not be read has a higher revision than we remember.
+            # Another writer was faster, or an unreadable pointer has a higher revision than this session has seen.
             stored_revision = error.details.get("stored_revision")
             floor = stored_revision if isinstance(stored_revision, int) else revision
             continue
@@ -332,8 +333,8 @@ async def _update(
 
 
 async def _delete_superseded(store: Store, record: _Record, digest: bytes) -> None:
-    # A history grows with each save: kept, all of them together would grow with the square of the number of saves. Not
-    # on a network, where a node may answer with the pointer before the newest for a while.
+    # Each save stores a longer history: without deletion, the bytes would grow with the square of the number of saves.
+    # In a network the old record stays, as a node may answer with an old pointer for a while.
     try:
         await store.delete(digest)
     except (VectorDBError, OSError) as error:
@@ -359,9 +360,9 @@ def _seal(record: _Record, value: Any) -> bytes:
 
 
 class _History(NamedTuple):
-    """What the record holds: entries, and the revision below which they were pruned.
+    """The content of a history record: entries, and the revision below which they were pruned.
 
-    Without that revision a writer who still remembers pruned entries would bring them back.
+    Without that revision, a writer that remembers pruned entries would add them again.
     """
 
     entries: list[HistoryEntry]
@@ -380,14 +381,14 @@ def _newest_first(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     unique: dict[tuple[bytes, int, bool], HistoryEntry] = {}
     for entry in entries:
         other = unique.get(entry.key)
-        # A repair only knows when rows last changed, which is before the save; the saver knows better, and more.
+        # Prefer the entry of the save: a repair knows no counts, and only the earlier time of the last change.
         if other is None or (entry.vector_count is not None, entry.saved_us) > (
             other.vector_count is not None,
             other.saved_us,
         ):
             unique[entry.key] = entry
-    # Revisions order versions without trusting anybody's clock; a refused one stands below the version that it lost
-    # against, which was and stayed the newer one.
+    # The order of revisions trusts no clock. A refused version comes after the version that it lost against, which was
+    # the newer one.
     order = sorted(
         unique.values(),
         key=lambda entry: (entry.revision, not entry.refused, entry.saved_us, entry.cid.hash),
@@ -473,7 +474,7 @@ def _top_of(raw: bytes) -> dict[Any, Any]:
     if not isinstance(top, dict) or type(top.get("version")) is not int:
         raise IntegrityError("it is not a map with a version")
     if top["version"] > _RECORD_VERSION:
-        # StorageError is not taken for damage: an older release must not replace what a newer one wrote.
+        # A StorageError is no damage, so it causes no repair: an older release must not replace a newer record.
         raise StorageError(f"a newer release wrote it, in format {top['version']}; upgrade fabstir-vectordb")
     return top
 

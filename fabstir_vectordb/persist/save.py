@@ -1,12 +1,11 @@
-"""Saving a version: parts -> root -> pointer -> records, in this order and never another.
+"""Saving a version: parts -> root -> pointer -> records, always in this order.
 
-Until the pointer moves, the new version is not found; from then on it is what the phrase opens. A crash, a
-cancellation or a dead store at any point therefore leaves the previous version or the new one, never a mixture, and
-what a save leaves behind without a pointer are only blobs that nothing names. The session remembers them, so that
-saving once more stores only what is missing.
+The pointer makes the new version the one that the phrase opens. So a crash, a cancellation or a dead store at any point
+leaves the old version or the new one, never a mixture. A save that fails before the pointer moves leaves only blobs
+that nothing names. The session remembers them, so that the next save stores only the missing ones.
 
-Everything that enters a version is a function of the index's content and of the user's keys: no wall clock, no random
-number, no thread count, no session. Equal content has an equal CID, and a part that did not change keeps its blob.
+A version depends on the index's content and the user's keys alone: on no wall clock, random number, thread count or
+session. Equal content has an equal CID, and a part that did not change keeps its blob.
 """
 
 from __future__ import annotations
@@ -51,25 +50,25 @@ from fabstir_vectordb.types import ProgressCallback
 __all__ = ["SavedVersion", "is_base_stored", "save_version"]
 
 _MEDIA_TYPE_MANIFEST = "application/cbor"
-# Bytes of one metadata page from which on pages cover fewer rows.
+# Largest metadata page in bytes; where a page would be larger, pages cover fewer rows.
 _PAGE_TARGET_BYTES = 16 * 1024 * 1024
 
-# Rows of a group that are not made fewer: 64 of the longest ids take 66 KB.
+# Fewest rows of a group: 64 of the longest ids take 66 KB.
 _GROUP_ROWS_MIN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SavedVersion:
-    """What a save did.
+    """The result of a save.
 
     Attributes:
         version: the stored version.
-        revision: the pointer's revision that names it.
-        moved: False when the newest version had this CID already, so that no new revision was needed.
-        parts_stored, parts_reused: parts handed to the store, and parts whose earlier blob was named again.
-        bytes_stored: bytes handed to the store, after compression and encryption.
-        changed_rows: rows whose metadata differs from what the version's pages say.
-        entries: what the history should list; `record_version` enters them.
+        revision: revision of the pointer that names it.
+        moved: whether the pointer moved; False where the newest version had this CID already.
+        parts_stored, parts_reused: parts sent to the store, and parts whose earlier blob is reused.
+        bytes_stored: bytes sent to the store, after compression and encryption.
+        changed_rows: rows whose metadata differs from the version's pages.
+        entries: entries for the history; `record_version` writes them.
     """
 
     version: Version
@@ -95,23 +94,23 @@ async def save_version(
 ) -> SavedVersion:
     """Stores the index as a version and makes it the newest.
 
-    The index must not change while this runs. A cancellation before the pointer moves leaves the session as it was; the
-    pointer's move itself is not interrupted, and this returns without a pause behind it: the caller makes the version
-    the lineage's base first, then writes the records (`record_version` with the entries that are returned).
+    The index must not change while this runs. A cancellation before the pointer moves leaves the session as it was. The
+    move of the pointer is not interrupted, and the function returns right after it, without an await. The caller then
+    makes the version the lineage's base, and writes the records (`record_version` with the returned entries).
 
     Args:
         store: where to save.
         identity: the user's keys.
-        index: the content; None for that of the lineage's base, which `is_base_stored` was true of.
-        lineage: the session's memory; its base is what the index grew from.
+        index: the content; None for that of the lineage's base, where `is_base_stored` is True.
+        lineage: the session's memory; its base is the version from which the index was changed.
         settings: index name, encryption, clock.
         on_conflict: with ``error``, a version whose base is not the newest one is stored but refused; with
             ``overwrite`` it supersedes the newest.
-        verify_stored: ask the store for every part that would be reused, and store again those it has lost.
+        verify_stored: check that the store has every reused part, and store lost ones again.
         progress: called on the event loop's thread after every part.
 
     Returns:
-        What was saved; its CID is ``str(saved.version.cid)``.
+        The saved version and figures of the save.
 
     Raises:
         ConflictError: the newest version is not the base; details has ``cid``, ``head_cid`` and ``base_cid``.
@@ -129,7 +128,8 @@ async def save_version(
         version, counts, changed = await _store_parts_and_root(
             store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
         )
-    # From here a cancellation would leave it open whether the version is the newest; the store's time limit bounds it.
+    # Shielded: after a cancellation it would be unknown whether the version is the newest. The store's timeout bounds
+    # it.
     refused_entry: HistoryEntry | None = None
     with anyio.CancelScope(shield=True):
         try:
@@ -147,14 +147,14 @@ async def save_version(
         raise conflict(version, head_cid, lineage.base, settings)
 
     entries = [] if superseded is None else [superseded]
-    # A version that was the newest already is in the history, unless that record was lost: then the time of
-    # the last change is the best that can be said, and the merge prefers a later one.
+    # Where the version was the newest already, the history has it, unless the record was lost. The time of the last
+    # change is then the best estimate; the merge prefers a later time.
     entries.append(_entry_of(version, settings.clock() if moved else version.timestamp_us, revision))
     return SavedVersion(version, revision, moved, *counts, changed_rows=changed, entries=entries)
 
 
 async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettings) -> bool:
-    """Whether the base may be named again as it is: it lies under this index's own key, and its root is there."""
+    """Whether the base can be the saved version as it is: it has this index's own key, and the store has its root."""
     base = lineage.base
     return (
         base is not None and base.own and base.encrypted is settings.encrypt_at_rest and await store.has(base.cid.hash)
@@ -177,7 +177,7 @@ def _entry_of(version: Version, saved_us: int, revision: int, *, refused: bool =
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One part to be: its name, and a function that makes its bytes."""
+    """A part to be stored: its name, and a function that makes its bytes."""
 
     kind: int
     name: str
@@ -187,12 +187,12 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What a version may keep of its base without looking at its bytes.
+    """Parts of the base that a version may keep without making their bytes again.
 
     Attributes:
-        layout: rows a part of the base.
-        graph: parts of the stored graph, where some steps lead from it to the index's own.
-        stored_rows, steps: how they lead there.
+        layout: layout of the base.
+        graph: parts of the stored graph, where steps lead from it to the index's graph; else none.
+        stored_rows, steps: rows of the stored graph, and the steps from there.
         pages: metadata pages by number.
     """
 
@@ -232,14 +232,18 @@ async def _store_parts_and_root(
     verify_stored: bool,
     progress: ProgressCallback | None,
 ) -> tuple[Version, tuple[int, int, int], Sequence[int]]:
-    """Stores everything below the pointer; also counts parts stored, parts reused and bytes stored, and says
-    which rows' metadata differs from what the pages say."""
+    """Stores parts, manifest and root.
+
+    Returns:
+        The version; counts of parts stored, parts reused and bytes stored; and the rows whose metadata differs from
+        the pages.
+    """
     root_key = keys.encryption_key if settings.encrypt_at_rest else None
     reusable = _reusable_parts(lineage.base, settings)
     kept = await _kept(store, index, lineage.base, reusable.values(), verify_stored=verify_stored)
     plan = await workers.run(_plan, index, kept, _blob_bytes_max(store))
     meter = Meter(progress, len(plan.jobs), sum(job.size for job in plan.jobs), plan.rows)
-    # What a failed save has stored already was stored under these very keys.
+    # Parts that a failed save has stored have the same keys.
     reusable = {**reusable, **lineage.unfinished}
     stored: list[StoredPart | None] = [None] * len(plan.jobs)
     parts_stored = bytes_stored = 0
@@ -314,10 +318,10 @@ async def _kept(
     *,
     verify_stored: bool,
 ) -> _Kept | None:
-    """What may be kept of the base; None without one.
+    """The parts of the base that may be kept; None without a base.
 
-    An add changes links all over the graph: 1,000 rows among 100,000 change a quarter of its lists of links. So
-    the graph of the base is kept where a few steps lead from there; and so are pages in which little changed.
+    An add changes links all over the graph: 1,000 new rows among 100,000 change a quarter of the link lists. So the
+    stored graph is kept where a few steps lead from it to the present one. Pages in which little changed are kept, too.
     """
     if base is None:
         return None
@@ -339,26 +343,26 @@ async def _kept(
     if lost or not stored_rows or base.stored_rows not in ends:
         graph = []
     else:
-        # The index may not have heard that the base was stored: it then knows more steps than lead from there.
+        # The index may not know that the base was stored. Its steps then begin before the base: drop those.
         steps = ends[ends.index(base.stored_rows) + 1 :]
     return _Kept(base.layout, graph, base.stored_rows, steps, pages)
 
 
 def _blob_bytes_max(store: Store) -> int:
-    """Most bytes of a blob that a store takes."""
+    """Most bytes of a blob that a store accepts."""
     return BLOB_BYTES_MAX if is_on_this_machine(store) else UPLOAD_BYTES_MAX
 
 
 def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Plan:
-    """Names the parts of the index, with rows a part raised until a version can hold them all.
+    """Plans the parts of the index. Rows of a part are doubled until a version can hold all parts.
 
     Raises:
-        StorageError: no number of rows a part keeps every limit.
+        StorageError: no number of rows of a part keeps every limit.
     """
     layout = _with_groups_that_fit(index, layout_for(index.dim or 1, index.chunk_size))
     rows = 0 if index.native is None else index.native.stats().rows
     while True:
-        # Counted first: pages of metadata are only made for a number of rows that may hold.
+        # Native parts are counted first, as the plan of pages is slow.
         count = 0 if index.native is None else len(index.native.parts(layout.rows_per_part, layout.rows_per_group))
         if count <= PARTS_MAX:
             plan = _plan_with(index, layout, kept)
@@ -394,9 +398,9 @@ def _plan(index: IndexSnapshot, kept: _Kept | None, blob_bytes_max: int) -> _Pla
 
 
 def _with_groups_that_fit(index: IndexSnapshot, layout: Layout) -> Layout:
-    """Fewer rows a group where ids or links are long: a group of 73,728 ids of 1 KiB would be an upload of 75 MB.
+    """The layout with fewer rows of a group where ids or links are long: 73,728 ids of 1 KiB would be 75 MB to upload.
 
-    The same for every store, as a version has one CID in all of them.
+    It does not depend on the store, as a version has one CID in all stores.
     """
     while index.native is not None and layout.rows_per_group > _GROUP_ROWS_MIN:
         infos = index.native.parts(layout.rows_per_part, layout.rows_per_group)
@@ -454,11 +458,11 @@ def _native_jobs(native: NativeParts, layout: Layout, without: Collection[int]) 
 def _page_jobs(
     index: IndexSnapshot, layout: Layout, kept: _Kept | None
 ) -> tuple[Layout, list[_Job], list[StoredPart], list[int], int]:
-    """Jobs of metadata and expiries, and what stays of the base.
+    """Jobs of metadata and expiries, and the pages of the base that are kept.
 
     Returns:
-        The layout, the jobs, the pages of the base that stay, the rows that differ from what these say, and the bytes
-        that these hold of rows that differ or are gone.
+        The layout, the jobs, the kept pages, the rows whose metadata differs from these pages, and the bytes of these
+        pages that belong to such rows or to deleted ones.
     """
     document_rows = layout.document_rows
     sizes = index.page_sizes(document_rows)
@@ -468,7 +472,7 @@ def _page_jobs(
     stored = {} if kept is None or kept.layout.document_rows != document_rows else kept.pages
     staying, changed = index.pages_kept(document_rows, sizes, stored.keys())
     if sum(map(index.metadata_size, changed)) > _PAGE_TARGET_BYTES:
-        # What changed would be no small part any more.
+        # The part of changes would be too large: store all pages anew.
         staying, changed = set(), []
     jobs = [
         _Job(DOCUMENTS, part_name(DOCUMENTS, number), size, partial(index.page, number, document_rows))
@@ -480,14 +484,14 @@ def _page_jobs(
         ready.append((CHANGES, 0, index.changes_of(changed)))
     jobs += [_Job(kind, part_name(kind, number), len(raw), partial(bytes, raw)) for kind, number, raw in ready]
     pages = [stored[number] for number in sorted(staying)]
-    # A row that stayed the same has as many bytes in the page as it was, and as it would be.
+    # An unchanged row has equal bytes in the kept page and in a new one, so the difference is that of changed rows.
     replaced = sum(page.record.size for page in pages) - sum(sizes[number] for number in staying)
     replaced += sum(map(index.metadata_size, changed))
     return replace(layout, document_rows=document_rows), jobs, pages, changed, replaced
 
 
 def _reusable_parts(base: Version | None, settings: PersistSettings) -> Mapping[tuple[str, bytes], StoredPart]:
-    # Parts under a foreign key must never be named in our root: their key would go with them to every reader of ours.
+    # Parts under another user's key must never be in our root: every reader of the root would get that key.
     if base is None or not base.own or base.encrypted is not settings.encrypt_at_rest:
         return {}
     return base.parts

@@ -1,10 +1,10 @@
-"""Sharing a version: its root once more, under a key that opens nothing else.
+"""Sharing a version: a copy of its root under a key that opens nothing else.
 
-A root's own key opens every version of its index, so it never leaves. The copy has the same directory, which names the
-same parts with their keys: nothing but the root is stored again, and a reader of the share CID needs no phrase.
+The root's own key opens every version of its index, so it is never given away. The copy has the same directory, with
+the same parts and their keys: only the root is stored again, and a reader of the share CID needs no phrase.
 
-A reader of a share gets every byte of the parts. So a version is shared only where its parts hold live rows alone:
-tombstones, replaced metadata and rows that have expired would be given away with it.
+A reader of a share gets every byte of the parts. So a version is shared only where its parts hold live rows alone, and
+no tombstones, replaced metadata or expired rows.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ __all__ = ["share_version"]
 async def share_version(
     store: Store, identity: Identity, lineage: Lineage, settings: PersistSettings, cid: str
 ) -> ShareCid:
-    """Stores a version's root under a key of its own.
+    """Stores a copy of a version's root under its own key.
 
     Args:
         store: where the version lives.
         identity: the user's keys.
         lineage: the session's memory; only the revisions seen change.
-        settings: index name, encryption, and the clock that says which rows have expired.
+        settings: index name, encryption, and the clock by which rows expire.
         cid: the version.
 
     Returns:
-        What opens it, always the same for the same version.
+        The share CID, always the same for the same version.
 
     Raises:
-        NotFoundError: the store lacks it.
-        InvalidInputError: `cid` is no CID, a share CID already, or names no version, or one that is stored in clear.
+        NotFoundError: the store lacks the version.
+        InvalidInputError: `cid` is no CID, is a share CID, is not the CID of a version, or its version is stored in
+            clear.
         ConflictError: its parts hold more than live rows; details has ``superseded_bytes`` and ``expired_rows``.
-        DecryptionError: none of the user's keys opens it.
-        VectorDBError: the store failed or lied.
+        DecryptionError: none of the user's keys opens the version.
+        VectorDBError: the store failed or sent wrong bytes.
     """
     asked = parse_cid(cid)
     if isinstance(asked, ShareCid):

@@ -1,4 +1,4 @@
-"""Moving parts: how many at a time, in which threads, in how much memory, and how far it has come."""
+"""Transfers of parts: their number in flight, threads, memory and progress."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 PARALLEL_TRANSFERS = 8
-"""Most parts in flight: a real S5 upload takes 1-2 s whatever its size, and each part holds its bytes meanwhile."""
+"""Most parts in flight. An S5 upload takes 1-2 s whatever its size, and its bytes stay in memory meanwhile."""
 BUFFERS_PER_TRANSFER = 5
-"""Copies of a part in flight: as it was, compressed, encrypted, first in chunks, and as a store takes it."""
+"""Buffers of a part in flight: raw, compressed, encrypted, its encrypted chunks, and the store's copy."""
 _T = TypeVar("_T")
 
 
@@ -91,18 +91,17 @@ class Workers:
         self._is_settling = False
 
     async def run(self, function: Callable[..., _T], *args: Any) -> _T:
-        """Runs `function` in a thread; a cancellation waits for it, so that what it touches can then be
-        freed."""
+        """Runs `function` in a thread. A cancellation waits for it, so that its memory can be freed afterwards."""
         return await run_in_thread(partial(function, *args), self._limiter)
 
     async def moved(self, size: int) -> None:
-        """Notes that a part of so many bytes came or went: every few of them, freed buffers go back to the system."""
+        """Notes a transferred part of so many bytes; after some of them, freed buffers go back to the system."""
         self._unsettled += BUFFERS_PER_TRANSFER * size
         if self._unsettled > self._settle_bytes and not self._is_settling:
             await self.settle()
 
     async def settle(self) -> None:
-        """Gives freed buffers back to the system."""
+        """Returns freed buffers to the system."""
         self._unsettled, self._is_settling = 0, True
         try:
             await settle_threads()
@@ -118,7 +117,7 @@ async def run_bounded(jobs: Sequence[Callable[[], Awaitable[None]]], limit: int)
         limit: most jobs in flight.
 
     Raises:
-        Exception: what the failed job raised; the one that stands first, where several failed together.
+        Exception: the exception of the failed job; of the first one in `jobs`, where several failed.
     """
     waiting = iter(enumerate(jobs))
     failures: list[tuple[int, Exception]] = []
@@ -141,11 +140,11 @@ async def run_bounded(jobs: Sequence[Callable[[], Awaitable[None]]], limit: int)
 
 
 def transfers_for(largest_part_bytes: int, spare_bytes: int | None) -> int:
-    """How many parts may be in flight in the memory that is left.
+    """How many parts may be in flight in the memory left.
 
     Args:
         largest_part_bytes: bytes of the largest part before compression.
-        spare_bytes: what the budget leaves beside the index, or None for no limit.
+        spare_bytes: bytes of the budget that are left, or None for no limit.
 
     Returns:
         1 to `PARALLEL_TRANSFERS`.
@@ -156,19 +155,19 @@ def transfers_for(largest_part_bytes: int, spare_bytes: int | None) -> int:
 
 
 def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
-    """How many parts of a version may be in flight beside the index that they become.
+    """How many parts of a version may be in flight, beside the memory of the loaded index.
 
     Raises:
-        MemoryBudgetExceededError: not even one.
+        MemoryBudgetExceededError: not even one part fits.
     """
     if settings.spare_bytes is None:
         return PARALLEL_TRANSFERS
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
-    # Pages, and what is made of them when all are there.
+    # Pages, and the arena that is made from them at the end.
     pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
     needed = 2 * pages + pages // 8 + (TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
     if any(kind == EXPIRIES for kind, _ in sizes):
-        needed += 8 * manifest.rows  # in memory a time for each row, whether it expires or not
+        needed += 8 * manifest.rows  # an expiry time for every row
     steps = 0
     if manifest.dim:
         of_index: dict[str, Any] = {
@@ -180,7 +179,7 @@ def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
             "rows": manifest.rows,
             "graph_rows": manifest.graph_rows,
         }
-        # Rows that are linked again once all parts are there.
+        # Rows that are linked to the stored graph after the last part.
         added = manifest.rows - manifest.stored_rows if manifest.steps else 0
         steps = estimate_work(manifest.dim, WORK_ADD, **of_index, added=added)
         needed += estimate_bytes(
@@ -199,13 +198,13 @@ def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
 
 
 def too_large(how: str, needed: int, settings: PersistSettings, way_out: str) -> MemoryBudgetExceededError:
-    """The error of a load that would not fit.
+    """The error for a load that would not fit.
 
     Args:
-        how: what about the load, with a space in front, or nothing.
-        needed: bytes it takes beside what the session holds.
+        how: words about the kind of load, with a leading space, or nothing.
+        needed: bytes of the load, without the session's present memory.
         settings: the budget.
-        way_out: what helps beside a larger budget, with a comma in front, or nothing.
+        way_out: further advice, with a leading comma, or nothing.
     """
     assert settings.budget_bytes is not None
     held = f" beside the {settings.held_bytes / 1e6:.1f} MB that this session holds" if settings.held_bytes else ""
@@ -218,24 +217,24 @@ def too_large(how: str, needed: int, settings: PersistSettings, way_out: str) ->
 
 
 def is_on_this_machine(store: Store) -> bool:
-    """Whether a store is a directory or memory: it takes blobs of any size, and answers with what was written last."""
+    """Whether a store is a directory or memory: it accepts blobs of any size, and never answers with an old pointer."""
     return store.uri.startswith(("file:", "memory:"))
 
 
 async def fetch_root(store: Store, hash: bytes, known_size: int | None = None) -> bytes:
-    """Fetches the root of a version, or a record: an S5 directory or a mutable blob, of which both are small.
+    """Fetches the root of a version, or a record: an S5 directory or a mutable blob; both are small.
 
     Args:
         store: the store to ask.
         hash: BLAKE3-256 of the blob.
-        known_size: its size, where a CID says it.
+        known_size: its size from a CID, or None.
 
     Returns:
         The blob, at most `MUTABLE_BLOB_BYTES_MAX` bytes.
 
     Raises:
         InvalidInputError: the CID's size is larger than that.
-        NotFoundError, IntegrityError: the store lacks it, or has something else, or something larger.
+        NotFoundError, IntegrityError: the store lacks the blob, or sent other bytes or more.
         VectorDBError: the store failed.
     """
     if known_size is None:
@@ -250,10 +249,10 @@ async def fetch_root(store: Store, hash: bytes, known_size: int | None = None) -
 
 
 async def fetch_part(store: Store, part: StoredPart) -> bytes:
-    """Fetches the blob of a part: as many bytes as the root says.
+    """Fetches the blob of a part; the root has its size.
 
     Raises:
-        NotFoundError, IntegrityError: the store lacks it, or has something else.
+        NotFoundError, IntegrityError: the store lacks the blob, or sent other bytes.
         VectorDBError: the store failed.
     """
     return await store.get(part.entry.hash, blob_size(part.entry))

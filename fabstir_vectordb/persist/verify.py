@@ -1,4 +1,4 @@
-"""Verifying a version: a whole load that goes on past what is damaged, and lists it."""
+"""Verifying a version: a whole load that continues after a damaged part, and lists all of them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["VerifiedVersion", "verify_version"]
 
 @dataclass(frozen=True, slots=True)
 class VerifiedVersion:
-    """What a verification read.
+    """The result of a verification.
 
     Attributes:
         cid: the version.
-        parts: parts read and checked, the manifest not counted.
-        bytes: bytes of all blobs read, as they are stored.
+        parts: parts read and checked, without the manifest.
+        bytes: bytes of all blobs read, as stored.
         rows: slots of the index, tombstones included.
     """
 
@@ -56,15 +56,15 @@ async def verify_version(
         lineage: the session's memory; only the revisions seen change.
         settings: index name, encryption, native settings.
         cid: the version, or None for the newest one.
-        check_pages: by kind, what is called as ``check(number, document_rows, page)`` for every page of it in a
-            worker thread; raises IntegrityError for a bad one.
+        check_pages: functions by kind, called as ``check(number, document_rows, page)`` for every page of the kind in a
+            worker thread; they raise IntegrityError for a bad page.
         progress: called on the event loop's thread after every part.
 
     Returns:
-        What was read.
+        The CID, and the numbers of parts, bytes and rows read.
 
     Raises:
-        IntegrityError: something is wrong; ``details["bad"]`` lists every bad part with its name, CID and
+        IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part with its name, CID and
             reason.
         NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
         MemoryBudgetExceededError: the index, which is built to check it, would not fit.
@@ -135,7 +135,7 @@ async def verify_version(
 
 
 def _check_codes(native: NativeIndex, opened: OpenedVersion) -> None:
-    """Codes follow from the rows, which a lazy load does not have when it believes them."""
+    """Checks the codes against the rows. A lazy load cannot do this, as it has no rows."""
     layout, expected = opened.manifest.layout, {}
     for info in native.parts(layout.rows_per_part, layout.rows_per_group):
         if info.kind == CODES:

@@ -1,8 +1,8 @@
-"""Versions: where they live, what one is once it is stored, and what a session remembers of them.
+"""Versions: their paths, a stored version, and the session's memory of versions.
 
 A version is ``parts -> root -> pointer -> records``. The root is a directory of parts whose blob id is the CID; the
-pointer is a signed registry entry that names the newest root; records (`persist.records`) are conveniences written
-last.
+pointer is a signed registry entry that names the newest root; records (`persist.records`) are lists for convenience,
+written last.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class PersistSettings:
     """The settings of a session that saving and loading depend on.
 
     Attributes:
-        index_name: selects keys and pointer.
+        index_name: name of the index, which selects keys and pointer.
         encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
         memory: native memory setting of a loaded index, ``default`` or ``compact``.
         threads: most threads a native call may use.
         hash_seed: seed of a loaded index's id table; random, so that ids cannot be chosen that collide.
-        budget_bytes: most bytes a load may take, everything counted; None for no limit.
-        held_bytes: what the session holds meanwhile, and counts with it.
+        budget_bytes: most bytes of memory during a load, the session's own included; None for no limit.
+        held_bytes: bytes that the session holds meanwhile.
         clock: microseconds since 1970, for history entries.
     """
 
@@ -67,26 +67,26 @@ class PersistSettings:
 
     @property
     def spare_bytes(self) -> int | None:
-        """What the budget leaves beside what the session holds; None without a budget."""
+        """Bytes of the budget that the session does not hold; None without a budget."""
         budget = self.budget_bytes
         return None if budget is None else budget - kept_bytes(budget) - self.held_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A version that is stored: what a later save may build on.
+    """A stored version, on which a later save may build.
 
     Attributes:
         cid: blob id of its root.
-        own: its root lies under this index's own key, so its parts may be named again.
-        encrypted: its parts and root are encrypted.
+        own: whether its root has this index's own key, so that its parts may be reused.
+        encrypted: whether its parts and root are encrypted.
         live: rows that searches can return.
         rows: slots, tombstones included.
         timestamp_us: time of the last change to a row.
-        layout: how many rows its parts cover.
-        stored_rows: rows of the graph that its parts have; those behind it come by steps.
-        superseded_bytes: bytes that its parts hold of tombstones and of metadata that was replaced.
-        row_bytes: bytes that its parts hold of a row beside its metadata, on average.
+        layout: rows of its parts.
+        stored_rows: rows in the stored graph; later rows are linked by steps.
+        superseded_bytes: bytes of tombstones and replaced metadata in its parts.
+        row_bytes: mean bytes of a row in its parts, without metadata.
         parts: its parts by name and BLAKE3 of their bytes before compression.
     """
 
@@ -122,15 +122,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One version as the history knows it.
+    """The history's entry of a version.
 
     Attributes:
         cid: blob id of the version's root.
         saved_us: when it was saved, microseconds since 1970, by the saving session's clock.
-        revision: the pointer's revision that named it; of a refused version, the revision it lost against.
-        vector_count: rows that searches can return, or None where only the pointer was known.
-        deleted_count: tombstones, or None likewise.
-        refused: it was stored but never became the newest version, because its base was not.
+        revision: revision of the pointer that named it; for a refused version, the revision it lost against.
+        vector_count: rows that searches can return, or None where only the pointer is known.
+        deleted_count: tombstones, or None where only the pointer is known.
+        refused: whether it was stored but never became the newest version, because its base was not.
     """
 
     cid: BlobId
@@ -142,22 +142,21 @@ class HistoryEntry:
 
     @property
     def key(self) -> tuple[bytes, int, bool]:
-        """What makes two entries one; the time does not, because a repair can only guess it."""
+        """The identity of an entry. The time is not in it, as a repair can only estimate the time."""
         return self.cid.hash, self.revision, self.refused
 
 
 class Lineage:
-    """What one session knows about the versions of its index; it passes the same one to every call.
+    """A session's memory of the versions of its index. The session passes the same object to every call.
 
     Attributes:
         base: the version that the session's content was loaded from or saved as, or None.
-        seen: the highest revision met, by registry key: a lower one later is a rollback.
-        attempted: roots this session tried to make the head without learning the outcome, for example because
-            the connection broke. Meeting one of them as the head is our own success, not another writer's
-            version.
+        seen: the highest revision seen, by registry key; a lower revision later is a rollback.
+        attempted: roots that this session tried to make the newest, with an unknown outcome, for example because the
+            connection broke. If the pointer names one of them later, the attempt succeeded.
         unfinished: parts that this session stored for versions that did not become its base, by name and BLAKE3 as
-            in `Version.parts`: the next save names them instead of storing them again.
-        history: history entries that this session has read or made; what a damaged record is repaired from.
+            in `Version.parts`; the next save reuses them.
+        history: history entries that this session has read or made; a damaged record is repaired from them.
         history_cut: the revision below which that history was pruned.
         unrecorded: entries that are not in the stored history yet.
     """

@@ -7,8 +7,8 @@ Layouts, with H the BLAKE3-256 hash and S the size as little-endian bytes withou
     encrypted blob CID   ae a6 P2 1f HC KEY(32) PAD(u32) CID
     share CID            5d 5e a6 KEY(32) 1f H
 
-Text is multibase: ``f`` base16, ``b`` base32, ``z`` base58btc, ``u`` base64url. Strings of two programs
-are never compared; bytes are.
+Text is multibase: ``f`` base16, ``b`` base32, ``z`` base58btc, ``u`` base64url. CIDs are compared by their bytes, never
+by their text, as programs write different texts.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class BlobId:
 
 @dataclass(frozen=True, slots=True)
 class EncryptedBlobCid:
-    """What one needs to fetch and open one statically encrypted blob; it contains the key.
+    """The CID of a statically encrypted blob, with its key: enough to fetch and open the blob.
 
     Attributes:
         ciphertext_hash: BLAKE3-256 of the encrypted blob, 32 bytes.

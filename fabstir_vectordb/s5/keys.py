@@ -1,4 +1,4 @@
-"""From 16 bytes of entropy to every key of an S5 identity (generation A, as S5.js derives them).
+"""Derivation of every key of an S5 identity from 16 bytes of entropy (generation A, as in S5.js).
 
 ::
 
@@ -97,11 +97,11 @@ def root_nonce(root_key: bytes, plaintext: bytes | bytearray | memoryview) -> by
 
 
 def share_key(root_key: bytes, root_hash: bytes) -> bytes:
-    """Return the key under which one version's root is encrypted anew for others to read.
+    """Return the key that encrypts the shared copy of one version's root.
 
     Args:
-        root_key: encryption key of the index, 32 bytes; it cannot be found from what is returned.
-        root_hash: BLAKE3 of the root as the index's owner stored it, 32 bytes.
+        root_key: encryption key of the index, 32 bytes; the result does not reveal it.
+        root_hash: BLAKE3 of the owner's stored root, 32 bytes.
 
     Returns:
         32 bytes, the same for the same version.
@@ -126,9 +126,9 @@ class PathKeys:
     """The keys of one hidden-DB path.
 
     Attributes:
-        encryption_key: encrypts what the pointer leads to, 32 bytes, a secret.
+        encryption_key: key of the blobs that the pointer names, 32 bytes, a secret.
         write_seed: ed25519 seed that signs the pointer, 32 bytes, a secret.
-        public_key: names the pointer, 33 bytes: ``ed`` and the ed25519 public key.
+        public_key: public key of the pointer, 33 bytes: ``ed`` and the ed25519 public key.
     """
 
     encryption_key: bytes = field(repr=False)
@@ -174,7 +174,7 @@ class DirectoryKeys:
 
 
 class Identity:
-    """The keys of one S5 identity; holds one secret and derives the rest when asked.
+    """The keys of one S5 identity. It holds one secret and derives the other keys on use.
 
     Args:
         entropy: 16 bytes, from ``phrase``.
@@ -233,8 +233,7 @@ class Identity:
         """Return one sub-seed, 32 bytes.
 
         Args:
-            number: 2 signing, 3 encryption, 4 resolver links, 5 and 6 reserved; 65 storage accounts, 66
-            hidden DB,
+            number: 2 signing, 3 encryption, 4 resolver links, 5 and 6 reserved; 65 storage accounts, 66 hidden DB,
                 67 file system, 68 and 69 reserved, 127 extension.
 
         Raises:

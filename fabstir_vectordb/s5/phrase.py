@@ -1,11 +1,10 @@
-"""From a user's secret to the 16 bytes of entropy an S5 identity grows from.
+"""Derivation of the 16 bytes of entropy of an S5 identity from a user's secret.
 
 Fifteen words of S5's own list are a genuine S5 identity, the same in every S5 program: words 1 to 13 carry
 128 bits (12 times 10 bits, then 8), words 14 and 15 the first 20 bits of their BLAKE3. Only the first
 three letters count.
 
-Any other secret goes through a rule of this package alone, no other S5 program derives the same keys from
-it::
+Any other secret goes through a rule of this package alone; no other S5 program derives the same keys from it::
 
     entropy = Argon2id13(password = UTF-8 of the NFC form, salt = BLAKE3("fabstir-vectordb phrase v1")[:16],
                          opslimit = 3, memlimit = 64 MiB, 16 bytes)
@@ -66,7 +65,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_seed_phrase() -> str:
-    """Return a fresh S5 seed phrase of 15 words, from 16 bytes of the system's randomness."""
+    """Makes a new S5 seed phrase from 16 bytes of the system's randomness.
+
+    Returns:
+        15 words, lower case, one space between them.
+    """
     return encode_phrase(os.urandom(ENTROPY_BYTES))
 
 

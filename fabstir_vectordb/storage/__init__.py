@@ -1,4 +1,4 @@
-"""Where blobs and pointers are kept: one small contract (``base.Store``), one module per kind of store."""
+"""Stores of blobs and pointers: one small contract (``base.Store``), one module for each kind of store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCHEMES = "http(s)://host[:port], file:///absolute/path, memory: or memory:name
 
 
 def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any) -> Store:
-    """Return the store a URI names; nothing is touched until it is used.
+    """Return the store of a URI; it opens no file or connection before its first use.
 
     Args:
         uri: ``http(s)://host[:port][/path]`` of an S5 node or a Fabstir gateway, which the first call finds out unless
@@ -53,7 +53,7 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
 
 
 def _on_http(kind: str, uri: str, account_seed: AccountSeed | None, settings: dict[str, Any]) -> Store:
-    # Not for those who need none of it.
+    # Imported here, as only HTTP stores need these modules.
     from fabstir_vectordb.storage.exchange import HttpSettings
     from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
     from fabstir_vectordb.storage.http import HttpClient, base_url_of

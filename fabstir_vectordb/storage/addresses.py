@@ -1,4 +1,4 @@
-"""Which network addresses are public, so that no host of the internet sends a client into a private network."""
+"""Checks for public network addresses, so that no host of the internet sends a client into a private network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PrivateAddressError(Exception):
     """A host of the internet has sent a read on to an address that is not public.
 
     Attributes:
-        host: the name.
-        address: what it stands for.
+        host: the host name.
+        address: its address.
     """
 
     def __init__(self, host: str, address: str) -> None:
@@ -57,7 +57,7 @@ async def check_is_public(host: str, port: int) -> None:
 
     Args:
         host: a name or an address, in any form that the system takes: ``0x7f000001`` and ``2130706433`` are 127.0.0.1.
-        port: of the service.
+        port: port of the service.
 
     Raises:
         PrivateAddressError: one of the addresses is not public.

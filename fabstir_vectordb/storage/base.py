@@ -1,8 +1,7 @@
 """The contract of a store, and the checks all stores share.
 
-A store keeps immutable blobs under their BLAKE3 hash and signed pointers under their public key. It is not
-trusted: every blob is hashed and every signature checked on the way out, so a wrong byte is an error and
-never a result.
+A store keeps immutable blobs under their BLAKE3 hash and signed pointers under their public key. It is not trusted:
+every fetched blob is hashed and every signature checked, so a wrong byte is an error and never a result.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ __all__ = [
     "storage_error",
 ]
 
-#: Most bytes of one upload that a real S5 node takes: 32 MiB. A larger blob has a place in no network store.
+#: Most bytes of one upload to an S5 node: 32 MiB. No network store accepts a larger blob.
 UPLOAD_BYTES_MAX: Final = 32 * 1024 * 1024
 
 # Worker threads the stores of one kind use at once within one event loop.
@@ -52,7 +51,7 @@ IO_THREADS: Final = 8
 
 
 class AtMost(NamedTuple):
-    """The bound of a fetch whose exact size nobody knows: the largest size that a blob of this kind can have."""
+    """The bound of a fetch whose exact size is unknown: the largest size of a blob of this kind."""
 
     size: int
 
@@ -85,7 +84,7 @@ class Store(Protocol):
         ...
 
     async def get(self, hash: bytes, size: int | AtMost) -> bytes:
-        """Return a blob after checking its hash; no more memory is used than its size may be, whatever is stored.
+        """Return a blob after checking its hash; it never takes more memory than the size or bound.
 
         Args:
             hash: BLAKE3-256, 32 bytes.
@@ -96,8 +95,8 @@ class Store(Protocol):
 
         Raises:
             NotFoundError: there is no such blob.
-            IntegrityError: what is stored has another hash or size, or is no regular file.
-            InvalidInputError: the hash is none, or the size out of range.
+            IntegrityError: the stored bytes have another hash or size, or are no regular file.
+            InvalidInputError: the hash is malformed, or the size out of range.
         """
         ...
 
@@ -116,15 +115,15 @@ class Store(Protocol):
             public_key: 33 bytes.
 
         Raises:
-            IntegrityError: what is stored is no entry signed by that key.
+            IntegrityError: the stored bytes are no entry signed by that key.
         """
         ...
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
         """Move a pointer, if the entry's revision is higher than the stored one.
 
-        A stored entry that is damaged counts as none, so that its owner can repair it. Nothing is lost by
-        that: whoever could damage it could have deleted it.
+        A damaged stored entry counts as none, so that its owner can repair it. This gives an attacker nothing: who can
+        damage the entry can also delete it.
 
         Args:
             entry: signed, with a revision below 2^31.
@@ -165,7 +164,7 @@ def check_fetch(hash: bytes, size: int | AtMost) -> None:
     """Check the arguments of a fetch.
 
     Raises:
-        InvalidInputError: the hash is none, or the size is no number of bytes that a blob can have.
+        InvalidInputError: the hash is malformed, or the size is out of range.
     """
     check_hash(hash)
     most = size_max(size)
@@ -198,7 +197,7 @@ def check_blob_size(size: int) -> None:
 
 
 def check_stored_size(actual: int, hash: bytes, size: int | AtMost) -> None:
-    """Check the size of what is stored, before it is read.
+    """Check the size of a stored blob, before it is read.
 
     Raises:
         IntegrityError: the size differs, or is above the bound.
@@ -214,9 +213,9 @@ def check_blob(data: bytes, hash: bytes, size: int | AtMost, digest: bytes | Non
     """Return ``data`` if it is the blob asked for.
 
     Args:
-        data: what came.
-        hash, size: of the blob.
-        digest: the hash of ``data``, where it was hashed on its way.
+        data: the bytes received.
+        hash, size: hash and size of the blob asked for.
+        digest: the hash of ``data``, where it is known already.
 
     Raises:
         IntegrityError: hash or size differ.
@@ -229,7 +228,7 @@ def check_blob(data: bytes, hash: bytes, size: int | AtMost, digest: bytes | Non
 
 
 def check_upload_size(size: int) -> None:
-    """Raise InvalidInputError where a blob is larger than a node takes in one upload."""
+    """Raise InvalidInputError where a blob is too large for one upload to a node."""
     check_blob_size(size)
     if size > UPLOAD_BYTES_MAX:
         raise InvalidInputError(
@@ -240,7 +239,7 @@ def check_upload_size(size: int) -> None:
 
 
 def damaged_blob(hash: bytes, size: int | AtMost, *, expected: object, actual: object) -> IntegrityError:
-    """Return the error for a blob that is not what its identifier says."""
+    """Return the error for a blob that does not match its identifier."""
     return IntegrityError(
         f"A stored blob is damaged: expected {expected}, got {actual}",
         details={**blob_details(hash, size), "expected": expected, "actual": actual},
@@ -248,7 +247,7 @@ def damaged_blob(hash: bytes, size: int | AtMost, *, expected: object, actual: o
 
 
 def missing_blob(hash: bytes, size: int | AtMost) -> NotFoundError:
-    """Return the error for a blob that is not there."""
+    """Return the error for a missing blob."""
     details = blob_details(hash, size)
     return NotFoundError(f"Blob not found: this store has no {details.get('cid', details['hash'])}", details=details)
 
@@ -259,7 +258,7 @@ def parse_pointer(raw: bytes, public_key: bytes, where: str) -> RegistryEntry:
     Args:
         raw: the serialised entry.
         public_key: the key it must belong to, 33 bytes.
-        where: names the place in the error, for whoever has to repair it.
+        where: the place of the entry, for the error.
 
     Raises:
         IntegrityError: the bytes are no entry of that key with a right signature.
@@ -302,7 +301,7 @@ def check_new_entry(entry: RegistryEntry, revision_max: int = REVISION_MAX) -> N
 
     Args:
         entry: to be stored.
-        revision_max: highest revision that is taken.
+        revision_max: highest revision that is accepted.
 
     Raises:
         IntegrityError: the signature does not match.
@@ -320,8 +319,8 @@ def storage_error(error: OSError, doing: str) -> StorageError:
     """Return the StorageError for a failed system call, with its errno as attribute and detail.
 
     Args:
-        error: what the system said.
-        doing: what was tried, for example ``"write /data/blobs/ab"``.
+        error: the system's error.
+        doing: the operation, for example ``"write /data/blobs/ab"``.
     """
     reason = error.strerror or type(error).__name__
     result = StorageError(f"Could not {doing}: {reason}", details={"errno": error.errno})

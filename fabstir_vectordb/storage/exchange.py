@@ -1,4 +1,4 @@
-"""What is asked over HTTP and what comes back: plain values, which load no HTTP library."""
+"""HTTP requests and answers as plain values; this module imports no HTTP library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple
 
 __all__ = ["ANSWER_BYTES_MAX", "Answer", "HttpSettings", "Request", "reason_of", "shown"]
 
-#: Bytes of a JSON answer that says one thing: a CID, a challenge, a version, that something was done.
+#: Most bytes of a short JSON answer: a CID, a challenge, a version, or an acknowledgement.
 ANSWER_BYTES_MAX: Final = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings:
-    """How to talk to a portal.
+    """Settings of requests to a portal.
 
     Attributes:
         timeout_s: seconds that a connection, or a pause within a transfer, may take.
@@ -31,15 +31,15 @@ class HttpSettings:
 
 
 class Request(NamedTuple):
-    """A request, to be sent once or more often.
+    """An HTTP request, which may be repeated.
 
     Attributes:
-        method, path, params, headers: of the request.
+        method, path, params, headers: the parts of the request.
         content: the body in pieces.
         body_most: most bytes of a good answer.
         redirects: follow them; only reads of blobs do, which are checked by their hash.
-        hashed: hash the answer while it comes.
-        final: statuses that are an answer here, though elsewhere they say "not now".
+        hashed: hash the answer while it is received.
+        final: statuses that are an answer here, though elsewhere they cause a retry.
     """
 
     method: str
@@ -54,13 +54,13 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server answered; where it refused something, its words without our token.
+    """A server's answer. The session's token is removed from error texts.
 
     Attributes:
-        status: of the answer.
-        body: all of it where the status is 2xx, else its start.
-        cookies: by name.
-        digest: BLAKE3-256 of the body, where that was asked for.
+        status: HTTP status.
+        body: the whole body where the status is 2xx, else its start.
+        cookies: values of cookies by name.
+        digest: BLAKE3-256 of the body, where the request asked for it.
     """
 
     status: int
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
 
 
 def reason_of(answer: Answer) -> str:
-    """What a server says about a failure, fit for one line of a log."""
+    """A server's error text, as one line for a log."""
     document = answer.json()
     text = document.get("error") if isinstance(document, dict) else None
     return shown(text.encode("utf-8", "replace") if isinstance(text, str) else answer.body)

@@ -7,10 +7,10 @@
     pointers.lock         held while a pointer is read, compared and replaced
     tmp/<process>-<32>    being written
 
-Every file appears by rename from ``tmp``, after its bytes were flushed to the disk, and the directory is
-flushed after it: after a crash a name is absent or complete. Several processes may share a directory;
-nothing else in it is touched. Directories may be symbolic links; a blob, a pointer and the lock are regular files, and
-anything else in their place is an error that is found without waiting. Access rights follow the umask.
+Every file appears by rename from ``tmp``, after its bytes were flushed to the disk; then the directory is flushed. So
+after a crash a file is absent or complete. Several processes may share a directory; other files in it stay as they are.
+Directories may be symbolic links. Blobs, pointers and the lock are regular files; anything else in their place is an
+error, found without waiting. Access rights follow the umask.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = ["LocalDirStore"]
 
 _T = TypeVar("_T")
 
-# A process that was killed leaves its temporary file. No write takes a day, so older ones are nobody's.
+# A killed process leaves its temporary file. No write takes a day, so older files are leftovers.
 _LEFTOVER_AGE_S: Final = 24 * 60 * 60
 _LEFTOVER_NAME: Final = re.compile(r"[0-9]+-[0-9a-f]{32}")
 # Some file systems (network ones above all) cannot flush a directory and say so in one of these ways.

@@ -1,4 +1,4 @@
-"""What belongs to an event loop, for objects that serve several."""
+"""A lock for objects that serve several event loops."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["LoopLock"]
 
 
 class LoopLock:
-    """A lock for the tasks of one event loop, for each loop that asks for it.
+    """A separate lock for each event loop.
 
-    anyio's own lock belongs to the kind of loop that took it first, and raises in another. Tasks of different loops do
-    not wait for each other here: what it protects must bear that.
+    anyio's lock belongs to the kind of loop that took it first, and raises in another. Tasks of different loops do not
+    exclude each other here: the protected code must allow that.
     """
 
     def __init__(self) -> None:
-        # Goes with the loop.
+        # The lock is freed with its loop.
         self._of_loop: Final[RunVar[anyio.Lock]] = RunVar(f"fabstir_vectordb.storage.loops.{id(self)}")
 
     def here(self) -> anyio.Lock:

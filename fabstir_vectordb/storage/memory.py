@@ -1,7 +1,7 @@
 """A store in this process's memory: for tests, trials and hosts that persist elsewhere.
 
-A store without a name has its content to itself, and lets go of it when it is closed. Stores of the same name share
-their content, for the life of the process or until ``forget_memory_store``.
+A store without a name shares its content with no other, and frees it when it is closed. Stores of the same name share
+their content until the process ends, or until ``forget_memory_store``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ _INLINE_BYTES_MAX: Final = 256 * 1024
 
 @dataclass
 class _Space:
-    """The content of all stores of one name; the lock is a plain one, held for moments, so any loop may
-    use it."""
+    """The content of all stores of one name. The lock is a thread lock, held briefly, so any event loop may use it."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
@@ -58,7 +57,7 @@ _spaces_lock = threading.Lock()
 
 
 def _new_locks() -> None:
-    """In a child process the old ones may stay locked, by threads that are not there."""
+    """Makes new locks in a forked child, where other threads' locks would stay locked."""
     global _spaces_lock  # noqa: PLW0603
     _spaces_lock = threading.Lock()
     for space in _spaces.values():
@@ -70,9 +69,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def forget_memory_store(name: str) -> bool:
-    """Frees what sessions have saved under ``memory:name``.
+    """Frees all versions that sessions have saved under ``memory:name``.
 
-    Sessions that are open keep what they have in memory, and meet a store that has lost their versions.
+    Open sessions keep their rows in memory, but the store has lost their versions.
 
     Args:
         name: the name, without ``memory:``.
@@ -96,7 +95,7 @@ class MemoryStore:
     """Blobs and pointers in dictionaries; see ``base.Store`` for the methods.
 
     Args:
-        name: stores of the same name share their content; an empty one stands for none: the store shares with nobody.
+        name: stores of the same name share their content; a store with an empty name shares with no other.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -128,7 +127,7 @@ class MemoryStore:
         content = bytes(data)
         blob = BlobId.of(content)
         with self._space.lock:
-            # Replaces rather than keeps, so that a damaged copy is repaired as in every store.
+            # Replaces a stored copy, so that a damaged one is repaired, as in every store.
             self._space.blobs[blob.hash] = content
         return blob
 
@@ -180,6 +179,6 @@ class MemoryStore:
         return parse_pointer(raw, public_key, f"{public_key.hex()} in {self.uri}")
 
     async def aclose(self) -> None:
-        """Let go of the content of a store without a name; that of a name belongs to the process."""
+        """Free the content of a store without a name; named content stays."""
         if not self._name:
             self.clear()

@@ -1,4 +1,4 @@
-"""A store behind an address that may be an S5 node or a Fabstir gateway: asked once, at the first call."""
+"""A store at an address that may be an S5 node or a Fabstir gateway; the first call finds out which."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["ProbedStore"]
 
 
 class ProbedStore:
-    """Passes each call on to the store that the address turns out to be.
+    """Passes each call on to the kind of store that the first call found.
 
     Args:
-        http: the address and how to talk to it.
-        account_seed: the user's account, for an S5 node that wants one; None to do without.
+        http: client for the address.
+        account_seed: the user's account, for an S5 node that needs one; None for no account.
     """
 
     def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
@@ -42,7 +42,7 @@ class ProbedStore:
         return self._found
 
     async def _probe(self) -> Store:
-        """An S5 node tells its version; a gateway tells its health, which no node does."""
+        """Finds the kind of store: an S5 node answers /s5/version, and only a gateway answers a health path."""
         version = await self._http.request("GET", "/s5/version", body_most=ANSWER_BYTES_MAX)
         document = version.json() if version.ok else None
         if isinstance(document, dict) and "node" in document:

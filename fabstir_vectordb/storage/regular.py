@@ -1,6 +1,6 @@
-"""Opening files that others may have put there: regular ones, without ever waiting for them.
+"""Safe opening of files that others may have replaced: only regular files, and without waiting.
 
-A FIFO in place of a file blocks who opens it until a writer comes, a device may do anything, and a symbolic link leads
+A FIFO in place of a file would block the open until a writer comes, a device may do anything, and a symbolic link leads
 elsewhere.
 """
 
@@ -24,7 +24,7 @@ _FLAGS: Final = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-#: What opening says of a symbolic link (the second on some BSDs) and of a socket.
+#: Errors of opening a symbolic link (the second on some BSDs) and a socket.
 _NOT_REGULAR: Final = (errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP), errno.ENXIO, errno.ENODEV)
 
 
@@ -32,14 +32,14 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Args:
-        path: its directories may be reached by links, the file itself may be none.
+        path: its directories may be symbolic links, the file itself may not.
 
     Returns:
         The open file.
 
     Raises:
-        IntegrityError: a FIFO, socket, device, directory or symbolic link stands in its place.
-        OSError: the system cannot open it; FileNotFoundError where nothing is there.
+        IntegrityError: the path is a FIFO, socket, device, directory or symbolic link.
+        OSError: the system cannot open it; FileNotFoundError where there is no file.
     """
     try:
         descriptor = os.open(path, _FLAGS)
@@ -58,7 +58,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, bytes_max: int) -> bytes:
-    """Return the content of a regular file, and of a longer one no more than one byte more than `bytes_max`."""
+    """Return the content of a regular file; of a file longer than `bytes_max`, its first `bytes_max` + 1 bytes."""
     with open_regular(path) as file:
         return file.read(bytes_max + 1)
 

@@ -1,7 +1,7 @@
-"""When a request is repeated, how often and after what pause.
+"""Retries of requests: when, how often, and after which pause.
 
-The pauses are random within a window that doubles ("full jitter"): clients that a server has turned away together do
-not come back together. A server that says how long to wait gets its way, within reason.
+Pauses are random within a window that doubles ("full jitter"), so that clients that a server refused together do not
+return together. A server may ask for a longer pause, up to a limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 _PAUSE_S: Final = 0.1
 _PAUSE_MOST_S: Final = 8.0
-#: A server that asks for more patience than this gets none.
+#: Longest pause that a server may ask for.
 _RETRY_AFTER_MOST_S: Final = 60.0
 
 
@@ -30,8 +30,8 @@ class NotNowError(Exception):
     """An attempt failed in a way that a later one may not.
 
     Attributes:
-        error: what the caller gets when there is no later one.
-        pause_s: how long the server wants to be left alone.
+        error: the error for the caller after the last attempt.
+        pause_s: seconds that the server asks to wait.
     """
 
     def __init__(self, error: VectorDBError, pause_s: float = 0.0) -> None:
@@ -44,11 +44,11 @@ async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T
     """Runs an attempt again, after a pause, for as long as it raises NotNowError.
 
     Args:
-        attempt: may be run any number of times.
+        attempt: the function to call; it may be called any number of times.
         max_retries: attempts after the first one.
 
     Returns:
-        What the first successful attempt returned.
+        The result of the first successful attempt.
 
     Raises:
         VectorDBError: the error of the last attempt.
@@ -69,10 +69,10 @@ async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T
 
 
 async def second_look(read: Callable[[], Awaitable[_T]]) -> _T:
-    """Reads once more what came damaged: the way may have done it, and the copy at its other end be whole.
+    """Reads once more after damaged bytes: they may have been damaged on their way, and be intact in the store.
 
     Raises:
-        IntegrityError: it came damaged again.
+        IntegrityError: the bytes are damaged again.
     """
     try:
         return await read()
@@ -95,7 +95,7 @@ def asked_pause(retry_after: str | None) -> float:
             date = date.replace(tzinfo=datetime.UTC)
         seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
     except (ValueError, TypeError, IndexError, OverflowError):
-        return 0.0  # what the library raises at the dates of hostile servers
+        return 0.0  # errors of the library for malformed dates
     return min(max(seconds, 0.0), _RETRY_AFTER_MOST_S)
 
 
