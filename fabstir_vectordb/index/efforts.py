@@ -2,7 +2,7 @@
 
 Two questions are asked of the rows. What does a recall target take? And does the default find what it should? Codes and
 graphs that serve sentence embeddings can fail on other data, and no answer shows it. Where a sample of the rows says
-that the default finds less than DEFAULT_RECALL_MIN of the nearest, it takes more candidates, or scores every row.
+that the default would find less than 0.95 of the nearest, it takes more candidates, or scores every row.
 
 Measured behind a change, under the lock of changes but with an even generation: reads go on beside it.
 """
@@ -25,13 +25,11 @@ from fabstir_vectordb.metadata.filter_eval import bitmap_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
 
-__all__ = ["DEFAULT_RECALL_MIN", "Effort", "Efforts", "MeasuredRows", "Verdict"]
+__all__ = ["Effort", "Efforts", "MeasuredRows", "Verdict"]
 
-#: Recall that the default has on every kind of data.
-DEFAULT_RECALL_MIN: Final = 0.95
-#: Recall on the sample below which the default is not left to itself, up to so many rows. Queries can be harder than rows
-#: and strangers, by 0.03 on small indexes, where more candidates cost little. Sentence embeddings have 0.985 (20,000 rows)
-#: and 0.97 (100,000).
+#: Recall on the sample below which the default is not left to itself, up to so many rows: searches are to find 0.95.
+#: Queries can be harder than rows and strangers, by 0.03 on small indexes, where more candidates cost little. Sentence
+#: embeddings have 0.985 (20,000 rows) and 0.97 (100,000).
 _SAMPLE_RECALL_MIN: Final = ((32_768, 0.975), (2**63, 0.96))
 #: What the replacement of the default aims at.
 _REPLACEMENT_TARGET: Final = 0.98
