@@ -111,7 +111,7 @@ class SearchRequest(NamedTuple):
         ef_search: candidates of the walk; 0 lets the library choose.
         exact: score every row.
         nprobe: lists to look at; 0 lets the library choose.
-        recall_target: stands in place of `ef_search`, `exact` and `nprobe`.
+        recall_target: expected recall, in place of `ef_search`, `exact` and `nprobe`; None for none.
         where: the filter; None for all rows.
         mmr: λ of maximal marginal relevance; None for the nearest hits.
     """
