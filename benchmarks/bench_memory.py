@@ -1,4 +1,4 @@
-"""Growth of the process for the rows of a set, and what get_stats says of it; then cycles of create, fill, destroy."""
+"""Memory growth of the process for the rows of a set, what get_stats reports, and cycles of create, fill, destroy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CYCLE_ROWS = 10_000
 
 
 def session(memory: str) -> VectorDBSession:
-    """A session in memory."""
+    """A session on a memory store."""
     return VectorDBSession.create(**ours.fields("memory:", memory=memory))
 
 
 def growth(data: datasets.Dataset, memory: str) -> dict[str, float]:
-    """One session in this process; ids of 16 bytes, no metadata."""
+    """The growth by one session in this process; ids have 16 bytes, and there is no metadata."""
     ids = [f"row-{row:012d}" for row in range(len(data.base))]
-    with session(memory) as warm:  # threads, buffers and imports are not the index
+    with session(memory) as warm:  # so that threads, buffers and imports do not count as the index
         warm.add_batch(ids[:2000], data.base[:2000])
         warm.search(data.queries[0], 10)
     before = measure.settled_bytes()
@@ -34,14 +34,14 @@ def growth(data: datasets.Dataset, memory: str) -> dict[str, float]:
         measured.add_batch(ids, data.base)
         grown = measure.grown(before)
         if grown is None:
-            raise SystemExit("resident memory is read from /proc, which this system does not have")
+            raise SystemExit("this system has no /proc, from which resident memory is read")
         used = measured.get_stats().memory_usage_mb * 1e6
         raw = data.base.nbytes
         return {"grown_over_raw": grown / raw, "stats_over_raw": used / raw, "stats_over_grown": used / grown}
 
 
 def cycles(data: datasets.Dataset, count: int) -> dict[str, float]:
-    """MB by which the process grew over many create, fill and destroy."""
+    """MB by which the process grew over many cycles of create, fill and destroy."""
     rows = data.base[:CYCLE_ROWS]
     before = 0
     for cycle in range(count + 3):
@@ -56,7 +56,7 @@ def cycles(data: datasets.Dataset, count: int) -> dict[str, float]:
 
 
 def in_a_new_process(folder: Path, part: str, count: int) -> dict[str, Any]:
-    """One part by itself: what one leaves behind would be counted for the next."""
+    """One part in a new process, so that memory left by another part is not counted."""
     command = [sys.executable, __file__, "--part", part, "--data", str(folder), "--cycles", str(count)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__)
     parser.add_argument("--cycles", type=int, default=CYCLES, help=f"default {CYCLES}")
-    parser.add_argument("--part", choices=PARTS, help="measure one in this process and print it")
+    parser.add_argument("--part", choices=PARTS, help="measure one part in this process and print it")
     options = parser.parse_args()
     if options.part is not None:
         data = datasets.load(options)
