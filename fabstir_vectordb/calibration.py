@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
+from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.types import CalibrationPoint
 
-__all__ = ["KS", "Asked", "Calibration", "Curve", "ask", "calibrate", "missed_by_code"]
+__all__ = ["KS", "Asked", "Calibration", "Curve", "ask", "calibrate", "missed_by_code", "sample_size"]
 
 #: The k that are measured. A smaller one takes what the first takes: the nearest row is found more easily than the ten
 #: nearest on average. Between them ef is interpolated, beyond the last it grows in proportion to k.
@@ -33,8 +34,11 @@ RECALLS: Final = (0.9, 0.95, 0.99)
 
 # Rows that are asked for, as many as an add pays for with a few per cent of its time: SCALE x the root of the rows.
 _SAMPLE_SCALE: Final = 0.5
-_SAMPLE_LEAST: Final = 32
+_SAMPLE_LEAST: Final = 48
 _SAMPLE_MOST: Final = 128
+# One in so many of them is asked for with the last of KS: it tells of ten times as many neighbours, and its exact scan
+# takes four times as long.
+_SHARE_OF_LAST_K: Final = 3
 # The neighbours among which a stranger's are chosen.
 _NEAR: Final = 32
 # The ladder of ef: its step, and where it ends: a walk takes about as long as a scan, so few are missed that a sample
@@ -140,12 +144,12 @@ class _Queries:
     Attributes:
         vectors: (n, dim).
         own: the slot of each query's row, which is no answer to it; None for strangers.
-        truth: (n, most) distances, ascending.
+        reaches: by k, the distances of the k-th nearest rows of the first queries, (at most n,).
     """
 
     vectors: Float32Array
     own: UInt32Array | None
-    truth: Float64Array
+    reaches: dict[int, Float64Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +172,18 @@ class Asked:
         """An upper bound of the share of the k nearest that a search misses; None where all of them scan.
 
         Raises:
-            NativeCancelled, IndexStateError: as `calibrate`.
+            NativeCancelled, IndexStateError: as `ask`.
         """
         bounds = [self._missed(queries, k, ef, nprobe) for queries in self.queries]
         known = [bound for bound in bounds if bound is not None]
         return max(known) if len(known) == len(bounds) else None
 
     def _missed(self, queries: _Queries, k: int, ef: int, nprobe: int) -> float | None:
-        asked = k + (queries.own is not None)
+        reach = queries.reaches[k]
+        n, own = len(reach), queries.own
         hits = self.native.search(
-            queries.vectors,
-            asked,
+            queries.vectors[:n],
+            k + (own is not None),
             ef_search=ef,
             nprobe=nprobe,
             allow=self.allow,
@@ -188,11 +193,16 @@ class Asked:
         if not hits.plans.any():
             return None
         # By distance: of rows that are equally far any will do.
-        shares = (_others(hits, queries.own, k)[1] > queries.truth[:, k - 1 : k]).mean(axis=1)
-        n = len(shares)
+        found = _others(hits, None if own is None else own[:n], k)[1]
+        shares = (found > reach[:, None]).mean(axis=1)
         # One standard error above the mean; by Laplace's rule of succession one more of all rows asked for is missed,
         # since that none was does not mean that none will be.
         return float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k))
+
+
+def sample_size(live: int) -> int:
+    """How many rows an index of so many live ones is asked for where its graph is measured."""
+    return min(max(_SAMPLE_LEAST, round(_SAMPLE_SCALE * math.sqrt(live))), _SAMPLE_MOST)
 
 
 def ask(
@@ -202,64 +212,59 @@ def ask(
     n: int,
     allow: UInt64Array | None = None,
     control: Control | None = None,
-) -> Asked:
+) -> Asked | None:
     """Asks an index for rows of its own, and for strangers between them; the same for equal indexes.
 
     Args:
         native: the index; nobody changes it meanwhile.
         metric: its metric.
-        slots: rows to choose from, more than ``KS[-1] + 1``.
-        n: how many are chosen.
+        slots: rows to choose from.
+        n: how many are chosen, at most.
         allow: bitmap of `slots`, where searches could return other rows.
         control: cancellation.
 
-    Raises:
-        NativeCancelled, IndexStateError: as `calibrate`.
-    """
-    most = KS[-1]
-    rng = np.random.default_rng(_SEED)
-    chosen = slots[rng.choice(len(slots), n, replace=False)]
-
-    def exact(queries: Float32Array, k: int) -> SearchHits:
-        return native.search(queries, k, exact=True, allow=allow, with_ids=False, control=control)
-
-    rows = native.get_vectors(chosen)
-    near, distances = _others(exact(rows, most + 1), chosen, most)
-    strangers = _strangers(native, metric, rows, near, rng)
-    queries = (
-        _Queries(rows, chosen, distances),
-        _Queries(strangers, None, exact(strangers, most).distances),
-    )
-    return Asked(native, allow, queries, control)
-
-
-def calibrate(
-    native: NativeIndex,
-    metric: str,
-    live: int,
-    control: Control | None = None,
-    allow: UInt64Array | None = None,
-) -> Calibration:
-    """Measures an index that has a graph; the same for equal indexes.
-
-    Args:
-        native: the index; nobody changes it meanwhile.
-        metric: its metric.
-        live: its live rows, or those of them that `allow` has.
-        control: cancellation.
-        allow: bitmap of the rows of the graph, where others are on lists.
+    Returns:
+        It; None where no row has more than ``KS[-1]`` others.
 
     Raises:
         NativeCancelled: `control` asked for it.
         IndexStateError: memory or threads could not be had.
     """
-    if live <= KS[-1] + 1:
+    first_k, last_k = KS
+    if len(slots) <= last_k + 1:
+        return None
+    rng = np.random.default_rng(_SEED)
+    chosen = slots[rng.choice(len(slots), min(n, len(slots)), replace=False)]
+    head = -(-len(chosen) // _SHARE_OF_LAST_K)
+
+    def exact(queries: Float32Array, k: int) -> SearchHits:
+        return native.search(queries, k, exact=True, allow=allow, with_ids=False, control=control)
+
+    rows = native.get_vectors(chosen)
+    near, distances = _others(exact(rows, _NEAR + 1), chosen, _NEAR)
+    far = _others(exact(rows[:head], last_k + 1), chosen[:head], last_k)[1]
+    strangers = _strangers(native, metric, rows, near, rng)
+    strangers_near = exact(strangers, first_k).distances
+    strangers_far = exact(strangers[:head], last_k).distances
+    queries = (
+        _Queries(rows, chosen, {first_k: distances[:, first_k - 1], last_k: far[:, -1]}),
+        _Queries(strangers, None, {first_k: strangers_near[:, -1], last_k: strangers_far[:, -1]}),
+    )
+    return Asked(native, allow, queries, control)
+
+
+def calibrate(asked: Asked | None, live: int) -> Calibration:
+    """Measures the graph of an index; the same for equal indexes.
+
+    Args:
+        asked: the index, asked for `sample_size` rows of the graph; None where they are too few to measure.
+        live: live rows of the graph.
+
+    Raises:
+        NativeCancelled, IndexStateError: as `ask`.
+    """
+    if asked is None:
         return Calibration(live, ())
-    n = min(max(_SAMPLE_LEAST, round(_SAMPLE_SCALE * math.sqrt(live))), _SAMPLE_MOST)
-    slots = native.live_slots(0, native.stats().live)
-    if allow is not None:
-        slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
-    asked = ask(native, metric, slots, n, allow, control)
     curves = (_curve(asked, k, live / _ROWS_PER_EF) for k in KS)
     return Calibration(live, tuple(curve for curve in curves if curve.efs))
 
@@ -276,19 +281,20 @@ def missed_by_code(native: NativeIndex, allow: UInt64Array, control: Control | N
         control: cancellation.
 
     Raises:
-        NativeCancelled, IndexStateError: as `calibrate`.
+        NativeCancelled, IndexStateError: as `ask`.
     """
     k = KS[0]
     stats = native.stats()
     slots = native.live_slots(0, stats.live)
-    slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
+    slots = slots[are_in(allow, slots)]
     if len(slots) <= k:
         return 0.0
     n = min(len(slots), _SAMPLE_MOST)
     slots = slots[np.random.default_rng(_SEED).choice(len(slots), n, replace=False)]
     rows = native.get_vectors(slots)
     truth = native.search(rows, k + 1, exact=True, allow=allow, with_ids=False, control=control)
-    asked = Asked(native, allow, (_Queries(rows, slots, _others(truth, slots, k)[1]),), control)
+    reach = _others(truth, slots, k)[1][:, -1]
+    asked = Asked(native, allow, (_Queries(rows, slots, {k: reach}),), control)
     return asked.missed(k, 0, nprobe=max(1, stats.lists // 2)) or 0.0
 
 

@@ -10,18 +10,18 @@ Measured behind a change, under the lock of changes but with an even generation:
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex, NativeStats
-from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate, missed_by_code
+from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate, missed_by_code, sample_size
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IndexStateError
 from fabstir_vectordb.index.gate import Gate, IndexClosed
-from fabstir_vectordb.metadata.filter_eval import bitmap_of
+from fabstir_vectordb.metadata.filter_eval import are_in, bitmap_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
 
@@ -35,7 +35,8 @@ _SAMPLE_RECALL_MIN: Final = ((32_768, 0.975), (2**63, 0.96))
 _REPLACEMENT_TARGET: Final = 0.98
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
 _JUDGING_SAMPLE: Final = 48
-#: Candidates of which a walk may miss this share at most: else it is found out whether more of them help at all.
+#: Candidates of which a walk may miss this share at most: else it is found out, for a search that names as many,
+#: whether more of them help at all.
 _WIDE_EF: Final = 256
 _WIDE_MISSED_MAX: Final = 0.004
 #: Candidates of a search that names none: so many, or 1.5 k (index_search.c).
@@ -59,12 +60,13 @@ class Verdict:
     Attributes:
         suffices: it finds enough as it is.
         exact: nothing less than a scan of every row finds enough.
-        ceiling: candidates from which on a walk finds no more, though some rows are missed; None where more help.
+        misses_widely: even searches with many candidates miss rows, so there may be a number from which on more of them
+            find no more.
     """
 
     suffices: bool
     exact: bool = False
-    ceiling: int | None = None
+    misses_widely: bool = False
 
 
 _FINE: Final = Verdict(True)
@@ -153,45 +155,49 @@ class Efforts:
                     raise
 
     def _measure(self, control: Control | None) -> None:
-        before = self.calibration
-        self._judge(control)  # first, as searches that name no setting may wait for it
-        if self.calibration is before:
-            self._calibrate(control)
+        """All of it. Where every row is in the graph, what it is asked for serves both questions."""
+        counts = self._rows.counts
+        asked = self._ask(None, sample_size(_recent(counts)), control)
+        self._calibrate(asked if not counts.historical else self._ask_recent(control))
+        self._judge(asked, control)
 
-    def _calibrate(self, control: Control | None) -> None:
+    def _ask(self, of: npt.NDArray[np.uint64] | None, n: int, control: Control | None) -> Asked | None:
+        """Asks for rows that have a vector, or for those of them in a bitmap."""
         rows, counts = self._rows, self._rows.counts
         native = rows.native
-        if native is None or not counts.graph_rows:
-            return
-        # Only recent rows: how many lists it takes was measured when they were trained.
-        recent = ~native.historical() if counts.historical else None
-        if counts.bare:
-            found = bitmap_of(rows.slots_with_vector(), counts.rows)
-            recent = found if recent is None else found & recent
-        self.calibration = calibrate(native, rows.metric, _recent(counts), control, recent)
-        self._efforts = {}  # after the calibration, from which new ones come
+        if native is None or not self._is_measured:
+            return None
+        slots = rows.slots_with_vector()
+        if of is not None:
+            slots = slots[are_in(of, slots)]
+        allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
+        return ask(native, rows.metric, slots, n, allow, control)
 
-    def _judge(self, control: Control | None) -> None:
-        """How the default stands: measured, and what is to take its place where it falls short."""
-        rows, counts = self._rows, self._rows.counts
-        self._rows_then, self._rows_since = counts.live, 0
-        native, slots = rows.native, rows.slots_with_vector()
-        if native is None or not self._is_measured or len(slots) <= KS[-1] + 1:
+    def _ask_recent(self, control: Control | None) -> Asked | None:
+        """Asks for rows of the graph: how many lists the others take was measured when they were trained."""
+        counts, native = self._rows.counts, self._rows.native
+        recent = ~native.historical() if native is not None and counts.historical else None
+        return self._ask(recent, sample_size(_recent(counts)), control)
+
+    def _calibrate(self, asked: Asked | None) -> None:
+        if self._rows.counts.graph_rows:
+            self.calibration = calibrate(asked, _recent(self._rows.counts))
+            self._efforts = {}  # after the calibration, from which new ones come
+
+    def _judge(self, asked: Asked | None, control: Control | None) -> None:
+        """How the default stands, and what is to take its place where it falls short."""
+        live = self._rows.counts.live
+        self._rows_then, self._rows_since = live, 0
+        if asked is None:
             self.verdict = _FINE
             return
-        allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
-        n = min(_JUDGING_SAMPLE, len(slots))
-        asked = ask(native, rows.metric, slots, n, allow, control)
-        missed = 1.0 - next(recall for most, recall in _SAMPLE_RECALL_MIN if counts.live <= most)
-        verdict = Verdict(_finds_enough(asked, dict.fromkeys(KS, (0, False, 0)), missed))
-        if not verdict.suffices:
+        missed = 1.0 - next(recall for most, recall in _SAMPLE_RECALL_MIN if live <= most)
+        suffices, exact = _finds_enough(asked, dict.fromkeys(KS, (0, False, 0)), missed), False
+        if not suffices:
             self._prepare(control)
             efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
-            verdict = Verdict(False, exact=_EXACT in efforts.values() or not _finds_enough(asked, efforts, missed))
-        if verdict.exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX:
-            self._prepare(control)
-            verdict = replace(verdict, ceiling=self._ceiling(verdict.exact))
-        self.verdict = verdict
+            exact = _EXACT in efforts.values() or not _finds_enough(asked, efforts, missed)
+        self.verdict = Verdict(suffices, exact, (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX)
 
     def _ceiling(self, exact: bool) -> int | None:
         """Candidates from which on more do not help: of the graph as measured, of lists as assumed.
@@ -212,7 +218,7 @@ class Efforts:
         """Measures what `_find` needs and does not have yet."""
         counts = self._rows.counts
         if counts.graph_rows and self.calibration is None:
-            self._calibrate(control)
+            self._calibrate(self._ask_recent(control))
         if counts.historical and self._missed_by_code is None:
             self._measure_codes(control)
 
@@ -221,19 +227,27 @@ class Efforts:
         verdict = self.verdict
         if request.recall_target is not None:
             effort = self.known(request.k, request.recall_target)
-        elif request.exact or (verdict is not None and verdict.suffices and verdict.ceiling is None):
+        elif request.exact or (verdict is not None and verdict.suffices and not verdict.misses_widely):
             return request
         elif verdict is None:
             effort = None
         elif request.ef_search or request.nprobe:
-            at_ceiling = verdict.ceiling is not None and request.ef_search >= verdict.ceiling
-            return _with(request, _EXACT) if at_ceiling else request
+            return self._raised(request, verdict)
         elif verdict.suffices:
             return request
         else:
             effort = _EXACT if verdict.exact else self.known(request.k, _REPLACEMENT_TARGET)
             effort = effort and _at_least_default(request.k, effort)
         return None if effort is None else _with(request, effort)
+
+    def _raised(self, request: SearchRequest, verdict: Verdict) -> SearchRequest | None:
+        """A search that names its candidates: a scan where it names many, and more of them do not help."""
+        if request.ef_search < _WIDE_EF or not (verdict.exact or verdict.misses_widely):
+            return request
+        if not self._is_prepared:
+            return None
+        ceiling = self._ceiling(verdict.exact)
+        return _with(request, _EXACT) if ceiling is not None and request.ef_search >= ceiling else request
 
     def find_request(self, request: SearchRequest, control: Control | None = None) -> SearchRequest:
         """The same, found out where it is not known yet.
@@ -247,6 +261,8 @@ class Efforts:
                 self.find(request.k, request.recall_target, control)
             elif self.verdict is None:
                 self._gate.alone(self._judge_where_missing, control)
+            elif request.ef_search or request.nprobe:
+                self._gate.alone(self._prepare, control)
             else:
                 self.find(request.k, _REPLACEMENT_TARGET, control)
         return found
@@ -265,8 +281,9 @@ class Efforts:
         return "usual" if self.verdict.suffices else "exact" if self.verdict.exact else "wider"
 
     def _judge_where_missing(self, control: Control | None) -> None:
+        # A search waits for this: fewer rows than an add asks for.
         if self.verdict is None:
-            self._judge(control)
+            self._judge(self._ask(None, _JUDGING_SAMPLE, control), control)
 
     def known(self, k: int, recall_target: float) -> Effort | None:
         """ef_search, exact and nprobe of a search with a recall target; None where that is still to be found out."""

@@ -21,8 +21,8 @@ from fabstir_vectordb import (
     VectorDBSession,
     sync,
 )
-from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex
-from fabstir_vectordb.calibration import Calibration, calibrate
+from fabstir_vectordb._native.handle import NativeCancelled
+from fabstir_vectordb.calibration import Asked, Calibration, calibrate
 
 pytestmark = pytest.mark.anyio
 
@@ -57,9 +57,8 @@ class Measured:
         """Lets them run."""
         self._go.set()
 
-    def _calibrate(
-        self, native: NativeIndex, metric: str, live: int, control: Control | None, allow: Any
-    ) -> Calibration:
+    def _calibrate(self, asked: Asked | None, live: int) -> Calibration:
+        control = None if asked is None else asked.control
         self.live.append(live)
         self.threads.append(threading.get_ident())
         self.inside += 1
@@ -69,7 +68,7 @@ class Measured:
         self.inside -= 1
         if self.fails is not None:
             raise self.fails
-        return calibrate(native, metric, live, control, allow)
+        return calibrate(asked, live)
 
 
 @pytest.fixture

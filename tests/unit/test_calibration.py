@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeCancelled, NativeIndex, pack_ids
-from fabstir_vectordb.calibration import Calibration, Curve, calibrate
+from fabstir_vectordb.calibration import Calibration, Curve, ask, calibrate, sample_size
 
 TEN = Curve(10, (10, 20, 40), (0.2, 0.1, 0.05))
 HUNDRED = Curve(100, (100, 200, 400), (0.08, 0.04, 0.02))
@@ -27,6 +27,11 @@ def delete(index: NativeIndex, names: list[str]) -> None:
 
 def ef(calibration: Calibration, k: int, recall: float, rows: int = 1_000_000) -> int | None:
     return calibration.ef_for(k, recall, rows)
+
+
+def measured(index: NativeIndex, metric: str, control: Control | None = None) -> Calibration:
+    live = index.stats().live
+    return calibrate(ask(index, metric, index.live_slots(0, live), sample_size(live), None, control), live)
 
 
 def test_ef_lies_between_what_was_measured_where_misses_fall_as_a_power_of_it() -> None:
@@ -88,8 +93,8 @@ def test_rows_of_every_kind_can_be_measured(metric: str, memory: str) -> None:
         kinds["zero, most of them"] = points * (rng.random((2_500, 1)) < 0.1)
     for kind, rows in kinds.items():
         index = filled(rows, metric, memory)
-        found = calibrate(index, metric, len(rows))
-        assert found == calibrate(index, metric, len(rows)), kind
+        found = measured(index, metric)
+        assert found == measured(index, metric), kind
         for curve in found.curves:
             assert 0 < curve.missed[-1] <= curve.missed[0], kind
             assert list(curve.missed) == sorted(curve.missed, reverse=True), kind
@@ -100,9 +105,9 @@ def test_few_rows_among_tombstones_are_scanned_and_not_measured() -> None:
     rows = np.random.default_rng(3).standard_normal((2_000, 8))
     index = filled(rows, "l2")
     delete(index, [str(row) for row in range(1_850)])
-    assert calibrate(index, "l2", 150).curves == ()
+    assert measured(index, "l2").curves == ()
     delete(index, [str(row) for row in range(1_850, 1_990)])
-    assert calibrate(index, "l2", 10).curves == ()
+    assert measured(index, "l2").curves == ()
     index.close()
 
 
@@ -111,7 +116,7 @@ def test_measuring_can_be_cancelled() -> None:
     control = Control()
     control.cancel()
     with pytest.raises(NativeCancelled):
-        calibrate(index, "l2", 2_000, control)
+        measured(index, "l2", control)
     index.close()
 
 
@@ -122,7 +127,7 @@ def test_a_measured_ef_is_enough_for_queries_from_outside() -> None:
     base, queries = points[:8_000], points[8_000:]
     for memory in ("default", "compact"):
         index = filled(base, "l2", memory)
-        found = calibrate(index, "l2", len(base))
+        found = measured(index, "l2")
         for k in (1, 10, 100):
             truth = index.search(queries, k, exact=True).distances[:, -1:]
             for recall in (0.9, 0.95, 0.99):
