@@ -1,4 +1,4 @@
-"""Growth of the process for the rows of a set, added and loaded, and what get_stats says of it; then cycles of life."""
+"""Memory growth of the process for added and loaded rows, what get_stats reports, and create, fill, destroy cycles."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def ids_of(data: datasets.Dataset) -> list[str]:
 
 
 def growth(measured: VectorDBSession, raw: int, fill: Callable[[], object]) -> dict[str, float]:
-    """What a call that fills a session takes; ids of 16 bytes, no metadata."""
+    """Memory growth by a call that fills a session; ids have 16 bytes, and there is no metadata."""
     before = measure.settled_bytes()
     fill()
     grown = measure.grown(before)
     if grown is None:
-        raise SystemExit("resident memory is read from /proc, which this system does not have")
+        raise SystemExit("this system has no /proc, from which resident memory is read")
     used = measured.get_stats().memory_usage_mb * 1e6
     return {"grown_over_raw": grown / raw, "stats_over_raw": used / raw, "stats_over_grown": used / grown}
 
@@ -93,7 +93,7 @@ def cycles(data: datasets.Dataset, count: int) -> dict[str, float]:
 
 
 def in_a_new_process(folder: Path, part: str, count: int) -> dict[str, Any]:
-    """One part by itself: what one leaves behind would be counted for the next."""
+    """One part in a new process, so that memory left by another part is not counted."""
     command = [sys.executable, __file__, "--part", part, "--data", str(folder), "--cycles", str(count)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
