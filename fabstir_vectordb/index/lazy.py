@@ -54,7 +54,7 @@ _CANDIDATES: Final[tuple[tuple[float, float], ...]] = ((0.95, 1.2), (0.99, 2.4),
 _NEARLY_SHARE: Final = 0.75
 _CANDIDATES_MIN: Final = 8
 _CANDIDATES_MAX: Final = 10_000
-# Most queries of a call: each reads all codes, in some two milliseconds for 100,000 rows.
+# Most queries of a call: each reads all codes, in some five milliseconds for 100,000 rows.
 _BATCH_MAX: Final = 64
 
 _NOTHING: Final = Missing()
