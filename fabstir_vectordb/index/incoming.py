@@ -519,7 +519,7 @@ def encode_values(metadata: Sequence[Any], ids: Sequence[str], room_bytes: int |
             raise MemoryBudgetExceededError(
                 f"the metadata of {len(ids)} rows needs more than the {room_bytes / 1e6:.1f} MB that memory_budget_mb "
                 "leaves for it: raise it, or add fewer rows at a time",
-                details={"room_bytes": room_bytes, "row": row},
+                details={"needed_bytes": size, "room_bytes": room_bytes, "row": row},
             )
     return encoded
 
