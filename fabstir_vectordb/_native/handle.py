@@ -30,7 +30,6 @@ from fabstir_vectordb._native.constants import (
     M_MAX,
     M_MIN,
     NO_SLOT,
-    PART_BARE,
     PART_BIT_CODES,
     PART_GRAPH,
     PART_GRAPH_HEAD,
@@ -39,6 +38,7 @@ from fabstir_vectordb._native.constants import (
     PART_LISTS_HEAD,
     PART_TIMESTAMPS,
     PART_TOMBSTONES,
+    PART_VECTORLESS,
     PART_VECTORS,
     PLAN_FLAT,
     PLAN_GRAPH,
@@ -68,7 +68,6 @@ __all__ = [
     "M_MAX",
     "M_MIN",
     "NO_SLOT",
-    "PART_BARE",
     "PART_BIT_CODES",
     "PART_GRAPH",
     "PART_GRAPH_HEAD",
@@ -77,6 +76,7 @@ __all__ = [
     "PART_LISTS_HEAD",
     "PART_TIMESTAMPS",
     "PART_TOMBSTONES",
+    "PART_VECTORLESS",
     "PART_VECTORS",
     "PLAN_FLAT",
     "PLAN_GRAPH",
@@ -240,7 +240,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         stored_rows: int | None = None,
         lists: int = 0,
         has_codes: bool,
-        has_bare: bool = False,
+        has_vectorless: bool = False,
         hash_seed: int = 0,
     ) -> NativeIndex:
         """An index to be loaded: it accepts `load_part` for each part, then `load_end` or `load_lazy`, and no other.
@@ -254,7 +254,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
             stored_rows: number of rows whose links are in the parts, counted from slot 0; None for all.
             lists: number of lists.
             has_codes: whether there are parts of codes and a head of the graph.
-            has_bare: whether there are rows without a vector.
+            has_vectorless: whether there are rows without a vector.
 
         Raises:
             InvalidInputError: a setting is out of range.
@@ -272,7 +272,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
                 "rows_per_part": rows_per_part,
                 "rows_per_group": rows_per_group,
                 "has_codes": has_codes,
-                "has_bare": has_bare,
+                "has_vectorless": has_vectorless,
             },
         )
         call(lib.fvdb_load_begin, config, load, out)

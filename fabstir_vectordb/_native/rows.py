@@ -35,7 +35,7 @@ class NativeStats(NamedTuple):
     graph_rows: int
     historical: int
     historical_deleted: int
-    bare: int
+    vectorless: int
     with_vector: int
     moved: int
     lists: int
@@ -73,7 +73,7 @@ class Rows(Owner):
         timestamps: Int64Array,
         on_conflict: str = "error",
         control: Control | None = None,
-        bare: UInt8Array | None = None,
+        vectorless: UInt8Array | None = None,
         for_lists: bool = False,
     ) -> tuple[UInt32Array, UInt32Array]:
         """Adds rows: all or nothing.
@@ -84,7 +84,7 @@ class Rows(Owner):
             timestamps: n int64, microseconds since 1970-01-01T00:00:00Z.
             on_conflict: ``error``, ``replace`` or ``skip`` for ids that are live.
             control: progress and cancellation.
-            bare: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None if all rows have one.
+            vectorless: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None if all have one.
             for_lists: keep the rows out of the graph, which must be empty; call `train`, `migrate` and `vacuum` before
                 the next save.
 
@@ -108,9 +108,9 @@ class Rows(Owner):
         rows.id_offsets = pointer("uint64_t[]", id_offsets)
         rows.timestamps = pointer("int64_t[]", timestamps)
         rows.for_lists = for_lists
-        if bare is not None:
-            expect("bare", bare, np.uint8, (n,))
-            rows.bare = pointer("uint8_t[]", bare)
+        if vectorless is not None:
+            expect("vectorless", vectorless, np.uint8, (n,))
+            rows.vectorless = pointer("uint8_t[]", vectorless)
         call(
             lib.fvdb_add,
             self._index,
@@ -170,7 +170,7 @@ class Rows(Owner):
         call(lib.fvdb_get_vectors, self._index, *pointers)
         return out
 
-    def are_bare(self, slots: UInt32Array) -> npt.NDArray[np.bool_]:
+    def are_vectorless(self, slots: UInt32Array) -> npt.NDArray[np.bool_]:
         """Which of the rows at slots have no vector.
 
         Raises:
@@ -179,7 +179,7 @@ class Rows(Owner):
         expect("slots", slots, np.uint32, (len(slots),))
         out = np.empty(len(slots), dtype=np.uint8)
         pointers = pointer("uint32_t[]", slots), len(slots), pointer("uint8_t[]", out)
-        call(lib.fvdb_are_bare, self._index, *pointers)
+        call(lib.fvdb_are_vectorless, self._index, *pointers)
         return out.astype(np.bool_)
 
     def get_timestamps(self, slots: UInt32Array) -> Int64Array:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from fabstir_vectordb._native.handle import (
-    PART_BARE,
     PART_BIT_CODES,
     PART_GRAPH,
     PART_GRAPH_HEAD,
@@ -19,6 +18,7 @@ from fabstir_vectordb._native.handle import (
     PART_LISTS_HEAD,
     PART_TIMESTAMPS,
     PART_TOMBSTONES,
+    PART_VECTORLESS,
     PART_VECTORS,
     NativeIndex,
 )
@@ -26,7 +26,6 @@ from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.types import Receipt
 
 __all__ = [
-    "BARE",
     "CHANGES",
     "CODES",
     "DOCUMENTS",
@@ -38,6 +37,7 @@ __all__ = [
     "LISTS_HEAD",
     "TIMESTAMPS",
     "TOMBSTONES",
+    "VECTORLESS",
     "VECTORS",
     "Fetched",
     "IndexContents",
@@ -58,7 +58,7 @@ GRAPH: Final = PART_GRAPH
 GRAPH_HEAD: Final = PART_GRAPH_HEAD
 LISTS: Final = PART_LISTS
 LISTS_HEAD: Final = PART_LISTS_HEAD
-BARE: Final = PART_BARE
+VECTORLESS: Final = PART_VECTORLESS
 
 # Kinds of parts that are no native parts; native kinds start at 1.
 DOCUMENTS: Final = 0

@@ -127,7 +127,7 @@ class Cursors:
             check_query_dim(len(query), rows.vector_dim)
             rows.budget.require("a stream", rows.nbytes + _STREAM_BYTES_PER_ROW * rows.counts.live)
             slots = self._filters.match(where).slots()
-            slots = slots[~rows.are_bare(slots)]
+            slots = slots[~rows.are_vectorless(slots)]
             if rows.native is not None and len(query) == rows.native.dim:  # else no row has a vector yet
                 slots = self._nearest_first(rows.native, query, slots, control)
             cursor = Cursor(len(slots))

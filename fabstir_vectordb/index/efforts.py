@@ -81,7 +81,7 @@ class MeasuredRows(Protocol):
     def counts(self) -> NativeStats: ...
     @property
     def metric(self) -> Metric: ...
-    def are_bare(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]: ...
+    def are_vectorless(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]: ...
     def slots_with_vector(self) -> npt.NDArray[np.uint32]: ...
 
 
@@ -344,7 +344,7 @@ class Efforts:
 
 def _recent(counts: NativeStats) -> int:
     """Live rows with a vector that are on no list."""
-    return counts.live - counts.historical - counts.bare
+    return counts.live - counts.historical - counts.vectorless
 
 
 def _at_least_default(k: int, effort: Effort) -> Effort:

@@ -65,7 +65,7 @@ class Batch:
     id_bytes: bytes
     id_offsets: npt.NDArray[np.uint64]
     vectors: npt.NDArray[np.float32]
-    bare: npt.NDArray[np.uint8] | None
+    vectorless: npt.NDArray[np.uint8] | None
     """1 for a row without a vector, which is all zeros in `vectors`; None where every row has a vector."""
     timestamps: npt.NDArray[np.int64]
     expires: Times | None
@@ -117,7 +117,7 @@ def prepare_batch(
         raise InvalidInputError("ids must be a sequence of strings, not one string")
     if not isinstance(ids, Iterable):
         raise InvalidInputError(f"ids must be a sequence of strings, got {type(ids).__name__}")
-    matrix, bare = _with_bare(vectors, ids, dim)
+    matrix, vectorless = _with_vectorless(vectors, ids, dim)
     n = len(matrix)
     ids = ids if isinstance(ids, (list, tuple)) else taken(ids, "ids")
     _check_lengths(n, ids=ids, metadata=metadata, timestamps=timestamps, expires_at=expires_at)
@@ -132,7 +132,7 @@ def prepare_batch(
         id_bytes=id_bytes,
         id_offsets=offsets,
         vectors=matrix,
-        bare=bare,
+        vectorless=vectorless,
         timestamps=_timestamps(timestamps, n, now_us, "timestamp"),
         expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at"),
         metadata=None if metadata is None else encode_values(taken(metadata, "metadata"), ids, room_bytes),
@@ -349,25 +349,27 @@ def _numbers(values: Any, what: str) -> npt.NDArray[np.float32]:
         raise InvalidInputError(f"{what} could not be read as an array of numbers: {_reason(error)}") from error
 
 
-def _with_bare(vectors: Any, ids: Any, dim: int | None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+def _with_vectorless(
+    vectors: Any, ids: Any, dim: int | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
     """Vectors as an array, and which rows have none."""
     if vectors is None:
         n = len(ids) if isinstance(ids, Sized) else 0
         return np.zeros((n, dim or 1), dtype=np.float32), np.ones(n, dtype=np.uint8) if n else None
     if not isinstance(vectors, (list, tuple)) or all(vector is not None for vector in vectors):
         return _matrix(vectors, dim), None
-    bare = np.array([vector is None for vector in vectors], dtype=np.uint8)
+    vectorless = np.array([vector is None for vector in vectors], dtype=np.uint8)
     try:
         given = _matrix([vector for vector in vectors if vector is not None], dim)
     except InvalidInputError as error:
         if "row" in error.details:
             # Rows without a vector were not counted.
-            row = int(np.flatnonzero(bare == 0)[error.details["row"]])
+            row = int(np.flatnonzero(vectorless == 0)[error.details["row"]])
             raise InvalidInputError(error.message, details={**error.details, "row": row}) from None
         raise
-    matrix = np.zeros((len(bare), given.shape[1]), dtype=np.float32)
-    matrix[bare == 0] = given
-    return matrix, bare
+    matrix = np.zeros((len(vectorless), given.shape[1]), dtype=np.float32)
+    matrix[vectorless == 0] = given
+    return matrix, vectorless
 
 
 def seeming_shape(vectors: Any) -> tuple[int, int]:

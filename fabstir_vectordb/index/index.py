@@ -367,8 +367,10 @@ class Index:
         """
         self.check_room(vectors)
         batch = prepare_batch(ids, vectors, None, None, self._rows.run.now_us, self.vector_dim)
-        if batch.bare is not None:
-            raise InvalidInputError("a new vector must be numbers, not None", details={"row": int(batch.bare.argmax())})
+        if batch.vectorless is not None:
+            raise InvalidInputError(
+                "a new vector must be numbers, not None", details={"row": int(batch.vectorless.argmax())}
+            )
         if not len(batch.ids):
             return
         with self._changing():
@@ -657,7 +659,7 @@ class Index:
         return self._cursors.stream_page(cursor, query, most, threshold, include_vectors)
 
     def stats(self) -> tuple[NativeStats, int]:
-        """Native counts and memory, without expired rows in `bare`, and the number of expired rows.
+        """Native counts and memory, without expired rows in `vectorless`, and the number of expired rows.
 
         During a change they are those from before it.
         """
@@ -680,9 +682,9 @@ class Index:
 
 
 def fresh_stats(rows: Rows) -> tuple[NativeStats, int]:
-    """Native counts and memory, without expired rows in `bare`, and the number of expired rows; under the lock."""
+    """Native counts and memory, without expired rows in `vectorless`, and the number of these; under the lock."""
     stats, (counts, hidden) = rows.core.stats(), rows.counted()
-    return stats._replace(bare=counts.bare), hidden
+    return stats._replace(vectorless=counts.vectorless), hidden
 
 
 def timestamps_of(rows: Rows, ids: Sequence[str] | None) -> dict[str, float]:

@@ -504,7 +504,7 @@ class LazyIndex:
         return self._filters.facets(path, where)
 
     def stats(self) -> tuple[NativeStats, int]:
-        """Counts of the version, and memory, without expired rows in `bare`, and the number of expired rows."""
+        """Counts of the version, and memory, without expired rows in `vectorless`, and the number of expired rows."""
         stats, hidden = self.gate.alone(fresh_stats, self._rows)
         return self._of_version(stats), hidden
 

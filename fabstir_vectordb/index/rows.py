@@ -70,7 +70,7 @@ class NoRows:
         """None."""
         return np.empty(0, dtype=np.int64)
 
-    def are_bare(self, slots: Slots) -> npt.NDArray[np.bool_]:
+    def are_vectorless(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """None."""
         return np.zeros(0, dtype=np.bool_)
 
@@ -95,17 +95,19 @@ class Tally:
     Attributes:
         counts: native counts and memory; expired rows count as live.
         expiries: when rows expire.
-        bare_expiries: the same of rows without a vector, in no known order.
+        vectorless_expiries: the same of rows without a vector, in no known order.
     """
 
     counts: NativeStats = NO_STATS
     expiries: Expiries = field(default_factory=Expiries)
-    bare_expiries: Expiries = field(default_factory=Expiries)
+    vectorless_expiries: Expiries = field(default_factory=Expiries)
 
     def at(self, now_us: int) -> tuple[NativeStats, int]:
-        """The counts, without expired rows in `bare`, and the number of expired rows."""
-        bare = len(self.bare_expiries.hidden(now_us).slots)
-        return self.counts._replace(bare=self.counts.bare - bare), len(self.expiries.hidden(now_us).slots)
+        """The counts, without expired rows in `vectorless`, and the number of expired rows."""
+        vectorless = len(self.vectorless_expiries.hidden(now_us).slots)
+        return self.counts._replace(vectorless=self.counts.vectorless - vectorless), len(
+            self.expiries.hidden(now_us).slots
+        )
 
 
 class Rows:
@@ -181,7 +183,7 @@ class Rows:
     # ---- which rows
 
     def counted(self) -> tuple[NativeStats, int]:
-        """Counts after the last change, without expired rows in `bare`, and the number of expired rows."""
+        """Counts after the last change, without expired rows in `vectorless`, and the number of expired rows."""
         tally = self.tally
         return tally.at(0 if tally.expiries.is_empty else self.run.now_us())
 
@@ -195,14 +197,14 @@ class Rows:
         hidden = self.hidden().slots
         return slots[~np.isin(slots, hidden)] if len(hidden) else slots
 
-    def are_bare(self, slots: Slots) -> npt.NDArray[np.bool_]:
+    def are_vectorless(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """Which slots have no vector."""
-        return self.core.are_bare(slots) if self.counts.bare else np.zeros(len(slots), dtype=np.bool_)
+        return self.core.are_vectorless(slots) if self.counts.vectorless else np.zeros(len(slots), dtype=np.bool_)
 
     def slots_with_vector(self) -> Slots:
         """The live rows that have a vector, expired ones included."""
         slots = self.core.live_slots(0, self.counts.live)
-        return slots[~self.are_bare(slots)] if self.counts.bare else slots
+        return slots[~self.are_vectorless(slots)] if self.counts.vectorless else slots
 
     def live(self, slots: Slots) -> Slots:
         """Slots without tombstones."""
@@ -250,11 +252,11 @@ class Rows:
     ) -> list[Row]:
         """Rows of slots from their vectors and metadata."""
         times, expires = self.core.get_timestamps(slots).tolist(), self.expiries.of(slots)
-        bare = self.are_bare(slots).tolist()
+        vectorless = self.are_vectorless(slots).tolist()
         rows = []
         for position, (id, raw) in enumerate(zip(ids, metadata, strict=True)):
             value = None if raw is None else decode_metadata(raw)
-            vector = None if bare[position] else vectors[position]
+            vector = None if vectorless[position] else vectors[position]
             rows.append(Row(id, vector, value, times[position] / 1e6, expires[position]))
         return rows
 
@@ -377,8 +379,10 @@ class Rows:
         core = self.core
         self.counts = counts = core.stats()
         self.vector_dim = core.dim if counts.with_vector else None
-        bare = self.expiries.among(core.are_bare) if counts.bare and not self.expiries.is_empty else Expiries()
-        self.tally = Tally(counts, self.expiries, bare)
+        vectorless = (
+            self.expiries.among(core.are_vectorless) if counts.vectorless and not self.expiries.is_empty else Expiries()
+        )
+        self.tally = Tally(counts, self.expiries, vectorless)
 
     def remove(self, slots: Slots) -> None:
         """Makes tombstones of live rows, each given once."""
@@ -426,7 +430,7 @@ class Rows:
     def add(self, batch: Batch, on_conflict: str, control: Control | None, for_lists: bool) -> AddResult:
         """Adds rows: all or nothing. See `Index.add`."""
         n, dim, expected = len(batch.ids), batch.vectors.shape[1], self.vector_dim
-        if expected not in (None, dim) and batch.bare is not None and batch.bare.all():
+        if expected not in (None, dim) and batch.vectorless is not None and batch.vectorless.all():
             # Since the batch was prepared, another add gave the index its first vector.
             batch, dim = replace(batch, vectors=np.zeros((n, expected), dtype=np.float32)), expected
         if expected is not None and dim != expected:
@@ -453,7 +457,7 @@ class Rows:
                 batch.timestamps,
                 on_conflict,
                 control,
-                batch.bare,
+                batch.vectorless,
                 for_lists,
             )
         except BaseException as error:

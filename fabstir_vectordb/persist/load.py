@@ -13,7 +13,7 @@ from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
-from fabstir_vectordb.index.contents import BARE, CHANGES, CODES, DOCUMENTS, EXPIRIES, VECTORS, PartKey
+from fabstir_vectordb.index.contents import CHANGES, CODES, DOCUMENTS, EXPIRIES, VECTORLESS, VECTORS, PartKey
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
 from fabstir_vectordb.persist.manifest import Manifest
@@ -425,7 +425,7 @@ def begin_load(manifest: Manifest, settings: PersistSettings) -> NativeIndex | N
             stored_rows=manifest.stored_rows,
             lists=manifest.lists,
             has_codes=CODES in kinds,
-            has_bare=BARE in kinds,
+            has_vectorless=VECTORLESS in kinds,
             rows_per_part=manifest.layout.rows_per_part,
             rows_per_group=manifest.layout.rows_per_group,
         )

@@ -15,7 +15,6 @@ from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (
-    BARE,
     CHANGES,
     CODES,
     DOCUMENTS,
@@ -27,6 +26,7 @@ from fabstir_vectordb.index.contents import (
     LISTS_HEAD,
     TIMESTAMPS,
     TOMBSTONES,
+    VECTORLESS,
     VECTORS,
 )
 from fabstir_vectordb.metadata.schema import Schema, parse_schema
@@ -271,8 +271,8 @@ def _expected(manifest: Manifest, kinds: Collection[int]) -> dict[int, range]:
         expected[GRAPH] = range(first, len(_numbers(manifest.stored_rows, layout.rows_per_group)))
     if manifest.lists:
         expected |= {LISTS: once, LISTS_HEAD: once}
-    if BARE in kinds if manifest.with_vector is None else manifest.with_vector < rows:
-        expected[BARE] = once
+    if VECTORLESS in kinds if manifest.with_vector is None else manifest.with_vector < rows:
+        expected[VECTORLESS] = once
     return expected
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (
-    BARE,
     CHANGES,
     CODES,
     DOCUMENTS,
@@ -25,6 +24,7 @@ from fabstir_vectordb.index.contents import (
     LISTS_HEAD,
     TIMESTAMPS,
     TOMBSTONES,
+    VECTORLESS,
     VECTORS,
     PartKey,
 )
@@ -76,7 +76,7 @@ ROW_KINDS = frozenset({VECTORS, CODES, IDS, TIMESTAMPS})
 """Kinds whose size is proportional to the rows."""
 PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES})
 """Kinds that are no native parts."""
-FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH_HEAD, BARE})
+FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH_HEAD, VECTORLESS})
 """Kinds that a lazy load fetches first: ids, times, tombstones, and codes to find the nearest rows."""
 
 # The name each kind has among the root's files.
@@ -90,7 +90,7 @@ _NAMES: Mapping[int, str] = {
     GRAPH_HEAD: "recent.head",
     LISTS: "historical.list",
     LISTS_HEAD: "historical.head",
-    BARE: "bare",
+    VECTORLESS: "bare",
     DOCUMENTS: "documents",
     EXPIRIES: "expiries",
     CHANGES: "documents.changed",

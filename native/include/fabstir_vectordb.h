@@ -175,11 +175,11 @@ typedef struct fvdb_rows {
     const uint8_t *id_bytes;    /* the ids' UTF-8 bytes, one after the other */
     const uint64_t *id_offsets; /* n + 1 offsets into id_bytes */
     const int64_t *timestamps;  /* n, microseconds since 1970-01-01T00:00:00Z */
-    const uint8_t *bare;        /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
+    const uint8_t *vectorless;  /* n, 1 for a row without a vector, whose place in `vectors` is all zeros; NULL: none */
     uint32_t for_lists;         /* 1: the rows are not linked; see below */
 } fvdb_rows;
 
-/* A bare row has an id, a timestamp and a slot, and is never found by a search.
+/* A vectorless row has an id, a timestamp and a slot, and is never found by a search.
  *
  * Adds recent rows and links them into the graph: all or nothing.                                    [writer, whole]
  * Rows that lists will take need no graph.  for_lists leaves them without one, while the index has none: they are
@@ -267,7 +267,7 @@ fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvd
 
 /* For each slot 1 where its row has no vector, else 0.                                       [reader, whole or lazy]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND. */
-fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
+fvdb_status fvdb_are_vectorless(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
 
 /* The timestamps of slots, n int64 microseconds.  Returns FVDB_OK or FVDB_ERR_NOT_FOUND.     [reader, whole or lazy] */
 fvdb_status fvdb_get_timestamps(fvdb_index *index, const uint32_t *slots, uint32_t n, int64_t *out, fvdb_diag *diag);
@@ -356,7 +356,7 @@ typedef struct fvdb_stats {
     uint64_t graph_rows;         /* rows in the HNSW graph, tombstones and moved rows included; 0 while there is none */
     uint64_t historical;         /* live rows on lists */
     uint64_t historical_deleted; /* tombstones on lists */
-    uint64_t bare;               /* live rows without a vector */
+    uint64_t vectorless;         /* live rows without a vector */
     uint64_t with_vector;        /* rows with one, tombstones included */
     uint64_t moved;              /* rows on lists that the graph still has: a vacuum takes them out */
     uint64_t lists;              /* 0: never trained */
@@ -386,12 +386,12 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag);
 #define FVDB_PART_BIT_CODES 2 /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
-#define FVDB_PART_TOMBSTONES 5 /* always one part over all rows */
-#define FVDB_PART_GRAPH 6      /* present only once there is a graph; those with rows of it */
-#define FVDB_PART_GRAPH_HEAD 7 /* one part: entry point, code parameters; from 1,024 rows with a vector on */
-#define FVDB_PART_LISTS 8      /* one part: which row is on which list; present only with lists */
-#define FVDB_PART_LISTS_HEAD 9 /* one part: centroids and what was measured of them; present only with lists */
-#define FVDB_PART_BARE 10      /* one part over all rows: which have no vector; present only with such rows */
+#define FVDB_PART_TOMBSTONES 5  /* always one part over all rows */
+#define FVDB_PART_GRAPH 6       /* present only once there is a graph; those with rows of it */
+#define FVDB_PART_GRAPH_HEAD 7  /* one part: entry point, code parameters; from 1,024 rows with a vector on */
+#define FVDB_PART_LISTS 8       /* one part: which row is on which list; present only with lists */
+#define FVDB_PART_LISTS_HEAD 9  /* one part: centroids and what was measured of them; present only with lists */
+#define FVDB_PART_VECTORLESS 10 /* one part over all rows: which have no vector; present only with such rows */
 
 typedef struct fvdb_part {
     uint32_t kind; /* FVDB_PART_* */
@@ -431,8 +431,8 @@ typedef struct fvdb_load {
     uint64_t stored_rows; /* rows whose links are in parts, those before the graph among them; rows without steps */
     uint64_t lists;       /* 0: none */
     uint32_t rows_per_part, rows_per_group;
-    uint32_t has_codes; /* 1: there are parts of codes and a head of the graph */
-    uint32_t has_bare;  /* 1: there are rows without a vector */
+    uint32_t has_codes;      /* 1: there are parts of codes and a head of the graph */
+    uint32_t has_vectorless; /* 1: there are rows without a vector */
 } fvdb_load;
 
 /* Loading: fvdb_load_begin on a config makes an index in the state loading.  Parts come in any order, also from several

@@ -345,10 +345,10 @@ fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvd
     return status;
 }
 
-fvdb_status fvdb_are_bare(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
+fvdb_status fvdb_are_vectorless(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
     TRY(enter_read(index, WHOLE | LAZY, diag));
     fvdb_status status = check_slots(index, slots, n, diag);
-    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = store_is_bare(&index->store, slots[i]);
+    for (uint32_t i = 0; i < n && status == FVDB_OK; i++) out[i] = store_is_vectorless(&index->store, slots[i]);
     rwlock_read_done(index->lock);
     return status;
 }

@@ -37,7 +37,7 @@ typedef struct test_rows {
     uint8_t *ids;
     uint64_t *offsets;
     int64_t *times;
-    uint8_t *bare; /* NULL: none */
+    uint8_t *vectorless; /* NULL: none */
     uint32_t *slots, *replaced;
 } test_rows;
 
@@ -62,15 +62,15 @@ static inline test_rows make_rows(uint32_t n, uint32_t dim, const char *prefix, 
 
 /* Each nth row becomes one without a vector. */
 static inline void take_vectors(test_rows *t, uint32_t dim, uint32_t nth) {
-    t->rows.bare = t->bare = calloc(t->rows.n, 1);
+    t->rows.vectorless = t->vectorless = calloc(t->rows.n, 1);
     for (uint32_t i = 0; i < t->rows.n; i += nth) {
-        t->bare[i] = 1;
+        t->vectorless[i] = 1;
         memset(t->vectors + (size_t)i * dim, 0, dim * sizeof(float));
     }
 }
 
 static inline void free_rows(test_rows *t) {
-    free(t->bare);
+    free(t->vectorless);
     free(t->vectors);
     free(t->ids);
     free(t->offsets);

@@ -74,7 +74,7 @@ static void test_a_loaded_index_writes_the_same_parts(void) {
 }
 
 /* Each third row has no vector. */
-static saved make_bare(uint32_t memory, uint32_t rows) {
+static saved make_vectorless(uint32_t memory, uint32_t rows) {
     saved s = {.config = {DIM, FVDB_METRIC_COSINE, memory, 4, 30, 1, 1}};
     fvdb_index *index;
     test_rows t = make_rows(rows, DIM, "row", 0, 3);
@@ -90,7 +90,7 @@ static saved make_bare(uint32_t memory, uint32_t rows) {
 static void test_rows_without_a_vector_are_never_found(void) {
     for (uint32_t memory = 0; memory < 2; memory++) {
         for (uint32_t rows = 60; rows <= 3000; rows += 2940) {
-            saved s = make_bare(memory, rows), again = {0};
+            saved s = make_vectorless(memory, rows), again = {0};
             fvdb_status status;
             fvdb_index *index = load(&s, UINT32_MAX, NULL, 0, &status);
             CHECK(index != NULL);
@@ -110,7 +110,7 @@ static void test_rows_without_a_vector_are_never_found(void) {
             }
             fvdb_stats stats;
             fvdb_get_stats(index, &stats, NULL);
-            CHECK(stats.bare == rows / 3 && stats.live == rows);
+            CHECK(stats.vectorless == rows / 3 && stats.live == rows);
             CHECK(fvdb_vacuum(index, map, rows, NULL, NULL) == FVDB_OK);
             fvdb_free(index);
             free_saved(&s);

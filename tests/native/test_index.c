@@ -143,32 +143,32 @@ static void test_threads_do_not_change_the_index(void) {
 
 /* Neither codes nor graph are made of them: both wait for rows with a vector, and go when too few of these are left. */
 static void test_many_rows_without_a_vector(void) {
-    enum { DIM = 40, BARE = 1500, N = 5000, QUERIES = 50, LEFT = 900 };
+    enum { DIM = 40, VECTORLESS = 1500, N = 5000, QUERIES = 50, LEFT = 900 };
     float *queries = make_vectors(QUERIES, DIM, 20, 99);
     for (uint32_t memory = 0; memory < 2; memory++) {
-        test_rows bare = make_rows(BARE, DIM, "bare", 0, 1), t = make_rows(N, DIM, "row", 0, 5);
+        test_rows vectorless = make_rows(VECTORLESS, DIM, "bare", 0, 1), t = make_rows(N, DIM, "row", 0, 5);
         fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, memory, 2);
         fvdb_stats stats;
-        take_vectors(&bare, DIM, 1);
-        CHECK(add(index, &bare, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+        take_vectors(&vectorless, DIM, 1);
+        CHECK(add(index, &vectorless, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
         fvdb_get_stats(index, &stats, NULL);
-        CHECK(stats.bare == BARE && stats.graph_rows == 0);
+        CHECK(stats.vectorless == VECTORLESS && stats.graph_rows == 0);
         CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
         fvdb_get_stats(index, &stats, NULL);
-        CHECK(stats.bare == BARE && stats.graph_rows == BARE + N);
+        CHECK(stats.vectorless == VECTORLESS && stats.graph_rows == VECTORLESS + N);
         CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) >= 0.95);
         uint32_t slot;
         for (uint32_t i = LEFT; i < N; i++) {
-            if (i == 2000) CHECK(vacuum(index, NULL, FVDB_OK) == BARE + N - (2000 - LEFT));
+            if (i == 2000) CHECK(vacuum(index, NULL, FVDB_OK) == VECTORLESS + N - (2000 - LEFT));
             if (i == 2000) CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) >= 0.95);
             CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, &slot, NULL) == FVDB_OK);
         }
-        CHECK(vacuum(index, NULL, FVDB_OK) == BARE + LEFT);
+        CHECK(vacuum(index, NULL, FVDB_OK) == VECTORLESS + LEFT);
         fvdb_get_stats(index, &stats, NULL);
-        CHECK(stats.bare == BARE && stats.graph_rows == 0);
+        CHECK(stats.vectorless == VECTORLESS && stats.graph_rows == 0);
         CHECK(recall(index, queries, QUERIES, DIM, 10, NULL, 0) == 1);
         fvdb_free(index);
-        free_rows(&bare);
+        free_rows(&vectorless);
         free_rows(&t);
     }
     free(queries);

@@ -64,7 +64,7 @@ ENTRY(fvdb_with_dim) {
     fvdb_free(copy);
     return status;
 }
-ENTRY(fvdb_are_bare) { return fvdb_are_bare(index, room.slots, 0, room.bytes, diag); }
+ENTRY(fvdb_are_vectorless) { return fvdb_are_vectorless(index, room.slots, 0, room.bytes, diag); }
 ENTRY(fvdb_get_timestamps) { return fvdb_get_timestamps(index, room.slots, 0, room.times, diag); }
 ENTRY(fvdb_get_ids) { return fvdb_get_ids(index, room.slots, 0, room.bytes, sizeof room.bytes, room.offsets, diag); }
 ENTRY(fvdb_live_slots) { return fvdb_live_slots(index, 0, room.slots, ROWS, &room.n, diag); }
@@ -124,7 +124,7 @@ static const struct {
     ROW(fvdb_get_vectors, EMPTY | WHOLE),
     ROW(fvdb_get_vectors_of_a_row, EMPTY | WHOLE),
     ROW(fvdb_with_dim, EMPTY), /* rows with a vector fix the dimension */
-    ROW(fvdb_are_bare, EMPTY | WHOLE | LAZY),
+    ROW(fvdb_are_vectorless, EMPTY | WHOLE | LAZY),
     ROW(fvdb_get_timestamps, EMPTY | WHOLE | LAZY),
     ROW(fvdb_get_ids, EMPTY | WHOLE | LAZY),
     ROW(fvdb_live_slots, EMPTY | WHOLE | LAZY),

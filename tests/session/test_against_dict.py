@@ -81,14 +81,17 @@ class SessionAgainstDict(RuleBasedStateMachine):
 
     # ---- what is done
 
-    @initialize(many=st.booleans(), bare_every=st.sampled_from([0, 1, 2, 9]))
-    def begin(self, many: bool, bare_every: int) -> None:
+    @initialize(many=st.booleans(), vectorless_every=st.sampled_from([0, 1, 2, 9]))
+    def begin(self, many: bool, vectorless_every: int) -> None:
         """Sometimes with so many rows that there is a graph; each nth of them, or all, without a vector."""
         if many:
             array = np.random.default_rng(5).integers(-3, 4, (1_200, DIM)).astype(np.float32)
-            vectors = [None if bare_every and row % bare_every == 0 else array[row].tolist() for row in range(1_200)]
+            vectors = [
+                None if vectorless_every and row % vectorless_every == 0 else array[row].tolist()
+                for row in range(1_200)
+            ]
             ids, metadata = [f"row-{row}" for row in range(1_200)], [{"n": row % 6} for row in range(1_200)]
-            self.session.add_batch(ids, vectors if bare_every else array, metadata)
+            self.session.add_batch(ids, vectors if vectorless_every else array, metadata)
             self.rows = {
                 id: Held(vector, value, None) for id, vector, value in zip(ids, vectors, metadata, strict=True)
             }

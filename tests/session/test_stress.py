@@ -257,7 +257,7 @@ async def diverse(session: Session, choose: Choose, chronicle: Chronicle) -> Non
     )
 
 
-def check_long_read(span: Span, seen: list[str], kind: str | None, whole: bool, bare: bool) -> None:
+def check_long_read(span: Span, seen: list[str], kind: str | None, whole: bool, vectorless: bool) -> None:
     """A row that is the same in all states comes once; any other at most once."""
     assert len(seen) == len(set(seen)), "a row came twice"
     if not whole:
@@ -265,7 +265,7 @@ def check_long_read(span: Span, seen: list[str], kind: str | None, whole: bool, 
     first, *others = span.states
     wanted = first.of_kind(kind)
     for id, row in first.alive.items():
-        if id in wanted and (bare or row.vector is not None) and all(s.alive.get(id) is row for s in others):
+        if id in wanted and (vectorless or row.vector is not None) and all(s.alive.get(id) is row for s in others):
             assert id in seen, f"{id} never came"
 
 
@@ -291,7 +291,7 @@ async def stream(session: Session, choose: Choose, chronicle: Chronicle) -> None
     assert [(hit.distance, hit.id) for hit in hits] == sorted((hit.distance, hit.id) for hit in hits)
     for hit in hits:
         span.check(lambda state, hit=hit: is_of(hit, state, query), hit)
-    check_long_read(span, [hit.id for hit in hits], kind, stopped is None and len(hits) < most, bare=False)
+    check_long_read(span, [hit.id for hit in hits], kind, stopped is None and len(hits) < most, vectorless=False)
 
 
 async def scan(session: Session, choose: Choose, chronicle: Chronicle) -> None:
@@ -312,7 +312,7 @@ async def scan(session: Session, choose: Choose, chronicle: Chronicle) -> None:
     assert stopped is None or may_begin_again(span, stopped), stopped
     for row in rows:
         span.check(lambda state, row=row: is_row_of(row, state), row)
-    check_long_read(span, [row.id for row in rows], kind, whole, bare=True)
+    check_long_read(span, [row.id for row in rows], kind, whole, vectorless=True)
 
 
 def is_row_of(row: Any, state: State) -> bool:
@@ -461,10 +461,10 @@ class Writer:
         return self.choose.sample(alive, min(most, len(alive)))
 
     def row(self, id: str) -> Held:
-        bare, expires = self.choose.random() < 0.1, None
+        vectorless, expires = self.choose.random() < 0.1, None
         if self.choose.random() < 0.15:
             expires = self.chronicle.now.now + self.choose.randint(1, 60)
-        vector = None if bare else tuple(self.choose.randint(-9, 9) for _ in range(DIM))
+        vector = None if vectorless else tuple(self.choose.randint(-9, 9) for _ in range(DIM))
         when = NOW if self.choose.random() < 0.5 else 1.0
         return Held(vector, {"id": id, "kind": self.choose.choice(KINDS), **self.written()}, when, expires)
 

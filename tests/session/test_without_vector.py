@@ -31,7 +31,7 @@ async def mixed(uri: str = "memory:", count: int = 3_000, **fields: Any) -> Vect
     return session
 
 
-def bare(id: str) -> bool:
+def vectorless(id: str) -> bool:
     return int(id.split("-")[1]) % 3 == 0
 
 
@@ -46,14 +46,14 @@ async def test_no_search_finds_them(metric: str, memory: str) -> None:
             for options in ({}, {"exact": True}, {"recall_target": 0.95}, {"mmr": 0.5}, {"ef_search": 500}):
                 hits = await session.search(query, 20, threshold=None, **options)
                 assert len(hits) == 20, options
-                assert not any(bare(hit.id) for hit in hits), options
+                assert not any(vectorless(hit.id) for hit in hits), options
             few = await session.search(query, 10, threshold=None, filter={"n": {"$lt": 12}})
             assert len(few) == 8
             none = await session.search(query, 10, threshold=None, filter={"bare": True})
             assert len(none) == 0
         stream = [hit.id async for hit in session.search_stream(rows_of(1, 3)[0], threshold=None)]
         assert len(stream) == 2_000
-        assert not any(map(bare, stream))
+        assert not any(map(vectorless, stream))
         batch = await session.search_batch(rows_of(40, 4), 2_500, threshold=None)
         assert {len(hits) for hits in batch} == {2_000}
         assert (await session.recall(50)).rows == 2_000
@@ -200,7 +200,7 @@ async def test_saved_and_loaded_they_are_the_same(tmp_path: Path, lazy: bool, mo
         assert (await session.get_stats()).without_vector_count == 1_666
         hits = await session.search(query, 30, threshold=None, ef_search=400)
         assert len(hits) == 30
-        assert not any(bare(hit.id) for hit in hits)
+        assert not any(vectorless(hit.id) for hit in hits)
         (row,) = await session.get(["row-9"])
         assert row is not None and row.vector is None
         assert [hit.id for hit in await session.search(query, 30, threshold=None, exact=True)] == exact
@@ -227,7 +227,7 @@ async def test_old_ones_stay_where_they_are() -> None:
         assert result.migrated == 2_000
         hits = await session.search(rows_of(1, 6)[0], 50, threshold=None)
         assert len(hits) == 50
-        assert not any(bare(hit.id) for hit in hits)
+        assert not any(vectorless(hit.id) for hit in hits)
         assert await session.count() == 3_000
         await session.add_batch([f"row-{row}" for row in range(3_000, 3_300)], None)
         await session.optimize()

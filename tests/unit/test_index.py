@@ -59,7 +59,7 @@ def test_rows_without_a_vector_take_the_dimension_that_came_meanwhile() -> None:
     index.add(prepare_batch(IDS, BASE, None, None, lambda: 7, None))
     index.add(batch)
     assert index.live_count == 31
-    assert index.counts.bare == 1
+    assert index.counts.vectorless == 1
 
 
 def test_no_queries_have_any_shape() -> None:

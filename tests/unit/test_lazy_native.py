@@ -216,7 +216,7 @@ NEED_ROWS: dict[str, Callable[[NativeIndex], object]] = {
     "write_part": lambda index: index.write_part(*LAYOUT, VECTORS, 0, 40 + 256 * DIM * 4),
 }
 NEED_IDS: dict[str, Callable[[NativeIndex], object]] = {
-    "are_bare": lambda index: index.are_bare(FIRST_SLOTS),
+    "are_bare": lambda index: index.are_vectorless(FIRST_SLOTS),
     "find": lambda index: index.find(*pack_ids(["row 1"])),
     "get_ids": lambda index: index.get_ids(FIRST_SLOTS),
     "get_timestamps": lambda index: index.get_timestamps(FIRST_SLOTS),

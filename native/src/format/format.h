@@ -29,7 +29,7 @@
  *   LISTS_HEAD   uint32 lists, trained rows, rows in front, zero; uint64 rows since the training; float64 mean error then,
  *                sum of errors since; uint32 lists to look at for each k and recall; then dim float32 lo, dim float32 step
  *                and the codes of the centroids
- *   BARE         bitmap of all rows of the index, 1 = no vector: all zeros in its planes and codes; unused bits zero
+ *   VECTORLESS         bitmap of all rows of the index, 1 = no vector: all zeros in its planes and codes; unused bits zero
  *
  * Rows that came to the graph after its parts were stored may be left out of these: a reader links them again, in the same
  * steps, and gets the same graph.
@@ -64,8 +64,8 @@ typedef struct part_shape {
     uint32_t settled; /* rows before those of the graph; all of them where there is none */
     uint32_t stored;  /* rows before the first whose links are not stored; `rows` where there is no graph */
     uint32_t lists;
-    bool coded;    /* enough rows have a vector for codes */
-    bool has_bare; /* rows without a vector */
+    bool coded;          /* enough rows have a vector for codes */
+    bool has_vectorless; /* rows without a vector */
 } part_shape;
 static inline uint32_t format_rows_per_part(part_layout layout, uint32_t kind) {
     return kind == FVDB_PART_VECTORS ? layout.rows : layout.group;
@@ -99,7 +99,7 @@ typedef struct part_numbers {
 static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
     const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_BIT_CODES;
-    if (shape.rows == 0 || (kind == FVDB_PART_BARE && !shape.has_bare) || (of_lists && shape.lists == 0) ||
+    if (shape.rows == 0 || (kind == FVDB_PART_VECTORLESS && !shape.has_vectorless) || (of_lists && shape.lists == 0) ||
         (of_codes && !shape.coded) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
         return (part_numbers){0, 0};
     if (format_is_whole(kind)) return (part_numbers){0, 1};
@@ -135,7 +135,7 @@ typedef struct part_header {
 } part_header;
 /* Checks a header against what is being loaded; the reader is at the payload then. */
 fvdb_status format_read_header(const fvdb_index *index, reader *r, part_header *h, fvdb_diag *diag);
-/* Ids, timestamps, tombstones and which rows are bare, of parts that all came. */
+/* Ids, timestamps, tombstones and which rows are vectorless, of parts that all came. */
 fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag);
 /* The code parameters alone. */
 fvdb_status format_read_book(fvdb_index *index, fvdb_diag *diag);
@@ -143,7 +143,7 @@ fvdb_status format_read_book(fvdb_index *index, fvdb_diag *diag);
 fvdb_status format_check_came(const struct loading *l, uint32_t kind, fvdb_diag *diag);
 /* Finite, not zero under cosine, and split the one way that rows are split: a second pair of halves for the same value
  * would make two CIDs of one index.  x, high2, low2: room. */
-bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x,
+bool format_row_is_sound(const store *s, bool vectorless, const uint16_t *high, const uint16_t *low, float *x,
                          uint16_t *high2, uint16_t *low2);
 
 fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, fvdb_index **out, fvdb_diag *diag);

@@ -29,7 +29,7 @@ static void drop_payloads(struct loading *l) {
 
 fvdb_status format_load_lazy(fvdb_index *index, fvdb_diag *diag) {
     static const uint32_t needed[] = {FVDB_PART_BIT_CODES,  FVDB_PART_IDS,        FVDB_PART_TIMESTAMPS,
-                                      FVDB_PART_TOMBSTONES, FVDB_PART_GRAPH_HEAD, FVDB_PART_BARE};
+                                      FVDB_PART_TOMBSTONES, FVDB_PART_GRAPH_HEAD, FVDB_PART_VECTORLESS};
     struct loading *l = index->loading;
     if (!l->shape.coded)
         return FAIL(diag, FVDB_ERR_ARGUMENT, "the index has too few rows with a vector to have bit codes");
@@ -64,7 +64,7 @@ fvdb_status format_part_check(const fvdb_index *index, const uint8_t *bytes, uin
     TRY(format_part_open(index, bytes, size, &rows, diag));
     for (uint32_t row = 0; row < rows.n; row++) {
         part_row(&rows, s->dim, row, high, low);
-        if (!format_row_is_sound(s, store_is_bare(s, rows.first + row), high, low, x, high2, low2))
+        if (!format_row_is_sound(s, store_is_vectorless(s, rows.first + row), high, low, x, high2, low2))
             return FAIL_AT(diag, FVDB_ERR_FORMAT,
                            "a vector is not finite, zero under cosine, or not split into nearest halves",
                            rows.first + row, 0, 0);

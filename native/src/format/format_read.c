@@ -77,7 +77,7 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
     TRY(index_create(config, &index, diag));
     const part_shape shape = {(uint32_t)load->rows,        (uint32_t)(load->rows - load->graph_rows),
                               (uint32_t)load->stored_rows, (uint32_t)load->lists,
-                              load->has_codes != 0,        load->has_bare != 0};
+                              load->has_codes != 0,        load->has_vectorless != 0};
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
@@ -220,18 +220,18 @@ static fvdb_status read_timestamps(fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status read_bare(fvdb_index *index, fvdb_diag *diag) {
+static fvdb_status read_vectorless(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     const size_t size = byte_bits_size(l->shape.rows);
-    if (l->numbers[FVDB_PART_BARE].end == 0) return FVDB_OK;
-    reader r = payload_of(l, FVDB_PART_BARE, 0);
+    if (l->numbers[FVDB_PART_VECTORLESS].end == 0) return FVDB_OK;
+    reader r = payload_of(l, FVDB_PART_VECTORLESS, 0);
     REQUIRE(r.left == size, "the marks of rows without a vector have another size");
     const uint8_t *bits = read_bytes(&r, size);
     REQUIRE(byte_bits_padded(bits, l->shape.rows), "a row without a vector is past the last row");
-    TRY(store_reserve_bare(&index->store, l->shape.rows, diag));
+    TRY(store_reserve_vectorless(&index->store, l->shape.rows, diag));
     for (uint32_t slot = 0; slot < l->shape.rows; slot++)
-        if (byte_bit_get(bits, slot)) store_mark_bare(&index->store, slot);
-    REQUIRE(index->store.bare_count, "no row is without a vector");
+        if (byte_bit_get(bits, slot)) store_mark_vectorless(&index->store, slot);
+    REQUIRE(index->store.vectorless_count, "no row is without a vector");
     return FVDB_OK;
 }
 
@@ -270,11 +270,11 @@ static bool all_zero(const uint16_t *halves, uint32_t dim) {
     return any == 0;
 }
 
-bool format_row_is_sound(const store *s, bool bare, const uint16_t *high, const uint16_t *low, float *x,
+bool format_row_is_sound(const store *s, bool vectorless, const uint16_t *high, const uint16_t *low, float *x,
                          uint16_t *high2, uint16_t *low2) {
     uint32_t component;
     s->kernels->join_planes(high, low, s->dim, x);
-    if (bare) return all_zero(high, s->dim) && all_zero(low, s->dim);
+    if (vectorless) return all_zero(high, s->dim) && all_zero(low, s->dim);
     if (store_check_vector(s, x, &component) != FVDB_OK) return false;
     s->kernels->split_planes(x, s->dim, high2, low2);
     return memcmp(high, high2, s->dim * sizeof *high) == 0 && memcmp(low, low2, s->dim * sizeof *low) == 0;
@@ -287,8 +287,8 @@ static void check_planes_item(void *context, uint32_t worker, uint32_t item) {
     uint16_t high[FVDB_DIM_MAX], low[FVDB_DIM_MAX];
     uint32_t end = min_u32(job->s->n, (item + 1) * LOADED_ROWS_PER_ITEM);
     for (uint32_t slot = item * LOADED_ROWS_PER_ITEM; slot < end; slot++) {
-        if (format_row_is_sound(job->s, store_is_bare(job->s, slot), store_high(job->s, slot), store_low(job->s, slot),
-                                x, high, low))
+        if (format_row_is_sound(job->s, store_is_vectorless(job->s, slot), store_high(job->s, slot),
+                                store_low(job->s, slot), x, high, low))
             continue;
         uint32_t seen = __atomic_load_n(&job->bad_row, __ATOMIC_RELAXED);
         while (slot < seen &&
@@ -397,7 +397,7 @@ static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, uint32_t *numb
         for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->shape.rows + slot] << (8 * b);
         if (number > l->shape.lists) return BAD_ROW("a row is on a list that is none", slot);
         if (number == 0) continue;
-        if (store_is_bare(&index->store, slot)) return BAD_ROW("a row without a vector is on a list", slot);
+        if (store_is_vectorless(&index->store, slot)) return BAD_ROW("a row without a vector is on a list", slot);
         slots[n] = slot;
         numbers[n++] = number - 1;
     }
@@ -566,7 +566,7 @@ static fvdb_status check_all_came(const struct loading *l, fvdb_diag *diag) {
 fvdb_status format_read_rows(fvdb_index *index, fvdb_diag *diag) {
     TRY(read_ids(index, diag));
     TRY(read_timestamps(index, diag));
-    TRY(read_bare(index, diag));
+    TRY(read_vectorless(index, diag));
     TRY(read_tombstones(index, diag));
     index->store.n = index->loading->shape.rows;
     REQUIRE(index->loading->shape.coded == (store_with_vector(&index->store) >= CODES_FIRST_ROWS),

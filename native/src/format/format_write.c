@@ -54,7 +54,7 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span 
     case FVDB_PART_IDS: return (uint64_t)s.n * sizeof(uint16_t) + id_offsets[s.first + s.n] - id_offsets[s.first];
     case FVDB_PART_TIMESTAMPS: return TIMESTAMPS_HEAD_BYTES + (uint64_t)s.n * timestamps_width(&st->times, s, &low);
     case FVDB_PART_TOMBSTONES:
-    case FVDB_PART_BARE: return byte_bits_size(s.n);
+    case FVDB_PART_VECTORLESS: return byte_bits_size(s.n);
     case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
     case FVDB_PART_GRAPH_HEAD: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
     case FVDB_PART_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
@@ -192,7 +192,7 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
     case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
     case FVDB_PART_GRAPH_HEAD: write_graph_head(w, index); return;
     case FVDB_PART_LISTS: write_lists(w, index); return;
-    case FVDB_PART_BARE: write_bits(w, (const uint64_t *)st->bare.base, st->n, false); return;
+    case FVDB_PART_VECTORLESS: write_bits(w, (const uint64_t *)st->vectorless.base, st->n, false); return;
     default: write_lists_head(w, index); return;
     }
 }
@@ -202,7 +202,8 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
 static part_shape shape_of(const fvdb_index *index) {
     const store *s = &index->store;
     const uint32_t settled = hnsw_rows(&index->graph) ? index->graph.first : s->n;
-    return (part_shape){s->n, settled, s->n, index->lists.centroids.nlist, s->book.trained_rows > 0, s->bare_count > 0};
+    return (part_shape){
+        s->n, settled, s->n, index->lists.centroids.nlist, s->book.trained_rows > 0, s->vectorless_count > 0};
 }
 
 fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,

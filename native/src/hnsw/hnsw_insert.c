@@ -177,7 +177,7 @@ static void offer_peers(batch *b, search_scratch *w, uint32_t level, uint32_t ro
             n = 0;
         }
         uint32_t u = b->upper[peer - b->first];
-        if (peer == row || store_is_bare(b->s, peer)) continue;
+        if (peer == row || store_is_vectorless(b->s, peer)) continue;
         if (level && (u == FVDB_NO_SLOT || hnsw_upper_level(b->g, u) < level)) continue;
         slots[n] = peer;
         nodes[n++] = level ? u : peer;
@@ -190,7 +190,7 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
     search_scratch *w = b->scratch[worker];
     hnsw *g = b->g;
     uint32_t row = b->first + item, u = b->upper[item];
-    if (store_is_bare(b->s, row)) return; /* a node without links: no walk comes there */
+    if (store_is_vectorless(b->s, row)) return; /* a node without links: no walk comes there */
     uint32_t top = u == FVDB_NO_SLOT ? 0 : hnsw_upper_level(g, u), entry = FVDB_NO_SLOT, links[HNSW_M0_MAX];
     float x[FVDB_DIM_MAX];
     store_get(b->s, row, x);
@@ -296,7 +296,7 @@ static fvdb_status merge_edges(batch *b, thread_pool *c, hnsw_undo *undo, fvdb_d
 static fvdb_status append_batch_nodes(batch *b, fvdb_diag *diag) {
     TRY(hnsw_reserve(b->g, b->end, diag));
     for (uint32_t slot = b->first; slot < b->end; slot++) {
-        uint32_t level = store_is_bare(b->s, slot) ? 0 : hnsw_draw_level(b->g->M, slot);
+        uint32_t level = store_is_vectorless(b->s, slot) ? 0 : hnsw_draw_level(b->g->M, slot);
         b->upper[slot - b->first] = level ? b->g->upper_n : FVDB_NO_SLOT;
         if (level) TRY(hnsw_append_upper(b->g, slot, level, diag));
     }
@@ -381,7 +381,7 @@ static void find_place(void *context, uint32_t worker, uint32_t item) {
     const refining *r = context;
     search_scratch *w = r->b.scratch[worker];
     edges_of(&r->b)[item] = item;
-    if (store_is_bare(r->b.s, r->b.first + item)) return;
+    if (store_is_vectorless(r->b.s, r->b.first + item)) return;
     ask_for_row(r, w, r->b.first + item);
     edges_of(&r->b)[item] = (uint64_t)hnsw_descend(w, 1) << 32 | item;
 }
@@ -394,7 +394,7 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     uint32_t item = (uint32_t)edges_of(&r->b)[place], row = r->b.first + item, links[HNSW_M0_MAX], kept = 0;
     float distances[HNSW_M0_MAX];
     if (control_cancelled(r->range->control)) return;
-    if (store_is_bare(r->b.s, row)) {
+    if (store_is_vectorless(r->b.s, row)) {
         links_of(r, item)[0] = 0;
         return;
     }

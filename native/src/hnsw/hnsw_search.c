@@ -141,7 +141,7 @@ static void score_nodes(const search_scratch *w, uint32_t level, const uint32_t 
 /* Without upper rows walks begin at the first row that may have links. */
 static uint32_t first_with_vector(const search_scratch *w) {
     for (uint32_t slot = w->g->first; slot < w->g->n; slot++)
-        if (!store_is_bare(w->s, slot)) return slot;
+        if (!store_is_vectorless(w->s, slot)) return slot;
     return FVDB_NO_SLOT;
 }
 

@@ -100,7 +100,7 @@ fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, f
     if (store_with_vector(&index->store)) return FAIL(diag, FVDB_ERR_ARGUMENT, "a row has a vector, so dim is fixed");
     fvdb_index *copy;
     TRY(index_create(config, &copy, diag));
-    fvdb_status status = store_copy_bare(&index->store, &copy->store, diag);
+    fvdb_status status = store_copy_vectorless(&index->store, &copy->store, diag);
     if (status == FVDB_OK) *out = copy;
     else index_free(copy);
     return status;
@@ -119,7 +119,7 @@ void index_assert(const fvdb_index *index) {
     if (index->state != INDEX_WHOLE && index->state != INDEX_LAZY) return;
     assert(!index->loading == (index->state == INDEX_WHOLE) && !index->bit_codes.s == (index->state == INDEX_WHOLE));
     assert(s->ids.n == s->n && s->times.n == s->n && s->ids.linked == s->live_count);
-    assert(s->found_count <= s->live_count && s->live_count <= s->n && s->bare_count <= s->n);
+    assert(s->found_count <= s->live_count && s->live_count <= s->n && s->vectorless_count <= s->n);
     if (index->state == INDEX_LAZY) return;
     assert(s->high.used == (size_t)s->n * s->dim16 * sizeof(uint16_t) && s->low.used == s->high.used);
     assert(hnsw_rows(g) == 0 || g->n == s->n);
@@ -132,7 +132,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     *out = (fvdb_stats){.rows = s->n, .live = s->live_count, .graph_rows = hnsw_rows(&index->graph)};
     out->historical = lists->live;
     out->historical_deleted = lists->n - lists->live;
-    out->bare = s->live_count - s->found_count;
+    out->vectorless = s->live_count - s->found_count;
     out->with_vector = store_with_vector(s);
     out->moved = index_moved(index);
     out->lists = lists->centroids.nlist;
@@ -147,7 +147,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);
     mutex_lock(&index->idle_lock);
-    out->bytes_scratch = sizeof *index + region_resident(&s->live) + region_resident(&s->bare) +
+    out->bytes_scratch = sizeof *index + region_resident(&s->live) + region_resident(&s->vectorless) +
                          region_resident(&s->found) + index->idle_bytes;
     mutex_unlock(&index->idle_lock);
     out->bytes_total = out->bytes_vectors + out->bytes_codes + out->bytes_graph + out->bytes_lists + out->bytes_ids +

@@ -29,7 +29,7 @@ static fvdb_status check_row(const store *s, const fvdb_rows *rows, uint32_t i, 
     uint64_t at = rows->id_offsets[i], end = rows->id_offsets[i + 1];
     *component = 0;
     if (end < at || !id_valid(rows->id_bytes + at, (size_t)(end - at))) return FVDB_ERR_ID;
-    if (rows->bare && rows->bare[i]) return check_zeros(s, rows->vectors + (size_t)i * s->dim, component);
+    if (rows->vectorless && rows->vectorless[i]) return check_zeros(s, rows->vectors + (size_t)i * s->dim, component);
     return store_check_vector(s, rows->vectors + (size_t)i * s->dim, component);
 }
 

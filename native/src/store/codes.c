@@ -51,7 +51,7 @@ void coded_row(const store *s, uint32_t slot, float *x) {
     static const double zeros[FVDB_DIM_MAX];
     double dot, norm2;
     s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
-    if (norm2 == 0) return; /* a bare row */
+    if (norm2 == 0) return; /* a vectorless row */
     double inv = 1.0 / sqrt(norm2);
     for (uint32_t d = 0; d < s->dim; d++) x[d] = (float)((double)x[d] * inv);
 }
@@ -70,7 +70,7 @@ static void train_block(void *context, uint32_t worker, uint32_t block) {
     float *x = job->rows + (size_t)worker * s->dim64;
     uint32_t end = min_u32(job->n, (block + 1) * TRAIN_ROWS_PER_BLOCK);
     for (uint32_t slot = block * TRAIN_ROWS_PER_BLOCK; slot < end; slot++) {
-        if (store_is_bare(s, slot)) continue;
+        if (store_is_vectorless(s, slot)) continue;
         coded_row(s, slot, x);
         for (uint32_t d = 0; d < s->dim; d++) {
             sum[d] += x[d];
@@ -90,7 +90,7 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, thread_pool *
     }
     thread_pool_run(c, train_block, &job, blocks);
     uint32_t with_vector = 0;
-    for (uint32_t slot = 0; slot < n; slot++) with_vector += !store_is_bare(s, slot);
+    for (uint32_t slot = 0; slot < n; slot++) with_vector += !store_is_vectorless(s, slot);
     for (uint32_t d = 0; d < s->dim; d++) {
         double sum = 0, square = 0;
         /* Blocks are fixed and added in order: threads never change a bit of the result. */
@@ -140,7 +140,7 @@ static void encode_item(void *context, uint32_t worker, uint32_t item) {
             norm2 += (double)decoded[d] * decoded[d];
             error2 += off * off;
         }
-        if (!store_is_bare(s, slot)) largest = error2 > largest ? error2 : largest;
+        if (!store_is_vectorless(s, slot)) largest = error2 > largest ? error2 : largest;
         if (s->metric == FVDB_METRIC_L2) ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
     }
     raise_to(&job->error_bits, sqrt(largest));

@@ -66,7 +66,7 @@ static void find_near(void *context, uint32_t worker, uint32_t block) {
     const uint32_t end = min_u32(j->n, (block + 1) * JUDGED_ROWS);
     asked *found = j->found + (size_t)block * j->n_asked;
     for (uint32_t slot = block * JUDGED_ROWS; slot < end; slot++) {
-        if (store_is_bare(s, slot)) continue;
+        if (store_is_vectorless(s, slot)) continue;
         for (uint32_t i = 0; i < j->n_asked; i++) {
             if (slot == j->asked[i].slot) continue;
             const hit h = {scorer_exact(&j->scorers[i], slot), slot};
@@ -123,7 +123,7 @@ static void count_before(void *context, uint32_t worker, uint32_t block) {
             look(j, way, i, &j->workers[worker], first, n, seem);
             for (uint32_t row = 0; row < n; row++) {
                 const uint32_t slot = first + row;
-                if (seem[row] > farthest || slot == a->slot || store_is_bare(s, slot)) continue;
+                if (seem[row] > farthest || slot == a->slot || store_is_vectorless(s, slot)) continue;
                 /* Rows as near as the last are as good an answer. */
                 if (scorer_exact(&j->scorers[i], slot) <= a->near[a->n - 1].distance) continue;
                 for (uint32_t h = 0; h < a->n; h++) before[h] += seem[row] <= a->seem[way][h];
@@ -152,7 +152,7 @@ static fvdb_status choose(judge *j) {
     float x[FVDB_DIM_MAX];
     for (uint32_t i = 0; i < wanted; i++) {
         uint32_t slot = (uint32_t)(((uint64_t)2 * i + 1) * j->n / (2 * wanted));
-        while (slot < j->n && store_is_bare(j->s, slot)) slot++;
+        while (slot < j->n && store_is_vectorless(j->s, slot)) slot++;
         if (slot == j->n) continue;
         if (scorer_init(&j->scorers[j->n_asked], j->s) != FVDB_OK) return FVDB_ERR_MEMORY;
         store_get(j->s, slot, x);

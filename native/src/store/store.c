@@ -31,7 +31,7 @@ void store_free(store *s) {
     region_free(&s->codes);
     region_free(&s->code_norm2);
     region_free(&s->live);
-    region_free(&s->bare);
+    region_free(&s->vectorless);
     region_free(&s->found);
     codebook_free(&s->book);
     id_map_free(&s->ids);
@@ -62,10 +62,10 @@ fvdb_status store_check_vector(const store *s, const float *x, uint32_t *compone
     return some == 0 && s->metric == FVDB_METRIC_COSINE ? FVDB_ERR_ZERO_VECTOR : FVDB_OK;
 }
 
-/* `bare` comes last: where it is, `found` is as long. */
-static bool resize_bare(store *s, size_t n) {
+/* `vectorless` comes last: where it is, `found` is as long. */
+static bool resize_vectorless(store *s, size_t n) {
     const size_t bytes = (n + 63) / 64 * sizeof(uint64_t);
-    return region_resize(&s->found, bytes) && region_resize(&s->bare, bytes);
+    return region_resize(&s->found, bytes) && region_resize(&s->vectorless, bytes);
 }
 
 /* Sets the size of every per-row region.  Shrinking cannot fail; a failed growth leaves some regions longer than n
@@ -73,7 +73,8 @@ static bool resize_bare(store *s, size_t n) {
 static bool resize_rows(store *s, size_t n) {
     size_t plane = n * s->dim16 * sizeof(uint16_t), coded = store_has_codes(s) ? n : 0;
     return region_resize(&s->high, plane) && region_resize(&s->low, plane) &&
-           region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) && (!s->bare.used || resize_bare(s, n)) &&
+           region_resize(&s->live, (n + 63) / 64 * sizeof(uint64_t)) &&
+           (!s->vectorless.used || resize_vectorless(s, n)) &&
            region_resize(&s->inv_norm, (wants_inv_norm(s) ? n : 0) * sizeof(float)) &&
            region_resize(&s->codes, coded * s->code_bytes) &&
            region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float));
@@ -127,9 +128,9 @@ static void fill_rows(append_job *job, thread_pool *c) {
     thread_pool_run(c, append_item, job, (job->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
 }
 
-static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) {
-    for (uint32_t i = 0; rows->bare && i < n; i++)
-        if (rows->bare[picked[i]]) return true;
+static bool any_vectorless(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) {
+    for (uint32_t i = 0; rows->vectorless && i < n; i++)
+        if (rows->vectorless[picked[i]]) return true;
     return false;
 }
 
@@ -137,7 +138,7 @@ static bool any_bare(const fvdb_rows *rows, const uint32_t *picked, uint32_t n) 
 static fvdb_status prepare_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n,
                                   uint64_t id_bytes, fvdb_diag *diag) {
     TRY(store_reserve(s, s->n + n, id_bytes, diag));
-    if (any_bare(rows, picked, n)) TRY(store_reserve_bare(s, s->n + n, diag));
+    if (any_vectorless(rows, picked, n)) TRY(store_reserve_vectorless(s, s->n + n, diag));
     int64_t *us = mem_alloc_array(n, sizeof *us);
     if (!us) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) us[i] = rows->timestamps[picked[i]];
@@ -156,7 +157,7 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
     for (uint32_t i = 0; i < n; i++) {
         uint64_t at = rows->id_offsets[picked[i]];
         id_map_append(&s->ids, rows->id_bytes + at, (size_t)(rows->id_offsets[picked[i] + 1] - at));
-        if (rows->bare && rows->bare[picked[i]]) store_mark_bare(s, s->n + i);
+        if (rows->vectorless && rows->vectorless[picked[i]]) store_mark_vectorless(s, s->n + i);
     }
     append_job job = {s, rows, picked, s->n, n};
     fill_rows(&job, c);
@@ -164,25 +165,25 @@ fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked
     return FVDB_OK;
 }
 
-fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag) {
-    const bool first = s->bare.used == 0;
-    if (!resize_bare(s, n)) return FAIL_MEMORY(diag);
+fvdb_status store_reserve_vectorless(store *s, uint32_t n, fvdb_diag *diag) {
+    const bool first = s->vectorless.used == 0;
+    if (!resize_vectorless(s, n)) return FAIL_MEMORY(diag);
     if (first && s->live.used)
         memcpy(s->found.base, s->live.base, s->live.used < s->found.used ? s->live.used : s->found.used);
     return FVDB_OK;
 }
 
-void store_mark_bare(store *s, uint32_t slot) {
-    assert(!store_is_bare(s, slot));
-    bit_set((uint64_t *)s->bare.base, slot);
-    s->bare_count++;
+void store_mark_vectorless(store *s, uint32_t slot) {
+    assert(!store_is_vectorless(s, slot));
+    bit_set((uint64_t *)s->vectorless.base, slot);
+    s->vectorless_count++;
 }
 
 uint32_t store_rows_with_vector(const store *s, uint64_t count) {
     if (count > store_with_vector(s)) return FVDB_NO_SLOT;
-    if (s->bare_count == 0) return (uint32_t)count;
+    if (s->vectorless_count == 0) return (uint32_t)count;
     uint32_t slot = 0;
-    for (uint64_t seen = 0; seen < count; slot++) seen += !store_is_bare(s, slot);
+    for (uint64_t seen = 0; seen < count; slot++) seen += !store_is_vectorless(s, slot);
     return slot;
 }
 
@@ -191,8 +192,8 @@ void store_make_live(store *s, uint32_t slot) {
     id_map_link(&s->ids, slot);
     bit_set(store_live(s), slot);
     s->live_count++;
-    if (store_is_bare(s, slot)) return;
-    if (s->bare.used) bit_set((uint64_t *)s->found.base, slot);
+    if (store_is_vectorless(s, slot)) return;
+    if (s->vectorless.used) bit_set((uint64_t *)s->found.base, slot);
     s->found_count++;
 }
 
@@ -201,15 +202,15 @@ void store_make_tombstone(store *s, uint32_t slot) {
     id_map_unlink(&s->ids, slot);
     bit_clear(store_live(s), slot);
     s->live_count--;
-    if (store_is_bare(s, slot)) return;
-    if (s->bare.used) bit_clear((uint64_t *)s->found.base, slot);
+    if (store_is_vectorless(s, slot)) return;
+    if (s->vectorless.used) bit_clear((uint64_t *)s->found.base, slot);
     s->found_count--;
 }
 
 void store_truncate(store *s, uint32_t n) {
-    for (uint32_t slot = n; slot < s->n && s->bare.used; slot++) {
-        s->bare_count -= store_is_bare(s, slot);
-        bit_clear((uint64_t *)s->bare.base, slot);
+    for (uint32_t slot = n; slot < s->n && s->vectorless.used; slot++) {
+        s->vectorless_count -= store_is_vectorless(s, slot);
+        bit_clear((uint64_t *)s->vectorless.base, slot);
     }
     id_map_truncate(&s->ids, n);
     timestamps_truncate(&s->times, n);
@@ -280,12 +281,14 @@ static void permute_bits(region *r, const uint32_t *from, uint32_t n, reordering
     memcpy(r->base, a->marks, r->used);
 }
 
-/* What follows from the live and the bare rows, after they got other slots or there are fewer. */
+/* What follows from the live and the vectorless rows, after they got other slots or there are fewer. */
 static void derive_found(store *s) {
-    const uint64_t *live = store_live(s), *bare = (const uint64_t *)s->bare.base;
-    for (size_t w = 0; w < s->bare.used / sizeof *bare; w++) ((uint64_t *)s->found.base)[w] = live[w] & ~bare[w];
-    s->bare_count = 0;
-    for (uint32_t slot = 0; slot < s->n && s->bare.used; slot++) s->bare_count += store_is_bare(s, slot);
+    const uint64_t *live = store_live(s), *vectorless = (const uint64_t *)s->vectorless.base;
+    for (size_t w = 0; w < s->vectorless.used / sizeof *vectorless; w++)
+        ((uint64_t *)s->found.base)[w] = live[w] & ~vectorless[w];
+    s->vectorless_count = 0;
+    for (uint32_t slot = 0; slot < s->n && s->vectorless.used; slot++)
+        s->vectorless_count += store_is_vectorless(s, slot);
 }
 
 static void exchange_times(store *s, reordering *a) {
@@ -298,7 +301,7 @@ void store_reorder(store *s, reordering *a) {
     permute_all(s, a->order, a->n, a->marks);
     exchange_times(s, a);
     permute_bits(&s->live, a->order, a->kept, a);
-    permute_bits(&s->bare, a->order, a->n, a);
+    permute_bits(&s->vectorless, a->order, a->n, a);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->kept, store_live(s));
     s->n = a->kept;
     derive_found(s);
@@ -310,13 +313,13 @@ void store_reorder_back(store *s, reordering *a) {
     memset(s->live.base, 0, s->live.used);
     for (uint32_t slot = 0; slot < a->n; slot++)
         if (a->map[slot] < a->kept) bit_set(store_live(s), slot);
-    permute_bits(&s->bare, a->map, a->n, a);
+    permute_bits(&s->vectorless, a->map, a->n, a);
     id_map_exchange(&s->ids, &a->id_bytes, &a->id_offsets, a->n, store_live(s));
     s->n = a->n;
     derive_found(s);
 }
 
-fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
+fvdb_status store_copy_vectorless(const store *from, store *to, fvdb_diag *diag) {
     reordering a;
     if (from->n == 0) return FVDB_OK;
     TRY(reordering_alloc(&a, from->n, diag));
@@ -324,10 +327,10 @@ fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
     a.kept = from->n;
     fvdb_status status = reordering_prepare(&a, from, diag);
     if (status == FVDB_OK) status = store_reserve(to, from->n, 0, diag);
-    if (status == FVDB_OK) status = store_reserve_bare(to, from->n, diag);
+    if (status == FVDB_OK) status = store_reserve_vectorless(to, from->n, diag);
     if (status == FVDB_OK) {
         memcpy(to->live.base, from->live.base, to->live.used);
-        memcpy(to->bare.base, from->bare.base, to->bare.used);
+        memcpy(to->vectorless.base, from->vectorless.base, to->vectorless.used);
         exchange_times(to, &a);
         id_map_exchange(&to->ids, &a.id_bytes, &a.id_offsets, a.kept, store_live(to));
         to->n = from->n;
@@ -339,7 +342,7 @@ fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag) {
 }
 
 void store_reordered(store *s) {
-    for (uint32_t slot = s->n; slot % 64 && s->bare.used; slot++) bit_clear((uint64_t *)s->bare.base, slot);
+    for (uint32_t slot = s->n; slot % 64 && s->vectorless.used; slot++) bit_clear((uint64_t *)s->vectorless.base, slot);
     resize_rows(s, s->n);
 }
 

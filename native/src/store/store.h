@@ -105,11 +105,11 @@ typedef struct store {
     codebook book;
     id_map ids;
     timestamps times;
-    region live;          /* bitmap over n rows, whole words */
-    region bare;          /* the same of rows without a vector; none while there never was one */
-    region found;         /* where `bare` is: rows that are live and have a vector */
-    uint32_t found_count; /* how many these are; live_count where there is no `bare` */
-    uint32_t bare_count;  /* rows without a vector, tombstones included */
+    region live;               /* bitmap over n rows, whole words */
+    region vectorless;         /* the same of rows without a vector; none while there never was one */
+    region found;              /* where `vectorless` is: rows that are live and have a vector */
+    uint32_t found_count;      /* how many these are; live_count where there is no `vectorless` */
+    uint32_t vectorless_count; /* rows without a vector, tombstones included */
 } store;
 
 static inline const uint16_t *store_high(const store *s, uint32_t slot) {
@@ -122,15 +122,15 @@ static inline const uint8_t *store_code(const store *s, uint32_t slot) {
     return s->codes.base + (size_t)slot * s->code_bytes;
 }
 static inline uint64_t *store_live(const store *s) { return (uint64_t *)s->live.base; }
-static inline bool store_is_bare(const store *s, uint32_t slot) {
-    return s->bare.used && bit_get((const uint64_t *)s->bare.base, slot);
+static inline bool store_is_vectorless(const store *s, uint32_t slot) {
+    return s->vectorless.used && bit_get((const uint64_t *)s->vectorless.base, slot);
 }
 /* Rows that searches may find. */
 static inline const uint64_t *store_found(const store *s) {
-    return (const uint64_t *)(s->bare.used ? s->found.base : s->live.base);
+    return (const uint64_t *)(s->vectorless.used ? s->found.base : s->live.base);
 }
 /* Rows with a vector, tombstones included: what codes are trained on. */
-static inline uint32_t store_with_vector(const store *s) { return s->n - s->bare_count; }
+static inline uint32_t store_with_vector(const store *s) { return s->n - s->vectorless_count; }
 static inline bool store_has_codes(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->book.trained_rows; }
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
@@ -144,13 +144,13 @@ fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *di
 /* Appends rows, not live and with unlinked ids; the vectors were checked.  All or nothing. */
 fvdb_status store_append(store *s, const fvdb_rows *rows, const uint32_t *picked, uint32_t n, uint64_t id_bytes,
                          thread_pool *c, fvdb_diag *diag);
-/* Room for marks of bare rows among n; then marks one of them, zeros in its planes. */
-fvdb_status store_reserve_bare(store *s, uint32_t n, fvdb_diag *diag);
-void store_mark_bare(store *s, uint32_t slot);
+/* Room for marks of vectorless rows among n; then marks one of them, zeros in its planes. */
+fvdb_status store_reserve_vectorless(store *s, uint32_t n, fvdb_diag *diag);
+void store_mark_vectorless(store *s, uint32_t slot);
 /* The fewest rows from the first on of which `count` have a vector; FVDB_NO_SLOT where not so many do. */
 uint32_t store_rows_with_vector(const store *s, uint64_t count);
-/* The rows of a store that are all bare, tombstones among them, into an empty one of another dimension: all or nothing. */
-fvdb_status store_copy_bare(const store *from, store *to, fvdb_diag *diag);
+/* The rows of a store that are all vectorless, tombstones among them, into an empty one of another dimension: all or nothing. */
+fvdb_status store_copy_vectorless(const store *from, store *to, fvdb_diag *diag);
 /* Makes an appended row visible, or a visible one a tombstone. */
 void store_make_live(store *s, uint32_t slot);
 void store_make_tombstone(store *s, uint32_t slot);
