@@ -4,8 +4,18 @@
  *
  * prints one JSON object.  Each case runs for at least MILLISECONDS; `ns` is per row.  Rows come from the cache (so
  * few that they fit the first level), from memory in order, or from memory in random order, in calls of CALL_ROWS rows,
- * about what a step of a walk scores.  Compiled and run by bench_kernels.py. */
-#include "kernels/kernels.h"
+ * about what a step of a walk scores.
+ *
+ *     bench_kernels ROWS DIM TABLE KERNEL PASSES
+ *
+ * calls one kernel on all rows PASSES times and prints nothing, for a tool that counts instructions.
+ * Compiled and run by bench_kernels.py. */
+#if defined(__x86_64__)
+#define KERNEL_TARGET __attribute__((target("avx2")))
+#else
+#define KERNEL_TARGET
+#endif
+#include "kernels/kernels_generic.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +23,10 @@
 
 #define CACHED_ROWS 16u
 #define CALL_ROWS 32u
+
+/* The compiler's own loops: with AVX2 on x86-64, with what every CPU has elsewhere. */
+static KERNEL_TABLE(plain, code_dot);
+#define TABLES_MAX 5
 
 typedef struct rows {
     size_t n, dim, dim16, dim64, code_bytes;
@@ -117,9 +131,36 @@ static void call_join_planes(const kernel_table *k, rows *r, const uint32_t *slo
     for (uint32_t i = 0; i < n; i++)
         k->join_planes(r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16, r->dim, r->floats);
 }
+static void call_code_prepare(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
+    float base, scale;
+    for (uint32_t i = 0; i < n; i++)
+        k->code_prepare(r->x + slots[i] * r->dim64, r->lo, r->step, r->dim64, r->q_lo, r->q_hi, &base, &scale);
+}
+static void call_code_decode(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++)
+        k->code_decode(r->codes + slots[i] * r->code_bytes, r->lo, r->step, r->dim64, r->floats);
+}
 static void call_code_encode(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
         k->code_encode(r->x + slots[i] * r->dim64, r->lo, r->inv_step, r->dim64, r->codes + slots[i] * r->code_bytes);
+}
+
+static const struct {
+    const char *name;
+    kernel_call call;
+    size_t bytes_a_dim16, bytes_a_dim64, halves_a_dim64; /* read and written a row */
+} KERNELS[] = {
+    {"code_dot", call_code_dot, 0, 0, 1},       {"high_dot", call_high_dot, 2, 0, 0},
+    {"high_l2", call_high_l2, 2, 0, 0},         {"exact_dot", call_exact_dot, 4, 0, 0},
+    {"exact_l2", call_exact_l2, 4, 0, 0},       {"split_planes", call_split_planes, 8, 0, 0},
+    {"join_planes", call_join_planes, 4, 0, 0}, {"code_prepare", call_code_prepare, 0, 4, 0},
+    {"code_encode", call_code_encode, 0, 4, 1}, {"code_decode", call_code_decode, 0, 0, 1},
+};
+#define N_KERNELS (sizeof KERNELS / sizeof *KERNELS)
+
+static void pass(kernel_call call, const kernel_table *k, rows *r, const uint32_t *slots, size_t n) {
+    for (size_t at = 0; at < n; at += CALL_ROWS)
+        call(k, r, slots + at, (uint32_t)(n - at < CALL_ROWS ? n - at : CALL_ROWS));
 }
 
 /* Nanoseconds a row, over passes that take at least min_ns together. */
@@ -127,12 +168,10 @@ static double time_rows(kernel_call call, const kernel_table *k, rows *r, const 
                         double min_ns) {
     double started, taken;
     size_t done = 0;
-    for (size_t at = 0; at < n && at < 4096; at += CALL_ROWS) /* wakes caches and clocks */
-        call(k, r, slots + at, (uint32_t)(n - at < CALL_ROWS ? n - at : CALL_ROWS));
+    pass(call, k, r, slots, n < 4096 ? n : 4096); /* wakes caches and clocks */
     started = now_ns();
     do {
-        for (size_t at = 0; at < n; at += CALL_ROWS)
-            call(k, r, slots + at, (uint32_t)(n - at < CALL_ROWS ? n - at : CALL_ROWS));
+        pass(call, k, r, slots, n);
         done += n;
         taken = now_ns() - started;
     } while (taken < min_ns);
@@ -169,51 +208,69 @@ static double read_gb_s(const uint64_t *words, size_t bytes, double min_ns) {
     return (double)done / taken;
 }
 
-int main(int argc, char **argv) {
-    if (argc != 4) {
-        fputs("usage: bench_kernels ROWS DIM MILLISECONDS\n", stderr);
-        return 1;
-    }
-    size_t n = strtoull(argv[1], NULL, 10), dim = strtoull(argv[2], NULL, 10);
-    double min_ns = strtod(argv[3], NULL) * 1e6;
-    if (n < CALL_ROWS || dim < 1 || dim > FVDB_DIM_MAX) {
-        fputs("ROWS is below 32, or DIM is out of range\n", stderr);
-        return 1;
-    }
-    const kernel_table *tables[4];
-    size_t n_tables = kernels_available(tables);
-    rows r;
-    fill(&r, n, dim, tables[n_tables - 1]);
+/* All that this CPU can run, the compiler's own loops last. */
+static size_t tables_here(const kernel_table *out[TABLES_MAX]) {
+    size_t n = kernels_available(out);
+#if defined(__x86_64__)
+    if (n == 1) return n;
+#endif
+    out[n] = &kernels_plain;
+    return n + 1;
+}
 
-    size_t floats = n * r.dim64 * sizeof *r.x;
-    double copied = copy_gb_s(room(floats), (const uint8_t *)r.x, floats, min_ns);
+static int count(rows *r, const char *table, const char *kernel, unsigned long passes) {
+    const kernel_table *tables[TABLES_MAX];
+    size_t n_tables = tables_here(tables);
+    for (size_t t = 0; t < n_tables; t++)
+        for (size_t i = 0; i < N_KERNELS; i++) {
+            if (strcmp(tables[t]->name, table) != 0 || strcmp(KERNELS[i].name, kernel) != 0) continue;
+            for (; passes; passes--) pass(KERNELS[i].call, tables[t], r, r->in_order, r->n);
+            return 0;
+        }
+    fputs("no such table or kernel on this CPU\n", stderr);
+    return 1;
+}
+
+static void time_all(rows *r, double min_ns) {
+    const kernel_table *tables[TABLES_MAX];
+    size_t n_tables = tables_here(tables), floats = r->n * r->dim64 * sizeof *r->x;
+    double copied = copy_gb_s(room(floats), (const uint8_t *)r->x, floats, min_ns);
     printf("{\"copy_gb_s\": %.4g, \"read_gb_s\": %.4g, \"cases\": [", copied,
-           read_gb_s((const uint64_t *)(const void *)r.x, floats, min_ns));
-
-    const struct {
-        const char *name;
-        kernel_call call;
-        size_t bytes; /* read and written a row */
-    } kernels[] = {
-        {"code_dot", call_code_dot, r.code_bytes},      {"high_dot", call_high_dot, 2 * r.dim16},
-        {"high_l2", call_high_l2, 2 * r.dim16},         {"exact_dot", call_exact_dot, 4 * r.dim16},
-        {"exact_l2", call_exact_l2, 4 * r.dim16},       {"split_planes", call_split_planes, 8 * r.dim16},
-        {"join_planes", call_join_planes, 4 * r.dim16}, {"code_encode", call_code_encode, 4 * r.dim64 + r.code_bytes},
-    };
+           read_gb_s((const uint64_t *)(const void *)r->x, floats, min_ns));
     const struct {
         const char *name;
         const uint32_t *slots;
         size_t n;
-    } sources[] = {{"cache", r.in_order, CACHED_ROWS}, {"memory", r.in_order, n}, {"random", r.shuffled, n}};
+    } sources[] = {{"cache", r->in_order, CACHED_ROWS}, {"memory", r->in_order, r->n}, {"random", r->shuffled, r->n}};
     const char *separator = "";
     for (size_t t = 0; t < n_tables; t++)
-        for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
+        for (size_t i = 0; i < N_KERNELS; i++)
             for (size_t s = 0; s < sizeof sources / sizeof *sources; s++) {
-                double ns = time_rows(kernels[i].call, tables[t], &r, sources[s].slots, sources[s].n, min_ns);
+                double ns = time_rows(KERNELS[i].call, tables[t], r, sources[s].slots, sources[s].n, min_ns);
+                size_t bytes = KERNELS[i].bytes_a_dim16 * r->dim16 + KERNELS[i].bytes_a_dim64 * r->dim64 +
+                               KERNELS[i].halves_a_dim64 * r->dim64 / 2;
                 printf("%s{\"table\": \"%s\", \"kernel\": \"%s\", \"rows\": \"%s\", \"ns\": %.4g, \"bytes\": %zu}",
-                       separator, tables[t]->name, kernels[i].name, sources[s].name, ns, kernels[i].bytes);
+                       separator, tables[t]->name, KERNELS[i].name, sources[s].name, ns, bytes);
                 separator = ", ";
             }
     puts("]}");
+}
+
+int main(int argc, char **argv) {
+    if (argc != 4 && argc != 6) {
+        fputs("usage: bench_kernels ROWS DIM MILLISECONDS\n       bench_kernels ROWS DIM TABLE KERNEL PASSES\n",
+              stderr);
+        return 1;
+    }
+    size_t n = strtoull(argv[1], NULL, 10), dim = strtoull(argv[2], NULL, 10);
+    if (n < CALL_ROWS || dim < 1 || dim > FVDB_DIM_MAX) {
+        fputs("ROWS is below 32, or DIM is out of range\n", stderr);
+        return 1;
+    }
+    const kernel_table *tables[TABLES_MAX];
+    rows r;
+    fill(&r, n, dim, tables[kernels_available(tables) - 1]);
+    if (argc == 6) return count(&r, argv[3], argv[4], strtoul(argv[5], NULL, 10));
+    time_all(&r, strtod(argv[3], NULL) * 1e6);
     return 0;
 }

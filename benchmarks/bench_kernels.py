@@ -2,13 +2,18 @@
 
 Compiles bench_kernels.c and the core's kernels with the compiler flags of the core, and runs the program on one core.
 A kernel that reads rows from memory at the machine's read speed is limited by memory. Its speed on cached rows shows
-the limit of its arithmetic.
+the limit of its arithmetic. The table `plain` is the compiler's own code for plain C, on x86-64 with AVX2.
+
+Where valgrind is installed, instructions per row are counted as well, on every instruction set that it knows (not
+AVX-512). Unlike times, counts are the same on a busy machine. `--instructions` counts, and measures no time.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +27,8 @@ ROOT = HERE.parent
 #: More rows than any cache holds.
 ROWS = 100_000
 CASE_MS = 50
+#: Instructions are counted over this many rows, gone through so often and once as often again.
+COUNTED_ROWS, COUNTED_PASSES = 32, 500
 
 
 def build_driver() -> ModuleType:
@@ -59,16 +66,50 @@ def one_round(program: Path, rows: int, dim: int, milliseconds: float) -> dict[s
     return found
 
 
+def instructions(program: Path, dim: int, table: str, kernel: str) -> float | None:
+    """Instructions a row of one kernel, None where it does not run under valgrind: what twice the passes take more."""
+    counts = []
+    for passes in (COUNTED_PASSES, 2 * COUNTED_PASSES):
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(program)]
+        command += [str(COUNTED_ROWS), str(dim), table, kernel, str(passes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        collected = re.search(r"Collected : (\d+)", done.stderr)
+        if done.returncode != 0 or collected is None:
+            return None
+        counts.append(int(collected[1]))
+    return (counts[1] - counts[0]) / (COUNTED_ROWS * COUNTED_PASSES)
+
+
+def count_all(program: Path, dim: int) -> dict[str, Any]:
+    """Instructions a row of every kernel by table."""
+    found = one_round(program, COUNTED_ROWS, dim, 0)["cases"]
+    pairs = dict.fromkeys((case["kernel"], case["table"]) for case in found)
+    counted = [
+        {"kernel": pair[0], "table": pair[1], "count": instructions(program, dim, pair[1], pair[0])} for pair in pairs
+    ]
+    return {"instructions": [case for case in counted if case["count"] is not None]}
+
+
 def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__, rounds=5)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--case-ms", type=float, default=CASE_MS, help=f"least time of a case, default {CASE_MS}")
+    parser.add_argument("--instructions", action="store_true", help="count instructions, measure no time")
     options = parser.parse_args()
     rows = options.rows or (2_000 if options.tiny else ROWS)
     results = rounds.ResultFile(options, "bench_kernels", {"rows": rows, "dim": options.dim}, {})
     program = options.work.resolve() / "bench_kernels"
     compile_program(program)
+    if options.instructions and not shutil.which("valgrind"):
+        raise SystemExit("valgrind is not installed")
+    counted: list[dict[str, Any]] = []
+    if shutil.which("valgrind") and not options.tiny:
+        key = {"round": 0, "engine": "instructions"}
+        counted = results.do(key, lambda: count_all(program, options.dim))["instructions"]
+    if options.instructions:
+        results.finish({"instructions": counted})
+        return
     for number in range(options.rounds):
         results.do(
             {"round": number, "engine": "kernels"}, lambda: one_round(program, rows, options.dim, options.case_ms)
@@ -88,7 +129,7 @@ def main() -> None:
             }
         )
     machine = {name: curves.stat([run[name] for run in runs]) for name in ("copy_gb_s", "read_gb_s")}
-    results.finish(machine | {"cases": cases})
+    results.finish(machine | {"cases": cases, "instructions": counted})
 
 
 if __name__ == "__main__":

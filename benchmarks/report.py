@@ -272,8 +272,21 @@ def evidence(results: Results) -> str:
 
 
 def kernels(results: Results) -> str:
+    """Instructions and times of a row; whichever was measured."""
     result = results["bench_kernels"]
     summary = result["summary"]
+    text = f"{conditions(result)}\n"
+    if counted := summary["instructions"]:
+        names = list(dict.fromkeys(case["table"] for case in counted))
+        counts: dict[str, dict[str, float]] = {}
+        for case in counted:
+            counts.setdefault(case["kernel"], {})[case["table"]] = case["count"]
+        head = ["instructions a row", *names]
+        text += "\n" + table(
+            head, [[f"`{kernel}`", *(number(of.get(n), 4) for n in names)] for kernel, of in counts.items()]
+        )
+    if "cases" not in summary:
+        return text
     head = ["kernel", "table", "ns a row, cached", "from memory", "random", "GB/s from memory", "÷ copy"]
     cases: dict[tuple[str, str], Result] = {}
     for case in summary["cases"]:
@@ -289,7 +302,7 @@ def kernels(results: Results) -> str:
         for (kernel, name), found in cases.items()
     ]
     speeds = f"Copy: {median(summary['copy_gb_s'])} GB/s. Read: {median(summary['read_gb_s'])} GB/s."
-    return f"{conditions(result)} {speeds}\n\n{table(head, rows)}"
+    return f"{text}\n{speeds}\n\n{table(head, rows)}"
 
 
 def life(results: Results) -> str:

@@ -117,6 +117,27 @@ static void test_all_tables_give_the_same_bits(void) {
     }
 }
 
+/* The largest products of either sign: no kernel's narrow sums may overflow. */
+static void test_extreme_codes(void) {
+    const kernel_table *tables[4];
+    size_t n_tables = kernels_available(tables);
+    for (size_t at = 0; at < N_DIMS; at++) {
+        const size_t code_bytes = round_up(DIMS[at], CODE_DIMS) / 2;
+        int8_t q[2][2048];
+        memset(F.codes, 0xff, ROWS * code_bytes);
+        for (int sign = -1; sign <= 1; sign += 2) {
+            memset(q, (uint8_t)(int8_t)(127 * sign), sizeof q);
+            for (size_t t = 0; t < n_tables; t++)
+                for (uint32_t n = 1; n <= 5; n++) {
+                    int32_t products[ROWS];
+                    for (uint32_t r = 0; r < n; r++) F.slots[r] = ROWS - 1 - r;
+                    tables[t]->code_dot(q[0], q[1], F.codes, code_bytes, F.slots, n, products);
+                    for (uint32_t r = 0; r < n; r++) CHECK(products[r] == sign * (int32_t)(2 * code_bytes * 15 * 127));
+                }
+        }
+    }
+}
+
 static void test_scalar_is_right(void) {
     const kernel_table *s = &kernels_scalar;
     for (size_t at = 0; at < N_DIMS; at++) {
@@ -185,6 +206,7 @@ static void test_the_best_table_is_chosen(void) {
 
 int main(void) {
     RUN(test_all_tables_give_the_same_bits);
+    RUN(test_extreme_codes);
     RUN(test_scalar_is_right);
     RUN(test_planes_are_exact_for_every_exponent);
     RUN(test_the_best_table_is_chosen);

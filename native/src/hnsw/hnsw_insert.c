@@ -14,6 +14,10 @@
 #include "hnsw.h"
 
 #define SCORE_CHUNK 64u
+/* Candidates that Alg. 4 looks at together. */
+#define SELECT_WINDOW 64u
+/* Room for the kept rows' queries, on the stack: 85 of 384 dimensions.  More of them are prepared again when needed. */
+#define SELECT_QUERY_BYTES 32768u
 /* Each batch has its targets choose their links anew: few large ones, as far as their memory (some 770 bytes a row, beside
  * some 1,900 of a row at 384 dimensions) goes. */
 #define REFINE_BATCH_MIN 65536u
@@ -109,27 +113,65 @@ static uint32_t take_copies(search_scratch *w, uint32_t level, uint32_t slot, ui
     return n;
 }
 
+/* The rows kept by Alg. 4, each prepared for distances to it. */
+typedef struct kept_rows {
+    scorer rows[HNSW_M0_MAX]; /* all share what w->pair has, but for their int8 queries */
+    uint32_t slots[HNSW_M0_MAX];
+    uint32_t n, prepared; /* the first `prepared` stay so */
+    int8_t queries[SELECT_QUERY_BYTES];
+} kept_rows;
+
+static void keep(kept_rows *kept, const search_scratch *w, uint32_t slot) {
+    scorer *q = &kept->rows[kept->n];
+    const uint32_t dim64 = w->s->dim64;
+    *q = w->pair;
+    if (store_walks_by(w->s) == WALK_BY_CODE && (kept->n + 1) * dim64 <= SELECT_QUERY_BYTES) {
+        q->q_lo = kept->queries + kept->n * dim64;
+        q->q_hi = q->q_lo + dim64 / 2;
+        kept->prepared = kept->n + 1;
+    }
+    kept->slots[kept->n++] = slot;
+    scorer_set_slot(q, slot);
+}
+
+/* Drops candidates that are nearer to a kept row than to the query; returns how many are left, in their order. */
+static uint32_t drop_nearer(const search_scratch *w, uint32_t level, const scorer *kept, float slack, candidate *from,
+                            uint32_t n) {
+    uint32_t slots[SELECT_WINDOW], left = 0;
+    float distances[SELECT_WINDOW];
+    for (uint32_t i = 0; i < n; i++) slots[i] = hnsw_node_slot(w->g, level, from[i].node);
+    scorer_many(kept, slots, n, distances);
+    for (uint32_t i = 0; i < n; i++) {
+        const bool stays = slack * distances[i] >= from[i].distance;
+        from[left] = from[i];
+        left += stays;
+    }
+    return left;
+}
+
 /* Takes the nearest candidate, then drops all that are nearer to it than to the query, until M are taken: the same rows
- * as testing each candidate against all kept ones, but one batch of distances for each kept row.
+ * as testing each candidate against all kept ones, but one batch of distances for each kept row.  Candidates come in
+ * windows, since the last of M links is found half way: those behind it are never scored.
  * Departs from the paper, which knows no equal rows: a copy of the query is as far from all others as the query is, so
  * that it would drop each of them or none as rounding has it, and a few dozen copies fell apart into islands. */
 uint32_t hnsw_select(search_scratch *w, uint32_t level, uint32_t slot, uint32_t M, float slack, uint32_t *out) {
-    uint32_t n = take_copies(w, level, slot, M, out), left = w->pool_n;
-    candidate *pool = w->pool;
-    while (left && n < M) {
-        out[n++] = pool[0].node;
-        if (n == M) break;
-        scorer_set_slot(&w->pair, hnsw_node_slot(w->g, level, pool[0].node));
-        uint32_t kept = 0;
-        for (uint32_t at = 1; at < left; at += SCORE_CHUNK) {
-            uint32_t chunk = min_u32(SCORE_CHUNK, left - at), slots[SCORE_CHUNK];
-            float distances[SCORE_CHUNK];
-            for (uint32_t i = 0; i < chunk; i++) slots[i] = hnsw_node_slot(w->g, level, pool[at + i].node);
-            scorer_many(&w->pair, slots, chunk, distances);
-            for (uint32_t i = 0; i < chunk; i++)
-                if (slack * distances[i] >= pool[at + i].distance) pool[kept++] = pool[at + i];
+    uint32_t n = take_copies(w, level, slot, M, out);
+    kept_rows kept;
+    kept.n = kept.prepared = 0;
+    for (uint32_t at = 0; at < w->pool_n && n < M; at += SELECT_WINDOW) {
+        candidate *window = w->pool + at;
+        uint32_t left = min_u32(SELECT_WINDOW, w->pool_n - at);
+        for (uint32_t i = 0; i < kept.n && left; i++) {
+            if (i >= kept.prepared) scorer_set_slot(&kept.rows[i], kept.slots[i]);
+            left = drop_nearer(w, level, &kept.rows[i], slack, window, left);
         }
-        left = kept;
+        while (left && n < M) {
+            const uint32_t node = window->node;
+            out[n++] = node;
+            if (n == M) break;
+            keep(&kept, w, hnsw_node_slot(w->g, level, node));
+            left = drop_nearer(w, level, &kept.rows[kept.n - 1], slack, ++window, left - 1);
+        }
     }
     w->pool_n = 0;
     return n;

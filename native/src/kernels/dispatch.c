@@ -19,23 +19,28 @@ static uint64_t xcr0(void) {
 #define XCR0_AVX 0x06u
 #define XCR0_AVX512 0xe6u
 
-static bool saved_by_system(uint64_t bits) {
+#define OSXSAVE (1u << 27)
+#define FMA (1u << 12)
+
+/* What leaf 1 says in ecx: all of `needed`; and what the system saves. */
+static bool cpu_and_system_have(uint32_t needed, uint64_t saved) {
     uint32_t a, b, c, d;
-    const uint32_t osxsave = 1u << 27;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & osxsave) && (xcr0() & bits) == bits;
+    needed |= OSXSAVE;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & needed) == needed && (xcr0() & saved) == saved;
 }
 
+/* All but a few CPUs with AVX2 have FMA; a virtual one may hide it. */
 static bool cpu_has_avx2(void) {
     uint32_t a, b, c, d;
     const uint32_t avx2 = 1u << 5;
-    return saved_by_system(XCR0_AVX) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & avx2);
+    return cpu_and_system_have(FMA, XCR0_AVX) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & avx2);
 }
 
 static bool cpu_has_avx512(void) {
     uint32_t a, b, c, d;
     const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, in_ebx = f | dq | bw | vl,
                    vnni = 1u << 11;
-    return saved_by_system(XCR0_AVX512) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & in_ebx) == in_ebx &&
+    return cpu_and_system_have(FMA, XCR0_AVX512) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & in_ebx) == in_ebx &&
            (c & vnni);
 }
 

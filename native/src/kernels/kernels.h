@@ -63,8 +63,8 @@ typedef struct kernel_table {
 
 extern const kernel_table kernels_scalar;
 #if defined(__x86_64__)
-extern const kernel_table kernels_avx2;   /* AVX2, FMA present but not used */
-extern const kernel_table kernels_avx512; /* AVX-512 F, BW, DQ, VL, VNNI */
+extern const kernel_table kernels_avx2;   /* AVX2 and FMA */
+extern const kernel_table kernels_avx512; /* AVX-512 F, BW, DQ, VL, VNNI, and FMA */
 #elif defined(__aarch64__)
 extern const kernel_table kernels_neon; /* Advanced SIMD with dot product */
 #endif

@@ -1,46 +1,304 @@
-/* AVX2 (Haswell, Zen and later). */
+/* AVX2 with FMA (Haswell, Zen and later).
+ *
+ * Written by hand is what a search or a build does most, where the compiler's own loop takes half as many instructions
+ * again or more: docs/benchmarks.md has the counts (docs/decisions/0021).  Rows are scored four at a time: the query is
+ * loaded once for all, none waits for its own sums, and these are added across together. */
 #if defined(__x86_64__)
-#define KERNEL_TARGET __attribute__((target("avx2")))
+#define KERNEL_TARGET __attribute__((target("avx2,fma")))
+#include "kernels_avx2.h"
 #include "kernels_generic.h"
 
 #include <immintrin.h>
 
-/* Products of a block's 32 code bytes, added in 8 lanes.  Two products of at most 15 x 127 fit 16 bits eight times over,
- * so the low and high halves are added there before they are widened. */
-static inline KERNEL_TARGET __m256i products(__m256i code, __m256i q_lo, __m256i q_hi) {
-    const __m256i low_half = _mm256_set1_epi8(0x0f);
-    __m256i lo = _mm256_and_si256(code, low_half), hi = _mm256_and_si256(_mm256_srli_epi16(code, 4), low_half);
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(lo, q_lo), _mm256_maddubs_epi16(hi, q_hi));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
+#define GROUP_ROWS 4u
+/* A helper whose row count is known where it is called: arrays of sums become registers. */
+#define KERNEL_PART static inline __attribute__((always_inline)) KERNEL_TARGET
 
-static inline KERNEL_TARGET __m256i load_block(const void *row, size_t at) {
+/* ---- products of codes ---- */
+
+/* Two products take at most 2 x 15 x 127 of a 16-bit lane: eight blocks are added before sums have to be widened. */
+#define SPAN_BYTES (8 * CODE_BLOCK_BYTES)
+
+KERNEL_PART __m256i load_block(const void *row, size_t at) {
     return _mm256_loadu_si256((const __m256i *)((const char *)row + at));
 }
 
-/* Four rows at a time: the query is loaded once for all, and their sums are added across together. */
-static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
-                                   const uint32_t *slots, uint32_t n, int32_t *out) {
-    for (uint32_t r = 0; r < n; r += 4) {
-        /* A short last group scores its last row again rather than run a loop of its own. */
-        uint32_t last = n - 1, r1 = min_u32(r + 1, last), r2 = min_u32(r + 2, last), r3 = min_u32(r + 3, last);
-        const uint8_t *a = codes + slots[r] * code_bytes, *b = codes + slots[r1] * code_bytes;
-        const uint8_t *c = codes + slots[r2] * code_bytes, *d = codes + slots[r3] * code_bytes;
-        __m256i sa = _mm256_setzero_si256(), sb = sa, sc = sa, sd = sa;
-        for (size_t i = 0; i < code_bytes; i += CODE_BLOCK_BYTES) {
-            __m256i lo = load_block(q_lo, i), hi = load_block(q_hi, i);
-            sa = _mm256_add_epi32(sa, products(load_block(a, i), lo, hi));
-            sb = _mm256_add_epi32(sb, products(load_block(b, i), lo, hi));
-            sc = _mm256_add_epi32(sc, products(load_block(c, i), lo, hi));
-            sd = _mm256_add_epi32(sd, products(load_block(d, i), lo, hi));
+/* What bytes at .. end - 1 of each row give, at most SPAN_BYTES, in 8 sums. */
+KERNEL_PART void span_sums(__m256i sums[], const uint8_t *const row[], const uint32_t rows, const int8_t *q_lo,
+                           const int8_t *q_hi, size_t at, size_t end) {
+    const __m256i low_half = _mm256_set1_epi8(0x0f), ones = _mm256_set1_epi16(1);
+    __m256i lower[GROUP_ROWS], upper[GROUP_ROWS];
+    for (uint32_t r = 0; r < rows; r++) lower[r] = upper[r] = _mm256_setzero_si256();
+    for (; at < end; at += CODE_BLOCK_BYTES) {
+        const __m256i lo = load_block(q_lo, at), hi = load_block(q_hi, at);
+        for (uint32_t r = 0; r < rows; r++) {
+            const __m256i code = load_block(row[r], at), half = _mm256_srli_epi16(code, 4);
+            lower[r] = _mm256_add_epi16(lower[r], _mm256_maddubs_epi16(_mm256_and_si256(code, low_half), lo));
+            upper[r] = _mm256_add_epi16(upper[r], _mm256_maddubs_epi16(_mm256_and_si256(half, low_half), hi));
         }
-        __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(sa, sb), _mm256_hadd_epi32(sc, sd));
-        __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
-        int32_t group[4];
-        _mm_storeu_si128((__m128i *)group, sums);
-        for (uint32_t i = r; i < min_u32(n, r + 4); i++) out[i] = group[i - r];
+    }
+    for (uint32_t r = 0; r < rows; r++)
+        sums[r] = _mm256_add_epi32(_mm256_madd_epi16(lower[r], ones), _mm256_madd_epi16(upper[r], ones));
+}
+
+/* Sums of `rows` rows, each in 8 lanes. */
+KERNEL_PART void code_rows(__m256i sums[], const uint32_t rows, const int8_t *q_lo, const int8_t *q_hi,
+                           const uint8_t *codes, size_t code_bytes, const uint32_t *slots) {
+    const uint8_t *row[GROUP_ROWS];
+    for (uint32_t r = 0; r < rows; r++) row[r] = codes + slots[r] * code_bytes;
+    size_t end = code_bytes < SPAN_BYTES ? code_bytes : SPAN_BYTES;
+    span_sums(sums, row, rows, q_lo, q_hi, 0, end);
+    for (size_t at = end; at < code_bytes; at = end) {
+        __m256i more[GROUP_ROWS];
+        end = code_bytes - at < SPAN_BYTES ? code_bytes : at + SPAN_BYTES;
+        span_sums(more, row, rows, q_lo, q_hi, at, end);
+        for (uint32_t r = 0; r < rows; r++) sums[r] = _mm256_add_epi32(sums[r], more[r]);
     }
 }
 
-KERNEL_TABLE(avx2);
+static KERNEL_TARGET void code_dot_avx2(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
+                                        const uint32_t *slots, uint32_t n, int32_t *out) {
+    __m256i s[GROUP_ROWS];
+    uint32_t r = 0;
+    for (; r + GROUP_ROWS <= n; r += GROUP_ROWS) {
+        code_rows(s, GROUP_ROWS, q_lo, q_hi, codes, code_bytes, slots + r);
+        const __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+        _mm_storeu_si128((__m128i *)(out + r),
+                         _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
+    }
+    for (; r < n; r++) {
+        code_rows(s, 1, q_lo, q_hi, codes, code_bytes, slots + r);
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(s[0]), _mm256_extracti128_si256(s[0], 1));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+        out[r] = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+    }
+}
+
+/* ---- codes ---- */
+
+/* 32 integers within the range of a byte, eight a vector, as bytes. */
+KERNEL_PART __m256i as_bytes(const __m256i v[4]) {
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+KERNEL_PART __m256i weights_avx2(const float *x, const float *step, __m256 inverse) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), half = _mm256_set1_ps(0.5f);
+    __m256i q[4];
+    for (size_t i = 0; i < 4; i++) {
+        const __m256 w =
+            _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_loadu_ps(step + 8 * i)), inverse);
+        q[i] = _mm256_cvttps_epi32(_mm256_add_ps(w, _mm256_or_ps(_mm256_and_ps(w, sign), half)));
+    }
+    return as_bytes(q);
+}
+
+/* Lane l and l + 8, then l + 4, l + 2 and l + 1; a holds lanes 0 to 7, b 8 to 15. */
+KERNEL_PART float add_lanes_avx2(__m256 a, __m256 b) {
+    const __m256 eight = _mm256_add_ps(a, b);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+KERNEL_TARGET void code_prepare_avx2(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo,
+                                     int8_t *q_hi, float *base, float *scale) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, sizes[2] = {sums[0], sums[0]};
+    for (size_t i = 0; i < dim64; i += PLANE_LANES)
+        for (size_t h = 0; h < 2; h++) {
+            const __m256 v = _mm256_loadu_ps(x + i + 8 * h);
+            const __m256 w = _mm256_mul_ps(v, _mm256_loadu_ps(step + i + 8 * h));
+            sizes[h] = _mm256_max_ps(_mm256_andnot_ps(sign, w), sizes[h]);
+            sums[h] = _mm256_add_ps(sums[h], _mm256_mul_ps(v, _mm256_loadu_ps(lo + i + 8 * h)));
+        }
+    __m256 most = _mm256_max_ps(sizes[0], sizes[1]);
+    most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
+    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
+    const float largest = _mm256_cvtss_f32(_mm256_max_ps(most, _mm256_permute_ps(most, 0xb1)));
+    *base = add_lanes_avx2(sums[0], sums[1]);
+    if (!(largest >= CODE_WEIGHT_MIN && largest <= CODE_WEIGHT_MAX)) {
+        memset(q_lo, 0, dim64 / 2);
+        memset(q_hi, 0, dim64 / 2);
+        *scale = 0;
+        return;
+    }
+    const __m256 inverse = _mm256_set1_ps(127.0f / largest);
+    for (size_t i = 0; i < dim64; i += CODE_DIMS, q_lo += CODE_BLOCK_BYTES, q_hi += CODE_BLOCK_BYTES) {
+        _mm256_storeu_si256((__m256i *)q_lo, weights_avx2(x + i, step + i, inverse));
+        _mm256_storeu_si256((__m256i *)q_hi,
+                            weights_avx2(x + i + CODE_BLOCK_BYTES, step + i + CODE_BLOCK_BYTES, inverse));
+    }
+    *scale = largest / 127.0f;
+}
+
+KERNEL_PART __m256i quantised_avx2(const float *x, const float *lo, const float *inv_step) {
+    __m256i codes[4];
+    for (size_t i = 0; i < 4; i++) {
+        __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x + 8 * i), _mm256_loadu_ps(lo + 8 * i));
+        v = _mm256_add_ps(_mm256_mul_ps(v, _mm256_loadu_ps(inv_step + 8 * i)), _mm256_set1_ps(0.5f));
+        /* The second operand of both where v is no number. */
+        v = _mm256_min_ps(_mm256_max_ps(v, _mm256_setzero_ps()), _mm256_set1_ps(15.0f));
+        codes[i] = _mm256_cvttps_epi32(v);
+    }
+    return as_bytes(codes);
+}
+
+static KERNEL_TARGET void code_encode_avx2(const float *x, const float *lo, const float *inv_step, size_t dim64,
+                                           uint8_t *code) {
+    for (size_t i = 0; i < dim64; i += CODE_DIMS, code += CODE_BLOCK_BYTES) {
+        const size_t j = i + CODE_BLOCK_BYTES;
+        const __m256i lower = quantised_avx2(x + i, lo + i, inv_step + i);
+        const __m256i upper = quantised_avx2(x + j, lo + j, inv_step + j);
+        _mm256_storeu_si256((__m256i *)code, _mm256_or_si256(lower, _mm256_slli_epi16(upper, 4)));
+    }
+}
+
+KERNEL_PART void decode_eight(__m256i levels, const float *lo, const float *step, float *out) {
+    const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(step), _mm256_cvtepi32_ps(levels));
+    _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(lo), x));
+}
+
+static KERNEL_TARGET void code_decode_avx2(const uint8_t *code, const float *lo, const float *step, size_t dim64,
+                                           float *out) {
+    for (size_t i = 0; i < dim64; i += CODE_DIMS, code += CODE_BLOCK_BYTES)
+        for (size_t a = i, b = i + CODE_BLOCK_BYTES; a < i + CODE_BLOCK_BYTES; a += 8, b += 8) {
+            const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(code + (a - i))));
+            decode_eight(_mm256_and_si256(bytes, _mm256_set1_epi32(15)), lo + a, step + a, out + a);
+            decode_eight(_mm256_srli_epi32(bytes, 4), lo + b, step + b, out + b);
+        }
+}
+
+/* ---- exact rows ---- */
+
+/* Both planes of 16 elements as float64: out[0] has elements 0 to 3, out[1] 8 to 11, out[2] 4 to 7, out[3] 12 to 15, since
+ * unpacking stays within halves of a vector. */
+KERNEL_PART void join_wide(const uint16_t *high, const uint16_t *low, __m256d out[4]) {
+    const __m256i l = load_block(low, 0);
+    /* The low plane is signed: where it is negative, the upper 16 bits of the sum are one less than the high plane. */
+    const __m256i h = _mm256_add_epi16(load_block(high, 0), _mm256_srai_epi16(l, 15));
+    const __m256 a = _mm256_castsi256_ps(_mm256_unpacklo_epi16(l, h)),
+                 b = _mm256_castsi256_ps(_mm256_unpackhi_epi16(l, h));
+    out[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    out[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    out[2] = _mm256_cvtps_pd(_mm256_castps256_ps128(b));
+    out[3] = _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1));
+}
+
+/* Where element 0 of each vector of join_wide stands. */
+static const uint8_t WIDE_AT[4] = {0, 8, 4, 12};
+
+/* The tree of sums, of lanes as join_wide has them. */
+KERNEL_PART double add_wide(const __m256d lanes[4]) {
+    const __m256d four = _mm256_add_pd(_mm256_add_pd(lanes[0], lanes[1]), _mm256_add_pd(lanes[2], lanes[3]));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+/* Products of two float32 are exact in float64: fused or not, the sums are the same. */
+KERNEL_TARGET void exact_dot_avx2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16, double *dot,
+                                  double *norm2) {
+    __m256d dots[4], squares[4], x[4];
+    for (size_t l = 0; l < 4; l++) dots[l] = squares[l] = _mm256_setzero_pd();
+    for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        join_wide(high + i, low + i, x);
+        for (size_t l = 0; l < 4; l++) {
+            dots[l] = _mm256_fmadd_pd(x[l], _mm256_loadu_pd(q + i + WIDE_AT[l]), dots[l]);
+            squares[l] = _mm256_fmadd_pd(x[l], x[l], squares[l]);
+        }
+    }
+    *dot = add_wide(dots);
+    *norm2 = add_wide(squares);
+}
+
+/* Squares of differences are rounded before they are added: nothing is fused here. */
+static KERNEL_TARGET double exact_l2_avx2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16) {
+    __m256d sums[4], x[4];
+    for (size_t l = 0; l < 4; l++) sums[l] = _mm256_setzero_pd();
+    for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        join_wide(high + i, low + i, x);
+        for (size_t l = 0; l < 4; l++) {
+            const __m256d d = _mm256_sub_pd(x[l], _mm256_loadu_pd(q + i + WIDE_AT[l]));
+            sums[l] = _mm256_add_pd(sums[l], _mm256_mul_pd(d, d));
+        }
+    }
+    return add_wide(sums);
+}
+
+/* ---- high planes ---- */
+
+/* Sums of `rows` rows: sums[r][0] has lanes 0 to 3 and 8 to 11, sums[r][1] 4 to 7 and 12 to 15, as unpacking has it. */
+KERNEL_PART void high_rows(__m256 sums[][2], const uint32_t rows, const bool l2, const float *q, const uint16_t *high,
+                           size_t dim16, const uint32_t *slots) {
+    const __m256i zero = _mm256_setzero_si256();
+    const uint16_t *row[GROUP_ROWS];
+    for (uint32_t r = 0; r < rows; r++) {
+        row[r] = high + slots[r] * dim16;
+        sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+    }
+    for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        const __m256 a = _mm256_loadu_ps(q + i), b = _mm256_loadu_ps(q + i + 8);
+        const __m256 q2[2] = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
+        for (uint32_t r = 0; r < rows; r++) {
+            const __m256i bits = load_block(row[r] + i, 0);
+            const __m256 x[2] = {_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bits)),
+                                 _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bits))};
+            for (size_t h = 0; h < 2; h++) {
+                const __m256 d = l2 ? _mm256_sub_ps(q2[h], x[h]) : x[h];
+                sums[r][h] = _mm256_add_ps(sums[r][h], _mm256_mul_ps(l2 ? d : q2[h], d));
+            }
+        }
+    }
+}
+
+/* The first two steps of the tree of sums: 16 lanes become four. */
+KERNEL_PART __m128 four_lanes(const __m256 sums[2]) {
+    const __m128 a = _mm_add_ps(_mm256_castps256_ps128(sums[0]), _mm256_extractf128_ps(sums[0], 1));
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(sums[1]), _mm256_extractf128_ps(sums[1], 1));
+    return _mm_add_ps(a, b);
+}
+
+/* The third step, of two rows. */
+KERNEL_PART __m128 two_lanes(__m128 a, __m128 b) { return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)); }
+
+KERNEL_PART void high_avx2(const bool l2, const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
+                           uint32_t n, float *out) {
+    __m256 s[GROUP_ROWS][2];
+    uint32_t r = 0;
+    for (; r + GROUP_ROWS <= n; r += GROUP_ROWS) {
+        high_rows(s, GROUP_ROWS, l2, q, high, dim16, slots + r);
+        const __m128 ab = two_lanes(four_lanes(s[0]), four_lanes(s[1]));
+        const __m128 cd = two_lanes(four_lanes(s[2]), four_lanes(s[3]));
+        _mm_storeu_ps(out + r, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
+    }
+    for (; r < n; r++) {
+        high_rows(s, 1, l2, q, high, dim16, slots + r);
+        const __m128 two = two_lanes(four_lanes(s[0]), _mm_setzero_ps());
+        out[r] = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+}
+
+KERNEL_TARGET void high_dot_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
+                                 float *out) {
+    high_avx2(false, q, high, dim16, slots, n, out);
+}
+
+KERNEL_TARGET void high_l2_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
+                                float *out) {
+    high_avx2(true, q, high, dim16, slots, n, out);
+}
+
+const kernel_table kernels_avx2 = {
+    .name = "avx2",
+    .split_planes = split_planes,
+    .join_planes = join_planes,
+    .exact_dot = exact_dot_avx2,
+    .exact_l2 = exact_l2_avx2,
+    .code_dot = code_dot_avx2,
+    .code_prepare = code_prepare_avx2,
+    .code_encode = code_encode_avx2,
+    .code_decode = code_decode_avx2,
+    .high_dot = high_dot_avx2,
+    .high_l2 = high_l2_avx2,
+};
 #endif

@@ -1,6 +1,10 @@
-/* AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later). */
+/* AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later).
+ *
+ * Where wider vectors bring nothing, since sums have 16 lanes only or values have to be unpacked first, the kernels of AVX2
+ * do as well as any, and better than what the compiler makes of plain C. */
 #if defined(__x86_64__)
 #define KERNEL_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#include "kernels_avx2.h"
 #include "kernels_generic.h"
 
 #include <immintrin.h>
@@ -34,8 +38,8 @@ static inline KERNEL_TARGET __m128i add_four(__m512i a, __m512i b, __m512i c, __
 }
 
 /* Four rows at a time: the query is loaded once for all, and their sums are added across together. */
-static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
-                                   const uint32_t *slots, uint32_t n, int32_t *out) {
+static KERNEL_TARGET void code_dot_avx512(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes,
+                                          size_t code_bytes, const uint32_t *slots, uint32_t n, int32_t *out) {
     uint32_t r = 0;
     for (; r + 4 <= n; r += 4) {
         const uint8_t *a = codes + slots[r] * code_bytes, *b = codes + slots[r + 1] * code_bytes;
@@ -60,5 +64,17 @@ static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const
     }
 }
 
-KERNEL_TABLE(avx512);
+const kernel_table kernels_avx512 = {
+    .name = "avx512",
+    .split_planes = split_planes,
+    .join_planes = join_planes,
+    .exact_dot = exact_dot_avx2,
+    .exact_l2 = exact_l2,
+    .code_dot = code_dot_avx512,
+    .code_prepare = code_prepare_avx2,
+    .code_encode = code_encode,
+    .code_decode = code_decode,
+    .high_dot = high_dot_avx2,
+    .high_l2 = high_l2_avx2,
+};
 #endif

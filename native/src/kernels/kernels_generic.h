@@ -1,8 +1,8 @@
 /* The kernels in plain C, compiled once for each instruction set.
  *
- * A kernels_<isa>.c defines KERNEL_TARGET, its target attribute, includes this file and adds code_dot, the one loop where
- * intrinsics beat the compiler.  The loops over PLANE_LANES are written so that compilers turn lanes into vector
- * registers; since no operation is fused or reordered, every instruction set gives the same bits. */
+ * A kernels_<isa>.c defines KERNEL_TARGET, its target attribute, includes this file, adds those that it does better with
+ * intrinsics, and names in its table which are which.  The loops over PLANE_LANES are written so that compilers turn
+ * lanes into vector registers; since no operation is fused or reordered, every instruction set gives the same bits. */
 #include "kernels.h"
 
 static inline KERNEL_TARGET float from_bits(uint32_t bits) {
@@ -21,7 +21,7 @@ static inline KERNEL_TARGET float joined(uint16_t high, uint16_t low) {
     return from_bits(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
 }
 
-static KERNEL_TARGET void split_planes(const float *x, size_t dim, uint16_t *high, uint16_t *low) {
+static inline KERNEL_TARGET void split_planes(const float *x, size_t dim, uint16_t *high, uint16_t *low) {
     size_t dim16 = round_up(dim, PLANE_LANES);
     for (size_t i = 0; i < dim; i++) {
         uint32_t bits = to_bits(x[i]);
@@ -31,7 +31,7 @@ static KERNEL_TARGET void split_planes(const float *x, size_t dim, uint16_t *hig
     for (size_t i = dim; i < dim16; i++) high[i] = low[i] = 0;
 }
 
-static KERNEL_TARGET void join_planes(const uint16_t *high, const uint16_t *low, size_t dim, float *out) {
+static inline KERNEL_TARGET void join_planes(const uint16_t *high, const uint16_t *low, size_t dim, float *out) {
     for (size_t i = 0; i < dim; i++) out[i] = joined(high[i], low[i]);
 }
 
@@ -47,8 +47,8 @@ static inline KERNEL_TARGET float add_lanes_f32(float lanes[PLANE_LANES]) {
     return lanes[0];
 }
 
-static KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16,
-                                    double *dot, double *norm2) {
+static inline KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16,
+                                           double *dot, double *norm2) {
     double dots[PLANE_LANES] = {0}, squares[PLANE_LANES] = {0};
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
         for (size_t l = 0; l < PLANE_LANES; l++) {
@@ -61,7 +61,7 @@ static KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const
     *norm2 = add_lanes(squares);
 }
 
-static KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16) {
+static inline KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16) {
     double sums[PLANE_LANES] = {0};
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
         for (size_t l = 0; l < PLANE_LANES; l++) {
@@ -72,6 +72,16 @@ static KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, cons
     return add_lanes(sums);
 }
 
+static inline KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes,
+                                          size_t code_bytes, const uint32_t *slots, uint32_t n, int32_t *out) {
+    for (uint32_t r = 0; r < n; r++) {
+        const uint8_t *code = codes + (size_t)slots[r] * code_bytes;
+        int32_t sum = 0;
+        for (size_t i = 0; i < code_bytes; i++) sum += (code[i] & 15) * q_lo[i] + (code[i] >> 4) * q_hi[i];
+        out[r] = sum;
+    }
+}
+
 static inline KERNEL_TARGET void weights(const float *x, const float *step, float inverse, int8_t *q) {
     for (size_t i = 0; i < CODE_BLOCK_BYTES; i++) {
         float w = inverse > 0 ? x[i] * step[i] * inverse : 0.0f;
@@ -79,8 +89,8 @@ static inline KERNEL_TARGET void weights(const float *x, const float *step, floa
     }
 }
 
-static KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo,
-                                       int8_t *q_hi, float *base, float *scale) {
+static inline KERNEL_TARGET void code_prepare(const float *x, const float *lo, const float *step, size_t dim64,
+                                              int8_t *q_lo, int8_t *q_hi, float *base, float *scale) {
     float lanes[PLANE_LANES] = {0}, sizes[PLANE_LANES] = {0}, largest = 0;
     for (size_t i = 0; i < dim64; i += PLANE_LANES) {
         for (size_t l = 0; l < PLANE_LANES; l++) {
@@ -107,8 +117,8 @@ static inline KERNEL_TARGET uint8_t quantised(float x, float lo, float inv_step)
     return v >= 15.0f ? 15 : v > 0.0f ? (uint8_t)v : 0;
 }
 
-static KERNEL_TARGET void code_encode(const float *x, const float *lo, const float *inv_step, size_t dim64,
-                                      uint8_t *code) {
+static inline KERNEL_TARGET void code_encode(const float *x, const float *lo, const float *inv_step, size_t dim64,
+                                             uint8_t *code) {
     for (size_t i = 0; i < dim64; i += CODE_DIMS) {
         for (size_t j = 0; j < CODE_BLOCK_BYTES; j++) {
             size_t a = i + j, b = a + CODE_BLOCK_BYTES;
@@ -117,8 +127,8 @@ static KERNEL_TARGET void code_encode(const float *x, const float *lo, const flo
     }
 }
 
-static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, const float *step, size_t dim64,
-                                      float *out) {
+static inline KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, const float *step, size_t dim64,
+                                             float *out) {
     for (size_t i = 0; i < dim64; i += CODE_DIMS) {
         for (size_t j = 0; j < CODE_BLOCK_BYTES; j++, code++) {
             size_t a = i + j, b = a + CODE_BLOCK_BYTES;
@@ -128,8 +138,8 @@ static KERNEL_TARGET void code_decode(const uint8_t *code, const float *lo, cons
     }
 }
 
-static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
-                                   uint32_t n, float *out) {
+static inline KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
+                                          uint32_t n, float *out) {
     for (uint32_t r = 0; r < n; r++) {
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
@@ -139,8 +149,8 @@ static KERNEL_TARGET void high_dot(const float *q, const uint16_t *high, size_t 
     }
 }
 
-static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
-                                  float *out) {
+static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
+                                         uint32_t n, float *out) {
     for (uint32_t r = 0; r < n; r++) {
         const uint16_t *row = high + (size_t)slots[r] * dim16;
         float lanes[PLANE_LANES] = {0};
@@ -154,14 +164,15 @@ static KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, size_t d
     }
 }
 
-#define KERNEL_TABLE(isa)                \
+/* A table of the kernels above, but for code_dot. */
+#define KERNEL_TABLE(isa, dot)           \
     const kernel_table kernels_##isa = { \
         .name = #isa,                    \
         .split_planes = split_planes,    \
         .join_planes = join_planes,      \
         .exact_dot = exact_dot,          \
         .exact_l2 = exact_l2,            \
-        .code_dot = code_dot,            \
+        .code_dot = dot,                 \
         .code_prepare = code_prepare,    \
         .code_encode = code_encode,      \
         .code_decode = code_decode,      \

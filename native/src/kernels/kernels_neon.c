@@ -13,8 +13,8 @@ static inline KERNEL_TARGET int32x4_t add_products(int32x4_t sum, const uint8_t 
 }
 
 /* Four rows at a time: the query is loaded once for all, and their sums are added across together. */
-static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
-                                   const uint32_t *slots, uint32_t n, int32_t *out) {
+static KERNEL_TARGET void code_dot_neon(const int8_t *q_lo, const int8_t *q_hi, const uint8_t *codes, size_t code_bytes,
+                                        const uint32_t *slots, uint32_t n, int32_t *out) {
     uint32_t r = 0;
     for (; r + 4 <= n; r += 4) {
         const uint8_t *a = codes + slots[r] * code_bytes, *b = codes + slots[r + 1] * code_bytes;
@@ -38,5 +38,5 @@ static KERNEL_TARGET void code_dot(const int8_t *q_lo, const int8_t *q_hi, const
     }
 }
 
-KERNEL_TABLE(neon);
+KERNEL_TABLE(neon, code_dot_neon);
 #endif
