@@ -1,8 +1,8 @@
-"""Filtered search beside other libraries: filters that take 50 %, 10 %, 1 % and 0.1 % of the rows by their metadata.
+"""Filtered search, compared with other libraries: filters that match 50 %, 10 %, 1 % and 0.1 % of the rows.
 
-One query a call on one core; recall is against the exact nearest of the rows that a filter takes. Ours is given the
-filter with every search; what it takes to evaluate it for the first time, after a change, and when it is known, stands
-beside it.
+Each call has one query and runs on one core. Recall is measured against the exact nearest rows that match the filter.
+This library gets the filter with every search. The time to evaluate the filter is also measured: the first time, after
+a change, and when its bitmap is cached.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EVALUATIONS = ("first_ms", "after_a_change_ms", "known_us")
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """For each filter and engine the speed at the recall, and the ratio of ours to each other engine."""
+    """For each filter and engine, the QPS at the recall, and the ratio of this library to each other engine."""
     summary: dict[str, Any] = {}
     runs = {engine: {run["round"]: run["cases"] for run in results.of(engine)} for engine in engines}
     names = [name for of in runs.values() for cases in of.values() for name in cases]
@@ -50,7 +50,7 @@ def summarise(results: rounds.ResultFile, engines: list[str], ours: str = regist
 
 
 def _fastest(points: Sequence[curves.Point], name: str) -> Any:
-    """A value of the fastest point that reaches the recall; None where none does."""
+    """A value of the fastest point that reaches the recall; None if no point does."""
     point = curves.fastest(points, RECALL)
     return point and point[name]
 

@@ -1,8 +1,8 @@
-"""Growth to a million rows: search at equal recall, build, and single adds, beside other libraries.
+"""Growth to a million rows, compared with other libraries: search at equal recall, build, and adds of single rows.
 
-The set as it is up to its own size; beyond it, grown by the seeded augmentation of harness/grow.py, with exact
-neighbours of all queries, and evidence that the local structure stayed. Indexes are built once a size with two threads;
-searches take turns in rounds, one query a call on one core.
+Sizes up to the set's own use a part of the set. Larger sizes are grown by the seeded augmentation of harness/grow.py,
+with exact neighbours of all queries, and with evidence that the local structure is preserved. Each index is built once
+for each size, with two threads. Searches take turns in rounds, with one query a call on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.contract import K
 SIZES = (10_000, 100_000, 300_000, 1_000_000)
 TINY_SIZES = (1_500, 3_000)
 ENGINES = ("fabstir", "hnswlib", "zvec-hnsw")
-#: Those that take single rows into a loaded index, searchable at once.
+#: Engines that add single rows to a loaded index, searchable at once.
 ADDERS = ("fabstir", "hnswlib")
 RECALLS = (0.95, 0.99)
 CONTROL = "control"
@@ -26,7 +26,7 @@ ADDS = 200
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], sets: Iterable[str]) -> dict[str, Any]:
-    """By set and engine: microseconds a query at each recall, of a built row, and of a single add."""
+    """For each set and engine: microseconds per query at each recall, per built row, and per add of one row."""
     summary: dict[str, Any] = {}
     for rows in sets:
         table = summary[rows] = {}

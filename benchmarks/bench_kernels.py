@@ -1,8 +1,8 @@
-"""The native kernels of every instruction set this CPU has, against the machine's own copy and read speed.
+"""The native kernels of every instruction set of this CPU, compared with the machine's copy and read speed.
 
-Compiles bench_kernels.c with the core's kernels as the core itself is compiled, and runs it on one core. A kernel that
-reads rows from memory in order as fast as the machine reads at all has nothing left to gain there; what it does on
-cached rows is what its arithmetic allows.
+Compiles bench_kernels.c and the core's kernels with the compiler flags of the core, and runs the program on one core.
+A kernel that reads rows from memory at the machine's read speed is limited by memory. Its speed on cached rows shows
+the limit of its arithmetic.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from harness import curves, datasets, rounds
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-#: The same as all of the set's rows where it is small: more rows than any cache holds.
+#: More rows than any cache holds.
 ROWS = 100_000
 CASE_MS = 50
 
 
 def build_driver() -> ModuleType:
-    """build_native.py, which knows the compiler and its flags."""
+    """The module build_native.py, which has the compiler and its flags."""
     spec = importlib.util.spec_from_file_location("build_native", ROOT / "build_native.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,7 @@
 """Saves and loads over a link of 50 ms a request and 20 MB/s, and on a local directory: bytes, requests, seconds.
 
-Rows with their metadata, all recent and all historical, as given and normalised in float32. Of lazy loads: what comes
-until a first answer, how good that is, and the memory after a thousand searches.
+Rows have metadata; they are all recent or all historical, and either as given or normalised in float32. For lazy loads,
+it measures the bytes until the first answer, the recall of that answer, and the memory after a thousand searches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fabstir_vectordb import VectorDBSession
 SEED = 20_261_124
 DELTAS = 30
 COLD_QUERIES = 10
-#: Fresh sessions whose first answers are compared with the exact ones.
+#: New sessions whose first answers are compared with the exact answers.
 FIRST_QUERIES = 100
 SEARCHES = 1_000
 CACHE_MB = 64
@@ -33,12 +33,15 @@ CLOCK_S = 1_700_000_000.0
 
 
 def settings(store: str) -> dict[str, Any]:
-    """Of a session that measures: the clock stands, so that runs store the same bytes."""
+    """The settings of a measured session. Its clock stands still, so that all runs store the same bytes."""
     return {**ours.fields(store), "clock": lambda: CLOCK_S}
 
 
 async def session_over(store: Path, link: Link | None, **fields: Any) -> VectorDBSession:
-    """A session on a directory, behind the link if there is one. Keys are derived: Argon2id is no transfer."""
+    """A session on a directory, behind a link if one is given.
+
+    The keys are derived before counting starts, as Argon2id is not part of the transfer.
+    """
     session = await VectorDBSession.create(**{**settings(store.as_uri()), **fields})
     await session.list_indexes()
     if link is not None:
@@ -48,7 +51,7 @@ async def session_over(store: Path, link: Link | None, **fields: Any) -> VectorD
 
 
 async def costs(link: Link, work: Callable[[], Awaitable[Any]]) -> dict[str, float]:
-    """What some work takes over a link."""
+    """Seconds, bytes and requests of some work over a link."""
     link.start_counting()
     started = time.perf_counter()
     await work()
@@ -63,10 +66,10 @@ async def costs(link: Link, work: Callable[[], Awaitable[Any]]) -> dict[str, flo
 
 
 def near(base: Any, rows: Any, random: np.random.Generator) -> Any:
-    """Rows like some of the set, as those that a user adds are."""
+    """New rows near given rows of the set, like rows that a user adds."""
     noise = random.standard_normal((len(rows), base.shape[1])) * 0.02
     fresh = (base[rows] + noise).astype(np.float32)
-    # Rows that came as float16 are widened ones; so are those that follow.
+    # If the set came as float16 and was widened, the new rows must be widened float16 too.
     return fresh.astype(np.float16).astype(np.float32) if _is_widened(base) else fresh
 
 
@@ -77,7 +80,7 @@ def _is_widened(base: Any) -> bool:
 async def saves(
     link: Link, store: Path, base: Any, metadata: list[Any], historical: bool, deltas: int
 ) -> dict[str, Any]:
-    """The life of an index: a first save, then small changes."""
+    """The first save of an index, then saves after small changes."""
     random = np.random.default_rng(SEED)
     results: dict[str, Any] = {}
     some = max(len(base) // 100, 1)
@@ -112,7 +115,7 @@ async def saves(
 
 
 async def loads(link: Link, store: Path, queries: Any, nearest: Any, first: int) -> dict[str, Any]:
-    """First answers of fresh sessions, then more of one; and a full load."""
+    """First answers of new sessions, further answers of one session, and a full load."""
     results: dict[str, Any] = {}
     answers, found = [], 0
     for query, true in zip(queries[:first], nearest[:first], strict=True):
@@ -146,7 +149,7 @@ async def loads(link: Link, store: Path, queries: Any, nearest: Any, first: int)
 
 
 async def on_disk(store: Path, queries: Any, raw_bytes: int, searches: int) -> dict[str, float]:
-    """A local directory, against copying it; and the memory of a lazily loaded index in use."""
+    """Loads and a save on a local directory, compared with copying it; and the memory of a lazily loaded index."""
     results: dict[str, float] = {}
     copy = store.with_suffix(".copy")
     started = time.perf_counter()
@@ -178,7 +181,7 @@ async def on_disk(store: Path, queries: Any, raw_bytes: int, searches: int) -> d
 
 
 async def one_round(data: datasets.Dataset, metadata: list[Any], historical: bool, tiny: bool) -> dict[str, Any]:
-    """A life of an index, from its first save to loads."""
+    """One round: saves, loads over the link, and loads from a directory."""
     with tempfile.TemporaryDirectory() as directory:
         store = Path(directory, "store")
         link = Link(latency_s=0.001) if tiny else Link()
@@ -193,7 +196,7 @@ def main() -> None:
     """Command line entry point."""
     options = datasets.parser(__doc__, rounds=1).parse_args()
     folder = datasets.prepare(options)
-    # Of length 1 in float32, as models give rows that nobody rounds.
+    # Rows of length 1 in float32, like the output of models without rounding.
     normalised = datasets.open_set(folder)
     given = normalised._replace(base=datasets.open_stored(folder))
     metadata = datasets.texts(folder) or [{"text": f"row {row}"} for row in range(len(given.base))]

@@ -1,4 +1,4 @@
-"""How late an event loop wakes while a session works, against the same loop idle."""
+"""Delay of an event loop while a session works on it, compared with the same loop idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TICK_S = 0.001
 
 
 async def lag_of(work: Callable[[], Awaitable[object]]) -> dict[str, float]:
-    """Runs `work` and measures by how much sleeps of a millisecond beside it come late."""
+    """Runs `work`, and measures the delay of sleeps of one millisecond that run at the same time."""
     late: list[float] = []
     started = time.perf_counter()
     async with anyio.create_task_group() as group:
@@ -42,7 +42,7 @@ async def lag_of(work: Callable[[], Awaitable[object]]) -> dict[str, float]:
 
 
 async def one_round(data: datasets.Dataset, store: str) -> dict[str, dict[str, float]]:
-    """The loop's lag while it idles, then beside each long verb."""
+    """The loop's delay while it is idle, then during each long verb."""
     results = {"idle": await lag_of(lambda: anyio.sleep(2))}
     async with await VectorDBSession.create(**ours.fields(store)) as session:
         results["add"] = await lag_of(lambda: session.add_batch(data.ids, data.base))
@@ -54,7 +54,7 @@ async def one_round(data: datasets.Dataset, store: str) -> dict[str, dict[str, f
 
 
 def in_a_new_store(data: datasets.Dataset) -> dict[str, dict[str, float]]:
-    """One round on a directory of its own."""
+    """One round in a new directory."""
     with tempfile.TemporaryDirectory() as directory:
         return anyio.run(one_round, data, Path(directory).as_uri())
 

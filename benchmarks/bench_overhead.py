@@ -1,7 +1,7 @@
-"""Microseconds of one search by stage: the native call, then what Python adds, synchronous and asynchronous.
+"""Microseconds of one search by stage: the native call, and what Python adds, synchronous and asynchronous.
 
-Few rows and few candidates make the walk short, so that what is around it can be seen. Stages take turns, and the
-fastest of many repetitions counts: everything else is noise of the machine.
+The set has few rows and the search few candidates, so that the graph walk is short and the overhead shows. Stages take
+turns. The fastest of many repetitions counts, as slower ones include noise of the machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Stage = Callable[[int], Awaitable[None]]
 
 
 def metadata_of(row: int) -> dict[str, str]:
-    """Metadata as in the set of the README."""
+    """Metadata like that of the WordNet set."""
     return {"text": f"a made up definition of a word, number {row}", "lexname": "noun.artifact", "pos": "n"}
 
 
@@ -54,7 +54,7 @@ def plain(call: Callable[[], object]) -> Stage:
 
 
 def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
-    """The C function with everything prepared."""
+    """A call of the C function with prepared arguments."""
     native = session._runtime.index.native
     assert native is not None
     search, answer = lib.fvdb_search_one, _Answer(K)
@@ -64,7 +64,7 @@ def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
 
 
 def stages(sync: SyncSession, session: VectorDBSession, described: VectorDBSession, query: Any) -> dict[str, Stage]:
-    """What is measured; rows of `described` have metadata."""
+    """The measured stages; rows of `described` have metadata."""
     options: dict[str, Any] = {"threshold": None, "ef_search": EF}
     stored = [encode_metadata(metadata_of(row)) or b"" for row in range(K)]
 
@@ -109,7 +109,7 @@ async def one_round(data: datasets.Dataset, count: int, sync: SyncSession) -> di
 def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__)
-    parser.add_argument("--count", type=int, default=1_000, help="searches a repetition, default 1000")
+    parser.add_argument("--count", type=int, default=1_000, help="searches per repetition, default 1000")
     options = parser.parse_args()
     options.rows = options.rows or ROWS
     data = datasets.load(options)

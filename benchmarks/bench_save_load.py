@@ -1,4 +1,4 @@
-"""Seconds of saves, loads and a verification on a local directory, and against copying the same bytes."""
+"""Seconds of saves, loads and a verification on a local directory, compared with copying the same bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fabstir_vectordb.sync import VectorDBSession
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """The seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def one_round(data: datasets.Dataset) -> dict[str, float]:
-    """Fills a session and takes it through its life. The keys are derived first: Argon2id is not the save."""
+    """Times add, saves, load and verification. Keys are derived first, so that Argon2id does not count as the save."""
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         store = Path(directory, "store")

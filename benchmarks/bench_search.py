@@ -1,4 +1,4 @@
-"""Recall against queries a second of ours alone, one query at a time, through the public synchronous call."""
+"""Recall against QPS of this library alone, one query at a time, through the public synchronous call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fabstir_vectordb.sync import VectorDBSession
 
 
 class Filled(ours.Fabstir):
-    """A session that was filled by the caller."""
+    """An engine on a session that the caller has filled."""
 
     def __init__(self, session: VectorDBSession) -> None:
         self._session = session
 
 
 def one_round(session: VectorDBSession, data: datasets.Dataset) -> dict[str, Any]:
-    """The library's own choice of candidates first, then others."""
+    """The default number of candidates first, then other numbers."""
     settings: list[dict[str, Any]] = [{}, *({"ef_search": ef} for ef in EF)]
     return {"points": [measure.single_point(Filled(session), one, data.queries, data.neighbours) for one in settings]}
 

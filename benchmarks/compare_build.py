@@ -1,8 +1,8 @@
-"""Builds beside other libraries: rows a second with one and two threads, the recall that a fixed setting then reaches,
-memory, and saving and loading.
+"""Builds, compared with other libraries: rows/s with one and two threads, the recall of the built index at a fixed
+setting, memory, saves and loads.
 
-Every build, and every load, runs in a fresh process. Memory is what the whole process grows by, ids included where a
-library keeps ids, after garbage was collected and freed pages went back to the system.
+Every build and every load runs in a new process. Memory is the growth of the whole process, after garbage collection
+and after freed pages were returned to the system. It includes ids if a library keeps ids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THREADS = (2, 1)
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds; ratios of ours to each other engine for rows a second."""
+    """Medians over rounds, and ratios of this library to each other engine in rows/s."""
     summary: dict[str, Any] = {}
     for engine in engines:
         found = summary[engine] = {}

@@ -1,6 +1,6 @@
-"""Exact search beside faiss IndexFlatIP: one query a call on one core, and a batch with one thread and with two.
+"""Exact search, compared with faiss IndexFlatIP: one query a call on one core, and a batch with one and two threads.
 
-Ours sums in float64 over rows kept exactly and is asked with exact=True; its answer says that it scanned. faiss
+This library searches with exact=True and sums in float64 over exact rows; its results confirm the exact scan. faiss
 multiplies float32 matrices.
 """
 
@@ -12,12 +12,12 @@ from harness import curves, datasets, registry, rounds
 from harness.contract import K
 
 MODES = (("single", 1), ("batch", 1), ("batch", 2))
-#: Queries one by one; a batch takes all of the set's.
+#: Number of single queries; a batch has all queries of the set.
 SINGLE_QUERIES = 100
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds, and ratios of ours to each other engine."""
+    """Medians over rounds, and ratios of this library to each other engine."""
     summary: dict[str, Any] = {}
     for mode, threads in MODES:
         table = summary[f"{mode}-{threads}"] = {}

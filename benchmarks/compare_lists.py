@@ -1,6 +1,6 @@
-"""Inverted lists alone beside other libraries: how long they take to train and fill, and one query a call on one core.
+"""Inverted lists alone, compared with other libraries: time to train and fill them, and one query a call on one core.
 
-Ours has every row on the historical side, where `from_parts` puts them.
+In this library every row is on the historical side, as `from_parts` puts rows there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RECALLS = (0.90, 0.95, 0.99)
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds, and ratios of ours to each other engine."""
+    """Medians over rounds, and ratios of this library to each other engine."""
     summary: dict[str, Any] = {}
     searched = {
         engine: {run["round"]: run["points"] for run in results.of(engine, mode="single")} for engine in engines

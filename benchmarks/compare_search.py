@@ -1,7 +1,7 @@
-"""Recall against queries a second, beside other libraries.
+"""Recall against QPS, compared with other libraries.
 
-One query a call on one core, then a batch with one thread and with two. Libraries take turns in rounds; indexes are
-built once and kept; ratios are formed inside each round.
+One query a call on one core, then a batch with one thread and with two threads. Libraries take turns in rounds. Each
+index is built once and kept. Ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUILD_THREADS = 2
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds, and ratios of ours to each other engine."""
+    """Medians over rounds, and ratios of this library to each other engine."""
     summary: dict[str, Any] = {}
     for mode, threads in MODES:
         at: dict[str, dict[float, dict[int, float | None]]] = {}

@@ -1,7 +1,8 @@
-"""A whole session beside whole databases: adds of rows with metadata, then queries whose ids and metadata are read.
+"""A whole session, compared with whole databases: adds of rows with metadata, then queries with ids and metadata read.
 
-Ours is the asynchronous session; the others are called as their documentation shows. Each adds and answers in a fresh
-process with all cores. `durable_s` counts until everything is on disk: of ours it includes encrypting and saving.
+This library runs as the asynchronous session; the others are called as their documentation shows. Each engine adds and
+searches in a new process with all cores. `durable_s` is the time until all rows are on disk; for this library it
+includes encrypting and saving.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from harness.contract import K
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds; ours over each setting of each other at that setting's recall."""
+    """Medians over rounds, and the ratio of this library to each setting of each engine at that setting's recall."""
     mine = {run["round"]: run for run in results.of(ours)}
     summary: dict[str, Any] = {}
     for engine in engines:

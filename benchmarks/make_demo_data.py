@@ -1,8 +1,8 @@
-"""Makes the demo's data from the wordnet-minilm set: some queries, their nearest rows, and seeded others.
+"""Makes the demo's data from the wordnet-minilm set: some queries, their nearest rows, and other rows drawn by seed.
 
     python benchmarks/make_demo_data.py --data DIR
 
-DIR holds base.f16.npy, queries.f32.npy, neighbors.i32.npy and texts.jsonl.gz. Runs once; its output is committed.
+DIR holds base.f16.npy, queries.f32.npy, neighbors.i32.npy and texts.jsonl.gz. Run once; the output is committed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = 20_261_123
 ROWS = 2_000
 QUERIES = 20
 NEIGHBOURS = 25
-# WordNet's files of what a demo can show to anybody: a dictionary also has words for illnesses, bodies and insults.
+# WordNet files that suit any audience: a dictionary also has words for illnesses, bodies and insults.
 TOPICS = ("noun.animal", "noun.food", "noun.location", "noun.object", "noun.phenomenon", "noun.plant")
 OUT = Path(__file__).resolve().parents[1] / "fabstir_vectordb" / "demo"
 
@@ -38,7 +38,7 @@ def main() -> None:
     query_texts = {row["row"]: row for row in texts if row["split"] == "query"}
     base_texts = {row["row"]: row for row in texts if row["split"] == "base"}
 
-    # Queries whose neighbours are near: a demo should show what embeddings find, not where they fail.
+    # Queries with near neighbours: a demo should show what embeddings find, not where they fail.
     random = np.random.default_rng(SEED)
     shown = [row for row in range(len(queries)) if query_texts[row]["lexname"] in TOPICS]
     near = np.intersect1d(shown, np.flatnonzero(distances[:, 4] > 0.6))

@@ -1,9 +1,9 @@
 """Writes the tables of README.md and docs/benchmarks.md and the pictures in docs/img from benchmarks/results.
 
     python benchmarks/report.py           writes them
-    python benchmarks/report.py --check   says whether they are what the results give, and writes nothing
+    python benchmarks/report.py --check   checks that they match the results, and writes nothing
 
-A table stands between `<!-- benchmarks: NAME -->` and `<!-- benchmarks: end -->`; whatever is between them is replaced.
+Text between `<!-- benchmarks: NAME -->` and `<!-- benchmarks: end -->` is replaced by the table of that name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Results = dict[str, Result]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three figures and commas: 27,500 · 1.24 · 0.0123."""
+    """A number with three significant figures and thousands separators: 27,500 · 1.24 · 0.0123."""
     if value is None:
         return "–"
     rounded = float(f"{value:.{digits}g}")
@@ -53,7 +53,7 @@ def spread(stat: curves.Stat | None) -> str:
 
 
 def setting(values: Result) -> str:
-    """ef 64, refine 1."""
+    """A setting as text, for example "ef 64, refine 1"."""
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "default"
 
 
@@ -64,11 +64,11 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-# ---- what ran where
+# ---- conditions of a measurement
 
 
 def conditions(result: Result) -> str:
-    """One line: rows, processor, rounds."""
+    """One line with the rows, the processor and the rounds of a result."""
     there, given = result["environment"], result["parameters"]
     size = f"{given['rows']:,} rows × {given['dim']} dimensions" if "rows" in given else f"{given['dim']} dimensions"
     rounds = 1 + max((run["round"] for run in result["runs"]), default=0)
@@ -79,7 +79,7 @@ def conditions(result: Result) -> str:
 
 
 def absent(result: Result) -> str:
-    """Who was not measured, and which jobs failed."""
+    """The engines that were not measured, and the jobs that failed."""
     lines = [f"Not measured: {TITLES[name]} ({why})." for name, why in result["skipped"].items()]
     failed = {(run["engine"], run["error"]) for run in result["runs"] if "error" in run}
     lines += [f"Failed: {TITLES.get(name, name)}: {error}." for name, error in sorted(failed)]
@@ -87,7 +87,7 @@ def absent(result: Result) -> str:
 
 
 def versions(results: Results) -> str:
-    """Processor, system and versions behind all results."""
+    """Processor, system and package versions of all results."""
     seen: dict[str, None] = {}
     for result in results.values():
         there = result["environment"]
@@ -293,7 +293,7 @@ def kernels(results: Results) -> str:
 
 
 def life(results: Results) -> str:
-    """Ours alone: save and load, memory, and the loop's lag; whichever was measured."""
+    """Tables of this library alone, if measured: saves and loads, memory, delay of the event loop."""
     parts = []
     if found := results.get("bench_save_load"):
         names = [name for name in found["summary"] if name.endswith("_s")]
@@ -323,7 +323,7 @@ def life(results: Results) -> str:
 
 
 def lists(results: Results) -> str:
-    """Inverted lists alone: build and speed at some recalls."""
+    """Inverted lists alone: build time, and QPS at several recalls."""
     result = results["compare_lists"]
     text = ""
     for name, title in (("all_calls", "one query a call, one core"), ("median_call", "the same, of the median call")):
@@ -346,7 +346,7 @@ def _speed(found: Result, engine: str) -> list[str]:
 
 
 def filters(results: Results) -> str:
-    """Searches under filters, and what a filter costs before it is known."""
+    """Searches with filters, and the time to evaluate a filter."""
     result = results["bench_filter"]
     summary = result["summary"]
     rows, costs = [], []
@@ -403,7 +403,7 @@ def link(results: Results) -> str:
 
 
 def readme(results: Results) -> str:
-    """The short table: search, build and memory of each index; a line for whole databases."""
+    """The short table: search, build and memory of each index, and a line about whole databases."""
     result = results["compare_search"]
     built = results.get("compare_build", {"summary": {}})["summary"]
     head = ["", "QPS at recall 0.95", "at 0.99", "ours ÷ it at 0.95", "at 0.99", "rows/s built", "bytes a row"]
@@ -435,7 +435,7 @@ def _databases_in_a_line(summary: Result) -> str:
     return f"With the ids and metadata of all ten hits read, all cores allowed: {each}.\n"
 
 
-#: Name of a block: what makes it, and the results it cannot do without.
+#: Name of a block -> function that writes it, and the results that it needs.
 BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "readme": (readme, ("compare_search",)),
     "versions": (versions, ()),
@@ -459,7 +459,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """File name → text of each picture that the results allow."""
+    """File name → text of each picture for which there are results."""
     found = {}
     if "compare_search" in results:
         summary = results["compare_search"]["summary"]
@@ -471,7 +471,7 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def colour(engine: str) -> int:
-    """The same in every picture; ours is the first of the table."""
+    """The colour of an engine, the same in every picture; this library has the first colour."""
     return list(ENGINES).index(engine)
 
 
@@ -502,21 +502,21 @@ def growth_chart(sizes: Result) -> str:
 
 
 def load_results(folder: Path = RESULTS) -> Results:
-    """Every result file of a folder, by benchmark."""
+    """The result files of a folder, by benchmark."""
     found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
     return {result["benchmark"]: result for result in found if result["summary"]}
 
 
 def render(text: str, results: Results) -> str:
-    """A document with every marked block as the results give it.
+    """A document with every marked block replaced by its table.
 
     Raises:
-        SystemExit: a block has no known name.
+        SystemExit: the name of a block is unknown.
     """
 
     def replace(match: re.Match[str]) -> str:
         if match[2] not in BLOCKS:
-            raise SystemExit(f"no block is called {match[2]!r}: one of {', '.join(BLOCKS)}")
+            raise SystemExit(f"unknown block {match[2]!r}: use one of {', '.join(BLOCKS)}")
         make, needs = BLOCKS[match[2]]
         missing = [name for name in needs if name not in results]
         body = make(results) if not missing else ""
@@ -526,7 +526,7 @@ def render(text: str, results: Results) -> str:
 
 
 def everything(results: Results, root: Path = ROOT) -> dict[Path, str]:
-    """Every file that the results make, with its text."""
+    """Path → text of every file that is made from the results."""
     documents = [Path("README.md"), Path("docs", "benchmarks.md")]
     found = {path: render((root / path).read_text(encoding="utf-8"), results) for path in documents}
     return found | {PICTURES / name: text for name, text in pictures(results).items()}
@@ -535,7 +535,7 @@ def everything(results: Results, root: Path = ROOT) -> dict[Path, str]:
 def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
     options = parser.parse_args()
     stale = []
     for path, text in everything(load_results()).items():
@@ -547,8 +547,8 @@ def main() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
     if options.check and stale:
-        raise SystemExit(f"not what benchmarks/results gives: {', '.join(stale)}; run python benchmarks/report.py")
-    print(f"{'would write' if options.check else 'wrote'} {', '.join(stale) or 'nothing: all is up to date'}")
+        raise SystemExit(f"out of date with benchmarks/results: {', '.join(stale)}; run python benchmarks/report.py")
+    print(f"{'would write' if options.check else 'wrote'} {', '.join(stale) or 'nothing: all files are up to date'}")
 
 
 if __name__ == "__main__":

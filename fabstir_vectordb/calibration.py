@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
+from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.types import CalibrationPoint
 
 __all__ = ["KS", "Asked", "Calibration", "Curve", "ask", "calibrate", "missed_by_code", "sample_size"]
@@ -285,7 +286,7 @@ def missed_by_code(native: NativeIndex, allow: UInt64Array, control: Control | N
     k = KS[0]
     stats = native.stats()
     slots = native.live_slots(0, stats.live)
-    slots = slots[(allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
+    slots = slots[are_in(allow, slots)]
     if len(slots) <= k:
         return 0.0
     n = min(len(slots), _SAMPLE_MOST)

@@ -1,10 +1,10 @@
 """The command line: the session's verbs from a shell.
 
-The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt, a portal's token from FABSTIR_PORTAL_TOKEN, and
-neither from an argument: every user of a machine can read arguments, and they stay in shell histories.
+The seed phrase comes from FABSTIR_SEED_PHRASE, a file or a prompt; a portal's token comes from FABSTIR_PORTAL_TOKEN.
+No argument takes either: every user of a machine can read arguments, and shell histories keep them.
 
-Results go to stdout, all else to stderr: errors in one line, warnings, and progress where stderr is a terminal. Where a
-file is read or written, `-` is stdin or stdout. A file that is written is there whole, or not at all.
+Results go to stdout. Errors (one line each), warnings, and progress bars go to stderr; progress bars appear only on a
+terminal. `-` in place of a file is stdin or stdout. An output file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ from fabstir_vectordb.types import Progress, RecallPoint
 __all__ = ["cli"]
 
 _BATCH_ROWS = 4_096
-#: Where a file is named, stdin or stdout.
+#: The argument that stands for stdin or stdout.
 _STANDARD: Final = Path("-")
 _INPUT: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
-# Those above 128 are what a shell shows of a program that a signal ended.
+# Codes above 128 are those that a shell reports for a program ended by a signal.
 EXIT_OK: Final = 0
 EXIT_ERROR: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -88,17 +88,17 @@ def _phrase(settings: _Settings) -> str:
             with _reading(settings.phrase_file) as stream:
                 return stream.read().decode().strip()
         except UnicodeDecodeError:
-            # Not chained: the error would show the file's bytes.
+            # Not chained: the UnicodeDecodeError would show bytes of the file.
             raise InvalidConfigError(f"{_name(settings.phrase_file)} is not UTF-8 text") from None
     given = os.environ.get("FABSTIR_SEED_PHRASE", "").strip()
     return given or _ask("Seed phrase: ")
 
 
 def _ask(text: str) -> str:
-    """Asks on the terminal, whatever stdin and stdout are; what is typed is not shown.
+    """Prompts on the terminal, even if stdin and stdout are redirected; the typed text is not shown.
 
     Raises:
-        InvalidConfigError: there is no terminal, or no answer.
+        InvalidConfigError: there is no terminal, or the prompt got no answer.
     """
     if not _has_terminal():
         raise InvalidConfigError(
@@ -121,7 +121,7 @@ def _has_terminal() -> bool:
 
 
 def _portal_token() -> str | None:
-    # Like the phrase, from no argument.
+    # Not from an argument, for the reason in the module's docstring.
     return os.environ.get("FABSTIR_PORTAL_TOKEN", "").strip() or None
 
 
@@ -143,7 +143,7 @@ def _open(settings: _Settings, **fields: Any) -> VectorDBSession:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """A file, or stdin."""
+    """Opens a file, or stdin, for reading."""
     if path == _STANDARD:
         yield sys.stdin.buffer
         return
@@ -157,13 +157,13 @@ def _name(path: Path) -> str:
 
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
-    """A new file that takes the target's place when the block ends well; else the target stays as it was.
+    """Opens a new file that replaces the target if the block succeeds; after an exception the target is unchanged.
 
     Raises:
-        OSError: it cannot be made, with the target's name. The block has not begun then.
+        OSError: the new file cannot be created; the error names the target. The block is not entered.
     """
     real = Path(os.path.realpath(target))
-    if real.exists() and not real.is_file():  # a device or a pipe is written as it is
+    if real.exists() and not real.is_file():  # a device or a pipe cannot be replaced, so write to it directly
         yield target
         return
     try:
@@ -196,7 +196,7 @@ def _umask() -> int:
 
 
 class _OutputError(Exception):
-    """Stdout takes nothing more: its disk is full, or its reader has gone."""
+    """Stdout cannot be written: the disk is full, or the reader has closed it."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"stdout: {cause.strerror}")
@@ -204,7 +204,7 @@ class _OutputError(Exception):
 
 
 def _say(text: str) -> None:
-    """Prints a line of the result."""
+    """Prints a line of the result to stdout."""
     try:
         click.echo(text)
     except OSError as error:
@@ -212,7 +212,7 @@ def _say(text: str) -> None:
 
 
 def _note(text: str) -> None:
-    """Prints a line for people to stderr; nothing is lost where that takes none."""
+    """Prints a message to stderr; ignores a failure to write it."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
@@ -221,13 +221,13 @@ def _one_line(error: Exception, store: str) -> str:
     if isinstance(error, OSError) and not isinstance(error, VectorDBError):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
     text = " ".join(str(error).split())
-    # An error of the network has the request; which portal it was is what a user can do something about.
+    # An error of the network has the request. Add the portal's address, which the user can change.
     portal = urlsplit(store).netloc
     return f"{text} (portal {store})" if isinstance(error, S5Error) and portal and portal not in text else text
 
 
 class _Terminated(BaseException):
-    """A signal asks the process to end; what it is writing is cleaned up first."""
+    """A signal asks the process to end. Raised as an exception, so that unfinished files are removed first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -239,12 +239,12 @@ def _terminate(number: int, _: FrameType | None) -> None:
 
 
 class _Cli(click.Group):
-    """Ends every command in one way: an exit code and, for an error, one line on stderr."""
+    """The command group. Every command ends with an exit code and, after an error, one line on stderr."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Runs a command and ends the process with its exit code."""
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal may not know every character
+            if isinstance(stream, io.TextIOWrapper):  # the encoding of a terminal may lack characters
                 stream.reconfigure(errors="backslashreplace")
         code = self._code_of(args, prog_name or "fabstir-vectordb", extra)
         for name in ("stdout", "stderr"):
@@ -260,14 +260,14 @@ class _Cli(click.Group):
                         before.callback(signal.signal, number, signal.signal(number, _terminate))
                 result = super().main(args, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()
-                # click gives the code of --help and --version back instead of raising it.
+                # click returns the exit code of --help and --version instead of raising it.
                 return result if isinstance(result, int) else EXIT_OK
         except _OutputError as error:
             if error.reader_has_gone:
                 return EXIT_READER_GONE
             _note(str(error))
             return EXIT_ERROR
-        except OSError as error:  # stdout again: all others were met in `invoke`
+        except OSError as error:  # from the flush of stdout: `invoke` handles all others
             if error.errno == errno.EPIPE:
                 return EXIT_READER_GONE
             _note(f"stdout: {error.strerror}")
@@ -284,7 +284,7 @@ class _Cli(click.Group):
             return 128 + ended.number
 
     def invoke(self, context: click.Context) -> Any:
-        """Runs the command; --debug shows where an error comes from."""
+        """Runs the command. An error is printed as one line, or with --debug as a traceback."""
         try:
             return super().invoke(context)
         except (VectorDBError, OSError) as error:
@@ -298,7 +298,7 @@ class _Cli(click.Group):
 
 
 def _closed(stream: TextIO | None, code: int) -> int:
-    """Flushes a standard stream, so that the end of the process meets no error there; the exit code, then."""
+    """Flushes a standard stream, so that the interpreter's exit does not fail on it; returns the exit code."""
     if stream is None:
         return code
     try:
@@ -313,17 +313,17 @@ def _closed(stream: TextIO | None, code: int) -> int:
 
 
 class _Log(logging.StreamHandler[TextIO]):
-    """Log records on stderr, above a progress bar that is open there."""
+    """Writes log records to stderr, above an open progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=self.stream)
-        except OSError:  # nobody reads it
+        except OSError:  # stderr is closed; the command goes on
             pass
 
 
 def _show_log(context: click.Context, debug: bool) -> None:
-    """Shows the package's log records on stderr while the command runs: all of them, or warnings."""
+    """Shows the package's log records on stderr while the command runs: all with --debug, else warnings."""
     logger = logging.getLogger("fabstir_vectordb")
     handler = _Log(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
@@ -340,7 +340,7 @@ def _show_log(context: click.Context, debug: bool) -> None:
 
 @contextlib.contextmanager
 def _changes(session: VectorDBSession) -> Iterator[None]:
-    """Gives changes up without a warning when the block fails: its error says that nothing was saved."""
+    """Discards changes without a warning if the block fails: its error already says that nothing was saved."""
     try:
         yield
     except BaseException:
@@ -355,9 +355,9 @@ def _changes(session: VectorDBSession) -> Iterator[None]:
 
 
 class _Bar:
-    """A progress bar over the parts of a save, load or verification.
+    """A progress bar for the bytes of a save, load or verification.
 
-    It appears with the first part and only where stderr is a terminal, and it is gone before a result is printed.
+    The bar appears with the first part if stderr is a terminal, and is removed before a result is printed.
     """
 
     def __init__(self, title: str) -> None:
@@ -387,37 +387,37 @@ def _load(session: VectorDBSession, cid: str | None = None, **fields: Any) -> No
         session.load_user_vectors(cid, progress=bar, **fields)
 
 
-_EPILOG = """Exit codes: 0 done; 1 an error, in one line on stderr; 2 wrong usage; 130 interrupted (Ctrl-C);
-141 the reader of stdout has gone; 143 terminated. A file that is written is there whole, or not at all."""
+_EPILOG = """Exit codes: 0 success; 1 an error, one line on stderr; 2 wrong usage; 130 interrupted (Ctrl-C);
+141 the reader of stdout closed it; 143 terminated. Output files are written completely or not at all."""
 
 
 @click.group(cls=_Cli, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(get_version(), prog_name="fabstir-vectordb")
-@click.option("--store", envvar="FABSTIR_STORE", default=_default_store, help="Address of the store, as s5_portal.")
-@click.option("--index-name", default="default", show_default=True, help="Which of the user's indexes.")
+@click.option("--store", envvar="FABSTIR_STORE", default=_default_store, help="Address of the store (s5_portal).")
+@click.option("--index-name", default="default", show_default=True, help="Name of the index.")
 @click.option(
     "--phrase-file",
     type=_INPUT,
-    help="File with the seed phrase, - for stdin; else FABSTIR_SEED_PHRASE, else a prompt.",
+    help="File with the seed phrase, - for stdin. Without it: FABSTIR_SEED_PHRASE, or a prompt.",
 )
-@click.option("--memory-budget-mb", default=4096, show_default=True, help="Most memory of an index, in MB.")
-@click.option("--debug", is_flag=True, help="Show log records, and where an error comes from.")
+@click.option("--memory-budget-mb", default=4096, show_default=True, help="Memory limit of the index, in MB.")
+@click.option("--debug", is_flag=True, help="Show all log records, and the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:
-    """An embedded vector database whose index lives encrypted and verifiable on S5."""
+    """An embedded vector database that stores its index on S5, encrypted and verifiable."""
     context.obj = _Settings(**options)
     _show_log(context, context.obj.debug)
 
 
 @cli.command()
 def demo() -> None:
-    """Show the main job on real data, in a temporary store."""
+    """Add, search, save, load and delete demo rows in a temporary store."""
     anyio.run(tell, _say)
 
 
 @cli.command("new-phrase")
 def new_phrase() -> None:
-    """Print a fresh seed phrase. It opens all that is saved under it, and nothing else does: keep it."""
+    """Print a new seed phrase. Keep it: nothing else opens the data that is saved under it."""
     _say(new_seed_phrase())
 
 
@@ -436,7 +436,7 @@ def _records(path: Path) -> Iterator[_Record]:
     """The rows of a jsonl file, one after the other.
 
     Raises:
-        InvalidInputError: a line is no row; the message names it.
+        InvalidInputError: a line is not a row; the message has its number.
     """
     with _reading(path) as lines:
         for number, line in enumerate(lines, start=1):
@@ -445,21 +445,21 @@ def _records(path: Path) -> Iterator[_Record]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InvalidInputError(f"{_name(path)} line {number} is no JSON: {error}") from None
+                raise InvalidInputError(f"{_name(path)} line {number} is not JSON: {error}") from None
             if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                raise InvalidInputError(f'{_name(path)} line {number}: needs an object with a string "id"')
+                raise InvalidInputError(f'{_name(path)} line {number}: must be an object with a string "id"')
             vector = record.pop("vector", _MISSING)
             if vector is not _MISSING and vector is not None and not _is_vector(vector):
                 raise InvalidInputError(
-                    f'{_name(path)} line {number}: "vector" must be a list of numbers, or null for none'
+                    f'{_name(path)} line {number}: "vector" must be a list of numbers, or null for no vector'
                 )
             id, times = record.pop("id"), (record.pop("timestamp", None), record.pop("expires_at", None))
-            # A file of `export` keeps metadata under its own key; other files have the fields beside the id.
+            # `export` writes metadata under the key "metadata". In other files its fields stand beside the id.
             metadata = record["metadata"] if record.keys() == {"metadata"} else record or None
             yield _Record(id, vector, metadata, *times)
 
 
-#: Stands for a vector that is not mentioned; null means that the row has none.
+#: Stands for a missing key "vector"; null means that the row has no vector.
 _MISSING: Final = object()
 
 
@@ -468,15 +468,15 @@ def _is_vector(value: Any) -> bool:
 
 
 def _array(path: Path) -> npt.NDArray[Any]:
-    """The array of a .npy file, read as it is used.
+    """The array of a .npy file, memory-mapped.
 
     Raises:
-        InvalidInputError: it holds none.
+        InvalidInputError: the file holds no array of numbers.
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
-        raise InvalidInputError(f"{path} is no .npy file of numbers: {error}") from None
+        raise InvalidInputError(f"{path} is not a .npy file of numbers: {error}") from None
 
 
 class _Batch(NamedTuple):
@@ -485,26 +485,26 @@ class _Batch(NamedTuple):
 
 
 def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
-    """Rows with their vectors, never more than one batch of them in memory.
+    """Rows with their vectors, in batches; only one batch is in memory at a time.
 
     Raises:
-        InvalidInputError: there is no row for a vector, or no vector for a row.
+        InvalidInputError: the numbers of rows and vectors differ, or a row has no vector.
     """
     array = None if vectors is None else _array(vectors)
     if array is not None and array.ndim != 2:
-        raise InvalidInputError(f"{vectors} holds an array of shape {array.shape}, not (n, dim)")
+        raise InvalidInputError(f"{vectors} must hold an array of shape (n, dim), got {array.shape}")
     records = _records(rows)
     count = 0
     while chosen := list(islice(records, _BATCH_ROWS)):
         first, count = count, count + len(chosen)
         if array is not None:
             if len(array) < count:
-                raise InvalidInputError(f"there are {len(array)} vectors and more rows than that")
+                raise InvalidInputError(f"there are {len(array)} vectors and more than {len(array)} rows")
             yield _Batch(chosen, array[first:count])
             continue
         missing = next((record.id for record in chosen if record.vector is _MISSING), None)
         if missing is not None:
-            raise InvalidInputError(f'row {missing!r} has no "vector", and no --vectors file was given')
+            raise InvalidInputError(f'row {missing!r} has no "vector": add it, or give a file with --vectors')
         yield _Batch(chosen, [record.vector for record in chosen])
     if array is not None and len(array) != count:
         raise InvalidInputError(f"there are {len(array)} vectors and {count} rows")
@@ -515,29 +515,29 @@ def _batches(rows: Path, vectors: Path | None) -> Iterator[_Batch]:
 @click.option(
     "--vectors",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='.npy of (n, dim) numbers in the order of ROWS; without it each row has a "vector".',
+    help='.npy file of (n, dim) numbers in the order of ROWS. Without it each row needs a "vector".',
 )
 @click.option(
     "--on-conflict",
     type=click.Choice(["error", "replace", "skip"]),
     default="error",
     show_default=True,
-    help="For ids that are in the index.",
+    help="What to do with an id that is in the index already.",
 )
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "l2", "dot"]),
-    help="Of a new index, else cosine; of a stored one it must be the metric that it has.",
+    help="Metric of a new index, by default cosine. For a stored index it must be the stored metric.",
 )
 @click.pass_obj
 def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: str, metric: str | None) -> None:
-    """Add ROWS to the index, or start it, and save.
+    """Add ROWS to the index and save it. A missing index is created.
 
-    ROWS is a jsonl file, or - for stdin: "id", perhaps "vector", other fields are metadata. Nothing is saved when a row
-    is refused.
+    ROWS is a jsonl file, or - for stdin. Each line is an object with an "id" and optionally a "vector"; other fields
+    are metadata. If a row is refused, nothing is saved.
     """
     if rows == _STANDARD == settings.phrase_file:
-        raise click.UsageError("stdin holds the rows or the phrase, not both")
+        raise click.UsageError("stdin cannot hold both the rows and the phrase")
     totals = [0, 0, 0]
     with _open(settings, **({} if metric is None else {"metric": metric})) as session, _changes(session):
         _load(session, missing_ok=True)
@@ -564,12 +564,12 @@ def import_(settings: _Settings, rows: Path, vectors: Path | None, on_conflict: 
 
 @cli.command()
 @click.argument("target", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--cid", help="A version; without it the newest.")
+@click.option("--cid", help="CID of the version; by default the newest.")
 @click.pass_obj
 def export(settings: _Settings, target: Path, cid: str | None) -> None:
-    """Write all rows with vectors and metadata to TARGET as jsonl, which `import` reads; - is stdout.
+    """Write all rows with vectors and metadata to TARGET as jsonl; - is stdout.
 
-    Dates, datetimes and UUIDs in metadata become strings.
+    `import` reads the file. Dates, datetimes and UUIDs in metadata become strings.
     """
     with _open(settings) as session:
         if target == _STANDARD:
@@ -591,7 +591,7 @@ def export(settings: _Settings, target: Path, cid: str | None) -> None:
 
 
 def _export(session: VectorDBSession, out: IO[bytes]) -> int:
-    """Writes all rows; how many there were."""
+    """Writes all rows; returns their number."""
     count = 0
     with _rows_bar("export", session.count()) as bar:
         for row in session.scan():
@@ -619,29 +619,29 @@ def _read_query(path: Path) -> Any:
         with _reading(path) as stream:
             return json.loads(stream.read())
     except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{_name(path)} is no JSON: {error}") from None
+        raise InvalidInputError(f"{_name(path)} is not JSON: {error}") from None
 
 
 def _vector_of(session: VectorDBSession, id: str) -> Any:
     row = session.get([id])[0]
     if row is None:
-        raise NotFoundError(f"there is no row with id {id!r}", details={"id": id})
+        raise NotFoundError(f"the index has no row with id {id!r}", details={"id": id})
     if row.vector is None:
-        raise InvalidInputError(f"row {id!r} has no vector to search with", details={"id": id})
+        raise InvalidInputError(f"row {id!r} has no vector: use a row with a vector, or --vector", details={"id": id})
     return row.vector
 
 
 @cli.command()
-@click.option("--like", help="Search with the vector of this row.")
+@click.option("--like", help="Id of a row whose vector is the query.")
 @click.option(
     "--vector",
     type=_INPUT,
     help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
 )
-@click.option("-k", default=10, show_default=True, help="Hits at most.")
-@click.option("--threshold", type=float, help="Least score; without it nothing is cut.")
-@click.option("--cid", help="A version; without it the newest.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per hit.")
+@click.option("-k", default=10, show_default=True, help="Most hits.")
+@click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
+@click.option("--cid", help="CID of the version; by default the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit.")
 @click.pass_obj
 def search(
     settings: _Settings,
@@ -652,11 +652,11 @@ def search(
     cid: str | None,
     as_json: bool,
 ) -> None:
-    """Find the rows nearest to a vector."""
+    """Find the rows nearest to a query vector."""
     if (like is None) is (vector is None):
         raise click.UsageError("give either --like ID or --vector FILE")
     if vector == _STANDARD == settings.phrase_file:
-        raise click.UsageError("stdin holds the query or the phrase, not both")
+        raise click.UsageError("stdin cannot hold both the query and the phrase")
     query = None if vector is None else _read_query(vector)
     with _open(settings) as session:
         _load(session, cid)
@@ -671,7 +671,7 @@ def search(
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per version.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per version.")
 @click.pass_obj
 def history(settings: _Settings, as_json: bool) -> None:
     """List the versions of the index, newest first."""
@@ -685,26 +685,26 @@ def history(settings: _Settings, as_json: bool) -> None:
             continue
         when = datetime.fromtimestamp(version.saved_at, UTC).isoformat(timespec="seconds")
         rows = "unknown" if version.vector_count is None else version.vector_count
-        note = "  (refused: another version came between)" if version.refused else ""
+        note = "  (refused: another session saved first)" if version.refused else ""
         _say(f"{version.revision:>5}  {when}  {rows} rows  {version.cid}{note}")
 
 
 def _nothing(settings: _Settings, session: VectorDBSession) -> NotFoundError:
-    """Says that this phrase has saved nothing under this name, and what it has."""
+    """The error for an index without versions; it lists the indexes of the phrase."""
     names = session.list_indexes()
     known = f"this phrase has {', '.join(map(repr, names))}" if names else "this phrase has saved no index here"
     return NotFoundError(
-        f"no version of index {settings.index_name!r} in {settings.store}: {known}; a mistyped phrase is another one",
+        f"no version of index {settings.index_name!r} in {settings.store}: {known}; check the phrase for typos",
         details={"index_name": settings.index_name, "indexes": names},
     )
 
 
 @cli.command()
-@click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest versions stay.")
-@click.option("--delete", is_flag=True, help="Do it; without it only say what would go.")
+@click.option("--keep", required=True, type=click.IntRange(1), help="Number of newest versions to keep.")
+@click.option("--delete", is_flag=True, help="Delete; without it only print what would be deleted.")
 @click.pass_obj
 def prune(settings: _Settings, keep: int, delete: bool) -> None:
-    """Forget all but the newest versions, and delete what only the others need."""
+    """Remove old versions from the history, and delete the objects that only they use."""
     with _open(settings) as session:
         report = session.prune_history(keep, dry_run=not delete)
         if not report.versions and not session.history():
@@ -717,7 +717,7 @@ def prune(settings: _Settings, keep: int, delete: bool) -> None:
 @click.argument("cid")
 @click.pass_obj
 def share(settings: _Settings, cid: str) -> None:
-    """Print a CID that opens the version CID without the phrase, and nothing else. It is a secret."""
+    """Print a share CID, which opens the version CID without the phrase. It is a secret."""
     with _open(settings) as session:
         _say(session.share(cid))
 
@@ -735,35 +735,35 @@ def indexes(settings: _Settings) -> None:
 
 
 @cli.command()
-@click.option("--cid", help="A version; without it the newest.")
+@click.option("--cid", help="CID of the version; by default the newest.")
 @click.pass_obj
 def verify(settings: _Settings, cid: str | None) -> None:
-    """Read every object of a version and check all of it."""
+    """Read and check every object of a version."""
     with _open(settings) as session, _Bar("verify") as bar:
         report = session.verify(cid, progress=bar)
-    _say(f"{report.cid}\n{report.parts} parts, {report.bytes:,} bytes, {report.rows} rows: all whole")
+    _say(f"{report.cid}\n{report.parts} parts, {report.bytes:,} bytes, {report.rows} rows: all intact")
 
 
 @cli.command()
-@click.option("--sample", default=200, show_default=True, type=click.IntRange(1, 10_000), help="Rows to ask for.")
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1_000), help="Neighbours of each.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it: .svg, .png or .pdf.")
+@click.option("--sample", default=200, show_default=True, type=click.IntRange(1, 10_000), help="Rows used as queries.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1_000), help="Hits per query.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw a plot: .svg, .png or .pdf.")
 @click.pass_obj
 def recall(settings: _Settings, sample: int, k: int, plot: Path | None) -> None:
-    """Measure how much of the truth searches of the newest version find, and what that costs."""
+    """Measure recall and latency of searches in the newest version."""
     if plot is not None:
         check_picture(plot)
-    # The picture's file is made first: what cannot be written is said before the minutes that measuring takes.
+    # The plot's file is created first: an unwritable path is reported before the measurement, which takes minutes.
     with contextlib.nullcontext() if plot is None else _writing(plot) as picture:
         with _open(settings) as session:
             _load(session, lazy_load=False)
             report = session.recall(sample, k=k)
         if picture is not None:
             report.plot(picture)
-    _say(f"recall@{report.k} of {report.sample} of {report.rows:,} rows; microseconds of one search")
+    _say(f"recall@{report.k}, {report.sample} of {report.rows:,} rows as queries; microseconds per search")
     for name, point in [("default", report.default), *((_setting(point), point) for point in report.points)]:
         times = f"p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}"
-        _say(f"{name:>14}  {point.recall:.4f}  {times}  {point.queries_per_s:9,.0f} a second")
+        _say(f"{name:>14}  {point.recall:.4f}  {times}  {point.queries_per_s:9,.0f} QPS")
 
 
 def _setting(point: RecallPoint) -> str:
@@ -773,10 +773,10 @@ def _setting(point: RecallPoint) -> str:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def stats(settings: _Settings, as_json: bool) -> None:
-    """Load the newest version and show what it holds and takes."""
+    """Load the newest version and show its counts, settings and memory."""
     with _open(settings) as session:
         _load(session)
         found = asdict(session.get_stats())
@@ -789,19 +789,21 @@ def stats(settings: _Settings, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option(
-    "--accounts", is_flag=True, help="Let in clients with an account; making one takes the token, where one is set."
+    "--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
 )
-@click.option("--allow-host", multiple=True, help="Another name that it may be asked for by; may be repeated.")
-@click.option("--allow-origin", multiple=True, help="Let web pages of this origin use it; may be repeated.")
+@click.option(
+    "--accounts", is_flag=True, help="Let in clients with an account. Registering requires the token, if one is set."
+)
+@click.option("--allow-host", multiple=True, help="Another host name of the portal; may be repeated.")
+@click.option("--allow-origin", multiple=True, help="Let web pages of this origin use the portal; may be repeated.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def portal(
     host: str, port: int, accounts: bool, allow_host: tuple[str, ...], allow_origin: tuple[str, ...], directory: Path
 ) -> None:
     """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`).
 
-    Where FABSTIR_PORTAL_TOKEN is set, clients must send it.
+    If FABSTIR_PORTAL_TOKEN is set, clients must send it.
     """
     try:
         import uvicorn
@@ -821,7 +823,7 @@ def portal(
     with listener:
         _say(f"Serving {directory} at http://{shown}:{listener.getsockname()[1]}; Ctrl-C ends it.")
         server = uvicorn.Server(server_config(app))
-        # Ctrl-C is how it ends; by the time that it is raised here, the server has finished what it was doing.
+        # uvicorn shuts the server down on Ctrl-C and raises it again afterwards. It is the usual end, not an error.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -829,7 +831,7 @@ def portal(
 @cli.command()
 @click.pass_obj
 def doctor(settings: _Settings) -> None:
-    """Show the platform, the SIMD kernels in use, and whether the store can be used."""
+    """Show the platform and the SIMD kernels in use, and test the store."""
     _say(f"fabstir_vectordb: {get_version()}")
     for name, value in get_platform_info().items():
         _say(f"{name}: {value}")
@@ -843,7 +845,7 @@ async def _try_store(uri: str) -> None:
         probe = b"fabstir-vectordb doctor"
         blob = await store.put(probe)
         if await store.get(blob.hash, blob.size) != probe:
-            raise IntegrityError("the store gave other bytes back")
+            raise IntegrityError("the store returned other bytes than were stored")
         await store.delete(blob.hash)
     finally:
         await store.aclose()

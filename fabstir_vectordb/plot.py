@@ -1,4 +1,4 @@
-"""Pictures, drawn by matplotlib, which the extra `plot` brings."""
+"""Plots of recall reports, drawn with matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUFFIXES: Final = (".pdf", ".png", ".svg")
 
 
 class Point(Protocol):
-    """The fields of a `types.RecallPoint` that are drawn."""
+    """The fields of a `types.RecallPoint` that a plot uses."""
 
     @property
     def ef_search(self) -> int | None: ...
@@ -30,7 +30,7 @@ class Point(Protocol):
 
 
 class Report(Protocol):
-    """The fields of a `types.RecallReport` that are drawn."""
+    """The fields of a `types.RecallReport` that a plot uses."""
 
     @property
     def k(self) -> int: ...
@@ -45,7 +45,7 @@ class Report(Protocol):
 
 
 def check_picture(path: Path) -> None:
-    """Checks that a picture can be drawn, to be called before a long measurement.
+    """Checks that a plot can be drawn; call it before a long measurement.
 
     Raises:
         InvalidConfigError: matplotlib is not installed.
@@ -53,7 +53,7 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise InvalidInputError(
-            f"a picture ends in {', '.join(_SUFFIXES)}, got {path.name!r}", details={"suffix": path.suffix}
+            f"the file of a plot must end in {', '.join(_SUFFIXES)}, got {path.name!r}", details={"suffix": path.suffix}
         )
     _figure_class()
 
@@ -79,9 +79,9 @@ def draw_recall(report: Report, path: Path) -> None:
     ):
         axes.plot([p.p50_us for p in points], [p.recall for p in points], marker, label=label, markersize=10)
     axes.set_xscale("log")
-    axes.set_xlabel("microseconds of a search (median, one at a time)")
+    axes.set_xlabel("microseconds per search (median, one at a time)")
     axes.set_ylabel(f"recall@{report.k}")
-    axes.set_title(f"{report.sample} of {report.rows:,} rows asked for")
+    axes.set_title(f"{report.sample} of {report.rows:,} rows as queries")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path)
@@ -98,7 +98,7 @@ def _draw_line(axes: Any, name: str, points: Sequence[Point]) -> None:
 
 def _figure_class() -> Any:
     try:
-        # Not pyplot, which would look for a screen.
+        # pyplot is not used, as it would look for a display.
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidConfigError(

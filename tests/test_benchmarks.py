@@ -25,7 +25,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),
     "bench_link": ([], {"recent", "historical", "recent normalised"}),
     "bench_loop_lag": ([], {"idle", "add", "search_batch", "save", "load"}),
-    "bench_memory": (["--cycles", "3"], {"default", "compact", "cycles"}),
+    "bench_memory": (["--cycles", "3"], {"default", "loaded", "compact", "cycles"}),
     "bench_overhead": (["--count", "10"], {"native", "sync_ids", "async_ids", "with_metadata_async_ids_metadata"}),
     "bench_save_load": ([], {"save_s", "save_unchanged_s", "load_s", "verify_s", "copy_s", "stored_mb"}),
     "bench_search": ([], {"points"}),

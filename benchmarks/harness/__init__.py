@@ -1,1 +1,1 @@
-"""What the benchmarks share: inputs, libraries to measure, timing, rounds, result files and pictures."""
+"""Shared code of the benchmarks: inputs, measured libraries, timing, rounds, result files and pictures."""

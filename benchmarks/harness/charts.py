@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the first is for ours.
+# Okabe and Ito's colours, which people with any colour vision can distinguish; the first is for this library.
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#999999")
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 215, 44, 52
@@ -22,7 +22,7 @@ class Series(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What an axis shows: its title, its marks and how a value becomes a position."""
+    """An axis: its title, its marks, and the function from value to position."""
 
     title: str
     ticks: list[tuple[float, str]]
@@ -30,13 +30,13 @@ class Axis(NamedTuple):
 
 
 def recall_axis(points: Sequence[float]) -> Axis:
-    """Recall, stretched towards 1, where the differences that matter are small numbers."""
+    """An axis of recall, stretched towards 1, where small differences matter."""
     marks = [mark for mark in (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998) if mark >= min(points, default=0.7)]
     return Axis("recall@10", [(mark, f"{mark:g}") for mark in marks], lambda recall: -math.log10(1.0005 - recall))
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """Powers of ten, and numbers between them where the range is short."""
+    """A logarithmic axis with marks at powers of ten, and between them if the range is short."""
     low, high = min(values, default=1.0), max(values, default=10.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps: tuple[float, ...] = (1,)
@@ -48,7 +48,7 @@ def log_axis(title: str, values: Sequence[float]) -> Axis:
 
 
 def marked_axis(title: str, values: Sequence[float]) -> Axis:
-    """Logarithmic, with a mark at each value."""
+    """A logarithmic axis with a mark at each value."""
     return Axis(title, [(value, short(value)) for value in sorted(set(values))], math.log10)
 
 
@@ -108,7 +108,7 @@ def _line(number: int, line: Series, places: list[tuple[float, float]]) -> list[
 
 
 def _span(values: list[float], start: float, end: float) -> Callable[[float], float]:
-    """Maps the range of the values onto a stretch of the picture."""
+    """The function that maps the range of the values to a range of the picture."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     width = high - low or 1.0
     return lambda value: round(start + (end - start) * (0.03 + 0.94 * (value - low) / width), 1)

@@ -1,6 +1,6 @@
-"""What a library must offer to be measured: an Engine finds row numbers, a Database stores ids and metadata too.
+"""Interfaces of measured libraries: an Engine finds row numbers, a Database also stores ids and metadata.
 
-Both live in a process of their own (worker.py), one library a process.
+Each runs in a separate process (worker.py), with one library in a process.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 K = 10
-#: Candidates of a graph search, the same for every library that takes such a number.
+#: Candidates of a graph search, the same for every library with such a setting.
 EF = (10, 12, 14, 16, 20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 200, 240, 320, 400, 512)
-#: Lists that a search looks at, the same for every library that has some.
+#: Lists that a search scans, the same for every library with lists.
 PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-#: Builds are judged by the recall that this many candidates then reach.
+#: Number of candidates with which the recall of a build is measured.
 EF_AFTER_BUILD = 64
 M = 16
 EF_CONSTRUCTION = 200
 
-#: One way to set a search up, by the library's own names.
+#: Settings of a search, by the library's own names.
 Setting = dict[str, Any]
 
 
 class Engine:
     """An index of vectors.
 
-    Its life: `build` and `save`, or `load`; then `use` a setting and search with `one` or `batch`.
+    Order of calls: `build` and `save`, or `load`; then `use` with a setting, and searches with `one` or `batch`.
 
     Args:
-        scratch: an empty folder of its own.
+        scratch: an empty folder for this engine.
     """
 
-    #: Named in results: what is behind a batch.
+    #: Name of the batch method in results.
     batch_by = "the library's batch call"
 
     def __init__(self, scratch: Path) -> None:
@@ -61,15 +61,15 @@ class Engine:
         return {"ef": EF_AFTER_BUILD}
 
     def use(self, setting: Setting) -> None:
-        """Searches from now on with this setting."""
+        """Sets the setting of later searches."""
         raise NotImplementedError
 
     def one(self, query: Any) -> Sequence[Any]:
-        """Row numbers (or ids that are row numbers) of the K nearest."""
+        """The row numbers (or ids that are row numbers) of the K nearest rows."""
         raise NotImplementedError
 
     def batch(self, queries: Any, threads: int) -> Sequence[Sequence[Any]]:
-        """The same for many queries at once."""
+        """The row numbers of the K nearest rows, for many queries at once."""
         raise NotImplementedError
 
     def add_one(self, number: int, vector: Any) -> None:
@@ -90,10 +90,10 @@ class Engine:
 
 
 class Database:
-    """A whole database: ids, vectors and metadata in, ids and metadata out.
+    """A whole database: it stores ids, vectors and metadata, and returns ids and metadata.
 
     Args:
-        path: an empty folder of its own.
+        path: an empty folder for this database.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +104,7 @@ class Database:
         raise NotImplementedError
 
     def store(self) -> None:
-        """Makes what was added durable, where `add` has not."""
+        """Makes the added rows durable, if `add` has not."""
 
     def settings(self) -> list[Setting]:
         """Settings to measure."""
@@ -115,4 +115,4 @@ class Database:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Lets go of files and threads."""
+        """Closes files and ends threads."""

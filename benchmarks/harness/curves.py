@@ -12,7 +12,7 @@ Stat = dict[str, float]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in both recall and QPS, by rising recall."""
+    """The points that no other point beats in both recall and QPS, by rising recall."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (-point["recall"], -point["qps"])):
         if not kept or point["qps"] > kept[-1]["qps"]:
@@ -21,9 +21,9 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def qps_at(points: Sequence[Point], recall: float) -> float | None:
-    """QPS at a recall, log-interpolated between measured points of the front; None where it was never reached.
+    """QPS at a recall, log-interpolated between measured points of the front; None if no point reaches it.
 
-    A front that begins above the recall gives its first point: what was measured, never more.
+    If the front begins above the recall, the result is the QPS of its first point: it is never extrapolated.
     """
     before: Point | None = None
     for point in front(points):
@@ -42,16 +42,16 @@ def fastest(points: Sequence[Point], recall: float) -> Point | None:
 
 
 def of_median_calls(points: Sequence[Point]) -> list[Point]:
-    """The same points, as fast as half of their calls were: few calls meet another process, but those wait for long."""
+    """The same points with the QPS of their median call, which excludes the few calls that wait for another process."""
     return [{**point, "qps": 1e6 / point["p50_us"]} for point in points]
 
 
-#: Speeds as queries a second, and as the median call alone would have them.
+#: Views of measured points: QPS of all calls, and QPS of the median call.
 VIEWS: dict[str, Callable[[Sequence[Point]], list[Point]]] = {"all_calls": list, "median_call": of_median_calls}
 
 
 def stat(values: Sequence[float | None]) -> Stat | None:
-    """Median, least and greatest over rounds; None where no round has a value."""
+    """Median, minimum and maximum over rounds; None if no round has a value."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -64,13 +64,13 @@ def stat(values: Sequence[float | None]) -> Stat | None:
 
 
 def ratio(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> Stat | None:
-    """Ours over theirs, formed inside each round in which both have a value."""
+    """Ratio of this library to another, computed within each round in which both have a value."""
     pairs = [(ours[number], theirs.get(number)) for number in ours]
     return stat([mine / other for mine, other in pairs if mine is not None and other])
 
 
 def significant(value: float, digits: int = 5) -> float:
-    """Rounded for a file that people read: noise starts far above the fifth digit."""
+    """A value rounded for a result file; the noise is far above the fifth digit."""
     return float(f"{value:.{digits}g}")
 
 
@@ -91,7 +91,7 @@ def median_points(rounds: Sequence[Sequence[Point]]) -> list[dict[str, Any]]:
 
 
 def rounded(result: Any) -> Any:
-    """Floats cut to what a measurement is worth."""
+    """A result with its floats rounded to significant digits."""
     if isinstance(result, dict):
         return {name: rounded(value) for name, value in result.items()}
     if isinstance(result, list):

@@ -1,4 +1,4 @@
-"""Other whole databases: vectors, ids and metadata in, ids and metadata out, each through its public interface."""
+"""Other whole databases as `Database`, each through its public interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Hits = list[tuple[str, Any]]
 
 
 class _Synchronous(Database):
-    """Answers by one plain call a query."""
+    """A database with one synchronous call for each query."""
 
     def _query(self, setting: Setting) -> Callable[[Any], Hits]:
         raise NotImplementedError
@@ -69,7 +69,7 @@ class ZvecDatabase(_Synchronous):
 
 
 class ZvecCodedDatabase(ZvecDatabase):
-    """The same on 8-bit codes in contiguous memory, its faster index."""
+    """A zvec collection on 8-bit codes in contiguous memory, its faster index."""
 
     def _index_params(self, zvec: Any) -> Any:
         return zvec.HnswIndexParam(

@@ -4,11 +4,10 @@ A set is a folder with
 
     base.f16.npy or base.f32.npy   (n, dim) rows
     queries.f32.npy                (m, dim) queries, none of them a row
-    neighbors.i32.npy              (m, 100) for each query its nearest rows, nearest first; computed where missing
-    texts.jsonl.gz                 optional: a line of metadata for each row, in their order
+    neighbors.i32.npy              (m, 100) the nearest rows of each query, nearest first; computed if missing
+    texts.jsonl.gz                 optional: one line of metadata for each row, in the order of rows
 
-Whatever a measurement asks for is made into such a folder first (`prepare`), so that the processes that measure only
-open files.
+`prepare` first writes the set of a measurement as such a folder, so that the measuring processes only open files.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ WHERE = (
 )
 NEIGHBOURS = 100
 BLOCK_ROWS = 1 << 16
-#: Candidates by float32 beyond those wanted, which float64 then puts in order.
+#: Extra candidates by float32 distances, which are then sorted by float64 distances.
 SPARE = 28
 
 Floats = npt.NDArray[np.float32]
@@ -44,7 +43,7 @@ Rows = npt.NDArray[np.int32]
 
 
 class Dataset(NamedTuple):
-    """Rows, queries and for each query the rows nearest to it."""
+    """Rows, queries, and the nearest rows of each query."""
 
     base: Floats
     queries: Floats
@@ -57,7 +56,7 @@ class Dataset(NamedTuple):
 
 
 def parser(description: str | None, rounds: int = 3) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
+    """The argument parser that all benchmarks share."""
     found = argparse.ArgumentParser(description=description, epilog=WHERE)
     found.add_argument("--data", type=Path, default=os.environ.get("FVDB_DATASET"), help="folder of the set")
     found.add_argument("--tiny", action="store_true", help="the demo's rows: runs everywhere, measures little")
@@ -77,7 +76,7 @@ def prepare(options: argparse.Namespace) -> Path:
     """The folder of the set that the arguments name, complete with neighbours.
 
     Raises:
-        SystemExit: there is none, and --tiny was not asked for; or it is too small.
+        SystemExit: there is no set and no --tiny, or the set is too small.
     """
     if options.tiny:
         rows = load_demo_rows()
@@ -103,7 +102,7 @@ def prepare(options: argparse.Namespace) -> Path:
 def _made(
     options: argparse.Namespace, name: str, base: npt.NDArray[Any], queries: Floats, metadata: list[Any] | None
 ) -> Path:
-    """The first rows of a set as a folder of their own, made unless it is there."""
+    """The first rows of a set as a separate folder, written unless it exists."""
     base = base[: options.rows]
     print_of_set = hashlib.blake2b(np.ascontiguousarray(base).tobytes() + queries.tobytes(), digest_size=4).hexdigest()
     folder = Path(options.work, "sets", f"{name}-{print_of_set}")
@@ -113,7 +112,7 @@ def _made(
 
 
 def write(folder: Path, base: npt.NDArray[Any], queries: Floats, metadata: Sequence[Any] | None = None) -> None:
-    """Writes a set with its exact neighbours; the folder appears whole or not at all."""
+    """Writes a set with its exact neighbours; the folder is written completely or not at all."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -127,7 +126,7 @@ def write(folder: Path, base: npt.NDArray[Any], queries: Floats, metadata: Seque
 
 
 def _open_base(folder: Path) -> npt.NDArray[Any]:
-    """The rows as they are stored, mapped."""
+    """The stored rows, memory-mapped."""
     for name in ("base.f32.npy", "base.f16.npy"):
         if (folder / name).exists():
             found: npt.NDArray[Any] = np.load(folder / name, mmap_mode="r")
@@ -144,14 +143,14 @@ def shape(folder: Path) -> tuple[int, int]:
 def open_base(folder: Path) -> Floats:
     """All rows as float32 of unit length.
 
-    Inner product, cosine and Euclidean distance then order them alike, and stored rows compress as little as rows that
-    come from a model do; widened float16 would compress far better.
+    Inner product, cosine and Euclidean distance then give the same order, and stored rows compress as little as rows
+    from a model; widened float16 would compress far better.
     """
     return np.ascontiguousarray(_unit(np.asarray(_open_base(folder), np.float32)), np.float32)
 
 
 def open_stored(folder: Path) -> Floats:
-    """All rows as float32, as the set has them: widened float16 stays compressible."""
+    """All rows as float32 without normalisation: widened float16 stays compressible."""
     return np.ascontiguousarray(_open_base(folder), np.float32)
 
 
@@ -161,7 +160,7 @@ def open_queries(folder: Path) -> tuple[Floats, Rows]:
 
 
 def open_set(folder: Path) -> Dataset:
-    """Everything but the texts."""
+    """The set without its texts."""
     return Dataset(open_base(folder), *open_queries(folder))
 
 
@@ -171,12 +170,12 @@ def load(options: argparse.Namespace) -> Dataset:
 
 
 def has_texts(folder: Path) -> bool:
-    """Whether a set brings metadata of its rows."""
+    """Whether a set has metadata of its rows."""
     return (folder / "texts.jsonl.gz").exists()
 
 
 def texts(folder: Path) -> list[dict[str, str]] | None:
-    """Metadata of the rows, all values strings; None where the set has none."""
+    """Metadata of the rows, with string values; None if the set has none."""
     if not has_texts(folder):
         return None
     with gzip.open(folder / "texts.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -191,8 +190,8 @@ def texts(folder: Path) -> list[dict[str, str]] | None:
 def exact_neighbours(base: npt.NDArray[Any], queries: Floats, count: int = NEIGHBOURS) -> Rows:
     """The nearest rows of each query by cosine, nearest first, ties by row number.
 
-    Candidates come from float32 products by block of rows, so that a million rows take no more memory than a block;
-    their final order from float64.
+    Candidates come from float32 products by block of rows, so that a million rows take no more memory than a block.
+    Their final order comes from float64 products.
     """
     count = min(count, len(base))
     best = np.empty((len(queries), 0), np.int64)
@@ -220,6 +219,6 @@ def _unit(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def recall(found: Iterable[Sequence[int]], neighbours: Rows, k: int) -> float:
-    """Mean share of the exact k nearest that were found."""
+    """Mean share of the exact k nearest rows that were found."""
     shares = [len(set(ids[:k]) & set(want[:k].tolist())) / k for ids, want in zip(found, neighbours, strict=True)]
     return float(np.mean(shares))

@@ -1,4 +1,4 @@
-"""What a measurement ran on, for its JSON: enough to judge a figure, nothing that names a machine or a person."""
+"""Description of the machine for result files: enough to judge a figure, but no name of a machine or a person."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import fabstir_vectordb
 
-#: Packages whose version belongs to a result, where they are installed.
+#: Packages whose version is recorded with a result, if installed.
 PACKAGES = ("fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb")
 
 
@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
 
 
 def version(package: str) -> str | None:
-    """Version of an installed package, or None."""
+    """Version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -36,14 +36,14 @@ def version(package: str) -> str | None:
 
 
 def cores() -> list[int]:
-    """Cores this process may run on."""
+    """Cores on which this process may run."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def cpu_model() -> str:
-    """The processor's own name, with the numbers that tell its generation where the name does not."""
+    """The processor's name, with family and model numbers if the name does not show the generation."""
     fields: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
@@ -55,14 +55,14 @@ def cpu_model() -> str:
 
 
 def memory_gib() -> float | None:
-    """Physical memory, where the system says."""
+    """Physical memory in GiB, or None if the system does not tell."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
 def library_print() -> str:
-    """A short hash of the package in use: results and saved indexes of another build must not be mixed with its own."""
+    """A short hash of the package in use, so that results and saved indexes of different builds are not mixed."""
     folder = Path(fabstir_vectordb.__file__).parent
     files = [path for path in folder.rglob("*") if path.suffix in {".py", ".so", ".dylib", ".dll"}]
     found = hashlib.blake2b(digest_size=6)

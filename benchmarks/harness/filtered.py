@@ -1,4 +1,4 @@
-"""Filtered search: filters of given selectivity over the set's own metadata, and engines that take them."""
+"""Filtered search: filters of given selectivity on the set's own metadata, and engines that support filters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness import datasets, measure, ours, peers
 from harness.contract import EF, EF_CONSTRUCTION, Engine, K, M, Setting
 from harness.curves import significant
 
-#: Shares of the rows that filters should take.
+#: Shares of the rows that the filters should match.
 SHARES = (0.5, 0.1, 0.01, 0.001)
 #: A third of the usual numbers of candidates: four filters take four times as long.
 EF_SWEPT = EF[1::3]
@@ -28,9 +28,9 @@ class Case(NamedTuple):
     """One filter.
 
     Attributes:
-        name: the share it stands for.
-        filter: as ours takes it.
-        mask: the rows that it takes.
+        name: the share of rows that it should match.
+        filter: the filter in the form of this library.
+        mask: the rows that match.
     """
 
     name: str
@@ -39,19 +39,19 @@ class Case(NamedTuple):
 
 
 def metadata_of(folder: Path) -> list[Record]:
-    """Metadata of the rows: those of the set, and the number of words of the text.
+    """Metadata of the rows: that of the set, and the number of words of the text.
 
     Raises:
-        SystemExit: the set has none.
+        SystemExit: the set has no metadata.
     """
     texts = datasets.texts(folder)
     if texts is None:
-        raise SystemExit(f"{folder} has no texts.jsonl.gz, and filters are about metadata")
+        raise SystemExit(f"{folder} has no texts.jsonl.gz, which has the metadata for filters")
     return [{**record, "words": len(record["text"].split())} for record in texts]
 
 
 def cases(metadata: list[Record]) -> list[Case]:
-    """A filter for each share: of one field where its values allow it, else of two."""
+    """A filter for each share: on one field if its values allow it, else on two."""
     words = np.array([record["words"] for record in metadata])
     names = np.array([record["lexname"] for record in metadata])
     kinds = np.array([record["pos"] for record in metadata])
@@ -79,16 +79,16 @@ def _far(share: float, wanted: float) -> float:
 
 
 class Filtered(Engine):
-    """An engine that is told the rows' metadata before it builds, and a filter before it searches."""
+    """An engine that gets the rows' metadata before the build, and a filter before searches."""
 
     def describe(self, metadata: list[Record]) -> None:
-        """What is known of the rows; engines that take sets of rows need none of it."""
+        """Gives the metadata of the rows; engines whose filters are sets of rows ignore it."""
 
     def filter_by(self, case: Case) -> dict[str, float]:
-        """Searches from now on only the rows of a case.
+        """Restricts later searches to the rows of a case.
 
         Returns:
-            What that took, where it is not a matter of the caller.
+            The time to evaluate the filter, if the engine evaluates it.
         """
         raise NotImplementedError
 
@@ -97,7 +97,7 @@ class Filtered(Engine):
 
 
 class Fabstir(Filtered, ours.Fabstir):
-    """A session; the filter is given to every search."""
+    """A session of this library; every search gets the filter."""
 
     def describe(self, metadata: list[Record]) -> None:
         self._metadata = metadata
@@ -112,7 +112,7 @@ class Fabstir(Filtered, ours.Fabstir):
     def filter_by(self, case: Case) -> dict[str, float]:
         self._filter = case.filter
         first = self._count_s()
-        # The next one finds the fields as arrays, and one row of them to be read anew.
+        # The next evaluation finds the columns in memory, with one changed row to read again.
         self._session.update_metadata("0", self._metadata[0])
         changed = self._count_s()
         known = min(self._count_s() for _ in range(20))
@@ -129,7 +129,7 @@ class Fabstir(Filtered, ours.Fabstir):
 
 
 class Hnswlib(Filtered, peers.Hnswlib):
-    """hnswlib with a filter function, the fastest that Python has: an item of a list."""
+    """hnswlib with the fastest filter function in Python: a lookup in a list."""
 
     def filter_by(self, case: Case) -> dict[str, float]:
         self._takes = case.mask.tolist().__getitem__
@@ -138,7 +138,7 @@ class Hnswlib(Filtered, peers.Hnswlib):
     def one(self, query: Any) -> Any:
         try:
             return self._index.knn_query(query, K, num_threads=1, filter=self._takes)[0][0]
-        except RuntimeError:  # it found fewer than K, and then gives none
+        except RuntimeError:  # raised if it found fewer than K rows
             return []
 
 
@@ -146,7 +146,7 @@ class Faiss(Filtered, peers.Faiss):
     """faiss HNSW on 8-bit codes with a selector."""
 
     def filter_by(self, case: Case) -> dict[str, float]:
-        # The selector borrows the bits.
+        # The selector borrows the bits, so they must stay alive.
         self._bits = np.packbits(case.mask, bitorder="little")
         self._selector = self._faiss.IDSelectorBitmap(self._bits)
         return {}
@@ -214,7 +214,7 @@ def _expressions(filter: dict[str, Any]) -> Iterable[str]:
 
 
 def measured(engine: Filtered, case: Case, base: datasets.Floats, queries: datasets.Floats) -> dict[str, Any]:
-    """The points of an engine under a filter, against the exact nearest of the rows that it takes."""
+    """The points of an engine with a filter; recall is against the exact nearest rows that match."""
     rows = np.flatnonzero(case.mask)
     k = min(K, len(rows))
     nearest = rows[datasets.exact_neighbours(base[rows], queries, k)]

@@ -1,17 +1,18 @@
-"""More rows than there are: a seeded augmentation of real rows that keeps their local structure.
+"""Seeded augmentation of a set: makes more rows from real rows, and keeps their local structure.
 
 A new row is a mix of a real row and four of its ten nearest, with weights drawn from Dirichlet(4), completed to unit
-length by a residual: the difference of two random rows, made orthogonal to the mix. Both halves are needed. A mix alone
-lies inside the simplex of its parents and, normalised, is nearer to everything than any real row is: where pairs were
-mixed to grow 10,000 glosses to 50,000, the nearest neighbour had a cosine of 0.94, that of 50,000 real ones has 0.66,
-and the intrinsic dimension was 3.5 instead of 17. The residual, which has the covariance of the set itself, takes the
-place of what makes a real row its own. Weights of Dirichlet(4) keep a new row from being a near copy of one parent.
+length by a residual: the difference of two random rows, made orthogonal to the mix. Both parts are needed. A mix alone
+lies inside the simplex of its parents and, normalised, is nearer to all rows than any real row is. When pairs were
+mixed to grow 10,000 glosses to 50,000, the nearest neighbour had a cosine of 0.94 (0.66 among 50,000 real rows), and
+the intrinsic dimension was 3.5 instead of 17. The residual has the covariance of the set and replaces the individual
+part of a real row. Weights from Dirichlet(4) keep a new row from being a near copy of one parent.
 
-`evidence` measures what must not change: similarities to the 1st, 10th and 100th neighbour, and the intrinsic dimension
-(Levina and Bickel 2004, maximum likelihood over 20 neighbours), for rows and for held-out queries. bench_growth reports
-it for every size, and for a control: the set's first tenth, grown to the size of the set, beside the set itself, whose
-searches are timed too. There the rows are alike, and queries find the grown set harder: nothing that was made lies as
-near to a query as a real row would. So costs at a given recall on grown sets are, if anything, too high.
+`evidence` measures what must be preserved: similarities to the 1st, 10th and 100th neighbour, and the intrinsic
+dimension (Levina and Bickel 2004, maximum likelihood over 20 neighbours), for rows and for held-out queries.
+bench_growth reports it for every size and for a control: the set's first tenth, grown to the size of the set, and
+compared with the set, whose searches are timed too. Rows of both are alike, but searches in the grown set are harder:
+no made row lies as near to a query as a real row would. Costs at a given recall on grown sets are therefore rather too
+high than too low.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def grow(seed_rows: Floats, rows: int) -> npt.NDArray[np.float16]:
-    """The first `rows` of an endless set that begins with the seed rows; a smaller set is the start of a larger."""
+    """The first `rows` rows of an endless sequence that begins with the seed rows, so smaller sets are prefixes."""
     grown = np.empty((rows, seed_rows.shape[1]), np.float16)
     kept = min(rows, len(seed_rows))
     grown[:kept] = seed_rows[:kept]
@@ -52,7 +53,7 @@ def grow(seed_rows: Floats, rows: int) -> npt.NDArray[np.float16]:
 
 
 def _block(unit: Floats, near: npt.NDArray[np.int64], start: int, random: np.random.Generator) -> Floats:
-    """BLOCK_ROWS new rows; every real row is a first parent in its turn."""
+    """BLOCK_ROWS new rows; real rows take turns as first parents."""
     first = (start + np.arange(BLOCK_ROWS)) % len(unit)
     others = random.permuted(np.tile(np.arange(NEAREST), (BLOCK_ROWS, 1)), axis=1)[:, : PARENTS - 1]
     parents = np.concatenate([first[:, None], np.take_along_axis(near[first], others, axis=1)], axis=1)
@@ -79,7 +80,7 @@ def _nearest_rows(unit: Floats) -> npt.NDArray[np.int64]:
 
 
 def write_sets(folders: dict[int, Path], source: Path, seed_rows: int) -> None:
-    """Sets of so many rows, grown from the first `seed_rows` of another; those that are there stay."""
+    """Writes sets of given sizes, grown from the first `seed_rows` rows of another set; existing folders stay."""
     missing = {rows: folder for rows, folder in folders.items() if not folder.exists()}
     if not missing:
         return
@@ -101,7 +102,7 @@ def evidence(folder: Path) -> dict[str, Any]:
 
 
 def _similarities(base: Floats, queries: Floats) -> Floats:
-    """The greatest 101 cosines of each query, falling."""
+    """The greatest 101 cosines of each query, in descending order."""
     wanted = min(101, len(base))
     best = np.concatenate(list(_best_by_block(base, queries, wanted)), axis=1)
     found: Floats = -np.sort(-best, axis=1)[:, :wanted]

@@ -1,7 +1,7 @@
-"""A store behind a link: so many seconds a request, so many bytes a second for all of them, so many at a time.
+"""A store behind a simulated link: a latency for each request, a bandwidth shared by all, and a limit of parallel ones.
 
-Time is real: what an answer costs here is what a user waits for. Bytes, requests and how many of these had to wait for
-one another are counted.
+The link sleeps in real time, so measured times are what a user would wait. Bytes, requests and chains of requests that
+wait for each other are counted.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _POINTER_BYTES = 200
 
 @dataclass
 class Traffic:
-    """What went over a link.
+    """Traffic over a link.
 
     Attributes:
-        requests: all of them, and those that stored a blob.
-        bytes: in both directions.
-        round_trips: the longest row of requests each of which was asked after the one before was answered. Waiting for
-            a free place among the requests at a time does not count.
+        requests, uploads: number of all requests, and of those that stored a blob.
+        bytes: bytes in both directions.
+        round_trips: length of the longest chain of requests, each sent after the previous one was answered. Waiting for
+            the limit of parallel requests does not count.
     """
 
     requests: int = 0
@@ -53,7 +53,7 @@ class Link:
         self._free_at = 0.0
 
     def start_counting(self) -> None:
-        """Forgets what went before."""
+        """Resets the counts."""
         self.traffic = Traffic()
 
     async def carry(self, request: Callable[[], Awaitable[_T]], up: int, down: Callable[[_T], int]) -> _T:
@@ -70,13 +70,13 @@ class Link:
 
     async def _pass(self, size: int) -> None:
         now = anyio.current_time()
-        # The bytes of all requests follow one another; those of this one begin when they can and take their time.
+        # All requests share the bandwidth: the bytes of this one follow those of earlier requests.
         self._free_at = max(self._free_at, now + self._latency_s) + size / self._bytes_per_s
         await anyio.sleep(self._free_at - now)
 
 
 class LinkStore:
-    """A store that is asked over a link."""
+    """A store behind a link."""
 
     def __init__(self, store: Store, link: Link) -> None:
         self._store, self._link = store, link

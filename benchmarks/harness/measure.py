@@ -17,7 +17,7 @@ from harness.contract import Engine, K
 from harness.curves import significant
 
 WARM_QUERIES = 30
-#: A sweep ends at this recall: beyond it there is nothing left to compare.
+#: A sweep ends at this recall, as higher recalls are not compared.
 RECALL_ENOUGH = 0.997
 
 
@@ -28,7 +28,7 @@ def resident_bytes() -> int:
 
 
 def settled_bytes() -> int | None:
-    """Resident memory once garbage is collected and freed pages went back to the system; None off Linux."""
+    """Resident memory after garbage collection and after freed pages were returned to the system; None off Linux."""
     if not Path("/proc/self/statm").exists():
         return None
     gc.collect()
@@ -40,7 +40,7 @@ def settled_bytes() -> int | None:
 
 
 def grown(before: int | None) -> int | None:
-    """Growth of this process since a `settled_bytes`."""
+    """Growth of this process since a result of `settled_bytes`."""
     after = settled_bytes()
     return None if before is None or after is None else after - before
 
@@ -52,7 +52,7 @@ def stored_bytes(path: Path) -> int:
 
 
 def latencies(one: Callable[[Any], Any], queries: Sequence[Any]) -> tuple[list[Any], list[float]]:
-    """What each call returned and how many microseconds it took."""
+    """The results of all calls, and the microseconds of each."""
     found, micros = [], []
     for query in queries:
         before = time.perf_counter_ns()
@@ -80,7 +80,7 @@ def recall_of(found: Sequence[Any], neighbours: Any) -> float:
 
 
 def single_point(engine: Engine, setting: Any, queries: Any, neighbours: Any) -> dict[str, Any]:
-    """One setting, one query a call."""
+    """The point of one setting, with one query a call."""
     engine.use(setting)
     latencies(engine.one, queries[:WARM_QUERIES])
     return as_point(setting, *_with(neighbours, latencies(engine.one, queries)))
@@ -91,7 +91,7 @@ def _with(neighbours: Any, measured: tuple[list[Any], list[float]]) -> tuple[lis
 
 
 def batch_point(engine: Engine, setting: Any, queries: Any, neighbours: Any, threads: int) -> dict[str, Any]:
-    """One setting, all queries in one call; the better of two, as the first may have warmed something up."""
+    """The point of one setting, with all queries in one call; the faster of two calls, as the first warms up."""
     engine.use(setting)
     engine.batch(queries[:WARM_QUERIES], threads)
     seconds = []
@@ -107,7 +107,7 @@ def batch_point(engine: Engine, setting: Any, queries: Any, neighbours: Any, thr
 
 
 def sweep(engine: Engine, mode: str, threads: int, queries: Any, neighbours: Any) -> list[dict[str, Any]]:
-    """All settings of an engine, weakest first; a family of settings ends once its recall is enough."""
+    """The points of all settings of an engine, weakest first; a family ends once its recall is high enough."""
     points = []
     for family in engine.families():
         for setting in family:

@@ -18,7 +18,7 @@ BUDGET_MB = 16_384
 
 
 def fields(store: str, threads: int | None = None, memory: str = "default") -> dict[str, Any]:
-    """Settings of a session for measuring."""
+    """Settings of a measured session."""
     return {
         "s5_portal": store,
         "user_seed_phrase": "a made up secret for measuring",
@@ -30,7 +30,7 @@ def fields(store: str, threads: int | None = None, memory: str = "default") -> d
 
 
 class Fabstir(Engine):
-    """The synchronous session: a search call a query, ids read from the hits."""
+    """The synchronous session: one search call for each query, with ids read from the hits."""
 
     memory = "default"
 
@@ -69,13 +69,13 @@ class Fabstir(Engine):
 
 
 class FabstirCompact(Fabstir):
-    """The same with memory="compact"."""
+    """The synchronous session with memory="compact"."""
 
     memory = "compact"
 
 
 class FabstirLists(Fabstir):
-    """Every row historical: lists alone."""
+    """A session whose rows are all historical: lists alone."""
 
     def build(self, base: Any, threads: int) -> None:
         self._store = self.scratch / "store"
@@ -91,7 +91,7 @@ class FabstirLists(Fabstir):
 
 
 class FabstirFlat(Fabstir):
-    """Exact searches."""
+    """A session with exact searches."""
 
     def families(self) -> list[list[Setting]]:
         return [[{"exact": True}]]
@@ -113,7 +113,7 @@ def _check_flat(hits: fabstir_vectordb.SearchResults) -> None:
 
 
 class FabstirDatabase(Database):
-    """The asynchronous session: ids and metadata read from every hit."""
+    """The asynchronous session, with ids and metadata read from every hit."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

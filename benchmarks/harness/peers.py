@@ -1,7 +1,8 @@
 """Other libraries' indexes as Engines, each through its public interface.
 
-Graphs have M = 16 (32 links at the bottom) or degree 32, and 200 candidates while building: as ours. Rows are unit
-vectors, so inner product, cosine and Euclidean distance order them alike; each library gets the one it is fastest with.
+Graphs have M = 16 (32 links on level 0) or degree 32, and 200 candidates while building, like those of this library.
+Rows are unit vectors, so inner product, cosine and Euclidean distance give the same order; each library uses the metric
+with which it is fastest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from harness.contract import EF, EF_AFTER_BUILD, EF_CONSTRUCTION, PROBES, Engine, K, M, Setting
 
-#: Rows that a loaded index has room for beyond its own.
+#: Rows that can be added to a loaded index.
 HEADROOM = 2_000
 
 
@@ -92,7 +93,7 @@ class FaissIvf(Faiss):
 
     #: Lists, as a multiple of the root of the rows.
     lists_of_root = 4
-    #: Dimensions that share four bits.
+    #: Dimensions that share one 4-bit code.
     code_dims = 2
     refine: tuple[int, ...] = (1, 2, 4, 8)
 
@@ -144,11 +145,11 @@ class FaissIvfFlat(FaissIvf):
 
 
 class Scann(Engine):
-    """ScaNN: a tree of lists, anisotropic 4-bit codes, exact reordering."""
+    """ScaNN: lists, anisotropic 4-bit codes, exact reordering."""
 
     #: Lists, as a multiple of the root of the rows: it is fastest with fewer than others.
     lists_of_root = 2
-    #: Weight of the second list that a row is on, too (Sun et al. 2023, SOAR); None for one list a row.
+    #: Weight of the second list of a row (Sun et al. 2023, SOAR); None if each row is on one list.
     soar_lambda: float | None = None
 
     def __init__(self, scratch: Path) -> None:
@@ -168,7 +169,7 @@ class Scann(Engine):
 
     def save(self, path: Path) -> None:
         path.mkdir()
-        # Relative, as the folder is moved.
+        # Relative paths, as the folder is moved.
         self._index.serialize(str(path), relative_path=True)
 
     def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
@@ -258,7 +259,7 @@ class Svs(Engine):
 class Zvec(Engine):
     """zvec, HNSW on uniform 8-bit codes in contiguous memory, with and without refining on the originals.
 
-    This codec takes Euclidean distance only. Searches ask for internal ids, its fastest call, and map them.
+    This codec supports Euclidean distance only. Searches return internal ids, the fastest call, which are then mapped.
     """
 
     batch_by = "Python threads over single queries"

@@ -1,4 +1,4 @@
-"""Who is measured: names, what each needs installed, and how it is made."""
+"""The measured engines: their names, the packages they need, and how to create them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _T = TypeVar("_T")
 
 
 class Entry(NamedTuple, Generic[_T]):
-    """One that may be measured.
+    """An engine or database that can be measured.
 
     Attributes:
-        make: from a scratch folder.
-        module: what must be importable.
-        package: what a reader installs for it.
-        title: in tables and pictures.
-        saved_as: whose saved index it opens.
+        make: function from a scratch folder to the engine.
+        module: module that must be importable.
+        package: package to install.
+        title: name in tables and pictures.
+        saved_as: name of the engine whose saved index it opens.
     """
 
     make: Callable[[Path], _T]
@@ -60,7 +60,7 @@ SCANS: dict[str, Entry[Engine]] = dict(
     )
 )
 
-#: Inverted lists alone; peers with those numbers of lists, code lengths and spillings that are fastest somewhere.
+#: Inverted lists alone; each variant of a peer is the fastest one at some recall.
 LISTS: dict[str, Entry[Engine]] = dict(
     (
         _engine("fabstir", ours.FabstirLists, *_US, "fabstir_vectordb, lists", "fabstir-lists"),
@@ -74,7 +74,7 @@ LISTS: dict[str, Entry[Engine]] = dict(
     )
 )
 
-#: Filtered searches; engines that need no metadata open the index of their namesake.
+#: Filtered searches; engines without metadata open the index of the engine of the same name.
 FILTERED: dict[str, Entry[Engine]] = dict(
     (
         _engine("fabstir", filtered.Fabstir, *_US, "fabstir_vectordb", "fabstir-filtered"),
@@ -93,7 +93,7 @@ DATABASES: dict[str, Entry[Database]] = {
     "lance": Entry(databases.Lance, "lancedb", "lancedb", "LanceDB", "lance"),
 }
 
-#: By the names that jobs have for them.
+#: Tables by the names that jobs use.
 TABLES: dict[str, dict[str, Entry[Engine]]] = {
     "engines": ENGINES,
     "scans": SCANS,
@@ -105,7 +105,7 @@ TITLES = {name: entry.title for table in (DATABASES, LISTS, SCANS, ENGINES) for 
 
 
 def present(table: Mapping[str, Entry[_T]], wanted: Iterable[str] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Those whose package is installed, and for each other one why it is skipped.
+    """The engines whose package is installed, and for each other engine the reason why it is skipped.
 
     Raises:
         SystemExit: a wanted name is unknown.

@@ -1,7 +1,7 @@
 """Running jobs of several libraries turn by turn, and a result file that can be continued.
 
-A machine is faster in one minute than in the next. So libraries take turns, every round begins with another one, and
-ratios are formed inside a round.
+The speed of a machine varies from minute to minute. Libraries therefore take turns, every round begins with another
+library, and ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness import curves, datasets, environment, registry
 
 FOLDER = Path(__file__).resolve().parents[1]
 JOB_S_MAX = 3 * 3600
-#: What makes a job's key; the rest of a run is its result.
+#: Fields that form the key of a job; the other fields of a run are its result.
 KEY = ("round", "engine", "mode", "threads", "rows")
 
 
@@ -31,13 +31,13 @@ class ResultFile:
     """Results of one benchmark: environment, parameters, one entry per job, and a summary of them.
 
     Args:
-        options: of datasets.parser; --json names the file, which is continued where it exists.
+        options: arguments of datasets.parser; --json names the file, which is continued if it exists.
         benchmark: name of the script.
-        parameters: what must be equal for runs to be put side by side.
-        skipped: who is not measured, and why.
+        parameters: parameters that must be equal for runs to be compared.
+        skipped: engines that are not measured, with the reasons.
 
     Raises:
-        SystemExit: the file holds other parameters or another machine's or build's results.
+        SystemExit: the file has results with other parameters, of another machine or of another build.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class ResultFile:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """One entry per job done."""
+        """One entry for each finished job."""
         runs: list[dict[str, Any]] = self.content["runs"]
         return runs
 
     def run(self, key: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-        """Has a worker do a job unless the file has it already; its entry has "error" where it failed."""
+        """Runs a job in a worker, unless the file has it already; the entry of a failed job has "error"."""
         return self.do(key, partial(run_job, job))
 
     def do(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class ResultFile:
         return entry
 
     def of(self, engine: str, **key: Any) -> Iterator[dict[str, Any]]:
-        """Good entries of an engine."""
+        """Entries of an engine without an error."""
         for run in self.runs:
             if run["engine"] == engine and "error" not in run and all(run.get(n) == v for n, v in key.items()):
                 yield run
@@ -100,7 +100,7 @@ class ResultFile:
                 print({name: run[name] for name in (*KEY, "error") if name in run}, file=sys.stderr)
 
     def write(self) -> None:
-        """Puts the file on disk, whole or not at all."""
+        """Writes the file, completely or not at all."""
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ class ResultFile:
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """JSON with an entry of runs a line: short, and a difference between two files can be read."""
+    """JSON with one line for each run, so that a diff of two files is readable."""
     runs = ",\n".join(f"  {json.dumps(run)}" for run in content["runs"])
     rest = {name: value for name, value in content.items() if name != "runs"}
     return f'{json.dumps(rest, indent=1)[:-2]},\n "runs": [\n{runs}\n ]\n}}\n'
@@ -122,7 +122,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     threads = job["threads"]
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    # No library here needs a network; these two would look for one.
+    # No library here needs a network; the last two variables keep libraries from using one.
     variables |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "False"}
     handle, name = tempfile.mkstemp(suffix=".json", dir=work.resolve())
     os.close(handle)
@@ -152,7 +152,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class Pinned:
-    """Pins this process, and so its next child, to the last cores; the first ones serve interrupts more often."""
+    """Pins this process and its children to the last cores, as the first cores serve more interrupts."""
 
     def __init__(self, threads: int) -> None:
         self._all = environment.cores()
@@ -168,7 +168,7 @@ class Pinned:
 
 
 def in_turns(engines: list[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """Every engine once a round, every round beginning with the next one."""
+    """Every engine once in each round; each round begins with the next engine."""
     for number in range(rounds):
         first = number % max(len(engines), 1)
         for engine in engines[first:] + engines[:first]:
@@ -176,7 +176,7 @@ def in_turns(engines: list[str], rounds: int) -> Iterator[tuple[int, str]]:
 
 
 def add_engines_argument(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """--engines: a part of those a script knows."""
+    """Adds --engines, which selects some of the script's engines."""
     parser.add_argument(
         "--engines", type=lambda text: text.split(","), help=f"some of {','.join(names)}; all by default"
     )
@@ -189,7 +189,7 @@ def job(options: argparse.Namespace, do: str, folder: Path, engine: str, threads
 
 
 def index_path(options: argparse.Namespace, folder: Path, entry: registry.Entry[Any]) -> Path:
-    """Where an index of a set is kept between runs; another version of its library has another one."""
+    """Path at which an index is kept between runs; it differs by set and by version of the library."""
     made_by = environment.version(entry.package)
     if entry.module == "fabstir_vectordb":
         made_by = environment.library_print()
@@ -201,7 +201,7 @@ def index_path(options: argparse.Namespace, folder: Path, entry: registry.Entry[
 def saved_index(
     options: argparse.Namespace, folder: Path, table: str, engine: str, threads: int
 ) -> tuple[Path, str | None]:
-    """The saved index of an engine, built where it is missing; and why that failed, if it did."""
+    """The saved index of an engine, built if it is missing, and the reason of a failure or None."""
     entry = registry.TABLES[table][engine]
     path = index_path(options, folder, entry)
     if path.exists():

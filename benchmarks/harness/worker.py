@@ -1,7 +1,7 @@
-"""One job in a process of its own: python -m harness.worker JOB RESULT, both JSON; started by rounds.run_job.
+"""One job in a separate process: python -m harness.worker JOB RESULT, both JSON; started by rounds.run_job.
 
-A crash ends one measurement and not the run, memory is the library's own, and thread counts and cores are set from
-outside before anything is imported.
+So a crash ends one measurement and not the run, memory growth is that of one library, and the parent sets thread counts
+and cores before any library is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from harness import datasets, filtered, measure, registry
 from harness.contract import Engine
 
-#: Rows indexed before a build is measured: imports, threads and buffers are not the index.
+#: Rows indexed before a build is measured, so that imports, threads and buffers do not count as the index.
 WARM_ROWS = 2_000
 Result = dict[str, Any]
 
@@ -35,7 +35,7 @@ def _engine(job: Result, scratch: Path) -> Engine:
 
 
 def build(job: Result, scratch: Path) -> Result:
-    """Builds an index, and saves it under job["keep"] unless something is there."""
+    """Builds an index, and saves it as job["keep"] unless that exists."""
     folder = Path(job["set"])
     base = datasets.open_base(folder)
     warm = _engine(job, scratch / "warm")
@@ -84,14 +84,14 @@ def search(job: Result, scratch: Path) -> Result:
 
 
 def after_build(job: Result, scratch: Path) -> Result:
-    """Opens a saved index and finds the recall of one fixed setting."""
+    """Opens a saved index and measures the recall of one fixed setting."""
     queries, neighbours = datasets.open_queries(Path(job["set"]))
     engine, result = _loaded(job, scratch)
     return result | measure.single_point(engine, engine.setting_after_build(), queries, neighbours)
 
 
 def add_one(job: Result, scratch: Path) -> Result:
-    """Opens a saved index and adds rows to it one by one; the saved one stays as it was."""
+    """Opens a saved index and adds rows one by one; the saved index is not changed."""
     queries, _ = datasets.open_queries(Path(job["set"]))
     rows, _ = datasets.shape(Path(job["set"]))
     engine, _ = _loaded(job, scratch)
@@ -104,7 +104,7 @@ def add_one(job: Result, scratch: Path) -> Result:
 
 
 def filter_rows(job: Result, scratch: Path) -> Result:
-    """Opens a saved index and sweeps its settings under each filter."""
+    """Opens a saved index and sweeps its settings with each filter."""
     folder = Path(job["set"])
     base, queries = datasets.open_base(folder), datasets.open_queries(folder)[0][: job["queries"]]
     engine, result = _loaded(job, scratch)
@@ -160,7 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=job["work"]) as scratch:
         result = JOBS[job["do"]](job, Path(scratch))
         Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
-        # Some libraries crash when they are taken down in their own order; the result is safe by now.
+        # Some libraries crash at interpreter exit; the result is written by now.
         sys.stdout.flush()
         shutil.rmtree(scratch, ignore_errors=True)
         os._exit(0)

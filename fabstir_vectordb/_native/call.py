@@ -1,7 +1,7 @@
-"""What every call of the native library needs: pointers, checks of arrays, and the one `call` that raises.
+"""Helpers of every native call: pointers, checks of arrays, and `call`, which turns a status into an exception.
 
 A status becomes an error of this package, with the C file and line in ``details``. An array of the wrong type or shape
-raises before C sees it: C would read memory that is not there.
+raises before C sees it, as C would read past its end.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ UInt8Array = npt.NDArray[np.uint8]
 UInt32Array = npt.NDArray[np.uint32]
 UInt64Array = npt.NDArray[np.uint64]
 
-# Room for an id, in bytes: most are shorter, and a call whose ids are longer is repeated with the room it needs.
+# Bytes reserved for each id. Most ids are shorter; a call with longer ids is repeated with a larger buffer.
 ID_ROOM_PER_HIT = 64
 _UINT64_MAX = 2**64 - 1
 
 
 class NativeBusy(Exception):
-    """A writer holds the index, and the call asked not to wait."""
+    """A writer holds the lock of the index, and the call was told not to wait."""
 
 
 class NativeCancelled(Exception):
@@ -49,7 +49,7 @@ class NativeTooFew(Exception):
 
 
 class NativeUntrained(Exception):
-    """There are no lists that rows could move to; nothing changed."""
+    """There are no lists to which rows could move; nothing changed."""
 
 
 _ERRORS: dict[int, type[VectorDBError]] = {
@@ -76,7 +76,7 @@ class Control:
 
     @property
     def pointer(self) -> Any:
-        """The C word."""
+        """Pointer to the C struct."""
         return self._word
 
     @property
@@ -86,7 +86,7 @@ class Control:
 
     @property
     def total(self) -> int:
-        """Rows in all, 0 while unknown."""
+        """Number of all rows, 0 while unknown."""
         return int(self._word.total)
 
     @property
@@ -95,16 +95,16 @@ class Control:
         return bool(self._word.cancel)
 
     def cancel(self) -> None:
-        """Asks the call to stop; it raises NativeCancelled soon after and leaves nothing behind."""
+        """Asks the call to stop. It raises NativeCancelled soon after, and the index is unchanged."""
         self._word.cancel = 1
 
 
 def call(function: Callable[..., int], *arguments: Any) -> None:
-    """Calls a function of the library that takes a diag last.
+    """Calls a function of the library whose last argument is a diag.
 
     Raises:
         VectorDBError: the error of this package for the status.
-        NativeBusy, NativeCancelled, NativeTooFew, NativeUntrained: what the caller asked for, or handles.
+        NativeBusy, NativeCancelled, NativeTooFew, NativeUntrained: statuses that the caller handles.
     """
     diag = ffi.new("fvdb_diag *")
     status = function(*arguments, diag)
@@ -131,7 +131,7 @@ def raise_status(status: int, diag: Any) -> NoReturn:
         details["actual"] = actual
     if status == lib.FVDB_ERR_DUPLICATE_ID:
         details["first_row"] = None if actual == _UINT64_MAX else actual
-    # For those who debug the core, under one key.
+    # Facts for debugging the native core, under one key.
     details["native"] = {
         "status": int(status),
         "file": text_of(diag.file).replace("\\", "/").rpartition("native/src/")[2],
@@ -141,23 +141,23 @@ def raise_status(status: int, diag: Any) -> NoReturn:
 
 
 def word_of(control: Control | None) -> Any:
-    """The control word as C takes it."""
+    """The control argument of a C call: a pointer, or NULL without a control."""
     return control.pointer if control else ffi.NULL
 
 
 def text_of(pointer: Any) -> str:
-    """Static text of the library."""
+    """A static text of the library; empty for NULL."""
     return str(ffi.string(pointer).decode()) if pointer != ffi.NULL else ""
 
 
 def pointer(ctype: str, array: npt.NDArray[Any]) -> Any:
     """The address of an array's first item."""
-    # numpy's address of nothing means nothing to C; every call takes NULL for zero entries, but for `allow`.
+    # The address of an empty numpy array is not valid in C. Every call accepts NULL for zero entries, except `allow`.
     return ffi.from_buffer(ctype, array) if array.size else ffi.NULL
 
 
 def expect(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """Checks an array that C will read or write."""
+    """Checks the type, shape and layout of an array that C will read or write."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise InternalError(
             f"{name} must be C-contiguous {np.dtype(dtype)} of shape {shape}, got {array.dtype} of shape {array.shape}",
@@ -166,7 +166,7 @@ def expect(name: str, array: npt.NDArray[Any], dtype: type[np.generic], shape: t
 
 
 def expect_ids(id_bytes: bytes, id_offsets: UInt64Array) -> int:
-    """Checks packed ids, and counts them."""
+    """Checks packed ids; returns their number."""
     expect("id_offsets", id_offsets, np.uint64, (max(len(id_offsets), 1),))
     if id_offsets[0] != 0 or int(id_offsets[-1]) != len(id_bytes) or (id_offsets[1:] < id_offsets[:-1]).any():
         raise InternalError("id_offsets must rise from 0 to the size of id_bytes")
@@ -174,17 +174,17 @@ def expect_ids(id_bytes: bytes, id_offsets: UInt64Array) -> int:
 
 
 def bitmap_of(allow: UInt64Array) -> Any:
-    """A bitmap as C takes it."""
+    """The bitmap argument of a C call."""
     expect("allow", allow, np.uint64, (len(allow),))
-    # NULL would allow every slot: a bitmap of no words, which allows none, needs an address too.
+    # NULL allows every slot. An empty bitmap allows no slot, so it needs an address.
     return pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
 
 
 def pack_ids(ids: Sequence[str]) -> tuple[bytes, UInt64Array]:
-    """The ids' UTF-8 bytes one after the other, with their n + 1 offsets.
+    """Packs ids: their UTF-8 bytes one after the other, and n + 1 offsets.
 
     Args:
-        ids: n strings; that they are strings is the caller's promise.
+        ids: n strings; the caller has checked their type.
 
     Returns:
         The bytes, and n + 1 uint64 offsets into them.
@@ -218,6 +218,6 @@ def _encodes(text: str) -> bool:
 
 
 def unpack_ids(text: bytes, offsets: UInt64Array) -> list[str]:
-    """The ids between the offsets."""
+    """The strings of packed ids."""
     bounds = offsets.tolist()
     return [text[start:end].decode() for start, end in pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""Limits and numbers of the native library, as its header has them."""
+"""Limits and constants of the native library, as its header defines them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EF_MAX = int(lib.FVDB_EF_MAX)
 ID_BYTES_MAX = int(lib.FVDB_ID_BYTES_MAX)
 K_MAX = int(lib.FVDB_K_MAX)
 LISTS_MAX = int(lib.FVDB_LISTS_MAX)
-#: Rows with a vector that lists are trained on, at least.
+#: Least rows with a vector for which lists are trained.
 LISTS_ROWS_MIN = int(lib.FVDB_LISTS_ROWS_MIN)
 M_MIN = int(lib.FVDB_M_MIN)
 M_MAX = int(lib.FVDB_M_MAX)

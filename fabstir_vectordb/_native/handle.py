@@ -1,8 +1,8 @@
-"""The native index as the rest of the package sees it: one method per C function, in one class made of the areas.
+"""The native index as one class, with one method for each C function. Each group of methods has its own module.
 
-numpy arrays go in and come out; statuses become this package's errors. The GIL is released while C runs. An index may
-be used from several threads; closing it during a call is the caller's mistake, which index/gate.py prevents.
-Which calls an index answers, and when, is decided in C: the others raise and change nothing.
+Arguments and results are numpy arrays; statuses become errors of this package. The GIL is released while C runs.
+Several threads may use an index. It must not be closed during a call; index/gate.py ensures this. C decides which calls
+an index in its current state accepts; a refused call raises and changes nothing.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ def kernels() -> str:
 
 
 def trim() -> None:
-    """Gives memory that was freed but kept by the allocator back to the system, where it knows how."""
+    """Returns freed memory that the allocator keeps to the system, on systems that support it."""
     lib.fvdb_trim()
 
 
 def trim_thread() -> None:
-    """The same of what only this thread can give back."""
+    """Like `trim`, for freed memory that only the calling thread can return."""
     lib.fvdb_trim_thread()
 
 
@@ -172,14 +172,14 @@ def estimate_bytes(
     historical: int = 0,
     threads: int = 1,
 ) -> int:
-    """Resident bytes an index of these settings will need.
+    """Resident bytes that an index with these settings needs.
 
     Args:
-        dim, metric, memory, M, ef_construction, threads: as `NativeIndex`.
-        rows: rows, whose ids take `id_bytes` bytes.
-        id_bytes: UTF-8 bytes.
-        graph_rows: rows in the graph; None for all of them.
-        historical: rows on lists.
+        dim, metric, memory, M, ef_construction, threads: as for `NativeIndex`.
+        rows: number of rows.
+        id_bytes: UTF-8 bytes of all ids.
+        graph_rows: number of rows in the graph; None for all rows.
+        historical: number of rows on lists.
     """
     config = _config(dim, metric, memory, M, ef_construction, threads)
     return int(lib.fvdb_estimate_bytes(config, rows, rows if graph_rows is None else graph_rows, historical, id_bytes))
@@ -200,16 +200,16 @@ def estimate_work(
     added: int = 0,
     id_bytes: int = 0,
 ) -> int:
-    """Most bytes that a call takes beside the index while it runs, its arguments not counted.
+    """Most bytes of memory that a call takes while it runs, without the index and the call's arguments.
 
     Args:
-        dim, metric, memory, M, ef_construction, threads: as `NativeIndex`.
+        dim, metric, memory, M, ef_construction, threads: as for `NativeIndex`.
         kind: WORK_ADD, WORK_VACUUM, WORK_TRAIN, or WORK_REORDER for `locality_order` and `renumber`.
-        rows: rows of the index, those that are added included.
-        graph_rows: rows in the graph when the call is over.
-        historical: rows on lists.
-        added: rows that an add adds.
-        id_bytes: UTF-8 bytes of the ids: of an add's rows, else of all.
+        rows: number of rows of the index, including rows to be added.
+        graph_rows: number of rows in the graph after the call.
+        historical: number of rows on lists.
+        added: number of rows to be added.
+        id_bytes: UTF-8 bytes of the ids: of the added rows for WORK_ADD, else of all rows.
     """
     config = _config(dim, metric, memory, M, ef_construction, threads)
     return int(lib.fvdb_estimate_work(config, kind, rows, graph_rows, historical, added, id_bytes))
@@ -224,12 +224,12 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         memory: ``default`` or ``compact``.
         M: links of a row on upper levels, M_MIN to M_MAX.
         ef_construction: candidates while linking, 1 to EF_MAX.
-        threads: most threads a call may use.
-        hash_seed: seed of the id table; changes no answer and no saved byte.
+        threads: most threads that a call may use.
+        hash_seed: seed of the id table; it does not affect results or saved bytes.
 
     Raises:
-        InvalidInputError: a setting is out of range, or FVDB_KERNELS names kernels this CPU cannot run.
-        IndexStateError: memory or a lock could not be had.
+        InvalidInputError: a setting is out of range, or FVDB_KERNELS names kernels that this CPU cannot run.
+        IndexStateError: there was not enough memory, or no lock could be created.
     """
 
     __slots__ = ()
@@ -262,18 +262,18 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         has_bare: bool = False,
         hash_seed: int = 0,
     ) -> NativeIndex:
-        """An index that takes `load_part` for each of its parts, then `load_end` or `load_lazy`, and nothing before.
+        """An index to be loaded: it accepts `load_part` for each part, then `load_end` or `load_lazy`, and no other.
 
         Args:
-            dim, metric, memory, M, ef_construction, threads, hash_seed: as of a new one.
-            rows: rows, tombstones included.
-            graph_rows: rows in the graph.
-            rows_per_part: rows of a part with vectors.
-            rows_per_group: rows of a part of another kind.
-            stored_rows: rows before the first whose links are in no part; None for all.
+            dim, metric, memory, M, ef_construction, threads, hash_seed: as for a new index.
+            rows: number of rows, tombstones included.
+            graph_rows: number of rows in the graph.
+            rows_per_part: rows in a part with vectors.
+            rows_per_group: rows in a part of another kind.
+            stored_rows: number of rows whose links are in the parts, counted from slot 0; None for all.
             lists: number of lists.
-            has_codes: there are parts of codes and a head of the graph.
-            has_bare: there are rows without a vector.
+            has_codes: whether there are parts of codes and a head of the graph.
+            has_bare: whether there are rows without a vector.
 
         Raises:
             InvalidInputError: a setting is out of range.
@@ -304,10 +304,10 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         return self
 
     def with_dim(self, dim: int) -> NativeIndex:
-        """A copy for vectors of another dimension, the same rows in the same slots.
+        """A copy of the index for vectors of another dimension, with the same rows in the same slots.
 
         Raises:
-            InvalidInputError: dim is out of range, or a row has a vector.
+            InvalidInputError: `dim` is out of range, or a row has a vector.
             IndexStateError: there was not enough memory.
         """
         out = ffi.new("fvdb_index **")

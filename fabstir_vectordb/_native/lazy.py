@@ -1,4 +1,4 @@
-"""Searching an index without vectors of its own."""
+"""Native calls of a lazily loaded index, which holds codes and no vectors."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Lazy(Owner):
     __slots__ = ()
 
     def load_lazy(self) -> None:
-        """Ends a load of which only codes, ids, timestamps, tombstones and the graph's head came.
+        """Ends a lazy load, which takes only codes, ids, timestamps, tombstones and the graph's head.
 
-        What there is answers `find`, `get_ids`, `get_timestamps`, `live_slots`, `stats` and the calls of this group,
-        and nothing else; it never changes.
+        The index then answers `find`, `get_ids`, `get_timestamps`, `live_slots`, `stats` and the calls of this class,
+        and refuses all others. It cannot be changed.
 
         Raises:
-            IntegrityError: a part is missing, or they do not fit together.
+            IntegrityError: a part is missing, or the parts do not fit together.
             IndexStateError: there was not enough memory.
         """
         call(lib.fvdb_load_lazy, self._index)
 
     def candidates(self, query: Float32Array, k: int, allow: UInt64Array | None = None) -> UInt32Array:
-        """The slots of the k live rows nearest to a query as far as their codes tell, nearest first.
+        """The slots of the k live rows nearest to a query by their codes, nearest first.
 
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
@@ -49,17 +49,17 @@ class Lazy(Owner):
         return out[: count[0]]
 
     def check_part(self, raw: bytes) -> None:
-        """Checks a part with vectors before `search_part` or `part_vectors`; safe on untrusted bytes.
+        """Checks a part with vectors, as `search_part` and `part_vectors` require; safe on untrusted bytes.
 
         Raises:
-            IntegrityError: it breaks a rule of the format.
+            IntegrityError: the part breaks a rule of the format.
         """
         call(lib.fvdb_part_check, self._index, ffi.from_buffer(raw), len(raw))
 
     def search_part(
         self, raw: bytes, query: Float32Array, k: int, allow: UInt64Array | None = None
     ) -> tuple[UInt32Array, npt.NDArray[np.float64]]:
-        """The k live rows of a checked part nearest to a query: slots and exact distances, nearest first.
+        """The k live rows nearest to a query in a checked part: slots and exact distances, nearest first.
 
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
@@ -84,7 +84,7 @@ class Lazy(Owner):
         return slots[: count[0]], distances[: count[0]]
 
     def part_vectors(self, raw: bytes, slots: UInt32Array) -> Float32Array:
-        """The exact vectors of slots that a checked part has, (n, dim) float32.
+        """The exact vectors of slots in a checked part, (n, dim) float32.
 
         Raises:
             NotFoundError: the part does not have a slot.

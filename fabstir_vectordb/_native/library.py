@@ -1,9 +1,10 @@
-"""Finds the native library, loads it and compares its ABI with the declarations before anything else is called.
+"""Finds the native library, loads it, and compares its ABI with the declarations before any other call.
 
-An installed package has the library beside this file. A source tree (a clone, an unpacked sdist) has it there only
-after a build, and its C files may have changed since. So an import from a source tree compares the digest of the C
-sources with that of the library: when they differ, it takes the library of an installed package that was built from
-the same sources, as in a clone whose folder hides the package that pip installed from it, or else builds the library.
+In an installed package the library is beside this file. In a source tree (a clone, an unpacked sdist) it is there only
+after a build, and the C files may have changed since. An import from a source tree therefore compares the digest of the
+C sources with the digest in the declarations. If they differ, it uses the library of an installed package that was
+built from the same sources, as when a clone hides the package that pip installed from it. If there is none, it builds
+the library.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ _HERE = Path(__file__).resolve().parent
 
 
 class Built(NamedTuple):
-    """A library and the declarations that were made with it.
+    """A library and the declarations that were generated with it.
 
     Attributes:
-        directory: where both are.
+        directory: directory of both.
         declarations: the loaded module declarations.py.
     """
 
@@ -50,12 +51,12 @@ class Built(NamedTuple):
 
     @property
     def sources(self) -> str:
-        """SHA-256 of the sources that it was built from; empty when it does not say."""
+        """SHA-256 of the sources of the library; empty if the declarations have none."""
         return str(getattr(self.declarations, "SOURCES_SHA256", ""))
 
 
 def library_path(directory: Path = _HERE) -> Path:
-    """Where a directory has the library of this platform."""
+    """The path of this platform's library in a directory."""
     name = {"win32": "fabstir_vectordb.dll", "darwin": "libfabstir_vectordb.dylib"}.get(
         sys.platform, "libfabstir_vectordb.so"
     )
@@ -69,10 +70,10 @@ def find(directory: Path = _HERE) -> Path:
         directory: the package's own `_native` directory.
 
     Returns:
-        The directory itself, or that of an installed package which was built from the same sources.
+        The directory itself, or the directory of an installed package that was built from the same sources.
 
     Raises:
-        ImportError: there is no library, and none can be built.
+        ImportError: there is no library, and the library cannot be built.
     """
     script = _build_script(directory)
     if script is None:
@@ -91,14 +92,14 @@ def find(directory: Path = _HERE) -> Path:
         return directory
     if own is None:
         raise ImportError(f"the native library was never built: {reason}; {_remedy(directory)}")
-    # The ABI check still refuses a library that does not fit.
+    # The older library is used: `check` still refuses it if its ABI differs.
     message = f"the native library is older than its C sources: {reason}; {_remedy(directory)}"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
     return directory
 
 
 def _build_script(directory: Path) -> ModuleType | None:
-    """build_native.py of the source tree that a `_native` directory is in; None in an installed package."""
+    """The module build_native.py of the source tree around a `_native` directory; None in an installed package."""
     path = directory.parents[1] / "build_native.py"
     if not (path.is_file() and (directory.parents[1] / "native" / "src").is_dir()):
         return None
@@ -121,7 +122,7 @@ def _built(directory: Path) -> Built | None:
 
 
 def _installed(own: Path) -> Iterator[Built]:
-    """What other directories of the search path have, as site-packages behind a clone."""
+    """The libraries in other directories of the search path, such as site-packages."""
     for entry in sys.path:
         directory = Path(entry or ".").resolve() / "fabstir_vectordb" / "_native"
         with contextlib.suppress(OSError):
@@ -130,9 +131,9 @@ def _installed(own: Path) -> Iterator[Built]:
 
 
 def _build(script: ModuleType, directory: Path) -> str | None:
-    """Builds library and declarations in place; the reason why that failed, else None."""
+    """Builds the library and its declarations in place; returns the reason of a failure, else None."""
     if not script.has_compiler():
-        return "there is no compiler, the package ziglang"
+        return "the compiler, the package ziglang, is not installed"
     print("fabstir_vectordb: building the native library from its C sources …", file=sys.stderr)
     try:
         script.build_in_place(directory)
@@ -142,16 +143,16 @@ def _build(script: ModuleType, directory: Path) -> str | None:
 
 
 def _remedy(directory: Path) -> str:
-    """The commands that give this package a library that fits; they work where they are shown."""
+    """The shell commands that build or install a matching library."""
     root = directory.parents[1]
     if (root / "build_native.py").is_file():
         build = shlex.join([sys.executable or "python", str(root / "build_native.py")])
         return f"build it: {pip_command(['ziglang', 'cffi'])} && {build}"
-    return f"install it again from where it came: {pip_command(['--force-reinstall', '--no-deps', _origin()])}"
+    return f"install the package again: {pip_command(['--force-reinstall', '--no-deps', _origin()])}"
 
 
 def _origin() -> str:
-    """Where pip got the installed package from (PEP 610): a directory or address; else the registry's name."""
+    """The source of the installed package (PEP 610): a directory or URL; else the package's name."""
     import json
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import unquote, urlsplit
@@ -167,17 +168,17 @@ def _origin() -> str:
 
 
 def load(directory: Path) -> tuple[Any, Any]:
-    """Loads a library and checks that it is the one the declarations were made for.
+    """Loads a library and checks that it matches its declarations.
 
     Args:
-        directory: has the shared library and declarations.py.
+        directory: directory of the shared library and declarations.py.
 
     Returns:
         cffi's ``ffi`` and the loaded ``lib``.
 
     Raises:
-        ImportError: the library or its declarations are not there, or cannot be loaded on this platform.
-        InternalError: it was built from another header; nothing of it was used.
+        ImportError: the library or its declarations are missing, or cannot be loaded on this platform.
+        InternalError: the library was built from another header; it was not used.
     """
     path = library_path(directory)
     if (found := _built(directory)) is None:
@@ -192,10 +193,10 @@ def load(directory: Path) -> tuple[Any, Any]:
 
 
 def check(ffi: Any, lib: Any) -> None:
-    """Compares the ABI number and the size of every struct.
+    """Compares the ABI number and the size of every struct of a library with the declarations.
 
     Raises:
-        InternalError: they differ.
+        InternalError: the number or a size differs.
     """
     built, declared = int(lib.fvdb_abi_version()), int(lib.FVDB_ABI_VERSION)
     if built != declared:

@@ -1,4 +1,4 @@
-"""Writing the parts of an index, and loading them."""
+"""Native calls that write and load the parts of an index."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class PartInfo(NamedTuple):
 
 
 class Parts(Owner):
-    """Parts of an index: written, or read into one that is loading."""
+    """Calls that write the parts of an index, or load parts into a new index."""
 
     __slots__ = ()
 
     def parts(self, rows_per_part: int, rows_per_group: int) -> list[PartInfo]:
-        """The parts of the index as it is now, in a fixed order.
+        """The parts of the current index, in a fixed order.
 
         Args:
-            rows_per_part: rows of a part with vectors.
-            rows_per_group: rows of a part of another kind.
+            rows_per_part: rows in a part with vectors.
+            rows_per_group: rows in a part of another kind.
         """
         count, diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
         status = lib.fvdb_parts(self._index, rows_per_part, rows_per_group, ffi.NULL, 0, count, diag)
@@ -41,45 +41,45 @@ class Parts(Owner):
         return [PartInfo(int(part.kind), int(part.number), int(part.size)) for part in out]
 
     def graph_steps(self) -> tuple[int, list[int]]:
-        """Rows of the stored graph, 0 where it must be stored anew, and of rows after each add since then."""
+        """Rows of the stored graph (0 if it must be stored again), and number of rows after each later add."""
         steps, counts = ffi.new("uint32_t[]", STEPS_MAX), ffi.new("uint32_t[2]")
         call(lib.fvdb_graph_steps, self._index, counts, steps, counts + 1)
         return int(counts[0]), ffi.unpack(steps, counts[1])
 
     def graph_stored(self) -> None:
-        """Says that the graph is stored as it is now."""
+        """Notes that the graph is stored in its current state."""
         call(lib.fvdb_graph_stored, self._index)
 
     def write_part(self, rows_per_part: int, rows_per_group: int, kind: int, number: int, size: int) -> bytearray:
-        """The bytes of one part; `size` as `parts` gave it."""
+        """The bytes of one part; `size` is the size that `parts` returned."""
         raw = bytearray(size)
         written = ffi.new("uint64_t *")
         target = ffi.from_buffer("uint8_t[]", raw, require_writable=True)
         call(lib.fvdb_part_write, self._index, rows_per_part, rows_per_group, kind, number, target, size, written)
         if written[0] != size:
-            raise InternalError(f"part {kind}.{number} has {written[0]} bytes, not {size}: it changed meanwhile")
+            raise InternalError(f"part {kind}.{number} has {written[0]} bytes, expected {size}: the index has changed")
         return raw
 
     def load_part(self, raw: bytes | bytearray | memoryview) -> None:
         """Reads one part's uncompressed bytes; safe on untrusted bytes and from several threads.
 
         Raises:
-            IntegrityError: they break a rule of the format.
+            IntegrityError: the bytes break a rule of the format.
             IndexStateError: there was not enough memory.
         """
         call(lib.fvdb_load_part, self._index, ffi.from_buffer(raw) if len(raw) else ffi.NULL, len(raw))
 
     def load_end(self, steps: Sequence[int] = (), control: Control | None = None) -> None:
-        """Checks the parts against each other and makes the index whole.
+        """Ends a load of all parts: checks the parts against each other and completes the index.
 
         Args:
-            steps: as `graph_steps` gave them.
-            control: stops it.
+            steps: numbers of rows after each add, as `graph_steps` returned them.
+            control: progress and cancellation.
 
         Raises:
-            IntegrityError: a part is missing, or they do not fit together.
+            IntegrityError: a part is missing, or the parts do not fit together.
             IndexStateError: there was not enough memory, or no thread could start.
-            NativeCancelled: `control` asked for it.
+            NativeCancelled: the call was cancelled through `control`.
         """
         ends = ffi.new("uint32_t[]", list(steps))
         call(lib.fvdb_load_end, self._index, ends, len(steps), word_of(control))

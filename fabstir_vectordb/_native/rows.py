@@ -1,4 +1,4 @@
-"""Adding, deleting and reading rows."""
+"""Native calls that add, delete, read and count rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fabstir_vectordb._native.owner import Owner
 
 
 class NativeStats(NamedTuple):
-    """Counts and resident bytes, as fvdb_stats of the header describes them."""
+    """Counts and resident bytes; the header describes them at fvdb_stats."""
 
     rows: int
     live: int
@@ -61,7 +61,7 @@ _ON_CONFLICT = {
 
 
 class Rows(Owner):
-    """Rows of an index: in, out and counted."""
+    """Calls that add, delete, read and count rows."""
 
     __slots__ = ()
 
@@ -80,22 +80,22 @@ class Rows(Owner):
 
         Args:
             vectors: (n, dim) float32, C-contiguous.
-            id_bytes, id_offsets: as `pack_ids` gives them.
+            id_bytes, id_offsets: ids, as `pack_ids` returns them.
             timestamps: n int64, microseconds since 1970-01-01T00:00:00Z.
             on_conflict: ``error``, ``replace`` or ``skip`` for ids that are live.
             control: progress and cancellation.
-            bare: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None for none.
-            for_lists: leave the rows out of the graph, of which there is none: `train`, `migrate` and `vacuum` follow
-                before any save.
+            bare: n uint8, 1 for a row without a vector, which is all zeros in `vectors`; None if all rows have one.
+            for_lists: keep the rows out of the graph, which must be empty; call `train`, `migrate` and `vacuum` before
+                the next save.
 
         Returns:
-            Two arrays of n uint32: the slot of each row (NO_SLOT when skipped) and the slot it replaced
-            (NO_SLOT when none).
+            Two arrays of n uint32: the slot of each row (NO_SLOT if skipped) and the slot that it replaced
+            (NO_SLOT if none).
 
         Raises:
             InvalidInputError, ConflictError: details has ``row``; nothing was added.
-            IndexStateError: there was not enough memory, or no thread could start, or a limit was passed.
-            NativeCancelled: `control` asked for it.
+            IndexStateError: there was not enough memory, no thread could start, or a limit was exceeded.
+            NativeCancelled: the call was cancelled through `control`.
         """
         n = expect_ids(id_bytes, id_offsets)
         expect("vectors", vectors, np.float32, (n, self.dim))
@@ -123,10 +123,10 @@ class Rows(Owner):
         return slots, replaced
 
     def delete(self, id_bytes: bytes, id_offsets: UInt64Array, missing_ok: bool) -> UInt32Array:
-        """Makes the rows of ids tombstones: all or nothing.
+        """Turns the rows of ids into tombstones: all or nothing.
 
         Returns:
-            The slot of each id, NO_SLOT for one that was not live or stood earlier in the call.
+            The slot of each id, NO_SLOT for an id that is not live or repeats an earlier id of the call.
 
         Raises:
             NotFoundError: an id is not live and `missing_ok` is false; details has ``row``.
@@ -171,7 +171,7 @@ class Rows(Owner):
         return out
 
     def are_bare(self, slots: UInt32Array) -> npt.NDArray[np.bool_]:
-        """Which rows have no vector.
+        """Which of the rows at slots have no vector.
 
         Raises:
             NotFoundError: a slot is past the end.
@@ -230,13 +230,13 @@ class Rows(Owner):
         return out[: count[0]]
 
     def live_bitmap(self) -> UInt64Array:
-        """Bitmap of the live rows, as `search` takes one."""
+        """Bitmap of the live rows, in the form that `search` accepts."""
         out = np.empty((self.stats().rows + 63) // 64, dtype=np.uint64)
         call(lib.fvdb_live_bitmap, self._index, pointer("uint64_t[]", out), len(out))
         return out
 
     def stats(self) -> NativeStats:
-        """Counts and memory; O(1)."""
+        """Counts and memory, in constant time."""
         out = ffi.new("fvdb_stats *")
         call(lib.fvdb_get_stats, self._index, out)
         return NativeStats(*(int(getattr(out, name)) for name in NativeStats._fields))

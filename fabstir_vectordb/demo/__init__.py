@@ -1,4 +1,4 @@
-"""Real rows to try things on: glosses of WordNet 3.0, embedded with all-MiniLM-L6-v2."""
+"""Demo data: glosses of WordNet 3.0, embedded with all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DemoQueries", "DemoRows", "load_demo_queries", "load_demo_rows"]
 
 
 class DemoRows(NamedTuple):
-    """Rows of the demo.
+    """The rows of the demo.
 
     Attributes:
         ids: n ids, WordNet synsets.
@@ -28,7 +28,7 @@ class DemoRows(NamedTuple):
 
 
 class DemoQueries(NamedTuple):
-    """Queries of the demo: n texts and their (n, 384) float32 vectors; none of them is a row."""
+    """The queries of the demo: n texts and their (n, 384) float32 vectors. No query is also a row."""
 
     texts: list[str]
     vectors: npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The main job, told in a minute: add, search, save, open by phrase alone, delete."""
+"""The demo: add rows, search, save, open the saved version with the seed phrase alone, delete a row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 76
 
 
 class _Steps:
-    """Prints what happens and how long each step took."""
+    """Prints each step of the demo with its duration."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -35,10 +35,10 @@ class _Steps:
 
 
 async def tell(say: Callable[[str], None]) -> None:
-    """Runs the demo on a temporary store with a fresh phrase.
+    """Runs the demo on a temporary store with a new seed phrase.
 
     Args:
-        say: takes each line.
+        say: function that prints a line.
     """
     with tempfile.TemporaryDirectory(prefix="fabstir-vectordb-demo-") as directory:
         await _tell(say, Path(directory).as_uri())

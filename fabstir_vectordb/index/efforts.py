@@ -21,7 +21,7 @@ from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate,
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IndexStateError
 from fabstir_vectordb.index.gate import Gate, IndexClosed
-from fabstir_vectordb.metadata.filter_eval import bitmap_of
+from fabstir_vectordb.metadata.filter_eval import are_in, bitmap_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
 
@@ -169,7 +169,7 @@ class Efforts:
             return None
         slots = rows.slots_with_vector()
         if of is not None:
-            slots = slots[(of[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0]
+            slots = slots[are_in(of, slots)]
         allow = None if len(slots) == counts.live else bitmap_of(slots, counts.rows)
         return ask(native, rows.metric, slots, n, allow, control)
 

@@ -27,6 +27,7 @@ from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
+from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.values import shown
@@ -693,7 +694,7 @@ def side_of(rows: Rows, historical: bool) -> IndexSide:
     counts = rows.counts
     slots = rows.visible(rows.core.live_slots(0, counts.live))
     words = rows.core.historical()
-    on_lists = (words[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0
+    on_lists = are_in(words, slots)
     ids = tuple(rows.core.get_ids(slots[on_lists if historical else ~on_lists]))
     deleted = counts.historical_deleted
     if historical:

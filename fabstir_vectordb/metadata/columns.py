@@ -1,12 +1,12 @@
 """Columns of metadata, on which filters are evaluated.
 
 A column holds one field of all rows. Single values are in arrays by slot: numbers as float64, all other values
-(strings, bools, null, dates, moments, UUIDs) as a code of the column's dictionary. Values of lists, and of rows in
+(strings, bools, null, dates, datetimes, UUIDs) as a code of the column's dictionary. Values of lists, and of rows in
 which a dotted path has several readings, are in separate arrays, with their slots. A column is made from the arena for
 the first filter on its field, and updated for later ones: new rows are appended, changed rows are read again. It is a
 cache, and can be dropped at any time.
 
-It is used only under the lock of changes. Masks that were returned are never written to again.
+Columns are used only under the lock of changes. A returned mask is never written to again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Mask = npt.NDArray[np.bool_]
 
 _NONE: Final = -1
 _NAN: Final = float("nan")
-#: Integers below it are float64s.
+#: Every integer below it in magnitude is exact as a float64.
 _EXACT: Final = 2**53
-#: A dictionary entry beside its string: two places of a dict's table and one of the list of keys (64-bit CPython).
+#: Bytes of a dictionary entry without its key: two places of a dict's table, one of the list of keys (64-bit CPython).
 _ENTRY_BYTES: Final = 120
 #: Rows decoded at a time.
 _DECODED_ROWS: Final = 4_096
-#: Types in the order of a scan: null, bools, numbers, strings, dates, moments, UUIDs.
+#: Types in the order of a scan: null, bools, numbers, strings, dates, datetimes, UUIDs.
 _RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$gt": operator.gt,
@@ -52,14 +52,14 @@ _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 
 class _Wide(NamedTuple):
-    """An integer that is no float64."""
+    """An integer that float64 cannot represent exactly."""
 
     slot: int
     value: int
     where: int
 
 
-#: Where a value stands: alone in its row, as one of several readings of the path, or in a list.
+#: Position of a value in its row: the only value, one of several readings of the path, or an item of a list.
 _ALONE, _READING, _LISTED = 0, 1, 2
 
 
@@ -71,12 +71,12 @@ class Column:
         self._present = np.empty(0, dtype=np.bool_)
         self._numbers = np.empty(0, dtype=np.float64)
         self._codes = np.empty(0, dtype=np.int32)
-        # Values of lists.
+        # Values of lists and of several readings.
         self._list_slots = np.empty(0, dtype=np.int64)
         self._list_numbers = np.empty(0, dtype=np.float64)
         self._list_codes = np.empty(0, dtype=np.int32)
         self._in_list = np.empty(0, dtype=np.bool_)
-        # Integers of 2^53 and more that are float64s: counted as integers, if one row has them so.
+        # Numbers of 2^53 and more that a row holds as an int. `values` returns them as integers.
         self._large: set[float] = set()
         self._wide: list[_Wide] = []
         self._code_of: dict[Key, int] = {}
@@ -86,7 +86,7 @@ class Column:
 
     @property
     def n(self) -> int:
-        """Slots it covers."""
+        """Number of slots that the column covers."""
         return len(self._present)
 
     @property
@@ -101,11 +101,11 @@ class Column:
     # ---- keeping up to date
 
     def put(self, slots: npt.NDArray[np.int64], values: Sequence[Any]) -> None:
-        """Takes in metadata values of slots: some that it covers already, or those that come next.
+        """Reads the metadata of slots into the column: either slots that it covers, or the next slots.
 
         Args:
-            slots: different slots, ascending.
-            values: for each its decoded metadata, None where it has none.
+            slots: distinct slots, ascending.
+            values: the decoded metadata of each slot, None for no metadata.
         """
         m = len(slots)
         present = np.zeros(m, dtype=np.bool_)
@@ -135,7 +135,7 @@ class Column:
             self._in_list = np.append(self._in_list, np.array(in_list, dtype=np.bool_))
 
     def _cell(self, slot: int, value: Any, where: int) -> tuple[float, int]:
-        """A value as number and code; what is neither, as a dict, compares with nothing."""
+        """The number and the code of a value. A value with neither, such as a dict, matches no comparison."""
         kind = type(value)
         if kind is str or value is None or kind is bool:
             return _NAN, self._code(value)
@@ -183,10 +183,10 @@ class Column:
         return code
 
     def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
-        """Follows a vacuum.
+        """Renumbers the slots after a vacuum.
 
         Args:
-            kept: for each new slot the old one, ascending or not.
+            kept: the old slot of each new slot, in any order.
         """
         to = np.full(self.n, -1, dtype=np.int64)
         to[kept] = np.arange(len(kept))
@@ -202,7 +202,7 @@ class Column:
         used = used[used != _NONE]
         if len(used) == len(self._keys):
             return
-        codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # its last entry is that of _NONE
+        codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # the last entry is for _NONE
         codes[used] = np.arange(len(used), dtype=np.int32)
         self._codes, self._list_codes = codes[self._codes], codes[self._list_codes]
         self._keys = [self._keys[code] for code in used.tolist()]
@@ -232,7 +232,7 @@ class Column:
         return self._with_lists(self._codes == code, self._list_codes == code)
 
     def _in(self, values: Values) -> Mask:
-        """The mask of rows whose value is one of many; its time grows with rows plus values, not with their product."""
+        """The mask of rows whose value is one of many. Time grows with rows plus values, not with their product."""
         if len(values.keys) < len(self._keys):
             codes = [code for key in values.keys if (code := self._code_of.get(key)) is not None]
         else:
@@ -266,9 +266,9 @@ class Column:
         yield from sorted(Counter(value for _, value in wide).items())
 
     def sort_keys(self, slots: npt.NDArray[np.integer[Any]]) -> list[tuple[int, Any] | None]:
-        """For each slot a key to sort by: a type's place in the order of types, and the value.
+        """The sort key of each slot: the type's position in the order of types, and the value.
 
-        None for a row without a single value: with none, with a list, or with several readings of the path.
+        None for a row that does not have exactly one value: it has no value, a list, or several readings of the path.
         """
         wide = {wide.slot: wide.value for wide in self._wide if wide.where == _ALONE}
         keys: list[tuple[int, Any] | None] = []
@@ -289,7 +289,7 @@ class Column:
         return mask
 
     def _coded(self, codes: npt.NDArray[np.integer[Any]]) -> Mask:
-        table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # its last entry is that of _NONE
+        table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
         table[codes] = True
         return self._with_lists(table[self._codes], table[self._list_codes])
 
@@ -302,7 +302,7 @@ class Column:
         return mask
 
     def _ordered(self, op: str, value: Key) -> npt.NDArray[np.int32]:
-        """Codes of the keys of a value's type that are on the right side of it."""
+        """The codes of all keys that have the value's type and satisfy the comparison with it."""
         kind = type(value)
         if kind not in self._ranks:
             ranked: list[Any] = sorted(key for key in self._keys if type(key) is kind)
@@ -323,7 +323,7 @@ class Column:
         if code != _NONE:
             mask[self._list_slots[self._in_list & (self._list_codes == code)]] = True
         if isinstance(value, str):
-            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # its last entry is that of _NONE
+            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
             table[[code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key]] = True
             mask |= table[self._codes]
             mask[self._list_slots[~self._in_list & table[self._list_codes]]] = True
@@ -343,7 +343,7 @@ class Columns:
         return sum(column.nbytes for column in self._columns.values())
 
     def clear(self) -> None:
-        """Drops all of them."""
+        """Drops all columns."""
         self._columns.clear()
         self._touched.clear()
 
@@ -353,8 +353,10 @@ class Columns:
             self._touched.setdefault(path, set()).add(slot)
 
     def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
-        """Renumbers after a vacuum; `kept` has the old slot of each new one. Columns that are not up to date are
-        dropped."""
+        """Renumbers the slots after a vacuum; `kept` has the old slot of each new slot.
+
+        Columns that are not up to date are dropped.
+        """
         end = int(kept.max()) + 1 if len(kept) else 0
         for path, column in list(self._columns.items()):
             if column.n < end or path in self._touched:
@@ -364,11 +366,11 @@ class Columns:
                 column.renumber(kept)
 
     def missing_bytes(self, paths: Sequence[str], rows: int) -> int:
-        """Least bytes that `get` of paths would add."""
+        """Lower bound of the bytes that `get` of paths would add."""
         return sum(13 * (rows - (self._columns[path].n if path in self._columns else 0)) for path in paths)
 
     def get(self, paths: Sequence[str], arena: MetadataArena, rows: int) -> dict[str, Column]:
-        """Columns of paths, up to date for `rows` slots."""
+        """The columns of paths, brought up to date for `rows` slots."""
         behind: dict[int, list[Column]] = {}
         for path in paths:
             column = self._columns.setdefault(path, Column(path))
@@ -399,7 +401,7 @@ def _decoded(arena: MetadataArena, slots: Sequence[int]) -> list[Any]:
 
 
 def _is_one_of(numbers: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Mask:
-    """The mask of numbers that occur in an ascending array; NaN never does."""
+    """The mask of numbers that occur in an ascending array; False for NaN."""
     at = np.searchsorted(wanted, numbers)
     found: Mask = wanted[np.minimum(at, len(wanted) - 1)] == numbers
     return found
@@ -410,7 +412,10 @@ def _comparison(op: str) -> Callable[[Any, Any], Any]:
 
 
 def _as_float(op: str, value: float) -> tuple[Callable[[Any, Any], Any], float]:
-    """A comparison of float64 numbers with a value that may lie between two of them."""
+    """A comparison operator and a float64 bound that have the same result for float64 numbers as `op` and `value`.
+
+    `value` may be an integer between two float64 numbers.
+    """
     try:
         bound = float(value)
     except OverflowError:
@@ -419,7 +424,7 @@ def _as_float(op: str, value: float) -> tuple[Callable[[Any, Any], Any], float]:
         return _comparison(op), bound
     if op == "$eq":
         return operator.eq, _NAN
-    # x > value is x >= bound where the bound lies above it, x > bound where it lies below; and so on.
+    # x > value equals x >= bound if bound > value, and x > bound if bound < value; likewise for the other operators.
     up = op in ("$gt", "$gte")
     if bound > value:
         return (operator.ge if up else operator.lt), bound
@@ -427,7 +432,7 @@ def _as_float(op: str, value: float) -> tuple[Callable[[Any, Any], Any], float]:
 
 
 def _counted(slots: Any, values: Any) -> Iterator[tuple[Any, int]]:
-    """Distinct values, and how many different slots have each."""
+    """The distinct values, each with its number of distinct slots."""
     order = np.lexsort((slots, values))
     slots, values = slots[order], values[order]
     first = np.ones(len(values), dtype=np.bool_)

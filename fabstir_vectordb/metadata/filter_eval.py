@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fabstir_vectordb.metadata.columns import Column, Mask
 from fabstir_vectordb.metadata.filter_parse import AllOf, AnyOf, Compare, Node, Not
 
-__all__ = ["bitmap", "bitmap_of", "evaluate", "slots_of"]
+__all__ = ["are_in", "bitmap", "bitmap_of", "evaluate", "slots_of"]
 
 
 def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Mask:
@@ -46,6 +46,12 @@ def bitmap_of(slots: npt.NDArray[np.uint32], rows: int) -> npt.NDArray[np.uint64
     mask = np.zeros(rows, dtype=np.bool_)
     mask[slots] = True
     return bitmap(mask)
+
+
+def are_in(allow: npt.NDArray[np.uint64], slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Which slots a bitmap has; it covers all of them."""
+    found: Mask = (allow[slots // 64] >> (slots % 64).astype(np.uint64)) & np.uint64(1) != 0
+    return found
 
 
 def slots_of(allow: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.uint32]:

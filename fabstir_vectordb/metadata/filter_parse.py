@@ -1,8 +1,8 @@
 """Parsing of filters: from a dict to a checked tree.
 
-A filter is a dict as in MongoDB. Several fields are ANDed; a field's condition is a scalar that it must equal, or a
-dict of operators. A field is a path (`path`). Anything else is refused, with the operator and the path, as a
-misunderstood filter would return wrong rows.
+A filter is a dict as in MongoDB. Several fields are ANDed. A field's condition is a scalar that the field must equal,
+or a dict of operators. A field is a path (`path`). Anything else is refused, and the error names the operator and the
+path: a misunderstood filter would return wrong rows.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ __all__ = [
     "parse_filter",
 ]
 
-#: Filters within each other.
+#: Most levels of nested filters.
 FILTER_DEPTH_MAX: Final = 32
-#: Comparisons of one filter; a list of values for `$in` is one.
+#: Most comparisons of one filter; a list of values for `$in` is one.
 FILTER_CLAUSES_MAX: Final = 1_000
-#: Values in all lists for `$in` and `$nin` of one filter.
+#: Most values in all lists for `$in` and `$nin` of one filter.
 FILTER_VALUES_MAX: Final = 1_000_000
-#: Values from which on a filter takes more than some 5 ms to parse: not a thing for an event loop's thread.
+#: A filter with this many values takes some 5 ms to parse, too long for an event loop's thread.
 _LARGE_VALUES: Final = 10_000
-#: Lists of values up to so many are put in order, so that the same values in another order are the same filter.
+#: Longest list of values that is sorted, so that the same values in another order give the same filter.
 _SORTED_VALUES_MAX: Final = 1_000
 
 _ORDERED: Final = ("$gt", "$gte", "$lt", "$lte")
 _ONE_OF: Final = ("$in", "$nin")
 _OF_A_FIELD: Final = ("$eq", "$ne", *_ONE_OF, *_ORDERED, "$exists", "$contains", "$not")
 _OF_FILTERS: Final = ("$and", "$or", "$not")
-#: Types whose values are plain scalars as they stand, but for what `_Group` checks.
+#: Types whose values are plain scalars already, apart from the checks in `_Group`.
 _PLAIN: Final = frozenset([type(None), bool, int, float, str, date, UUID])
-#: Different types in a list of values that are worth a pass each.
+#: Most types in a list of values for which `_Group` makes one pass for each type.
 _KINDS_MAX: Final = 16
 _INT64_END: Final = 2**63
 _KEY_BYTES_MAX: Final = 256
@@ -65,12 +65,12 @@ _KEY_BYTES_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Values:
-    """The values of an `$in`, by how columns hold them.
+    """The values of an `$in`, grouped by their form in columns.
 
     Attributes:
-        numbers: ascending, each once; integers among them that are float64s.
-        wide: integers that no float64 equals.
-        keys: everything else.
+        numbers: distinct numbers, ascending, including integers that float64 represents exactly.
+        wide: integers that float64 cannot represent exactly.
+        keys: all other values.
     """
 
     numbers: npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ class Compare:
     """One comparison of a field.
 
     Attributes:
-        path: the field, as it was written.
+        path: the field, as written in the filter.
         op: ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``, ``$exists`` or ``$contains``.
         value: the values for ``$in``, a bool for ``$exists``, else a scalar.
     """
@@ -101,21 +101,21 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """True where all parts are true; without parts, for every row."""
+    """True for rows for which all parts are true; without parts, for every row."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """True where at least one part is true."""
+    """True for rows for which at least one part is true."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """True where its part is false."""
+    """True for rows for which its part is false."""
 
     part: Node
 
@@ -128,9 +128,9 @@ class Filter:
     """A checked filter.
 
     Attributes:
-        node: its tree.
-        key: a text that is equal for equal trees; values of different types differ: True, 1 and 1.0.
-        paths: its fields.
+        node: the tree of the filter.
+        key: canonical text of the tree. Values of different types have different keys: True, 1 and 1.0.
+        paths: the fields of the filter.
     """
 
     node: Node = field(compare=False, repr=False)
@@ -139,7 +139,7 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it compares nothing, or matches every row whatever its metadata: ``{}``, or ``{}`` in an ``$or``."""
+        """Whether the filter matches every row whatever its metadata, as ``{}`` does, or ``{}`` in an ``$or``."""
         return not self.paths or _constant(self.node) is True
 
 
@@ -158,7 +158,7 @@ def parse_filter(filter: object) -> Filter:
 
 
 def is_large(filter: object) -> bool:
-    """Whether a filter has so many values that it should be parsed in a worker thread: 10,000 in all of its lists."""
+    """Whether a filter should be parsed in a worker thread: it has 10,000 or more values in all of its lists."""
     pending, values = [filter], 0
     while pending and values < _LARGE_VALUES:
         one = pending.pop()
@@ -174,13 +174,13 @@ def is_large(filter: object) -> bool:
 
 
 def _constant(node: Node) -> bool | None:
-    """The result of a filter where it is the same for every row; None where it depends on the row."""
+    """The result of a filter if it is the same for every row; None if it depends on the row."""
     if isinstance(node, Compare):
         return False if isinstance(node.value, Values) and not node.value else None
     if isinstance(node, Not):
         inner = _constant(node.part)
         return None if inner is None else not inner
-    decides = isinstance(node, AnyOf)  # one part that is true decides an OR, one that is false an AND
+    decides = isinstance(node, AnyOf)  # one true part decides an OR, one false part an AND
     parts = [_constant(part) for part in node.parts]
     if decides in parts:
         return decides
@@ -188,7 +188,7 @@ def _constant(node: Node) -> bool | None:
 
 
 def _key(node: Node) -> str:
-    """The canonical bytes of a tree; hashed where they are long, as lists of values may be."""
+    """The canonical text of a tree: its CBOR, or a hash of it if it is long, as with many values."""
     raw: bytes = cbor2.dumps(_document(node))
     # The two forms cannot be equal: a CBOR list does not begin with a hexadecimal digit.
     return raw.decode("latin-1") if len(raw) <= _KEY_BYTES_MAX else hashlib.blake2b(raw, digest_size=32).hexdigest()
@@ -219,15 +219,15 @@ class _Parser:
         self._values = 0
 
     def filter(self, given: object, where: str, depth: int) -> Node:
-        if type(given) is not dict and not isinstance(given, Mapping):  # the first question is the faster one
+        if type(given) is not dict and not isinstance(given, Mapping):  # the first check is the faster one
             _refuse(f"must be a dict of fields, got {type(given).__name__}", where)
         if depth > FILTER_DEPTH_MAX:
-            _refuse(f"is nested more than {FILTER_DEPTH_MAX} deep", where, limit=FILTER_DEPTH_MAX)
+            _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", where, limit=FILTER_DEPTH_MAX)
         return _all_of([self._entry(key, value, where, depth) for key, value in given.items()])
 
     def _entry(self, key: object, value: object, where: str, depth: int) -> Node:
         if not isinstance(key, str):
-            _refuse(f"has a key of type {type(key).__name__}, fields are strings", where)
+            _refuse(f"has a key of type {type(key).__name__}: fields must be strings", where)
         key = str.__str__(key)
         if not key.startswith("$"):
             return self._field(key, value, depth)
@@ -236,11 +236,11 @@ class _Parser:
         if key not in _OF_FILTERS:
             known = ", ".join(_OF_FILTERS)
             hint = (
-                ", it belongs to a field"
+                "; it belongs to a field"
                 if key in _OF_A_FIELD
-                else f"; a field of that name is quoted, as in {shown(step(key))}"
+                else f"; to name a field, quote it, as in {shown(step(key))}"
             )
-            _refuse(f"has the operator {shown(key)} where only {known} may stand{hint}", where, key)
+            _refuse(f"has the operator {shown(key)} where only {known} are allowed{hint}", where, key)
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
             _refuse(f"needs a list of at least one filter after {key}", where, key)
         parts = tuple(self.filter(part, f"{_at(where, key)}[{i}]", depth + 1) for i, part in enumerate(value))
@@ -258,16 +258,16 @@ class _Parser:
 
     def _conditions(self, path: str, condition: Mapping[Any, Any], depth: int) -> Node:
         if not condition:
-            _refuse("has no operator: an empty dict compares with nothing", path)
+            _refuse("has an empty dict as its condition: give a value or an operator", path)
         if depth > FILTER_DEPTH_MAX:
-            _refuse(f"is nested more than {FILTER_DEPTH_MAX} deep", path, limit=FILTER_DEPTH_MAX)
+            _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", path, limit=FILTER_DEPTH_MAX)
         parts: list[Node] = []
         for op, value in condition.items():
             if not isinstance(op, str) or op not in _OF_A_FIELD:
                 if isinstance(op, str) and op.startswith("$"):
-                    _refuse(f"has the operator {shown(op)}, there are {', '.join(_OF_A_FIELD)}", path, op)
+                    _refuse(f"has the unknown operator {shown(op)}: use one of {', '.join(_OF_A_FIELD)}", path, op)
                 field = f"{path}.{step(op)}" if isinstance(op, str) else path
-                _refuse(f"is compared with a dict; compare its fields, as in {_printable(field)}", path)
+                _refuse(f"is compared with a dict: compare its fields, as in {_printable(field)}", path)
             op = str.__str__(op)
             if op == "$not":
                 if not isinstance(value, Mapping):
@@ -294,7 +294,7 @@ class _Parser:
         scalar = _scalar(path, said, value)
         if op in _ORDERED and (scalar is None or isinstance(scalar, (bool, UUID))):
             _refuse(
-                f"has {shown(scalar)} after {op}: only numbers, strings, dates and datetimes are ordered", path, said
+                f"has {shown(scalar)} after {op}: only numbers, strings, dates and datetimes have an order", path, said
             )
         return Compare(path, op, scalar)
 
@@ -302,19 +302,19 @@ class _Parser:
         if isinstance(given, np.ndarray):
             if given.ndim != 1:
                 _refuse(f"needs a list of values after {said}, got an array of {given.ndim} dimensions", path, said)
-            if isinstance(given, np.ma.MaskedArray):  # its masked values would become None
+            if isinstance(given, np.ma.MaskedArray):  # masked values would become None
                 _refuse(f"needs a list of values after {said}, got a masked array: use its compressed()", path, said)
         elif isinstance(given, (str, bytes, bytearray, memoryview)) or not isinstance(given, (Sequence, AbstractSet)):
             _refuse(f"needs a list of values after {said}, got {shown(type(given).__name__)}", path, said)
         self._values += len(given)
         if self._values > FILTER_VALUES_MAX:
             _refuse(
-                f"takes the filter beyond {FILTER_VALUES_MAX:,} values in all of its lists (FILTER_VALUES_MAX)",
+                f"makes the filter exceed {FILTER_VALUES_MAX:,} values in all of its lists (FILTER_VALUES_MAX)",
                 path,
                 said,
                 limit=FILTER_VALUES_MAX,
             )
-        # The arrays whose `tolist` makes plain values: of bools, numbers, strings and objects.
+        # Arrays of bools, numbers, strings and objects: their `tolist` returns Python values.
         is_plain = isinstance(given, np.ndarray) and given.dtype.kind in "biufUO"
         items: list[Any] = given.tolist() if is_plain else list(given)  # type: ignore[union-attr]
         return _Group(path, said).of(items)
@@ -352,7 +352,7 @@ class _Group:
         elif kind is str:
             if not all(map(str.isascii, items)):
                 for item in items:
-                    self._plain(item)  # which refuses a lone surrogate
+                    self._plain(item)  # refuses a lone surrogate
             self._keys.update(dict.fromkeys(items))
         elif kind in _PLAIN:
             self._keys.update(dict.fromkeys(items))
@@ -381,7 +381,7 @@ class _Group:
             self._take_large_ints([item for item in items if not -_INT64_END <= item < _INT64_END])
             return
         numbers = integers.astype(np.float64)
-        exact = numbers < _INT64_END  # beyond it there is no way back to int64
+        exact = numbers < _INT64_END  # larger numbers cannot be converted back to int64
         exact[exact] = numbers[exact].astype(np.int64) == integers[exact]
         self._numbers.append(numbers[exact])
         self._wide.update(integers[~exact].tolist())
@@ -392,7 +392,7 @@ class _Group:
             try:
                 number = float(item)
             except OverflowError:
-                continue  # no metadata holds it
+                continue  # beyond what metadata can hold, so no row matches
             if number == item:
                 floats.append(number)
             else:
@@ -400,7 +400,7 @@ class _Group:
         self._numbers.append(np.array(floats, dtype=np.float64))
 
 
-#: The plain type of a numpy scalar, by its code; those that are not here (long double) need a look at each value.
+#: Plain type of a numpy scalar by its type code. Values of other types (long double) are converted one by one.
 _NUMPY: Final[dict[str, type]] = {
     "?": bool,
     **dict.fromkeys("bBhHiIlLqQ", int),
@@ -418,7 +418,7 @@ def _scalar(path: str, op: str, value: object) -> Scalar:
     except ScalarError as error:
         hint = " (for lists: $in, $contains)" if isinstance(value, (list, tuple)) else ""
         allowed = "None, bool, number, str, date, datetime or UUID"
-        _refuse(f"has {error.reason} after {op}: allowed is {allowed}{hint}", path, op)
+        _refuse(f"has {error.reason} after {op}: use {allowed}{hint}", path, op)
 
 
 def _at(where: str, key: str) -> str:
@@ -429,10 +429,10 @@ def _refuse(reason: str, path: str, operator: str | None = None, **details: Any)
     path = _printable(path)
     operator = None if operator is None else _printable(operator)
     raise InvalidInputError(
-        f"filter: {path or 'its top'} {reason}", details={"path": path, "operator": operator, **details}
+        f"filter: {path or 'the top level'} {reason}", details={"path": path, "operator": operator, **details}
     )
 
 
 def _printable(path: str) -> str:
-    # A key may hold a lone surrogate or a line end, which must not get into a log.
+    # A key may hold a lone surrogate or a line end, which must not reach a log.
     return (path if path.isprintable() else ascii(path)[1:-1])[:200]

@@ -2,15 +2,15 @@
 
 A schema is a dict of fields, or ``{"fields": {…}, "required": [names]}``. A field's type is
 
-- a name, in any case: ``"String"``, ``"Number"``, ``"Boolean"``, ``"Date"``, ``"DateTime"``, ``"UUID"``, ``"Array"``,
-  ``"Object"``, ``"Array<T>"``;
+- a name, case-insensitive: ``"String"``, ``"Number"``, ``"Boolean"``, ``"Date"``, ``"DateTime"``, ``"UUID"``,
+  ``"Array"``, ``"Object"``, ``"Array<T>"``;
 - the Python type of its values: str, int or float (both numbers), bool, date, datetime, UUID, list, dict;
 - ``{"Array": T}`` or ``{"Object": {fields}}``;
-- spelled out: ``{"type": "array", "items": T}``, ``{"type": "object", "fields": {…}}``, with ``"required": True`` where
-  every row needs it.
+- the full form: ``{"type": "array", "items": T}``, ``{"type": "object", "fields": {…}}``, with ``"required": True`` if
+  every row must have the field.
 
-The name of a field is one key: dots and quotes in it have no meaning. Other fields may hold anything. A missing
-optional field may be written as null.
+The name of a field is one key: dots and quotes in it have no meaning. Fields that the schema does not name may hold any
+value. A missing optional field may be written as null.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["NAME_CHARS_MAX", "SCHEMA_DEPTH_MAX", "SCHEMA_FIELDS_MAX", "Schema", 
 
 #: Most levels of nested types.
 SCHEMA_DEPTH_MAX: Final = 16
-#: Most fields of a schema, those of its objects included.
+#: Most fields of a schema, including the fields of its objects.
 SCHEMA_FIELDS_MAX: Final = 1_000
 
 #: Most characters of a field's name: a schema is part of the manifest, whose size is limited.
@@ -84,16 +84,16 @@ class Schema:
         return {name: field.document() for name, field in self.fields.items()}
 
     def check(self, metadata: object) -> None:
-        """Refuses metadata that breaks the schema.
+        """Checks metadata against the schema.
 
         Raises:
-            InvalidInputError: details has ``path``.
+            InvalidInputError: the metadata breaks the schema; details has ``path``.
         """
         if metadata is None:
             metadata = {}
         if not isinstance(metadata, Mapping):
             raise InvalidInputError(
-                f"metadata must be a dict, as its schema has fields, got {type(metadata).__name__}",
+                f"metadata must be a dict, as the index has a schema, got {type(metadata).__name__}",
                 details={"path": ""},
             )
         _check_fields(self.fields, metadata, "")
@@ -139,7 +139,7 @@ def _check_value(field: _Field, value: Any, path: str) -> None:
             good = isinstance(value, Mapping)
     if not good:
         raise InvalidInputError(
-            f"metadata has {_a(type(value).__name__)} at {path}, its schema wants {_a(field.kind)}",
+            f"metadata has {_a(type(value).__name__)} at {path}, the schema requires {_a(field.kind)}",
             details={"path": path},
         )
     if field.items is not None:
@@ -165,20 +165,20 @@ def parse_schema(schema: object) -> Schema:
     fields = parser.fields(schema["fields"], "", 0)
     required = schema.get("required", [])
     if not isinstance(required, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in required):
-        raise _refused(f"wants a list of names, got {shown(required)}", "required")
+        raise _refused(f"must be a list of names, got {shown(required)}", "required")
     for name in required:
         if name not in fields:
-            raise _refused(f"names {shown(name)}, which is none of the fields", "required")
+            raise _refused(f"names {shown(name)}, which is not a field of the schema", "required")
         fields[name] = replace(fields[name], required=True)
     return Schema(fields)
 
 
 def _names_required(schema: Mapping[Any, Any]) -> bool:
-    """Whether a schema is ``{"fields": {…}, "required": […]}``, and not a dict with fields of these names."""
+    """Whether a schema has the form ``{"fields": {…}, "required": […]}``, rather than fields of these names."""
     fields, required = schema.get("fields"), schema.get("required")
     if not isinstance(fields, Mapping) or not schema.keys() <= {"fields", "required"}:
         return False
-    # {"fields": {"type": "array"}} is a field; beside a list of names it has a field `type`.
+    # {"fields": {"type": "array"}} is a field named "fields"; with a list of required names, a field named "type".
     return isinstance(required, (list, tuple, set, frozenset)) or not isinstance(fields.get("type"), str)
 
 
@@ -188,21 +188,21 @@ class _Parser:
 
     def fields(self, given: object, path: str, depth: int) -> dict[str, _Field]:
         if not isinstance(given, Mapping):
-            raise _refused(f"wants a dict of fields, got {type(given).__name__}", path)
+            raise _refused(f"must be a dict of fields, got {type(given).__name__}", path)
         out = {}
         for name, kind in given.items():
             self._fields += 1
             if self._fields > SCHEMA_FIELDS_MAX:
                 raise _refused(f"has more than {SCHEMA_FIELDS_MAX} fields", path)
             if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX or not _encodes(name):
-                raise _refused(f"has a field named {shown(name)}, names have 1 to {NAME_CHARS_MAX} letters", path)
+                raise _refused(f"has a field named {shown(name)}: use 1 to {NAME_CHARS_MAX} letters", path)
             out[str.__str__(name)] = self._field(kind, _below(path, name), depth)
         # Stored bytes must not depend on the order in which a schema was written.
         return dict(sorted(out.items()))
 
     def _field(self, given: object, path: str, depth: int) -> _Field:
         if depth > SCHEMA_DEPTH_MAX:
-            raise _refused(f"is nested more than {SCHEMA_DEPTH_MAX} deep", path)
+            raise _refused(f"is nested more than {SCHEMA_DEPTH_MAX} levels deep", path)
         if isinstance(given, str):
             array = _ARRAY.fullmatch(given.strip())
             if array is not None:
@@ -213,21 +213,21 @@ class _Parser:
         elif isinstance(given, Mapping) and len(given) == 1 and "type" not in given:
             given = _unwrapped(*next(iter(given.items()))) or given
         if not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
-            raise _refused(f"wants a type, as 'String' or {{'type': 'string'}}, got {shown(given)}", path)
+            raise _refused(f"must be a type, such as 'String' or {{'type': 'string'}}, got {shown(given)}", path)
         kind, required = given["type"].lower(), given.get("required", False)
         if kind not in _KEYS:
-            raise _refused(f"has the type {shown(given['type'])}, there are {', '.join(_KEYS)}", path)
+            raise _refused(f"has the unknown type {shown(given['type'])}: use one of {', '.join(_KEYS)}", path)
         if unknown := sorted(map(str, given.keys() - _KEYS[kind])):
-            raise _refused(f"of type {kind} has no {shown(unknown[0])}", path)
+            raise _refused(f"has the key {shown(unknown[0])}, which the type {kind} does not have", path)
         if not isinstance(required, bool):
-            raise _refused(f"wants True or False for 'required', got {shown(required)}", path)
+            raise _refused(f"needs True or False for 'required', got {shown(required)}", path)
         items = self._field(given["items"], f"{path}[]", depth + 1) if "items" in given else None
         fields = self.fields(given["fields"], path, depth + 1) if "fields" in given else None
         return _Field(kind, required, items, fields)
 
 
 def _unwrapped(name: object, inner: Any) -> dict[str, Any] | None:
-    """``{"Array": T}`` and ``{"Object": {fields}}`` spelled out; None for anything else."""
+    """The full form of ``{"Array": T}`` or ``{"Object": {fields}}``; None for anything else."""
     match name.lower() if isinstance(name, str) else None:
         case "array":
             return {"type": "array", "items": inner}
@@ -247,4 +247,4 @@ def _encodes(text: str) -> bool:
 
 def _refused(reason: str, path: str) -> InvalidInputError:
     shown = (path if path.isprintable() else ascii(path)[1:-1])[:200]
-    return InvalidInputError(f"schema: {shown or 'its top'} {reason}", details={"path": shown})
+    return InvalidInputError(f"schema: {shown or 'the top level'} {reason}", details={"path": shown})

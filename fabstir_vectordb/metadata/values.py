@@ -35,12 +35,12 @@ __all__ = [
 
 #: Most CBOR bytes of one row's metadata.
 METADATA_BYTES_MAX: Final = 1 << 20
-#: Lists and dicts within each other in one row's metadata, a date, datetime or UUID counted as one more; the reader of
-#: stored bytes refuses more.
+#: Most levels of nested lists and dicts in one row's metadata. A date, datetime or UUID counts as one level. The reader
+#: of stored bytes has the same limit.
 METADATA_DEPTH_MAX: Final = DEPTH_MAX
 
 Scalar = None | bool | int | float | str | date | datetime | UUID
-#: A scalar that is no number, as columns compare it: a datetime is in UTC.
+#: A scalar other than a number, in the form that columns compare: a datetime is in UTC.
 Key = None | bool | str | date | datetime | UUID
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
@@ -53,9 +53,9 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 def shown(value: object) -> str:
-    """The `repr` of a value for an error: one line, at most 80 characters, even where its `repr` fails."""
+    """The `repr` of a value for an error text: one line of at most 80 characters, even if its `repr` raises."""
     try:
-        # CPython refuses to write integers of more than 4,300 digits.
+        # CPython refuses to convert an integer of more than 4,300 digits to text.
         text = f"an integer of {value.bit_length()} bits" if _is_huge(value) else repr(value)  # type: ignore[attr-defined]
     except Exception:
         return f"a {type(value).__name__}"
@@ -68,7 +68,7 @@ def _is_huge(value: object) -> bool:
 
 
 def step(key: str) -> str:
-    """A key as one step of a path, quoted where it needs quotes."""
+    """A key as one step of a path, quoted if it needs quotes."""
     if key and "." not in key and key[0] not in '"$':
         return key
     return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -78,7 +78,7 @@ def step(key: str) -> str:
 
 
 class ScalarError(Exception):
-    """Why a value is no scalar of metadata."""
+    """A value is not a scalar of metadata; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -86,13 +86,13 @@ class ScalarError(Exception):
 
 
 def plain_scalar(value: Any) -> Scalar:
-    """A value as exactly None, bool, int, float, str, date, datetime or UUID.
+    """A value converted to exactly None, bool, int, float, str, date, datetime or UUID.
 
-    Subclasses become the type that they are a kind of, numpy scalars the Python number or string; a datetime keeps its
-    offset from UTC in place of its zone.
+    An instance of a subclass becomes an instance of the base type, a numpy scalar becomes a Python number or string,
+    and a datetime's zone becomes its offset from UTC.
 
     Raises:
-        ScalarError: it is none of these, or none that metadata can hold. Integers are not bounded here.
+        ScalarError: the value is of another type, or metadata cannot hold it. The size of integers is not checked here.
     """
     kind = type(value)
     if value is None or kind is bool or kind is int:
@@ -120,7 +120,7 @@ def plain_scalar(value: Any) -> Scalar:
 
 
 def key_of(value: Any) -> Any:
-    """The form of a plain scalar in a column: for a datetime its moment in UTC, else the value."""
+    """The form of a plain scalar in a column: a datetime in UTC, any other value unchanged."""
     return value.astimezone(UTC) if type(value) is datetime else value
 
 
@@ -145,12 +145,12 @@ def _plain_datetime(value: datetime) -> datetime:
         offset = value.utcoffset()
         if offset is None:
             raise ScalarError(
-                "a naive datetime, which is no moment: give it a zone, as in value.replace(tzinfo=timezone.utc)"
+                "a naive datetime, without a time zone: set one, as in value.replace(tzinfo=timezone.utc)"
             )
         if offset % _MINUTE:
             raise ScalarError(f"a datetime whose offset has seconds ({offset}): use value.astimezone(timezone.utc)")
         if getattr(value, "nanosecond", 0):
-            raise ScalarError("a moment with nanoseconds; datetimes have microseconds, as value.floor('us') gives")
+            raise ScalarError("a datetime with nanoseconds: round it to microseconds, as with value.floor('us')")
         zone = timezone(offset) if offset else UTC
         fields = (value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
         return datetime(*fields, tzinfo=zone)
@@ -171,7 +171,7 @@ def _made(value: Any, make: Callable[[], Any]) -> Any:
     except ScalarError:
         raise
     except Exception:
-        raise ScalarError(f"a {type(value).__name__} that cannot be read as one") from None
+        raise ScalarError(f"a {type(value).__name__} whose value cannot be read") from None
 
 
 def _plain_numpy(value: np.generic) -> Scalar:
@@ -182,14 +182,14 @@ def _plain_numpy(value: np.generic) -> Scalar:
     if isinstance(value, np.floating):
         number = _finite(float(value))
         if number != value:
-            raise ScalarError(f"a {type(value).__name__} that no float64 equals")
+            raise ScalarError(f"a {type(value).__name__} that float64 cannot represent exactly")
         return number
     raise ScalarError(f"a value of type {type(value).__name__}{_hint(value)}")
 
 
 def _hint(value: Any) -> str:
     if isinstance(value, np.datetime64):
-        return ", which has no zone: use an aware datetime or a date"
+        return ", which has no time zone: use an aware datetime or a date"
     if isinstance(value, np.ndarray):
         return ": use its tolist()"
     return ""
@@ -199,7 +199,7 @@ def _hint(value: Any) -> str:
 
 
 class _RefusedError(Exception):
-    """The reason why a value is refused. Its path is built while the error is raised, so good values cost no time."""
+    """A value is refused, with the reason. Its path is built while the error propagates: valid values need no path."""
 
     def __init__(self, reason: str, **details: Any) -> None:
         super().__init__(reason)
@@ -209,14 +209,14 @@ class _RefusedError(Exception):
 
     def where(self) -> str:
         steps = [f"[{at}]" if isinstance(at, int) else f".{step(at)}" for at in reversed(self.path)]
-        # A key may hold a lone surrogate, which no log could write.
+        # A key may hold a lone surrogate, which logs cannot encode.
         path = "".join(steps).removeprefix(".").encode(errors="backslashreplace").decode()
         path = path if path.isprintable() else ascii(path)[1:-1]
         return path if len(path) <= _PATH_SHOWN_MAX else path[:_PATH_SHOWN_MAX] + "…"
 
 
 class _TooLargeError(Exception):
-    """The value takes more bytes than are left."""
+    """The value takes more bytes than allowed."""
 
 
 class _Sizer:
@@ -230,7 +230,7 @@ class _Sizer:
         self.is_plain = True
 
     def size(self, value: Any, left: int, depth: int) -> int:
-        """The size; stops as soon as it is more than `left`, or lists and dicts are more than `depth` deep."""
+        """The size of a value in bytes; raises as soon as it exceeds `left`, or nesting exceeds `depth`."""
         if value is None or value is True or value is False:
             size = 1
         elif type(value) is str:
@@ -243,7 +243,7 @@ class _Sizer:
             size += _head(size)
         elif type(value) is int:
             if not _INT_MIN <= value <= _INT_MAX:
-                raise _RefusedError("holds an integer that does not fit 64 bits")
+                raise _RefusedError("holds an integer that does not fit in 64 bits")
             size = _head(value if value >= 0 else -1 - value)
         elif type(value) is float:
             if not math.isfinite(value):
@@ -315,8 +315,8 @@ def encode_metadata(value: Any) -> bytes | None:
         The bytes, or None for None.
 
     Raises:
-        InvalidInputError: the value has another shape (details has ``path``), or takes more than
-            METADATA_BYTES_MAX bytes: found out by counting, before anything is encoded.
+        InvalidInputError: a value has another type (details has ``path``), or the bytes would be more than
+            METADATA_BYTES_MAX. The size is counted before any value is encoded.
     """
     if value is None:
         return None
@@ -331,7 +331,7 @@ def encode_metadata(value: Any) -> bytes | None:
     except _RefusedError as refused:
         path = refused.where()
         raise InvalidInputError(
-            f"metadata must be JSON-shaped: {path or 'its top'} {refused.reason}",
+            f"metadata must be JSON-shaped: {path or 'the top level'} {refused.reason}",
             details={**refused.details, "path": path},
         ) from None
 
@@ -341,7 +341,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         plain = {str.__str__(key): _plain(item) for key, item in value.items()}
         if len(plain) != len(value):
-            # Two keys of str subclasses that compare as different; no reader would accept the stored dict.
+            # Keys of str subclasses may be unequal and have the same text. Readers would refuse the stored dict.
             raise _RefusedError("holds a dict in which two keys have the same text")
         return plain
     if isinstance(value, (list, tuple)):
@@ -351,11 +351,11 @@ def _plain(value: Any) -> Any:
 
 def _check_depth(depth: int) -> None:
     if depth == 0:
-        raise _RefusedError(f"is nested more than {METADATA_DEPTH_MAX} deep", limit=METADATA_DEPTH_MAX)
+        raise _RefusedError(f"is nested more than {METADATA_DEPTH_MAX} levels deep", limit=METADATA_DEPTH_MAX)
 
 
 def _head(argument: int) -> int:
-    """Bytes of a CBOR item's head: RFC 8949, section 3."""
+    """Size in bytes of a CBOR item's head (RFC 8949, section 3)."""
     if argument < 24:
         return 1
     if argument < 1 << 8:
@@ -367,17 +367,17 @@ def _head(argument: int) -> int:
 
 # ---- Bytes to a value --------------------------------------------------------------------------------------
 
-#: The value of stored metadata bytes, which were checked when they came. No function of our own around it: that would
-#: be a tenth of the time.
+#: Decodes stored metadata bytes, which were checked when they were stored or loaded. cbor2's function itself, as a
+#: wrapper would add a tenth to the time.
 decode_metadata: Final[Callable[[bytes | bytearray], Any]] = cbor2.loads
 
 
 def check_stored(raw: bytes | bytearray | memoryview, what: str) -> None:
-    """Refuses untrusted bytes that are no metadata of a row.
+    """Checks untrusted bytes of one row's metadata.
 
     Args:
         raw: the bytes of one row.
-        what: names them in errors.
+        what: name of the bytes in errors.
 
     Raises:
         IntegrityError: the bytes are more than METADATA_BYTES_MAX, or not the strict CBOR of `encode_metadata`.

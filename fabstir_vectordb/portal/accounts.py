@@ -1,12 +1,12 @@
-"""Who may use the portal: keys that have registered, and tokens of those who have logged in.
+"""Accounts of the portal: the registered keys, and the access tokens given at login.
 
 ::
 
     <66>              a registered key, in hex; the file is empty
-    tokens/<64>       SHA-256 of a token in hex; the file holds the key, its time is when the token was given
+    tokens/<64>       SHA-256 of a token, in hex; the file holds the key, its modification time is that of the login
 
-A token outlives a restart, since S5.js keeps it and does not log in again. Somebody who reads the directory learns no
-token.
+Tokens survive a restart, because S5.js keeps its token and does not log in again. The directory holds hashes only, so
+reading it reveals no token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["LOGIN", "REGISTER", "TOKEN_S", "Accounts"]
 REGISTER: Final = 1
 LOGIN: Final = 2
 
-#: Challenges and tokens that are remembered; the oldest go first, and their owners ask again.
+#: Most challenges and most tokens kept. The oldest are dropped first; their owners have to ask again.
 _REMEMBERED_MOST: Final = 10_000
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 #: Life of a token: 30 days.
@@ -41,28 +41,28 @@ TOKEN_S: Final = 30 * 24 * 60 * 60
 
 
 class Accounts:
-    """The accounts of one portal; its methods, but for `knows`, block for a moment and belong into a worker thread.
+    """The accounts of one portal. All methods but `knows` block briefly: call them in a worker thread.
 
     Args:
-        root: directory of the registered keys and the tokens; made by the first account.
+        root: directory of the registered keys and the tokens; the first account creates it.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._challenges: dict[tuple[int, bytes, bytes], None] = {}
         self._tokens_root = root / "tokens"
-        # Digest of each token and when it was given, oldest first.
+        # Digest of each token -> time of its login, oldest first.
         self._tokens = self._stored_tokens()
 
     def challenge(self, deed: int, public_key: bytes) -> bytes:
-        """Returns 32 random bytes, which the owner of the key is to sign.
+        """Returns a challenge: 32 random bytes for the owner of the key to sign.
 
         Args:
             deed: `REGISTER` or `LOGIN`.
             public_key: 33 bytes.
 
         Raises:
-            InvalidInputError: it is no key, or logs in without having registered.
+            InvalidInputError: the bytes are not a public key, or the key of a login is not registered.
         """
         if not is_public_key(public_key):
             raise InvalidInputError("pubKey must be ed and an ed25519 public key, 33 bytes in base64url")
@@ -73,13 +73,13 @@ class Accounts:
         return challenge
 
     def prove(self, deed: int, public_key: bytes, response: bytes, signature: bytes, authority: str) -> str:
-        """Checks an answer to a challenge, which then counts no more, and lets its author in.
+        """Checks the answer to a challenge and returns an access token. Each challenge can be answered once.
 
         Args:
-            deed, public_key: as the challenge was asked for.
-            response: what was signed, 65 bytes.
+            deed, public_key: as in the request for the challenge.
+            response: the signed bytes, 65 of them.
             signature: ed25519, 64 bytes.
-            authority: what the client took this portal's host and port to be.
+            authority: host and port of this portal, as the client names them.
 
         Returns:
             A new token.
@@ -87,11 +87,11 @@ class Accounts:
         Raises:
             InvalidInputError: the answer is wrong, or there was no challenge.
         """
-        # Several sessions of one user may be at it: each has a challenge of its own.
+        # Several sessions of one user may sign in at the same time: each has its own challenge.
         challenge = response[1 : 1 + CHALLENGE_BYTES]
         is_asked = self._challenges.pop((deed, public_key, challenge), False) is None
         if not is_asked or response != portal_challenge_response(deed, challenge, authority):
-            raise InvalidInputError("this does not answer a challenge")
+            raise InvalidInputError("the response does not answer an open challenge")
         try:
             nacl.bindings.crypto_sign_open(signature + response, public_key[1:])
         except (CryptoError, ValueError):
@@ -104,7 +104,7 @@ class Accounts:
         return token
 
     def knows(self, token: str) -> bool:
-        """Whether somebody was given this token in the last 30 days."""
+        """Whether this token was given in the last 30 days."""
         given = self._tokens.get(_digest(token))
         return given is not None and given > time.time() - TOKEN_S
 
@@ -135,12 +135,12 @@ class Accounts:
 
 
 def _digest(token: str) -> str:
-    # No slow hash: a token has 256 random bits.
+    # A fast hash is enough: a token has 256 random bits.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _remember(memory: dict[Any, Any], key: Any, value: Any) -> list[Any]:
-    """Keeps one more, and returns the keys of those that had to go."""
+    """Adds an entry, removes the oldest ones beyond the limit, and returns the removed keys."""
     memory[key] = value
     gone = list(memory)[: max(0, len(memory) - _REMEMBERED_MOST)]
     for one in gone:

@@ -1,7 +1,7 @@
-"""The portal's routes: S5's HTTP API (uploads, downloads, registry) and, beside it, a Fabstir gateway's files.
+"""The portal's routes: S5's HTTP API (uploads, downloads, registry), and the files of a Fabstir gateway.
 
-Answers are those of the S5 reference, oddities included: what a node rejects is a 500 with plain text. What is
-malformed is a 400, so that nobody sends it again.
+Answers follow the S5 reference, including its oddities: a request that a node rejects gets a 500 with plain text.
+A malformed request gets a 400, so that clients do not retry it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from fabstir_vectordb.storage.local_dir import LocalDirStore
 
 __all__ = ["create_app"]
 
-#: Bytes of a form around its file.
+#: Most bytes of a multipart form besides its file.
 _FORM_BYTES_MAX: Final = 4_096
-#: Blobs up to this size ignore a Range, as on a node.
+#: The Range header is ignored for blobs up to this size, as on a node.
 _RANGES_FROM: Final = 262_144
-#: Highest revision that nodes take.
+#: Highest revision that nodes accept.
 _REVISION_MAX: Final = 2**48
-#: Seconds in which another piece of a body must come.
+#: Most seconds between two pieces of a request's body.
 BODY_S: float = 30.0
 _OCTETS: Final = "application/octet-stream"
 
@@ -57,7 +57,7 @@ class _TooLargeError(Exception):
 
 
 class _TooSlowError(Exception):
-    """No more of a body came in time."""
+    """The next piece of a request's body did not come in time."""
 
 
 class _Portal:
@@ -67,10 +67,10 @@ class _Portal:
         self._accounts = Accounts(root / "accounts") if accounts else None
         self._token = token
 
-    # ---- who may
+    # ---- access
 
     def restricted(self, handler: _Handler) -> _Handler:
-        """A route that needs a token, where the portal wants one."""
+        """Wraps a route that requires a token, if the portal has a token or accounts."""
 
         @wraps(handler)
         async def guarded(request: Request) -> Response:
@@ -91,7 +91,7 @@ class _Portal:
         return self._token is not None and secrets.compare_digest(token.encode(), self._token.encode())
 
     async def account(self, request: Request) -> Response:
-        """Gives a challenge, or checks an answer to one; to register takes the portal's token, where it has one."""
+        """Sends a challenge, or checks the answer to one. Registering requires the portal's token, if it has one."""
         if self._accounts is None:
             return PlainTextResponse("this portal has no accounts", 404)
         deed = REGISTER if request.url.path.endswith("/register") else LOGIN
@@ -129,7 +129,7 @@ class _Portal:
         return JSONResponse({"cid": multibase_encode(blob.to_old_bytes(), "base58btc")})
 
     async def blob(self, request: Request) -> Response:
-        """Where a blob is: here, under its hash alone, open to all as a storage node's address is."""
+        """Redirects to the address of a blob by hash, which needs no token, as on a storage node."""
         blob = _blob_of(request)
         if not await self.store.has(blob.hash):
             return PlainTextResponse("not found", 404)
@@ -152,7 +152,7 @@ class _Portal:
         return _range(data, wanted)
 
     async def _read(self, hash: bytes) -> bytes:
-        """A blob as it lies there: who asked checks its hash, and is to see what became of it."""
+        """The stored bytes of a blob, unchecked: clients check the hash, and must be able to detect damage."""
         check_hash(hash)
         return await anyio.to_thread.run_sync(self.store.read_unchecked, hash, AtMost(BLOB_BYTES_MAX))
 
@@ -193,7 +193,7 @@ class _Portal:
         return JSONResponse({**state, "storage_size": count})
 
     async def file(self, request: Request) -> Response:
-        # Taken from the undecoded path, in which a slash that belongs to a name is still told from one between names.
+        # The undecoded path: after decoding, a slash within a name looks like a slash between names.
         raw = request.scope["raw_path"].decode("ascii", "replace")
         path = unquote(raw.partition("?")[0].partition("/s5/fs/")[2])
         if request.method == "GET" and path.endswith("/"):
@@ -222,14 +222,16 @@ def create_app(
     """The portal as an ASGI application.
 
     Args:
-        root: a directory, laid out as ``file:`` stores are, with ``gateway`` and ``accounts`` beside them.
-        token: what uploads, downloads and registry writes need as ``Authorization: Bearer``; None for nothing.
-        accounts: those who have registered and logged in may do the same; to register takes the token, where there is
+        root: a directory with the layout of a ``file:`` store, and the folders ``gateway`` and ``accounts``.
+        token: token that uploads, downloads and registry writes require as ``Authorization: Bearer``; None for no
+            token.
+        accounts: also let in clients that have registered and logged in. Registering requires the token, if there is
             one.
-        hosts, origins: names by which it may be asked for, and origins whose pages may use it; see `Guard`.
+        hosts, origins: names of the portal that requests may use, and origins of web pages that may use the portal;
+            see `Guard`.
 
     Raises:
-        InvalidConfigError: a host or origin is none.
+        InvalidConfigError: a host or an origin is malformed.
     """
     portal = _Portal(root, token, accounts)
     restricted = portal.restricted
@@ -270,11 +272,11 @@ async def _answered(status: int, request: Request, error: Exception) -> Response
 
 
 async def _too_large(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"an upload has at most {UPLOAD_BYTES_MAX} bytes", 500)
+    return PlainTextResponse(f"the upload is larger than {UPLOAD_BYTES_MAX} bytes", 500)
 
 
 async def _too_slow(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("the rest of the body did not come", 408, {"Connection": "close"})
+    return PlainTextResponse("the rest of the body did not come in time", 408, {"Connection": "close"})
 
 
 async def _broken(request: Request, error: Exception) -> Response:
@@ -284,7 +286,7 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 
 def _blob_of(request: Request) -> BlobId:
-    """The blob that a path names; what follows a dot is a file extension."""
+    """The blob that a path names, without its file extension."""
     return BlobId.parse(request.path_params["cid"].partition(".")[0])
 
 
@@ -303,7 +305,7 @@ async def _document(request: Request) -> Any:
     try:
         return json.loads(await _body(request))
     except (ValueError, RecursionError):
-        raise InvalidInputError("no JSON") from None
+        raise InvalidInputError("the body is not JSON") from None
 
 
 def _field(document: Any, name: str) -> bytes:
@@ -331,11 +333,11 @@ async def _body(request: Request) -> bytes:
 
 
 def _file_of(body: bytes, content_type: str) -> bytes | None:
-    """The part named ``file`` of a form (RFC 7578), or None; libraries spool it to a disk, and forget to close that."""
+    """The part named ``file`` of a form (RFC 7578), or None. Parsed here: libraries leave a spool file open."""
     boundary = re.search(r'boundary="?([^";,]+)', content_type)
     if boundary is None:
         return None
-    # What stands before the first boundary and behind the last one is nothing.
+    # Bytes before the first boundary and after the last one are not parts.
     for part in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode("latin-1"))[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
         if re.search(rb'content-disposition:[^\r\n]*;\s*name="?file"?\s*(;|\r|$)', head, re.IGNORECASE):
@@ -344,7 +346,7 @@ def _file_of(body: bytes, content_type: str) -> bytes | None:
 
 
 def _range(data: bytes, wanted: str) -> Response:
-    """One range, as a node honours it: past the end all of the blob comes, what is no range is a 416."""
+    """One range of a blob, as a node answers: the whole blob if the range ends past it, 416 if it is malformed."""
     match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", wanted.strip())
     if match is None or int(match[1]) >= len(data):
         return Response(status_code=416)

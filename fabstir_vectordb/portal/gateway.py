@@ -1,7 +1,7 @@
-"""The files of a Fabstir gateway (version A of the S5 reference), kept as blobs beside those of the S5 node.
+"""The files of a Fabstir gateway (version A of the S5 reference), stored as blobs of the S5 node.
 
-A path is a small file that holds the CID of its content, so that what is put here has its place among the blobs, once,
-and is found by its CID as behind a real gateway.
+Each gateway path is a small file that holds the CID of the content. The content itself is a blob of the node, stored
+once, and can also be read by its CID, as behind a real gateway.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fabstir_vectordb.storage.regular import read_regular
 
 __all__ = ["GatewayFiles"]
 
-#: Bytes of a percent-encoded path: it becomes a file name, and file systems take 255.
+#: Most bytes of a percent-encoded path: it becomes a file name, and file systems allow 255 bytes.
 _NAME_BYTES_MAX: Final = 240
 _CID_BYTES_MAX: Final = 100
 
 
 class GatewayFiles:
-    """Paths and the blobs they name; its methods block for a moment and belong into a worker thread.
+    """The paths of a gateway and the blobs they name. Methods block briefly: call them in a worker thread.
 
     Args:
-        root: directory of the names.
+        root: directory of the files that hold the CIDs.
     """
 
     def __init__(self, root: Path) -> None:
@@ -41,15 +41,15 @@ class GatewayFiles:
             return None
 
     def set(self, path: str, blob: BlobId) -> None:
-        """Makes a path name a blob, in one step."""
+        """Sets the blob of a path, atomically."""
         file = self._file(path)
         self._root.mkdir(parents=True, exist_ok=True)
-        fresh = self._root / f"{uuid.uuid4().hex}.new"  # a dot is in no name
+        fresh = self._root / f"{uuid.uuid4().hex}.new"  # names of paths have no dot
         fresh.write_text(str(blob), "ascii")
         fresh.replace(file)
 
     def remove(self, path: str) -> bool:
-        """Forgets a path; returns whether there was one. The blob stays: others may name it."""
+        """Removes a path; returns whether it existed. The blob stays, as other paths may name it."""
         try:
             self._file(path).unlink()
         except FileNotFoundError:
@@ -57,17 +57,18 @@ class GatewayFiles:
         return True
 
     def count(self) -> int:
-        """Returns how many paths there are."""
+        """Returns the number of paths."""
         return sum(1 for _ in self._names())
 
     def listed(self, directory: str) -> list[dict[str, Any]]:
-        """Returns what is in a directory: name, size in bytes and type, sorted by name.
+        """Returns the entries of a directory, sorted by name.
 
         Args:
-            directory: ends with a slash.
+            directory: path that ends with a slash.
 
         Returns:
-            One ``{"name", "size", "type"}`` a file or directory; the size of a directory is that of all its files.
+            One ``{"name", "size", "type"}`` for each file or directory, sizes in bytes. The size of a directory is the
+            sum over all its files.
         """
         entries: dict[str, dict[str, Any]] = {}
         for name in self._names():
@@ -89,19 +90,19 @@ class GatewayFiles:
             yield from (entry.name for entry in self._root.iterdir() if "." not in entry.name)
 
     def _file(self, path: str) -> Path:
-        # One file name for the whole path: no path leads anywhere else.
+        # The whole path becomes one file name, so no path can lead out of the directory.
         name = quote(path, safe="").replace(".", "%2E")
         if not path or len(name) > _NAME_BYTES_MAX:
-            raise InvalidInputError(f"a path has 1 to {_NAME_BYTES_MAX} bytes, percent-encoded")
+            raise InvalidInputError(f"a path must have 1 to {_NAME_BYTES_MAX} bytes when percent-encoded")
         return self._root / name
 
 
 def _blob_in(file: Path) -> BlobId:
-    """The blob that a file names.
+    """The blob whose CID a file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IntegrityError: it is no regular file, or names no blob.
+        IntegrityError: it is not a regular file, or does not hold a CID.
     """
     try:
         return BlobId.parse(read_regular(file, _CID_BYTES_MAX).decode("ascii", "replace"))

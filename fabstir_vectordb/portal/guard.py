@@ -1,9 +1,9 @@
-"""Who may talk to the portal at all: no web page of another origin, and nobody who knows it by a foreign name.
+"""Protection of the portal against web pages: refuses requests of foreign origins and requests for foreign host names.
 
-A page on the internet can send requests to a portal on the machine of the one who looks at it. The browser then says
-where the page is from (``Origin``, ``Sec-Fetch-Site``). A page can also give its own host name the portal's address
-(DNS rebinding), so that the browser takes both for one origin: then ``Host`` has the foreign name. Programs that are no
-browsers send neither header and are let in, as long as they name the portal by an address of its own.
+A web page can send requests to a portal on the machine of its reader. The browser then names the page's origin
+(``Origin``, ``Sec-Fetch-Site``). A page's owner can also point a host name of theirs to the portal's address (DNS
+rebinding), so that the browser takes page and portal for one origin; then ``Host`` has the foreign name. Other programs
+do not send the first two headers. They are let in if ``Host`` is one of the portal's own names.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ __all__ = ["Guard"]
 
 _AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
-#: What a browser says of a request that a page of the portal itself, or its user, has made.
+#: Values of Sec-Fetch-Site for a request by a page of the portal itself, or by the browser's user.
 _OWN_SITES: Final = (b"same-origin", b"none")
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
-#: Another page may not show what is read here, and no browser guesses a type.
+#: Tell the browser not to embed the answer in pages of other origins, and not to guess its type.
 _OWN_HEADERS: Final = [(b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff")]
-#: A page of the internet may ask a portal in a private network, which some browsers want to hear beforehand.
+#: Header of a preflight in which some browsers ask whether a public page may use a portal in a private network.
 _PRIVATE_NETWORK: Final = b"access-control-request-private-network"
 _SHARED_HEADERS: Final = [(b"access-control-allow-private-network", b"true"), (b"x-content-type-options", b"nosniff")]
 
 
 class Guard:
-    """An ASGI application that lets in what is not foreign.
+    """An ASGI application that passes requests on to another, except foreign ones.
 
     Args:
-        app: what it guards.
-        hosts: names and addresses by which the portal may be asked for, beside ``localhost`` and loopback addresses; an
-            unspecified address (``0.0.0.0``, ``::``) stands for every address, not for names.
+        app: the guarded application.
+        hosts: names and addresses of the portal that ``Host`` may have, besides ``localhost`` and loopback addresses.
+            An unspecified address (``0.0.0.0``, ``::``) allows every address, but no names.
         origins: origins whose pages may use the portal, such as ``http://localhost:3000``.
 
     Raises:
-        InvalidConfigError: one of them is neither a host nor an origin.
+        InvalidConfigError: a host or an origin is malformed.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
@@ -51,7 +51,7 @@ class Guard:
         self._any_address = bool(self._hosts & {"0.0.0.0", "::"})
         self._origins = [_origin(origin) for origin in origins]
         self._app = app
-        # Answers preflights and marks answers, for the origins that are let in.
+        # Answers preflights and adds CORS headers, for allowed origins.
         self._shared = CORSMiddleware(
             app,
             allow_origins=self._origins,
@@ -61,7 +61,7 @@ class Guard:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 403 to what is foreign."""
+        """Answers 403 to a foreign request; passes any other on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,14 +76,14 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send_marked)
         elif is_shared:
-            # Answered here: the library refuses this question, or does not know it.
+            # This header is answered here, as some versions of the library refuse it and others ignore it.
             asked = [(name, value) for name, value in scope["headers"] if name != _PRIVATE_NETWORK]
             await self._shared({**scope, "headers": asked}, receive, send_marked)
         else:
             await self._app(scope, receive, send_marked)
 
     def _judge(self, scope: Scope) -> tuple[bool, Response | None]:
-        """Whether a page of an allowed origin asks, and the refusal of what is foreign."""
+        """Whether the request comes from a page of an allowed origin, and the refusal if the request is foreign."""
         headers = scope["headers"]
         named = [value.decode("latin-1") for name, value in headers if name == b"host"]
         for authority in named:
@@ -112,7 +112,7 @@ class Guard:
             address = ipaddress.ip_address(host)
         except ValueError:
             return False
-        # An address in Host is what the browser's user typed, or a link had: no foreign name leads to it.
+        # DNS rebinding needs a host name, so an address in Host is safe.
         return address.is_loopback or self._any_address or str(address) in self._hosts
 
 
@@ -129,12 +129,12 @@ def _host(text: str) -> str:
         pass
     match = _AUTHORITY.fullmatch(host)
     if match is None or match["port"] is not None:
-        raise InvalidConfigError(f"a host to allow is a name or an address without a port, got {text!r}")
+        raise InvalidConfigError(f"an allowed host must be a name or an address without a port, got {text!r}")
     return host
 
 
 def _origin(text: str) -> str:
     origin = text.lower().removesuffix("/")
     if _ORIGIN.fullmatch(origin) is None:
-        raise InvalidConfigError(f"an origin to allow is http(s)://host[:port], got {text!r}")
+        raise InvalidConfigError(f"an allowed origin must be http(s)://host[:port], got {text!r}")
     return origin

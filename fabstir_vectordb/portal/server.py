@@ -1,4 +1,4 @@
-"""Serving the portal: uvicorn, with an end to every wait for somebody who has gone or never meant to say anything."""
+"""Serving the portal with uvicorn, with a time limit on every wait for a client."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["listen", "server_config"]
 
-#: Seconds that the head of a request may take, from the connection or from its first byte.
+#: Most seconds for the head of a request, counted from the connection or from the head's first byte.
 HEAD_S: float = 20.0
-#: Seconds in which a client must have taken a piece of an answer.
+#: Most seconds for a client to receive one piece of an answer.
 TAKE_S: float = 60.0
 _PIECE_BYTES: Final = 256 * 1024
-#: Seconds after which the system asks an idle peer whether it is still there, and how often it asks.
+#: TCP keepalive: seconds until the first probe of an idle peer, seconds between probes, and number of probes.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP/1.1 that closes a connection on which no whole request head comes in time."""
+    """HTTP/1.1 with a time limit: closes a connection if no complete request head comes in time."""
 
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the time of the first request."""
+        """Starts the timer for the first request."""
         super().connection_made(transport)
         self._start()
 
     def data_received(self, data: bytes) -> None:
-        """Ends the time where a request has begun, starts it where there is only a part of one."""
+        """Stops the timer if a request has begun; starts it if only a part of a head has come."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
@@ -41,7 +41,7 @@ class TimedProtocol(H11Protocol):
             self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the time."""
+        """Stops the timer."""
         self._stop()
         super().connection_lost(exc)
 
@@ -56,11 +56,11 @@ class TimedProtocol(H11Protocol):
 
 
 class _GoneError(Exception):
-    """The client takes no more of an answer."""
+    """The client has stopped receiving an answer."""
 
 
 class _Delivery:
-    """An ASGI application whose answers go out in pieces, each of which the client must take in time."""
+    """An ASGI application that sends answers in pieces. The client must receive each piece in time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -82,30 +82,30 @@ class _Delivery:
         try:
             await self._app(scope, receive, deliver)
         except _GoneError:
-            return  # uvicorn closes a connection whose answer was begun and is not whole
+            return  # uvicorn closes the connection, as the answer is incomplete
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket whose connections notice that the other end has vanished.
+    """Returns a listening socket with TCP keepalive, so that connections to a vanished client are closed.
 
     Args:
         host: name or address.
-        port: 0 picks a free one.
+        port: port number; 0 picks a free port.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the system cannot listen on the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # Linux; other systems use their own times
+        if hasattr(socket, name):  # a system without these options uses its own times
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return listener
 
 
 def server_config(app: ASGIApp, log_level: str = "warning") -> uvicorn.Config:
-    """Returns how uvicorn serves the portal."""
+    """Returns the uvicorn configuration of the portal."""
     return uvicorn.Config(
         _Delivery(app), log_level=log_level, lifespan="off", ws="none", http=TimedProtocol, server_header=False
     )

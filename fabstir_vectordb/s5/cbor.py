@@ -1,8 +1,8 @@
 """Strict CBOR for bytes that were authenticated but are still not trusted (RFC 8949).
 
-cbor2 does the work; this module takes away everything our formats never use: tags (but those of datetimes, dates
-and UUIDs, where the caller allows them), indefinite lengths, duplicate keys, undefined and simple values, deep nesting
-and trailing bytes.
+cbor2 decodes; this module refuses everything that our formats never use: tags (except those of datetimes, dates and
+UUIDs, if the caller allows them), indefinite lengths, duplicate keys, undefined and simple values, deep nesting and
+trailing bytes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["DEPTH_MAX", "decode", "encode"]
 
 DEPTH_MAX: Final = 64
 
-# Initial bytes of simple values other than false, true and null. Text and numbers may contain them too, so
-# a match only means that the decoded value is looked through; most inputs have none and skip that walk.
+# Initial bytes of simple values other than false, true and null. Text and numbers may contain these bytes too, so after
+# a match the decoded value is searched. Most inputs have no match and skip that search.
 _MAYBE_SIMPLE: Final = re.compile(rb"[\xe0-\xf3\xf7\xf8]")
 
 
 class _Tags(Mapping[int, Any]):
-    """Stands in for cbor2's table of tag decoders: cbor2 asks it first, whatever the tag.
+    """Replaces cbor2's table of tag decoders, which cbor2 asks first for every tag.
 
     Attributes:
-        readers: for each tag that is allowed what makes its value.
+        readers: for each allowed tag, the function that makes its value.
         found: whether a value with a tag was read.
     """
 
@@ -59,15 +59,15 @@ class _Tags(Mapping[int, Any]):
         return iter(self.readers)
 
     def __len__(self) -> int:
-        return 1  # cbor2 does not ask an empty table
+        return 1  # cbor2 ignores an empty table
 
 
 def _moment(content: Any) -> datetime:
-    """RFC 3339, as cbor2 writes it; what is read is written again and compared, so other spellings fail there."""
+    """The datetime of an RFC 3339 text. `decode` writes the value again and compares, so other spellings fail."""
     if not isinstance(content, str) or not _RFC_3339.fullmatch(content):
         raise ValueError
     moment = datetime.fromisoformat(content)
-    moment.astimezone(UTC)  # outside the years 1 to 9999 it would compare with nothing
+    moment.astimezone(UTC)  # raises for a moment outside the years 1 to 9999, which cannot be compared
     return moment
 
 
@@ -95,10 +95,10 @@ def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str, sc
 
     Args:
         raw: the encoded value.
-        max_bytes: limit for the size of ``raw``; what a value takes in memory grows with it.
-        what: names the value in errors, for example ``"manifest"``.
-        scalar_tags: also take datetimes (tag 0), dates (tag 1004) and UUIDs (tag 37), as values and not as keys. Bytes
-            with such a tag must be exactly those that `encode` writes for their value.
+        max_bytes: limit for the size of ``raw``, which also limits the memory of the value.
+        what: name of the value in errors, for example ``"manifest"``.
+        scalar_tags: also accept datetimes (tag 0), dates (tag 1004) and UUIDs (tag 37) as values, not as keys. Bytes
+            with such a tag must be exactly those that `encode` writes for the value.
 
     Returns:
         None, bool, int, float, str, bytes, list or dict; with `scalar_tags` also aware datetime, date or UUID.
@@ -134,7 +134,7 @@ def decode(raw: bytes | bytearray | memoryview, *, max_bytes: int, what: str, sc
         _refuse_simple_values(value, what)
     if tags.found and cbor2.dumps(value) != bytes(raw):
         raise IntegrityError(
-            f"The {what} is not valid CBOR: a value with a tag is not in its one form", details={"what": what}
+            f"The {what} is not valid CBOR: a value with a tag is not in its canonical form", details={"what": what}
         )
     return value
 
@@ -149,12 +149,12 @@ def encode(value: Any) -> bytes:
         The CBOR bytes.
 
     Raises:
-        InvalidInputError: a value has a type CBOR cannot hold, or contains itself.
+        InvalidInputError: a value has a type that CBOR cannot encode, or contains itself.
     """
     try:
         return cbor2.dumps(value)
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidInputError(f"Not encodable as CBOR: {error}") from None
+        raise InvalidInputError(f"The value cannot be encoded as CBOR: {error}") from None
 
 
 def _refuse_simple_values(value: Any, what: str) -> None:

@@ -1,14 +1,14 @@
-"""BLAKE3 and the identifiers of blobs: the CID a user sees is the blob identifier in base64url, ``uW4Ie…``.
+"""BLAKE3 hashes and the identifiers of blobs. The CID that users see is the blob identifier in base64url, ``uW4Ie…``.
 
 Layouts, with H the BLAKE3-256 hash and S the size as little-endian bytes without trailing zeros::
 
-    blob identifier      5b 82 1e H S          written by us; 1f for 1e is the older code of the same hash
-    old raw CID          26 1f H S             answered by portals; 1e for 1f is seen too
+    blob identifier      5b 82 1e H S          written by this package; 1f in place of 1e is the older code of BLAKE3
+    old raw CID          26 1f H S             sent by portals, sometimes with 1e in place of 1f
     encrypted blob CID   ae a6 P2 1f HC KEY(32) PAD(u32) CID
     share CID            5d 5e a6 KEY(32) 1f H
 
 Text is multibase: ``f`` base16, ``b`` base32, ``z`` base58btc, ``u`` base64url. CIDs are compared by their bytes, never
-by their text, as programs write different texts.
+by their text, as programs write the same CID in different bases.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ HASH_BYTES: Final = 32
 BLOB_BYTES_MAX: Final = 2**31 - 1
 
 _SIZE_BYTES_MAX: Final = 8
-# The longest text we know of (an encrypted blob CID in base16) has 231 characters; base58 costs quadratic
-# time.
+# The longest known text (an encrypted blob CID in base16) has 231 characters. Decoding base58 takes quadratic time.
 _TEXT_CHARS_MAX: Final = 512
 
 _BLOB_MAGIC: Final = b"\x5b\x82"
@@ -66,11 +65,11 @@ _BASE58_VALUES: Final = {character: value for value, character in enumerate(_BAS
 def blake3_hash(data: bytes | bytearray | memoryview) -> bytes:
     """Return the BLAKE3-256 hash of ``data``.
 
-    One thread: it already hashes several GB/s, more than any store delivers, and the cores belong to the
-    host. The GIL is released for all but tiny inputs.
+    Uses one thread: it hashes several GB/s, more than any store delivers, and leaves the other cores to the host. The
+    GIL is released, except for tiny inputs.
 
     Args:
-        data: the bytes, any size; a contiguous view of wider items counts as its bytes.
+        data: the bytes, any size; a contiguous view of larger items is hashed as its bytes.
 
     Returns:
         32 bytes.
@@ -106,7 +105,7 @@ class BlobId:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> BlobId:
-        """Read a blob identifier or an old raw CID, with either code of the hash.
+        """Read a blob identifier or an old raw CID.
 
         Args:
             raw: ``5b 82 1e H S`` or ``26 1f H S``; 1e and 1f are equivalent, a missing S means size 0.
@@ -115,7 +114,7 @@ class BlobId:
             The identifier.
 
         Raises:
-            InvalidInputError: the bytes are neither.
+            InvalidInputError: the bytes are not a CID of either form.
         """
         if raw[:2] == _BLOB_MAGIC:
             prefix = 3
@@ -143,24 +142,25 @@ class BlobId:
             The identifier.
 
         Raises:
-            InvalidInputError: the text is no such CID.
+            InvalidInputError: the text is not such a CID.
         """
         return cls.from_bytes(multibase_decode(text))
 
     @property
     def known_size(self) -> int | None:
-        """The size, or ``None`` where a size of 0 can only mean that the writer did not know it.
+        """The size, or ``None`` if the size is 0 and the hash is not that of the empty blob.
 
-        S5.js asks portals for ``5b 82 1f H 00`` whatever the size is.
+        Such a CID comes from a writer that did not know the size: S5.js asks portals for ``5b 82 1f H 00``, whatever
+        the size.
         """
         return None if self.size == 0 and self.hash != EMPTY_HASH else self.size
 
     def to_bytes(self) -> bytes:
-        """Return ``5b 82 1e H S``; size 0 takes one zero byte, as in S5.js."""
+        """Return ``5b 82 1e H S``; size 0 is one zero byte, as in S5.js."""
         return _BLOB_MAGIC + bytes([HASH_BLAKE3]) + self.hash + _encode_size(self.size)
 
     def to_old_bytes(self) -> bytes:
-        """Return the old raw CID ``26 1f H S``, the only form the Dart portal reads."""
+        """Return the old raw CID ``26 1f H S``, the only form that the Dart portal reads."""
         return bytes([_OLD_RAW, HASH_BLAKE3_OLD]) + self.hash + _encode_size(self.size)
 
     def to_text(self, base: Base = "base64url") -> str:
@@ -173,7 +173,7 @@ class BlobId:
 
 @dataclass(frozen=True, slots=True)
 class EncryptedBlobCid:
-    """The CID of a statically encrypted blob, with its key: enough to fetch and open the blob.
+    """The CID of a statically encrypted blob, with the key: enough to fetch and decrypt the blob.
 
     Attributes:
         ciphertext_hash: BLAKE3-256 of the encrypted blob, 32 bytes.
@@ -189,10 +189,10 @@ class EncryptedBlobCid:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> EncryptedBlobCid:
-        """Read ``ae a6 12 1f HC KEY PAD CID`` (1e for 1f, and both forms of the CID at its end).
+        """Read ``ae a6 12 1f HC KEY PAD CID``. 1e is accepted in place of 1f, and CID may have either form.
 
         Raises:
-            InvalidInputError: the bytes are no such CID; the message shows none of them.
+            InvalidInputError: the bytes are not such a CID. The message shows none of them, as they include the key.
         """
         header = bytes([_ENCRYPTED_BLOB, _CIPHER_XCHACHA20_POLY1305, _CHUNK_LOG2])
         if len(raw) < _ENCRYPTED_HEADER_BYTES or raw[:3] != header or raw[3] not in _HASH_CODES:
@@ -205,7 +205,7 @@ class EncryptedBlobCid:
         )
 
     def to_bytes(self, *, old: bool = False) -> bytes:
-        """Return the bytes, with ``1f`` and an old raw CID inside where ``old`` is set."""
+        """Return the bytes; with ``old``, the hash code is ``1f`` and the CID inside is an old raw CID."""
         code = HASH_BLAKE3_OLD if old else HASH_BLAKE3
         return b"".join(
             (
@@ -220,7 +220,7 @@ class EncryptedBlobCid:
 
 @dataclass(frozen=True, slots=True)
 class ShareCid:
-    """Hash and key of one encrypted root: opens that version without the phrase, so it is a secret.
+    """The hash and key of one encrypted root. It opens that version without the phrase, so it is a secret.
 
     Attributes:
         key: the root's encryption key, 32 bytes.
@@ -232,10 +232,10 @@ class ShareCid:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> ShareCid:
-        """Read ``5d 5e a6 KEY 1f H`` (1e for 1f).
+        """Read ``5d 5e a6 KEY 1f H``; 1e is accepted in place of 1f.
 
         Raises:
-            InvalidInputError: the bytes are no such CID; the message shows none of them.
+            InvalidInputError: the bytes are not such a CID. The message shows none of them, as they include the key.
         """
         if len(raw) != 68 or raw[:3] != _SHARE_MAGIC or raw[35] not in _HASH_CODES:
             raise InvalidInputError("Not the share CID of an index")
@@ -246,15 +246,15 @@ class ShareCid:
         return _SHARE_MAGIC + self.key + bytes([HASH_BLAKE3_OLD]) + self.hash
 
     def reveal(self) -> str:
-        """Return the text form, ``uXV6m…``, which holds the key; there is no ``str`` so that no log shows it."""
+        """Return the text form, ``uXV6m…``, which contains the key. ``str`` does not show it, so that no log does."""
         return multibase_encode(self.to_bytes())
 
 
 def parse_cid(text: str) -> BlobId | ShareCid:
-    """Read the CID of a version: a blob identifier or old raw CID, or a share CID.
+    """Read the CID of a version: a blob identifier, an old raw CID or a share CID.
 
     Raises:
-        InvalidInputError: the text is neither; the message shows none of it.
+        InvalidInputError: the text is not such a CID. The message shows none of it, as it may be a secret.
     """
     raw = multibase_decode(text)
     return ShareCid.from_bytes(raw) if raw[:3] == _SHARE_MAGIC else BlobId.from_bytes(raw)
@@ -268,7 +268,7 @@ def multibase_encode(raw: bytes, base: Base = "base64url") -> str:
         base: one of the four bases of S5.
 
     Returns:
-        The prefix character and the digits.
+        The prefix character followed by the digits.
 
     Raises:
         InvalidInputError: the base is unknown.
@@ -288,8 +288,8 @@ def multibase_encode(raw: bytes, base: Base = "base64url") -> str:
 def multibase_decode(text: str) -> bytes:
     """Read multibase text in base16, base32, base58btc or base64url.
 
-    Upper case after ``b`` and ``f`` and ``=`` padding are accepted, as S5.js does; unused bits must be
-    zero, so that a wrong last character is noticed.
+    Upper case after ``b`` and ``f``, and ``=`` padding, are accepted, as in S5.js. Unused bits must be zero, so that a
+    wrong last character is noticed.
 
     Args:
         text: prefix character and digits, at most 512 characters.
@@ -298,7 +298,7 @@ def multibase_decode(text: str) -> bytes:
         The bytes.
 
     Raises:
-        InvalidInputError: the text is not multibase of these four.
+        InvalidInputError: the text is not multibase in one of these four bases.
     """
     if not isinstance(text, str):
         raise InvalidInputError(f"A CID is a string, got {type(text).__name__}")
@@ -334,7 +334,7 @@ def _decode_padded(
 
 
 def _not_multibase(text: str) -> InvalidInputError:
-    # The text may be a pasted share CID or phrase, that is a secret; show its length only.
+    # The text may be a pasted share CID or phrase, which is a secret; show its length only.
     return InvalidInputError(
         f"Not a CID: {len(text)} characters that are not base16 (f), base32 (b), base58 (z) or base64url (u)"
     )

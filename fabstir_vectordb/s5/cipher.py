@@ -1,12 +1,10 @@
 """S5's two blob encryptions, both XChaCha20-Poly1305 (IETF) without associated data.
 
-Static blobs (parts): chunks of 256 KiB, chunk i under nonce i (24 bytes, little-endian), each followed by
-its tag. The nonces restart at 0, so a key must never meet two plaintexts (``keys.part_key`` sees to it).
-Written without padding, the only form that round-trips in S5.js at all sizes; the padded form is read as
-well.
+Static blobs (parts): chunks of 256 KiB, chunk i encrypted under nonce i (24 bytes, little-endian), each followed by its
+tag. The nonces restart at 0 for each blob, so a key must never encrypt two plaintexts; ``keys.part_key`` ensures this.
+They are written without padding, the only form that round-trips in S5.js at all sizes. The padded form is read as well.
 
-Mutable blobs (roots): ``8d 01`` ‖ nonce(24) ‖ AEAD(length u32 LE ‖ data ‖ zeros), padded to one of few
-sizes.
+Mutable blobs (roots): ``8d 01`` ‖ nonce(24) ‖ AEAD(length u32 LE ‖ data ‖ zeros), padded to a size of `padded_size`.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ def encrypt_static(key: bytes, data: bytes | bytearray | memoryview) -> bytes:
         data: the plaintext, any size.
 
     Returns:
-        The ciphertext, 16 bytes a chunk of 256 KiB longer; empty for empty data.
+        The ciphertext, longer by 16 bytes for each chunk of 256 KiB; empty for empty data.
     """
     view = memoryview(data).cast("B")
     return b"".join(
@@ -83,15 +81,15 @@ def decrypt_static(key: bytes, blob: bytes | bytearray | memoryview, size: int) 
 
     Raises:
         IntegrityError: the ciphertext cannot hold a plaintext of that size, or its padding is not zero.
-        DecryptionError: a tag does not match: another key, or changed bytes.
+        DecryptionError: a tag does not match: the key is wrong, or the bytes changed.
     """
     view = memoryview(blob).cast("B")
     if size == 0 and len(view) == 0:
         return b""
     chunks = max(1, -(-size // CHUNK_BYTES))
     padding = len(view) - size - TAG_BYTES * chunks
-    # S5.js pads by one chunk at most; for exact multiples it makes the last chunk over-long, which reads
-    # fine here.
+    # S5.js pads by at most one chunk. For a size that is an exact multiple it writes an over-long last chunk, which
+    # this function can read.
     if size < 0 or not 0 <= padding <= CHUNK_BYTES:
         raise IntegrityError(
             f"A ciphertext of {len(view)} bytes cannot hold {size} bytes",
@@ -123,7 +121,7 @@ def encrypt_mutable(key: bytes, nonce: bytes, data: bytes | bytearray | memoryvi
         data: the plaintext, at most 1 MiB.
 
     Returns:
-        The blob, its size one of ``padded_size``.
+        The blob, whose size is one that ``padded_size`` returns.
 
     Raises:
         InvalidInputError: the data is too large.
@@ -150,8 +148,8 @@ def decrypt_mutable(key: bytes, blob: bytes | bytearray | memoryview) -> bytes:
         The plaintext.
 
     Raises:
-        IntegrityError: the bytes are no mutable blob of the only known version, or too large.
-        DecryptionError: the tag does not match: another key, or changed bytes.
+        IntegrityError: the bytes are not a mutable blob of the only known version, or are too large.
+        DecryptionError: the tag does not match: the key is wrong, or the bytes changed.
     """
     raw = bytes(blob)
     if not is_mutable(raw):
@@ -174,14 +172,14 @@ def decrypt_mutable(key: bytes, blob: bytes | bytearray | memoryview) -> bytes:
 
 
 def is_mutable(blob: bytes | bytearray | memoryview) -> bool:
-    """Return whether the bytes start like a mutable encrypted blob."""
+    """Return whether the bytes start with the header of a mutable encrypted blob."""
     return bytes(memoryview(blob)[: len(_MUTABLE_HEADER)]) == _MUTABLE_HEADER
 
 
 def padded_size(size: int) -> int:
-    """Return the size S5 pads ``size`` bytes to.
+    """Return the size to which S5 pads ``size`` bytes.
 
-    With the smallest k for which size ≤ 80 KiB · 2^k, a multiple of 4 KiB · 2^k.
+    It is the next multiple of 4 KiB · 2^k, for the smallest k with size ≤ 80 KiB · 2^k.
     """
     k = 0
     while size > 80 * 1024 << k:
@@ -190,7 +188,7 @@ def padded_size(size: int) -> int:
     return -(-size // block) * block
 
 
-#: Most bytes of a mutable blob as it is stored.
+#: Most bytes of a stored mutable blob.
 MUTABLE_BLOB_BYTES_MAX: Final = padded_size(MUTABLE_BYTES_MAX + _MUTABLE_OVERHEAD)
 
 

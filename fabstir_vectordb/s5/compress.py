@@ -1,4 +1,4 @@
-"""zstd, one thread, deterministic: the same bytes, level and libzstd version give the same frame.
+"""zstd compression in one thread, deterministic: the same bytes, level and libzstd version give the same frame.
 
 ``compression.zstd`` comes with Python from 3.14; ``backports.zstd`` is the same module for older versions.
 """
@@ -17,8 +17,7 @@ from fabstir_vectordb.errors import IntegrityError
 
 __all__ = ["compress", "decompress"]
 
-# Levels 1 to 3 never write a larger window than this unless the frame holds one segment of the content's
-# size.
+# Levels 1 to 3 never write a larger window than this, unless the frame is a single segment of the content's size.
 _WINDOW_LOG_MIN: Final = 22
 _WINDOW_LOG_MAX: Final = 31
 
@@ -28,7 +27,7 @@ def compress(data: bytes | bytearray | memoryview, level: int = 1) -> bytes:
 
     Args:
         data: the bytes.
-        level: zstd level; 1 to 3 are fast enough to hide behind the network.
+        level: zstd level; 1 to 3 are faster than the network.
 
     Returns:
         The frame, which may be larger than ``data``.
@@ -37,11 +36,11 @@ def compress(data: bytes | bytearray | memoryview, level: int = 1) -> bytes:
 
 
 def decompress(data: bytes | bytearray | memoryview, size: int) -> bytes:
-    """Return the content of one zstd frame whose size is known from a trusted place.
+    """Return the content of one zstd frame whose content size is known from a trusted source.
 
     Args:
         data: the frame.
-        size: size of the content in bytes; at most one byte more is ever produced.
+        size: size of the content in bytes; at most one byte more is decompressed.
 
     Returns:
         Exactly ``size`` bytes.
@@ -57,7 +56,7 @@ def decompress(data: bytes | bytearray | memoryview, size: int) -> bytes:
         raise IntegrityError(f"Damaged zstd data: {error}", details={"expected": size}) from None
     if len(content) != size or not decompressor.eof or decompressor.unused_data:
         raise IntegrityError(
-            f"zstd data does not hold exactly the {size} bytes announced",
+            f"zstd data does not hold exactly the expected {size} bytes",
             details={"expected": size, "actual": len(content)},
         )
     return content

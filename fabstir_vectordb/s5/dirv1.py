@@ -1,11 +1,11 @@
-"""S5.js directories (DirV1): the root of every version is one, so any S5 client can list its parts.
+"""S5.js directories (DirV1). The root of every version is a directory, so any S5 client can list the version's parts.
 
-Bytes: ``5f 5d`` and a CBOR array of 4: text ``S5.pro``, header map, dirs map, files map. A file is a map
-with integer keys: 3 hash (32 bytes, of the ciphertext where encrypted), 4 size (of the plaintext), 6 media
-type, 7 seconds, 8 nanoseconds, 9 locations, 22 extra (``{"encryption": {"algorithm", "key",
-"plaintextHash"}}``), 23 previous version; a directory: 2 link, 7, 8. Written with definite lengths, names
-in byte order, keys ascending, absent fields left out. Directories of 1000 entries and more are sharded in
-S5.js and lose keys there, so they are neither written nor read.
+Bytes: ``5f 5d`` and a CBOR array of 4: text ``S5.pro``, header map, dirs map, files map. A file is a map with integer
+keys: 3 hash (32 bytes, of the ciphertext if encrypted), 4 size (of the plaintext), 6 media type, 7 seconds,
+8 nanoseconds, 9 locations, 22 extra (``{"encryption": {"algorithm", "key", "plaintextHash"}}``), 23 previous version.
+A directory is a map with the keys 2 link, 7 seconds, 8 nanoseconds. Lengths are definite, names are in byte order, keys
+ascend, and absent fields are left out. S5.js shards directories of 1000 or more entries and loses keys in doing so, so
+this module neither writes nor reads them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 # S5.js turns a directory into a sharded one at 1000 entries.
 ENTRIES_MAX: Final = 999
-# Limit of the specification for the plaintext of a mutable blob.
+# Limit of the S5 specification for the plaintext of a mutable blob.
 DIRECTORY_BYTES_MAX: Final = 2**20
 ALGORITHM_XCHACHA20_POLY1305: Final = "xchacha20-poly1305"
 
@@ -62,12 +62,12 @@ _LINK, _HASH, _SIZE, _MEDIA_TYPE, _SECONDS, _NANOS, _LOCATIONS, _EXTRA, _PREVIOU
 
 @dataclass(frozen=True, slots=True)
 class FileEncryption:
-    """How to open an encrypted file.
+    """The encryption of a file.
 
     Attributes:
         key: the file's key, 32 bytes, a secret.
         plaintext_hash: BLAKE3-256 of the plaintext, 32 bytes.
-        algorithm: always XChaCha20-Poly1305 in what we write and can open.
+        algorithm: XChaCha20-Poly1305 in every file that this package writes or can open.
     """
 
     key: bytes = field(repr=False)
@@ -77,7 +77,7 @@ class FileEncryption:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where else a file may be found.
+    """Another location of a file.
 
     Attributes:
         kind: 0 inline bytes, 1 URL, 0x11 SHA-1, 0x12 SHA-256, 0x1e BLAKE3, 0xd5 MD5.
@@ -97,11 +97,11 @@ class FileEntry:
         size: size of the plaintext in bytes.
         media_type: MIME type, or ``None``.
         timestamp_s: Unix time in whole seconds, or ``None``.
-        encryption: how to open the blob, or ``None`` for a plain one.
+        encryption: the encryption of the blob, or ``None`` for a plain blob.
         timestamp_ns: nanoseconds within the second, or ``None``.
-        locations: other places of the file.
+        locations: other locations of the file.
         previous: the file's earlier version.
-        extra: what else the extra map holds, or the integer hash type older writers put there.
+        extra: the other entries of the extra map, or the integer hash type that older writers put there.
     """
 
     hash: bytes
@@ -120,7 +120,7 @@ class DirectoryEntry:
     """One child directory.
 
     Attributes:
-        link: 33 bytes, ``1e H`` for an immutable one, ``ed`` and a public key for a mutable one.
+        link: 33 bytes: ``1e H`` for an immutable directory, ``ed`` and a public key for a mutable one.
         timestamp_s: Unix time in whole seconds, or ``None``.
         timestamp_ns: nanoseconds within the second, or ``None``.
     """
@@ -137,7 +137,7 @@ class Directory:
     Attributes:
         files: files by name.
         dirs: child directories by name.
-        header: the header map as it was; with ``sharding`` in it the entries are in other blobs.
+        header: the header map, unchanged. A map with the key ``sharding`` means that the entries are in other blobs.
     """
 
     files: dict[str, FileEntry]
@@ -146,7 +146,7 @@ class Directory:
 
 
 def is_directory(raw: bytes | bytearray | memoryview) -> bool:
-    """Return whether the bytes start like a DirV1, with or without its ``5f 5d``."""
+    """Return whether the bytes start like a DirV1, with or without the prefix ``5f 5d``."""
     head = bytes(memoryview(raw)[: len(_PREFIX) + len(_CBOR_START)])
     return head.removeprefix(_PREFIX).startswith(_CBOR_START)
 
@@ -162,7 +162,7 @@ def encode_directory(files: Mapping[str, FileEntry], dirs: Mapping[str, Director
         ``5f 5d`` and the CBOR.
 
     Raises:
-        InvalidInputError: 1000 entries or more, or a field out of range.
+        InvalidInputError: there are 1000 entries or more, or a field is out of range.
     """
     dirs = dirs or {}
     if len(files) + len(dirs) > ENTRIES_MAX:
@@ -181,10 +181,9 @@ def encode_directory(files: Mapping[str, FileEntry], dirs: Mapping[str, Director
 
 
 def decode_directory(raw: bytes | bytearray | memoryview) -> Directory:
-    """Read a directory from bytes that are not trusted.
+    """Read a directory from untrusted bytes.
 
-    Unknown integer keys are ignored, as every S5 client does; everything known is checked for type and
-    range.
+    Unknown integer keys are ignored, as by every S5 client. Known fields are checked for type and range.
 
     Args:
         raw: at most 1 MiB, with or without ``5f 5d``.
@@ -193,7 +192,7 @@ def decode_directory(raw: bytes | bytearray | memoryview) -> Directory:
         The directory.
 
     Raises:
-        IntegrityError: the bytes are no directory within our limits.
+        IntegrityError: the bytes are not a directory, or exceed a limit of this module.
     """
     data = bytes(raw)
     value = cbor.decode(data.removeprefix(_PREFIX), max_bytes=DIRECTORY_BYTES_MAX, what="directory")
@@ -206,7 +205,7 @@ def decode_directory(raw: bytes | bytearray | memoryview) -> Directory:
             details={"expected": ENTRIES_MAX, "actual": len(dirs) + len(files)},
         )
     if any(not isinstance(key, str) for key in header):
-        raise IntegrityError("The header of a directory has a key that is no text")
+        raise IntegrityError("The header of a directory has a key that is not text")
     return Directory(
         files={_name(name): _read_file(entry, name, 0) for name, entry in files.items()},
         dirs={_name(name): _read_directory(entry, name) for name, entry in dirs.items()},

@@ -7,7 +7,7 @@
     sub-seed = derive_int(derive_int(public or private, 0), number)        the 0 is the key rotation index
     private: 65 storage accounts, 66 hidden DB, 67 file system, …    public: 2 signing, 3 encryption, …
 
-An index lives in the hidden DB: the path decides its encryption key and the key that signs its pointer.
+The keys of an index come from its path in the hidden DB: its encryption key, and the key that signs its pointer.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def keyed_hash(key: bytes, message: bytes | bytearray | memoryview) -> bytes:
 def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> bytes:
     """Return the key of one part: the keyed BLAKE3 of exactly the bytes given to the cipher.
 
-    The same bytes give the same ciphertext, so an unchanged part is not uploaded again, and no key ever
-    meets two plaintexts, which the fixed nonces of static encryption demand.
+    The same bytes give the same ciphertext, so an unchanged part is not uploaded again. No key ever encrypts two
+    plaintexts, which the fixed nonces of static encryption require.
 
     Args:
         root_key: encryption key of the index, 32 bytes.
@@ -91,7 +91,7 @@ def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> b
 def root_nonce(root_key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
     """Return the nonce of a root blob: the keyed BLAKE3 of its plaintext, cut to 24 bytes.
 
-    Equal content has an equal CID; different content repeats a nonce with probability 2^-96 a pair.
+    Equal content has an equal CID. Two different contents have the same nonce with a probability of 2^-96.
     """
     return keyed_hash(root_key, plaintext)[:NONCE_BYTES]
 
@@ -100,7 +100,7 @@ def share_key(root_key: bytes, root_hash: bytes) -> bytes:
     """Return the key that encrypts the shared copy of one version's root.
 
     Args:
-        root_key: encryption key of the index, 32 bytes; the result does not reveal it.
+        root_key: encryption key of the index, 32 bytes. The share key does not reveal it.
         root_hash: BLAKE3 of the owner's stored root, 32 bytes.
 
     Returns:
@@ -126,7 +126,7 @@ class PathKeys:
     """The keys of one hidden-DB path.
 
     Attributes:
-        encryption_key: key of the blobs that the pointer names, 32 bytes, a secret.
+        encryption_key: key of the blobs to which the pointer leads, 32 bytes, a secret.
         write_seed: ed25519 seed that signs the pointer, 32 bytes, a secret.
         public_key: public key of the pointer, 33 bytes: ``ed`` and the ed25519 public key.
     """
@@ -163,8 +163,7 @@ class DirectoryKeys:
         return DirectoryKeys.of(derive_str(self.write_key, name))
 
     def cid_bytes(self) -> bytes:
-        """Return the CID of this mutable encrypted directory, ``5d 5e a6 KEY ed PK``; it contains the
-        key."""
+        """Return the CID of this mutable encrypted directory, ``5d 5e a6 KEY ed PK``, which contains the key."""
         return b"\x5d\x5e\xa6" + self.encryption_key + self.public_key
 
     def write_uri(self) -> str:
@@ -174,10 +173,10 @@ class DirectoryKeys:
 
 
 class Identity:
-    """The keys of one S5 identity. It holds one secret and derives the other keys on use.
+    """The keys of one S5 identity. It holds one secret, and derives each key on use.
 
     Args:
-        entropy: 16 bytes, from ``phrase``.
+        entropy: 16 bytes, as ``phrase`` derives them.
 
     Raises:
         InvalidInputError: the entropy has another size.
@@ -188,18 +187,17 @@ class Identity:
     def __init__(self, entropy: bytes) -> None:
         if len(entropy) != 16:
             raise InvalidInputError(f"The entropy of an identity has 16 bytes, got {len(entropy)}")
-        # A bytearray can be overwritten; the immutable copies made while deriving are left to the
-        # allocator.
+        # `wipe` can overwrite a bytearray. The immutable copies made by a derivation cannot be overwritten.
         self._seed = bytearray(blake3_hash(entropy))
 
     def __repr__(self) -> str:
         return f"<Identity{'' if self._seed else ' (wiped)'}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("An Identity is a secret and is not pickled")
+        raise TypeError("An Identity is a secret and cannot be pickled")
 
     def wipe(self) -> None:
-        """Overwrite and forget the secret; calling it again does nothing."""
+        """Overwrite the secret and drop it; calling it again does nothing."""
         self._seed[:] = bytes(len(self._seed))
         self._seed.clear()
 
@@ -275,13 +273,13 @@ class Identity:
         return DirectoryKeys.of(derive_int(self.sub_seed(_FILE_SYSTEM), 1))
 
     def own_account_seed(self, authority: str) -> bytes:
-        """Return the ed25519 seed of the account this package makes on a portal: the phrase alone leads to it.
+        """Return the ed25519 seed of this package's account on a portal, which is derived from the phrase alone.
 
         Args:
             authority: host, or host:port, as in the portal's URL.
 
         Returns:
-            `portal_account_seed` of an account seed that comes from the hidden-DB path ``fabstir-vectordb/account``.
+            `portal_account_seed` of an account seed derived from the hidden-DB path ``fabstir-vectordb/account``.
         """
         return self.portal_account_seed(derive_str(self.path_key("fabstir-vectordb/account"), authority))
 
@@ -289,7 +287,7 @@ class Identity:
         """Return the ed25519 seed of one portal account.
 
         Args:
-            account_seed: 32 random bytes kept for that portal.
+            account_seed: the 32 bytes of that portal, random in S5.js.
 
         Returns:
             BLAKE3(storage accounts ‖ account seed), 32 bytes.
@@ -298,7 +296,7 @@ class Identity:
 
 
 def portal_challenge_response(kind: int, challenge: bytes, authority: str) -> bytes:
-    """Return the 65 bytes a client signs to register at or log in to a portal.
+    """Return the 65 bytes that a client signs to register at a portal or to log in.
 
     Args:
         kind: 1 to register, 2 to log in.

@@ -1,15 +1,15 @@
 """Derivation of the 16 bytes of entropy of an S5 identity from a user's secret.
 
-Fifteen words of S5's own list are a genuine S5 identity, the same in every S5 program: words 1 to 13 carry
-128 bits (12 times 10 bits, then 8), words 14 and 15 the first 20 bits of their BLAKE3. Only the first
-three letters count.
+A secret of fifteen words is an S5 seed phrase, which gives the same identity in every S5 program. Words 1 to 13 hold
+128 bits (12 times 10 bits, then 8 bits), words 14 and 15 the first 20 bits of their BLAKE3. Only the first three
+letters of a word count.
 
-Any other secret goes through a rule of this package alone; no other S5 program derives the same keys from it::
+For any other secret this package has a rule of its own; no other S5 program derives the same keys from such a secret::
 
     entropy = Argon2id13(password = UTF-8 of the NFC form, salt = BLAKE3("fabstir-vectordb phrase v1")[:16],
                          opslimit = 3, memlimit = 64 MiB, 16 bytes)
 
-No message of this module contains any part of a secret, and no frame of a traceback that leaves it holds one.
+No error text of this module contains any part of a secret, and no traceback that leaves it holds a frame with one.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ ARGON2_SALT: Final = blake3_hash(b"fabstir-vectordb phrase v1")[: nacl.pwhash.ar
 
 _WORD_BITS: Final = 10
 _PREFIX_CHARS: Final = 3
-# Word 13 carries the last 8 of 128 bits.
+# Word 13 holds the last 8 of 128 bits.
 _LAST_DATA_WORD: Final = 13
 _LAST_DATA_WORD_LIMIT: Final = 256
 
 _INDEX_BY_PREFIX: Final = {word[:_PREFIX_CHARS]: index for index, word in enumerate(WORDS)}
 
-# One derivation takes 64 MiB for a fraction of a second; a host opening many sessions at once must not add
-# them up.
+# One derivation takes 64 MiB for a fraction of a second. The lock bounds the memory of a host that opens many sessions
+# at once.
 _one_at_a_time = threading.Lock()
 
 
 def _new_lock() -> None:
-    global _one_at_a_time  # noqa: PLW0603  # in a child process the old one may stay locked by a thread that is not there
+    global _one_at_a_time  # noqa: PLW0603  # a thread that the child process does not have may hold the old lock
     _one_at_a_time = threading.Lock()
 
 
@@ -99,14 +99,13 @@ def parse_phrase(text: str) -> bytes:
     """Return the entropy of an S5 seed phrase.
 
     Args:
-        text: 15 words; case, amount of white space and everything after the third letter of a word are
-        ignored.
+        text: 15 words. Case, the amount of white space and all letters after the third of a word are ignored.
 
     Returns:
         16 bytes.
 
     Raises:
-        InvalidConfigError: the phrase is none of S5; the reason names positions, never words.
+        InvalidConfigError: the text is not an S5 seed phrase. The message names positions of words, never words.
     """
     found = _entropy(text)
     del text
@@ -116,7 +115,10 @@ def parse_phrase(text: str) -> bytes:
 
 
 def _entropy(text: str) -> bytes | str:
-    """The entropy of a seed phrase, or why it is none: raised here, it would take the words along in its traceback."""
+    """The entropy of a seed phrase, or the reason why the text is not one.
+
+    The reason is returned and not raised, as the traceback of an exception raised here would hold the words.
+    """
     words = text.lower().split()
     if len(words) != PHRASE_WORDS:
         return f"An S5 seed phrase has {PHRASE_WORDS} words, this one has {len(words)}"
@@ -141,20 +143,21 @@ def _entropy(text: str) -> bytes | str:
 
 
 def secret_to_entropy(text: str) -> bytes:
-    """Return the entropy of any secret a user may give.
+    """Return the entropy of a user's secret.
 
-    Slow for anything but a seed phrase (Argon2id over 64 MiB, about 0.1 s to 0.5 s, the GIL released), so
-    callers run it in a thread; calls wait for each other.
+    A secret that is not a seed phrase takes 0.1 s to 0.5 s (Argon2id over 64 MiB, the GIL released), so callers run
+    this function in a thread. Calls run one at a time.
 
     Args:
-        text: 15 words, taken as an S5 seed phrase with all its rules, or any other secret.
+        text: a secret. 15 words must be a valid S5 seed phrase.
 
     Returns:
         16 bytes.
 
     Raises:
-        InvalidConfigError: empty, not encodable as UTF-8, or 15 words that are no S5 seed phrase.
-        InternalError: the system did not grant the 64 MiB; worth trying again.
+        InvalidConfigError: the secret is empty, cannot be encoded as UTF-8, or is 15 words that are not an S5 seed
+            phrase.
+        InternalError: the system did not grant 64 MiB of memory; a later call may succeed.
     """
     words = len(text.split())
     if words == 0:
@@ -171,7 +174,7 @@ def secret_to_entropy(text: str) -> bytes:
 
 
 def _stretched(text: str) -> bytes | str | None:
-    """The entropy of a secret that is no phrase, why there is none, or None for want of memory."""
+    """The entropy of a secret that is not a seed phrase, or the reason of a failure, or None if memory ran out."""
     try:
         password = unicodedata.normalize("NFC", text).encode("utf-8")
     except UnicodeEncodeError:

@@ -1,8 +1,7 @@
 """Signed, versioned pointers of S5 (registry entries, generation A).
 
-Serialised: ``07`` ‖ public key(33) ‖ revision u64 LE ‖ length(1) ‖ data ‖ signature(64). The signature
-covers the same bytes without the public key and itself. Everybody keeps the entry with the highest
-revision.
+Serialised: ``07`` ‖ public key(33) ‖ revision u64 LE ‖ length(1) ‖ data ‖ signature(64). The signature covers these
+bytes without the public key and the signature. Every node keeps the entry with the highest revision.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ __all__ = [
     "pointer_hash",
 ]
 
-# S5.js signs and checks revisions from 2^31 up wrongly; stores refuse them.
+# S5.js signs and checks revisions of 2^31 or more wrongly, so stores refuse them.
 REVISION_MAX: Final = 2**31 - 1
-# The specification says 48, every implementation accepts 64.
+# The specification says 48; every implementation accepts 64.
 DATA_BYTES_MAX: Final = 64
 
 _TYPE: Final = b"\x07"
@@ -47,9 +46,9 @@ class RegistryEntry:
     """One signed pointer.
 
     Attributes:
-        public_key: names the pointer, 33 bytes: ``ed`` and the ed25519 public key.
-        revision: rises with every change, 0 to 2^64 - 1.
-        data: what it points to, at most 64 bytes.
+        public_key: name of the pointer, 33 bytes: ``ed`` and the ed25519 public key.
+        revision: number of the change, 0 to 2^64 - 1; each change has a higher one.
+        data: target of the pointer, at most 64 bytes.
         signature: 64 bytes.
     """
 
@@ -70,18 +69,18 @@ class RegistryEntry:
 
     @classmethod
     def sign(cls, write_seed: bytes, revision: int, data: bytes) -> RegistryEntry:
-        """Make an entry.
+        """Make and sign an entry.
 
         Args:
             write_seed: ed25519 seed, 32 bytes.
-            revision: the last one plus 1, or 1 for the first.
+            revision: the last revision plus 1, or 1 for the first entry.
             data: at most 64 bytes.
 
         Returns:
             The signed entry.
 
         Raises:
-            InvalidInputError: revision or data are out of range.
+            InvalidInputError: the revision or the size of the data is out of range.
         """
         unsigned = cls(ed25519_public_key(write_seed), revision, data, bytes(SIGNATURE_BYTES))
         signature = ed25519_sign(write_seed, unsigned.signed_bytes())
@@ -92,7 +91,7 @@ class RegistryEntry:
         """Read a serialised entry; ``verify`` is a separate step.
 
         Raises:
-            IntegrityError: the bytes are no entry.
+            IntegrityError: the bytes are not an entry.
         """
         data_start = 1 + _PUBLIC_KEY_BYTES + _REVISION_BYTES + 1
         if len(raw) < _FIXED_BYTES or raw[:1] != _TYPE or raw[1] != _ED25519_CODE:
@@ -112,13 +111,13 @@ class RegistryEntry:
 
     @classmethod
     def from_portal_json(cls, document: object) -> RegistryEntry:
-        """Read the JSON a portal answers; ``verify`` is a separate step.
+        """Read an entry from a portal's JSON; ``verify`` is a separate step.
 
         Args:
             document: ``{"pk", "revision", "data", "signature"}``, bytes as base64url.
 
         Raises:
-            IntegrityError: the document is no entry.
+            IntegrityError: the document is not an entry.
         """
         try:
             if not isinstance(document, Mapping):
@@ -136,7 +135,7 @@ class RegistryEntry:
             raise IntegrityError("Not the JSON of a registry entry") from None
 
     def to_portal_json(self) -> dict[str, Any]:
-        """Return the JSON document a portal takes."""
+        """Return the entry as the JSON document that a portal accepts."""
         return {
             "pk": _to_base64url(self.public_key),
             "revision": self.revision,
@@ -145,7 +144,7 @@ class RegistryEntry:
         }
 
     def signed_bytes(self) -> bytes:
-        """Return ``07`` ‖ revision ‖ length ‖ data, what the signature covers."""
+        """Return the bytes that the signature covers: ``07`` ‖ revision ‖ length ‖ data."""
         return _TYPE + self._revision_and_data()
 
     def serialize(self) -> bytes:
@@ -183,17 +182,16 @@ def pointer_data(hash: bytes) -> bytes:
 
 
 def pointer_hash(data: bytes) -> bytes:
-    """Return the hash an entry points to.
+    """Return the hash of the blob to which an entry points.
 
     Args:
-        data: ``1e H`` or ``1f H``, or an older form with two bytes before it (``5b 82 1e H S``, ``5a 26 1f
-        H S``).
+        data: ``1e H`` or ``1f H``, or an older form with two bytes before it (``5b 82 1e H S``, ``5a 26 1f H S``).
 
     Returns:
         32 bytes.
 
     Raises:
-        IntegrityError: the data points to no blob.
+        IntegrityError: the data does not point to a blob.
     """
     if data[:1] not in (b"\x1e", b"\x1f"):
         data = data[2 : 3 + HASH_BYTES]

@@ -21,21 +21,24 @@ _SCHEMES = "http(s)://host[:port], file:///absolute/path, memory: or memory:name
 
 
 def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any) -> Store:
-    """Return the store of a URI; it opens no file or connection before its first use.
+    """Return the store at a URI. The store opens no file or connection before its first use.
 
     Args:
-        uri: ``http(s)://host[:port][/path]`` of an S5 node or a Fabstir gateway, which the first call finds out unless
-            ``portal+`` or ``gateway+`` stands in front; ``file:///absolute/path`` (special characters percent-encoded,
-            as ``Path.as_uri()`` does); ``memory:``, a store of its own; ``memory:name``: memory stores of the same name
-            share their content within this process, until `forget_memory_store`.
-        account_seed: the user's account on an S5 node that wants one; None to do without.
-        http: settings of `HttpSettings` for the first kind.
+        uri: one of these addresses:
+            ``http(s)://host[:port][/path]``: an S5 node or a Fabstir gateway. The first call finds out which, unless
+            the prefix ``portal+`` or ``gateway+`` says it.
+            ``file:///absolute/path``: a directory; special characters are percent-encoded, as ``Path.as_uri()`` does.
+            ``memory:``: a new store in memory.
+            ``memory:name``: a store in memory. Stores of the same name share their content within this process, until
+            `forget_memory_store`.
+        account_seed: the user's account on an S5 node that requires one; None for no account.
+        http: settings of `HttpSettings`, for an http(s) address.
 
     Returns:
         The store; close it with ``aclose``.
 
     Raises:
-        InvalidConfigError: the URI names no store.
+        InvalidConfigError: the URI is malformed, or its scheme is unknown.
     """
     if not isinstance(uri, str) or not uri:
         raise InvalidConfigError(f"Missing required field: s5_portal is required: {_SCHEMES}")
@@ -53,7 +56,7 @@ def open_store(uri: str, *, account_seed: AccountSeed | None = None, **http: Any
 
 
 def _on_http(kind: str, uri: str, account_seed: AccountSeed | None, settings: dict[str, Any]) -> Store:
-    # Imported here, as only HTTP stores need these modules.
+    # Imported here because only HTTP stores need these modules.
     from fabstir_vectordb.storage.exchange import HttpSettings
     from fabstir_vectordb.storage.fabstir_gateway import FabstirGatewayStore
     from fabstir_vectordb.storage.http import HttpClient, base_url_of
@@ -75,11 +78,11 @@ def _local_path(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise InvalidConfigError(
-            f"A file: address of another host is not supported ({parts.netloc!r}): use file:///absolute/path"
+            f"A file: address cannot name another host ({parts.netloc!r}): use file:///absolute/path"
         )
     if parts.query or parts.fragment:
-        raise InvalidConfigError("In a file: address write ? as %3F and # as %23, as Path.as_uri() does")
+        raise InvalidConfigError("A file: address has ? or #: write %3F and %23, as Path.as_uri() does")
     path = url2pathname(parts.path)
     if "\0" in path or not os.path.isabs(path):
-        raise InvalidConfigError("A file: address needs an absolute path: file:///absolute/path")
+        raise InvalidConfigError("The path of a file: address must be absolute: use file:///absolute/path")
     return Path(path)

@@ -1,4 +1,4 @@
-"""Checks for public network addresses, so that no host of the internet sends a client into a private network."""
+"""Checks for public network addresses, so that no public host can redirect a client into a private network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddressError(Exception):
-    """A host of the internet has sent a read on to an address that is not public.
+    """A public host redirected a read to an address that is not public.
 
     Attributes:
-        host: the host name.
-        address: its address.
+        host: name of the redirect's target.
+        address: IP address of the target.
     """
 
     def __init__(self, host: str, address: str) -> None:
@@ -29,13 +29,13 @@ class PrivateAddressError(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet.
+    """Return whether an IP address is public.
 
     Loopback, link-local, private, shared (RFC 6598), multicast and reserved addresses are not public. An IPv6 address
-    that carries an IPv4 address is as public as that one.
+    that embeds an IPv4 address is public if the IPv4 address is.
 
     Args:
-        address: in its usual text form, with or without an IPv6 zone; other text is not public.
+        address: an IP address as text, with or without an IPv6 zone. Any other text is not public.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -56,7 +56,8 @@ async def check_is_public(host: str, port: int) -> None:
     """Resolve a host and check that all its addresses are public.
 
     Args:
-        host: a name or an address, in any form that the system takes: ``0x7f000001`` and ``2130706433`` are 127.0.0.1.
+        host: a name or an address, in any form that the system's resolver accepts: ``0x7f000001`` and ``2130706433``
+            are 127.0.0.1.
         port: port of the service.
 
     Raises:
@@ -66,7 +67,7 @@ async def check_is_public(host: str, port: int) -> None:
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:
-        raise OSError(f"{host!r} is no host name") from None
+        raise OSError(f"{host!r} is not a host name") from None
     for _, _, _, _, address in found:
         if not is_public(str(address[0])):
             raise PrivateAddressError(host, str(address[0]))

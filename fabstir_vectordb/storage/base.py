@@ -1,7 +1,7 @@
-"""The contract of a store, and the checks all stores share.
+"""The contract of a store, and the checks that all stores share.
 
-A store keeps immutable blobs under their BLAKE3 hash and signed pointers under their public key. It is not trusted:
-every fetched blob is hashed and every signature checked, so a wrong byte is an error and never a result.
+A store keeps immutable blobs under their BLAKE3 hash and signed pointers under their public key. Stores are not
+trusted: every fetched blob is hashed and every signature is checked, so a wrong byte is an error and never a result.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class AtMost(NamedTuple):
 
 
 class Store(Protocol):
-    """Blobs by hash, pointers by public key; usable from asyncio and trio, and from several event loops.
+    """Blobs by hash and pointers by public key; usable from asyncio and trio, and from several event loops.
 
-    Every call may raise StorageError where the medium fails, and over a network S5Error and
-    OperationTimeoutError. Cancellation: nothing is left half done. A store on this machine ends a call that has
-    started first; over a network a blob or pointer may then be there, whole, or not.
+    Every call may raise StorageError when the medium fails; a call over a network also S5Error and
+    OperationTimeoutError. Cancellation leaves no incomplete blob or pointer. A local store first completes a call that
+    has started. After a cancelled call over a network, the blob or pointer may be stored or not.
     """
 
     @property
@@ -70,13 +70,13 @@ class Store(Protocol):
         ...
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
-        """Store a blob; storing it again is no error and repairs a damaged copy.
+        """Store a blob. Storing it again is allowed, and repairs a damaged copy.
 
         Args:
-            data: fewer than 2^31 bytes, not changed during the call.
+            data: fewer than 2^31 bytes, which must not change during the call.
 
         Returns:
-            The blob's identifier; the blob is durable by then.
+            The blob's identifier; the blob is durable when the call returns.
 
         Raises:
             InvalidInputError: the blob is too large.
@@ -84,46 +84,46 @@ class Store(Protocol):
         ...
 
     async def get(self, hash: bytes, size: int | AtMost) -> bytes:
-        """Return a blob after checking its hash; it never takes more memory than the size or bound.
+        """Return a blob after checking its hash. The read never takes more memory than the size or its bound.
 
         Args:
             hash: BLAKE3-256, 32 bytes.
-            size: size in bytes, or the bound of a size that is not known; more is refused before it is read.
+            size: size in bytes, or the bound of an unknown size; a larger blob is refused before it is read.
 
         Returns:
             Exactly the bytes with that hash.
 
         Raises:
             NotFoundError: there is no such blob.
-            IntegrityError: the stored bytes have another hash or size, or are no regular file.
+            IntegrityError: the stored bytes have another hash or size, or are not a regular file.
             InvalidInputError: the hash is malformed, or the size out of range.
         """
         ...
 
     async def has(self, hash: bytes) -> bool:
-        """Return whether something is stored under the hash; it is not read."""
+        """Return whether a blob is stored under the hash; its bytes are not read or checked."""
         ...
 
     async def delete(self, hash: bytes) -> bool:
-        """Delete a blob as far as the store can; return whether there was one."""
+        """Delete a blob, if the store allows it; return whether a blob was deleted."""
         ...
 
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:
-        """Return the current entry of a pointer, its signature checked, or ``None`` before the first.
+        """Return the current entry of a pointer after checking its signature, or ``None`` if the pointer is not set.
 
         Args:
             public_key: 33 bytes.
 
         Raises:
-            IntegrityError: the stored bytes are no entry signed by that key.
+            IntegrityError: the stored bytes are not an entry that this key signed.
         """
         ...
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
-        """Move a pointer, if the entry's revision is higher than the stored one.
+        """Move a pointer, if the entry's revision is higher than the stored revision.
 
-        A damaged stored entry counts as none, so that its owner can repair it. This gives an attacker nothing: who can
-        damage the entry can also delete it.
+        A damaged stored entry is treated as absent, so that its owner can repair it. An attacker gains nothing by this:
+        whoever can damage the entry can also delete it.
 
         Args:
             entry: signed, with a revision below 2^31.
@@ -136,23 +136,22 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Release what the store holds; calling it again does nothing."""
+        """Release the store's resources; calling it again does nothing."""
         ...
 
 
 def exact_size(size: int | AtMost) -> int | None:
-    """Return the size that a blob must have, or ``None`` where only its bound is known."""
+    """Return the exact size of a blob, or ``None`` if only its bound is known."""
     return None if isinstance(size, AtMost) else size
 
 
 def size_max(size: int | AtMost) -> int:
-    """Return the most bytes that a blob may have."""
+    """Return the largest size in bytes that a blob may have."""
     return size.size if isinstance(size, AtMost) else size
 
 
 def blob_details(hash: bytes, size: int | AtMost) -> dict[str, Any]:
-    """Return the details that name a blob in errors: ``hash`` (hex), and ``cid`` where the size is
-    known."""
+    """Return the error details that name a blob: ``hash`` (hex), and ``cid`` if the size is known."""
     details: dict[str, Any] = {"hash": hash.hex()}
     exact = exact_size(size)
     if exact is not None:
@@ -170,7 +169,7 @@ def check_fetch(hash: bytes, size: int | AtMost) -> None:
     most = size_max(size)
     if type(most) is not int or not 0 <= most <= BLOB_BYTES_MAX:
         raise InvalidInputError(
-            f"The size of a blob is 0 to {BLOB_BYTES_MAX} bytes, or AtMost such a number",
+            f"The size of a blob must be an integer from 0 to {BLOB_BYTES_MAX} bytes, or AtMost of one",
             details={"limit": BLOB_BYTES_MAX},
         )
 
@@ -178,17 +177,17 @@ def check_fetch(hash: bytes, size: int | AtMost) -> None:
 def check_hash(hash: bytes) -> None:
     """Raise InvalidInputError unless ``hash`` is 32 bytes."""
     if not isinstance(hash, bytes) or len(hash) != HASH_BYTES:
-        raise InvalidInputError(f"A blob is named by a BLAKE3 hash of {HASH_BYTES} bytes")
+        raise InvalidInputError(f"The hash of a blob must be {HASH_BYTES} bytes (BLAKE3-256)")
 
 
 def check_public_key(public_key: bytes) -> None:
-    """Raise InvalidInputError unless ``public_key`` is ``ed`` and 32 bytes."""
+    """Raise InvalidInputError unless ``public_key`` is the byte ``ed`` and 32 more bytes."""
     if not isinstance(public_key, bytes) or not is_public_key(public_key):
-        raise InvalidInputError("A pointer is named by 33 bytes: ed and an ed25519 public key")
+        raise InvalidInputError("The public key of a pointer must be 33 bytes: ed and an ed25519 public key")
 
 
 def check_blob_size(size: int) -> None:
-    """Raise InvalidInputError where a blob would be too large for S5.js to name."""
+    """Raise InvalidInputError if a blob is larger than S5.js can encode in a CID."""
     if size > BLOB_BYTES_MAX:
         raise InvalidInputError(
             f"A blob has at most {BLOB_BYTES_MAX} bytes, got {size}",
@@ -197,10 +196,10 @@ def check_blob_size(size: int) -> None:
 
 
 def check_stored_size(actual: int, hash: bytes, size: int | AtMost) -> None:
-    """Check the size of a stored blob, before it is read.
+    """Check the size of a stored blob before it is read.
 
     Raises:
-        IntegrityError: the size differs, or is above the bound.
+        IntegrityError: the size differs, or exceeds the bound.
     """
     exact = exact_size(size)
     if exact is not None and actual != exact:
@@ -210,15 +209,15 @@ def check_stored_size(actual: int, hash: bytes, size: int | AtMost) -> None:
 
 
 def check_blob(data: bytes, hash: bytes, size: int | AtMost, digest: bytes | None = None) -> bytes:
-    """Return ``data`` if it is the blob asked for.
+    """Return ``data`` if it is the requested blob.
 
     Args:
-        data: the bytes received.
-        hash, size: hash and size of the blob asked for.
-        digest: the hash of ``data``, where it is known already.
+        data: the received bytes.
+        hash, size: hash and size of the requested blob.
+        digest: the hash of ``data``, if it is known already.
 
     Raises:
-        IntegrityError: hash or size differ.
+        IntegrityError: the hash or the size differs.
     """
     check_stored_size(len(data), hash, size)
     actual = blake3_hash(data) if digest is None else digest
@@ -228,11 +227,11 @@ def check_blob(data: bytes, hash: bytes, size: int | AtMost, digest: bytes | Non
 
 
 def check_upload_size(size: int) -> None:
-    """Raise InvalidInputError where a blob is too large for one upload to a node."""
+    """Raise InvalidInputError if a blob is too large for one upload to a node."""
     check_blob_size(size)
     if size > UPLOAD_BYTES_MAX:
         raise InvalidInputError(
-            f"A node takes at most {UPLOAD_BYTES_MAX} bytes in one upload, got {size}: "
+            f"A node accepts at most {UPLOAD_BYTES_MAX} bytes in one upload, got {size}: "
             "use a smaller chunk_size, or a file: store",
             details={"limit": UPLOAD_BYTES_MAX, "actual": size},
         )
@@ -258,10 +257,10 @@ def parse_pointer(raw: bytes, public_key: bytes, where: str) -> RegistryEntry:
     Args:
         raw: the serialised entry.
         public_key: the key it must belong to, 33 bytes.
-        where: the place of the entry, for the error.
+        where: name of the entry's place, for the error.
 
     Raises:
-        IntegrityError: the bytes are no entry of that key with a right signature.
+        IntegrityError: the bytes are not an entry of that key, or its signature is wrong.
     """
     details = {"public_key": public_key.hex(), "where": where}
     try:
@@ -300,12 +299,12 @@ def check_new_entry(entry: RegistryEntry, revision_max: int = REVISION_MAX) -> N
     """Check an entry before it is stored.
 
     Args:
-        entry: to be stored.
-        revision_max: highest revision that is accepted.
+        entry: the entry.
+        revision_max: highest accepted revision.
 
     Raises:
         IntegrityError: the signature does not match.
-        InvalidInputError: the revision is higher; S5.js cannot handle one from 2^31 on.
+        InvalidInputError: the revision is too high. S5.js cannot handle revisions of 2^31 or more.
     """
     if entry.revision > revision_max:
         raise InvalidInputError(
@@ -316,7 +315,7 @@ def check_new_entry(entry: RegistryEntry, revision_max: int = REVISION_MAX) -> N
 
 
 def storage_error(error: OSError, doing: str) -> StorageError:
-    """Return the StorageError for a failed system call, with its errno as attribute and detail.
+    """Return the StorageError for a failed system call, with its errno as an attribute and in the details.
 
     Args:
         error: the system's error.

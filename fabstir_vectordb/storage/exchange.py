@@ -20,8 +20,8 @@ class HttpSettings:
     Attributes:
         timeout_s: seconds that a connection, or a pause within a transfer, may take.
         max_retries: repetitions of one request.
-        token: sent as ``Authorization: Bearer``, never to another host.
-        private_redirects: let a portal of the internet redirect reads to loopback, link-local and private addresses.
+        token: access token, sent as ``Authorization: Bearer`` to the portal and to no other host.
+        private_redirects: allow a public portal to redirect reads to loopback, link-local and private addresses.
     """
 
     timeout_s: float = 30.0
@@ -31,15 +31,15 @@ class HttpSettings:
 
 
 class Request(NamedTuple):
-    """An HTTP request, which may be repeated.
+    """An HTTP request. Sending it more than once must be safe, as it may be retried.
 
     Attributes:
-        method, path, params, headers: the parts of the request.
+        method, path, params, headers: parts of the request.
         content: the body in pieces.
-        body_most: most bytes of a good answer.
-        redirects: follow them; only reads of blobs do, which are checked by their hash.
-        hashed: hash the answer while it is received.
-        final: statuses that are an answer here, though elsewhere they cause a retry.
+        body_most: most bytes of a successful answer.
+        redirects: whether to follow redirects. Only reads of blobs do, as their hash is checked.
+        hashed: whether to hash the answer while it is received.
+        final: statuses that end this request, though they usually cause a retry.
     """
 
     method: str
@@ -54,13 +54,13 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A server's answer. The session's token is removed from error texts.
+    """A server's answer. The session's token is removed from the body of an error.
 
     Attributes:
         status: HTTP status.
-        body: the whole body where the status is 2xx, else its start.
+        body: the whole body if the status is 2xx, else its start.
         cookies: values of cookies by name.
-        digest: BLAKE3-256 of the body, where the request asked for it.
+        digest: BLAKE3-256 of the body, if the request asked for it.
     """
 
     status: int
@@ -70,11 +70,11 @@ class Answer(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the status is one of 2xx."""
+        """Whether the status is 2xx."""
         return 200 <= self.status < 300
 
     def json(self) -> Any:
-        """The body as JSON, or None where it is none."""
+        """The parsed JSON body, or None if the body is not JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -82,13 +82,13 @@ class Answer(NamedTuple):
 
 
 def reason_of(answer: Answer) -> str:
-    """A server's error text, as one line for a log."""
+    """A server's error text as one printable line."""
     document = answer.json()
     text = document.get("error") if isinstance(document, dict) else None
     return shown(text.encode("utf-8", "replace") if isinstance(text, str) else answer.body)
 
 
 def shown(body: bytes) -> str:
-    """Bytes from outside as one short printable line."""
+    """Untrusted bytes as one short printable line."""
     text = " ".join(body[:300].decode("utf-8", "replace").split())
     return "".join(letter if letter.isprintable() else "?" for letter in text) or "nothing"

@@ -1,12 +1,15 @@
 """A store on a Fabstir gateway: files by path under ``/s5/fs/``.
 
-Names are what every version of the gateway leaves alone: under ``home/``, of ``[A-Za-z0-9._-]``, ending in ``.bin``. A
-gateway compares nothing when a file is replaced, so of two sessions that move a pointer at the same moment both may
-believe that they did: it is read before and after, which leaves a window of one request.
+File names use only what every version of the gateway keeps unchanged: paths under ``home/``, the characters
+``[A-Za-z0-9._-]``, and the suffix ``.bin``.
 
-A gateway answers 404 for what is not there, and the newest one also while the portal behind it is down. A 404 is
-therefore believed only after the gateway has given back a marker, a small file of fixed content. Where the marker is
-missing, too, it is written and read back: that succeeds on a fresh gateway, and fails where nothing works.
+A gateway replaces files without comparing revisions. When two sessions move a pointer at the same moment, both may
+believe that they succeeded. The pointer is therefore read before and after the write, which narrows the race to one
+request.
+
+A gateway answers 404 for a missing file. The newest gateway also answers 404 while the portal behind it is down.
+A 404 is therefore accepted only after the gateway has returned a marker, a small file of fixed content. If the marker
+is missing too, it is written and read back. This succeeds on a new gateway and fails while the portal is down.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ __all__ = ["FabstirGatewayStore"]
 _HOME: Final = "/s5/fs/home/fabstir-vectordb"
 _MARKER_PATH: Final = f"{_HOME}/marker.bin"
 _MARKER: Final = b"fabstir_vectordb: this gateway can be written and read\n"
-#: What the newest gateway takes, then what its oldest client sends. The older ones read neither.
+#: The type that the newest gateway accepts, then the type that its oldest client sends. Older gateways ignore the type.
 _CONTENT_TYPES: Final = ("application/octet-stream", "application/cbor")
 _UNSUPPORTED: Final = 415
 
@@ -63,7 +66,7 @@ class FabstirGatewayStore:
     """Blobs and pointers as files of a gateway; see ``base.Store`` for the methods.
 
     Args:
-        http: its address and how to talk to it.
+        http: client for the gateway.
     """
 
     def __init__(self, http: HttpClient) -> None:
@@ -73,7 +76,7 @@ class FabstirGatewayStore:
 
     @property
     def uri(self) -> str:
-        """The gateway's address, and that it is one."""
+        """The gateway's address with the prefix ``gateway+``."""
         return f"gateway+{self._http.base_url}"
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
@@ -90,7 +93,7 @@ class FabstirGatewayStore:
         return await second_look(partial(self._get, hash, size))
 
     async def _get(self, hash: bytes, size: int | AtMost) -> bytes:
-        # One byte too many shows that it is another blob.
+        # One byte more than the blob has, so that a larger file is noticed.
         answer = await self._read(
             "GET", _blob_path(hash), "read a blob", body_most=size_max(size) + 1, redirects=True, hashed=True
         )
@@ -105,7 +108,7 @@ class FabstirGatewayStore:
 
     async def delete(self, hash: bytes) -> bool:
         """Delete a blob's file; return whether there was one."""
-        # Asked before: some gateways answer the same whether or not there was a file.
+        # Some gateways give the same answer whether or not the file existed, so ask first.
         if not await self.has(hash):
             return False
         answer = await self._http.request("DELETE", _blob_path(hash), body_most=ANSWER_BYTES_MAX)
@@ -114,12 +117,12 @@ class FabstirGatewayStore:
         return answer.ok
 
     async def _read(self, method: str, path: str, doing: str, *, body_most: int, **settings: Any) -> Answer | None:
-        """The answer to a read, or None where the file is not there and the gateway shows that it would know."""
+        """The answer to a read, or None if the file is missing and the gateway has shown that it can read files."""
         ask = partial(self._http.request, method, path, body_most=body_most, **settings)
         answer = await ask()
         if answer.status == 404:
             await self._show_that_it_answers()
-            # Asked again: the portal behind it may have been down a moment ago.
+            # The portal behind the gateway may have been down during the first request.
             answer = await ask()
         if answer.status == 404:
             return None
@@ -128,10 +131,10 @@ class FabstirGatewayStore:
         return answer
 
     async def _show_that_it_answers(self) -> None:
-        """Reads the marker, which is written first where it is missing.
+        """Reads the marker; writes it first if it is missing.
 
         Raises:
-            S5Error: the gateway gives no file back, so that its 404 says nothing.
+            S5Error: the gateway does not return the marker, so its 404 does not mean that a file is missing.
         """
         if await self._has_marker():
             return
@@ -139,9 +142,9 @@ class FabstirGatewayStore:
         try:
             await self._put(_MARKER_PATH, _MARKER, "write a marker")
         except VectorDBError as error:
-            failure = error  # it may have arrived all the same
+            failure = error  # the marker may have arrived nevertheless
         if not await self._has_marker():
-            reason = "it took a marker and does not give it back" if failure is None else failure.message
+            reason = "it accepted a marker file and does not give it back" if failure is None else failure.message
             raise S5Error(
                 f"The gateway {self._http.authority} answers, but the portal behind it cannot be reached: {reason}",
                 details={"host": self._http.authority, **({} if failure is None else failure.details)},
@@ -170,7 +173,7 @@ class FabstirGatewayStore:
         return None if answer is None else parse_pointer(answer.body, public_key, where)
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
-        """Move a pointer, read it before and after; best effort, as the gateway compares nothing."""
+        """Move a pointer. The revision is compared before and after the write, as the gateway does not compare it."""
         check_new_entry(entry)
         failure: VectorDBError | None = None
         async with self._moving.here():
@@ -178,13 +181,13 @@ class FabstirGatewayStore:
             try:
                 await self._put(_pointer_path(entry.public_key), entry.serialize(), "move a pointer")
             except VectorDBError as error:
-                failure = error  # it may have arrived all the same
+                failure = error  # the entry may have arrived nevertheless
             stored = await self._stored(entry.public_key)
         if stored == entry:
             return
         if stored is None or stored.revision < entry.revision:
             raise failure or StorageError(
-                "The gateway took a pointer and does not give it back",
+                "The gateway accepted a pointer and does not give it back",
                 details={"public_key": entry.public_key.hex(), "revision": entry.revision},
                 retryable=True,
             )
@@ -201,7 +204,7 @@ class FabstirGatewayStore:
         try:
             return await self.get_pointer(public_key)
         except IntegrityError:
-            return None  # damaged counts as none, so that its owner can repair it
+            return None  # a damaged entry is treated as absent, so that its owner can repair it
 
     async def _put(self, path: str, content: bytes, doing: str) -> None:
         for kind in range(self._content_type, len(_CONTENT_TYPES)):

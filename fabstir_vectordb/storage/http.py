@@ -1,8 +1,8 @@
-"""HTTP for the stores that need it: one server, from any event loop, a few requests at a time, repeated where it helps.
+"""HTTP client for network stores: one server, any event loop, a few requests at a time, with retries.
 
-A request is repeated when the connection fails, when nothing comes within the time limit, and on answers that say "not
-now"; `retry` says how. All requests made here may be repeated: blobs are named by what they hold, and a pointer is read
-back. `wire` does the exchange itself; the first request loads it.
+A request is retried when the connection fails, when no answer comes within the time limit, and on statuses that mean
+"try later"; `retry` has the rules. Every request of the stores is safe to repeat: a blob is named by its hash, and a
+pointer is read back. `wire` does the exchange itself; the first request loads it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpClient", "base_url_of"]
 
 _WIRE: Final = "fabstir_vectordb.storage.wire"
-#: Addresses that need no library to be read: a name of letters and digits, or 127.0.0.1.
+#: Addresses that are parsed without loading httpx: a name of letters and digits, or 127.0.0.1.
 _PLAIN: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>(?:[a-z][a-z0-9-]*\.)*[a-z](?:[a-z0-9-]*[a-z0-9])?|127\.0\.0\.1)"
     r"(?::(?P<port>[1-9][0-9]{0,3}))?(?:/[a-z0-9._~/-]*)?",
@@ -42,13 +42,14 @@ def base_url_of(uri: str) -> str:
     """An ``http(s)`` address without its trailing slash.
 
     Raises:
-        InvalidConfigError: it has no host, or holds credentials, a query or a fragment; none of it is repeated.
+        InvalidConfigError: the address has no host, or has credentials, a query or a fragment. The message repeats
+            none of them, as they may be secret.
     """
     try:
         parts = urlsplit(uri)
         host, _, _ = parts.hostname, parts.port, _authority_of(uri)
     except ValueError:
-        raise InvalidConfigError("s5_portal is no valid http address", details={"field": "s5_portal"}) from None
+        raise InvalidConfigError("s5_portal is not a valid http address", details={"field": "s5_portal"}) from None
     if not host or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise InvalidConfigError(
             "s5_portal must be http(s)://host[:port][/path] and nothing else: give a token as portal_token",
@@ -58,10 +59,10 @@ def base_url_of(uri: str) -> str:
 
 
 def _authority_of(url: str) -> str:
-    """The host of an address, and its port where that is not the usual one, as a request names it.
+    """The authority of an address as a request names it: the host, and the port unless it is the default port.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: the URL is malformed.
     """
     plain = _PLAIN.fullmatch(url.lower())
     if plain is None:
@@ -75,13 +76,13 @@ class HttpClient:
     """Requests to one server, from any event loop.
 
     Args:
-        base_url: as `base_url_of` gives it.
+        base_url: the server's address, as `base_url_of` returns it.
         settings: time limits and token.
 
     Attributes:
         base_url: the server's address.
-        authority: its host, and its port where that is not the usual one.
-        token: what is sent to it from now on.
+        authority: the server's host, and its port unless it is the default port.
+        token: access token for the next requests.
     """
 
     def __init__(self, base_url: str, settings: HttpSettings) -> None:
@@ -89,11 +90,11 @@ class HttpClient:
         self.token = settings.token
         self.authority = _authority_of(base_url)
         self._settings = settings
-        # Connections belong to an event loop, this object does not.
+        # Connections belong to one event loop; this client serves several.
         self._wires: dict[object, Wire] = {}
 
     async def aclose(self) -> None:
-        """Closes the connections of this event loop; requests after it open new ones."""
+        """Closes the connections of this event loop; later requests open new ones."""
         wire = self._wires.pop(anyio.lowlevel.current_token(), None)
         if wire is not None:
             await wire.aclose()
@@ -113,27 +114,29 @@ class HttpClient:
         hashed: bool = False,
         final: Container[int] = (),
     ) -> Answer:
-        """Sends a request until it is answered.
+        """Sends a request, with retries, and returns the answer.
 
         Args:
-            method, path, params, headers: of the request.
-            body_most: most bytes of a good answer; a longer one is refused as soon as that shows.
-            content: a body as it is.
-            file: a body as the file ``file`` of a multipart form.
-            document: a body as JSON.
-            redirects: follow them, without the token where the host is another; else a redirect is an error.
-            hashed: hash the answer while it comes.
-            final: statuses that are an answer here, though elsewhere they say "not now".
+            method, path, params, headers: parts of the request.
+            body_most: most bytes of a successful answer; a longer answer is refused before it is read to its end.
+            content: the body as bytes.
+            file: the body as the file ``file`` of a multipart form.
+            document: the body as a value to encode as JSON.
+            redirects: whether to follow redirects, without the token if the host differs; if False, a redirect is an
+                error.
+            hashed: whether to hash the answer while it is received.
+            final: statuses to return as answers, though they usually cause a retry.
 
         Returns:
-            The answer, whatever its status, but for those that say "not now".
+            The answer. Its status may be any but those that cause a retry.
 
         Raises:
-            OperationTimeoutError: there was no answer in time.
-            S5Error: there was none at all, or only "not now", or a redirect that is not followed; details has
-                ``status`` where there was one. Of both, details has ``redirected_to`` where it is not this server that
+            OperationTimeoutError: no answer came in time. If the target of a redirect failed, details has
+                ``redirected_to``.
+            S5Error: the connection failed, every attempt got a status that causes a retry, or a redirect was not
+                followed. details has ``status`` if an answer came, and ``redirected_to`` if the target of a redirect
                 failed.
-            IntegrityError: the answer is longer than it may be, or compressed.
+            IntegrityError: the answer is too long, or compressed.
         """
         sent = dict(headers or {})
         pieces = [] if content is None else [content]
@@ -150,7 +153,7 @@ class HttpClient:
 
     async def _once(self, asked: Request) -> Answer:
         wire = await self._open()
-        # Whoever waits for a turn does not use up the time of the request.
+        # Time spent waiting for a free request does not count towards the time limit.
         async with wire.requests:
             return await wire.exchange(self.base_url + asked.path, asked)
 
@@ -165,7 +168,7 @@ class HttpClient:
 
 
 def _form(file: bytes) -> tuple[list[bytes], str]:
-    """A multipart form with one file, as S5.js sends it, in pieces, and its content type (RFC 7578)."""
+    """The pieces of a multipart form with one file, as S5.js sends it, and its content type (RFC 7578)."""
     boundary = secrets.token_hex(16)
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'

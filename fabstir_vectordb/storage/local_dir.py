@@ -4,13 +4,13 @@
 
     blobs/<2>/<43>        a blob, named by the base64url of its hash, under the name's first two characters
     pointers/<66>         a serialised registry entry, named by its public key in hex
-    pointers.lock         held while a pointer is read, compared and replaced
-    tmp/<process>-<32>    being written
+    pointers.lock         lock file, held while a pointer is read, compared and replaced
+    tmp/<process>-<32>    a file that is being written
 
-Every file appears by rename from ``tmp``, after its bytes were flushed to the disk; then the directory is flushed. So
-after a crash a file is absent or complete. Several processes may share a directory; other files in it stay as they are.
-Directories may be symbolic links. Blobs, pointers and the lock are regular files; anything else in their place is an
-error, found without waiting. Access rights follow the umask.
+A file is written to ``tmp``, flushed to the disk and renamed to its place; then the directory is flushed. After a crash
+a file is therefore absent or complete. Several processes may share a directory. Other files in the directory stay
+unchanged. Directories may be symbolic links. Blobs, pointers and the lock file must be regular files: anything else in
+their place is an error, found without blocking. File permissions follow the umask.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ _T = TypeVar("_T")
 # A killed process leaves its temporary file. No write takes a day, so older files are leftovers.
 _LEFTOVER_AGE_S: Final = 24 * 60 * 60
 _LEFTOVER_NAME: Final = re.compile(r"[0-9]+-[0-9a-f]{32}")
-# Some file systems (network ones above all) cannot flush a directory and say so in one of these ways.
+# Errors of file systems that cannot flush a directory, such as some network file systems.
 _NO_DIRECTORY_FLUSH: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
-# anyio's limiters belong to one event loop; the store does not.
+# A limiter of anyio belongs to one event loop; the store serves several.
 _limiter_of_loop: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lowlevel.RunVar(
     "fabstir_vectordb.storage.local_dir"
 )
@@ -80,11 +80,11 @@ _limiter_of_loop: Final[anyio.lowlevel.RunVar[anyio.CapacityLimiter]] = anyio.lo
 class LocalDirStore:
     """Blobs and pointers as files; see ``base.Store`` for the methods.
 
-    All work runs in worker threads. The directory is made by the first write.
+    All work runs in worker threads. The first write creates the directory.
 
     Args:
         root: absolute path of the directory.
-        revision_max: highest revision of a pointer that is taken; the portal takes what nodes take.
+        revision_max: highest accepted revision of a pointer; the portal sets the limit of S5 nodes.
     """
 
     def __init__(self, root: Path, *, revision_max: int = REVISION_MAX) -> None:
@@ -103,10 +103,10 @@ class LocalDirStore:
         return self._root.as_uri()
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
-        """Store a blob, or make sure that the copy on the disk is the same bytes.
+        """Store a blob, or check that the file on the disk has the same bytes.
 
-        An existing file is read and compared (8 MiB in about 2 ms from the page cache), so a save repairs
-        damage; a good one is never rewritten.
+        An existing file is read and compared (8 MiB in about 2 ms from the page cache). A damaged file is replaced; an
+        intact file is never rewritten.
         """
         check_blob_size(memoryview(data).nbytes)
         return await _in_thread(partial(self._put, data))
@@ -145,7 +145,7 @@ class LocalDirStore:
         with _reporting(f"write {path}"):
             if not _holds(path, data, blob.size):
                 self._write(path, data)
-            # Also where the file was there: its writer may not have come to this line yet.
+            # Also for an existing file: another writer may have renamed it and not yet flushed the directory.
             _flush_directory(path.parent)
         return blob
 
@@ -153,7 +153,7 @@ class LocalDirStore:
         return check_blob(self.read_unchecked(hash, size), hash, size)
 
     def read_unchecked(self, hash: bytes, size: int | AtMost) -> bytes:
-        """Return a blob as it lies there, for somebody who checks its hash; blocks, so it belongs into a thread.
+        """Return a blob without checking its hash, which the caller must check. Blocks: call it in a worker thread.
 
         Args:
             hash: BLAKE3-256, 32 bytes.
@@ -161,8 +161,8 @@ class LocalDirStore:
 
         Raises:
             NotFoundError: there is no such blob.
-            IntegrityError: what is stored has another size, or is no regular file.
-            StorageError: the system cannot read it.
+            IntegrityError: the stored file has another size, or is not a regular file.
+            StorageError: the system cannot read the file.
         """
         path = self.blob_path(hash)
         with _reporting(f"read {path}"):
@@ -170,7 +170,7 @@ class LocalDirStore:
                 with open_regular(path) as file:
                     actual = os.fstat(file.fileno()).st_size
                     check_stored_size(actual, hash, size)
-                    # One byte more than it has: it may be growing.
+                    # One byte more than the size, so that a file that grew meanwhile is noticed.
                     return file.read(actual + 1)
             except FileNotFoundError:
                 self._check_links()
@@ -221,7 +221,7 @@ class LocalDirStore:
                 try:
                     stored = self._get_pointer(entry.public_key)
                 except IntegrityError:
-                    # Damaged: counts as none, so that its owner can repair it.
+                    # A damaged entry is treated as absent, so that its owner can repair it.
                     stored = None
                 check_pointer_advances(stored, entry)
                 self._write(path, entry.serialize())
@@ -244,11 +244,13 @@ class LocalDirStore:
             raise
 
     def _check_links(self) -> None:
-        """Raise FileNotFoundError where a directory is a link to a place that is not there, as on a disk that is not
-        mounted: what it lacks is not absent."""
+        """Raise FileNotFoundError if a directory is a symbolic link with a missing target, as on an unmounted disk.
+
+        Files behind such a link must not be reported as missing.
+        """
         for directory in (self._root, self._blobs, self._pointers):
             if directory.is_symlink() and not directory.exists():
-                raise FileNotFoundError(errno.ENOENT, "the target of this link is not there", str(directory))
+                raise FileNotFoundError(errno.ENOENT, "the target of this symbolic link is missing", str(directory))
 
     def _sweep_once(self) -> None:
         with self._sweep_lock:
@@ -256,14 +258,14 @@ class LocalDirStore:
                 return
             self._swept = True
         oldest = time.time() - _LEFTOVER_AGE_S
-        # Cleaning up is a courtesy; whatever stands in its way must not fail a save.
+        # A failure to remove leftovers must not fail a save.
         with contextlib.suppress(OSError), os.scandir(self._tmp) as entries:
             for entry in entries:
                 if _LEFTOVER_NAME.fullmatch(entry.name) and entry.stat().st_mtime < oldest:
                     os.unlink(entry.path)
 
     def blob_path(self, hash: bytes) -> Path:
-        """Where the blob with this hash lies, if it does."""
+        """The path of the blob with this hash, whether or not the file exists."""
         name = base64.urlsafe_b64encode(hash).decode().rstrip("=")
         return self._blobs / name[:2] / name
 
@@ -282,7 +284,7 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
 
 @contextlib.contextmanager
 def _reporting(doing: str) -> Iterator[None]:
-    """Turn a system error into a StorageError; our own errors pass, though some are OSErrors too."""
+    """Turn a system error into a StorageError. Errors of this package pass, though some are also OSErrors."""
     try:
         yield
     except VectorDBError:
@@ -292,7 +294,7 @@ def _reporting(doing: str) -> Iterator[None]:
 
 
 def _holds(path: Path, data: bytes | bytearray | memoryview, size: int) -> bool:
-    """Return whether the file is there with exactly these bytes; a file that cannot be read is not."""
+    """Return whether the file has exactly these bytes; False if it is missing or cannot be read."""
     step = 2**20
     view = memoryview(data).cast("B")
     try:
@@ -302,12 +304,12 @@ def _holds(path: Path, data: bytes | bytearray | memoryview, size: int) -> bool:
             # Copied to bytes because a memoryview compares item by item, eight times slower.
             return all(file.read(step) == bytes(view[start : start + step]) for start in range(0, size, step))
     except (OSError, IntegrityError):
-        # Whatever it is, the rename will replace it or say why it cannot.
+        # The rename that follows replaces the file, or raises the reason why it cannot.
         return False
 
 
 def _make_directory(path: Path) -> None:
-    """Make a directory and its parents, each durable before something is put into it."""
+    """Create a directory and its parents, each durable before a file is put into it."""
     if path.is_dir():
         return
     if path.parent != path:
@@ -320,7 +322,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _flush_directory(path: Path) -> None:
-    """Make renames inside a directory durable, where the system can; Windows does so by itself."""
+    """Make renames in a directory durable, if the system can. Windows needs no call for it."""
     if sys.platform == "win32":
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -335,12 +337,12 @@ def _flush_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, against other processes and other threads of this one."""
+    """Hold an exclusive lock on a file, against other processes and other threads of this process."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise IntegrityError(f"{path} is no regular file", details={"where": str(path)})
+            raise IntegrityError(f"{path} is not a regular file", details={"where": str(path)})
         if sys.platform == "win32":
             while True:
                 try:

@@ -13,8 +13,8 @@ __all__ = ["LoopLock"]
 class LoopLock:
     """A separate lock for each event loop.
 
-    anyio's lock belongs to the kind of loop that took it first, and raises in another. Tasks of different loops do not
-    exclude each other here: the protected code must allow that.
+    A lock of anyio works only in the kind of event loop that took it first, and raises in another. This lock does not
+    exclude tasks of different loops from each other: the protected code must allow that.
     """
 
     def __init__(self) -> None:

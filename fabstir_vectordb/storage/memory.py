@@ -1,7 +1,7 @@
-"""A store in this process's memory: for tests, trials and hosts that persist elsewhere.
+"""A store in this process's memory: for tests, trials, and programs that persist data elsewhere.
 
-A store without a name shares its content with no other, and frees it when it is closed. Stores of the same name share
-their content until the process ends, or until ``forget_memory_store``.
+A store without a name has content of its own, and frees it when it is closed. Stores of the same name share their
+content until the process ends, or until ``forget_memory_store``.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from fabstir_vectordb.storage.base import (
 
 __all__ = ["MemoryStore", "forget_memory_store"]
 
-# Hashing this much takes about 0.05 ms; more goes to a thread so that the event loop stays free.
+# Hashing this much takes about 0.05 ms; larger blobs are hashed in a thread so that the event loop stays free.
 _INLINE_BYTES_MAX: Final = 256 * 1024
 
 
 @dataclass
 class _Space:
-    """The content of all stores of one name. The lock is a thread lock, held briefly, so any event loop may use it."""
+    """The content of all stores of one name. Its lock is a thread lock, held briefly, so any event loop may use it."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     pointers: dict[bytes, bytes] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all blobs and pointers."""
         with self.lock:
             self.blobs.clear()
             self.pointers.clear()
@@ -57,7 +57,7 @@ _spaces_lock = threading.Lock()
 
 
 def _new_locks() -> None:
-    """Makes new locks in a forked child, where other threads' locks would stay locked."""
+    """Replaces the locks in a forked child, where a lock held by another thread of the parent would stay locked."""
     global _spaces_lock  # noqa: PLW0603
     _spaces_lock = threading.Lock()
     for space in _spaces.values():
@@ -80,7 +80,7 @@ def forget_memory_store(name: str) -> bool:
         Whether there was such a store.
 
     Raises:
-        InvalidInputError: `name` is no string.
+        InvalidInputError: `name` is not a string.
     """
     if not isinstance(name, str):
         raise InvalidInputError(f"the name of a memory store must be a string, got {type(name).__name__}")
@@ -95,7 +95,7 @@ class MemoryStore:
     """Blobs and pointers in dictionaries; see ``base.Store`` for the methods.
 
     Args:
-        name: stores of the same name share their content; a store with an empty name shares with no other.
+        name: stores of the same name share their content; a store with an empty name has content of its own.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -112,7 +112,7 @@ class MemoryStore:
         return f"memory:{self._name}"
 
     def clear(self) -> None:
-        """Forget everything kept under this store's name."""
+        """Remove all blobs and pointers of this store, and of all stores of the same name."""
         self._space.clear()
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
@@ -127,7 +127,7 @@ class MemoryStore:
         content = bytes(data)
         blob = BlobId.of(content)
         with self._space.lock:
-            # Replaces a stored copy, so that a damaged one is repaired, as in every store.
+            # Replaces a stored copy: like every store, `put` repairs a damaged blob.
             self._space.blobs[blob.hash] = content
         return blob
 
@@ -170,7 +170,7 @@ class MemoryStore:
             try:
                 stored = None if raw is None else self._parse(raw, entry.public_key)
             except IntegrityError:
-                # Damaged: counts as none, so that its owner can repair it.
+                # A damaged entry is treated as absent, so that its owner can repair it.
                 stored = None
             check_pointer_advances(stored, entry)
             self._space.pointers[entry.public_key] = entry.serialize()

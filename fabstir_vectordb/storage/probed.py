@@ -1,4 +1,4 @@
-"""A store at an address that may be an S5 node or a Fabstir gateway; the first call finds out which."""
+"""A store at an address of an S5 node or a Fabstir gateway; the first call finds out which it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ProbedStore"]
 
 
 class ProbedStore:
-    """Passes each call on to the kind of store that the first call found.
+    """A store that passes each call to the kind of store found by the first call.
 
     Args:
         http: client for the address.
@@ -32,7 +32,7 @@ class ProbedStore:
 
     @property
     def uri(self) -> str:
-        """The address."""
+        """The store's address."""
         return self._http.base_url
 
     async def _store(self) -> Store:
@@ -72,7 +72,7 @@ class ProbedStore:
         return await (await self._store()).has(hash)
 
     async def delete(self, hash: bytes) -> bool:
-        """Delete a blob as far as the store can."""
+        """Delete a blob, if the store allows it; return whether a blob was deleted."""
         return await (await self._store()).delete(hash)
 
     async def get_pointer(self, public_key: bytes) -> RegistryEntry | None:

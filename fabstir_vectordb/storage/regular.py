@@ -1,7 +1,7 @@
-"""Safe opening of files that others may have replaced: only regular files, and without waiting.
+"""Safe opening of files that another program may have replaced: opens regular files only, and never blocks.
 
-A FIFO in place of a file would block the open until a writer comes, a device may do anything, and a symbolic link leads
-elsewhere.
+Opening a FIFO would block until another process opens it for writing. Opening a device may have any effect, and a
+symbolic link may point to any file.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Args:
-        path: its directories may be symbolic links, the file itself may not.
+        path: path of the file. Directories on it may be symbolic links; the file itself may not.
 
     Returns:
         The open file.
 
     Raises:
         IntegrityError: the path is a FIFO, socket, device, directory or symbolic link.
-        OSError: the system cannot open it; FileNotFoundError where there is no file.
+        OSError: the system cannot open the file; FileNotFoundError if there is none.
     """
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError as error:
-        # Where the system has no O_NOFOLLOW, as on Windows, there is no such error.
+        # Windows has no O_NOFOLLOW, and answers PermissionError for a directory.
         if error.errno in _NOT_REGULAR or (isinstance(error, PermissionError) and path.is_dir()):
             raise _not_regular(path) from None
         raise
@@ -64,7 +64,7 @@ def read_regular(path: Path, bytes_max: int) -> bytes:
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether a regular file is there.
+    """Return whether the path is a regular file.
 
     Raises:
         OSError: the system cannot tell.
@@ -76,4 +76,4 @@ def is_regular(path: Path) -> bool:
 
 
 def _not_regular(path: Path) -> IntegrityError:
-    return IntegrityError(f"{path} is no regular file", details={"where": str(path)})
+    return IntegrityError(f"{path} is not a regular file", details={"where": str(path)})

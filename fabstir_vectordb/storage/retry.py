@@ -1,7 +1,7 @@
 """Retries of requests: when, how often, and after which pause.
 
-Pauses are random within a window that doubles ("full jitter"), so that clients that a server refused together do not
-return together. A server may ask for a longer pause, up to a limit.
+Pauses are random within a window that doubles ("full jitter"), so that clients refused at the same moment do not retry
+at the same moment. A server may ask for a longer pause, up to a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RETRY_AFTER_MOST_S: Final = 60.0
 
 
 class NotNowError(Exception):
-    """An attempt failed in a way that a later one may not.
+    """An attempt failed; a later attempt may succeed.
 
     Attributes:
         error: the error for the caller after the last attempt.
@@ -53,7 +53,7 @@ async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T
     Raises:
         VectorDBError: the error of the last attempt.
     """
-    import tenacity  # takes some 30 ms, which no session needs to start
+    import tenacity  # takes some 30 ms to load, and a session starts without it
 
     attempts = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(1 + max_retries),
@@ -69,7 +69,7 @@ async def repeated(attempt: Callable[[], Awaitable[_T]], max_retries: int) -> _T
 
 
 async def second_look(read: Callable[[], Awaitable[_T]]) -> _T:
-    """Reads once more after damaged bytes: they may have been damaged on their way, and be intact in the store.
+    """Reads once more if the bytes are damaged: they may be intact in the store and damaged in transit.
 
     Raises:
         IntegrityError: the bytes are damaged again.
@@ -81,7 +81,7 @@ async def second_look(read: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def asked_pause(retry_after: str | None) -> float:
-    """Seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3); 0 for none or nonsense."""
+    """Seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3); 0 if absent or malformed."""
     if retry_after is None:
         return 0.0
     if retry_after.isascii() and retry_after.isdecimal():

@@ -1,8 +1,8 @@
-"""Signing in to an S5 node that wants an account.
+"""Signing in to an S5 node that requires an account.
 
-The account's key comes from the user's phrase and the node's address, so that the phrase alone is enough to be let in
-again from another machine. S5.js draws a random key for each portal and keeps it in the user's hidden DB, which lies on
-a portal: who has nothing but the phrase would have to be let in to find out how to get in.
+The account's key is derived from the user's phrase and the node's address, so the phrase alone is enough to sign in
+from another machine. S5.js instead draws a random key for each portal and keeps it in the user's hidden DB on a portal:
+a user with only the phrase would have to sign in to read the key that is needed to sign in.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from fabstir_vectordb.storage.http import HttpClient
 
 __all__ = ["AccountSeed", "sign_in"]
 
-#: Gives the ed25519 seed of the user's account, 32 bytes, for a portal's authority (``host`` or ``host:port``).
+#: Function from a portal's authority (``host`` or ``host:port``) to the ed25519 seed of the user's account, 32 bytes.
 AccountSeed = Callable[[str], Awaitable[bytes]]
 
 _Deed = Literal["login", "register"]
 
 _TYPES: Final[dict[_Deed, int]] = {"register": 1, "login": 2}
 CHALLENGE_BYTES: Final = 32
-#: What may stand in a header.
+#: Tokens that are valid in an HTTP header.
 _TOKEN: Final = re.compile(r"[!-~]{1,4096}", re.ASCII)
 _LABEL: Final = "fabstir_vectordb"
 
 
 async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
-    """Logs in, or registers first where the node does not know the key yet.
+    """Logs in to a node; registers first if the node does not know the key yet.
 
     Args:
-        http: the node; a token that it sends is the invitation which most nodes want from who registers.
-        account_seed: the user's key for it.
+        http: client for the node. Its token, if any, is the invitation that most nodes require to register.
+        account_seed: function that returns the user's key for the node.
 
     Returns:
         An access token.
 
     Raises:
-        S5Error: the node lets nobody in this way, or answers nonsense.
-        VectorDBError: it does not answer.
+        S5Error: the node refused the account, or its answer is malformed.
+        VectorDBError: the node did not answer.
     """
     authority = http.authority
     seed = await account_seed(authority)
@@ -52,12 +52,12 @@ async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
     if isinstance(outcome, Answer):
         refused = outcome = await _prove(http, "register", seed, authority)
         if isinstance(refused, Answer):
-            # Another session of this user may have registered in between; if not, that refusal is what counts.
+            # Another session of this user may have registered in between. If not, report the refused registration.
             outcome = await _prove(http, "login", seed, authority)
             outcome = refused if isinstance(outcome, Answer) else outcome
     if isinstance(outcome, Answer):
         raise S5Error(
-            f"{authority} wants another token (portal_token), and an account was refused: {reason_of(outcome)}",
+            f"{authority} refused the token (portal_token) and an account of this user: {reason_of(outcome)}",
             details={"status": outcome.status},
             retryable=False,
         )
@@ -65,9 +65,9 @@ async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
 
 
 async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> str | Answer:
-    """Answers the node's challenge: a token, or the answer that refused."""
+    """Answers the node's challenge; returns the token, or the answer with which the node refused."""
     path, public_key = f"/s5/account/{deed}", _to_base64url(ed25519_public_key(seed))
-    # What a node does not know it refuses with a 500, like everything else.
+    # A node answers 500 for an unknown key, as for every refusal.
     asked = await http.request("GET", path, body_most=ANSWER_BYTES_MAX, params={"pubKey": public_key}, final=(500,))
     if not asked.ok:
         return asked
@@ -88,7 +88,7 @@ def _challenge(answer: Answer) -> bytes:
     except (TypeError, KeyError, ValueError, binascii.Error):
         challenge = b""
     if len(challenge) != CHALLENGE_BYTES:
-        raise S5Error("The portal asked to sign in and gave no challenge of 32 bytes", retryable=False)
+        raise S5Error("The portal asked to sign in and sent no challenge of 32 bytes", retryable=False)
     return challenge
 
 
@@ -97,7 +97,7 @@ def _token(answer: Answer) -> str:
     document: Any = answer.json()
     token = answer.cookies.get("s5-auth-token") or (document.get("authToken") if isinstance(document, dict) else None)
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise S5Error("The portal let us in and gave no token", retryable=False)
+        raise S5Error("The portal accepted the account and sent no valid token", retryable=False)
     return token
 
 

@@ -1,8 +1,8 @@
 """A store on an S5 node over HTTP.
 
-The node is not trusted: what it gives is hashed, pointers are checked against their key, and an address that it
-redirects to gets no token. Nodes differ in which CIDs they know a blob by, so a blob is asked for by each form in turn,
-and the one that worked is asked first from then on.
+The node is not trusted: blobs are hashed, pointers are checked against their key, and the target of a redirect gets no
+token. Nodes differ in the form of CID by which they find a blob. A read therefore tries each form in turn; later reads
+start with the form that worked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from fabstir_vectordb.storage.s5_account import AccountSeed, sign_in
 __all__ = ["S5PortalStore"]
 
 _ENTRY_JSON_MAX: Final = 4_096
-#: A blob may lie in many places.
+#: Generous, as the node may list many locations of a blob.
 _LOCATIONS_JSON_MAX: Final = 64 * 1024
 _REFUSED: Final = (401, 403)
 
@@ -63,11 +63,11 @@ def _new(blob: BlobId) -> str:
 
 
 def _unsized(blob: BlobId) -> str:
-    """As S5.js asks: ``5b 82 1f H 00``, whatever the size."""
+    """The CID that S5.js asks for: ``5b 82 1f H 00``, whatever the size."""
     return multibase_encode(b"\x5b\x82\x1f" + blob.hash + b"\0", "base58btc")
 
 
-#: Where a blob may be found (S5 reference, robust download order).
+#: Paths under which a node may serve a blob (S5 reference, robust download order).
 _ROUTES: Final[tuple[Callable[[BlobId], str], ...]] = (
     lambda blob: f"/s5/blob/{_old(blob)}",
     lambda blob: f"/s5/blob/{_new(blob)}",
@@ -81,8 +81,8 @@ class S5PortalStore:
     """Blobs and pointers on an S5 node; see ``base.Store`` for the methods.
 
     Args:
-        http: its address and how to talk to it.
-        account_seed: the user's account, for a node that wants one; None to do without.
+        http: client for the node.
+        account_seed: the user's account, for a node that requires one; None for no account.
     """
 
     def __init__(self, http: HttpClient, account_seed: AccountSeed | None = None) -> None:
@@ -94,11 +94,11 @@ class S5PortalStore:
 
     @property
     def uri(self) -> str:
-        """The node's address, and that it is one."""
+        """The node's address with the prefix ``portal+``."""
         return f"portal+{self._http.base_url}"
 
     async def put(self, data: bytes | bytearray | memoryview) -> BlobId:
-        """Store a blob; the node's answer must name it as we do."""
+        """Store a blob; the CID in the node's answer must have the same hash."""
         check_upload_size(memoryview(data).nbytes)
         content, blob = await anyio.to_thread.run_sync(_copied, data)
         await second_look(partial(self._upload, content, blob))
@@ -112,7 +112,7 @@ class S5PortalStore:
         try:
             stored = BlobId.parse(document["cid"])
         except (TypeError, KeyError, InvalidInputError):
-            raise IntegrityError("The portal took a blob and did not say its CID", details={"cid": str(blob)}) from None
+            raise IntegrityError("The portal stored a blob and sent no CID", details={"cid": str(blob)}) from None
         if stored.hash != blob.hash:
             raise damaged_blob(blob.hash, blob.size, expected=blob.hash.hex(), actual=stored.hash.hex())
 
@@ -129,17 +129,17 @@ class S5PortalStore:
         return await self._get(hash, size)
 
     async def _get(self, hash: bytes, size: int | AtMost) -> bytes:
-        """As `get`, without signing in: the first routes are open to all, and most nodes need no others."""
+        """As `get`, without signing in: the first routes need no account, and most nodes serve blobs there."""
         blob = BlobId(hash, exact_size(size) or 0)
         damage: IntegrityError | None = None
         failure: VectorDBError | None = None
         for route in self._routes():
             try:
-                # 500 is what a node says to a form of CID that it does not understand.
+                # A node answers 500 for a form of CID that it does not understand.
                 answer = await self._http.request(
                     "GET",
                     _ROUTES[route](blob),
-                    body_most=size_max(size) + 1,  # one byte too many shows that it is another blob
+                    body_most=size_max(size) + 1,  # one byte more than the blob has, so that another blob is noticed
                     redirects=True,
                     hashed=True,
                     final=(500,),
@@ -159,8 +159,9 @@ class S5PortalStore:
                     failure = _failed("read a blob", answer)
         if damage is not None:
             raise damage
-        # A blob is missing only where the node says so; some say 500 for it, and 401 before they look. Who takes a
-        # trouble of the moment for a loss may give up what is still there.
+        # Report a blob as missing only if the node says so: callers may give up a missing blob, but retry after other
+        # failures. Some nodes answer 500 for a missing blob, or 401 before they look for it; those are asked for
+        # locations.
         if failure is None:
             await self._show_that_it_is_a_node()
             raise missing_blob(hash, size)
@@ -172,12 +173,12 @@ class S5PortalStore:
         return sorted(range(len(_ROUTES)), key=lambda route: (route != self._route, route))
 
     async def has(self, hash: bytes) -> bool:
-        """Return whether the node knows a place of the blob; it is not read."""
+        """Return whether the node knows a location of the blob; its bytes are not read or checked."""
         check_hash(hash)
         return await self._is_located(hash) is True
 
     async def _is_located(self, hash: bytes) -> bool | None:
-        """Whether the node knows a place of the blob; None where it does not answer such questions."""
+        """Whether the node knows a location of the blob; None if the node does not serve locations."""
         multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
         answer = await self._http.request(
             "GET", f"/s5/debug/storage_locations/{multihash}", body_most=_LOCATIONS_JSON_MAX
@@ -190,7 +191,7 @@ class S5PortalStore:
         return None
 
     async def delete(self, hash: bytes) -> bool:
-        """Ask the node to forget a blob, which few allow; return whether it did."""
+        """Ask the node to delete a blob, which few nodes allow; return whether it did."""
         check_hash(hash)
         if not await self.has(hash):
             return False
@@ -223,29 +224,29 @@ class S5PortalStore:
         return parse_pointer(raw, public_key, where)
 
     async def _show_that_it_is_a_node(self) -> None:
-        """Asks for the version once: a 404 of a server that is no S5 node says nothing about a pointer.
+        """Asks for the node's version once: a 404 proves that an object is missing only if the server is an S5 node.
 
         Raises:
-            S5Error: it does not tell the version of a node.
+            S5Error: the server does not answer with the version of a node.
         """
         if self._is_node:
             return
         answer = await self._http.request("GET", "/s5/version", body_most=ANSWER_BYTES_MAX)
         if not answer.ok or not isinstance(answer.json(), dict):
             raise S5Error(
-                f"{self._http.authority} knows no pointer and does not answer as an S5 node (/s5/version): "
-                "what it lacks is not taken for absent",
+                f"{self._http.authority} answered 404 and does not answer as an S5 node (/s5/version), so the object "
+                "may still exist: check s5_portal",
                 details={"host": self._http.authority, "status": answer.status},
                 retryable=False,
             )
         self._is_node = True
 
     async def set_pointer(self, entry: RegistryEntry) -> None:
-        """Move a pointer; after any failure it is read back: our own entry there is success."""
+        """Move a pointer. After a failure the pointer is read back: if it has the new entry, the move succeeded."""
         check_new_entry(entry)
         failure: VectorDBError
         try:
-            # 500 is what a node says to a revision that is too low.
+            # A node answers 500 for a revision that is too low.
             answer = await self._request(
                 "POST", "/s5/registry", document=entry.to_portal_json(), body_most=ANSWER_BYTES_MAX, final=(500,)
             )
@@ -272,7 +273,7 @@ class S5PortalStore:
         raise failure
 
     async def _request(self, method: str, path: str, **settings: Any) -> Answer:
-        """As `HttpClient.request`; where the node wants to know who asks, tells it and asks again, once."""
+        """As `HttpClient.request`; on a 401, signs in and sends the request once more."""
         token = self._http.token
         answer = await self._http.request(method, path, **settings)
         if answer.status != 401 or self._account_seed is None:
@@ -281,10 +282,10 @@ class S5PortalStore:
         return await self._http.request(method, path, **settings)
 
     async def _sign_in(self, refused: str | None) -> None:
-        """Gets another token than the one that was refused."""
+        """Gets a new token in place of the refused one."""
         assert self._account_seed is not None
         async with self._signing_in.here():
-            if self._http.token == refused:  # else another task was here first
+            if self._http.token == refused:  # else another task has signed in already
                 self._http.token = await sign_in(self._http, self._account_seed)
 
     async def aclose(self) -> None:
@@ -301,7 +302,7 @@ def _failed(doing: str, answer: Answer) -> VectorDBError:
     details: dict[str, Any] = {"status": answer.status}
     if answer.status in _REFUSED:
         return S5Error(
-            f"Could not {doing}: the portal wants another token (portal_token): {reason_of(answer)}",
+            f"Could not {doing}: the portal refused the token (portal_token): {reason_of(answer)}",
             details=details,
             retryable=False,
         )

@@ -1,7 +1,7 @@
-"""One exchange over HTTP: a request, its redirects, and an answer that is bounded and hashed while it streams.
+"""One HTTP exchange: a request, its redirects, and an answer that is bounded and hashed while it streams.
 
-Only this module knows httpx. It is loaded by the first request, not by the first session: httpx and the certificates
-take longer than everything else that a session needs to start.
+Only this module imports httpx. The first request loads this module, not the first session: httpx and the certificates
+take longer to load than all else that a session needs to start.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fabstir_vectordb.storage.retry import NotNowError, asked_pause
 
 __all__ = ["REDIRECTS_MAX", "REQUESTS_MAX", "Wire", "normal_authority", "open_wire"]
 
-#: Requests at a time: a S5 node takes one to two seconds an upload, and eight keep a link busy.
+#: Requests at a time: an S5 node takes one to two seconds for an upload, and eight uploads keep a link busy.
 REQUESTS_MAX: Final = 8
-#: Hops of one request.
+#: Most redirects of one request.
 REDIRECTS_MAX: Final = 5
-#: A transfer gets the time limit, and beyond it a second for so many bytes that have moved.
+#: A transfer may take the time limit, and one second more for each such number of bytes moved.
 _SLOWEST_BYTES_PER_S: Final = 64 * 1024
-#: Bytes of an answer that says why something failed, or where to ask instead.
+#: Most bytes read of an error or a redirect.
 _REASON_BYTES_MAX: Final = 4 * 1024
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NOT_NOW: Final = frozenset([408, 425, 429, 500, 502, 503, 504])
 
 
 class _Body(httpx.AsyncByteStream):
-    """A request's body, without a generator: one that a failed request leaves unfinished troubles trio."""
+    """A request's body as a plain iterator: trio warns about a generator that a failed request leaves unfinished."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
@@ -62,7 +62,7 @@ class _Pieces:
 
 
 class _Read(NamedTuple):
-    """What came of an answer's body."""
+    """The received body of an answer."""
 
     body: bytes
     digest: bytes | None
@@ -70,10 +70,10 @@ class _Read(NamedTuple):
 
 
 class _Watch:
-    """Looks at each new connection to a redirect's target, and closes one that leads to a private address.
+    """Checks each new connection to a redirect's target, and closes a connection to a private address.
 
-    The host was resolved and checked before; this is for a name that has another address a moment later. httpx calls
-    it before a byte is sent.
+    The host was resolved and checked before. This second check is for a host name whose address changes in between.
+    httpx calls it before a byte is sent.
     """
 
     def __init__(self, host: str) -> None:
@@ -82,7 +82,7 @@ class _Watch:
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.started":
-            self._is_direct = info["host"] == self._host  # else it is a proxy of the user's
+            self._is_direct = info["host"] == self._host  # else the connection is to the user's proxy
         elif event == "connection.connect_tcp.complete" and self._is_direct:
             stream = info["return_value"]
             address = _peer(stream)
@@ -92,15 +92,15 @@ class _Watch:
 
 
 class Wire:
-    """The connections of one event loop: to one server, and to the hosts that it sends reads on to.
+    """The connections of one event loop: to one server, and to the hosts to which it redirects reads.
 
     Args:
-        authority: the server's host, and its port where that is not the usual one.
+        authority: the server's host, and its port unless it is the default port.
         settings: time limits and permissions.
-        certificates: whom to trust.
+        certificates: trusted certificates.
 
     Attributes:
-        requests: how many may run at a time.
+        requests: limiter of the requests that run at a time.
     """
 
     def __init__(self, authority: str, settings: HttpSettings, certificates: ssl.SSLContext) -> None:
@@ -109,7 +109,7 @@ class Wire:
         self._settings = settings
         self._certificates = certificates
         self._client = self._new_client()
-        # Connections whose address was checked, apart from those whose address was not.
+        # A separate client for connections to redirect targets, whose addresses are checked.
         self._checked: httpx.AsyncClient | None = None
 
     async def aclose(self) -> None:
@@ -122,12 +122,12 @@ class Wire:
         """Sends a request once.
 
         Args:
-            url: where to.
+            url: the address.
             asked: the request.
 
         Raises:
-            NotNowError: another attempt may succeed.
-            S5Error, IntegrityError: none will.
+            NotNowError: the request failed; another attempt may succeed.
+            S5Error, IntegrityError: the request failed, and another attempt would fail too.
         """
         limit_s = self._settings.timeout_s + sum(map(len, asked.content)) / _SLOWEST_BYTES_PER_S
         try:
@@ -136,20 +136,20 @@ class Wire:
         except TimeoutError:
             raise NotNowError(self._late(asked, None, "did not answer")) from None
         except httpx.ConnectTimeout as error:
-            raise NotNowError(self._late(asked, error, "cannot be reached: no connection came about")) from None
+            raise NotNowError(self._late(asked, error, "cannot be reached: no connection was established")) from None
         except httpx.TimeoutException as error:
             raise NotNowError(self._late(asked, error, "did not answer")) from None
         except httpx.ConnectError as error:
             raise NotNowError(self._failed(asked, error, f"cannot be reached: {_said(error)}")) from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-            # The text of the second may hold a header, and a header the token.
+            # The text of LocalProtocolError may contain a header, and the header the token.
             raise self._failed(asked, error, f"cannot be asked ({type(error).__name__})", retryable=False) from None
         except httpx.TransportError as error:
-            raise NotNowError(self._failed(asked, error, f"broke off: {_said(error)}")) from None
+            raise NotNowError(self._failed(asked, error, f"broke the connection: {_said(error)}")) from None
         except PrivateAddressError as error:
             raise S5Error(
                 f"The portal {self._authority} redirects a read to a private address: {error}. "
-                "allow_private_redirects=True permits it",
+                "set allow_private_redirects=True to permit it",
                 details={**self._details(asked, error.host), "address": error.address},
                 retryable=False,
             ) from None
@@ -178,7 +178,7 @@ class Wire:
                 return self._answer(response, read, asked)
             target = self._next(response, location, asked)
             if _place(target) != origin:
-                # The token is the portal's alone.
+                # The token is sent to the portal only.
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
                 if (comes_from_public or client is self._checked) and not self._settings.private_redirects:
                     client, extensions = await self._guarded(target, asked)
@@ -189,7 +189,7 @@ class Wire:
         )
 
     def _next(self, response: httpx.Response, location: str, asked: Request) -> httpx.URL:
-        """The target of a redirect; only reads follow one."""
+        """The target of a redirect; only reads of blobs follow redirects."""
         target = response.request.url.join(location)
         if not asked.redirects:
             elsewhere = _host(target, asked)
@@ -203,7 +203,7 @@ class Wire:
         return target.copy_with(userinfo=b"", fragment=None)
 
     async def _guarded(self, target: httpx.URL, asked: Request) -> tuple[httpx.AsyncClient, dict[str, Any]]:
-        """The client for a host that a public host has redirected to, after checking where that host is."""
+        """The client for a redirect target named by a public host, after checking that its addresses are public."""
         host = target.raw_host.decode()
         try:
             await check_is_public(host, target.port or (443 if target.scheme == "https" else 80))
@@ -218,7 +218,7 @@ class Wire:
         return self._checked, {"trace": _Watch(host)}
 
     def _is_public(self, response: httpx.Response) -> bool:
-        """Whether the host that answered is one of the internet; so is one behind a proxy, or of unknown address."""
+        """Whether the host that answered is public. A host behind a proxy or of unknown address is taken as public."""
         address = _peer(response.extensions.get("network_stream"))
         return address is None or is_public(address) or any(kind in _proxies() for kind in ("http", "https", "all"))
 
@@ -228,7 +228,7 @@ class Wire:
             coding = response.headers.get("Content-Encoding", "identity").strip().lower()
             if coding not in ("", "identity"):
                 raise IntegrityError(
-                    f"The portal {self._authority} compressed its answer ({coding[:20]!r}), which was not asked for",
+                    f"The portal {self._authority} compressed its answer ({coding[:20]!r}) without being asked to",
                     details=self._details(asked),
                 )
             if not read.is_whole:
@@ -268,7 +268,7 @@ class Wire:
         return details if elsewhere is None else {**details, "redirected_to": elsewhere}
 
     def _elsewhere(self, asked: Request, error: httpx.RequestError | None) -> str | None:
-        """The host that failed, where it is one that this server has redirected to."""
+        """The host that failed, if it is the target of a redirect; None if it is this server."""
         if error is None or error.request.url.netloc.decode() == self._authority:
             return None
         return _host(error.request.url, asked)
@@ -279,21 +279,21 @@ class Wire:
             timeout=httpx.Timeout(self._settings.timeout_s, pool=None),
             limits=httpx.Limits(max_connections=REQUESTS_MAX),
             headers={"User-Agent": "fabstir_vectordb", "Accept-Encoding": "identity"},
-            # A portal sets its token as a cookie, too; what goes where is decided here alone.
+            # A portal also sets its token as a cookie. No cookie is kept, so the token reaches no other host.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
 
 
 async def open_wire(authority: str, settings: HttpSettings) -> Wire:
-    """The connections of this event loop; none of them is open yet."""
+    """The connections of this event loop, none of them open yet."""
     return Wire(authority, settings, await anyio.to_thread.run_sync(_certificates))
 
 
 def normal_authority(url: str) -> str:
-    """The authority of an address as a request has it.
+    """The authority of an address as a request names it.
 
     Raises:
-        ValueError: httpx takes it for no address.
+        ValueError: httpx cannot parse the address.
     """
     try:
         return httpx.URL(url).netloc.decode()
@@ -303,7 +303,7 @@ def normal_authority(url: str) -> str:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Whom to trust: read once, as that takes some 40 ms."""
+    """The trusted certificates, read once because reading takes some 40 ms."""
     return httpx.create_ssl_context()
 
 
@@ -313,7 +313,7 @@ def _proxies() -> Mapping[str, str]:
 
 
 def _without_token(body: bytes, asked: Request) -> bytes:
-    """A server's words: it may repeat what it was sent, and they end up in errors and logs."""
+    """A server's text without the token: a server may echo the token, and its text reaches errors and logs."""
     token = asked.headers.get("Authorization", "").removeprefix("Bearer ").encode()
     return body.replace(token, b"[token]") if token else body
 
@@ -327,11 +327,11 @@ def _place(url: httpx.URL) -> tuple[str, bytes, int | None]:
 
 
 def _peer(stream: Any) -> str | None:
-    """The IP address at the other end of a connection, where it is known."""
+    """The IP address at the other end of a connection, or None if it is unknown."""
     try:
         address = None if stream is None else stream.get_extra_info("server_addr")
     except OSError:
-        return None  # it is closed already
+        return None  # the connection is closed already
     return str(address[0]) if isinstance(address, tuple) else None
 
 
@@ -340,18 +340,18 @@ def _said(error: Exception) -> str:
 
 
 def _cookies(response: httpx.Response) -> dict[str, str]:
-    """The cookies of one answer by name; httpx raises where two have the same."""
+    """The cookies of one answer by name. httpx is not used here: it raises when two cookies have the same name."""
     pairs = (line.partition(";")[0].partition("=") for line in response.headers.get_list("Set-Cookie"))
     return {name.strip(): value.strip().strip('"') for name, _, value in pairs}
 
 
 async def _read(response: httpx.Response, asked: Request, limit: anyio.CancelScope) -> _Read:
-    """The body of an answer, or its start where it is longer than it may be. Every byte buys time."""
-    # BytesIO gives its own buffer away: the body is held once.
+    """The body of an answer, or its start if it is too long. Received bytes extend the time limit."""
+    # BytesIO returns its own buffer, so the body is in memory once.
     body, hasher = io.BytesIO(), blake3() if asked.hashed else None
     most = asked.body_most if response.is_success else _REASON_BYTES_MAX
     if response.is_success and _declared(response) > most:
-        return _Read(b"", None, False)  # not a byte of it is read
+        return _Read(b"", None, False)
     try:
         async for chunk in response.aiter_raw():
             body.write(chunk)
@@ -359,8 +359,8 @@ async def _read(response: httpx.Response, asked: Request, limit: anyio.CancelSco
                 hasher.update(chunk)
             limit.deadline += len(chunk) / _SLOWEST_BYTES_PER_S
             if body.tell() > most:
-                # Whoever leaves this loop leaves generators unfinished, about which trio complains; a closed
-                # connection ends them.
+                # Leaving the loop would leave generators unfinished, which trio warns about. A closed connection ends
+                # them.
                 await response.aclose()
     except (httpx.TransportError, httpx.StreamError):
         if body.tell() <= most:

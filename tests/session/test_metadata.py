@@ -164,7 +164,7 @@ async def test_a_schema_may_name_its_required_fields_apart() -> None:
         await session.add_batch(["a"], rows(1), [{"title": "t", "tags": ["b"], "at": noon}])
         with pytest.raises(InvalidInputError, match="Missing required field"):
             await session.add_batch(["b"], rows(1), [{"tags": ["b"]}])
-        with pytest.raises(InvalidInputError, match=r"tags\[0\], its schema wants a string"):
+        with pytest.raises(InvalidInputError, match=r"tags\[0\], the schema requires a string"):
             await session.update_metadata("a", {"title": "t", "tags": [1]})
-        with pytest.raises(InvalidInputError, match="its schema wants a datetime"):
+        with pytest.raises(InvalidInputError, match="the schema requires a datetime"):
             await session.update_metadata("a", {"at": "2024-01-31T12:00:00Z"}, merge=True)

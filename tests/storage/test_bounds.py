@@ -336,11 +336,11 @@ async def test_what_is_no_regular_file_is_an_error_and_blocks_nobody(tmp_path: P
         PLACES[place](path)
     with anyio.fail_after(20):
         for size in (5, AtMost(5)):
-            with pytest.raises(IntegrityError, match="no regular file") as caught:
+            with pytest.raises(IntegrityError, match="not a regular file") as caught:
                 await store.get(HELLO.hash, size)
             assert caught.value.details["hash"] == HELLO.hash.hex()
         assert not await store.has(HELLO.hash)
-        with pytest.raises(IntegrityError, match="no regular file") as caught:
+        with pytest.raises(IntegrityError, match="not a regular file") as caught:
             await store.get_pointer(PUBLIC_KEY)
         assert caught.value.details["public_key"] == PUBLIC_KEY.hex()
         if place != "directory":  # which no rename replaces
@@ -368,7 +368,7 @@ async def test_what_lies_behind_a_dangling_link_is_not_taken_for_absent(tmp_path
     if linked != "pointers":
         calls.append(lambda: store.has(HELLO.hash))
     for call in calls:
-        with pytest.raises(StorageError, match="target of this link"):
+        with pytest.raises(StorageError, match="target of this symbolic link"):
             await call()
 
 
@@ -377,7 +377,7 @@ async def test_what_lies_behind_a_dangling_link_is_not_taken_for_absent(tmp_path
 async def test_a_fifo_in_place_of_the_lock_is_an_error(tmp_path: Path) -> None:
     store = LocalDirStore(tmp_path)
     os.mkfifo(tmp_path / "pointers.lock")
-    with anyio.fail_after(20), pytest.raises(IntegrityError, match="no regular file"):
+    with anyio.fail_after(20), pytest.raises(IntegrityError, match="not a regular file"):
         await store.set_pointer(RegistryEntry.sign(SEED, 1, pointer_data(HELLO.hash)))
 
 

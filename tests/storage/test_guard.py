@@ -186,7 +186,7 @@ def test_the_command_takes_hosts_and_origins_to_allow(root: Path) -> None:
             served.terminate()
     refused = subprocess.run([*command, "--allow-origin", "*"], capture_output=True, text=True, check=False)
     assert refused.returncode != 0
-    assert "an origin to allow is" in refused.stderr
+    assert "an allowed origin must be" in refused.stderr
 
 
 # ---- in a browser

@@ -250,7 +250,7 @@ async def test_directory_in_the_place_of_a_blob_is_an_error(store: LocalDirStore
     (path / "inside").mkdir(parents=True)
     with pytest.raises(StorageError):
         await store.put(b"hello")
-    with pytest.raises(IntegrityError, match="no regular file"):
+    with pytest.raises(IntegrityError, match="not a regular file"):
         await store.get(BlobId.of(b"hello").hash, 5)
     assert not await store.has(BlobId.of(b"hello").hash)
     assert not list((tmp_path / "store" / "tmp").iterdir())

@@ -245,7 +245,7 @@ async def test_a_token_that_no_header_can_hold_is_refused(token: Any) -> None:
 
     with running(Recorder(answer)) as address:
         async with aclosing(open_store(f"portal+{address}", account_seed=seed)) as store:
-            with pytest.raises(S5Error, match="gave no token"):
+            with pytest.raises(S5Error, match="sent no valid token"):
                 await store.put(b"x")
 
 

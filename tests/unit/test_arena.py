@@ -87,7 +87,7 @@ def test_nesting_is_refused_where_a_load_would_refuse_it() -> None:
     assert raw is not None
     assert decode_strict(raw, max_bytes=METADATA_BYTES_MAX, what="metadata") == nested(METADATA_DEPTH_MAX)
     for depth in (METADATA_DEPTH_MAX + 1, METADATA_DEPTH_MAX + 2, 100_000):
-        with pytest.raises(InvalidInputError, match=f"nested more than {METADATA_DEPTH_MAX} deep"):
+        with pytest.raises(InvalidInputError, match=f"nested more than {METADATA_DEPTH_MAX} levels deep"):
             encode_metadata(nested(depth))
     with pytest.raises(IntegrityError):
         decode_strict(cbor2.dumps(nested(METADATA_DEPTH_MAX + 1)), max_bytes=METADATA_BYTES_MAX, what="metadata")
@@ -123,7 +123,7 @@ def test_a_refused_value_is_named_by_its_path() -> None:
         ({"a": [1, {"b\ud800": 1}]}, r"a\[1\]\.b\\ud800 holds a lone surrogate"),
         ([[float("inf")]], r"\[0\]\[0\] holds inf"),
         ({"a": {3: 1}}, "a holds a key of type int"),
-        (b"a", "its top holds a value of type bytes"),
+        (b"a", "the top level holds a value of type bytes"),
         ({"x" * 500: set()}, "x{200}… holds a value of type set"),
     ]:
         with pytest.raises(InvalidInputError, match=where) as caught:

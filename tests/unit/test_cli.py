@@ -209,7 +209,7 @@ def test_history_verify_and_stats(run: Run, rows: Path) -> None:
 
     checked = run("verify", "--cid", first)
     assert checked.out.splitlines()[0] == first
-    assert checked.out.endswith(" 4 rows: all whole\n")
+    assert checked.out.endswith(" 4 rows: all intact\n")
     assert run("verify").out.startswith(second)
 
     assert "vector_count: 4\n" in run("stats").out
@@ -222,7 +222,7 @@ def test_recall_is_measured_and_drawn(run: Run, rows: Path, tmp_path: Path) -> N
     run("import", str(rows))
     picture = tmp_path / "recall.svg"
     lines = run("recall", "--sample", "5", "-k", "1", "--plot", str(picture)).out.splitlines()
-    assert lines[0].startswith("recall@1 of ")
+    assert lines[0].startswith("recall@1, ")
     assert [line.split()[0] for line in lines[1:]] == ["default", "exact"]
     assert picture.stat().st_size > 1_000
 
@@ -362,12 +362,12 @@ def test_bad_phrases(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 BAD_LINES: list[tuple[bytes, str]] = [
-    (b"{", r"rows.jsonl line 2 is no JSON"),
-    (b"\xff\xfe\xff", r"line 2 is no JSON"),
-    (b"[" * 100_000, r"line 2 is no JSON"),
-    (b"[1]", r'line 2: needs an object with a string "id"'),
-    (b'{"id": 5}', r'line 2: needs an object with a string "id"'),
-    (b'{"id": "b"}', r"row 'b' has no \"vector\""),
+    (b"{", r"rows.jsonl line 2 is not JSON"),
+    (b"\xff\xfe\xff", r"line 2 is not JSON"),
+    (b"[" * 100_000, r"line 2 is not JSON"),
+    (b"[1]", r'line 2: must be an object with a string "id"'),
+    (b'{"id": 5}', r'line 2: must be an object with a string "id"'),
+    (b'{"id": "b"}', r"row 'b' has no \"vector\": add it"),
     (b'{"id": "b", "vector": "0123"}', r'line 2: "vector" must be a list of numbers'),
     (b'{"id": "b", "vector": [[1, 0, 0]]}', r'"vector" must be a list of numbers'),
     (b'{"id": "b", "vector": [1, true, 0]}', r'"vector" must be a list of numbers'),
@@ -395,26 +395,26 @@ def test_bad_arrays_are_named_and_nothing_is_saved(run: Run, rows: Path, tmp_pat
     np.save(vectors, VECTORS)
     whole = vectors.read_bytes()
     for raw, message in [
-        (b"", "is no .npy file"),
-        (b"plain text", "is no .npy file"),
-        (whole[:-1], "is no .npy file"),
-        (b"PK\x03\x04", "is no .npy file"),
+        (b"", "is not a .npy file"),
+        (b"plain text", "is not a .npy file"),
+        (whole[:-1], "is not a .npy file"),
+        (b"PK\x03\x04", "is not a .npy file"),
     ]:
         vectors.write_bytes(raw)
         trouble(run("import", rows, "--vectors", vectors), message)
     for array, message in [
-        (VECTORS[:3], "3 vectors and more rows than that"),
+        (VECTORS[:3], "3 vectors and more than 3 rows"),
         (np.vstack([VECTORS, VECTORS]), "8 vectors and 4 rows"),
-        (VECTORS[0], r"shape \(3,\), not \(n, dim\)"),
-        (np.float32(1), r"shape \(\), not \(n, dim\)"),
+        (VECTORS[0], r"shape \(n, dim\), got \(3,\)"),
+        (np.float32(1), r"shape \(n, dim\), got \(\)"),
         (np.array([["a", "b"]] * 4), "real numbers"),
-        (np.array([[None, 1]] * 4), "is no .npy file"),
+        (np.array([[None, 1]] * 4), "is not a .npy file"),
     ]:
         np.save(vectors, array)
         trouble(run("import", rows, "--vectors", vectors), message)
     with vectors.open("wb") as out:
         np.savez(out, a=VECTORS, b=VECTORS)
-    trouble(run("import", rows, "--vectors", vectors), "is no .npy file")
+    trouble(run("import", rows, "--vectors", vectors), "is not a .npy file")
     assert run("import", rows, "--vectors", tmp_path / "none.npy").code == 2
     assert run("import", tmp_path / "none.jsonl").code == 2
     trouble(run("history"), "this phrase has saved no index here")
@@ -424,9 +424,9 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
     run("import", rows)
     query = tmp_path / "query.json"
     for raw, message in [
-        (b"[1, 2", "query.json is no JSON"),
-        (b"\xff", "query.json is no JSON"),
-        (b"[" * 100_000, "query.json is no JSON"),
+        (b"[1, 2", "query.json is not JSON"),
+        (b"\xff", "query.json is not JSON"),
+        (b"[" * 100_000, "query.json is not JSON"),
         (b'"abc"', "real numbers"),
         (b"{}", "real numbers|vector"),
         (b"[1, 2]", "expected 3 dimensions, got 2"),
@@ -437,8 +437,8 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
         trouble(run("search", "--vector", query), message)
     array = tmp_path / "query.npy"
     array.write_bytes(b"no array")
-    trouble(run("search", "--vector", array), r"query.npy is no .npy file")
-    trouble(run("search", "--like", "nobody"), r"\[NOT_FOUND\] there is no row with id 'nobody'")
+    trouble(run("search", "--vector", array), r"query.npy is not a .npy file")
+    trouble(run("search", "--like", "nobody"), r"\[NOT_FOUND\] the index has no row with id 'nobody'")
     trouble(run("search", "--like", "doc0", "-k", "0"), "k must be")
     trouble(run("search", "--like", "doc0", "--threshold", "7"), "between 0 and 1")
     for arguments in ([], ["--like", "doc0", "--vector", query]):
@@ -540,9 +540,9 @@ def test_stdin_and_stdout_take_the_place_of_files(
     stdin(b"[0, 0, 5]")
     assert run("search", "--vector", "-", "-k", "1").out.startswith("1.0000  doc3")
     stdin(b"[0, 0")
-    trouble(run("search", "--vector", "-"), "stdin is no JSON")
+    trouble(run("search", "--vector", "-"), "stdin is not JSON")
     stdin(b"{}")
-    trouble(run("import", "-"), "stdin line 1: needs an object")
+    trouble(run("import", "-"), "stdin line 1: must be an object")
     monkeypatch.delenv("FABSTIR_SEED_PHRASE")
     stdin(PHRASE.encode() + b"\n")
     assert run("--phrase-file", "-", "history").code == 0
@@ -607,7 +607,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
         raise AssertionError("it was measured")
 
     monkeypatch.setattr(sync.VectorDBSession, "recall", measured)
-    trouble(run("recall", "--plot", tmp_path / "recall.txt"), "a picture ends in .pdf, .png, .svg")
+    trouble(run("recall", "--plot", tmp_path / "recall.txt"), "the file of a plot must end in .pdf, .png, .svg")
     trouble(run("recall", "--plot", tmp_path / "no" / "recall.svg"), "recall.svg: No such file or directory")
     monkeypatch.setattr(module, "check_picture", check_without_matplotlib)
     trouble(run("recall", "--plot", tmp_path / "recall.svg"), "drawing needs matplotlib: .* -m pip install 'matplotlib")
@@ -624,7 +624,7 @@ def test_nothing_saved_under_this_phrase_is_said(run: Run, rows: Path, monkeypat
     trouble(run("--index-name", "other", "history"), r"no version of index 'other' .*: this phrase has 'default'")
     monkeypatch.setenv("FABSTIR_SEED_PHRASE", "another secret")
     for command in (["history"], ["history", "--json"], ["indexes"], ["prune", "--keep", "1"]):
-        trouble(run(*command), r"\[NOT_FOUND\] .*this phrase has saved no index here; a mistyped phrase is another one")
+        trouble(run(*command), r"\[NOT_FOUND\] .*this phrase has saved no index here; check the phrase for typos")
 
 
 def test_a_metric_is_passed_on_only_where_it_was_given(run: Run, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

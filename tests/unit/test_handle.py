@@ -452,7 +452,7 @@ def test_part_calls_check_their_arguments(index: NativeIndex) -> None:
     info = index.parts(20, 40)[0]
     with pytest.raises(InternalError, match=r"buffer|fit|small"):
         index.write_part(20, 40, info.kind, info.number, info.size - 1)
-    with pytest.raises(InternalError, match="it changed meanwhile"):
+    with pytest.raises(InternalError, match="the index has changed"):
         index.write_part(20, 40, info.kind, info.number, info.size + 1)
     with pytest.raises(InvalidInputError, match="dim"):
         NativeIndex.load_begin(

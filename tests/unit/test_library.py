@@ -215,7 +215,7 @@ def test_a_source_tree_that_cannot_be_built_says_what_to_do(
     monkeypatch.delenv("FVDB_CC")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ziglang" else find_spec(name))
-    with pytest.raises(ImportError, match=r"no compiler, the package ziglang; build it: .* -m pip install ziglang"):
+    with pytest.raises(ImportError, match=r"ziglang, is not installed; build it: .* -m pip install ziglang"):
         library.find(directory)
 
 

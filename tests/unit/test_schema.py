@@ -44,16 +44,16 @@ def test_metadata_that_follows_is_taken(metadata: Any) -> None:
         ({}, "title", "needs a string at title"),
         ({"title": None}, "title", "needs a string"),
         ([1], "", "must be a dict"),
-        ({"title": 3}, "title", "an int at title, its schema wants a string"),
-        ({"title": "a", "year": True}, "year", "wants a number"),
-        ({"title": "a", "year": "1999"}, "year", "wants a number"),
-        ({"title": "a", "read": 0}, "read", "wants a boolean"),
-        ({"title": "a", "tags": "b"}, "tags", "wants an array"),
-        ({"title": "a", "tags": ["b", 3]}, "tags[1]", "wants a string"),
-        ({"title": "a", "grid": [[1], [2, "c"]]}, "grid[1][1]", "wants a number"),
+        ({"title": 3}, "title", "an int at title, the schema requires a string"),
+        ({"title": "a", "year": True}, "year", "requires a number"),
+        ({"title": "a", "year": "1999"}, "year", "requires a number"),
+        ({"title": "a", "read": 0}, "read", "requires a boolean"),
+        ({"title": "a", "tags": "b"}, "tags", "requires an array"),
+        ({"title": "a", "tags": ["b", 3]}, "tags[1]", "requires a string"),
+        ({"title": "a", "grid": [[1], [2, "c"]]}, "grid[1][1]", "requires a number"),
         ({"title": "a", "author": {}}, "author.name", "needs a string"),
-        ({"title": "a", "author": {"name": "b", "born": []}}, "author.born", "wants a number"),
-        ({"title": "a", "author": "b"}, "author", "wants an object"),
+        ({"title": "a", "author": {"name": "b", "born": []}}, "author.born", "requires a number"),
+        ({"title": "a", "author": "b"}, "author", "requires an object"),
     ],
 )
 def test_metadata_that_does_not_is_refused(metadata: Any, path: str, message: str) -> None:
@@ -82,7 +82,7 @@ def test_fields_beside_the_names_of_required_ones() -> None:
     for metadata, path, message in (
         ({"tags": ["b"]}, "title", "Missing required field: metadata needs a string at title"),
         (None, "title", "Missing required field"),
-        ({"title": "a", "tags": ["b", 1]}, "tags[1]", "wants a string"),
+        ({"title": "a", "tags": ["b", 1]}, "tags[1]", "requires a string"),
     ):
         with pytest.raises(InvalidInputError, match=message) as caught:
             schema.check(metadata)
@@ -118,9 +118,9 @@ def test_dates_and_uuids_are_types_and_python_types_name_them() -> None:
     noon = datetime(2024, 1, 31, 12, tzinfo=UTC)
     named.check({"a": noon.date(), "b": noon, "c": UUID(int=1), "d": [UUID(int=2), None], "e": np.int64(3)})
     for wrong in ({"a": noon}, {"a": "2024-01-31"}, {"b": noon.date()}, {"c": str(UUID(int=1))}, {"d": ["x"]}):
-        with pytest.raises(InvalidInputError, match="its schema wants"):
+        with pytest.raises(InvalidInputError, match="the schema requires"):
             named.check(wrong)
-    with pytest.raises(InvalidInputError, match="no zone"):
+    with pytest.raises(InvalidInputError, match="no time zone"):
         named.check({"b": np.datetime64("2024-01-31")})
 
 
@@ -130,7 +130,7 @@ def test_names_of_fields_are_keys_as_they_stand() -> None:
     with pytest.raises(InvalidInputError, match=r'needs a string at "v1\.0"') as caught:
         schema.check({"v1": {"0": "a"}})
     assert caught.value.details["path"] == '"v1.0"'
-    with pytest.raises(InvalidInputError, match="wants a number"):
+    with pytest.raises(InvalidInputError, match="requires a number"):
         schema.check({"v1.0": "a", '"q"': "b"})
 
 

@@ -140,13 +140,13 @@ class Broken(tzinfo):
         (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2))), "outside the years 1 to 9999"),
         (datetime(2024, 1, 31, tzinfo=Broken()), "cannot be read"),  # type: ignore[abstract]
         (Stamp(2024, 1, 31, tzinfo=UTC), r"nanoseconds.*floor\('us'\)"),
-        (np.datetime64("2024-01-31"), "datetime64, which has no zone"),
+        (np.datetime64("2024-01-31"), "datetime64, which has no time zone"),
         (np.timedelta64(1, "s"), "type timedelta64"),
         (np.complex64(1), "type complex64"),
         (np.bytes_(b"a"), "type bytes_"),
         (np.float64("nan"), "holds nan"),
         (np.float32("inf"), "holds inf"),
-        (np.longdouble(1) / 3, "no float64 equals"),
+        (np.longdouble(1) / 3, "float64 cannot represent exactly"),
         (np.array([1, 2]), r"type ndarray: use its tolist\(\)"),
         (np.array(3), "type ndarray"),
         (decimal.Decimal("1.5"), "type Decimal"),
@@ -155,7 +155,7 @@ class Broken(tzinfo):
         (bytearray(b"b"), "type bytearray"),
         ({1, 2}, "type set"),
         (1j, "type complex"),
-        (2**64, "an integer that does not fit 64 bits"),
+        (2**64, "an integer that does not fit in 64 bits"),
         (np.str_("\ud800"), "lone surrogate"),
         (object, "type type"),
     ],
@@ -167,7 +167,7 @@ def test_what_is_no_value_is_refused_by_name_and_path(value: Any, message: str) 
 
 
 def test_an_integer_that_cpython_cannot_write_is_refused_too() -> None:
-    with pytest.raises(InvalidInputError, match="an integer that does not fit 64 bits"):
+    with pytest.raises(InvalidInputError, match="an integer that does not fit in 64 bits"):
         encode_metadata({"a": 10**5000})
 
 
