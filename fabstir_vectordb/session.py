@@ -1239,9 +1239,9 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
 
 
 class _Requests:
-    """Makes the search requests of a session: arguments are checked, as far as they do not depend on the rows.
+    """Makes the search requests of a session. It checks the arguments, as far as they do not depend on the rows.
 
-    Most searches ask as the last one did, but for their query; then nothing but the query is checked.
+    Most searches have the k and the options of the last one. Then only the query is checked.
 
     Args:
         runtime: has the index that is asked.

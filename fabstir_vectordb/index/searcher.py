@@ -203,7 +203,7 @@ class Searcher:
         plan: Plan,
         include_vectors: bool,
     ) -> SearchResults:
-        """Hits with the metadata that their slots have now, and with vectors where they are asked for."""
+        """Hits with the present metadata of their slots, and with vectors if asked for."""
         vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
         # One hit for each slot: map ends with its shortest argument.
         hits = map(SearchResult, ids, scores, distances, self._rows.arena.get_many(slots), vectors)

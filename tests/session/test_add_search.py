@@ -307,7 +307,7 @@ async def test_bad_searches_are_refused(query: Any, k: Any, fields: dict[str, An
 
 
 async def test_a_search_that_repeats_another_is_checked_like_it() -> None:
-    """Options are not checked again where they are those of the last search: only where they are the same objects."""
+    """Options that are the same objects as those of the last search are not checked again; equal ones are."""
     async with await session_on("memory:") as session:
         await session.add_vectors([{"id": str(n), "vector": [1, n], "metadata": {"n": n}} for n in range(4)])
         near: dict[str, Any] = {"threshold": 1, "exact": True}
