@@ -739,7 +739,7 @@ class VectorDBSession:
         """
         if filter is None:
             self._runtime.check()
-            return self._runtime.index.live_count
+            return self._runtime.here(lambda index: index.live_count)
         where = await self._parsed(filter)
         return await self._runtime.read(FilterNeed(), lambda index, _: index.count_where(where))
 
@@ -1081,7 +1081,7 @@ class VectorDBSession:
 
     def _stats(self, index: AnyIndex) -> SessionStats:
         workspace = self._workspace
-        return _stats_of(index, index.stats(), workspace.is_dirty, workspace.last_cid, workspace.superseded_bytes)
+        return _stats_of(index, *index.stats(), workspace.is_dirty, workspace.last_cid, workspace.superseded_bytes)
 
 
 class Creation(Coroutine[Any, Any, _S], Generic[_S]):
@@ -1118,7 +1118,7 @@ class Creation(Coroutine[Any, Any, _S], Generic[_S]):
 
 
 def _stats_of(
-    index: AnyIndex, native: NativeStats, is_dirty: bool, last_cid: str | None, superseded_bytes: int
+    index: AnyIndex, native: NativeStats, expired: int, is_dirty: bool, last_cid: str | None, superseded_bytes: int
 ) -> SessionStats:
     kinds = {
         name.removeprefix("bytes_"): value
@@ -1129,12 +1129,12 @@ def _stats_of(
     kinds["columns"] = index.column_bytes
     kinds["cache"] = index.cache_bytes
     return SessionStats(
-        vector_count=native.live - index.hidden_count,
+        vector_count=native.live - expired,
         memory_usage_mb=sum(kinds.values()) / 1e6,
         index_type=_INDEX_TYPES[native.graph_rows > 0, native.historical > 0],
         hnsw_vector_count=native.live - native.historical - native.bare if native.graph_rows else 0,
         ivf_vector_count=native.historical,
-        deleted_count=native.rows - native.live + index.hidden_count,
+        deleted_count=native.rows - native.live + expired,
         without_vector_count=native.bare,
         memory_bytes=kinds,
         plans=dict(index.plans_used),

@@ -31,6 +31,8 @@ FAST_KERNELS = ["-O2", "-g", "-fno-sanitize=all"]
 # No test comes near it, not on a machine that is many times slower or busier.
 TIMEOUT_S = 1_800
 
+pytestmark = pytest.mark.xdist_group("native")  # one process compiles the core
+
 
 @pytest.fixture(scope="session")
 def build() -> ModuleType:
@@ -93,7 +95,8 @@ def test_native(program: str, test: str, compile_test: Callable[[str], Path]) ->
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
-@pytest.mark.parametrize("program", ["test_base", pytest.param("test_index", marks=pytest.mark.long)])
+@pytest.mark.long  # the compiler builds the sanitiser first, for minutes
+@pytest.mark.parametrize("program", ["test_base", "test_index"])
 def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: Path) -> None:
     """Locks, pools of threads and the control word in test_base; parallel builds and searches in test_index."""
     target = tmp_path / program

@@ -431,7 +431,7 @@ def options() -> frozenset[str]:
 
 
 def option_exists(option: str) -> bool:
-    return option in options() or option in ("--args", "--version", "--check", "--config-file")
+    return option in options() or option in ("--args", "--version", "--check", "--config-file", "--dist")
 
 
 def test_the_lists_of_today_name_rules_that_there_are() -> None:

@@ -198,12 +198,17 @@ class Index:
     @property
     def hidden_count(self) -> int:
         """Rows that have expired and are no tombstones yet."""
-        return len(self._rows.hidden().slots)
+        return self._rows.counted()[1]
 
     @property
     def live_count(self) -> int:
-        """Rows that are neither deleted nor expired."""
-        return self.counts.live - self.hidden_count
+        """Rows that are neither deleted nor expired.
+
+        Raises:
+            IndexClosed: the index is closed.
+        """
+        counts, hidden = self.gate.within(self._rows.counted)
+        return counts.live - hidden
 
     # ---- memory
 
@@ -651,16 +656,19 @@ class Index:
         """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
         return self._cursors.stream_page(cursor, query, most, threshold, include_vectors)
 
-    def stats(self) -> NativeStats:
-        """Native counts and memory, without expired rows in `bare`; during a change, those from before it."""
+    def stats(self) -> tuple[NativeStats, int]:
+        """Native counts and memory, without expired rows in `bare`, and the number of expired rows.
 
-        def fresh() -> NativeStats:
+        During a change they are those from before it.
+        """
+
+        def fresh() -> tuple[NativeStats, int]:
             # Searches allocate memory, too: read fresh values, where the lock is free.
             taken: list[bool] = []
             try:
                 # One call of C takes the lock and notes it: Ctrl-C cannot come in between.
                 taken.extend(map(self.gate.lock.acquire, (False,)))
-                return fresh_stats(self._rows) if taken[0] else self.counts
+                return fresh_stats(self._rows) if taken[0] else self._rows.counted()
             finally:
                 if taken and taken[0]:
                     self.gate.lock.release()
@@ -671,10 +679,10 @@ class Index:
 # ---- Reads of rows -----------------------------------------------------------------------------------------
 
 
-def fresh_stats(rows: Rows) -> NativeStats:
-    """Native counts and memory, without expired rows in `bare`; under the lock."""
-    stats, hidden = rows.core.stats(), rows.hidden().slots
-    return stats._replace(bare=stats.bare - int(rows.are_bare(hidden).sum()))
+def fresh_stats(rows: Rows) -> tuple[NativeStats, int]:
+    """Native counts and memory, without expired rows in `bare`, and the number of expired rows; under the lock."""
+    stats, (counts, hidden) = rows.core.stats(), rows.counted()
+    return stats._replace(bare=counts.bare), hidden
 
 
 def timestamps_of(rows: Rows, ids: Sequence[str] | None) -> dict[str, float]:

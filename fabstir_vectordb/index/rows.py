@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.types import AddResult, Row
 
-__all__ = ["NO_STATS", "NoRows", "Rows", "Slots"]
+__all__ = ["NO_STATS", "NoRows", "Rows", "Slots", "Tally"]
 
 Slots = npt.NDArray[np.uint32]
 
@@ -88,6 +88,26 @@ class NoRows:
 _EMPTY: Final = NoRows()
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What there is to count, all of one moment: a reader takes it at once, without a lock.
+
+    Attributes:
+        counts: native counts and memory; expired rows count as live.
+        expiries: when rows expire.
+        bare_expiries: the same of rows without a vector, in no known order.
+    """
+
+    counts: NativeStats = NO_STATS
+    expiries: Expiries = field(default_factory=Expiries)
+    bare_expiries: Expiries = field(default_factory=Expiries)
+
+    def at(self, now_us: int) -> tuple[NativeStats, int]:
+        """The counts, without expired rows in `bare`, and the number of expired rows."""
+        bare = len(self.bare_expiries.hidden(now_us).slots)
+        return self.counts._replace(bare=self.counts.bare - bare), len(self.expiries.hidden(now_us).slots)
+
+
 class Rows:
     """Rows by slot.
 
@@ -97,6 +117,7 @@ class Rows:
         expiries: when rows expire, by slot.
         counts: native counts and memory after the last change. An event loop's thread reads these, as the native lock
             could make it wait for a whole change.
+        tally: the counts and expiries after the last change.
         vector_dim: components that a vector must have; None while no row has one.
         schema: the schema of metadata, or None.
         changes: number of changes; a session is dirty while it differs from the number at the last save or load.
@@ -115,6 +136,7 @@ class Rows:
         self.arena = MetadataArena()
         self.expiries = Expiries()
         self.counts = NO_STATS
+        self.tally = Tally()
         self.vector_dim: int | None = None
         self.schema: Schema | None = None
         self.changes = 0
@@ -157,6 +179,11 @@ class Rows:
         return Forecast(dim=dim, params=self.params, run=self.run, counts=self.counts)
 
     # ---- which rows
+
+    def counted(self) -> tuple[NativeStats, int]:
+        """Counts after the last change, without expired rows in `bare`, and the number of expired rows."""
+        tally = self.tally
+        return tally.at(0 if tally.expiries.is_empty else self.run.now_us())
 
     def hidden(self) -> Hidden:
         """The rows that have expired by now. The clock is only read where some row can expire."""
@@ -350,6 +377,8 @@ class Rows:
         core = self.core
         self.counts = counts = core.stats()
         self.vector_dim = core.dim if counts.with_vector else None
+        bare = self.expiries.among(core.are_bare) if counts.bare and not self.expiries.is_empty else Expiries()
+        self.tally = Tally(counts, self.expiries, bare)
 
     def remove(self, slots: Slots) -> None:
         """Makes tombstones of live rows, each given once."""

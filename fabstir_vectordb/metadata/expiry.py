@@ -7,6 +7,7 @@ replaces the object by a new one. So a reader sees either the old times or the n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,6 +82,15 @@ class Expiries:
         # Several threads may compute this at once, with equal results.
         self._hidden = Hidden(int(since), int(until), slots, bitmap(~gone) if len(slots) else None)
         return self._hidden
+
+    def among(self, wanted: Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.bool_]]) -> Expiries:
+        """The times of some of the rows that expire, in no known order.
+
+        Args:
+            wanted: which of given slots are among them.
+        """
+        slots = np.flatnonzero(self._times != NEVER_US).astype(np.uint32)
+        return Expiries(self._times[slots[wanted(slots)]])
 
     def of(self, slots: npt.NDArray[np.uint32]) -> list[float | None]:
         """Expiry times of slots, seconds since 1970; None for never."""

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from holding import Held
 from saving import Objects, rows, session_on
 
 from fabstir_vectordb import ConflictError, InvalidInputError, Maintainer, NotFoundError, VectorDBSession, VectorInput
@@ -198,3 +199,31 @@ async def test_a_bad_expiry_is_refused(bad: Any) -> None:
         with pytest.raises(InvalidInputError, match="2 vectors and 1 expires_at"):
             await session.add_batch(["a", "b"], rows(2), expires_at=[None])
         assert await session.count() == 0
+
+
+@pytest.mark.parametrize("method", ["delete", "stats"])
+async def test_counts_beside_a_change_leave_out_what_has_expired(
+    method: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a change makes tombstones of expired rows, and when it has made them and its counts are not there yet."""
+
+    async def counted() -> tuple[int, ...]:
+        stats = await session.get_stats()
+        return await session.count(), stats.vector_count, stats.without_vector_count, stats.deleted_count
+
+    async with await session_on("memory:", clock=clock) as session:
+        await session.add_batch(["a", "b", "c", "d"], rows(4), expires_at=[None, 1_010.0, 1_020.0, None])
+        await session.add_batch(["e", "f", "g"], None, expires_at=[1_010.0, None, 1_010.0])
+        clock.now = 1_015.0
+        before = (4, 4, 1, 3)
+        assert await counted() == before
+        with Held(monkeypatch, method) as held:
+            async with anyio.create_task_group() as group:
+                group.start_soon(session.delete_vector, "a")
+                await held.entered()
+                during = [await counted()]
+                clock.now = 1_025.0  # the clock goes on, whoever changes
+                during.append(await counted())
+                held.let_go()
+        assert during == [before, (3, 3, 1, 4)]
+        assert await counted() == (2, 2, 1, 5)

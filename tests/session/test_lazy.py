@@ -322,6 +322,17 @@ async def test_an_index_that_is_to_stay_lazy_stays_lazy(saved: tuple[Path, str])
         assert session._runtime.index.is_whole
 
 
+async def test_codes_are_held_as_the_bits_that_were_fetched(saved: tuple[Path, str]) -> None:
+    async with await session_on(saved[0].as_uri()) as session:
+        await session.load_user_vectors(become_whole=False)
+        held = (await session.get_stats()).memory_bytes
+        # One bit a dimension, in words of 64 bits, and a factor of four bytes; codes of four bits took 36 bytes.
+        assert held["codes"] <= ROWS * (8 + 8)
+        assert held["vectors"] == held["graph"] == 0
+        await session.search(rows_of(1, 14)[0], 10, threshold=None)
+        assert (await session.get_stats()).memory_bytes["codes"] == held["codes"]
+
+
 async def test_an_index_says_what_it_misses_and_scans_its_codes_once(
     saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,7 +328,7 @@ void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uin
 /* Bit codes of the rows of a store that has ids, tombstones and a codebook, but need not have the rows themselves. */
 typedef struct bit_codes {
     const store *s;
-    region codes;              /* n x code_bytes: 4-bit codes, each 0 or 1 */
+    region codes;              /* n x dim64 / 8: one bit a dimension */
     region factors;            /* n float32 */
     region norms;              /* L2: n float32, squared norms of the rows */
     float *lo, *step, *middle; /* dim64 each, zero-padded, one allocation at lo */
