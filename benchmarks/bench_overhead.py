@@ -6,6 +6,7 @@ turns. The fastest of many repetitions counts, as slower ones include noise of t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -57,7 +58,7 @@ def native_call(session: VectorDBSession, query: Any) -> Callable[[], object]:
     native = session._runtime.index.native
     assert native is not None
     search, answer = lib.fvdb_search_one, _Answer(K)
-    answer.ask((K, EF, False, False, 0))
+    answer.ask((K, EF, False, False, 0, -math.inf))
     pointer = ffi.from_buffer("float[]", query)
     return lambda: search(native._index, pointer, answer.params, answer.c)
 

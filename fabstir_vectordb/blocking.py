@@ -51,7 +51,8 @@ class BlockingRuntime(Runtime):
 
     def check(self) -> None:
         """Checks that the session is alive: any thread may call it."""
-        self._check_open()
+        if self._ended is not None:
+            raise self._refused(self._ended)
 
     async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:
         """The result of a read on the caller's thread; it waits for a running change."""

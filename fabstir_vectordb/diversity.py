@@ -103,7 +103,7 @@ def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) ->
 
 
 def _scores(rows: Float64Array, row: Float64Array, metric: Metric) -> Float64Array:
-    """The scores between rows and one of them, with the formulas of index/searcher.py."""
+    """The scores between rows and one of them, with the formulas of index_scores.c."""
     found: Any
     if metric == "l2":
         found = 1.0 / (1.0 + np.linalg.norm(rows - row, axis=1))

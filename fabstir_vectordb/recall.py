@@ -77,7 +77,7 @@ def _measure(rows: Sample, sample: int, k: int, effort: tuple[int, bool, int], c
             if control is not None and control.cancelled:
                 raise NativeCancelled
             started = time.perf_counter_ns()
-            found, distances, _, _ = native.search_one(query, k + 1, ef, exact, False, True, nprobe, allow)
+            found, distances, *_ = native.search_one(query, k + 1, ef, exact, False, True, nprobe, allow)
             micros[row] = (time.perf_counter_ns() - started) / 1e3
             others = [distance for slot, distance in zip(found, distances, strict=True) if slot != own[row]][:k]
             if exact:

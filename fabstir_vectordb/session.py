@@ -146,6 +146,7 @@ class VectorDBSession:
         self._workspace = Workspace(config, runtime, self._now_us)
         self._aging = Aging(runtime, self._now_us, config.recent_window_s)
         self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
+        self._requests = _Requests(runtime, config.default_threshold, self._recall_target)
         self._told_of_default = False
         if config.debug:
             log_level.begin_debug()
@@ -631,10 +632,10 @@ class VectorDBSession:
         if runtime.is_pause_due:
             await runtime.let_others_run()
         runtime.check()
-        if _has_large_filter(options, fields):
-            request = await runtime.compute(self._request, query, k, options, fields)
+        if (options is not None or "filter" in fields) and _has_large_filter(options, fields):
+            request = await runtime.compute(self._requests.make, query, k, options, fields)
         else:
-            request = self._request(query, k, options, fields)
+            request = self._requests.make(query, k, options, fields)
         found = self._search_at_once(request)
         return await self._search_aside(request) if found is None else found
 
@@ -700,7 +701,7 @@ class VectorDBSession:
         """
         self._runtime.check()
         where = EVERYTHING if filter is None else await self._parsed(filter)
-        request = self._request(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
+        request = self._requests.make(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
         index, next_hits = await self._runtime.cancellable(Reach.WHOLE, partial(self._start_of_stream, request, where))
         while hits := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_hits)):
             for hit in hits:
@@ -1014,23 +1015,6 @@ class VectorDBSession:
 
     # ---- searches
 
-    def _request(
-        self,
-        query: Any,
-        k: int,
-        options: SearchOptions | Mapping[str, Any] | None,
-        fields: Mapping[str, Any],
-    ) -> SearchRequest:
-        """A search request. Its arguments are checked, as far as they do not depend on the rows."""
-        return make_request(
-            prepare_query(query, self._runtime.index.vector_dim),
-            k,
-            options,
-            fields,
-            default_threshold=self._config.default_threshold,
-            default_target=self._recall_target,
-        )
-
     def _batch_request(
         self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
     ) -> SearchRequest:
@@ -1038,14 +1022,7 @@ class VectorDBSession:
         dim, (_, actual) = self._runtime.index.vector_dim, seeming_shape(queries)
         if actual and dim is not None:
             check_query_dim(actual, dim)
-        return make_request(
-            _NO_QUERY,
-            k,
-            options,
-            fields,
-            default_threshold=self._config.default_threshold,
-            default_target=self._recall_target,
-        )
+        return self._requests.check(_NO_QUERY, k, options, fields)
 
     def _search_at_once(self, request: SearchRequest) -> SearchResults | None:
         """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
@@ -1259,6 +1236,62 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
+
+
+class _Requests:
+    """Makes the search requests of a session. It checks the arguments, as far as they do not depend on the rows.
+
+    Most searches have the k and the options of the last one. Then only the query is checked.
+
+    Args:
+        runtime: has the index that is asked.
+        default_threshold, default_target: the session's values, for a search without its own.
+    """
+
+    def __init__(self, runtime: Runtime, default_threshold: float | Unset | None, default_target: float | None) -> None:
+        self._runtime = runtime
+        self._default_threshold, self._default_target = default_threshold, default_target
+        # k and fields of the last search, and what `check` made of them.
+        self._last: tuple[Any, Mapping[str, Any], tuple[Any, ...]] = (None, {}, ())
+
+    def make(
+        self,
+        query: Any,
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> SearchRequest:
+        """The request of a search for one query."""
+        vector = prepare_query(query, self._runtime.index.vector_dim)
+        last_k, last_fields, last = self._last
+        if k is last_k and options is None and len(fields) == len(last_fields):
+            for name, value in fields.items():
+                # By identity: True equals 1, but is no number of rows.
+                if name not in last_fields or value is not last_fields[name]:
+                    break
+            else:
+                return tuple.__new__(SearchRequest, (vector, *last))
+        request = self.check(vector, k, options, fields)
+        if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
+            self._last = k, fields, request[1:]
+        return request
+
+    def check(
+        self,
+        vector: npt.NDArray[np.float32],
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> SearchRequest:
+        """A request for a query that was checked."""
+        return make_request(
+            vector,
+            k,
+            options,
+            fields,
+            default_threshold=self._default_threshold,
+            default_target=self._default_target,
+        )
 
 
 def _has_large_filter(options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> bool:

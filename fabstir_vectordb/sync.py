@@ -415,7 +415,7 @@ class VectorDBSession:
         """
         verbs = self._verbs
         verbs._runtime.check()
-        request = verbs._request(query, k, options, fields)
+        request = verbs._requests.make(query, k, options, fields)
         found = verbs._search_at_once(request)
         return run_here(verbs._search_aside(request)) if found is None else found
 

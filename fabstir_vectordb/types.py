@@ -371,6 +371,14 @@ class SearchResults(tuple[SearchResult, ...]):
 _HITS_SHOWN = 3
 
 
+def results_of(hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> SearchResults:
+    """`SearchResults(hits, below_threshold, plan)` in two thirds of the time: each search makes one."""
+    results = tuple.__new__(SearchResults, hits)
+    results.below_threshold = below_threshold
+    results.plan = plan
+    return results
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallPoint(Record):
     """Recall and speed of one setting.

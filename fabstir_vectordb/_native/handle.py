@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fabstir_vectordb._native.aging import Aging
 from fabstir_vectordb._native.call import (
     Control,
+    Float64Array,
     NativeBusy,
     NativeCancelled,
     NativeTooFew,
     NativeUntrained,
     call,
+    expect,
     pack_ids,
+    pointer,
     text_of,
 )
 from fabstir_vectordb._native.constants import (
@@ -102,12 +107,26 @@ __all__ = [
     "estimate_work",
     "kernels",
     "pack_ids",
+    "scores_of",
     "trim",
     "trim_thread",
 ]
 
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
 _MEMORY = {"default": lib.FVDB_MEMORY_DEFAULT, "compact": lib.FVDB_MEMORY_COMPACT}
+
+
+def scores_of(metric: str, distances: Float64Array) -> Float64Array:
+    """The scores of distances.
+
+    Args:
+        metric: ``cosine``, ``l2`` or ``dot``.
+        distances: n float64, C-contiguous.
+    """
+    n, scores = len(distances), np.empty_like(distances)
+    expect("distances", distances, np.float64, (n,))
+    call(lib.fvdb_scores, _METRICS[metric], pointer("double[]", distances), n, pointer("double[]", scores))
+    return scores
 
 
 def _config(dim: int, metric: str, memory: str, M: int, ef_construction: int, threads: int, hash_seed: int = 0) -> Any:

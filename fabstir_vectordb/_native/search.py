@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 from struct import Struct
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -44,28 +45,52 @@ class SearchHits(NamedTuple):
     ids: list[list[str]]
 
 
+#: Slots, distances, ids, plan, scores, and how many of the k nearest the threshold left out.
+OneAnswer: TypeAlias = tuple[Sequence[int], Sequence[float], list[str], int, Sequence[float], int]
+
 _FLOATS = ffi.typeof("float[]")
+_search_one = lib.fvdb_search_one
+
+# What one search finds beside slots and ids, as `_Answer` has it in one piece: the size of the ids, the number of
+# results, the plan, how many were below the threshold, then k distances and k scores. A Struct reads all of it in the
+# time that cffi takes for three fields.
+_FOUND_AT = ffi.offsetof("fvdb_answer", "id_size")
+_NUMBERS_AT = ffi.sizeof("fvdb_answer")
+# Answers of so many results are kept by their index for the next search.
+_SPARE_K = 128
+
+
+def _reader(k: int) -> Callable[[Any], tuple[Any, ...]]:
+    return Struct(f"=Q3I{_NUMBERS_AT - _FOUND_AT - 20}x{2 * k}d").unpack_from
+
+
+_FOUND = [_reader(k) for k in range(_SPARE_K + 1)]
+_UINT32S = [Struct(f"={n}I").unpack_from for n in range(_SPARE_K + 1)]
 
 
 class _Answer:
     """Memory that answers of up to k results come in: allocating it would cost as much as a small walk."""
 
-    __slots__ = ("asked", "c", "distance_bytes", "distances", "id_bytes", "id_ends", "params", "slot_bytes", "slots")
+    __slots__ = ("_memory", "_numbers", "asked", "c", "found", "id_bytes", "id_ends", "params", "slot_bytes", "slots")
 
     def __init__(self, k: int) -> None:
-        self.slots, self.distances = ffi.new("uint32_t[]", k), ffi.new("double[]", k)
-        self.slot_bytes, self.distance_bytes = ffi.buffer(self.slots), ffi.buffer(self.distances)
-        self.id_ends = ffi.new("uint64_t[]", k)
-        self.c = ffi.new("fvdb_answer *")
-        # Most searches ask as the last one did: the params are written only when they differ.
-        self.params, self.asked = ffi.new("fvdb_search_params *"), (0, 0, False, False, 0)
-        self.c.slots, self.c.distances, self.c.id_ends = self.slots, self.distances, self.id_ends
+        # The numbers stand behind the struct, whose last fields are what else is read of it. Words give the alignment.
+        self._memory = ffi.new("uint64_t[]", _NUMBERS_AT // 8 + 2 * k)
+        self._numbers = ffi.cast("double *", self._memory + _NUMBERS_AT // 8)
+        self.found = ffi.buffer(self._memory + _FOUND_AT // 8, _NUMBERS_AT - _FOUND_AT + 16 * k)
+        self.slots, self.id_ends = ffi.new("uint32_t[]", k), ffi.new("uint64_t[]", k)
+        self.slot_bytes = ffi.buffer(self.slots)
+        self.c = ffi.cast("fvdb_answer *", self._memory)
+        self.c.slots, self.c.distances, self.c.id_ends = self.slots, self._numbers, self.id_ends
+        # Most searches ask as the last one did: what is asked is written only when it differs.
+        self.params, self.asked = ffi.new("fvdb_search_params *"), (0, 0, False, False, 0, 0.0)
         self.reserve(k * ID_ROOM_PER_HIT)
 
-    def ask(self, asked: tuple[int, int, bool, bool, int]) -> None:
-        """Writes the params: k, ef_search, exact, nowait, nprobe."""
+    def ask(self, asked: tuple[int, int, bool, bool, int, float]) -> None:
+        """Writes what is asked: k, ef_search, exact, nowait, nprobe and the threshold."""
         params = self.params
-        params.k, params.ef_search, params.exact, params.nowait, params.nprobe = asked
+        params.k, params.ef_search, params.exact, params.nowait, params.nprobe, self.c.threshold = asked
+        self.c.scores = self._numbers + asked[0]
         self.asked = asked
 
     def reserve(self, size: int) -> None:
@@ -79,13 +104,6 @@ class _Answer:
         ends = ffi.unpack(self.id_ends, n)
         starts = [0, *(end + 1 for end in ends[:-1])]
         return [self.id_bytes[start:end].decode() for start, end in zip(starts, ends, strict=True)]
-
-
-# Answers of so many results are kept by their index for the next search.
-_SPARE_K = 128
-# A Struct takes half the time of ffi.unpack.
-_DOUBLES = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
-_UINT32S = [Struct(f"={n}I").unpack_from for n in range(_SPARE_K + 1)]
 
 
 class Search(Owner):
@@ -104,7 +122,8 @@ class Search(Owner):
         with_slots: bool = True,
         nprobe: int = 0,
         allow: UInt64Array | None = None,
-    ) -> tuple[Sequence[int], Sequence[float], list[str], int]: ...
+        threshold: float = -inf,
+    ) -> OneAnswer: ...
     @overload
     def search_one(
         self,
@@ -116,7 +135,8 @@ class Search(Owner):
         with_slots: bool = True,
         nprobe: int = 0,
         allow: UInt64Array | None = None,
-    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None: ...
+        threshold: float = -inf,
+    ) -> OneAnswer | None: ...
     def search_one(
         self,
         query: Float32Array,
@@ -127,7 +147,8 @@ class Search(Owner):
         with_slots: bool = True,
         nprobe: int = 0,
         allow: UInt64Array | None = None,
-    ) -> tuple[Sequence[int], Sequence[float], list[str], int] | None:
+        threshold: float = -inf,
+    ) -> OneAnswer | None:
         """The k nearest rows of one query, with as little around the C call as Python allows.
 
         Args:
@@ -139,9 +160,11 @@ class Search(Owner):
             with_slots: False leaves the slots out, for callers that need none.
             nprobe: lists to look at; 0 lets the library choose.
             allow: as of `search`.
+            threshold: least score of a result.
 
         Returns:
-            Slots, distances and ids of the results, nearest first, and the plan.
+            Slots, distances and ids of the results, nearest first, the plan, the scores of the results, and how many of
+            the k nearest the threshold left out.
 
         Raises:
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
@@ -149,40 +172,40 @@ class Search(Owner):
         """
         if query.nbytes != self._query_bytes:
             expect("query", query, np.float32, (self.dim,))
+        spare = self._spare
         try:
-            answer = self._spare.pop() if k <= _SPARE_K else _Answer(k)
+            answer = spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
-        c, asked = answer.c, (k, ef_search, exact, nowait, nprobe)
+        c, asked = answer.c, (k, ef_search, exact, nowait, nprobe, threshold)
         if asked != answer.asked:
             answer.ask(asked)
         if allow is not None:
             bitmap = bitmap_of(allow)  # a name keeps it alive
             c.allow, c.allow_words = bitmap, len(allow)
         vector = ffi.from_buffer(_FLOATS, query)
-        while status := lib.fvdb_search_one(self._index, vector, answer.params, c):
+        while status := _search_one(self._index, vector, answer.params, c):
             if status == lib.FVDB_ERR_BUSY:
                 c.allow, c.allow_words = ffi.NULL, 0
-                self._spare.append(answer)
+                spare.append(answer)
                 return None
             if status != lib.FVDB_ERR_BUFFER:
                 raise_status(status, c.diag)
             answer.reserve(int(c.diag.expected))
-        n = c.count
-        if n <= _SPARE_K:
-            slots = _UINT32S[n](answer.slot_bytes) if with_slots else ()
-            distances = _DOUBLES[n](answer.distance_bytes)
-        else:
-            slots, distances = ffi.unpack(answer.slots, n), ffi.unpack(answer.distances, n)
-        ids = answer.id_bytes[: c.id_size - 1].decode().split("\0") if n else []
+        is_kept = k <= _SPARE_K
+        found = (_FOUND[k] if is_kept else _reader(k))(answer.found)
+        n = found[1]
+        slots: Sequence[int] = ()
+        if with_slots:
+            slots = _UINT32S[n](answer.slot_bytes) if is_kept else ffi.unpack(answer.slots, n)
+        ids = answer.id_bytes[: found[0] - 1].decode().split("\0") if n else []
         if len(ids) != n:
             ids = answer.ids_by_ends(n)
-        plan = c.plan
         if allow is not None:
             c.allow, c.allow_words = ffi.NULL, 0
-        if k <= _SPARE_K:
-            self._spare.append(answer)
-        return slots, distances, ids, plan
+        if is_kept:
+            spare.append(answer)
+        return slots, found[4 : 4 + n], ids, found[2], found[4 + k : 4 + k + n], found[3]
 
     def search(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Final, get_args
 
@@ -17,13 +18,14 @@ from fabstir_vectordb._native.handle import (
     PLAN_LISTS,
     Control,
     NativeIndex,
+    scores_of,
 )
-from fabstir_vectordb.config import Unset
+from fabstir_vectordb.config import METRICS, Unset
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import NoRows, Rows
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.types import Plan, SearchResult, SearchResults
+from fabstir_vectordb.types import Plan, SearchResult, SearchResults, results_of
 
 __all__ = ["SCORES", "Scorer", "Searcher"]
 
@@ -41,33 +43,14 @@ _SHORT_PROBED_VALUES_MAX: Final = 1 << 23
 # ---- Scores ------------------------------------------------------------------------------------------------
 
 
-def _cosine_scores(distances: Iterable[float]) -> list[float]:
-    """(1 + cos) / 2, cos = 1 - distance."""
-    return [1.0 - distance / 2.0 for distance in distances]
+def _scores(metric: str, distances: Iterable[float]) -> list[float]:
+    scores: list[float] = scores_of(metric, np.array(distances, dtype=np.float64)).tolist()
+    return scores
 
 
-def _l2_scores(distances: Iterable[float]) -> list[float]:
-    """1 / (1 + d), d the Euclidean distance."""
-    return [1.0 / (1.0 + distance) for distance in distances]
-
-
-def _dot_scores(distances: Iterable[float]) -> list[float]:
-    """The logistic function of the inner product."""
-    return [_logistic(-distance) for distance in distances]
-
-
-def _logistic(x: float) -> float:
-    """1 / (1 + exp(-x)), without overflow on either side."""
-    if x >= 0.0:
-        return 1.0 / (1.0 + math.exp(max(-x, -745.0)))
-    shrunk = math.exp(max(x, -745.0))
-    return shrunk / (1.0 + shrunk)
-
-
+#: Functions from distances to scores; the header of the native library has the formulas.
 SCORES: Final[dict[str, Callable[[Iterable[float]], list[float]]]] = {
-    "cosine": _cosine_scores,
-    "l2": _l2_scores,
-    "dot": _dot_scores,
+    metric: partial(_scores, metric) for metric in METRICS
 }
 
 #: Default threshold, the least score of a hit; for cosine 0.7 is cos = 0.4.
@@ -85,13 +68,17 @@ class Scorer:
         self.scores = SCORES[metric]
         self._default = _THRESHOLDS[metric]
 
+    def least(self, threshold: float | Unset | None) -> float:
+        """The least score of a hit."""
+        if isinstance(threshold, Unset):
+            threshold = self._default
+        return -math.inf if threshold is None else float(threshold)
+
     def passing(self, scores: Sequence[float], threshold: float | Unset | None) -> int:
         """How many hits pass the threshold. Scores fall with distance, so these are the first ones."""
-        least = self._default if isinstance(threshold, Unset) else threshold
-        n = len(scores)
-        if least is not None and n and scores[-1] < least:
-            while n and scores[n - 1] < least:
-                n -= 1
+        least, n = self.least(threshold), len(scores)
+        while n and scores[n - 1] < least:
+            n -= 1
         return n
 
 
@@ -142,11 +129,14 @@ class Searcher:
             check_query_dim(len(query), rows.vector_dim)
             return SearchResults([], 0, plans[PLAN_FLAT])  # no row has a vector yet
         with_slots = include_vectors or not rows.arena.is_empty
-        answer = core.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow)
+        least = -math.inf if threshold is None else self._scorer.least(threshold)
+        answer = core.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow, least)
         if answer is None:
             return None
-        slots, distances, ids, plan = answer
-        return self.results(core, slots, distances, ids, plans[plan], threshold, include_vectors)
+        slots, distances, ids, plan, scores, below = answer
+        if not slots:
+            return results_of(map(SearchResult, ids, scores, distances), below, plans[plan])
+        return self._described(core, slots, distances, ids, scores, below, plans[plan], include_vectors)
 
     def nearest_of_each(
         self,
@@ -196,18 +186,28 @@ class Searcher:
         threshold: float | Unset | None,
         include_vectors: bool,
     ) -> SearchResults:
-        """Hits of the rows found. `slots` is empty where no row has metadata and no vectors are asked for."""
+        """Hits of the rows found."""
         scores = self._scorer.scores(distances)
         n = self._scorer.passing(scores, threshold)
-        if n < len(scores):
-            ids, slots = ids[:n], slots[:n]
-        # One hit for each id: map ends with its shortest argument.
-        if not slots:
-            hits = list(map(SearchResult, ids, scores, distances))
-        else:
-            vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
-            hits = list(map(SearchResult, ids, scores, distances, self._rows.arena.get_many(slots), vectors))
-        return SearchResults(hits, len(scores) - n, plan)
+        below = len(scores) - n
+        return self._described(core, slots[:n], distances, ids, scores, below, plan, include_vectors)
+
+    def _described(
+        self,
+        core: NativeIndex,
+        slots: Sequence[int],
+        distances: Sequence[float],
+        ids: Sequence[str],
+        scores: Sequence[float],
+        below: int,
+        plan: Plan,
+        include_vectors: bool,
+    ) -> SearchResults:
+        """Hits with the present metadata of their slots, and with vectors if asked for."""
+        vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if include_vectors else repeat(None)
+        # One hit for each slot: map ends with its shortest argument.
+        hits = map(SearchResult, ids, scores, distances, self._rows.arena.get_many(slots), vectors)
+        return results_of(hits, below, plan)
 
     def is_short(self, request: SearchRequest, matched: int | None) -> bool:
         """Whether a search is so short that it should run without a change of threads.
@@ -218,19 +218,21 @@ class Searcher:
         """
         counts, dim = self._rows.counts, self._rows.core.dim
         k, ef, exact, nprobe = request.k, request.ef_search, request.exact, request.nprobe
+        graph_rows = counts.graph_rows
         if matched is not None:
             # Few rows are scanned. Among many, a walk skips the rows that do not match.
             if matched * dim <= _SHORT_SCAN_VALUES_MAX:
                 return True
-            return not exact and counts.graph_rows > 0 and max(k, ef) * counts.rows <= _SHORT_EF_MAX * matched
-        if (counts.graph_rows or counts.lists) and not exact:
-            # Where most rows of the graph are no candidates, the walk is long, or a scan by code replaces it. A worker
-            # thread is better where that scan is long, too.
-            recent = counts.live - counts.historical
-            probed = counts.historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
-            return (
-                max(k, ef) <= _SHORT_EF_MAX
-                and (2 * recent > counts.graph_rows or recent * dim <= _SHORT_PROBED_VALUES_MAX)
-                and probed * dim <= _SHORT_PROBED_VALUES_MAX
-            )
-        return counts.rows * dim <= _SHORT_SCAN_VALUES_MAX
+            return not exact and graph_rows > 0 and max(k, ef) * counts.rows <= _SHORT_EF_MAX * matched
+        if exact or not (graph_rows or counts.lists):
+            return counts.rows * dim <= _SHORT_SCAN_VALUES_MAX
+        historical = counts.historical
+        recent = counts.live - historical
+        # Where most rows of the graph are no candidates, the walk is long, or a scan by code replaces it. A worker
+        # thread is better where that scan is long, too.
+        if max(k, ef) > _SHORT_EF_MAX or (2 * recent <= graph_rows and recent * dim > _SHORT_PROBED_VALUES_MAX):
+            return False
+        if not historical:
+            return True
+        probed = historical * max(k // 10, 1) * (nprobe or counts.nprobe) // max(counts.lists, 1)
+        return probed * dim <= _SHORT_PROBED_VALUES_MAX

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 2
+#define FVDB_ABI_VERSION 3
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -227,23 +227,33 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
                         uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
                         uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag);
 
+/* Scores of n distances: from 0 to 1, and no larger for a larger distance.
+ * FVDB_METRIC_COSINE: 1 - d / 2, which is (1 + cos) / 2.  _L2: 1 / (1 + d).  _DOT: 1 / (1 + exp(d)), the logistic function
+ * of the inner product.  The last one depends on the C library's exp, in its last bit.
+ * Returns FVDB_OK or FVDB_ERR_ARGUMENT (unknown metric). */
+fvdb_status fvdb_scores(uint32_t metric, const double *distances, uint32_t n, double *out_scores, fvdb_diag *diag);
+
 /* Where fvdb_search_one leaves its answer: filled in once, used for any number of searches, by one thread at a time. */
 typedef struct fvdb_answer {
     uint32_t *slots;   /* in: room for k entries */
     double *distances; /* in: room for k entries */
+    double *scores;    /* in: room for k entries, as of fvdb_scores */
     uint64_t *id_ends; /* in: room for k entries */
     uint8_t *id_bytes; /* in: room for id_capacity bytes */
     uint64_t id_capacity;
     const uint64_t *allow; /* in: as of fvdb_search; NULL allows all */
     uint64_t allow_words;
+    double threshold; /* in: least score of a result; -INFINITY keeps all */
+    fvdb_diag diag;   /* out, on error only */
     uint64_t id_size; /* out: bytes of id_bytes in use */
     uint32_t count;   /* out: results */
     uint32_t plan;    /* out: FVDB_PLAN_* */
-    fvdb_diag diag;   /* out, on error only */
+    uint32_t below;   /* out: how many of the k nearest the threshold left out */
 } fvdb_answer;
 
-/* fvdb_search for one query (dim float32).  For bindings: there converting an argument of a call costs as much as scoring a
- * few rows, and taking ids apart more than that, so what few calls need stands in the answer.        [reader, whole]
+/* fvdb_search for one query (dim float32), with all that a result is made of.  For bindings: there converting an argument of
+ * a call costs as much as scoring a few rows, and taking ids apart more than that, so what few calls need stands in the
+ * answer.                                                                                            [reader, whole]
  * Each id in id_bytes is followed by a 0 byte; as an id may hold 0 bytes itself, id_ends says where each one ends.
  * Returns what fvdb_search returns; FVDB_ERR_BUFFER: (FVDB_ID_BYTES_MAX + 1) x k bytes always do. */
 fvdb_status fvdb_search_one(fvdb_index *index, const float *query, const fvdb_search_params *params,

@@ -150,6 +150,20 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
     return status;
 }
 
+fvdb_status fvdb_scores(uint32_t metric, const double *distances, uint32_t n, double *out_scores, fvdb_diag *diag) {
+    TRY(check_range(metric, FVDB_METRIC_COSINE, FVDB_METRIC_DOT, "unknown metric", diag));
+    index_scores(metric, distances, n, out_scores);
+    return FVDB_OK;
+}
+
+/* Scores the results, and leaves out those below the threshold: the last ones, as scores fall with the distance. */
+static void answer_scores(uint32_t metric, fvdb_answer *out) {
+    const uint32_t found = out->count;
+    index_scores(metric, out->distances, found, out->scores);
+    while (out->count && out->scores[out->count - 1] < out->threshold) out->count--;
+    out->below = found - out->count;
+}
+
 /* Caller holds the lock. */
 static fvdb_status answer_ids(const id_map *ids, fvdb_answer *out) {
     uint64_t at = 0;
@@ -174,7 +188,10 @@ fvdb_status fvdb_search_one(fvdb_index *index, const float *query, const fvdb_se
     TRY(search_begin(index, params, &answer->diag));
     fvdb_status status =
         index_search(index, query, 1, params, answer->allow, answer->allow_words, &out, NULL, &answer->diag);
-    if (status == FVDB_OK) status = answer_ids(&index->store.ids, answer);
+    if (status == FVDB_OK) {
+        answer_scores(index->config.metric, answer);
+        status = answer_ids(&index->store.ids, answer);
+    }
     rwlock_read_done(index->lock);
     return status;
 }

@@ -3,6 +3,8 @@
 #include "data.h"
 #include "index/index.h"
 
+#include <math.h>
+
 static fvdb_index *create(uint32_t dim, uint32_t metric, uint32_t memory, uint32_t threads) {
     fvdb_config config = {dim, metric, memory, 16, 100, threads, 7};
     fvdb_index *index = NULL;
@@ -355,12 +357,18 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     memcpy(queries, t.vectors + 7 * DIM, DIM * sizeof *queries);
     CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
     uint32_t slots[K], want_slots[K], want_count, want_plan;
-    double distances[K], want_distances[K];
+    double distances[K], scores[K], want_distances[K], want_scores[K];
     uint64_t ends[K], want_offsets[K + 1];
     uint8_t ids[K * 40], want_ids[K * 40];
     for (uint32_t q = 0; q < QUERIES; q++) {
         fvdb_search_params params = {.k = K, .ef_search = 1 + q * q * 5, .exact = q % 3 == 0, .nowait = q % 2};
-        fvdb_answer a = {.slots = slots, .distances = distances, .id_ends = ends, .id_bytes = ids, .id_capacity = 3};
+        fvdb_answer a = {.slots = slots,
+                         .distances = distances,
+                         .scores = scores,
+                         .id_ends = ends,
+                         .id_bytes = ids,
+                         .id_capacity = 3,
+                         .threshold = -INFINITY};
         CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
                           &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
         CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_ERR_BUFFER);
@@ -370,18 +378,27 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         a.id_capacity++;
         CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_OK);
         CHECK(!params.exact || a.plan == FVDB_PLAN_FLAT);
-        CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity);
+        CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity && a.below == 0);
         CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
         for (uint32_t i = 0, start = 0; i < K; start = (uint32_t)ends[i++] + 1) {
             CHECK(ends[i] - start == want_offsets[i + 1] - want_offsets[i] && ids[ends[i]] == 0);
             CHECK(memcmp(ids + start, want_ids + want_offsets[i], ends[i] - start) == 0);
         }
         CHECK(q > 0 || (slots[0] == 7 && ids[1] == 0));
+        CHECK(fvdb_scores(FVDB_METRIC_COSINE, distances, K, want_scores, NULL) == FVDB_OK);
+        CHECK(memcmp(scores, want_scores, sizeof scores) == 0);
+        for (uint32_t kept = 1; kept <= K; kept += 7) {
+            a.threshold = want_scores[kept - 1];
+            CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_OK);
+            CHECK(a.count >= kept && scores[a.count - 1] >= a.threshold && a.id_size == ends[a.count - 1] + 1);
+            CHECK(a.count + a.below == K && (a.below == 0 || want_scores[a.count] < a.threshold));
+        }
     }
     const uint64_t odd = 0xAAAAAAAAAAAAAAAAu;
     fvdb_search_params two = {.k = 2};
     fvdb_answer a = {.slots = slots,
                      .distances = distances,
+                     .scores = scores,
                      .id_ends = ends,
                      .id_bytes = ids,
                      .id_capacity = sizeof ids,
@@ -402,6 +419,22 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     fvdb_free(index);
     free_rows(&t);
     free(queries);
+}
+
+static void test_scores_fall_with_the_distance(void) {
+    const double distances[] = {-INFINITY, -1e3, -30, -1, 0, 0x1p-60, 0.5, 1, 2, 40, 800, INFINITY};
+    enum { N = sizeof distances / sizeof *distances };
+    double scores[N];
+    for (uint32_t metric = FVDB_METRIC_COSINE; metric <= FVDB_METRIC_DOT; metric++) {
+        const uint32_t first = metric == FVDB_METRIC_DOT ? 0 : 4,
+                       n = metric == FVDB_METRIC_COSINE ? 9 - first : N - first;
+        CHECK(fvdb_scores(metric, distances + first, n, scores, NULL) == FVDB_OK);
+        for (uint32_t i = 0; i < n; i++)
+            CHECK(scores[i] >= 0 && scores[i] <= 1 && (i == 0 || scores[i] <= scores[i - 1]));
+        CHECK(scores[0] == 1 && scores[n - 1] < 1e-300);
+    }
+    fvdb_diag diag = {0};
+    CHECK(fvdb_scores(FVDB_METRIC_DOT + 1, distances, 1, scores, &diag) == FVDB_ERR_ARGUMENT && diag.actual == 3);
 }
 
 static void test_bad_vectors_are_named(void) {
@@ -513,6 +546,7 @@ int main(void) {
     RUN(test_masks_never_return_too_few);
     RUN(test_more_asked_than_there_is);
     RUN(test_one_query_is_answered_as_by_a_search_of_many);
+    RUN(test_scores_fall_with_the_distance);
     RUN(test_bad_vectors_are_named);
     RUN(test_huge_and_tiny_values_are_exact);
     return check_done();

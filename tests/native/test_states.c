@@ -14,7 +14,7 @@ static float query[DIM] = {1, 2, 3, 4, 5};
 /* Room for whatever an entry writes. */
 static struct {
     uint32_t slots[ROWS + 16], more[ROWS + 16], n;
-    double distances[ROWS];
+    double distances[ROWS], scores[ROWS];
     uint64_t words[64], offsets[ROWS + 1], size;
     float vectors[ROWS * DIM];
     int64_t times[ROWS];
@@ -45,6 +45,7 @@ ENTRY(fvdb_search_exact) { return search(index, &exactly, diag); }
 ENTRY(fvdb_search_one) {
     fvdb_answer a = {.slots = room.slots,
                      .distances = room.distances,
+                     .scores = room.scores,
                      .id_ends = room.offsets,
                      .id_bytes = room.bytes,
                      .id_capacity = sizeof room.bytes};

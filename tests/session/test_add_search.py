@@ -306,6 +306,29 @@ async def test_bad_searches_are_refused(query: Any, k: Any, fields: dict[str, An
             await session.search([1, 2], 1, [("threshold", 0)])  # type: ignore[arg-type]
 
 
+async def test_a_search_that_repeats_another_is_checked_like_it() -> None:
+    """Options that are the same objects as those of the last search are not checked again; equal ones are."""
+    async with await session_on("memory:") as session:
+        await session.add_vectors([{"id": str(n), "vector": [1, n], "metadata": {"n": n}} for n in range(4)])
+        near: dict[str, Any] = {"threshold": 1, "exact": True}
+        for query in ([1, 0], [1, 3]):
+            assert [hit.distance for hit in await session.search(query, 1, **near)] == [0.0]
+        with pytest.raises(InvalidInputError, match="k must be"):
+            await session.search([1, 0], True, **near)
+        with pytest.raises(InvalidInputError, match="exact must be"):
+            await session.search([1, 0], 1, threshold=1, exact=1)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="include_vector is not one of"):
+            await session.search([1, 0], 1, threshold=1, include_vector=True)  # type: ignore[call-arg]
+        assert [hit.vector is None for hit in await session.search([1, 0], 1, threshold=1)] == [True]
+        assert len(await session.search([1, 0], 4, SearchOptions(threshold=None))) == 4
+        assert len(await session.search([1, 0], 4, {"threshold": 1})) == 1
+        assert len(await session.search([1, 0], 4)) == 3
+        chosen = {"n": 1}
+        for n in (1, 2):
+            chosen["n"] = n
+            assert [hit.id for hit in await session.search([1, 0], 4, filter=chosen, threshold=None)] == [str(n)]
+
+
 async def test_ids_of_every_plane_and_values_of_every_shape_come_back() -> None:
     ids = ["a\0b", "é", "漢字", "🦀", "\U000e0001", "\U0010ffff", "x" * 1024, " ", "../..", "Ωmega" * 100]
     values: list[Any] = [None, True, 0, -(2**63), 2**64 - 1, 1.5, -0.0, 5e-324, "ß🦀", [1, [2, {"a": [None]}]]]

@@ -140,11 +140,22 @@ def test_one_query_answers_as_a_batch_does(index: NativeIndex) -> None:
     queries = vectors(5, seed=1)
     hits = index.search(queries, 4)
     for row, query in enumerate(queries):
-        slots, distances, ids, plan = index.search_one(query, 4)
+        slots, distances, ids, plan, *_ = index.search_one(query, 4)
         assert list(slots) == hits.slots[row].tolist()
         assert list(distances) == hits.distances[row].tolist()
         assert ids == hits.ids[row] == [f"row-{slot}" for slot in slots]
         assert plan == hits.plans[row] == handle.PLAN_FLAT
+
+
+def test_one_query_leaves_out_what_scores_too_little(index: NativeIndex) -> None:
+    query = vectors(1, seed=1)[0]
+    _, distances, ids, _, scores, below = index.search_one(query, 20)
+    assert (list(scores), below) == (handle.scores_of("l2", np.array(distances)).tolist(), 0)
+    assert list(scores) == [1.0 / (1.0 + distance) for distance in distances]
+    for kept in (20, 7, 1):
+        found = index.search_one(query, 20, threshold=scores[kept - 1])
+        assert (len(found[0]), found[2], list(found[4]), found[5]) == (kept, ids[:kept], list(scores[:kept]), 20 - kept)
+    assert index.search_one(query, 20, threshold=1.0)[1:] == ((), [], handle.PLAN_FLAT, (), 20)
 
 
 def test_answers_are_those_of_a_plain_scan(index: NativeIndex) -> None:
@@ -168,7 +179,7 @@ def test_one_exact_answer_is_that_of_an_exact_search() -> None:
     queries = vectors(5, seed=2)
     hits = index.search(queries, 10, exact=True)
     for row, query in enumerate(queries):
-        slots, distances, _, plan = index.search_one(query, 10, exact=True, nowait=True)
+        slots, distances, _, plan, *_ = index.search_one(query, 10, exact=True, nowait=True)
         assert (list(slots), list(distances)) == (hits.slots[row].tolist(), hits.distances[row].tolist())
         assert plan == handle.PLAN_FLAT != index.search_one(query, 10, 10)[3]
 
@@ -179,7 +190,7 @@ def test_more_than_there_is_gives_what_there_is(index: NativeIndex) -> None:
     assert [len(ids) for ids in hits.ids] == [50, 50]
     assert (hits.slots[:, 50:] == NO_SLOT).all()
     assert np.isposinf(hits.distances[:, 50:]).all()
-    slots, distances, ids, _ = index.search_one(vectors(1)[0], 60)
+    slots, distances, ids, *_ = index.search_one(vectors(1)[0], 60)
     assert len(slots) == len(distances) == len(ids) == 50
 
 
@@ -213,7 +224,7 @@ def test_one_query_finds_ids_of_all_kinds_at_every_k(k: int) -> None:
     fill(index, names)
     for query in vectors(3, seed=4):
         hits = index.search(query[None], k)
-        slots, distances, ids, _ = index.search_one(query, k)
+        slots, distances, ids, *_ = index.search_one(query, k)
         assert (list(slots), list(distances), ids) == (hits.slots[0].tolist(), hits.distances[0].tolist(), hits.ids[0])
         assert ids == [names[slot] for slot in slots]
         assert index.search_one(query, k, with_slots=False)[1:3] == (distances, ids)
@@ -225,7 +236,7 @@ def test_one_query_looks_only_at_rows_that_are_allowed(index: NativeIndex, k: in
     query = vectors(1, seed=4)
     for bits in (np.array([5, 0, 1 << 40], np.uint64), np.full(5, 2**64 - 1, np.uint64), np.empty(0, np.uint64)):
         hits = index.search(query, k, allow=bits)
-        slots, distances, ids, plan = index.search_one(query[0], k, allow=bits)
+        slots, distances, ids, plan, *_ = index.search_one(query[0], k, allow=bits)
         n = len(ids)
         assert (list(slots), list(distances)) == (hits.slots[0, :n].tolist(), hits.distances[0, :n].tolist())
         assert (ids, plan) == (hits.ids[0], int(hits.plans[0]))
@@ -241,7 +252,7 @@ def test_ids_with_zero_characters_are_told_apart(index: NativeIndex) -> None:
     slots, _ = fill(index, names, vectors(6, seed=8))
     for name, query in zip(names, vectors(6, seed=8), strict=True):
         assert index.search_one(query, 1)[2] == [name]
-    found, _, ids, _ = index.search_one(vectors(1)[0], 56)
+    found, _, ids, *_ = index.search_one(vectors(1)[0], 56)
     assert ids == index.get_ids(np.array(found, dtype=np.uint32))
     assert set(names) < set(ids)
     assert index.get_ids(slots) == names
@@ -258,11 +269,11 @@ def test_a_search_within_a_search_has_an_answer_of_its_own(index: NativeIndex, m
 
     class Interrupting:
         def __getitem__(self, k: int) -> Any:
-            monkeypatch.setattr(search, "_DOUBLES", real)
+            monkeypatch.setattr(search, "_FOUND", real)
             return interrupted(k)
 
-    real = search._DOUBLES
-    monkeypatch.setattr(search, "_DOUBLES", Interrupting())
+    real = search._FOUND
+    monkeypatch.setattr(search, "_FOUND", Interrupting())
     assert index.search_one(rows[4], 3)[2] == index.search(rows[4][None], 3).ids[0]
     assert inner == [[["row-9"]], "row-9"]
 

@@ -133,6 +133,11 @@ fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_que
                          const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag);
 
+/* ---- index_scores.c ---- */
+
+/* Scores of distances, as fvdb_scores of the public header describes them. */
+void index_scores(uint32_t metric, const double *distances, uint32_t n, double *out);
+
 /* ---- index_lazy.c: an index without vectors of its own ---- */
 
 /* Rows first .. first + n - 1 that are not in the store: four byte planes of n x dim each, the low and the high bytes of
