@@ -30,7 +30,7 @@ from fabstir_vectordb._native.handle import Control, NativeCancelled
 from fabstir_vectordb.errors import MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, IndexClosed, LazyIndex
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
-from fabstir_vectordb.worker_threads import Outcome, run_in_thread, settle_bytes, settle_threads
+from fabstir_vectordb.worker_threads import Outcome, run_in_thread, trim_bytes, trim_threads
 
 __all__ = ["DESTROYED", "AnyIndex", "Runtime"]
 
@@ -315,7 +315,7 @@ class Runtime:
             finally:
                 binding.change_over = None
                 over.set()
-                await self.settle_where_due()
+                await self.trim_where_due()
             if self.whole().calibration_is_due:
                 await self.stoppable(self.whole().calibrate_where_due)
             return result
@@ -328,7 +328,7 @@ class Runtime:
             try:
                 return await self.stoppable(partial(function, self.whole()))
             finally:
-                await self.settle_where_due()
+                await self.trim_where_due()
 
         return await self._exclusive(change)
 
@@ -408,13 +408,13 @@ class Runtime:
             await anyio.lowlevel.checkpoint_if_cancelled()
         return outcome.get()
 
-    async def settle_where_due(self) -> None:
+    async def trim_where_due(self) -> None:
         """Returns freed memory to the system, once changes have freed much."""
         index = self.index
         budget = index.budget_bytes
-        if index.unsettled_bytes >= settle_bytes(None if budget is None else budget // 16):
-            index.unsettled_bytes = 0
-            await settle_threads()
+        if index.untrimmed_bytes >= trim_bytes(None if budget is None else budget // 16):
+            index.untrimmed_bytes = 0
+            await trim_threads()
 
 
 # ---- Event loops and processes -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from fabstir_vectordb._native.handle import trim, trim_thread
 
-__all__ = ["Outcome", "run_in_thread", "settle_bytes", "settle_threads"]
+__all__ = ["Outcome", "run_in_thread", "trim_bytes", "trim_threads"]
 
 _T = TypeVar("_T")
 
@@ -77,7 +77,7 @@ async def run_in_thread(function: Callable[[], _T], limiter: anyio.CapacityLimit
     return outcome.get()
 
 
-def settle_bytes(room: int | None) -> int:
+def trim_bytes(room: int | None) -> int:
     """Bytes of freed buffers after which they are returned to the system. Seldom enough, as a return takes
     milliseconds, and the next buffers need new pages.
 
@@ -87,13 +87,13 @@ def settle_bytes(room: int | None) -> int:
     return _UNLIMITED_BYTES if room is None else max(_BYTES_MIN, room)
 
 
-async def settle_threads() -> None:
+async def trim_threads() -> None:
     """Returns freed memory of the worker threads that were used last to the system."""
     limiter = anyio.CapacityLimiter(_THREADS)
     # The calls wait for each other, so that each runs in another thread.
     gate = threading.Barrier(_THREADS)
 
-    def settle_here() -> None:
+    def trim_here() -> None:
         turn = 0
         with suppress(threading.BrokenBarrierError):
             turn = gate.wait(_PATIENCE_S)
@@ -102,4 +102,4 @@ async def settle_threads() -> None:
     with anyio.CancelScope(shield=True):
         async with anyio.create_task_group() as group:
             for _ in range(_THREADS):
-                group.start_soon(run_in_thread, settle_here, limiter)
+                group.start_soon(run_in_thread, trim_here, limiter)

@@ -40,7 +40,7 @@ from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
 from fabstir_vectordb.types import ProgressCallback
-from fabstir_vectordb.worker_threads import settle_threads
+from fabstir_vectordb.worker_threads import trim_threads
 
 __all__ = ["Workspace"]
 
@@ -139,7 +139,7 @@ class Workspace:
             # budget has no room for it.
             with suppress(MemoryBudgetExceededError):
                 await runtime.stoppable(index.arrange)
-            await runtime.settle_where_due()
+            await runtime.trim_where_due()
         index.make_room()
         changes, keys = index.changes, await self._keys()
         saved = await save_version(
@@ -293,7 +293,7 @@ class Workspace:
         self.adopt(version, fresh.changes)
         with anyio.CancelScope(shield=True):
             await self._runtime.in_thread(old.close)
-            await settle_threads()
+            await trim_threads()
 
     # ---- helpers of the operations
 

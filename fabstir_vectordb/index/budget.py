@@ -51,7 +51,7 @@ class Budget:
 
     Attributes:
         limit_bytes: most bytes; None for no limit.
-        unsettled_bytes: upper bound of the bytes that changes have freed since the allocator last returned memory.
+        untrimmed_bytes: upper bound of the bytes that changes have freed since the allocator last returned memory.
 
     Args:
         limit_bytes: most bytes; None for no limit.
@@ -60,7 +60,7 @@ class Budget:
 
     def __init__(self, limit_bytes: int | None, cache: Cache) -> None:
         self.limit_bytes = limit_bytes
-        self.unsettled_bytes = 0
+        self.untrimmed_bytes = 0
         self._cache = cache
 
     @property
@@ -110,7 +110,7 @@ class Budget:
         Raises:
             MemoryBudgetExceededError: the bytes exceed the budget.
         """
-        self.unsettled_bytes += scratch  # a refused change has taken some, too
+        self.untrimmed_bytes += scratch  # a refused change has taken some, too
         self.require(what, content + max(scratch, self.reserve), way_out)
 
     def require_work(self, what: str, held: int, scratch: int) -> None:
@@ -120,7 +120,7 @@ class Budget:
             MemoryBudgetExceededError: the bytes exceed the budget.
         """
         self.require(what, held + scratch, "save, and load with a larger memory_budget_mb")
-        self.unsettled_bytes += scratch
+        self.untrimmed_bytes += scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -222,13 +222,13 @@ class Index:
         self._budget.limit_bytes = budget_bytes
 
     @property
-    def unsettled_bytes(self) -> int:
+    def untrimmed_bytes(self) -> int:
         """Upper bound of the bytes that changes have freed since the allocator last returned memory."""
-        return self._budget.unsettled_bytes
+        return self._budget.untrimmed_bytes
 
-    @unsettled_bytes.setter
-    def unsettled_bytes(self, size: int) -> None:
-        self._budget.unsettled_bytes = size
+    @untrimmed_bytes.setter
+    def untrimmed_bytes(self, size: int) -> None:
+        self._budget.untrimmed_bytes = size
 
     @property
     def metadata_bytes(self) -> int:

@@ -104,7 +104,7 @@ class LazyIndex:
         self._stays_lazy = not become_whole
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.changes = 0
-        self.unsettled_bytes = 0
+        self.untrimmed_bytes = 0
 
     def _of_version(self, stats: NativeStats) -> NativeStats:
         """Counts of the version. Its graph and lists are not in the native index here."""

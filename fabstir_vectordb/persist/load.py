@@ -256,7 +256,7 @@ async def _take_parts(
         meter.advance(part.record.size)
 
     await run_bounded([partial(take, part) for part in parts], transfers)
-    await workers.settle()
+    await workers.trim()
     meter.stage("index")
 
 

@@ -273,7 +273,7 @@ async def _store_parts_and_root(
 
     transfers = transfers_for(max((job.size for job in plan.jobs), default=0), settings.spare_bytes)
     await run_bounded([start(position, job) for position, job in enumerate(plan.jobs)], transfers)
-    await workers.settle()
+    await workers.trim()
 
     parts = [*(part for part in stored if part is not None), *plan.kept]
     parts.sort(key=lambda part: split_name(part.record.name))

@@ -23,7 +23,7 @@ from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import MUTABLE_BLOB_BYTES_MAX
 from fabstir_vectordb.storage.base import AtMost, Store
 from fabstir_vectordb.types import Progress, ProgressCallback
-from fabstir_vectordb.worker_threads import run_in_thread, settle_bytes, settle_threads
+from fabstir_vectordb.worker_threads import run_in_thread, trim_bytes, trim_threads
 
 __all__ = [
     "BUFFERS_PER_TRANSFER",
@@ -86,9 +86,9 @@ class Workers:
 
     def __init__(self, threads: int | None = None, spare_bytes: int | None = None) -> None:
         self._limiter = anyio.CapacityLimiter(max(1, min(4, threads or os.cpu_count() or 1)))
-        self._settle_bytes = settle_bytes(None if spare_bytes is None else spare_bytes // 3)
-        self._unsettled = 0
-        self._is_settling = False
+        self._trim_bytes = trim_bytes(None if spare_bytes is None else spare_bytes // 3)
+        self._untrimmed = 0
+        self._is_trimming = False
 
     async def run(self, function: Callable[..., _T], *args: Any) -> _T:
         """Runs `function` in a thread. A cancellation waits for it, so that its memory can be freed afterwards."""
@@ -96,17 +96,17 @@ class Workers:
 
     async def moved(self, size: int) -> None:
         """Notes a transferred part of so many bytes; after some of them, freed buffers go back to the system."""
-        self._unsettled += BUFFERS_PER_TRANSFER * size
-        if self._unsettled > self._settle_bytes and not self._is_settling:
-            await self.settle()
+        self._untrimmed += BUFFERS_PER_TRANSFER * size
+        if self._untrimmed > self._trim_bytes and not self._is_trimming:
+            await self.trim()
 
-    async def settle(self) -> None:
+    async def trim(self) -> None:
         """Returns freed buffers to the system."""
-        self._unsettled, self._is_settling = 0, True
+        self._untrimmed, self._is_trimming = 0, True
         try:
-            await settle_threads()
+            await trim_threads()
         finally:
-            self._is_settling = False
+            self._is_trimming = False
 
 
 async def run_bounded(jobs: Sequence[Callable[[], Awaitable[None]]], limit: int) -> None:
