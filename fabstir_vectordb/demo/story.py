@@ -71,8 +71,8 @@ async def _tell(say: Callable[[str], None], store: str) -> None:
         still = [hit.id for hit in await session.search(queries.vectors[0], _SHOWN_HITS, threshold=None)]
         steps.done(f"Deleted {gone}: " + ("still found." if gone in still else "it is gone from the answers."))
         again = await session.save_to_s5()
-        steps.done(f"Saved again, what changed alone: {again}")
-    say(f"Memory of the index: {stats.memory_usage_mb:.1f} MB, of this process at most: {_peak_mb()}.")
+        steps.done(f"Saved again, only the changed parts: {again}")
+    say(f"Memory of the index: {stats.memory_usage_mb:.1f} MB; peak memory of this process: {_peak_mb()}.")
     if not same or gone in still:
         raise SystemExit(1)
 
