@@ -218,6 +218,46 @@ class FaissFlat(Faiss):
         self._params = None
 
 
+class SymQG(Engine):
+    """rabitqlib's SymphonyQG graph, degree 32: raw rows beside the codes of each row's neighbours.
+
+    Euclidean distance, as in its authors' paper (Gou et al., SIGMOD 2025). It takes no rows after the build.
+    """
+
+    #: Bits a dimension of the rows that it scores exactly; 0 keeps them as float32.
+    bits = 0
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._rabitqlib = importlib.import_module("rabitqlib")
+        self._ef = EF_AFTER_BUILD
+
+    def build(self, base: Any, threads: int) -> None:
+        self._index = self._rabitqlib.SymqgIndex(base.shape[1], 2 * M, "l2", self.bits)
+        self._index.build(base, EF_CONSTRUCTION, threads)
+
+    def save(self, path: Path) -> None:
+        self._index.save(str(path))
+
+    def load(self, path: Path, rows: int, dim: int, threads: int) -> None:
+        self._index = self._rabitqlib.SymqgIndex.load(str(path))
+
+    def use(self, setting: Setting) -> None:
+        self._ef = setting["ef"]
+
+    def one(self, query: Any) -> Any:
+        return self._index.search(query[None], K, self._ef)[0][0]
+
+    def batch(self, queries: Any, threads: int) -> Any:
+        return self._index.search_batch(queries, K, self._ef, threads)[0]
+
+
+class SymQGCoded(SymQG):
+    """The same with rows of 8 bits a dimension; the originals are not kept."""
+
+    bits = 8
+
+
 class Svs(Engine):
     """SVS Vamana, float16."""
 
