@@ -1,6 +1,11 @@
 /* Regions, thread pools and the lock, sets and keys. */
+#define _GNU_SOURCE /* mincore */
 #include "check.h"
 #include "data.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 static void test_a_region_grows_with_zeros_and_keeps_its_content(void) {
     region r = {0};
@@ -19,6 +24,36 @@ static void test_a_region_grows_with_zeros_and_keeps_its_content(void) {
     CHECK(region_resident(&r) >= filled && region_resident(&r) < filled + 4096);
     region_free(&r);
     CHECK(r.base == NULL && r.used == 0);
+}
+
+/* Bytes of a region's pages that are in memory, as the kernel counts them. */
+#if defined(__linux__)
+static size_t in_memory(const region *r) {
+    const size_t pages = r->mapped / 4096;
+    unsigned char *is_in = malloc(pages);
+    CHECK(is_in && mincore(r->base, pages * 4096, is_in) == 0);
+    size_t n = 0;
+    for (size_t i = 0; i < pages; i++) n += is_in[i] & 1;
+    free(is_in);
+    return n * 4096;
+}
+#endif
+
+/* Grown, moved, shrunk and grown again beyond the size from which on huge pages are asked for. */
+static void test_a_large_region_takes_no_more_than_it_uses(void) {
+#if defined(__linux__)
+    region r = {0};
+    const size_t sizes[] = {5000000, 23000001, 6000000, 12345678, 90000000, 4200000, 1000, 9000000};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const size_t before = r.used;
+        CHECK(region_resize(&r, sizes[i]));
+        for (size_t at = before; at < r.used; at += 4096) CHECK(r.base[at] == 0);
+        memset(r.base, (int)i + 1, r.used);
+        CHECK(in_memory(&r) == region_resident(&r));
+        if (i) CHECK(r.base[0] == i + 1 && r.base[r.used - 1] == i + 1);
+    }
+    region_free(&r);
+#endif
 }
 
 static void test_a_region_that_cannot_grow_stays(void) {
@@ -129,6 +164,7 @@ int main(void) {
     RUN(test_classes_are_sorted_in_order);
     RUN(test_bits_past_a_set_are_not_in_it);
     RUN(test_a_region_grows_with_zeros_and_keeps_its_content);
+    RUN(test_a_large_region_takes_no_more_than_it_uses);
     RUN(test_a_region_that_cannot_grow_stays);
     RUN(test_a_thread_pool_does_each_item_once);
     RUN(test_readers_never_see_half_a_write);

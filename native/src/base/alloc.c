@@ -4,6 +4,9 @@
  * only the pages that were written.  On Linux it grows by mremap, which moves page tables instead of bytes, so growing
  * a 150 MB plane needs no second copy.  Elsewhere it is a plain allocation grown by an eighth at a time.
  *
+ * A large region asks for huge pages: rows are read here and there, and the walk of page tables costs as much as the row that
+ * it finds.  The last 2 MB, which are used in part, stay on small pages, so that nothing more is resident.
+ *
  * Invariants: bytes past `used` and below `mapped` are zero, so growing never has to clear; `base` is 64-byte aligned. */
 #define _GNU_SOURCE /* mremap */
 #include "base.h"
@@ -103,12 +106,42 @@ static size_t mapped_for(size_t bytes) { return round_up(bytes + bytes / 4, PAGE
 
 #if defined(__linux__)
 
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define HUGE_BYTES_MIN ((size_t)4 << 20)
+
+/* Bytes up to the last huge page that is used whole. */
+static size_t huge_bytes(const region *r) {
+    const uintptr_t base = (uintptr_t)r->base, end = (base + r->used) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    return r->used >= HUGE_BYTES_MIN ? end - base : 0;
+}
+
+/* All of this is advice: where the kernel takes none, nothing else changes. */
+static void ask_for_huge_pages(region *r) {
+    const size_t huge = huge_bytes(r);
+    if (huge <= r->huge) return;
+    madvise(r->base + r->huge, huge - r->huge, MADV_HUGEPAGE);
+    r->huge = huge;
+}
+
+static void keep_rest_on_small_pages(region *r) {
+    if (r->huge == 0) return;
+    r->huge = huge_bytes(r);
+    madvise(r->base + r->huge, r->mapped - r->huge, MADV_NOHUGEPAGE);
+}
+
+/* Moves a region, which must be of one kind of pages for it, to a larger place. */
+static void *moved(const region *r, size_t mapped) {
+    if (r->huge) madvise(r->base + r->huge, r->mapped - r->huge, MADV_HUGEPAGE);
+    return mremap(r->base, r->mapped, mapped, MREMAP_MAYMOVE);
+}
+
 /* The bytes between used and the end of its page are resident, hence cleared here; whole pages past it go back. */
 static void shrink_to(region *r, size_t bytes) {
     size_t keep = round_up(bytes, PAGE_BYTES), end = round_up(r->used, PAGE_BYTES);
     memset(r->base + bytes, 0, (r->used < keep ? r->used : keep) - bytes);
     if (end > keep) madvise(r->base + keep, end - keep, MADV_DONTNEED);
     r->used = bytes;
+    keep_rest_on_small_pages(r);
 }
 
 bool region_resize(region *r, size_t bytes) {
@@ -120,13 +153,18 @@ bool region_resize(region *r, size_t bytes) {
         size_t mapped = mapped_for(bytes);
         if (mapped < bytes || injected_failure()) return false;
         void *p = r->base
-                      ? mremap(r->base, r->mapped, mapped, MREMAP_MAYMOVE)
+                      ? moved(r, mapped)
                       : mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) return false;
-        r->base = p;
-        r->mapped = mapped;
+        const bool failed = p == MAP_FAILED;
+        if (!failed) {
+            r->base = p;
+            r->mapped = mapped;
+        }
+        keep_rest_on_small_pages(r);
+        if (failed) return false;
     }
     r->used = bytes;
+    ask_for_huge_pages(r);
     return true;
 }
 

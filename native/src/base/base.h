@@ -107,6 +107,7 @@ typedef struct region {
     uint8_t *base;
     size_t used;   /* bytes asked for: what memory statistics count */
     size_t mapped; /* bytes of address space */
+    size_t huge;   /* Linux: of the bytes used, those that asked for huge pages */
 } region;
 bool region_resize(region *r, size_t bytes); /* false: out of memory, region unchanged; may also shrink */
 void region_free(region *r);

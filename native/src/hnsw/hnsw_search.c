@@ -104,7 +104,7 @@ static uint32_t pool_position(const search_scratch *w, float distance) {
     if (n == 0) return 0;
     while (n > 1) {
         uint32_t half = n / 2;
-        from += from[half - 1].distance <= distance ? half : 0;
+        from += half & -(uint32_t)(from[half - 1].distance <= distance); /* a mask: compilers make a branch of ?: */
         n -= half;
     }
     return (uint32_t)(from - w->pool) + (from->distance <= distance);
