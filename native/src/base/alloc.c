@@ -4,8 +4,8 @@
  * only the pages that were written.  On Linux it grows by mremap, which moves page tables instead of bytes, so growing
  * a 150 MB plane needs no second copy.  Elsewhere it is a plain allocation grown by an eighth at a time.
  *
- * A large region asks for huge pages: rows are read here and there, and the walk of page tables costs as much as the row that
- * it finds.  The last 2 MB, which are used in part, stay on small pages, so that nothing more is resident.
+ * A region whose rows are read here and there asks for huge pages, once it is large: else the walk of page tables costs as much
+ * as the row that it finds.  Of the last of them region_trim gives back what is not used.
  *
  * Invariants: bytes past `used` and below `mapped` are zero, so growing never has to clear; `base` is 64-byte aligned. */
 #define _GNU_SOURCE /* mremap */
@@ -109,30 +109,16 @@ static size_t mapped_for(size_t bytes) { return round_up(bytes + bytes / 4, PAGE
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define HUGE_BYTES_MIN ((size_t)4 << 20)
 
-/* Bytes up to the last huge page that is used whole. */
-static size_t huge_bytes(const region *r) {
-    const uintptr_t base = (uintptr_t)r->base, end = (base + r->used) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-    return r->used >= HUGE_BYTES_MIN ? end - base : 0;
+/* Of the whole mapping, as the kernel moves no two kinds of pages at once.  Advice: where it is not taken nothing changes. */
+static void ask_for_huge_pages(const region *r) {
+    if (r->scattered && r->mapped >= HUGE_BYTES_MIN) madvise(r->base, r->mapped, MADV_HUGEPAGE);
 }
 
-/* All of this is advice: where the kernel takes none, nothing else changes. */
-static void ask_for_huge_pages(region *r) {
-    const size_t huge = huge_bytes(r);
-    if (huge <= r->huge) return;
-    madvise(r->base + r->huge, huge - r->huge, MADV_HUGEPAGE);
-    r->huge = huge;
-}
-
-static void keep_rest_on_small_pages(region *r) {
-    if (r->huge == 0) return;
-    r->huge = huge_bytes(r);
-    madvise(r->base + r->huge, r->mapped - r->huge, MADV_NOHUGEPAGE);
-}
-
-/* Moves a region, which must be of one kind of pages for it, to a larger place. */
-static void *moved(const region *r, size_t mapped) {
-    if (r->huge) madvise(r->base + r->huge, r->mapped - r->huge, MADV_HUGEPAGE);
-    return mremap(r->base, r->mapped, mapped, MREMAP_MAYMOVE);
+void region_trim(const region *r) {
+    const uintptr_t base = (uintptr_t)r->base, used = round_up(base + r->used, PAGE_BYTES);
+    uintptr_t end = round_up(base + r->used, HUGE_PAGE_BYTES);
+    if (end > base + r->mapped) end = base + r->mapped;
+    if (r->scattered && end > used) madvise((void *)used, end - used, MADV_DONTNEED);
 }
 
 /* The bytes between used and the end of its page are resident, hence cleared here; whole pages past it go back. */
@@ -141,7 +127,6 @@ static void shrink_to(region *r, size_t bytes) {
     memset(r->base + bytes, 0, (r->used < keep ? r->used : keep) - bytes);
     if (end > keep) madvise(r->base + keep, end - keep, MADV_DONTNEED);
     r->used = bytes;
-    keep_rest_on_small_pages(r);
 }
 
 bool region_resize(region *r, size_t bytes) {
@@ -153,24 +138,20 @@ bool region_resize(region *r, size_t bytes) {
         size_t mapped = mapped_for(bytes);
         if (mapped < bytes || injected_failure()) return false;
         void *p = r->base
-                      ? moved(r, mapped)
+                      ? mremap(r->base, r->mapped, mapped, MREMAP_MAYMOVE)
                       : mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        const bool failed = p == MAP_FAILED;
-        if (!failed) {
-            r->base = p;
-            r->mapped = mapped;
-        }
-        keep_rest_on_small_pages(r);
-        if (failed) return false;
+        if (p == MAP_FAILED) return false;
+        r->base = p;
+        r->mapped = mapped;
+        ask_for_huge_pages(r);
     }
     r->used = bytes;
-    ask_for_huge_pages(r);
     return true;
 }
 
 void region_free(region *r) {
     if (r->base) munmap(r->base, r->mapped);
-    *r = (region){0};
+    *r = (region){.scattered = r->scattered};
 }
 
 #else
@@ -214,8 +195,10 @@ bool region_resize(region *r, size_t bytes) {
 
 void region_free(region *r) {
     aligned_delete(r->base);
-    *r = (region){0};
+    *r = (region){.scattered = r->scattered};
 }
+
+void region_trim(const region *r) { (void)r; }
 
 #endif
 

@@ -105,13 +105,15 @@ void mem_fail_after(int64_t n);
  * are resident.  64-byte aligned.  Growing keeps the content and may move it; new bytes are zero. */
 typedef struct region {
     uint8_t *base;
-    size_t used;   /* bytes asked for: what memory statistics count */
-    size_t mapped; /* bytes of address space */
-    size_t huge;   /* Linux: of the bytes used, those that asked for huge pages */
+    size_t used;    /* bytes asked for: what memory statistics count */
+    size_t mapped;  /* bytes of address space */
+    bool scattered; /* set by its owner: read here and there, so on huge pages where there are some */
 } region;
 bool region_resize(region *r, size_t bytes); /* false: out of memory, region unchanged; may also shrink */
 void region_free(region *r);
 size_t region_resident(const region *r); /* `used`, rounded up to pages */
+/* Gives back the rest of a scattered region's last huge page: until then up to 2 MB more may be resident. */
+void region_trim(const region *r);
 
 /* ---- random numbers: seeded, the same everywhere ---- */
 

@@ -15,6 +15,7 @@ void hnsw_init(hnsw *g, const fvdb_config *config) {
     *g = (hnsw){.M = config->M, .M0 = 2 * config->M, .ef_construction = config->ef_construction, .entry = FVDB_NO_SLOT};
     g->packed = config->memory == FVDB_MEMORY_COMPACT;
     g->link_bits = g->packed ? LINK_BITS_MIN : 32;
+    g->links0.scattered = true;
 }
 
 void hnsw_free(hnsw *g) {

@@ -20,8 +20,15 @@ void store_init(store *s, const kernel_table *kernels, const fvdb_config *config
     s->dim16 = (uint32_t)round_up(config->dim, PLANE_LANES);
     s->dim64 = (uint32_t)round_up(config->dim, CODE_DIMS);
     s->code_bytes = s->dim64 / CODE_DIMS * CODE_BLOCK_BYTES;
+    s->high.scattered = s->low.scattered = s->codes.scattered = true;
     id_map_init(&s->ids, config->hash_seed);
     timestamps_init(&s->times);
+}
+
+void store_trim(const store *s) {
+    region_trim(&s->high);
+    region_trim(&s->low);
+    region_trim(&s->codes);
 }
 
 void store_free(store *s) {

@@ -135,6 +135,8 @@ static inline bool store_has_codes(const store *s) { return s->memory == FVDB_ME
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
 void store_free(store *s);
+/* Gives back memory of large arrays that no row uses. */
+void store_trim(const store *s);
 
 /* FVDB_OK, FVDB_ERR_NOT_FINITE or FVDB_ERR_ZERO_VECTOR (cosine); *component says where. */
 fvdb_status store_check_vector(const store *s, const float *x, uint32_t *component);
