@@ -96,7 +96,7 @@ static uint32_t hash_value(uint64_t seed, uint8_t kind, const uint8_t *bytes, si
 
 static bool grow_table(walk *w) {
     const uint32_t size = w->table_size ? 2 * w->table_size : TABLE_MIN;
-    place *table = mem_alloc_array(size, sizeof *table);
+    place *table = size ? mem_alloc_array(size, sizeof *table) : NULL; /* 0: there are too many values */
     if (!table) return ends_with(w, FVDB_ERR_MEMORY);
     for (uint32_t i = 0; i < w->table_size; i++) {
         if (!w->table[i].code) continue;
@@ -110,7 +110,8 @@ static bool grow_table(walk *w) {
     return true;
 }
 
-/* The text behind the other texts, with a 0 byte.  Rows that do not overlap always leave room for it, as its head has a byte. */
+/* Puts a text behind the other texts, with a 0 byte.  Rows that do not overlap always leave room for it: its head has a byte
+ * or more. */
 static bool copy_text(walk *w, const uint8_t *text, size_t size) {
     fvdb_cells *cells = w->cells;
     if (size >= cells->texts_capacity - cells->texts_size) return ends_with(w, FVDB_ERR_ARGUMENT);
@@ -120,7 +121,7 @@ static bool copy_text(walk *w, const uint8_t *text, size_t size) {
     return true;
 }
 
-/* The code of a value; the value is new to the table or not. */
+/* The code of a value, which enters the table if it is new. */
 static bool code_value(walk *w, uint8_t kind, const uint8_t *bytes, size_t size, int32_t *out) {
     fvdb_cells *cells = w->cells;
     if (2 * (uint64_t)cells->n_values >= w->table_size && !grow_table(w)) return false;
@@ -135,8 +136,8 @@ static bool code_value(walk *w, uint8_t kind, const uint8_t *bytes, size_t size,
     }
     const uint32_t code = cells->n_values;
     *out = (int32_t)code;
-    /* Without room there are more entries than their capacity, and the call only counts them: as many values are only
-     * those of rows, or entries. */
+    /* Each value of the table is of another row or entry.  So without room there are more entries than their capacity, and
+     * the call only counts them. */
     if (code == (uint64_t)w->field->n + cells->capacity) return true;
     cells->value_starts[code] = (uint64_t)(bytes - w->field->bytes);
     cells->value_sizes[code] = (uint32_t)size;
