@@ -81,17 +81,30 @@ static bool ends_with(walk *w, fvdb_status status) {
 
 /* ---- the table of values ---- */
 
-/* Eight bytes at a time through mix64, as ids; the seed keeps chosen values from piling up in one place. */
+static uint64_t load_word(const uint8_t *bytes, size_t size) {
+    uint64_t word = 0;
+    memcpy(&word, bytes, size);
+    return word;
+}
+
+/* Both halves of a product, which depend on all bits of both factors. */
+static uint64_t fold(uint64_t a, uint64_t b) {
+    const unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* Sixteen bytes a product, as wyhash (Wang Yi, 2019) does: with mix64, which takes two products for eight, texts of 75 bytes took
+ * a quarter longer to read.  Nobody who writes the values knows the seed, so chosen ones do not pile up in one place. */
 static uint32_t hash_value(uint64_t seed, uint8_t kind, const uint8_t *bytes, size_t size) {
-    uint64_t hash = mix64(seed ^ size ^ (uint64_t)kind << 56);
-    for (; size >= 8; bytes += 8, size -= 8) {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        hash = mix64(hash ^ word);
-    }
-    uint64_t rest = 0;
-    for (size_t i = 0; i < size; i++) rest = rest << 8 | bytes[i];
-    return (uint32_t)mix64(hash ^ rest);
+    const uint64_t secret = mix64(seed);
+    uint64_t hash = seed ^ size ^ (uint64_t)kind << 56;
+    for (; size > 16; bytes += 16, size -= 16)
+        hash = fold(load_word(bytes, 8) ^ secret, load_word(bytes + 8, 8) ^ hash);
+    uint64_t low = 0, high = 0;
+    if (size >= 8) low = load_word(bytes, 8), high = load_word(bytes + size - 8, 8);
+    else if (size >= 4) low = load_word(bytes, 4), high = load_word(bytes + size - 4, 4);
+    else if (size) low = (uint64_t)bytes[0] << 16 | (uint64_t)bytes[size / 2] << 8 | bytes[size - 1];
+    return (uint32_t)mix64(fold(low ^ secret, high ^ hash));
 }
 
 static bool grow_table(walk *w) {
