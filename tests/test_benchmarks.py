@@ -20,6 +20,7 @@ FOLDER = ROOT / "benchmarks"
 ONLY_OURS = ["--engines", "fabstir"]
 #: Arguments beyond --tiny, and what the summary must have.
 SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
+    "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
     "bench_filter": (ONLY_OURS, {"50%", "10%", "1%", "0.1%"}),
     "bench_growth": ([*ONLY_OURS, "--sizes", "1500,2500"], {"sizes", "evidence"}),
     "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),

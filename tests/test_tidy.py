@@ -41,8 +41,8 @@ VERBS = {
     *("load_user_vectors", "save_to_s5", "warm", "history", "list_indexes", "prune_history", "verify", "share"),
 }
 
-#: Folders of the core, each to include only what stands below it; hnsw and ivf none of each other.
-LAYERS = {"api": 7, "format": 6, "index": 5, "hnsw": 4, "ivf": 4, "store": 3, "kernels": 2, "base": 1}
+#: Folders of the core, each to include only what stands below it; hnsw and ivf none of each other, none metadata.
+LAYERS = {"api": 7, "format": 6, "index": 5, "hnsw": 4, "ivf": 4, "store": 3, "kernels": 2, "metadata": 2, "base": 1}
 
 TODAY: dict[str, set[str]] = {
     "imports that close a circle": set(),

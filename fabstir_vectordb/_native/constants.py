@@ -24,6 +24,7 @@ __all__ = [
     "PART_TOMBSTONES",
     "PART_VECTORLESS",
     "PART_VECTORS",
+    "PATH_STEPS_MAX",
     "PLAN_FLAT",
     "PLAN_GRAPH",
     "PLAN_HYBRID",
@@ -46,6 +47,8 @@ LISTS_MAX = int(lib.FVDB_LISTS_MAX)
 LISTS_ROWS_MIN = int(lib.FVDB_LISTS_ROWS_MIN)
 M_MIN = int(lib.FVDB_M_MIN)
 M_MAX = int(lib.FVDB_M_MAX)
+#: Most steps of a path to a field.
+PATH_STEPS_MAX = int(lib.FVDB_PATH_STEPS_MAX)
 ROWS_MAX = int(lib.FVDB_ROWS_MAX)
 STEPS_MAX = int(lib.FVDB_STEPS_MAX)
 THREADS_MAX = int(lib.FVDB_THREADS_MAX)

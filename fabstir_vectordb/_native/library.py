@@ -34,6 +34,9 @@ _STRUCTS = (
     "fvdb_part",
     "fvdb_answer",
     "fvdb_load",
+    "fvdb_step",
+    "fvdb_field",
+    "fvdb_cells",
 )
 _HERE = Path(__file__).resolve().parent
 

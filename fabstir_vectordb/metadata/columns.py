@@ -3,8 +3,8 @@
 A column holds one field of all rows. Single values are in arrays by slot: numbers as float64, all other values
 (strings, bools, null, dates, datetimes, UUIDs) as a code of the column's dictionary. Values of lists, and of rows in
 which a dotted path has several readings, are in separate arrays, with their slots. A column is made from the arena for
-the first filter on its field, and updated for later ones: new rows are appended, changed rows are read again. It is a
-cache, and can be dropped at any time.
+the first filter on its field, and updated for later ones: new rows are appended, changed rows are read again. C reads
+the rows, and gives each distinct value once (native/src/metadata). A column is a cache, and can be dropped at any time.
 
 Columns are used only under the lock of changes. A returned mask is never written to again.
 """
@@ -18,16 +18,18 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
+from itertools import islice
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb._native.fields import VALUE_LARGE
 from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.filter_parse import Values
-from fabstir_vectordb.metadata.path import parse_path, readings
-from fabstir_vectordb.metadata.values import Key, Scalar, decode_metadata, key_of
+from fabstir_vectordb.metadata.path import packed, parse_path
+from fabstir_vectordb.metadata.values import Key, Scalar, key_of
 
 __all__ = ["Column", "Columns", "Mask"]
 
@@ -39,8 +41,10 @@ _NAN: Final = float("nan")
 _EXACT: Final = 2**53
 #: Bytes of a dictionary entry without its key: two places of a dict's table, one of the list of keys (64-bit CPython).
 _ENTRY_BYTES: Final = 120
-#: Rows decoded at a time.
-_DECODED_ROWS: Final = 4_096
+#: Rows read at a time. What is read of them takes 1 to 2 MB beside the column, more where lists are long.
+_READ_ROWS: Final = 16_384
+#: Values of lists that a row is expected to have at most, on average.
+_LIST_ROOM: Final = 4
 #: Types in the order of a scan: null, bools, numbers, strings, dates, datetimes, UUIDs.
 _RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
@@ -63,19 +67,35 @@ class _Wide(NamedTuple):
 _ALONE, _READING, _LISTED = 0, 1, 2
 
 
+class _Listed(NamedTuple):
+    """Values of lists, and of rows with several readings: arrays with one entry for each value."""
+
+    slots: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.float64]
+    codes: npt.NDArray[np.int32]
+    in_list: Mask
+
+    def kept(self, stays: Mask) -> _Listed:
+        """The entries of a mask."""
+        return _Listed._make(array[stays] for array in self)
+
+
+def _joined(parts: Sequence[_Listed]) -> _Listed:
+    return _Listed._make(map(np.concatenate, zip(*parts, strict=True)))
+
+
 class Column:
     """One field of all rows, up to date for the first `n` slots."""
 
     def __init__(self, path: str) -> None:
-        self._path = parse_path(path)
+        self._path = packed(parse_path(path))
         self._present = np.empty(0, dtype=np.bool_)
         self._numbers = np.empty(0, dtype=np.float64)
         self._codes = np.empty(0, dtype=np.int32)
-        # Values of lists and of several readings.
-        self._list_slots = np.empty(0, dtype=np.int64)
-        self._list_numbers = np.empty(0, dtype=np.float64)
-        self._list_codes = np.empty(0, dtype=np.int32)
-        self._in_list = np.empty(0, dtype=np.bool_)
+        self._listed = _Listed(
+            np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)
+        )
+        self._list_room = 0
         # Numbers of 2^53 and more that a row holds as an int. `values` returns them as integers.
         self._large: set[float] = set()
         self._wide: list[_Wide] = []
@@ -93,94 +113,86 @@ class Column:
     def nbytes(self) -> int:
         """Bytes held."""
         by_slot = (self._present, self._numbers, self._codes)
-        of_lists = (self._list_slots, self._list_numbers, self._list_codes, self._in_list)
         ranks = sum(8 * len(keys) + codes.nbytes for keys, codes in self._ranks.values())
         aside = 100 * len(self._wide) + 80 * len(self._large)
-        return sum(array.nbytes for array in (*by_slot, *of_lists)) + self._key_bytes + ranks + aside
+        return sum(array.nbytes for array in (*by_slot, *self._listed)) + self._key_bytes + ranks + aside
 
     # ---- keeping up to date
 
-    def put(self, slots: npt.NDArray[np.int64], values: Sequence[Any]) -> None:
-        """Reads the metadata of slots into the column: either slots that it covers, or the next slots.
+    def extend(self, arena: MetadataArena, rows: int) -> None:
+        """Reads the next slots, until the column covers `rows` slots."""
+        present, numbers, codes = (_grown(array, rows) for array in (self._present, self._numbers, self._codes))
+        listed = [self._listed]
+        for start in range(self.n, rows, _READ_ROWS):
+            end = min(start + _READ_ROWS, rows)
+            present[start:end], numbers[start:end], codes[start:end], found = self._read(arena, np.arange(start, end))
+            listed.append(found)
+        self._present, self._numbers, self._codes = present, numbers, codes
+        self._listed = _joined(listed)
 
-        Args:
-            slots: distinct slots, ascending.
-            values: the decoded metadata of each slot, None for no metadata.
-        """
-        m = len(slots)
-        present = np.zeros(m, dtype=np.bool_)
-        numbers, codes = np.full(m, np.nan), np.full(m, _NONE, dtype=np.int32)
-        listed: list[tuple[int, float, int, bool]] = []
-        self._forget(slots)
-        for row, (slot, value) in enumerate(zip(slots.tolist(), values, strict=True)):
-            found = readings(value, self._path)
-            if not found:
-                continue
-            present[row] = True
-            if len(found) == 1 and len(found[0]) == 1 and not isinstance(found[0][0], list):
-                numbers[row], codes[row] = self._cell(slot, found[0][0], _ALONE)
-                continue
-            for reading in found:
-                where = _READING if len(reading) == 1 and not isinstance(reading[0], list) else _LISTED
-                for item in _flat(reading):
-                    number, code = self._cell(slot, item, where)
-                    if code != _NONE or not math.isnan(number):
-                        listed.append((slot, number, code, where == _LISTED))
-        self._place(slots, present, numbers, codes)
-        if listed:
-            of_slots, of_numbers, of_codes, in_list = zip(*listed, strict=True)
-            self._list_slots = np.append(self._list_slots, np.array(of_slots, dtype=np.int64))
-            self._list_numbers = np.append(self._list_numbers, np.array(of_numbers))
-            self._list_codes = np.append(self._list_codes, np.array(of_codes, dtype=np.int32))
-            self._in_list = np.append(self._in_list, np.array(in_list, dtype=np.bool_))
-
-    def _cell(self, slot: int, value: Any, where: int) -> tuple[float, int]:
-        """The number and the code of a value. A value with neither, such as a dict, matches no comparison."""
-        kind = type(value)
-        if kind is str or value is None or kind is bool:
-            return _NAN, self._code(value)
-        if kind is float:
-            return value, _NONE
-        if kind is int:
-            number = float(value)
-            if number != value:
-                self._wide.append(_Wide(slot, value, where))
-                return _NAN, _NONE
-            if abs(number) >= _EXACT:
-                self._large.add(number)
-            return number, _NONE
-        return (_NAN, self._code(key_of(value))) if kind in _RANK else (_NAN, _NONE)
-
-    def _place(self, slots: npt.NDArray[np.int64], present: Mask, numbers: Any, codes: Any) -> None:
-        if len(slots) and slots[0] >= self.n:
-            self._present = np.append(self._present, present)
-            self._numbers = np.append(self._numbers, numbers)
-            self._codes = np.append(self._codes, codes)
-        else:
-            self._present[slots], self._numbers[slots], self._codes[slots] = present, numbers, codes
-
-    def _forget(self, slots: npt.NDArray[np.int64]) -> None:
-        if not len(slots) or slots[0] >= self.n:
-            return
-        stays = ~np.isin(self._list_slots, slots)
-        self._keep_listed(stays)
+    def update(self, arena: MetadataArena, slots: npt.NDArray[np.int64]) -> None:
+        """Reads distinct slots again that the column covers."""
+        kept = self._listed.kept(~np.isin(self._listed.slots, slots))
         gone = set(slots.tolist())
         self._wide = [wide for wide in self._wide if wide.slot not in gone]
+        self._present[slots], self._numbers[slots], self._codes[slots], found = self._read(arena, slots)
+        self._listed = _joined([kept, found])
 
-    def _keep_listed(self, stays: Any) -> None:
-        self._list_slots = self._list_slots[stays]
-        self._list_numbers = self._list_numbers[stays]
-        self._list_codes = self._list_codes[stays]
-        self._in_list = self._in_list[stays]
+    def _read(self, arena: MetadataArena, slots: npt.NDArray[np.int64]) -> tuple[Mask, Any, Any, _Listed]:
+        """The values of slots, by row and of lists; the dictionary and the wide integers are those of the column."""
+        # Room that is not written to costs nothing, but lists that are longer cost a second pass.
+        room = max(_LIST_ROOM * len(slots), self._list_room)
+        cells, values = arena.read_field(slots, *self._path, room)
+        # The next rows have about as many values of lists.
+        self._list_room = len(cells.list_rows) * 5 // 4
+        is_key = cells.value_kinds != VALUE_LARGE
+        codes = np.full(len(values) + 1, _NONE, dtype=np.int32)  # the last entry is for _NONE
+        if is_key.all():
+            codes[:-1] = self._codes_of(values)
+        else:
+            codes[:-1][is_key] = self._codes_of([values[place] for place in np.flatnonzero(is_key).tolist()])
+        listed = _Listed(
+            slots[cells.list_rows], cells.list_numbers, codes[cells.list_codes], cells.in_list.view(np.bool_)
+        )
+        if not is_key.all():
+            where = np.where(listed.in_list, _LISTED, _READING)
+            self._take_large(values, is_key, cells.codes, cells.numbers, slots, np.full(len(slots), _ALONE))
+            self._take_large(values, is_key, cells.list_codes, listed.numbers, listed.slots, where)
+            listed = listed.kept((listed.codes != _NONE) | ~np.isnan(listed.numbers))
+        return cells.present.view(np.bool_), cells.numbers, codes[cells.codes], listed
 
-    def _code(self, key: Key) -> int:
-        code = self._code_of.get(key)
-        if code is None:
-            code = self._code_of[key] = len(self._keys)
-            self._keys.append(key)
-            self._key_bytes += sys.getsizeof(key) + _ENTRY_BYTES
-            self._ranks.pop(type(key), None)
-        return code
+    def _codes_of(self, keys: list[Any]) -> list[int]:
+        """The codes of keys; new keys enter the dictionary."""
+        code_of, before = self._code_of, len(self._keys)
+        codes = [code_of.setdefault(key, len(code_of)) for key in keys]
+        new = list(islice(reversed(code_of), len(code_of) - before))[::-1]
+        self._keys += new
+        kinds = set(map(type, new))
+        # `str.__sizeof__` takes a sixth of the time of `getsizeof`, which adds nothing for a string.
+        self._key_bytes += sum(map(str.__sizeof__ if kinds == {str} else sys.getsizeof, new)) + _ENTRY_BYTES * len(new)
+        for kind in kinds:
+            self._ranks.pop(kind, None)
+        return codes
+
+    def _take_large(
+        self, values: list[Any], is_key: Mask, places: Any, numbers: npt.NDArray[np.float64], slots: Any, where: Any
+    ) -> None:
+        """Takes integers of 2^53 and more: as numbers if float64 represents them exactly.
+
+        Args:
+            values: the table of values.
+            is_key: which of them are no integers.
+            places: the place of each entry in the table, or _NONE.
+            numbers, slots, where: number, slot and position of each entry; numbers are written.
+        """
+        for at in np.flatnonzero(~np.append(is_key, True)[places]).tolist():
+            value = values[places[at]]
+            number = float(value)
+            if number == value:
+                numbers[at] = number
+                self._large.add(number)
+            else:
+                self._wide.append(_Wide(int(slots[at]), value, int(where[at])))
 
     def renumber(self, kept: npt.NDArray[np.integer[Any]]) -> None:
         """Renumbers the slots after a vacuum.
@@ -191,20 +203,20 @@ class Column:
         to = np.full(self.n, -1, dtype=np.int64)
         to[kept] = np.arange(len(kept))
         self._present, self._numbers, self._codes = self._present[kept], self._numbers[kept], self._codes[kept]
-        self._list_slots = to[self._list_slots]
-        self._keep_listed(self._list_slots >= 0)
+        self._listed = self._listed._replace(slots=to[self._listed.slots])
+        self._listed = self._listed.kept(self._listed.slots >= 0)
         self._wide = [wide._replace(slot=int(to[wide.slot])) for wide in self._wide if to[wide.slot] >= 0]
         self._forget_unused_keys()
 
     def _forget_unused_keys(self) -> None:
         # Values of deleted rows must not stay in memory.
-        used = np.unique(np.append(self._codes, self._list_codes))
+        used = np.unique(np.append(self._codes, self._listed.codes))
         used = used[used != _NONE]
         if len(used) == len(self._keys):
             return
         codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # the last entry is for _NONE
         codes[used] = np.arange(len(used), dtype=np.int32)
-        self._codes, self._list_codes = codes[self._codes], codes[self._list_codes]
+        self._codes, self._listed = codes[self._codes], self._listed._replace(codes=codes[self._listed.codes])
         self._keys = [self._keys[code] for code in used.tolist()]
         self._code_of = {key: code for code, key in enumerate(self._keys)}
         self._key_bytes = sum(sys.getsizeof(key) + _ENTRY_BYTES for key in self._keys)
@@ -229,7 +241,7 @@ class Column:
     def _equal(self, code: int) -> Mask:
         if code == _NONE:
             return np.zeros(self.n, dtype=np.bool_)
-        return self._with_lists(self._codes == code, self._list_codes == code)
+        return self._with_lists(self._codes == code, self._listed.codes == code)
 
     def _in(self, values: Values) -> Mask:
         """The mask of rows whose value is one of many. Time grows with rows plus values, not with their product."""
@@ -243,7 +255,7 @@ class Column:
             mask = self._coded(np.array(codes, dtype=np.int64)) if codes else np.zeros(self.n, dtype=np.bool_)
         if len(values.numbers):
             mask |= _is_one_of(self._numbers, values.numbers)
-            self._with_lists(mask, _is_one_of(self._list_numbers, values.numbers))
+            self._with_lists(mask, _is_one_of(self._listed.numbers, values.numbers))
         if values.wide:
             mask[[wide.slot for wide in self._wide if wide.value in values.wide]] = True
         return mask
@@ -252,10 +264,10 @@ class Column:
         """The distinct values of some slots, each with the number of slots that have it."""
         mask = np.zeros(self.n, dtype=np.bool_)
         mask[slots] = True
-        in_lists = mask[self._list_slots]
-        slots = np.append(np.flatnonzero(mask), self._list_slots[in_lists])
-        codes = np.append(self._codes[mask], self._list_codes[in_lists])
-        numbers = np.append(self._numbers[mask], self._list_numbers[in_lists])
+        in_lists = mask[self._listed.slots]
+        slots = np.append(np.flatnonzero(mask), self._listed.slots[in_lists])
+        codes = np.append(self._codes[mask], self._listed.codes[in_lists])
+        numbers = np.append(self._numbers[mask], self._listed.numbers[in_lists])
         coded, numeric = codes != _NONE, ~np.isnan(numbers)
         for code, count in _counted(slots[coded], codes[coded]):
             yield self._keys[code], count
@@ -285,17 +297,17 @@ class Column:
         return keys
 
     def _with_lists(self, mask: Mask, listed: Mask) -> Mask:
-        mask[self._list_slots[listed]] = True
+        mask[self._listed.slots[listed]] = True
         return mask
 
     def _coded(self, codes: npt.NDArray[np.integer[Any]]) -> Mask:
         table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
         table[codes] = True
-        return self._with_lists(table[self._codes], table[self._list_codes])
+        return self._with_lists(table[self._codes], table[self._listed.codes])
 
     def _numeric(self, op: str, value: float) -> Mask:
         compare, bound = _as_float(op, value)
-        mask = self._with_lists(compare(self._numbers, bound), compare(self._list_numbers, bound))
+        mask = self._with_lists(compare(self._numbers, bound), compare(self._listed.numbers, bound))
         exactly = _comparison(op)
         for wide in self._wide:
             mask[wide.slot] |= exactly(wide.value, value)
@@ -316,17 +328,17 @@ class Column:
         mask = np.zeros(self.n, dtype=np.bool_)
         if type(value) in (int, float):
             compare, bound = _as_float("$eq", value)  # type: ignore[arg-type]
-            mask[self._list_slots[self._in_list & compare(self._list_numbers, bound)]] = True
+            mask[self._listed.slots[self._listed.in_list & compare(self._listed.numbers, bound)]] = True
             mask[[wide.slot for wide in self._wide if wide.where == _LISTED and wide.value == value]] = True
             return mask
         code = self._code_of.get(key_of(value), _NONE)
         if code != _NONE:
-            mask[self._list_slots[self._in_list & (self._list_codes == code)]] = True
+            mask[self._listed.slots[self._listed.in_list & (self._listed.codes == code)]] = True
         if isinstance(value, str):
             table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
             table[[code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key]] = True
             mask |= table[self._codes]
-            mask[self._list_slots[~self._in_list & table[self._list_codes]]] = True
+            mask[self._listed.slots[~self._listed.in_list & table[self._listed.codes]]] = True
         return mask
 
 
@@ -371,33 +383,24 @@ class Columns:
 
     def get(self, paths: Sequence[str], arena: MetadataArena, rows: int) -> dict[str, Column]:
         """The columns of paths, brought up to date for `rows` slots."""
-        behind: dict[int, list[Column]] = {}
+        found = {}
         for path in paths:
-            column = self._columns.setdefault(path, Column(path))
+            # A column that a failure leaves half read must not stay.
+            column = self._columns.pop(path, None) or Column(path)
             touched = sorted(slot for slot in self._touched.pop(path, ()) if slot < column.n)
             if touched:
-                column.put(np.array(touched, dtype=np.int64), _decoded(arena, touched))
+                column.update(arena, np.array(touched, dtype=np.int64))
             if column.n < rows:
-                behind.setdefault(column.n, []).append(column)
-        for start, columns in behind.items():
-            for first in range(start, rows, _DECODED_ROWS):
-                slots = range(first, min(first + _DECODED_ROWS, rows))
-                values = _decoded(arena, slots)
-                for column in columns:
-                    column.put(np.arange(slots.start, slots.stop), values)
-        return {path: self._columns[path] for path in paths}
+                column.extend(arena, rows)
+            found[path] = self._columns[path] = column
+        return found
 
 
-def _flat(found: Sequence[Any]) -> Iterator[Any]:
-    for value in found:
-        if isinstance(value, list):
-            yield from value
-        else:
-            yield value
-
-
-def _decoded(arena: MetadataArena, slots: Sequence[int]) -> list[Any]:
-    return [decode_metadata(raw) if raw else None for raw in arena.get_many(slots)]
+def _grown(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """A copy with room at the end."""
+    grown = np.empty(size, dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown
 
 
 def _is_one_of(numbers: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Mask:

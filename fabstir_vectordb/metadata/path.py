@@ -9,18 +9,18 @@ reading that a row has counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.constants import PATH_STEPS_MAX
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown, step
 
-__all__ = ["PATH_STEPS_MAX", "Path", "check_field", "parse_path", "readings"]
+__all__ = ["Path", "check_field", "packed", "parse_path"]
 
-#: Steps of a path. A key with more dots must be quoted.
-PATH_STEPS_MAX: Final = 100
-
-#: For each step the keys that may stand there, the longest first, each with the step that follows.
-Path = tuple[tuple[tuple[str, int], ...], ...]
+#: The steps, each with whether it is quoted.
+Path = tuple[tuple[str, bool], ...]
 
 
 def check_field(path: object) -> str:
@@ -37,25 +37,37 @@ def check_field(path: object) -> str:
 
 
 def parse_path(path: str) -> Path:
-    """The readings of a path, as keys for each step.
+    """The steps of a path.
 
     Raises:
         InvalidInputError: a step is empty, a quote is not closed, or there are more than PATH_STEPS_MAX steps; details
             has ``path``.
     """
     if '"' not in path and "." not in path and path:
-        return (((path, 1),),)
-    steps = list(_steps(path))
+        return ((path, False),)
+    steps = tuple(_steps(path))
     if len(steps) > PATH_STEPS_MAX:
         raise _refused(path, f"has more than {PATH_STEPS_MAX} steps; a key with so many dots must be quoted")
-    out = []
-    for at in range(len(steps)):
+    return steps
+
+
+def packed(path: Path) -> tuple[bytes, npt.NDArray[np.uint32]]:
+    """A path in the form of `read_field`: the text of its runs, and of each step its start, its end and its run's end.
+
+    A run is a quoted step, or steps that are not quoted and follow each other: any of them may be one key with dots.
+    """
+    text, steps = bytearray(), []
+    for at, (word, is_quoted) in enumerate(path):
+        if at and not is_quoted and not path[at - 1][1]:
+            text += b"."
+        start = len(text)
+        # A path may hold a lone surrogate, and then equals no key.
+        text += word.encode("utf-8", "surrogatepass")
         end = at + 1
-        while end < len(steps) and not steps[at][1] and not steps[end][1]:
+        while not is_quoted and end < len(path) and not path[end][1]:
             end += 1
-        # A quoted step is always one key of its own.
-        out.append(tuple((".".join(text for text, _ in steps[at:to]), to) for to in range(end, at, -1)))
-    return tuple(out)
+        steps.append((start, len(text), end))
+    return bytes(text), np.array(steps, dtype=np.uint32)
 
 
 def _steps(path: str) -> Iterator[tuple[str, bool]]:
@@ -94,49 +106,6 @@ def _quoted(path: str, at: int) -> tuple[str, int]:
         text.append(letter)
         at += 1
     raise _refused(path, f"a quoted step is not closed; a key with quotes is written {shown(step(path))}")
-
-
-def readings(value: Any, path: Path) -> list[list[Any]]:
-    """The values of a row at a path: for each reading that exists in the row, its values.
-
-    A list along the path stands for each dict in it, so a reading may have several values. Readings without a value are
-    left out.
-    """
-    if len(path) == 1 and isinstance(value, dict):  # most rows and paths
-        key = path[0][0][0]
-        return [[value[key]]] if key in value else []
-    found: list[list[Any]] = []
-    _descend(value, path, 0, found)
-    return found
-
-
-def _descend(value: Any, path: Path, at: int, found: list[list[Any]]) -> None:
-    if isinstance(value, dict):
-        for key, after in path[at]:
-            if key in value:
-                if after == len(path):
-                    found.append([value[key]])
-                else:
-                    _descend(value[key], path, after, found)
-    elif isinstance(value, list):
-        by_keys: dict[tuple[int, ...], list[Any]] = {}
-        _spread(value, path, (at,), by_keys)
-        found.extend(by_keys.values())
-
-
-def _spread(value: Any, path: Path, taken: tuple[int, ...], found: dict[tuple[int, ...], list[Any]]) -> None:
-    """`_descend` below a list, where a reading may have several values; `taken` has the steps where its keys begin."""
-    if isinstance(value, dict):
-        for key, after in path[taken[-1]]:
-            if key in value:
-                if after == len(path):
-                    found.setdefault((*taken, after), []).append(value[key])
-                else:
-                    _spread(value[key], path, (*taken, after), found)
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict):
-                _spread(item, path, taken, found)
 
 
 def _refused(path: str, reason: str) -> InvalidInputError:

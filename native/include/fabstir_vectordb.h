@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 3
+#define FVDB_ABI_VERSION 4
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -387,6 +387,70 @@ typedef struct fvdb_stats {
 
 /* Counts and memory of an index, O(1).                                                       [reader, whole or lazy] */
 fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag);
+
+/* ---- Metadata -------------------------------------------------------------------------------------------------- */
+
+/* The metadata of a row is one CBOR value; docs/format.md describes it.  The caller keeps the bytes; filters need the values
+ * that a path of keys leads to. */
+
+#define FVDB_PATH_STEPS_MAX 100 /* steps of a path */
+
+/* One step of a path.  A step that is not quoted may be one key with the steps behind it, joined by dots, as far as
+ * run_end: the keys that can begin at this step are text[start .. end of step j) for step <= j < run_end. */
+typedef struct fvdb_step {
+    uint32_t start, end; /* the step's place in the text */
+    uint32_t run_end;    /* past the step, at most the number of steps, and the same for all steps of a run */
+} fvdb_step;
+
+typedef struct fvdb_field {
+    const uint8_t *bytes; /* CBOR of the rows */
+    uint64_t n_bytes;
+    const int64_t *offsets; /* n, where in bytes the value of each row begins */
+    const int32_t *sizes;   /* n, its bytes; 0 for a row without metadata */
+    uint32_t n;
+    uint32_t n_steps;       /* 1 .. FVDB_PATH_STEPS_MAX */
+    const fvdb_step *steps; /* n_steps */
+    const uint8_t *text;    /* UTF-8 of the steps, a dot between two steps of a run */
+    uint32_t text_size;
+    uint64_t seed; /* seed of the table of values; any value, never changes an answer */
+} fvdb_field;
+
+#define FVDB_VALUE_TEXT 0  /* the UTF-8 of a text, without its head */
+#define FVDB_VALUE_ITEM 1  /* the CBOR item of null, a bool, or a tagged datetime, date or UUID */
+#define FVDB_VALUE_LARGE 2 /* the CBOR item of an integer of 2^53 or more in magnitude */
+
+/* What fvdb_read_field finds.  All arrays are the caller's. */
+typedef struct fvdb_cells {
+    /* One entry a row. */
+    uint8_t *present; /* 1 where the path leads to a value */
+    double *numbers;  /* the row's only value, where it is a number of less than 2^53, or a float; else NaN */
+    int32_t *codes;   /* the row's only value otherwise, as a place in the table of values; else -1 */
+    /* The values of lists, and of rows in which the path has several values: entries in the order of rows. */
+    uint32_t capacity; /* room of the next four, in entries */
+    uint32_t n_listed; /* out */
+    uint32_t *list_rows;
+    double *list_numbers;
+    int32_t *list_codes;
+    uint8_t *in_list; /* 1: the value is an item of a list, or the keys that lead to it lead to others as well */
+    /* The table of values, each once: room for n + capacity entries. */
+    uint32_t n_values; /* out */
+    uint64_t *value_starts;
+    uint32_t *value_sizes;
+    uint8_t *value_kinds; /* FVDB_VALUE_* */
+    /* The texts of the table once more, one after the other, each with a 0 byte behind it: for making objects of all of them
+     * at once.  As many bytes as the rows have are always enough. */
+    uint64_t texts_capacity;
+    uint64_t texts_size; /* out */
+    uint8_t *texts;
+} fvdb_cells;
+
+/* Reads the values at a path from the metadata of n rows.  Steps are keys of maps; a list on the path stands for each map in
+ * it.  Maps, byte strings and lists within lists are present, but have no entry.  Uses no index and no lock; safe on
+ * untrusted bytes, of which it checks only what it must: values stand for what the reader of metadata takes.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (a step or a row lies outside the bytes, or the texts do not fit; diag.row),
+ * FVDB_ERR_FORMAT (a row's bytes end early, or have what metadata never has; diag.row), FVDB_ERR_MEMORY or FVDB_ERR_BUFFER
+ * (diag.expected entries of capacity would do); on error the outputs are undefined. */
+fvdb_status fvdb_read_field(const fvdb_field *field, fvdb_cells *cells, fvdb_diag *diag);
 
 /* ---- Save and load --------------------------------------------------------------------------------------------- */
 

@@ -2,6 +2,7 @@
  * only copy rows out or find ids stand here; whatever decides something is in index/ and format/. */
 #include "format/format.h"
 #include "index/index.h"
+#include "metadata/metadata.h"
 
 uint32_t fvdb_abi_version(void) { return FVDB_ABI_VERSION; }
 
@@ -14,7 +15,8 @@ size_t fvdb_struct_size(const char *name) {
         {"fvdb_config", sizeof(fvdb_config)}, {"fvdb_rows", sizeof(fvdb_rows)},
         {"fvdb_stats", sizeof(fvdb_stats)},   {"fvdb_search_params", sizeof(fvdb_search_params)},
         {"fvdb_part", sizeof(fvdb_part)},     {"fvdb_answer", sizeof(fvdb_answer)},
-        {"fvdb_load", sizeof(fvdb_load)},
+        {"fvdb_load", sizeof(fvdb_load)},     {"fvdb_step", sizeof(fvdb_step)},
+        {"fvdb_field", sizeof(fvdb_field)},   {"fvdb_cells", sizeof(fvdb_cells)},
     };
     for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)
         if (strcmp(structs[i].name, name) == 0) return structs[i].size;
@@ -422,6 +424,24 @@ fvdb_status fvdb_get_stats(fvdb_index *index, fvdb_stats *out, fvdb_diag *diag) 
     index_stats(index, out);
     rwlock_read_done(index->lock);
     return FVDB_OK;
+}
+
+/* ---- metadata ---- */
+
+static fvdb_status check_step(const fvdb_field *field, uint32_t i, fvdb_diag *diag) {
+    const fvdb_step *step = &field->steps[i], *next = step + 1;
+    bool is_right = step->start <= step->end && step->end <= field->text_size;
+    is_right = is_right && i < step->run_end && step->run_end <= field->n_steps;
+    if (is_right && i + 1 < step->run_end) is_right = next->run_end == step->run_end && next->start >= step->end;
+    return is_right ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a step lies outside the path", i, 0, 0);
+}
+
+fvdb_status fvdb_read_field(const fvdb_field *field, fvdb_cells *cells, fvdb_diag *diag) {
+    TRY(check_range(field->n_steps, 1, FVDB_PATH_STEPS_MAX, "the number of steps is out of range", diag));
+    for (uint32_t i = 0; i < field->n_steps; i++) TRY(check_step(field, i, diag));
+    TRY(check_range(field->n, 0, FVDB_ROWS_MAX, "too many rows", diag));
+    TRY(check_range(cells->capacity, 0, FVDB_ROWS_MAX - field->n, "too many entries", diag));
+    return read_field(field, cells, diag);
 }
 
 /* ---- save and load ---- */

@@ -524,6 +524,48 @@ def test_a_path_reaches_as_deep_as_metadata_goes() -> None:
     assert taken(columns, arena, 2, {".".join(['a."a.a"'] * (METADATA_DEPTH_MAX // 2)): "here"}) == [0]
 
 
+def test_texts_with_zero_bytes_are_told_apart() -> None:
+    rows: list[Any] = ["a\0b", None, "a", "b", "", "\0", "a\0", True, ["a\0b", "b\0", 2**60 + 1]]
+    arena, columns = arena_of([{"a": row} for row in rows]), Columns()
+    for slot, value in enumerate(rows[:-1]):
+        assert taken(columns, arena, len(rows), {"a": value}) == ([0, 8] if slot == 0 else [slot])
+    assert taken(columns, arena, len(rows), {"a": {"$contains": "\0"}}) == [0, 5, 6]
+    assert taken(columns, arena, len(rows), {"a": 2**60 + 1}) == [8]
+    assert taken(Columns(), arena_of([{"a": "a\0b"}, {"a": None}]), 2, {"a": None}) == [1]
+
+
+def test_many_rows_are_read_in_chunks() -> None:
+    rows: list[Any] = [
+        {"a": row % 7, "b": f"text {row % 20_000}", "c": [row, str(row), [row]] * (row % 3), "d": 2**53 + row % 5}
+        for row in range(40_000)
+    ]
+    arena, columns = arena_of(rows), Columns()
+    checks: list[Any] = [{"a": 3}, {"b": "text 19999"}, {"b": {"$gte": "text 9998"}}, {"c": 39_999}, {"c": "16385"}]
+    checks += [{"c": {"$contains": 16_385}}, {"d": 2**53 + 1}, {"d": {"$gt": 2**53 + 2}}, {"c": {"$exists": False}}]
+    for filter in checks:
+        expected = [slot for slot, metadata in enumerate(rows) if takes(filter, metadata)]
+        assert taken(columns, arena, len(rows), filter) == expected
+        assert taken(Columns(), arena, len(rows), filter) == expected
+
+
+def test_a_column_that_could_not_be_read_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Any] = [{"a": [row, f"text {row}", 2**60 + 1]} for row in range(40_000)]
+    arena, columns = arena_of(rows), Columns()
+    calls, read = [], MetadataArena.read_field
+
+    def failing(self: MetadataArena, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return read(self, *args)
+
+    monkeypatch.setattr(MetadataArena, "read_field", failing)
+    with pytest.raises(MemoryError):
+        columns.get(["a"], arena, len(rows))
+    column = columns.get(["a"], arena, len(rows))["a"]
+    assert sum(count for _, count in column.values(np.arange(len(rows)))) == 3 * len(rows)
+
+
 # ---- dates
 
 
