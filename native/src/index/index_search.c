@@ -12,7 +12,9 @@
 
 /* Links of a pool entry followed, on average: rows a walk scores are about ef x this (measured 590 at ef 34, M 16). */
 #define WALK_ROWS_PER_EF 16u
-/* Rows a scan gets through while a walk scores one: 6 ns a coded row against 15, 50 ns an exact one (100 K x 384). */
+/* Rows a scan gets through while a walk scores one.  Both ways took equally long at 1.4 to 2 on 100 K x 384 (filters at
+ * random and half spaces, ef 64 to 400; 0.8 at k = 101) and at 0.8 to 1.2 on 20 K x 256 of LSA: a scan that is taken up to 1.3
+ * times as long where it is not yet the faster one is exact.  Walks by exact distances: 0.6 to 0.9 (docs/decisions/0023). */
 #define SCANNED_PER_WALKED_CODE 2u
 #define SCANNED_PER_WALKED_EXACT 1u
 /* Candidates of a scan by code beyond k, however few a walk would have: fewer lose rows. */
