@@ -345,14 +345,16 @@ static void test_a_scan_finds_what_all_exact_distances_find(void) {
     for (uint32_t slot = 0; slot < N; slot += 41) bit_set(few, slot);
     thread_pool *c;
     CHECK(thread_pool_start(2, &c, NULL) == FVDB_OK);
-    for (uint32_t i = 0; i < 3 * SHAPES; i++) {
+    for (uint32_t i = 0; i < 6 * SHAPES; i++) {
+        const uint32_t metric = i % 3, memory = i / 3 % 2;
         test_rows t = make_rows(N, DIM, "row", 0, 29 + i);
-        shape_rows(t.vectors, N, DIM, i / 3);
+        shape_rows(t.vectors, N, DIM, i / 6);
         /* Rows that are equal are told apart by their ids. */
         memcpy(t.vectors + 100 * DIM, t.vectors + 4000 * DIM, 50 * DIM * sizeof(float));
         store s;
         scorer queries[SCAN_QUERIES_MAX];
-        fill_coded(&s, &t, i % 3, DIM, c);
+        if (memory == FVDB_MEMORY_DEFAULT) fill_coded(&s, &t, metric, DIM, c);
+        else fill(&s, &t, metric, memory, DIM, c);
         for (uint32_t q = 0; q < SCAN_QUERIES_MAX; q++) {
             CHECK(scorer_init(&queries[q], &s) == FVDB_OK);
             scorer_set_vector(&queries[q], t.vectors + (size_t)(98 + q) * DIM);

@@ -330,7 +330,8 @@ double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t
  * Counted from their middle, a half is known: shift.  The rest is at most the largest distance of a level from the middle
  * times what was lost, summed; and at most the distance of the decoded row from the middle times that of the query from what
  * was made of it (Cauchy and Schwarz). */
-void bounds_init(bounds *b, const scorer *q) {
+static void bound_quantising(bounds *b) {
+    const scorer *q = b->q;
     const store *s = q->s;
     double lost = 0, lost_sizes = 0, apart2 = 0, sizes = 0;
     for (uint32_t d = 0; d < s->dim; d++) {
@@ -344,11 +345,18 @@ void bounds_init(bounds *b, const scorer *q) {
         sizes += fabs((double)q->x[d] * s->book.lo[d]) + (CODE_LEVELS - 1) * fabs(w);
     }
     const double by_levels = CODE_MIDDLE * lost_sizes, by_spread = sqrt(apart2) * s->code_spread_max;
-    const double rounding = (s->dim64 / PLANE_LANES + ROUNDINGS_BESIDE) * ROUNDING_OF_ONE;
-    /* Not `<` the other way round: what overflowed loses. */
-    const double product_error = by_spread < by_levels ? by_spread : by_levels;
-    *b = (bounds){q, CODE_MIDDLE * lost, product_error + rounding * sizes + (double)FLT_MIN,
-                  s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2), rounding};
+    b->shift = CODE_MIDDLE * lost;
+    /* What overflowed is not less. */
+    b->product_error = (by_spread < by_levels ? by_spread : by_levels) + b->rounding * sizes + (double)FLT_MIN;
+}
+
+void bounds_init(bounds *b, const scorer *q) {
+    const store *s = q->s;
+    *b = (bounds){.q = q,
+                  .norm = s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2),
+                  .rounding = (s->dim64 / PLANE_LANES + ROUNDINGS_BESIDE) * ROUNDING_OF_ONE,
+                  .high_serves = s->metric != FVDB_METRIC_DOT || store_has_codes(s)};
+    if (store_has_codes(s)) bound_quantising(b);
 }
 
 /* |q - x|^2 <= (exact + error)^2, where x lost `error`. */
@@ -370,13 +378,16 @@ reach bounds_by_code(const bounds *b, double exact) {
 }
 
 reach bounds_by_high(const bounds *b, double exact) {
-    return b->q->s->metric == FVDB_METRIC_L2 ? reach_l2(b, exact, (double)FLT_MIN)
-                                             : reach_product(b, exact, (double)FLT_MIN);
+    if (b->q->s->metric != FVDB_METRIC_L2) return reach_product(b, exact, (double)FLT_MIN);
+    /* A row that is so near is no longer than this, whatever others are. */
+    const double far = exact + (HIGH_LOST + b->rounding) * (b->norm + exact);
+    return (reach){reach_l2(b, far, (double)FLT_MIN).base, 0, 0};
 }
 
 double high_error(const bounds *b, uint32_t slot) {
     const store *s = b->q->s;
     const double share = HIGH_LOST + b->rounding;
+    if (s->metric == FVDB_METRIC_L2) return 0;
     if (s->metric == FVDB_METRIC_COSINE) {
         const float inv = ((const float *)s->inv_norm.base)[slot];
         return inv >= INV_NORM_MIN && inv <= INV_NORM_MAX ? share : (double)INFINITY;

@@ -3,16 +3,15 @@
  * Where there are codes a row is looked at in up to three steps: its code, an eighth of its bytes; its high plane, half of them;
  * all of it.  After each step it is left out if it is surely farther than the k nearest so far: what a code or a high plane
  * lacks is bounded (Cauchy and Schwarz with the distance of a row from its decoded self, which is kept for each row), so no row
- * is missed.  Of 100,000 rows some 120 high planes and 40 exact rows are read.
+ * is missed.  Of 100,000 rows some 120 high planes and 40 exact rows are read.  Without codes the second step comes first.
  * Rows come from memory once for a few queries: each scores a bitmap word of them before the next word is read. */
 #include "store.h"
 
 #include <math.h>
 
 #define WORD_ROWS 64u /* rows of one bitmap word */
-#define WORDS_PER_POLL 64u
-/* Codes that are prefetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
- * waited for (1,000 of 100 K x 384: 81 ns a row). */
+/* Rows that are looked at together, their codes prefetched.  Of few allowed rows there is hardly one in a word: fetched one by
+ * one, each would be waited for (1,000 of 100 K x 384: 81 ns a row). */
 #define BATCH_ROWS 64u
 /* Rows that wait for an exact distance.  The longer they wait, the nearer are the rows that are known by then, and the
  * fewer are left with a chance. */
@@ -60,20 +59,20 @@ static uint32_t rows_of_word(const row_set *set, uint64_t w, uint32_t *slots) {
     return n;
 }
 
-/* Rows whose codes are on their way. */
+/* Rows of some words, BATCH_ROWS of them and up to a word more, or those that are left. */
 typedef struct batch {
     uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
 } batch;
 
-/* Prefetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
-static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+/* Rows of the words from *w on. */
+static void take_batch(batch *b, const row_set *set, uint64_t *w) {
     b->n = 0;
     while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
-    for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
-static bool stopped(const fvdb_control *control, uint64_t word) {
-    return word % WORDS_PER_POLL == 0 && control_cancelled(control);
+static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+    take_batch(b, set, w);
+    for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
 /* Scores rows exactly; returns how many of them were among the nearest at the time. */
@@ -88,14 +87,6 @@ static uint32_t offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32
         offered++;
     }
     return offered;
-}
-
-static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    uint32_t slots[WORD_ROWS];
-    for (uint64_t w = 0; w < set->words && !stopped(control, w); w++) {
-        uint32_t rows = rows_of_word(set, w, slots);
-        for (uint32_t i = 0; i < n; i++) offer_exact(&scans[i], k, slots, rows);
-    }
 }
 
 /* A query of a scan at work. */
@@ -157,11 +148,11 @@ static uint32_t keep_by_high(const seeker *s, uint32_t *slots, uint32_t n) {
     uint32_t kept = 0, ahead = 0;
     for (uint32_t at = 0; at < n; at += HIGH_ROWS) {
         const uint32_t m = min_u32(HIGH_ROWS, n - at);
-        for (; ahead < min_u32(n, at + 2 * HIGH_ROWS); ahead++) prefetch_once(store_high(q->s, slots[ahead]), plane);
+        for (; ahead < min_u32(n, at + 2 * HIGH_ROWS); ahead++) prefetch_bytes(store_high(q->s, slots[ahead]), plane);
         scorer_high(q, slots + at, m, near);
         for (uint32_t i = at; i < at + m; i++) {
             if (beyond(near[i - at], reach_of(&r, high_error(&s->bounds, slots[i])))) continue;
-            prefetch_once(store_low(q->s, slots[i]), plane);
+            prefetch_bytes(store_low(q->s, slots[i]), plane);
             slots[kept++] = slots[i];
         }
     }
@@ -170,7 +161,9 @@ static uint32_t keep_by_high(const seeker *s, uint32_t *slots, uint32_t n) {
 
 /* A high plane costs a third of an exact distance: it pays where it rules out a third of the rows that are not wanted.  Rows that
  * lie as near each other as high planes are precise gain nothing by being scored twice. */
-static bool high_helps(const seeker *s) { return 3 * s->high_vain <= 2 * s->high_seen || s->high_seen < HIGH_TRIED; }
+static bool high_helps(const seeker *s) {
+    return s->bounds.high_serves && (3 * s->high_vain <= 2 * s->high_seen || s->high_seen < HIGH_TRIED);
+}
 
 /* Scores rows exactly, once k are known those alone that their high planes leave a chance: a turn of rows at a time, so that
  * each profits from what the one before found. */
@@ -188,6 +181,20 @@ static void score_rows(seeker *s, uint32_t k, uint32_t *slots, uint32_t n) {
         const uint32_t kept = keep_by_high(s, slots + at, m);
         s->high_seen += m;
         s->high_vain += kept - offer_exact(s->scan, k, slots + at, kept);
+    }
+}
+
+/* Where there are no codes. */
+static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
+    seeker seekers[SCAN_QUERIES_MAX];
+    batch rows, left;
+    uint64_t w = 0;
+    for (uint32_t i = 0; i < n; i++) seeker_init(&seekers[i], &scans[i]);
+    for (take_batch(&rows, set, &w); rows.n && !control_cancelled(control); take_batch(&rows, set, &w)) {
+        for (uint32_t i = 0; i < n; i++) {
+            left = rows;
+            score_rows(&seekers[i], k, left.slots, left.n);
+        }
     }
 }
 
