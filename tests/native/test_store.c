@@ -169,8 +169,214 @@ static void test_coarse_codes_are_noticed(void) {
     thread_pool_stop(pools[1]);
 }
 
+/* ---- bounds ---- */
+
+enum { SHAPES = 8 };
+
+/* Rows that bounds have to get right: outliers, clusters far from the origin, huge, tiny and denormal components, norms over
+ * six decades, components without a spread. */
+static void shape_rows(float *x, uint32_t n, uint32_t dim, uint32_t shape) {
+    for (uint32_t row = 0; row < n; row++) {
+        float *v = x + (size_t)row * dim;
+        for (uint32_t d = 0; d < dim; d++) {
+            if (shape == 1 && row % 97 == 0) v[d] *= 40.0f;
+            if (shape == 2) v[d] = (mix64(row % 5 * dim + d) & 1 ? 100.0f : -100.0f) + 0.01f * v[d];
+            if (shape == 3) v[d] *= row % 2 ? 1e18f : 1e17f;
+            if (shape == 4) v[d] *= 1e-25f;
+            if (shape == 5) v[d] *= (float)pow(10, (double)(mix64(row) % 600) / 100 - 3);
+            if (shape == 6) v[d] *= 1e-40f;
+            if (shape == 7) v[d] = d % 2 ? 3.0f : v[d] * 1e38f;
+        }
+    }
+}
+
+/* A store of coded rows. */
+static void fill_coded(store *s, test_rows *t, uint32_t metric, uint32_t dim, thread_pool *c) {
+    fill(s, t, metric, FVDB_MEMORY_DEFAULT, dim, c);
+    CHECK(codes_train(s, t->rows.n, &s->book, c, NULL) == FVDB_OK);
+    CHECK(store_reserve(s, s->n, 0, NULL) == FVDB_OK);
+    codes_encode(s, 0, s->n, c);
+}
+
+static void check_bounds(const store *s, const scorer *q) {
+    bounds b;
+    bounds_init(&b, q);
+    for (uint32_t slot = 0; slot < s->n; slot++) {
+        const double exact = scorer_exact(q, slot);
+        const reach by_code = bounds_by_code(&b, exact), by_high = bounds_by_high(&b, exact);
+        float code, high;
+        scorer_approximate(q, &slot, 1, &code);
+        scorer_high(q, &slot, 1, &high);
+        CHECK(!beyond(code, reach_of(&by_code, store_code_error(s, slot))));
+        CHECK(!beyond(code, reach_of(&by_code, s->code_error_max)));
+        CHECK(!beyond(high, reach_of(&by_high, high_error(&b, slot))));
+    }
+}
+
+static void test_bounds_hold_for_every_row(void) {
+    enum { N = 1100, QUERIES = 12 };
+    const uint32_t dims[] = {1, 7, 64, 130, 700};
+    thread_pool *c;
+    CHECK(thread_pool_start(2, &c, NULL) == FVDB_OK);
+    for (size_t at = 0; at < sizeof dims / sizeof *dims; at++) {
+        for (uint32_t i = 0; i < 3 * SHAPES; i++) {
+            const uint32_t dim = dims[at], metric = i % 3;
+            test_rows t = make_rows(N, dim, "row", 0, 17 + i);
+            shape_rows(t.vectors, N, dim, i / 3);
+            store s;
+            scorer q;
+            fill_coded(&s, &t, metric, dim, c);
+            CHECK(scorer_init(&q, &s) == FVDB_OK);
+            for (uint32_t query = 0; query < QUERIES; query++) {
+                scorer_set_vector(&q, t.vectors + (size_t)query * dim);
+                check_bounds(&s, &q);
+            }
+            scorer_free(&q);
+            store_free(&s);
+            free_rows(&t);
+        }
+    }
+    thread_pool_stop(c);
+}
+
+/* Rows that are left by codes, where the k-th distance is known. */
+static uint32_t left_by_code(const store *s, const scorer *q, double kth, bool own) {
+    bounds b;
+    bounds_init(&b, q);
+    const reach r = bounds_by_code(&b, kth);
+    uint32_t left = 0;
+    for (uint32_t slot = 0; slot < s->n; slot++) {
+        float near;
+        scorer_approximate(q, &slot, 1, &near);
+        left += !beyond(near, reach_of(&r, own ? store_code_error(s, slot) : s->code_error_max));
+    }
+    return left;
+}
+
+/* One row that codes fail to describe says nothing of the others. */
+static void test_an_outlier_leaves_other_rows_ruled_out(void) {
+    enum { N = 4000, DIM = 96 };
+    thread_pool *c;
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        test_rows t = make_rows(N, DIM, "row", 0, 5);
+        for (uint32_t d = 0; d < DIM; d++) t.vectors[d] = d ? t.vectors[d] : 1000.0f;
+        store s;
+        scorer q;
+        fill(&s, &t, metric, FVDB_MEMORY_DEFAULT, DIM, c);
+        CHECK(codes_train(&s, 1024, &s.book, c, NULL) == FVDB_OK);
+        codebook_span(&s.book, 0, 0, 1); /* as if the outlier had come later */
+        codebook_derive(&s.book, s.dim64);
+        CHECK(store_reserve(&s, s.n, 0, NULL) == FVDB_OK);
+        codes_encode(&s, 0, s.n, c);
+        CHECK(scorer_init(&q, &s) == FVDB_OK);
+        scorer_set_vector(&q, t.vectors + 7 * DIM);
+        const double near = metric == FVDB_METRIC_DOT ? -100 : metric == FVDB_METRIC_L2 ? 3 : 0.05;
+        CHECK(left_by_code(&s, &q, near, true) < N / 4);
+        if (metric != FVDB_METRIC_COSINE) CHECK(left_by_code(&s, &q, near, false) > N / 2);
+        scorer_free(&q);
+        store_free(&s);
+        free_rows(&t);
+    }
+    thread_pool_stop(c);
+}
+
+/* Errors go where their rows go, and are the same however rows came to be coded. */
+static void test_coding_errors_follow_their_rows(void) {
+    enum { N = 1500, KEPT = 900, DIM = 40 };
+    thread_pool *c;
+    store s;
+    reordering a;
+    uint16_t before[N];
+    test_rows t = make_rows(N, DIM, "row", 0, 3);
+    CHECK(thread_pool_start(3, &c, NULL) == FVDB_OK);
+    fill_coded(&s, &t, FVDB_METRIC_L2, DIM, c);
+    memcpy(before, s.code_error.base, sizeof before);
+    const double error_max = s.code_error_max;
+    for (uint32_t slot = KEPT; slot < N; slot++) store_make_tombstone(&s, slot);
+    CHECK(reordering_alloc(&a, N, NULL) == FVDB_OK);
+    for (uint32_t slot = 0; slot < N; slot++) a.order[slot] = slot < KEPT ? KEPT - 1 - slot : slot;
+    a.kept = KEPT;
+    CHECK(reordering_prepare(&a, &s, NULL) == FVDB_OK);
+    store_reorder(&s, &a);
+    const uint16_t *errors = (const uint16_t *)s.code_error.base;
+    for (uint32_t slot = 0; slot < KEPT; slot++) CHECK(errors[slot] == before[KEPT - 1 - slot]);
+    codes_encode(&s, 0, s.n, c);
+    for (uint32_t slot = 0; slot < KEPT; slot++) CHECK(errors[slot] == before[KEPT - 1 - slot]);
+    CHECK(s.code_error_max <= error_max);
+    store_reorder_back(&s, &a);
+    CHECK(memcmp(s.code_error.base, before, sizeof before) == 0);
+    store_truncate(&s, KEPT);
+    CHECK(s.code_error.used == KEPT * sizeof(uint16_t) && memcmp(s.code_error.base, before, s.code_error.used) == 0);
+    reordering_free(&a);
+    store_free(&s);
+    thread_pool_stop(c);
+    free_rows(&t);
+}
+
+/* ---- scans ---- */
+
+static void check_scan(const store *s, scorer *queries, uint32_t n, uint32_t k, const uint64_t *allow) {
+    hit *found = malloc((size_t)n * k * sizeof *found), *want = malloc(k * sizeof *want);
+    scan scans[SCAN_QUERIES_MAX];
+    for (uint32_t i = 0; i < n; i++) scans[i] = (scan){&queries[i], found + (size_t)i * k, 0};
+    flat_search(scans, n, k, allow, (s->n + 63) / 64, NULL);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t wanted = 0;
+        for (uint32_t slot = 0; slot < s->n; slot++)
+            if (!allow || bit_get(allow, slot))
+                hits_offer(s, want, &wanted, k, (hit){scorer_exact(&queries[i], slot), slot});
+        hits_sort(s, want, wanted);
+        CHECK(scans[i].found == wanted);
+        for (uint32_t h = 0; h < wanted; h++)
+            CHECK(found[(size_t)i * k + h].slot == want[h].slot &&
+                  found[(size_t)i * k + h].distance == want[h].distance);
+    }
+    free(found);
+    free(want);
+}
+
+/* More rows than can wait for an exact distance, of kinds of which codes rule out most, some or none. */
+static void test_a_scan_finds_what_all_exact_distances_find(void) {
+    enum { N = 5000, DIM = 48, WORDS = (N + 63) / 64 };
+    const uint32_t ks[] = {1, 10, 101, 1500};
+    uint64_t some[WORDS], few[WORDS] = {0};
+    for (uint32_t w = 0; w < WORDS; w++) some[w] = mix64(w) & (w + 1 < WORDS ? UINT64_MAX : UINT64_C(0xff));
+    for (uint32_t slot = 0; slot < N; slot += 41) bit_set(few, slot);
+    thread_pool *c;
+    CHECK(thread_pool_start(2, &c, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < 6 * SHAPES; i++) {
+        const uint32_t metric = i % 3, memory = i / 3 % 2;
+        test_rows t = make_rows(N, DIM, "row", 0, 29 + i);
+        shape_rows(t.vectors, N, DIM, i / 6);
+        /* Rows that are equal are told apart by their ids. */
+        memcpy(t.vectors + 100 * DIM, t.vectors + 4000 * DIM, 50 * DIM * sizeof(float));
+        store s;
+        scorer queries[SCAN_QUERIES_MAX];
+        if (memory == FVDB_MEMORY_DEFAULT) fill_coded(&s, &t, metric, DIM, c);
+        else fill(&s, &t, metric, memory, DIM, c);
+        for (uint32_t q = 0; q < SCAN_QUERIES_MAX; q++) {
+            CHECK(scorer_init(&queries[q], &s) == FVDB_OK);
+            scorer_set_vector(&queries[q], t.vectors + (size_t)(98 + q) * DIM);
+        }
+        for (size_t at = 0; at < sizeof ks / sizeof *ks; at++) {
+            check_scan(&s, queries, SCAN_QUERIES_MAX, ks[at], NULL);
+            check_scan(&s, queries, 1, ks[at], some);
+            check_scan(&s, queries, 1, ks[at], few);
+        }
+        for (uint32_t q = 0; q < SCAN_QUERIES_MAX; q++) scorer_free(&queries[q]);
+        store_free(&s);
+        free_rows(&t);
+    }
+    thread_pool_stop(c);
+}
+
 int main(void) {
     RUN(test_distances);
+    RUN(test_bounds_hold_for_every_row);
+    RUN(test_an_outlier_leaves_other_rows_ruled_out);
+    RUN(test_coding_errors_follow_their_rows);
+    RUN(test_a_scan_finds_what_all_exact_distances_find);
     RUN(test_a_row_is_at_distance_zero_from_itself);
     RUN(test_hits_come_out_in_order_ties_by_id);
     RUN(test_training_does_not_depend_on_threads);

@@ -60,11 +60,6 @@ static inline const char *line_of(const void *p) { return (const char *)((uintpt
 static inline void prefetch_bytes(const void *p, size_t bytes) {
     for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE) __builtin_prefetch(line);
 }
-/* The same for what is read once: it does not push out what the next search reads again. */
-static inline void prefetch_once(const void *p, size_t bytes) {
-    for (const char *line = line_of(p); line < (const char *)p + bytes; line += CACHE_LINE)
-        __builtin_prefetch(line, 0, 0);
-}
 
 /* ---- control word ---- */
 

@@ -141,8 +141,9 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->bits_serve = s->book.bits_serve;
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);
-    out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->inv_norm) +
-                       (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) + bit_codes_resident(&index->bit_codes);
+    out->bytes_codes = region_resident(&s->codes) + region_resident(&s->code_norm2) + region_resident(&s->code_error) +
+                       region_resident(&s->inv_norm) + (s->book.lo ? (size_t)s->dim64 * 3 * sizeof(float) : 0) +
+                       bit_codes_resident(&index->bit_codes);
     out->bytes_graph = hnsw_resident(&index->graph);
     out->bytes_ids = id_map_resident(&s->ids);
     out->bytes_timestamps = timestamps_resident(&s->times);

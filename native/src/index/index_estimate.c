@@ -32,7 +32,7 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
                         uint64_t id_bytes) {
     uint64_t dim16 = round_up(config->dim, PLANE_LANES), code = code_bytes(config);
     uint64_t row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
-    if (config->memory == FVDB_MEMORY_DEFAULT) row += code + (config->metric == FVDB_METRIC_L2 ? sizeof(float) : 0);
+    if (config->memory == FVDB_MEMORY_DEFAULT) row += code + sizeof(float) + sizeof(uint16_t);
     else row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
     uint64_t lists =
         historical ? ivf_nlist(to_rows(historical)) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;

@@ -12,9 +12,11 @@
 
 /* Links of a pool entry followed, on average: rows a walk scores are about ef x this (measured 590 at ef 34, M 16). */
 #define WALK_ROWS_PER_EF 16u
-/* Rows a scan gets through while a walk scores one: 6 ns a coded row against 15, 50 ns an exact one (100 K x 384). */
-#define SCANNED_PER_WALKED_CODE 2u
-#define SCANNED_PER_WALKED_EXACT 1u
+/* Rows a scan gets through while a walk scores two.  Both ways took equally long at 3 to 4 on 100 K x 384 (filters at random
+ * and half spaces, ef 64 to 400), at 2 on 40 K, at 1.5 to 2 at k = 101 and at 1.6 to 2.4 on LSA; walks by exact distances
+ * or high planes at 1.2 to 2 (docs/decisions/0023). */
+#define SCANNED_PER_TWO_WALKED_CODE 3u
+#define SCANNED_PER_TWO_WALKED_EXACT 2u
 /* Candidates of a scan by code beyond k, however few a walk would have: fewer lose rows. */
 #define SCAN_EXTRA_MIN 16u
 #define EF_DEFAULT_MIN 64u
@@ -72,16 +74,17 @@ static uint32_t scan_candidates(const search_job *job) {
 
 /* ---- plan ---- */
 
-/* Rows that are scanned while a walk scores one. */
-static uint32_t scanned_per_walked(const store *s) {
-    return store_walks_by(s) == WALK_BY_CODE ? SCANNED_PER_WALKED_CODE : SCANNED_PER_WALKED_EXACT;
+/* Rows that are scanned while a walk scores two. */
+static uint32_t scanned_per_two_walked(const store *s) {
+    return store_walks_by(s) == WALK_BY_CODE ? SCANNED_PER_TWO_WALKED_CODE : SCANNED_PER_TWO_WALKED_EXACT;
 }
 
 /* What a walk for the recent rows costs, in scanned rows; as it is for no rows or no graph, more than a scan. */
 static uint64_t cost_of_walk(const search_job *job) {
     const hnsw *g = &job->index->graph;
     if (job->recent == 0 || hnsw_rows(g) == 0) return UINT64_MAX;
-    return (uint64_t)job->ef * WALK_ROWS_PER_EF * hnsw_rows(g) / job->recent * scanned_per_walked(&job->index->store);
+    return (uint64_t)job->ef * WALK_ROWS_PER_EF * hnsw_rows(g) / job->recent *
+           scanned_per_two_walked(&job->index->store) / 2;
 }
 
 /* Candidates of a walk for k rows where the caller names none. */

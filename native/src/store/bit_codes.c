@@ -34,13 +34,6 @@ static uint16_t upper_half(double x) {
     return bits >= 0x7f800000 ? 0x7f7f : (uint16_t)(bits >> 16);
 }
 
-static float from_upper_half(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /* Bytes of a bit code in memory: whole blocks of codes. */
 static size_t held_bytes(const store *s) { return s->dim64 / 8; }
 

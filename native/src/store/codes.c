@@ -14,6 +14,7 @@
 
 #define CODE_SPAN_SIGMA 2.7
 #define CODE_LEVELS 16
+#define CODE_MIDDLE ((CODE_LEVELS - 1) / 2.0)
 #define TRAIN_ROWS_PER_BLOCK 4096u
 #define ENCODE_ROWS_PER_ITEM 256u
 
@@ -108,51 +109,81 @@ fvdb_status codes_train(const store *s, uint32_t n, codebook *out, thread_pool *
     return FVDB_OK;
 }
 
+/* Doubles that are not negative order like their bits. */
+typedef uint64_t atomic_max;
+
 typedef struct encode_job {
     store *s;
     uint32_t first, end;
-    uint64_t error_bits; /* of the largest error: doubles that are not negative order like their bits */
+    atomic_max error, spread;
 } encode_job;
 
-static void raise_to(uint64_t *largest, double x) {
+static void raise_to(atomic_max *largest, double x) {
     uint64_t bits, seen = __atomic_load_n(largest, __ATOMIC_RELAXED);
     memcpy(&bits, &x, sizeof bits);
     while (bits > seen &&
            !__atomic_compare_exchange_n(largest, &seen, bits, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 
+/* The upper half of a float32 above x, which is not negative: at most 0.8 % above. */
+static uint16_t upper_half_above(double x) {
+    const float nearest = x < (double)FLT_MAX ? (float)x : INFINITY;
+    uint32_t bits;
+    memcpy(&bits, &nearest, sizeof bits);
+    return (uint16_t)((bits >> 16) + (bits < 0x7f800000u));
+}
+
+static double code_middle(const codebook *b, uint32_t d) { return (double)b->lo[d] + CODE_MIDDLE * (double)b->step[d]; }
+
+/* Codes a row; returns what was lost and how far from the middle its decoded self is, both squared. */
+static void encode_row(store *s, uint32_t slot, const float *x, double *error2, double *spread2) {
+    float decoded[FVDB_DIM_MAX];
+    uint8_t *code = (uint8_t *)store_code(s, slot);
+    s->kernels->code_encode(x, s->book.lo, s->book.inv_step, s->dim64, code);
+    s->kernels->code_decode(code, s->book.lo, s->book.step, s->dim64, decoded);
+    double norm2 = 0;
+    *error2 = *spread2 = 0;
+    for (uint32_t d = 0; d < s->dim; d++) {
+        const double off = (double)x[d] - (double)decoded[d], spread = (double)decoded[d] - code_middle(&s->book, d);
+        norm2 += (double)decoded[d] * decoded[d];
+        *error2 += off * off;
+        *spread2 += spread * spread;
+    }
+    ((uint16_t *)s->code_error.base)[slot] = upper_half_above(sqrt(*error2));
+    if (s->code_norm2.used) ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
+}
+
 static void encode_item(void *context, uint32_t worker, uint32_t item) {
     (void)worker;
     encode_job *job = context;
     store *s = job->s;
-    float x[FVDB_DIM_MAX] = {0}, decoded[FVDB_DIM_MAX];
+    float x[FVDB_DIM_MAX] = {0};
     uint32_t first = job->first + item * ENCODE_ROWS_PER_ITEM;
     uint32_t end = min_u32(job->end, first + ENCODE_ROWS_PER_ITEM);
-    double largest = 0;
+    double error2_max = 0, spread2_max = 0;
     for (uint32_t slot = first; slot < end; slot++) {
-        uint8_t *code = (uint8_t *)store_code(s, slot);
+        double error2, spread2;
         coded_row(s, slot, x);
-        s->kernels->code_encode(x, s->book.lo, s->book.inv_step, s->dim64, code);
-        s->kernels->code_decode(code, s->book.lo, s->book.step, s->dim64, decoded);
-        double norm2 = 0, error2 = 0;
-        for (uint32_t d = 0; d < s->dim; d++) {
-            double off = (double)x[d] - (double)decoded[d];
-            norm2 += (double)decoded[d] * decoded[d];
-            error2 += off * off;
-        }
-        if (!store_is_vectorless(s, slot)) largest = error2 > largest ? error2 : largest;
-        if (s->metric == FVDB_METRIC_L2) ((float *)s->code_norm2.base)[slot] = to_finite_float(norm2);
+        encode_row(s, slot, x, &error2, &spread2);
+        if (store_is_vectorless(s, slot)) continue;
+        error2_max = error2 > error2_max ? error2 : error2_max;
+        spread2_max = spread2 > spread2_max ? spread2 : spread2_max;
     }
-    raise_to(&job->error_bits, sqrt(largest));
+    raise_to(&job->error, sqrt(error2_max));
+    raise_to(&job->spread, sqrt(spread2_max));
 }
 
 void codes_encode(store *s, uint32_t first, uint32_t end, thread_pool *c) {
     if (!store_has_codes(s) || first == end) return;
     encode_job job = {.s = s, .first = first, .end = end};
     /* Over all rows anew, or more rows than before: the bound of rows that are gone may stay. */
-    if (first) raise_to(&job.error_bits, s->code_error);
+    if (first) {
+        raise_to(&job.error, s->code_error_max);
+        raise_to(&job.spread, s->code_spread_max);
+    }
     thread_pool_run(c, encode_item, &job, (end - first + ENCODE_ROWS_PER_ITEM - 1) / ENCODE_ROWS_PER_ITEM);
-    memcpy(&s->code_error, &job.error_bits, sizeof s->code_error);
+    memcpy(&s->code_error_max, &job.error, sizeof s->code_error_max);
+    memcpy(&s->code_spread_max, &job.spread, sizeof s->code_spread_max);
 }
 
 /* ---- scorer ---- */
@@ -240,7 +271,7 @@ static void score_codes(const scorer *q, const uint32_t *slots, uint32_t n, floa
     }
 }
 
-static void score_high(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+void scorer_high(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     const store *s = q->s;
     const uint16_t *high = (const uint16_t *)s->high.base;
     if (s->metric == FVDB_METRIC_L2) {
@@ -260,7 +291,7 @@ static void score_exact(const scorer *q, const uint32_t *slots, uint32_t n, floa
 
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     if (store_approximate(q->s) == WALK_BY_CODE) score_codes(q, slots, n, out);
-    else score_high(q, slots, n, out);
+    else scorer_high(q, slots, n, out);
 }
 
 void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
@@ -285,33 +316,83 @@ double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t
 
 /* ---- bounds ---- */
 
-/* Bounds every rounding of float32 sums of some hundred terms, and then some: 2^-18 of the terms' sizes. */
-#define ROUNDING 0x1p-18
+/* A sum of float32 in 16 lanes is off by less than this times its terms a lane, and some for what was done to each: as a
+ * share of the terms' sizes. */
+#define ROUNDING_OF_ONE 0x1p-23
+#define ROUNDINGS_BESIDE 16u
+/* Half of the last bit of a bfloat16, and what rounding adds. */
+#define HIGH_LOST 0x1.04p-8
+/* Of shorter or longer rows their halves, or 1 / norm, are denormal or do not fit into a float32. */
+#define INV_NORM_MIN 0x1p-100f
+#define INV_NORM_MAX 0x1p100f
 
-/* w = x * step, as code_prepare sees it, was rounded to scale * q: each code level multiplies what was lost.  Codes are
- * taken from their middle, 7.5, so that half of the loss is known but for its sign. */
-void reach_init(reach *r, const scorer *q) {
+/* w = x * step, as code_prepare sees it, was rounded to scale * q, and what was lost is multiplied by the row's levels.
+ * Counted from their middle, a half is known: shift.  The rest is at most the largest distance of a level from the middle
+ * times what was lost, summed; and at most the distance of the decoded row from the middle times that of the query from what
+ * was made of it (Cauchy and Schwarz). */
+static void bound_quantising(bounds *b) {
+    const scorer *q = b->q;
     const store *s = q->s;
-    double lost = 0, lost_sizes = 0, sizes = 0;
+    double lost = 0, lost_sizes = 0, apart2 = 0, sizes = 0;
     for (uint32_t d = 0; d < s->dim; d++) {
         uint32_t at = d / CODE_DIMS * CODE_BLOCK_BYTES + d % CODE_BLOCK_BYTES;
         int8_t weight = d % CODE_DIMS < CODE_BLOCK_BYTES ? q->q_lo[at] : q->q_hi[at];
         double w = (double)q->x[d] * s->book.step[d], off = w - (double)q->scale * weight;
+        double apart = off * s->book.inv_step[d];
         lost += off;
         lost_sizes += fabs(off);
+        apart2 += apart * apart;
         sizes += fabs((double)q->x[d] * s->book.lo[d]) + (CODE_LEVELS - 1) * fabs(w);
     }
-    double middle = (CODE_LEVELS - 1) / 2.0;
-    *r = (reach){q, middle * (fabs(lost) + lost_sizes) + ROUNDING * sizes,
-                 s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2)};
+    const double by_levels = CODE_MIDDLE * lost_sizes, by_spread = sqrt(apart2) * s->code_spread_max;
+    b->shift = CODE_MIDDLE * lost;
+    /* What overflowed is not less. */
+    b->product_error = (by_spread < by_levels ? by_spread : by_levels) + b->rounding * sizes + (double)FLT_MIN;
 }
 
-double reach_of(const reach *r, double exact) {
-    const store *s = r->q->s;
-    if (s->metric == FVDB_METRIC_L2) {
-        double far = exact + s->code_error;
-        return far * far + 2 * r->product_error + ROUNDING * (far * far + 4 * r->norm * r->norm);
+void bounds_init(bounds *b, const scorer *q) {
+    const store *s = q->s;
+    *b = (bounds){.q = q,
+                  .norm = s->metric == FVDB_METRIC_COSINE ? 1.0 : sqrt(q->exact_norm2),
+                  .rounding = (s->dim64 / PLANE_LANES + ROUNDINGS_BESIDE) * ROUNDING_OF_ONE,
+                  .high_serves = s->metric != FVDB_METRIC_DOT || store_has_codes(s)};
+    if (store_has_codes(s)) bound_quantising(b);
+}
+
+/* |q - x|^2 <= (exact + error)^2, where x lost `error`. */
+static reach reach_l2(const bounds *b, double exact, double beside) {
+    const double more = 1 + b->rounding;
+    return (reach){more * exact * exact + beside, 2 * more * exact, more};
+}
+
+/* Cauchy and Schwarz: the product with what was lost. */
+static reach reach_product(const bounds *b, double exact, double beside) {
+    const double origin = b->q->s->metric == FVDB_METRIC_COSINE ? 1 : 0;
+    return (reach){exact + beside + b->rounding * (origin + fabs(exact)), b->norm, 0};
+}
+
+reach bounds_by_code(const bounds *b, double exact) {
+    const double quantised = b->shift + b->product_error;
+    if (b->q->s->metric != FVDB_METRIC_L2) return reach_product(b, exact, quantised);
+    return reach_l2(b, exact, 2 * quantised + 4 * b->rounding * b->norm * b->norm);
+}
+
+reach bounds_by_high(const bounds *b, double exact) {
+    if (b->q->s->metric != FVDB_METRIC_L2) return reach_product(b, exact, (double)FLT_MIN);
+    /* A row that is so near is no longer than this, whatever others are. */
+    const double far = exact + (HIGH_LOST + b->rounding) * (b->norm + exact);
+    return (reach){reach_l2(b, far, (double)FLT_MIN).base, 0, 0};
+}
+
+double high_error(const bounds *b, uint32_t slot) {
+    const store *s = b->q->s;
+    const double share = HIGH_LOST + b->rounding;
+    if (s->metric == FVDB_METRIC_L2) return 0;
+    if (s->metric == FVDB_METRIC_COSINE) {
+        const float inv = ((const float *)s->inv_norm.base)[slot];
+        return inv >= INV_NORM_MIN && inv <= INV_NORM_MAX ? share : (double)INFINITY;
     }
-    /* Cauchy and Schwarz: the product with what coding lost. */
-    return exact + r->norm * s->code_error + r->product_error + ROUNDING * (1 + fabs(exact));
+    const float norm2 = ((const float *)s->code_norm2.base)[slot];
+    if (norm2 >= FLT_MAX) return (double)INFINITY; /* it was cut off */
+    return share * (sqrt((double)norm2) + store_code_error(s, slot)) + (double)FLT_MIN;
 }

@@ -1,24 +1,29 @@
 /* Exact scan: the ground truth, the answer for small indexes and for few allowed rows.
  *
- * Where there are codes the scan reads them, an eighth of the bytes, and computes an exact distance only for a row whose
- * code leaves it a chance: what coding lost is bounded (Cauchy and Schwarz with the largest distance of any row from its
- * decoded self), so no row is missed.  Of 100,000 rows some thousand remain.
+ * Where there are codes a row is looked at in up to three steps: its code, an eighth of its bytes; its high plane, half of them;
+ * all of it.  After each step it is left out if it is surely farther than the k nearest so far: what a code or a high plane
+ * lacks is bounded (Cauchy and Schwarz with the distance of a row from its decoded self, which is kept for each row), so no row
+ * is missed.  Of 100,000 rows some 120 high planes and 40 exact rows are read.  Without codes the second step comes first.
  * Rows come from memory once for a few queries: each scores a bitmap word of them before the next word is read. */
 #include "store.h"
 
-#include <float.h>
 #include <math.h>
 
 #define WORD_ROWS 64u /* rows of one bitmap word */
-#define WORDS_PER_POLL 64u
-/* Codes that are prefetched at once.  Of few allowed rows there is hardly one in a word: fetched one by one, each would be
- * waited for (1,000 of 100 K x 384: 81 ns a row). */
+/* Rows that are looked at together, their codes prefetched.  Of few allowed rows there is hardly one in a word: fetched one by
+ * one, each would be waited for (1,000 of 100 K x 384: 81 ns a row). */
 #define BATCH_ROWS 64u
 /* Rows that wait for an exact distance.  The longer they wait, the nearer are the rows that are known by then, and the
  * fewer are left with a chance. */
 #define WAITING_MAX 1024u
 /* So many beyond k, the nearest by code, are scored before all others. */
-#define FIRST_EXTRA 16u
+#define FIRST_EXTRA 4u
+/* Rows scored by high planes at once, while as many are prefetched. */
+#define HIGH_ROWS 8u
+/* Rows of one turn: what each finds rules out rows of the next. */
+#define TURN_ROWS 32u
+/* So many rows tell whether high planes are worth reading first. */
+#define HIGH_TRIED 128u
 
 bool hit_before(const store *s, hit a, hit b) {
     if (a.distance != b.distance) return a.distance < b.distance;
@@ -54,90 +59,176 @@ static uint32_t rows_of_word(const row_set *set, uint64_t w, uint32_t *slots) {
     return n;
 }
 
-/* Rows whose codes are on their way. */
+/* Rows of some words, BATCH_ROWS of them and up to a word more, or those that are left. */
 typedef struct batch {
     uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
 } batch;
 
-/* Prefetches rows of the words from *w on, BATCH_ROWS of them and up to a word more, or those that are left. */
-static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+/* Rows of the words from *w on. */
+static void take_batch(batch *b, const row_set *set, uint64_t *w) {
     b->n = 0;
     while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
+}
+
+static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
+    take_batch(b, set, w);
     for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
-static bool stopped(const fvdb_control *control, uint64_t word) {
-    return word % WORDS_PER_POLL == 0 && control_cancelled(control);
-}
-
-static void offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32_t n) {
+/* Scores rows exactly; returns how many of them were among the nearest at the time. */
+static uint32_t offer_exact(scan *one, uint32_t k, const uint32_t *slots, uint32_t n) {
     const scorer *q = one->query;
+    uint32_t offered = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (i + EXACT_AHEAD < n) scorer_prefetch_exact(q, slots[i + EXACT_AHEAD]);
         hit h = {scorer_exact(q, slots[i]), slots[i]};
-        if (one->found < k || h.distance <= one->hits[0].distance) hits_offer(q->s, one->hits, &one->found, k, h);
+        if (one->found == k && h.distance > one->hits[0].distance) continue;
+        hits_offer(q->s, one->hits, &one->found, k, h);
+        offered++;
     }
-}
-
-static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
-    uint32_t slots[WORD_ROWS];
-    for (uint64_t w = 0; w < set->words && !stopped(control, w); w++) {
-        uint32_t rows = rows_of_word(set, w, slots);
-        for (uint32_t i = 0; i < n; i++) offer_exact(&scans[i], k, slots, rows);
-    }
+    return offered;
 }
 
 /* A query of a scan at work. */
 typedef struct seeker {
     scan *scan;
-    reach reach;
+    bounds bounds;
+    reach by_code;              /* of the k-th nearest so far */
     double cut;                 /* a row whose code puts it farther is surely not among the nearest */
     uint64_t rows[WAITING_MAX]; /* keys of those that wait for an exact distance */
     uint32_t n;
+    uint64_t high_seen, high_vain; /* rows scored by high planes, and those scored exactly after it for nothing */
 } seeker;
 
-/* A distance by code that may have overflowed on its way rules nothing out. */
-static bool beyond(float near, double cut) { return (double)near > cut && near < FLT_MAX / 2; }
+static bool found_k(const seeker *s, uint32_t k) { return s->scan->found == k; }
 
-/* Rows that may be among the nearest. */
-static uint32_t within(double cut, const float *near, const uint32_t *slots, uint32_t n, uint64_t *out) {
-    uint32_t gone = 0, kept = 0;
-    for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], cut);
-    if (gone == n) return 0; /* as in most words */
+static double kth_distance(const seeker *s) { return s->scan->hits[0].distance; }
+
+static void seeker_init(seeker *s, scan *one) {
+    s->scan = one;
+    s->n = 0;
+    s->high_seen = s->high_vain = 0;
+    s->cut = (double)INFINITY;
+    bounds_init(&s->bounds, one->query);
+}
+
+/* Keeps those of n keys whose own coding error leaves their row a chance. */
+static uint32_t keep_within(const seeker *s, uint64_t *keys, uint32_t n) {
+    const store *rows = s->scan->query->s;
+    uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++) {
-        out[kept] = near_key(near[i], slots[i]);
-        kept += !beyond(near[i], cut);
+        const uint64_t key = keys[i];
+        const double most = reach_of(&s->by_code, store_code_error(rows, near_number(key)));
+        keys[kept] = key;
+        kept += !beyond(near_distance(key), most);
     }
     return kept;
 }
 
-static void score_waiting(seeker *s, uint32_t k) {
-    uint32_t slots[WAITING_MAX], first = min_u32(s->n, k + FIRST_EXTRA), n = 0;
-    keys_select(s->rows, s->n, first);
-    for (; n < first; n++) slots[n] = near_number(s->rows[n]);
-    offer_exact(s->scan, k, slots, n);
-    if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
-    n = 0;
-    for (uint32_t i = first; i < s->n; i++) {
-        slots[n] = near_number(s->rows[i]);
-        n += !beyond(near_distance(s->rows[i]), s->cut);
+/* Lets those of some rows wait that may be among the nearest.  In most batches there is none, which the largest error of any
+ * row is enough to say. */
+static void add_waiting(seeker *s, const float *near, const uint32_t *slots, uint32_t n) {
+    uint64_t *out = s->rows + s->n;
+    uint32_t gone = 0, kept = 0;
+    for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], s->cut);
+    if (gone == n) return;
+    for (uint32_t i = 0; i < n; i++) {
+        out[kept] = near_key(near[i], slots[i]);
+        kept += !beyond(near[i], s->cut);
     }
-    offer_exact(s->scan, k, slots, n);
-    if (s->scan->found == k) s->cut = reach_of(&s->reach, s->scan->hits[0].distance);
-    assert(s->scan->found <= k);
-    s->n = 0;
+    s->n += s->cut < (double)INFINITY ? keep_within(s, out, kept) : kept;
+}
+
+/* Scores rows by their high planes; leaves those that may be among the nearest in place and returns how many they are. */
+static uint32_t keep_by_high(const seeker *s, uint32_t *slots, uint32_t n) {
+    const scorer *q = s->scan->query;
+    const reach r = bounds_by_high(&s->bounds, kth_distance(s));
+    const size_t plane = q->s->dim16 * sizeof(uint16_t);
+    float near[HIGH_ROWS];
+    uint32_t kept = 0, ahead = 0;
+    for (uint32_t at = 0; at < n; at += HIGH_ROWS) {
+        const uint32_t m = min_u32(HIGH_ROWS, n - at);
+        for (; ahead < min_u32(n, at + 2 * HIGH_ROWS); ahead++) prefetch_bytes(store_high(q->s, slots[ahead]), plane);
+        scorer_high(q, slots + at, m, near);
+        for (uint32_t i = at; i < at + m; i++) {
+            if (beyond(near[i - at], reach_of(&r, high_error(&s->bounds, slots[i])))) continue;
+            prefetch_bytes(store_low(q->s, slots[i]), plane);
+            slots[kept++] = slots[i];
+        }
+    }
+    return kept;
+}
+
+/* A high plane costs a third of an exact distance: it pays where it rules out a third of the rows that are not wanted.  Rows that
+ * lie as near each other as high planes are precise gain nothing by being scored twice. */
+static bool high_helps(const seeker *s) {
+    return s->bounds.high_serves && (3 * s->high_vain <= 2 * s->high_seen || s->high_seen < HIGH_TRIED);
+}
+
+/* Scores rows exactly, once k are known those alone that their high planes leave a chance: a turn of rows at a time, so that
+ * each profits from what the one before found. */
+static void score_rows(seeker *s, uint32_t k, uint32_t *slots, uint32_t n) {
+    if (!found_k(s, k)) {
+        offer_exact(s->scan, k, slots, n);
+        return;
+    }
+    for (uint32_t at = 0; at < n; at += TURN_ROWS) {
+        const uint32_t m = min_u32(TURN_ROWS, n - at);
+        if (!high_helps(s)) {
+            offer_exact(s->scan, k, slots + at, m);
+            continue;
+        }
+        const uint32_t kept = keep_by_high(s, slots + at, m);
+        s->high_seen += m;
+        s->high_vain += kept - offer_exact(s->scan, k, slots + at, kept);
+    }
+}
+
+/* Where there are no codes. */
+static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
+    seeker seekers[SCAN_QUERIES_MAX];
+    batch rows, left;
+    uint64_t w = 0;
+    for (uint32_t i = 0; i < n; i++) seeker_init(&seekers[i], &scans[i]);
+    for (take_batch(&rows, set, &w); rows.n && !control_cancelled(control); take_batch(&rows, set, &w)) {
+        for (uint32_t i = 0; i < n; i++) {
+            left = rows;
+            score_rows(&seekers[i], k, left.slots, left.n);
+        }
+    }
+}
+
+/* Scores the `first` nearest by code of those that wait, and drops what is then out of reach. */
+static void score_waiting(seeker *s, uint32_t k, uint32_t first) {
+    uint32_t slots[WAITING_MAX];
+    keys_select(s->rows, s->n, first);
+    for (uint32_t i = 0; i < first; i++) slots[i] = near_number(s->rows[i]);
+    score_rows(s, k, slots, first);
+    s->n -= first;
+    memmove(s->rows, s->rows + first, s->n * sizeof *s->rows);
+    if (!found_k(s, k)) return;
+    s->by_code = bounds_by_code(&s->bounds, kth_distance(s));
+    s->cut = reach_of(&s->by_code, s->scan->query->s->code_error_max);
+    s->n = keep_within(s, s->rows, s->n);
+}
+
+/* Where many are still left, codes say little: all that wait are scored. */
+static void make_room(seeker *s, uint32_t k) {
+    score_waiting(s, k, min_u32(s->n, k + FIRST_EXTRA));
+    if (s->n > WAITING_MAX / 2) score_waiting(s, k, s->n);
+}
+
+static void finish(seeker *s, uint32_t k) {
+    score_waiting(s, k, min_u32(s->n, k + FIRST_EXTRA));
+    score_waiting(s, k, s->n);
+    assert(s->scan->found <= k && s->n == 0);
 }
 
 static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
     batch batches[2]; /* one is scored while the next is prefetched */
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
-    for (uint32_t i = 0; i < n; i++) {
-        seekers[i].scan = &scans[i];
-        seekers[i].cut = (double)INFINITY;
-        seekers[i].n = 0;
-        reach_init(&seekers[i].reach, scans[i].query);
-    }
+    for (uint32_t i = 0; i < n; i++) seeker_init(&seekers[i], &scans[i]);
     uint64_t w = 0;
     uint32_t turn = 0;
     prefetch_batch(&batches[0], scans[0].query, set, &w);
@@ -146,11 +237,11 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
         prefetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
         for (seeker *s = seekers; s < seekers + n; s++) {
             scorer_approximate(s->scan->query, b->slots, b->n, near);
-            s->n += within(s->cut, near, b->slots, b->n, s->rows + s->n);
-            if (s->n > WAITING_MAX - BATCH_ROWS - WORD_ROWS) score_waiting(s, k);
+            add_waiting(s, near, b->slots, b->n);
+            if (s->n > WAITING_MAX - BATCH_ROWS - WORD_ROWS) make_room(s, k);
         }
     }
-    for (seeker *s = seekers; s < seekers + n; s++) score_waiting(s, k);
+    for (seeker *s = seekers; s < seekers + n; s++) finish(s, k);
 }
 
 void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,

@@ -10,10 +10,9 @@
 
 #define ROWS_PER_ITEM 256u /* an item of a thread pool: some 100 us of work */
 
-static bool wants_inv_norm(const store *s) {
-    return s->memory == FVDB_MEMORY_COMPACT && s->metric == FVDB_METRIC_COSINE;
-}
-static bool wants_code_norm2(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->metric == FVDB_METRIC_L2; }
+/* High planes are scored in walks under memory="compact", and in scans otherwise. */
+static bool wants_inv_norm(const store *s) { return s->metric == FVDB_METRIC_COSINE; }
+static bool wants_code_norm2(const store *s) { return s->metric != FVDB_METRIC_COSINE; }
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config) {
     *s = (store){.kernels = kernels, .dim = config->dim, .metric = config->metric, .memory = config->memory};
@@ -37,6 +36,7 @@ void store_free(store *s) {
     region_free(&s->inv_norm);
     region_free(&s->codes);
     region_free(&s->code_norm2);
+    region_free(&s->code_error);
     region_free(&s->live);
     region_free(&s->vectorless);
     region_free(&s->found);
@@ -84,7 +84,8 @@ static bool resize_rows(store *s, size_t n) {
            (!s->vectorless.used || resize_vectorless(s, n)) &&
            region_resize(&s->inv_norm, (wants_inv_norm(s) ? n : 0) * sizeof(float)) &&
            region_resize(&s->codes, coded * s->code_bytes) &&
-           region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float));
+           region_resize(&s->code_norm2, (wants_code_norm2(s) ? coded : 0) * sizeof(float)) &&
+           region_resize(&s->code_error, coded * sizeof(uint16_t));
 }
 
 fvdb_status store_reserve(store *s, uint32_t n, uint64_t id_bytes, fvdb_diag *diag) {
@@ -277,6 +278,7 @@ static void permute_all(store *s, const uint32_t *from, uint32_t n, uint64_t *ma
     permute(&s->inv_norm, sizeof(float), from, n, marks);
     permute(&s->codes, s->code_bytes, from, n, marks);
     permute(&s->code_norm2, sizeof(float), from, n, marks);
+    permute(&s->code_error, sizeof(uint16_t), from, n, marks);
 }
 
 /* Bit i becomes what was bit from[i], those from n on 0. */
