@@ -24,6 +24,7 @@ SCRIPTS = (
     "compare_lists",
     "compare_session",
     "bench_filter",
+    "bench_columns",
     "bench_save_load",
     "bench_link",
     "bench_memory",

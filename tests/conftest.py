@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import hypothesis
 import pytest
 import pytest_socket
+
+# Tests start some hundred processes: they compile the package once, outside the tree.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if "PYTHONPYCACHEPREFIX" not in os.environ:
+    os.environ["PYTHONPYCACHEPREFIX"] = compiled = tempfile.mkdtemp(prefix="fabstir-vectordb-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
 # A failure here is a failure anywhere: no example depends on the clock, on chance or on an earlier run.
 # `pytest --hypothesis-profile=explore` looks at others.

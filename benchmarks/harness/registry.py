@@ -44,13 +44,13 @@ ENGINES: dict[str, Entry[Engine]] = dict(
     (
         _engine("fabstir", ours.Fabstir, *_US, "fabstir_vectordb"),
         _engine("fabstir-compact", ours.FabstirCompact, *_US, "fabstir_vectordb, compact"),
-        _engine("symqg", peers.SymQG, "rabitqlib", "rabitqlib", "SymphonyQG, float32"),
-        _engine("symqg-coded", peers.SymQGCoded, "rabitqlib", "rabitqlib", "SymphonyQG, 8 bits"),
         _engine("hnswlib", peers.Hnswlib, "hnswlib", "hnswlib", "hnswlib"),
         _engine("zvec-hnsw", peers.Zvec, "zvec", "zvec", "zvec, HNSW, 8 bits"),
         _engine("zvec-vamana", peers.ZvecVamana, "zvec", "zvec", "zvec, Vamana, 8 bits"),
         _engine("faiss-hnsw", peers.Faiss, "faiss", "faiss-cpu", "faiss, HNSW, 8 bits"),
         _engine("svs", peers.Svs, "svs", "scalable-vs", "SVS, Vamana, float16"),
+        _engine("symqg", peers.SymQG, "rabitqlib", "rabitqlib", "SymphonyQG, float32"),
+        _engine("symqg-coded", peers.SymQGCoded, "rabitqlib", "rabitqlib", "SymphonyQG, 8 bits"),
     )
 )
 
