@@ -14,6 +14,13 @@ from fabstir_vectordb.persist import load as load_module
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 CHANGED = "documents.changed.0000"
 ROWS = 1_500  # pages of 448 rows: three, and one that is not full
 

@@ -26,6 +26,13 @@ from fabstir_vectordb.storage import open_store
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 ROWS = 1030  # the graph begins at 1024 rows
 
 

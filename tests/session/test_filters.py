@@ -25,6 +25,13 @@ from fabstir_vectordb.metadata.columns import Columns
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 COUNT = 6_000
 
 

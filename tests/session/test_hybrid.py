@@ -21,6 +21,12 @@ _names = itertools.count()
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 def rows(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     rng = np.random.default_rng(seed)
     return (CENTRES[rng.integers(30, size=n)] + rng.standard_normal((n, DIM)) * 1.5).astype(np.float32)

@@ -17,6 +17,12 @@ from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, METADATA_DEPTH_
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 def nested(depth: int) -> Any:
     value: Any = None
     for _ in range(depth):

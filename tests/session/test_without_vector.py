@@ -14,6 +14,13 @@ from fabstir_vectordb.persist import load as load_module
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One event loop, as what is tried here is the index."""
+    return "asyncio"
+
+
 DIM, NOW = 16, 1_700_000_000.0
 
 
