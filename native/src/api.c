@@ -113,7 +113,7 @@ static fvdb_status enter_write(fvdb_index *index, uint32_t states, fvdb_diag *di
 static void leave_write(fvdb_index *index) {
     index_assert(index);
     store_trim(&index->store);
-    region_trim(&index->graph.links0);
+    hnsw_trim(&index->graph);
     rwlock_write_done(index->lock);
 }
 

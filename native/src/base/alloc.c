@@ -109,16 +109,19 @@ static size_t mapped_for(size_t bytes) { return round_up(bytes + bytes / 4, PAGE
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define HUGE_BYTES_MIN ((size_t)4 << 20)
 
+static bool wants_huge_pages(const region *r) { return r->scattered && r->mapped >= HUGE_BYTES_MIN; }
+
 /* Of the whole mapping, as the kernel moves no two kinds of pages at once.  Advice: where it is not taken nothing changes. */
 static void ask_for_huge_pages(const region *r) {
-    if (r->scattered && r->mapped >= HUGE_BYTES_MIN) madvise(r->base, r->mapped, MADV_HUGEPAGE);
+    if (wants_huge_pages(r)) madvise(r->base, r->mapped, MADV_HUGEPAGE);
 }
 
 void region_trim(const region *r) {
+    if (!wants_huge_pages(r)) return;
     const uintptr_t base = (uintptr_t)r->base, used = round_up(base + r->used, PAGE_BYTES);
     uintptr_t end = round_up(base + r->used, HUGE_PAGE_BYTES);
     if (end > base + r->mapped) end = base + r->mapped;
-    if (r->scattered && end > used) madvise((void *)used, end - used, MADV_DONTNEED);
+    if (end > used) madvise((void *)used, end - used, MADV_DONTNEED);
 }
 
 /* The bytes between used and the end of its page are resident, hence cleared here; whole pages past it go back. */

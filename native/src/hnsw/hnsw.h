@@ -35,6 +35,8 @@ typedef struct hnsw {
 
 void hnsw_init(hnsw *g, const fvdb_config *config);
 void hnsw_free(hnsw *g);
+/* Gives back memory of the links that no row uses. */
+void hnsw_trim(const hnsw *g);
 static inline uint32_t hnsw_rows(const hnsw *g) { return g->n - g->first; }
 /* Room for links of rows up to n; new rows have none.  Widens packed links when slots need more bits. */
 fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag);

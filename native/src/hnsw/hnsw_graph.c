@@ -18,6 +18,8 @@ void hnsw_init(hnsw *g, const fvdb_config *config) {
     g->links0.scattered = true;
 }
 
+void hnsw_trim(const hnsw *g) { region_trim(&g->links0); }
+
 void hnsw_free(hnsw *g) {
     region_free(&g->links0);
     region_free(&g->upper_slot);
