@@ -60,8 +60,8 @@ class Verdict:
     Attributes:
         suffices: it finds enough as it is.
         exact: nothing less than a scan of every row finds enough.
-        misses_widely: even searches with many candidates miss rows, so there may be a number from which on more of them
-            find no more.
+        misses_widely: even searches with many candidates miss rows, or every row is scored anyway, so there may be a
+            number from which on more candidates find no more.
     """
 
     suffices: bool
@@ -197,7 +197,8 @@ class Efforts:
             self._prepare(control)
             efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
             exact = _EXACT in efforts.values() or not _finds_enough(asked, efforts, missed)
-        self.verdict = Verdict(suffices, exact, (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX)
+        misses_widely = exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX
+        self.verdict = Verdict(suffices, exact, misses_widely)
 
     def _ceiling(self, exact: bool) -> int | None:
         """Candidates from which on more do not help: of the graph as measured, of lists as assumed.
@@ -242,7 +243,7 @@ class Efforts:
 
     def _raised(self, request: SearchRequest, verdict: Verdict) -> SearchRequest | None:
         """A search that names its candidates: a scan where it names many, and more of them do not help."""
-        if request.ef_search < _WIDE_EF or not (verdict.exact or verdict.misses_widely):
+        if request.ef_search < _WIDE_EF or not verdict.misses_widely:
             return request
         if not self._is_prepared:
             return None
