@@ -6,6 +6,7 @@ answers and inputs have a hash; a report that holds a list or a dict has none.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import datetime
@@ -178,8 +179,9 @@ class _Fields:
             return NotImplemented
         return all(_same(getattr(self, name), getattr(other, name)) for name in self.__match_args__)
 
+    @abstractmethod
     def __hash__(self) -> int:
-        raise NotImplementedError
+        """Of the fields that have a hash: vectors and metadata have none."""
 
     def _repr_html_(self) -> str:
         return html_record(type(self).__name__, self.to_dict())
