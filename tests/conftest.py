@@ -26,9 +26,22 @@ hypothesis.settings.load_profile("same")
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Every test of asynchronous code runs on both event loops."""
+    """Every test of asynchronous code runs on both event loops, where it is not marked one_loop."""
     backend: str = request.param
     return backend
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what one_loop marks on a second event loop."""
+    left_out = [item for item in items if item.get_closest_marker("one_loop") and _backend(item) == "trio"]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _backend(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("anyio_backend")
 
 
 def pytest_runtest_setup() -> None:

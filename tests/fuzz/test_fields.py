@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 from mutate import SEED, mutated
+from readings import reached
 
 from fabstir_vectordb import VectorDBError
 from fabstir_vectordb._native.fields import VALUE_LARGE, VALUE_TEXT, FieldCells, read_field
@@ -41,17 +41,6 @@ ROWS: list[Any] = [
     "a",
 ]
 CORPUS = [raw for row in ROWS if (raw := encode_metadata(row))]
-
-
-def reached(value: Any, keys: list[str]) -> Iterator[Any]:
-    if not keys:
-        yield value
-    elif isinstance(value, dict) and keys[0] in value:
-        yield from reached(value[keys[0]], keys[1:])
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict):
-                yield from reached(item, keys)
 
 
 def comparable(value: Any) -> bool:

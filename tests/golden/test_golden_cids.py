@@ -28,7 +28,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports.zstd import zstd_version
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 RECORDED = Path(__file__).with_name("cids.json")
 NOW_S = START_US / 1e6 + 1_000_000
 
@@ -81,11 +81,6 @@ async def versions(directory: Path) -> AsyncIterator[tuple[str, dict[str, Any]]]
 
 async def all_versions(directory: Path) -> dict[str, dict[str, Any]]:
     return {name: version async for name, version in versions(directory)}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def test_a_commit_that_keeps_the_format_saves_the_recorded_bytes(tmp_path: Path) -> None:

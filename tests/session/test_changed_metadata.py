@@ -12,13 +12,7 @@ from fabstir_vectordb import IntegrityError, VectorDBSession
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.persist import load as load_module
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 CHANGED = "documents.changed.0000"

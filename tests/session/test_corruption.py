@@ -24,13 +24,7 @@ from fabstir_vectordb.s5.cid import ShareCid, blake3_hash
 from fabstir_vectordb.s5.dirv1 import FileEntry
 from fabstir_vectordb.storage import open_store
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 ROWS = 1030  # the graph begins at 1024 rows

@@ -30,7 +30,7 @@ from fabstir_vectordb.storage.base import AtMost
 sys.path.insert(0, str(Path(__file__).parent.parent / "storage"))
 from serving import serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 ROWS, DIM = 1_100, 64
 NOW_S = START_US / 1e6 + 10_000
@@ -45,11 +45,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(params=["memory", "file", "portal", "gateway"])

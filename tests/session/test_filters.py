@@ -23,13 +23,7 @@ from fabstir_vectordb import (
 )
 from fabstir_vectordb.metadata.columns import Columns
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 COUNT = 6_000

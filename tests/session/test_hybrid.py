@@ -18,13 +18,7 @@ DIM, DAY = 24, 86_400.0
 NOW = 1_700_000_000.0
 CENTRES = np.random.default_rng(7).standard_normal((30, DIM))
 _names = itertools.count()
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def rows(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:

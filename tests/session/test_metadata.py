@@ -14,13 +14,7 @@ from saving import content, rows, session_on
 from fabstir_vectordb import InvalidInputError, VectorDBSession
 from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def nested(depth: int) -> Any:

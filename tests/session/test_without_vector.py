@@ -12,13 +12,7 @@ from saving import Objects, session_on
 from fabstir_vectordb import ConflictError, InvalidInputError, VectorDBSession, VectorInput
 from fabstir_vectordb.persist import load as load_module
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """One event loop, as what is tried here is the index."""
-    return "asyncio"
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 DIM, NOW = 16, 1_700_000_000.0

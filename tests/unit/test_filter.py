@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from readings import reached
 
 from fabstir_vectordb import InvalidInputError
 from fabstir_vectordb.metadata.arena import MetadataArena
@@ -47,17 +48,6 @@ def key_sequences(steps: list[tuple[str, bool]]) -> Iterator[list[str]]:
             break
         for rest in key_sequences(steps[n:]):
             yield [".".join(text for text, _ in steps[:n]), *rest]
-
-
-def reached(value: Any, keys: list[str]) -> Iterator[Any]:
-    if not keys:
-        yield value
-    elif isinstance(value, dict) and keys[0] in value:
-        yield from reached(value[keys[0]], keys[1:])
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict):
-                yield from reached(item, keys)
 
 
 def is_number(value: Any) -> bool:
