@@ -196,6 +196,8 @@ def test_a_child_that_merely_exits_is_silent(options: tuple[str, ...]) -> None:
     done = run(
         """
 import gc
+# A fork meanwhile would find this module's first import half done, and CPython release a lock that it had not taken.
+import concurrent.futures.thread
 s = sync.VectorDBSession.create(SETTINGS, s5_portal="memory:")
 s.add_batch(IDS, BASE)
 s.save_to_s5()
