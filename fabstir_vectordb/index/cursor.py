@@ -14,7 +14,7 @@ from fabstir_vectordb.index.filters import Filters
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import Rows, Slots
-from fabstir_vectordb.index.searcher import Searcher
+from fabstir_vectordb.index.searcher import PLANS, Searcher
 from fabstir_vectordb.metadata.filter_eval import bitmap_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
@@ -182,9 +182,7 @@ class Cursors:
                 slots = cursor.slots[cursor.next : cursor.next + most]
                 allow = bitmap_of(rows.visible(slots), rows.counts.rows)
                 found = native.search(query[np.newaxis], len(slots), exact=True, allow=allow)
-                n = int(found.counts[0])
-                nearest = found.slots[0, :n].tolist(), found.distances[0, :n].tolist(), found.ids[0]
-                hits = self._searcher.results(native, *nearest, "flat", threshold, include_vectors)
+                (hits,) = self._searcher.results(native, found, PLANS, threshold, include_vectors)
                 # Scores fall from page to page: after the first hit below the threshold none can pass.
                 cursor.next = cursor.end if hits.below_threshold else cursor.next + len(slots)
             return list(hits)

@@ -453,8 +453,8 @@ class LazyIndex:
 
     def _results(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
         nearest = one.hits or []
-        scores = self._scorer.scores([distance for distance, _, _ in nearest])
-        n = self._scorer.passing(scores, request.threshold)
+        scored = self._scorer.scores([distance for distance, _, _ in nearest])
+        n, scores = int(self._scorer.passing(scored, request.threshold)), scored.tolist()
         slots = np.array([slot for _, _, slot in nearest[:n]], dtype=np.uint32)
         vectors: Iterable[npt.NDArray[np.float32] | None] = (
             self._vectors_of(slots, gathered) if request.include_vectors else repeat(None)

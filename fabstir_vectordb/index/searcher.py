@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Final, get_args
@@ -18,6 +18,7 @@ from fabstir_vectordb._native.handle import (
     PLAN_LISTS,
     Control,
     NativeIndex,
+    SearchHits,
     scores_of,
 )
 from fabstir_vectordb.config import METRICS, Unset
@@ -43,13 +44,13 @@ _SHORT_PROBED_VALUES_MAX: Final = 1 << 23
 # ---- Scores ------------------------------------------------------------------------------------------------
 
 
-def _scores(metric: str, distances: Iterable[float]) -> list[float]:
-    scores: list[float] = scores_of(metric, np.array(distances, dtype=np.float64)).tolist()
-    return scores
+def _scores(metric: str, distances: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    given = np.asarray(distances, dtype=np.float64)
+    return scores_of(metric, np.ascontiguousarray(given).ravel()).reshape(given.shape)
 
 
-#: Functions from distances to scores; the header of the native library has the formulas.
-SCORES: Final[dict[str, Callable[[Iterable[float]], list[float]]]] = {
+#: Functions from distances to scores of the same shape; the header of the native library has the formulas.
+SCORES: Final[dict[str, Callable[[npt.ArrayLike], npt.NDArray[np.float64]]]] = {
     metric: partial(_scores, metric) for metric in METRICS
 }
 
@@ -74,12 +75,9 @@ class Scorer:
             threshold = self._default
         return -math.inf if threshold is None else float(threshold)
 
-    def passing(self, scores: Sequence[float], threshold: float | Unset | None) -> int:
-        """How many hits pass the threshold. Scores fall with distance, so these are the first ones."""
-        least, n = self.least(threshold), len(scores)
-        while n and scores[n - 1] < least:
-            n -= 1
-        return n
+    def passing(self, scores: npt.NDArray[np.float64], threshold: float | Unset | None) -> npt.NDArray[np.intp]:
+        """How many hits of each query pass the threshold. Scores fall with distance, so these are the first ones."""
+        return np.asarray(np.count_nonzero(scores >= self.least(threshold), axis=-1))
 
 
 # ---- Searches ----------------------------------------------------------------------------------------------
@@ -168,29 +166,26 @@ class Searcher:
             allow=allow,
             control=control,
         )
-        out = []
-        for row, ids in enumerate(hits.ids):
-            n = len(ids)
-            slots, distances = hits.slots[row, :n].tolist(), hits.distances[row, :n].tolist()
-            plan = plans[int(hits.plans[row])]
-            out.append(self.results(core, slots, distances, ids, plan, request.threshold, request.include_vectors))
-        return out
+        return self.results(core, hits, plans, request.threshold, request.include_vectors)
 
     def results(
         self,
         core: NativeIndex,
-        slots: Sequence[int],
-        distances: Sequence[float],
-        ids: Sequence[str],
-        plan: Plan,
+        hits: SearchHits,
+        plans: Mapping[int, Plan],
         threshold: float | Unset | None,
         include_vectors: bool,
-    ) -> SearchResults:
-        """Hits of the rows found."""
-        scores = self._scorer.scores(distances)
-        n = self._scorer.passing(scores, threshold)
-        below = len(scores) - n
-        return self._described(core, slots[:n], distances, ids, scores, below, plan, include_vectors)
+    ) -> list[SearchResults]:
+        """Hits of the rows found for each query."""
+        # One call for all of them, as a call takes as long as the scores of fifty queries.
+        scores = self._scorer.scores(hits.distances)
+        passing = np.minimum(self._scorer.passing(scores, threshold), hits.counts)
+        arrays = hits.slots, hits.distances, scores, hits.counts, passing, hits.plans
+        each = zip(hits.ids, *(array.tolist() for array in arrays), strict=True)
+        return [
+            self._described(core, row[:n], near, ids, scored, count - n, plans[plan], include_vectors)
+            for ids, row, near, scored, count, n, plan in each
+        ]
 
     def _described(
         self,
