@@ -67,16 +67,13 @@ void mem_free(void *p) {
  * stays with the process up to a threshold which rises with the largest block that was ever freed, to 64 MB.  So the end is
  * taken, a block at a time, its pages are given back, and it is freed.  Large blocks, as the page where each begins stays. */
 #define END_BLOCK_BYTES ((size_t)1 << 20)
+/* As many as a thread's heap has room for: holes that malloc_trim made come before the end. */
 #define END_BLOCKS 64u
-/* Blocks in a row that take no memory: the end of what was ever used, but for a hole that malloc_trim made. */
-#define END_UNUSED 3u
 
-static bool give_back(void *block) {
+static void give_back(void *block) {
     const uintptr_t from = round_up((uintptr_t)block, PAGE_BYTES);
     const uintptr_t end = ((uintptr_t)block + END_BLOCK_BYTES) / PAGE_BYTES * PAGE_BYTES;
-    unsigned char pages[END_BLOCK_BYTES / PAGE_BYTES] = {0};
-    if (mincore((void *)from, end - from, pages) || !memchr(pages, 1, sizeof pages)) return false;
-    return madvise((void *)from, end - from, MADV_DONTNEED) == 0;
+    madvise((void *)from, end - from, MADV_DONTNEED);
 }
 
 void mem_trim_thread(void) {
@@ -84,8 +81,7 @@ void mem_trim_thread(void) {
     uint32_t n = 0;
     /* Blocks up to the size of one that was mapped and freed are not mapped any more. */
     free(malloc(END_BLOCK_BYTES));
-    for (uint32_t unused = 0; n < END_BLOCKS && unused < END_UNUSED && (blocks[n] = malloc(END_BLOCK_BYTES)); n++)
-        unused = give_back(blocks[n]) ? 0 : unused + 1;
+    for (; n < END_BLOCKS && (blocks[n] = malloc(END_BLOCK_BYTES)); n++) give_back(blocks[n]);
     while (n) free(blocks[--n]);
 }
 
