@@ -6,6 +6,7 @@ from fabstir_vectordb._native.library import lib
 
 __all__ = [
     "DIM_MAX",
+    "EF_DEFAULT_MIN",
     "EF_MAX",
     "ID_BYTES_MAX",
     "K_MAX",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 DIM_MAX = int(lib.FVDB_DIM_MAX)
+EF_DEFAULT_MIN = int(lib.FVDB_EF_DEFAULT_MIN)
 EF_MAX = int(lib.FVDB_EF_MAX)
 ID_BYTES_MAX = int(lib.FVDB_ID_BYTES_MAX)
 K_MAX = int(lib.FVDB_K_MAX)

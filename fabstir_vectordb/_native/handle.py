@@ -27,6 +27,7 @@ from fabstir_vectordb._native.call import (
 )
 from fabstir_vectordb._native.constants import (
     DIM_MAX,
+    EF_DEFAULT_MIN,
     EF_MAX,
     ID_BYTES_MAX,
     K_MAX,
@@ -65,6 +66,7 @@ from fabstir_vectordb._native.search import Search, SearchHits
 
 __all__ = [
     "DIM_MAX",
+    "EF_DEFAULT_MIN",
     "EF_MAX",
     "ID_BYTES_MAX",
     "K_MAX",

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import Control, NativeCancelled, NativeIndex, NativeStats
+from fabstir_vectordb._native.handle import EF_DEFAULT_MIN, Control, NativeCancelled, NativeIndex, NativeStats
 from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate, missed_by_code, sample_size
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IndexStateError
@@ -39,8 +39,6 @@ _JUDGING_SAMPLE: Final = 48
 #: whether more of them help at all.
 _WIDE_EF: Final = 256
 _WIDE_MISSED_MAX: Final = 0.004
-#: Candidates of a search that names none: so many, or 1.5 k (index_search.c).
-_DEFAULT_EF_MIN: Final = 64
 #: Share of the rows there were at the last measuring that may come until the next.
 _DUE_SHARE: Final = 0.5
 
@@ -351,7 +349,7 @@ def _recent(counts: NativeStats) -> int:
 def _at_least_default(k: int, effort: Effort) -> Effort:
     """An effort with no fewer candidates than the default has."""
     ef_search, exact, nprobe = effort
-    return effort if exact else (max(ef_search, _DEFAULT_EF_MIN, k + k // 2), False, nprobe)
+    return effort if exact else (max(ef_search, EF_DEFAULT_MIN, k + k // 2), False, nprobe)
 
 
 def _finds_enough(asked: Asked, efforts: dict[int, Effort], missed: float) -> bool:

@@ -201,7 +201,8 @@ fvdb_status fvdb_add(fvdb_index *index, const fvdb_rows *rows, uint32_t on_confl
 #define FVDB_PLAN_LISTS 2  /* the same for the rows of the nearest lists, and for recent rows while they are few */
 #define FVDB_PLAN_HYBRID 3 /* the graph was walked, and the nearest lists were scanned */
 
-#define FVDB_EF_DEFAULT 0 /* params.ef_search: let the library choose */
+#define FVDB_EF_DEFAULT 0 /* params.ef_search: the larger of FVDB_EF_DEFAULT_MIN and 1.5 k */
+#define FVDB_EF_DEFAULT_MIN 64
 
 typedef struct fvdb_search_params {
     uint32_t k;         /* 1 .. FVDB_K_MAX */

@@ -19,7 +19,6 @@
 #define SCANNED_PER_TWO_WALKED_EXACT 2u
 /* Candidates of a scan by code beyond k, however few a walk would have: fewer lose rows. */
 #define SCAN_EXTRA_MIN 16u
-#define EF_DEFAULT_MIN 64u
 /* Rescoring ends where a row would have to be off by so many standard deviations, and by more than all residuals seen lie
  * apart: a heavy tail shows in their range before it shows in their variance.  On sentence embeddings that is after 16 of
  * 64 candidates at k = 10, and loses 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
@@ -88,7 +87,7 @@ static uint64_t cost_of_walk(const search_job *job) {
 }
 
 /* Candidates of a walk for k rows where the caller names none. */
-static uint32_t default_ef(uint32_t k) { return max_u32(EF_DEFAULT_MIN, k + k / 2); }
+static uint32_t default_ef(uint32_t k) { return max_u32(FVDB_EF_DEFAULT_MIN, k + k / 2); }
 
 /* Lists to look at.  With a share p of their rows allowed the nearest ones are on 1 / p times as many; and who asks for more
  * candidates than the default asks for more lists. */
