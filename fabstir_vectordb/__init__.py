@@ -18,6 +18,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.maintenance import Maintainer
+from fabstir_vectordb.metadata.filter_build import F, Where
 from fabstir_vectordb.params import LoadOptions, SearchOptions
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
@@ -52,6 +53,7 @@ __all__ = [
     "ConflictError",
     "DecryptionError",
     "DeleteResult",
+    "F",
     "FacetCount",
     "IndexSide",
     "IndexStateError",
@@ -87,6 +89,7 @@ __all__ = [
     "VectorInput",
     "VerifyReport",
     "VersionInfo",
+    "Where",
     "forget_memory_store",
     "get_platform_info",
     "get_version",

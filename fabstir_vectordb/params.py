@@ -150,9 +150,9 @@ class SearchOptions:
             single query. None takes the session's default.
         nprobe: lists of historical rows to scan, with or without `ef_search`; at most all lists are. None takes the
             number that held 99 % of the nearest rows when the lists were trained.
-        filter: a dict of metadata fields and conditions, as in MongoDB: ``{"year": {"$gte": 2020}}``. A dot in a field
-            steps into a dict; a step in double quotes is one key, as in ``'v."a.b"'``. Only rows that match can be
-            hits; k hits come whenever k rows match. None matches all rows.
+        filter: a dict of metadata fields and conditions, as in MongoDB: ``{"year": {"$gte": 2020}}``; or the same
+            built with `F`. A dot in a field steps into a dict; a step in double quotes is one key, as in
+            ``'v."a.b"'``. Only rows that match can be hits; k hits come whenever k rows match. None matches all rows.
         mmr: λ of maximal marginal relevance (Carbonell & Goldstein 1998), which chooses hits that also differ from each
             other: from 1, by nearness alone, to 0, by difference alone. The candidates are the 4 k nearest rows, at
             least k + 32, that pass the threshold. Hits come in the order in which they are chosen; k is at most 1,000.

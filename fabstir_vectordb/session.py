@@ -741,7 +741,8 @@ class VectorDBSession:
             self._runtime.check()
             return self._runtime.here(lambda index: index.live_count)
         where = await self._parsed(filter)
-        return await self._runtime.read(FilterNeed(), lambda index, _: index.count_where(where))
+        need = FilterNeed(metadata=where.needs_metadata)
+        return await self._runtime.read(need, lambda index, _: index.count_where(where))
 
     async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
         """Counts the distinct values of a metadata field.
@@ -799,8 +800,8 @@ class VectorDBSession:
         Args:
             filter: as in SearchOptions; None for all rows.
             order: a path, with a minus in front for descending; a step in double quotes is one key, as in
-                ``'v."a.b"'``. Null comes first, then bools, numbers, strings, and last rows that have no value or
-                several values there.
+                ``'v."a.b"'``. ``$id`` and ``$timestamp`` are the row's own. Null comes first, then bools, numbers,
+                strings, and last rows that have no value or several values there.
 
         Yields:
             The rows, one after the other.

@@ -548,8 +548,8 @@ class VectorDBSession:
         Args:
             filter: as in SearchOptions; None for all rows.
             order: a path, with a minus in front for descending; a step in double quotes is one key, as in
-                ``'v."a.b"'``. Null comes first, then bools, numbers, strings, and last rows that have no value or
-                several values there.
+                ``'v."a.b"'``. ``$id`` and ``$timestamp`` are the row's own. Null comes first, then bools, numbers,
+                strings, and last rows that have no value or several values there.
 
         Yields:
             The rows, one after the other.

@@ -6,7 +6,7 @@ so a search with a remembered filter takes no lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -21,7 +21,8 @@ from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.columns import Column, Columns
 from fabstir_vectordb.metadata.expiry import Hidden
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
-from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.filter_parse import ID, TIMESTAMP, Filter
+from fabstir_vectordb.metadata.row_fields import IdField, TimeField
 from fabstir_vectordb.types import FacetCount
 
 __all__ = ["FilterCache", "Filters", "Matches"]
@@ -131,10 +132,10 @@ class Filters:
             return known
         rows, hidden, generation = self._rows, self._rows.hidden(), self._gate.generation
         counts = rows.counts
-        mask = evaluate(where.node, self._columns(where.paths), counts.rows)
+        mask = evaluate(where.node, self._fields(where.paths, where.list_paths), counts.rows)
         if counts.live < counts.rows:
             live = np.zeros(counts.rows, dtype=np.bool_)
-            live[rows.core.live_slots(0, counts.live)] = True
+            live[self._live_slots()] = True
             mask = mask & live
         if len(hidden.slots):
             mask = mask.copy()  # it may be an array of a column
@@ -151,7 +152,23 @@ class Filters:
             return None
         return found
 
-    def _columns(self, paths: Sequence[str]) -> dict[str, Column]:
+    def _live_slots(self) -> Slots:
+        return self._rows.core.live_slots(0, self._rows.counts.live)
+
+    def _fields(
+        self, paths: Sequence[str], list_paths: Collection[str] = ()
+    ) -> dict[str, Column | IdField | TimeField]:
+        """Fields of all rows, those of metadata as columns; under the lock."""
+        rows, count = self._rows, self._rows.counts.rows
+        fields: dict[str, Column | IdField | TimeField] = {}
+        if ID in paths:
+            fields[ID] = IdField(count, self._live_slots(), rows.core.get_ids, rows.find)
+        if TIMESTAMP in paths:
+            fields[TIMESTAMP] = TimeField(count, self._live_slots(), rows.core.get_timestamps)
+        of_metadata = [path for path in paths if path not in fields]
+        return {**fields, **self._columns(of_metadata, list_paths)} if of_metadata else fields
+
+    def _columns(self, paths: Sequence[str], list_paths: Collection[str] = ()) -> dict[str, Column]:
         """Columns of all rows, within the budget; under the lock."""
         rows, budget, cache = self._rows, self._rows.budget, self._cache
         columns, count = cache.columns, rows.counts.rows
@@ -161,7 +178,7 @@ class Filters:
             cache.clear()
             missing = columns.missing_bytes(paths, count)
         budget.require(what, rows.nbytes + missing)
-        found = columns.get(paths, rows.arena, count)
+        found = columns.get(paths, rows.arena, count, list_paths)
         held = rows.nbytes + cache.nbytes
         if budget.is_over(held):
             cache.clear()
@@ -203,7 +220,7 @@ class Filters:
 
     def _order(self, slots: Slots, path: str, descending: bool) -> list[int]:
         """Positions of slots in the order of a field, those without a value of it last; under the lock."""
-        keys = self._columns([path])[path].sort_keys(slots)
+        keys = self._fields([path])[path].sort_keys(slots)
         held = sorted(
             ((key, position) for position, key in enumerate(keys) if key is not None),
             key=itemgetter(0),

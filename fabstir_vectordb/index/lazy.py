@@ -280,7 +280,7 @@ class LazyIndex:
                 gathered.slots = slots[slots != NO_SLOT]
             return self._lacking([*self._parts_of(gathered.slots), *self._pages_of(gathered.slots)], gathered)
         if isinstance(need, FilterNeed):
-            return self._missing_metadata(gathered)
+            return self._missing_metadata(gathered) if need.metadata else _NOTHING
         if isinstance(need, BatchNeed):
             if len(need.queries) > _BATCH_MAX:
                 return _WHOLE
@@ -302,7 +302,7 @@ class LazyIndex:
         if queries.shape[1] != self._native.dim:
             return _NOTHING  # no row has a vector
         if not gathered.candidates:
-            if request.where is not None:
+            if request.where is not None and request.where.needs_metadata:
                 lacking = self._missing_metadata(gathered)
                 if lacking is not _NOTHING:
                     return lacking

@@ -56,7 +56,13 @@ class RowsNeed:
 
 @dataclass(frozen=True, slots=True)
 class FilterNeed:
-    """The need of a filter: all metadata, without the rows themselves."""
+    """The need of filters and fields: all metadata, without the rows themselves.
+
+    Attributes:
+        metadata: whether any metadata is read; a filter by ids or timestamps alone reads none.
+    """
+
+    metadata: bool = True
 
 
 Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | FilterNeed | Reach

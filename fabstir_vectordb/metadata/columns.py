@@ -4,7 +4,8 @@ A column holds one field of all rows. Single values are in arrays by slot: numbe
 (strings, bools, null, dates, datetimes, UUIDs) as a code of the column's dictionary. Values of lists, and of rows in
 which a dotted path has several readings, are in separate arrays, with their slots. A column is made from the arena for
 the first filter on its field, and updated for later ones: new rows are appended, changed rows are read again. C reads
-the rows, and gives each distinct value once (native/src/metadata). A column is a cache, and can be dropped at any time.
+the rows, and gives each distinct value once (native/src/metadata). Sizes of lists, and whole lists as hashes, are kept
+from the first filter on that asks for them. A column is a cache, and can be dropped at any time.
 
 Columns are used only under the lock of changes. A returned mask is never written to again.
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import date, datetime
+from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -27,9 +30,9 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.fields import VALUE_LARGE
 from fabstir_vectordb.metadata.arena import MetadataArena
-from fabstir_vectordb.metadata.filter_parse import Values
-from fabstir_vectordb.metadata.path import packed, parse_path
-from fabstir_vectordb.metadata.values import Key, Scalar, key_of
+from fabstir_vectordb.metadata.filter_parse import Items, Values
+from fabstir_vectordb.metadata.path import Path, packed, parse_path, reached
+from fabstir_vectordb.metadata.values import Key, Scalar, decode_metadata, key_of, list_key
 
 __all__ = ["Column", "Columns", "Mask"]
 
@@ -43,6 +46,8 @@ _EXACT: Final = 2**53
 _ENTRY_BYTES: Final = 120
 #: Rows read at a time. What is read of them takes 1 to 2 MB beside the column, more where lists are long.
 _READ_ROWS: Final = 16_384
+#: A size that no list has.
+_SIZE_END: Final = 2**62
 #: Values of lists that a row is expected to have at most, on average.
 _LIST_ROOM: Final = 4
 #: Types in the order of a scan: null, bools, numbers, strings, dates, datetimes, UUIDs.
@@ -80,6 +85,32 @@ class _Listed(NamedTuple):
         return _Listed._make(array[stays] for array in self)
 
 
+class _Lists(NamedTuple):
+    """Whole lists: arrays with one entry for each list of a row.
+
+    Attributes:
+        slots: the slot.
+        sizes: items of the list; -1 for a list that is an item of another, which has no size of its own.
+        hashes: (n, 2), a hash of 128 bits of the list's key; zeros for a list that holds lists or dicts.
+    """
+
+    slots: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+
+    def kept(self, stays: Mask) -> _Lists:
+        """The entries of a mask."""
+        return _Lists._make(array[stays] for array in self)
+
+
+#: Two lists with one hash would be taken for equal, so that nobody may be able to find such lists.
+_HASH_KEY: Final = os.urandom(16)
+
+
+def _hash_of(key: bytes) -> bytes:
+    return blake2b(key, digest_size=16, key=_HASH_KEY).digest()
+
+
 def _joined(parts: Sequence[_Listed]) -> _Listed:
     return _Listed._make(map(np.concatenate, zip(*parts, strict=True)))
 
@@ -88,7 +119,8 @@ class Column:
     """One field of all rows, up to date for the first `n` slots."""
 
     def __init__(self, path: str) -> None:
-        self._path = packed(parse_path(path))
+        self._steps = parse_path(path)
+        self._path = packed(self._steps)
         self._present = np.empty(0, dtype=np.bool_)
         self._numbers = np.empty(0, dtype=np.float64)
         self._codes = np.empty(0, dtype=np.int32)
@@ -96,6 +128,7 @@ class Column:
             np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)
         )
         self._list_room = 0
+        self._lists: _Lists | None = None  # before a filter asks for them
         # Numbers of 2^53 and more that a row holds as an int. `values` returns them as integers.
         self._large: set[float] = set()
         self._wide: list[_Wide] = []
@@ -115,12 +148,14 @@ class Column:
         by_slot = (self._present, self._numbers, self._codes)
         ranks = sum(8 * len(keys) + codes.nbytes for keys, codes in self._ranks.values())
         aside = 100 * len(self._wide) + 80 * len(self._large)
-        return sum(array.nbytes for array in (*by_slot, *self._listed)) + self._key_bytes + ranks + aside
+        arrays: tuple[npt.NDArray[Any], ...] = (*by_slot, *self._listed, *(self._lists or ()))
+        return sum(array.nbytes for array in arrays) + self._key_bytes + ranks + aside
 
     # ---- keeping up to date
 
     def extend(self, arena: MetadataArena, rows: int) -> None:
         """Reads the next slots, until the column covers `rows` slots."""
+        before = self.n
         present, numbers, codes = (_grown(array, rows) for array in (self._present, self._numbers, self._codes))
         listed = [self._listed]
         for start in range(self.n, rows, _READ_ROWS):
@@ -129,6 +164,8 @@ class Column:
             listed.append(found)
         self._present, self._numbers, self._codes = present, numbers, codes
         self._listed = _joined(listed)
+        if self._lists is not None:
+            self._lists = self._with_whole_lists(arena, self._lists, np.arange(before, rows))
 
     def update(self, arena: MetadataArena, slots: npt.NDArray[np.int64]) -> None:
         """Reads distinct slots again that the column covers."""
@@ -137,6 +174,35 @@ class Column:
         self._wide = [wide for wide in self._wide if wide.slot not in gone]
         self._present[slots], self._numbers[slots], self._codes[slots], found = self._read(arena, slots)
         self._listed = _joined([kept, found])
+        if self._lists is not None:
+            self._lists = self._with_whole_lists(
+                arena, self._lists.kept(~np.isin(self._lists.slots, slots)), np.sort(slots)
+            )
+
+    def keep_lists(self, arena: MetadataArena) -> None:
+        """Reads whole lists, too, from now on."""
+        if self._lists is None:
+            none = np.empty(0, dtype=np.int64)
+            nothing = _Lists(none, none, np.empty((0, 2), dtype=np.uint64))
+            self._lists = self._with_whole_lists(arena, nothing, np.arange(self.n))
+
+    def _with_whole_lists(self, arena: MetadataArena, lists: _Lists, slots: npt.NDArray[np.int64]) -> _Lists:
+        """The lists with those of slots that the column has read."""
+        # A row with one scalar has no list; the others are decoded.
+        slots = slots[self._present[slots] & (self._codes[slots] == _NONE) & np.isnan(self._numbers[slots])]
+        parts = [lists]
+        for start in range(0, len(slots), _READ_ROWS):
+            some = slots[start : start + _READ_ROWS].tolist()
+            found: list[tuple[int, int]] = []
+            hashes = bytearray()
+            for slot, raw in zip(some, arena.get_many(some), strict=True):
+                for size, items in _whole_lists(decode_metadata(raw), self._steps):
+                    found.append((slot, size))
+                    key = list_key(items)
+                    hashes += bytes(16) if key is None else _hash_of(key)
+            both = np.array(found, dtype=np.int64).reshape(-1, 2)
+            parts.append(_Lists(both[:, 0], both[:, 1], np.frombuffer(bytes(hashes), dtype=np.uint64).reshape(-1, 2)))
+        return _Lists._make(map(np.concatenate, zip(*parts, strict=True)))
 
     def _read(self, arena: MetadataArena, slots: npt.NDArray[np.int64]) -> tuple[Mask, Any, Any, _Listed]:
         """The values of slots, by row and of lists; the dictionary and the wide integers are those of the column."""
@@ -205,6 +271,9 @@ class Column:
         self._present, self._numbers, self._codes = self._present[kept], self._numbers[kept], self._codes[kept]
         self._listed = self._listed._replace(slots=to[self._listed.slots])
         self._listed = self._listed.kept(self._listed.slots >= 0)
+        if self._lists is not None:
+            self._lists = self._lists._replace(slots=to[self._lists.slots])
+            self._lists = self._lists.kept(self._lists.slots >= 0)
         self._wide = [wide._replace(slot=int(to[wide.slot])) for wide in self._wide if to[wide.slot] >= 0]
         self._forget_unused_keys()
 
@@ -230,6 +299,10 @@ class Column:
             return self._present if value else ~self._present
         if op == "$contains":
             return self._contains(value)
+        if op in ("$size", "$icontains", "$startsWith"):
+            return self._sized(value) if op == "$size" else self._textual(op, value)
+        if isinstance(value, Items):
+            return self._equals_list(value)
         if op == "$in":
             return self._in(value)
         if type(value) in (int, float):
@@ -242,6 +315,30 @@ class Column:
         if code == _NONE:
             return np.zeros(self.n, dtype=np.bool_)
         return self._with_lists(self._codes == code, self._listed.codes == code)
+
+    def _sized(self, size: int) -> Mask:
+        """The mask of rows with a list of so many items."""
+        assert self._lists is not None
+        mask = np.zeros(self.n, dtype=np.bool_)
+        mask[self._lists.slots[self._lists.sizes == min(size, _SIZE_END)]] = True
+        return mask
+
+    def _equals_list(self, items: Items) -> Mask:
+        """The mask of rows with a list that equals another, item for item."""
+        assert self._lists is not None
+        mask = np.zeros(self.n, dtype=np.bool_)
+        wanted = np.frombuffer(_hash_of(items.key), dtype=np.uint64)
+        mask[self._lists.slots[(self._lists.hashes == wanted).all(axis=1)]] = True
+        return mask
+
+    def _textual(self, op: str, value: str) -> Mask:
+        """The mask of strings that begin with a string, or contain it in any case; of lists, some string does."""
+        if op == "$icontains":
+            wanted = [code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key.casefold()]
+            return self._coded(np.array(wanted, dtype=np.int64))
+        ranked, codes = self._ranked(str)
+        start = bisect_left(ranked, value)
+        return self._coded(codes[start : bisect_right(ranked, value, lo=start, key=lambda text: text[: len(value)])])
 
     def _in(self, values: Values) -> Mask:
         """The mask of rows whose value is one of many. Time grows with rows plus values, not with their product."""
@@ -315,13 +412,16 @@ class Column:
 
     def _ordered(self, op: str, value: Key) -> npt.NDArray[np.int32]:
         """The codes of all keys that have the value's type and satisfy the comparison with it."""
-        kind = type(value)
+        keys, codes = self._ranked(type(value))
+        at = bisect_right(keys, value) if op in ("$gt", "$lte") else bisect_left(keys, value)
+        return codes[at:] if op in ("$gt", "$gte") else codes[:at]
+
+    def _ranked(self, kind: type) -> tuple[list[Any], npt.NDArray[np.int32]]:
+        """The keys of a type, ascending, and their codes."""
         if kind not in self._ranks:
             ranked: list[Any] = sorted(key for key in self._keys if type(key) is kind)
             self._ranks[kind] = ranked, np.array([self._code_of[key] for key in ranked], dtype=np.int32)
-        keys, codes = self._ranks[kind]
-        at = bisect_right(keys, value) if op in ("$gt", "$lte") else bisect_left(keys, value)
-        return codes[at:] if op in ("$gt", "$gte") else codes[:at]
+        return self._ranks[kind]
 
     def _contains(self, value: Scalar) -> Mask:
         """The mask of lists that hold a value, and of strings that contain a string."""
@@ -381,8 +481,10 @@ class Columns:
         """Lower bound of the bytes that `get` of paths would add."""
         return sum(13 * (rows - (self._columns[path].n if path in self._columns else 0)) for path in paths)
 
-    def get(self, paths: Sequence[str], arena: MetadataArena, rows: int) -> dict[str, Column]:
-        """The columns of paths, brought up to date for `rows` slots."""
+    def get(
+        self, paths: Sequence[str], arena: MetadataArena, rows: int, list_paths: Collection[str] = ()
+    ) -> dict[str, Column]:
+        """The columns of paths, brought up to date for `rows` slots; those of `list_paths` with whole lists."""
         found = {}
         for path in paths:
             # A column that a failure leaves half read must not stay.
@@ -392,8 +494,20 @@ class Columns:
                 column.update(arena, np.array(touched, dtype=np.int64))
             if column.n < rows:
                 column.extend(arena, rows)
+            if path in list_paths:
+                column.keep_lists(arena)
             found[path] = self._columns[path] = column
         return found
+
+
+def _whole_lists(metadata: Any, steps: Path) -> Iterator[tuple[int, list[Any]]]:
+    """The lists to which a path leads, each with its size, and those that are items of them, each with -1."""
+    for value in reached(metadata, steps):
+        if isinstance(value, list):
+            yield len(value), value
+            for item in value:
+                if isinstance(item, list):
+                    yield -1, item
 
 
 def _grown(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

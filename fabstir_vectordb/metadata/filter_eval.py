@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.metadata.columns import Column, Mask
+from fabstir_vectordb.metadata.columns import Mask
 from fabstir_vectordb.metadata.filter_parse import AllOf, AnyOf, Compare, Node, Not
 
-__all__ = ["are_in", "bitmap", "bitmap_of", "evaluate", "slots_of"]
+__all__ = ["Comparable", "are_in", "bitmap", "bitmap_of", "evaluate", "slots_of"]
 
 
-def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Mask:
+class Comparable(Protocol):
+    """One field of all rows: a column of metadata, or a field of the rows themselves."""
+
+    def matches(self, op: str, value: Any) -> Mask:
+        """The mask of rows for which a comparison holds; `op` and `value` as in `filter_parse.Compare`."""
+
+
+def evaluate(node: Node, columns: Mapping[str, Comparable], rows: int) -> Mask:
     """The mask of the rows that match a filter.
 
     Args:
         node: the filter.
-        columns: columns of its paths, each of `rows` slots.
+        columns: its fields by path, each of `rows` slots.
         rows: number of slots.
     """
     if isinstance(node, Compare):

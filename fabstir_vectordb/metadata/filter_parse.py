@@ -1,8 +1,8 @@
 """Parsing of filters: from a dict to a checked tree.
 
-A filter is a dict as in MongoDB. Several fields are ANDed. A field's condition is a scalar that the field must equal,
-or a dict of operators. A field is a path (`path`). Anything else is refused, and the error names the operator and the
-path: a misunderstood filter would return wrong rows.
+A filter is a dict as in MongoDB. Several fields are ANDed. A field's condition is a scalar or a list that the field
+must equal, or a dict of operators. A field is a path (`path`), or one of the row itself: ``$id``, ``$timestamp``.
+Anything else is refused, and the error names the operator and the path: a misunderstood filter would return wrong rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
@@ -21,17 +21,20 @@ import numpy.typing as npt
 
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.path import check_field, parse_path
-from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, plain_scalar, shown, step
+from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, list_key, plain_scalar, shown, step
 
 __all__ = [
     "EVERYTHING",
     "FILTER_CLAUSES_MAX",
     "FILTER_DEPTH_MAX",
     "FILTER_VALUES_MAX",
+    "ID",
+    "TIMESTAMP",
     "AllOf",
     "AnyOf",
     "Compare",
     "Filter",
+    "Items",
     "Node",
     "Not",
     "Values",
@@ -42,19 +45,34 @@ __all__ = [
 
 #: Most levels of nested filters.
 FILTER_DEPTH_MAX: Final = 32
-#: Most comparisons of one filter; a list of values for `$in` is one.
+#: Most comparisons of one filter; a list of values for `$in` is one, each value for `$all` is one.
 FILTER_CLAUSES_MAX: Final = 1_000
-#: Most values in all lists for `$in` and `$nin` of one filter.
+#: Most values in all lists of one filter.
 FILTER_VALUES_MAX: Final = 1_000_000
 #: A filter with this many values takes some 5 ms to parse, too long for an event loop's thread.
 _LARGE_VALUES: Final = 10_000
 #: Longest list of values that is sorted, so that the same values in another order give the same filter.
 _SORTED_VALUES_MAX: Final = 1_000
 
+#: The fields of a row itself. A path of metadata never begins so: such a key is quoted.
+ID: Final = "$id"
+TIMESTAMP: Final = "$timestamp"
+
 _ORDERED: Final = ("$gt", "$gte", "$lt", "$lte")
 _ONE_OF: Final = ("$in", "$nin")
-_OF_A_FIELD: Final = ("$eq", "$ne", *_ONE_OF, *_ORDERED, "$exists", "$contains", "$not")
+_OF_TEXTS: Final = ("$contains", "$icontains", "$startsWith")
+_OF_A_FIELD: Final = ("$eq", "$ne", *_ONE_OF, "$all", *_ORDERED, "$exists", *_OF_TEXTS, "$size", "$not")
 _OF_FILTERS: Final = ("$and", "$or", "$not")
+#: The operators of a row's own fields, `$ne` and `$nin` as `$eq` and `$in`.
+_OF_ROWS: Final = {
+    ID: ("$eq", "$in", *_ORDERED, "$exists", *_OF_TEXTS),
+    TIMESTAMP: ("$eq", "$in", *_ORDERED, "$exists"),
+}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+#: The first and the last moment of a timestamp, microseconds since 1970.
+_FIRST_US: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 #: Types whose values are plain scalars already, apart from the checks in `_Group`.
 _PLAIN: Final = frozenset([type(None), bool, int, float, str, date, UUID])
 #: Most types in a list of values for which `_Group` makes one pass for each type.
@@ -84,19 +102,28 @@ class Values:
         return f"<{len(self)} values>"
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A whole list to which a field is compared; `key` as `values.list_key` gives it."""
+
+    key: bytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Compare:
     """One comparison of a field.
 
     Attributes:
         path: the field, as written in the filter.
-        op: ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``, ``$exists`` or ``$contains``.
-        value: the values for ``$in``, a bool for ``$exists``, else a scalar.
+        op: ``$eq``, ``$in``, ``$gt``, ``$gte``, ``$lt``, ``$lte``, ``$exists``, ``$contains``, ``$icontains`` (its
+            value case-folded), ``$startsWith`` or ``$size``.
+        value: the values for ``$in``, a bool for ``$exists``, a number of items for ``$size``, else a scalar, or Items
+            for ``$eq``. Moments for ``$timestamp`` are integers, microseconds since 1970.
     """
 
     path: str
     op: str
-    value: Scalar | Values
+    value: Scalar | Values | Items
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +158,18 @@ class Filter:
         node: the tree of the filter.
         key: canonical text of the tree. Values of different types have different keys: True, 1 and 1.0.
         paths: the fields of the filter.
+        list_paths: those that are compared as whole lists.
     """
 
     node: Node = field(compare=False, repr=False)
     key: str
     paths: tuple[str, ...]
+    list_paths: frozenset[str] = frozenset()
+
+    @property
+    def needs_metadata(self) -> bool:
+        """Whether the filter reads metadata, not the fields of the rows themselves alone."""
+        return any(path not in _OF_ROWS for path in self.paths)
 
     @property
     def is_empty(self) -> bool:
@@ -154,7 +188,7 @@ def parse_filter(filter: object) -> Filter:
     """
     parser = _Parser()
     node = parser.filter(filter, "", 0)
-    return Filter(node, _key(node), tuple(sorted(parser.paths)))
+    return Filter(node, _key(node), tuple(sorted(parser.paths)), frozenset(parser.list_paths))
 
 
 def is_large(filter: object) -> bool:
@@ -176,6 +210,10 @@ def is_large(filter: object) -> bool:
 def _constant(node: Node) -> bool | None:
     """The result of a filter if it is the same for every row; None if it depends on the row."""
     if isinstance(node, Compare):
+        if node.path in _OF_ROWS and node.op == "$exists":
+            return bool(node.value)
+        if node.path == ID and node.op in _OF_TEXTS and not node.value:
+            return True  # every id begins with the empty text, and has it
         return False if isinstance(node.value, Values) and not node.value else None
     if isinstance(node, Not):
         inner = _constant(node.part)
@@ -201,6 +239,8 @@ def _document(node: Node) -> list[Any]:
             wide: Iterable[int] = value.wide
             wide = sorted(wide) if len(value.wide) <= _SORTED_VALUES_MAX else wide
             value = [value.numbers.tobytes(), list(wide), list(value.keys)]
+        elif isinstance(value, Items):
+            value = value.key  # bytes, which no scalar is
         # A path may hold a lone surrogate, which CBOR's text cannot.
         return [node.path.encode("utf-8", "surrogatepass"), node.op, value]
     if isinstance(node, Not):
@@ -215,6 +255,7 @@ EVERYTHING: Final = Filter(AllOf(()), _key(AllOf(())), ())
 class _Parser:
     def __init__(self) -> None:
         self.paths: set[str] = set()
+        self.list_paths: set[str] = set()
         self._clauses = 0
         self._values = 0
 
@@ -229,12 +270,12 @@ class _Parser:
         if not isinstance(key, str):
             _refuse(f"has a key of type {type(key).__name__}: fields must be strings", where)
         key = str.__str__(key)
-        if not key.startswith("$"):
+        if not key.startswith("$") or key in _OF_ROWS:
             return self._field(key, value, depth)
         if key == "$not":
             return Not(self.filter(value, _at(where, key), depth + 1))
         if key not in _OF_FILTERS:
-            known = ", ".join(_OF_FILTERS)
+            known = ", ".join((*_OF_FILTERS, *_OF_ROWS))
             hint = (
                 "; it belongs to a field"
                 if key in _OF_A_FIELD
@@ -247,17 +288,18 @@ class _Parser:
         return AllOf(parts) if key == "$and" else AnyOf(parts)
 
     def _field(self, path: str, condition: object, depth: int) -> Node:
-        try:
-            parse_path(path)
-        except InvalidInputError as error:
-            details = {**error.details, "operator": None}
-            raise InvalidInputError(f"filter: {error.message}", details=details) from None
+        if path not in _OF_ROWS:
+            try:
+                parse_path(path)
+            except InvalidInputError as error:
+                details = {**error.details, "operator": None}
+                raise InvalidInputError(f"filter: {error.message}", details=details) from None
         if type(condition) in _PLAIN or not isinstance(condition, Mapping):
             return self._compare(path, "$eq", condition)
         return self._conditions(path, condition, depth + 1)
 
     def _conditions(self, path: str, condition: Mapping[Any, Any], depth: int) -> Node:
-        if not condition:
+        if len(condition) == 0:
             _refuse("has an empty dict as its condition: give a value or an operator", path)
         if depth > FILTER_DEPTH_MAX:
             _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", path, limit=FILTER_DEPTH_MAX)
@@ -273,32 +315,75 @@ class _Parser:
                 if not isinstance(value, Mapping):
                     _refuse("needs a dict of operators after $not", path, op)
                 parts.append(Not(self._conditions(path, value, depth + 1)))
+            elif op == "$all":
+                parts.append(self._all(path, value))
             elif op in ("$ne", "$nin"):
                 parts.append(Not(self._compare(path, "$eq" if op == "$ne" else "$in", value, op)))
             else:
                 parts.append(self._compare(path, op, value))
         return _all_of(parts)
 
+    def _all(self, path: str, given: object) -> Node:
+        """Every value, as `$eq` takes it; as in MongoDB, no row has all of none."""
+        values = self._list(path, "$all", given)
+        parts = [self._compare(path, "$eq", value, "$all") for value in values]
+        return _all_of(parts) if parts else self._compare(path, "$in", ())
+
     def _compare(self, path: str, op: str, value: object, said: str | None = None) -> Compare:
         said = said or op
+        if path in _OF_ROWS and op not in _OF_ROWS[path]:
+            _refuse(f"has the operator {said}: use one of {', '.join(_OF_ROWS[path])}, $ne, $nin or $not", path, said)
         self.paths.add(path)
         self._clauses += 1
         if self._clauses > FILTER_CLAUSES_MAX:
             _refuse(f"makes more than {FILTER_CLAUSES_MAX} comparisons", path, said, limit=FILTER_CLAUSES_MAX)
         if op == "$in":
             return Compare(path, op, self._in(path, said, value))
+        if op == "$size":
+            return self._size(path, value)
+        if op == "$eq" and isinstance(value, (list, tuple)) and path not in _OF_ROWS:
+            items = [_scalar(path, said, item) for item in self._list(path, said, value)]
+            key = list_key(items)
+            assert key is not None
+            self.list_paths.add(path)
+            return Compare(path, op, Items(key))
         if op == "$exists":
             if not isinstance(value, (bool, np.bool_)):
                 _refuse(f"needs True or False after $exists, got {shown(value)}", path, said)
             return Compare(path, op, bool(value))
-        scalar = _scalar(path, said, value)
+        scalar = self._scalar(path, said, value)
+        if op in ("$icontains", "$startsWith"):
+            if not isinstance(scalar, str):
+                _refuse(f"has {shown(scalar)} after {op}: it takes a string", path, said)
+            return Compare(path, op, scalar.casefold() if op == "$icontains" else scalar)
         if op in _ORDERED and (scalar is None or isinstance(scalar, (bool, UUID))):
             _refuse(
                 f"has {shown(scalar)} after {op}: only numbers, strings, dates and datetimes have an order", path, said
             )
         return Compare(path, op, scalar)
 
+    def _size(self, path: str, value: object) -> Compare:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            _refuse(f"needs a number of items after $size, got {shown(value)}", path, "$size")
+        self.list_paths.add(path)
+        return Compare(path, "$size", int(value))
+
+    def _scalar(self, path: str, said: str, value: object) -> Scalar:
+        if path == TIMESTAMP:
+            return _microseconds(said, value)
+        scalar = _scalar(path, said, value)
+        if path == ID and not isinstance(scalar, str):
+            _refuse(f"is compared with {shown(scalar)} after {said}: an id is a string", path, said)
+        return scalar
+
     def _in(self, path: str, said: str, given: object) -> Values:
+        items = self._list(path, said, given)
+        if path in _OF_ROWS:
+            items = [self._scalar(path, said, item) for item in items]
+        return _Group(path, said).of(items)
+
+    def _list(self, path: str, said: str, given: object) -> list[Any]:
+        """The values of a list, as Python values where it is an array."""
         if isinstance(given, np.ndarray):
             if given.ndim != 1:
                 _refuse(f"needs a list of values after {said}, got an array of {given.ndim} dimensions", path, said)
@@ -316,8 +401,7 @@ class _Parser:
             )
         # Arrays of bools, numbers, strings and objects: their `tolist` returns Python values.
         is_plain = isinstance(given, np.ndarray) and given.dtype.kind in "biufUO"
-        items: list[Any] = given.tolist() if is_plain else list(given)  # type: ignore[union-attr]
-        return _Group(path, said).of(items)
+        return given.tolist() if is_plain else list(given)  # type: ignore[union-attr]
 
 
 class _Group:
@@ -416,9 +500,26 @@ def _scalar(path: str, op: str, value: object) -> Scalar:
     try:
         return plain_scalar(value)
     except ScalarError as error:
-        hint = " (for lists: $in, $contains)" if isinstance(value, (list, tuple)) else ""
+        hint = " (for lists: $in, $all, $contains)" if isinstance(value, (list, tuple)) else ""
         allowed = "None, bool, number, str, date, datetime or UUID"
         _refuse(f"has {error.reason} after {op}: use {allowed}{hint}", path, op)
+
+
+def _microseconds(said: str, value: object) -> int:
+    """A timestamp as it is stored: microseconds since 1970."""
+    scalar = _scalar(TIMESTAMP, said, value)
+    if isinstance(scalar, datetime):
+        return (scalar - _EPOCH) // _MICROSECOND
+    if isinstance(scalar, bool) or not isinstance(scalar, (int, float)):
+        _refuse(f"is compared with {shown(scalar)} after {said}: use seconds since 1970 or a datetime", TIMESTAMP, said)
+    if not _FIRST_US <= scalar * 1_000_000 <= _LAST_US:
+        _refuse(
+            f"is compared with {shown(scalar)} after {said}: use seconds since 1970, in the years 1 to 9999 "
+            "(milliseconds are divided first)",
+            TIMESTAMP,
+            said,
+        )
+    return scalar * 1_000_000 if isinstance(scalar, int) else round(scalar * 1e6)
 
 
 def _at(where: str, key: str) -> str:

@@ -9,6 +9,7 @@ reading that a row has counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from fabstir_vectordb._native.constants import PATH_STEPS_MAX
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown, step
 
-__all__ = ["Path", "check_field", "packed", "parse_path"]
+__all__ = ["Path", "check_field", "packed", "parse_path", "reached"]
 
 #: The steps, each with whether it is quoted.
 Path = tuple[tuple[str, bool], ...]
@@ -68,6 +69,27 @@ def packed(path: Path) -> tuple[bytes, npt.NDArray[np.uint32]]:
             end += 1
         steps.append((start, len(text), end))
     return bytes(text), np.array(steps, dtype=np.uint32)
+
+
+def reached(value: Any, path: Path) -> Iterator[Any]:
+    """The values to which the readings of a path lead; dicts in a list are each looked into.
+
+    Time grows with the value, not with the readings: each value in it is reached by one reading at most.
+    """
+    if not path:
+        yield value
+    elif isinstance(value, dict):
+        key = ""
+        for end, (word, is_quoted) in enumerate(path, 1):
+            if end > 1 and (is_quoted or path[0][1]):
+                return
+            key = word if end == 1 else f"{key}.{word}"
+            if key in value:
+                yield from reached(value[key], path[end:])
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict):
+                yield from reached(item, path)
 
 
 def _steps(path: str) -> Iterator[tuple[str, bool]]:

@@ -28,6 +28,7 @@ __all__ = [
     "decode_metadata",
     "encode_metadata",
     "key_of",
+    "list_key",
     "plain_scalar",
     "shown",
     "step",
@@ -122,6 +123,19 @@ def plain_scalar(value: Any) -> Scalar:
 def key_of(value: Any) -> Any:
     """The form of a plain scalar in a column: a datetime in UTC, any other value unchanged."""
     return value.astimezone(UTC) if type(value) is datetime else value
+
+
+def list_key(items: Sequence[Any]) -> bytes | None:
+    """Bytes that are equal for equal lists of scalars: numbers by exact value, datetimes as moments.
+
+    Args:
+        items: plain scalars; for a list that holds lists or dicts, the result is None.
+    """
+    if any(isinstance(item, (list, dict)) for item in items):
+        return None
+    exact = [int(item) if type(item) is float and item.is_integer() else key_of(item) for item in items]
+    raw: bytes = cbor2.dumps(exact)
+    return raw
 
 
 def _check_text(text: str) -> None:

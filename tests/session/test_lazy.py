@@ -17,6 +17,7 @@ import pytest
 from saving import PHRASE, Objects, session_on
 
 from fabstir_vectordb import (
+    F,
     IntegrityError,
     InternalError,
     InvalidConfigError,
@@ -539,3 +540,19 @@ def test_the_synchronous_twin_fetches_too(saved: tuple[Path, str]) -> None:
         assert session.search(query, 5, threshold=None).plan == "graph"
         session.warm()
         session.delete_vector("row-00001")
+
+
+async def test_filters_by_id_and_time_fetch_no_metadata(
+    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(saved) as session:
+        requests = Requests(session, monkeypatch)
+        assert await session.count(F.id.starts_with("row-0599")) == 10
+        assert await session.count((F.timestamp >= START + 5_990) & (F.id != "row-05999")) == 9
+        assert not requests.got
+        found = await session.search(rows_of(1, 1)[0], 3, threshold=None, filter=F.timestamp >= START + 5_990)
+        assert (found.plan, len(found)) == ("lazy", 3)
+        assert all(hit.id >= "row-05990" for hit in found)
+        assert session._runtime.index.metadata_bytes == 0
+        assert await session.count(F("n") >= 5_990) == 9
+        assert session._runtime.index.metadata_bytes > 0

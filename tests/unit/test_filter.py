@@ -62,18 +62,33 @@ def same(a: Any, b: Any) -> bool:
     return kind_of(a) is kind_of(b) and bool(a == b)
 
 
+def same_list(a: Any, b: list[Any]) -> bool:
+    return isinstance(a, list) and len(a) == len(b) and all(map(same, a, map(plain, b)))
+
+
 def ordered(a: Any, b: Any) -> bool:
     return kind_of(a) is kind_of(b) and kind_of(a) in (float, str, date, datetime)
 
 
 def holds(found: list[list[Any]], op: str, value: Any) -> bool:
     """Whether a comparison holds for a row that has these readings of a path, each with these values."""
-    flat = [item for reading in found for one in reading for item in (one if isinstance(one, list) else [one])]
+    whole = [one for reading in found for one in reading]
+    flat = [item for one in whole for item in (one if isinstance(one, list) else [one])]
     match op:
         case "$exists":
             return bool(found) == value
+        case "$eq" if isinstance(value, list):
+            return any(same_list(item, value) for item in [*whole, *flat])
         case "$eq":
             return any(same(item, value) for item in flat)
+        case "$all":
+            return bool(value) and all(holds(found, "$eq", one) for one in value)
+        case "$size":
+            return any(isinstance(one, list) and len(one) == value for one in whole)
+        case "$startsWith":
+            return any(isinstance(item, str) and item.startswith(value) for item in flat)
+        case "$icontains":
+            return any(isinstance(item, str) and value.casefold() in item.casefold() for item in flat)
         case "$ne":
             return not holds(found, "$eq", value)
         case "$in":
@@ -139,7 +154,7 @@ def arena_of(rows: list[Any]) -> MetadataArena:
 
 def taken(columns: Columns, arena: MetadataArena, rows: int, filter: Any) -> list[int]:
     where = parse_filter(filter)
-    mask = evaluate(where.node, columns.get(where.paths, arena, rows), rows)
+    mask = evaluate(where.node, columns.get(where.paths, arena, rows, where.list_paths), rows)
     slots = slots_of(bitmap(mask), rows).tolist()
     assert slots == np.flatnonzero(mask).tolist()
     return slots
@@ -178,6 +193,9 @@ PATHS = st.sampled_from(
     ]
 )
 ODD = [10**400, -(10**400), 2**64, np.float32(0.5), np.int64(2), np.str_("a")]
+# Deferred: as a part of FILTERS it would make an overly long repr.
+LISTS = st.deferred(lambda: st.lists(SCALARS | st.sampled_from(ODD), max_size=3))
+LIST_CONDITIONS = st.fixed_dictionaries({"$eq": LISTS}) | st.fixed_dictionaries({"$ne": LISTS})
 LIMITS = st.one_of(NUMBERS, TEXTS, DAYS, MOMENTS, st.sampled_from(ODD))
 CONDITIONS = st.recursive(
     st.one_of(
@@ -189,12 +207,16 @@ CONDITIONS = st.recursive(
         st.fixed_dictionaries({"$gte": LIMITS, "$lt": LIMITS}),
         st.fixed_dictionaries({"$exists": st.booleans()}),
         st.fixed_dictionaries({"$contains": SCALARS}),
+        st.fixed_dictionaries({"$size": st.sampled_from([0, 1, 2, 3, 2**70])}),
+        LIST_CONDITIONS,
+        st.fixed_dictionaries({"$all": st.lists(SCALARS | LISTS, max_size=3)}),
+        *(st.fixed_dictionaries({op: TEXTS | st.sampled_from(["A", "2024"])}) for op in ("$startsWith", "$icontains")),
     ),
     lambda inner: st.fixed_dictionaries({"$not": inner}),
     max_leaves=2,
 )
 FILTERS = st.recursive(
-    st.dictionaries(PATHS, SCALARS | CONDITIONS, max_size=3),
+    st.dictionaries(PATHS, SCALARS | LISTS | CONDITIONS, max_size=3),
     lambda inner: st.one_of(
         st.fixed_dictionaries({"$and": st.lists(inner, min_size=1, max_size=3)}),
         st.fixed_dictionaries({"$or": st.lists(inner, min_size=1, max_size=3)}),
@@ -255,7 +277,7 @@ def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
         ([], "must be a dict of fields, got list", "", None),
         ("x", "must be a dict of fields, got str", "", None),
         ({1: 2}, "key of type int", "", None),
-        ({"$where": "1"}, r"'\$where' where only \$and, \$or, \$not are allowed", "", "$where"),
+        ({"$where": "1"}, r"'\$where' where only \$and, \$or, \$not, \$id, \$timestamp are allowed", "", "$where"),
         ({"$gt": 1}, "belongs to a field", "", "$gt"),
         ({"$and": {}}, r"needs a list of at least one filter after \$and", "", "$and"),
         ({"$or": []}, r"needs a list of at least one filter after \$or", "", "$or"),
@@ -287,7 +309,30 @@ def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
         ({"a": {"$near": 1}}, r"operator '\$near'", "a", "$near"),
         ({"a": {"b": 1}}, "compare its fields, as in a.b", "a", None),
         ({"a": {"$eq": 1, "b": 1}}, "compare its fields", "a", None),
-        ({"a": [1]}, r"type list after \$eq", "a", "$eq"),
+        ({"a": [{"b": 1}]}, r"type dict after \$eq", "a", "$eq"),
+        ({"a": [[1]]}, r"type list after \$eq", "a", "$eq"),
+        ({"a": {"$ne": [b"b"]}}, r"type bytes after \$ne", "a", "$ne"),
+        ({"a": {"$all": "ab"}}, r"list of values after \$all", "a", "$all"),
+        ({"a": {"$all": [{}]}}, r"type dict after \$all", "a", "$all"),
+        ({"a": {"$all": [[[1]]]}}, r"type list after \$all", "a", "$all"),
+        ({"a": {"$size": -1}}, r"number of items after \$size, got -1", "a", "$size"),
+        ({"a": {"$size": True}}, r"number of items after \$size", "a", "$size"),
+        ({"a": {"$size": 1.0}}, r"number of items after \$size", "a", "$size"),
+        ({"a": {"$size": {"$gt": 1}}}, r"number of items after \$size", "a", "$size"),
+        ({"a": {"$icontains": 1}}, r"1 after \$icontains: it takes a string", "a", "$icontains"),
+        ({"a": {"$startsWith": None}}, r"None after \$startsWith: it takes a string", "a", "$startsWith"),
+        ({"a": {"$startswith": "b"}}, r"unknown operator '\$startswith'", "a", "$startswith"),
+        ({"$id": 1}, r"compared with 1 after \$eq: an id is a string", "$id", "$eq"),
+        ({"$id": {"$nin": ["a", None]}}, r"compared with None after \$nin", "$id", "$nin"),
+        ({"$id": ["a"]}, r"type list after \$eq", "$id", "$eq"),
+        ({"$id": {"$size": 1}}, r"has the operator \$size: use one of \$eq", "$id", "$size"),
+        ({"$id.x": 1}, r"operator '\$id\.x' where only", "", "$id.x"),
+        ({"$timestamp": "2024"}, "seconds since 1970 or a datetime", "$timestamp", "$eq"),
+        ({"$timestamp": {"$gt": True}}, "seconds since 1970 or a datetime", "$timestamp", "$gt"),
+        ({"$timestamp": {"$gt": 1.7e12}}, "milliseconds are divided first", "$timestamp", "$gt"),
+        ({"$timestamp": {"$in": [1, 10**400]}}, "milliseconds are divided first", "$timestamp", "$in"),
+        ({"$timestamp": {"$lt": datetime(2024, 1, 31)}}, "naive datetime", "$timestamp", "$lt"),
+        ({"$timestamp": {"$startsWith": "2"}}, r"has the operator \$startsWith", "$timestamp", "$startsWith"),
         ({"a": {"$ne": {"b": 1}}}, r"type dict after \$ne", "a", "$ne"),
         ({"a": float("nan")}, "JSON does not know", "a", "$eq"),
         ({"a": {"$in": "ab"}}, r"list of values after \$in", "a", "$in"),
@@ -297,7 +342,7 @@ def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
         ({"a": {"$gt": None}}, "only numbers, strings, dates and datetimes have an order", "a", "$gt"),
         ({"a": {"$lte": True}}, "only numbers, strings, dates and datetimes have an order", "a", "$lte"),
         ({"a": {"$not": 1}}, "dict of operators after", "a", "$not"),
-        ({"\ud800": [1]}, "type list", "\\ud800", "$eq"),
+        ({"\ud800": [[1]]}, "type list", "\\ud800", "$eq"),
     ],
 )
 def test_what_is_not_understood_is_refused(filter: Any, message: str, path: str, operator: str | None) -> None:
@@ -320,11 +365,14 @@ def test_filters_have_limits() -> None:
         parse_filter({"a": inner})
     with pytest.raises(InvalidInputError, match="comparisons"):
         parse_filter({"$or": [{"a": 1}] * (FILTER_CLAUSES_MAX + 1)})
+    with pytest.raises(InvalidInputError, match="comparisons"):
+        parse_filter({"a": {"$all": list(range(FILTER_CLAUSES_MAX + 1))}})
     assert parse_filter({"a": {"$in": list(range(50_000))}}).paths == ("a",)
     parse_filter({"a": {"$in": range(FILTER_VALUES_MAX)}})
     for beyond in (
         {"a": {"$nin": range(FILTER_VALUES_MAX + 1)}},
         {"a": {"$in": range(FILTER_VALUES_MAX)}, "b": {"$in": [1]}},
+        {"a": [0] * FILTER_VALUES_MAX, "b": [1]},
     ):
         with pytest.raises(InvalidInputError, match=r"1,000,000 values .*FILTER_VALUES_MAX") as caught:
             parse_filter(beyond)
