@@ -47,6 +47,7 @@ from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Nee
 from fabstir_vectordb.maintenance import Aging
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, is_large, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
+from fabstir_vectordb.metadata.update import make_update
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import (
     LoadFields,
@@ -75,6 +76,7 @@ from fabstir_vectordb.types import (
     SearchResult,
     SearchResults,
     SessionStats,
+    UpdateResult,
     VacuumStats,
     VectorInput,
     VerifyReport,
@@ -388,8 +390,15 @@ class VectorDBSession:
             for_lists,
         )
 
-    async def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
-        """Replaces the metadata of a row, or of many: all or nothing.
+    async def update_metadata(
+        self,
+        id: str | Mapping[str, Any],
+        metadata: Any = None,
+        *,
+        merge: bool | Literal["deep"] = False,
+        remove: Iterable[str] = (),
+    ) -> None:
+        """Updates the metadata of a row, or of many: all or nothing. `update_by_metadata` takes a filter instead.
 
         The old value is in no answer from now on. The next `vacuum` removes its bytes from memory and from versions
         saved after it. Versions saved earlier keep them until `prune_history` removes these versions.
@@ -397,7 +406,10 @@ class VectorDBSession:
         Args:
             id: the row's id; or a mapping of ids to metadata, for many rows in one call.
             metadata: any JSON-shaped value of at most 1 MiB, or None for none; not given where `id` is a mapping.
-            merge: merge a dict into the stored dict, key by key, instead of replacing it.
+            merge: False replaces the stored metadata. True merges a dict into the stored dict, key by key. ``"deep"``
+                merges the dicts within it, too; lists are replaced.
+            remove: fields to take out of the stored metadata, before anything is merged: paths as in a filter, in
+                each of their readings. Without `metadata`, nothing else changes.
 
         Raises:
             NotFoundError: an id is not live.
@@ -405,14 +417,45 @@ class VectorDBSession:
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        merge = check_bool("merge", merge)
         if isinstance(id, Mapping):
             if metadata is not None:
                 raise InvalidInputError("the mapping of ids holds the metadata: leave the second argument out")
-            ids, values = take_ids(id), list(id.values())
+            ids, values, update = take_ids(id), list(id.values()), make_update(merge, remove, {})
         else:
-            ids, values = [one_id(id)], [metadata]
-        await self._runtime.change(lambda index, _: index.update_many(ids, values, merge))
+            ids, values, update = [one_id(id)], [metadata], make_update(merge, remove, metadata)
+        await self._runtime.change(lambda index, _: index.update_many(ids, values, update))
+
+    async def update_by_metadata(
+        self,
+        filter: Mapping[str, Any],
+        metadata: Any = None,
+        *,
+        merge: bool | Literal["deep"] = True,
+        remove: Iterable[str] = (),
+    ) -> UpdateResult:
+        """Updates the metadata of the rows that match a filter: all or nothing, in one call.
+
+        One value rarely replaces the metadata of many rows, so here `merge` is True unless it is given.
+        `update_metadata` says when the old bytes go.
+
+        Args:
+            filter: as in SearchOptions; with ``merge=False`` an empty filter, as ``{}``, is refused.
+            metadata: the same for each row: a dict to merge into its metadata, or any value to replace it.
+            merge, remove: as `update_metadata`.
+
+        Returns:
+            How many rows matched, and which have other metadata now.
+
+        Raises:
+            InvalidInputError: the filter or an argument is refused, or a row (details ``id``) has metadata that is no
+                dict, breaks the schema or would be too large.
+            MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
+            SessionError: the session is destroyed.
+        """
+        where, update = await self._parsed(filter), make_update(merge, remove, metadata)
+        if where.is_empty and update.merge is False:
+            raise InvalidInputError("an empty filter would replace the metadata of every row: name a field")
+        return await self._runtime.change(lambda index, _: index.update_where(where, metadata, update))
 
     async def update_vector(self, id: str, vector: Any) -> None:
         """Gives a row another vector. Its metadata, timestamp and expiry stay.

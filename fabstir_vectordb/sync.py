@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, SupportsIndex, Unpack
+from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack
 
 from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
@@ -28,6 +28,7 @@ from fabstir_vectordb.types import (
     SearchResult,
     SearchResults,
     SessionStats,
+    UpdateResult,
     VacuumStats,
     VectorInput,
     VerifyReport,
@@ -193,8 +194,15 @@ class VectorDBSession:
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return run_here(self._verbs.add_batch(ids, vectors, metadata, timestamps, **options))
 
-    def update_metadata(self, id: str | Mapping[str, Any], metadata: Any = None, *, merge: bool = False) -> None:
-        """Replaces the metadata of a row, or of many: all or nothing.
+    def update_metadata(
+        self,
+        id: str | Mapping[str, Any],
+        metadata: Any = None,
+        *,
+        merge: bool | Literal["deep"] = False,
+        remove: Iterable[str] = (),
+    ) -> None:
+        """Updates the metadata of a row, or of many: all or nothing. `update_by_metadata` takes a filter instead.
 
         The old value is in no answer from now on. The next `vacuum` removes its bytes from memory and from versions
         saved after it. Versions saved earlier keep them until `prune_history` removes these versions.
@@ -202,7 +210,10 @@ class VectorDBSession:
         Args:
             id: the row's id; or a mapping of ids to metadata, for many rows in one call.
             metadata: any JSON-shaped value of at most 1 MiB, or None for none; not given where `id` is a mapping.
-            merge: merge a dict into the stored dict, key by key, instead of replacing it.
+            merge: False replaces the stored metadata. True merges a dict into the stored dict, key by key. ``"deep"``
+                merges the dicts within it, too; lists are replaced.
+            remove: fields to take out of the stored metadata, before anything is merged: paths as in a filter, in
+                each of their readings. Without `metadata`, nothing else changes.
 
         Raises:
             NotFoundError: an id is not live.
@@ -210,7 +221,36 @@ class VectorDBSession:
             MemoryBudgetExceededError: it would not fit.
             SessionError: the session is destroyed.
         """
-        run_here(self._verbs.update_metadata(id, metadata, merge=merge))
+        run_here(self._verbs.update_metadata(id, metadata, merge=merge, remove=remove))
+
+    def update_by_metadata(
+        self,
+        filter: Mapping[str, Any],
+        metadata: Any = None,
+        *,
+        merge: bool | Literal["deep"] = True,
+        remove: Iterable[str] = (),
+    ) -> UpdateResult:
+        """Updates the metadata of the rows that match a filter: all or nothing, in one call.
+
+        One value rarely replaces the metadata of many rows, so here `merge` is True unless it is given.
+        `update_metadata` says when the old bytes go.
+
+        Args:
+            filter: as in SearchOptions; with ``merge=False`` an empty filter, as ``{}``, is refused.
+            metadata: the same for each row: a dict to merge into its metadata, or any value to replace it.
+            merge, remove: as `update_metadata`.
+
+        Returns:
+            How many rows matched, and which have other metadata now.
+
+        Raises:
+            InvalidInputError: the filter or an argument is refused, or a row (details ``id``) has metadata that is no
+                dict, breaks the schema or would be too large.
+            MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
+            SessionError: the session is destroyed.
+        """
+        return run_here(self._verbs.update_by_metadata(filter, metadata, merge=merge, remove=remove))
 
     def update_vector(self, id: str, vector: Any) -> None:
         """Gives a row another vector. Its metadata, timestamp and expiry stay.

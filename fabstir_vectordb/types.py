@@ -40,6 +40,7 @@ __all__ = [
     "SearchResult",
     "SearchResults",
     "SessionStats",
+    "UpdateResult",
     "VacuumStats",
     "VectorInput",
     "VerifyReport",
@@ -118,6 +119,25 @@ class DeleteResult(Record):
 
     def __repr__(self) -> str:
         return f"DeleteResult(deleted_count={self.deleted_count}, deleted_ids={short(self.deleted_ids)})"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult(Record):
+    """Which rows an update by filter changed.
+
+    Attributes:
+        matched_count: rows that matched the filter.
+        updated_count: those of them whose metadata is another now.
+        updated_ids: their ids.
+    """
+
+    matched_count: int
+    updated_count: int
+    updated_ids: list[str]
+
+    def __repr__(self) -> str:
+        counts = f"matched_count={self.matched_count}, updated_count={self.updated_count}"
+        return f"UpdateResult({counts}, updated_ids={short(self.updated_ids)})"
 
 
 @dataclass(frozen=True, slots=True)

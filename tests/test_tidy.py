@@ -34,7 +34,7 @@ CLASS_LINES_MAX = 400
 #: The verbs of a session, as README and docs/reference.md show them.
 VERBS = {
     *("create", "from_parts", "destroy"),
-    *("add_vectors", "add_batch", "update_metadata", "update_vector", "set_schema"),
+    *("add_vectors", "add_batch", "update_metadata", "update_by_metadata", "update_vector", "set_schema"),
     *("delete", "delete_vector", "delete_by_metadata", "clear", "vacuum", "optimize"),
     *("search", "search_batch", "search_stream", "get", "count", "scan", "facets", "recall", "get_stats"),
     *("get_recent_index", "get_historical_index", "get_timestamps"),

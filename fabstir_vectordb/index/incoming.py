@@ -508,13 +508,23 @@ def encode_values(metadata: Sequence[Any], ids: Sequence[str], room_bytes: int |
         InvalidInputError: a value is refused; details has ``row`` and ``id``.
         MemoryBudgetExceededError: the bytes are more than `room_bytes`.
     """
+    return within_room(map(encode_metadata, metadata), ids, room_bytes)
+
+
+def within_room(values: Iterable[bytes | None], ids: Sequence[str], room_bytes: int | None) -> list[bytes | None]:
+    """Encoded metadata of rows, made one row after the other and as long as there is room.
+
+    Raises:
+        InvalidInputError: a value could not be made; details has ``row`` and ``id``.
+        MemoryBudgetExceededError: the bytes are more than `room_bytes`.
+    """
     encoded: list[bytes | None] = []
-    size = 0
-    for row, value in enumerate(metadata):
+    made, size = iter(values), 0
+    for row, id in enumerate(ids):
         try:
-            raw = encode_metadata(value)
+            raw = next(made)
         except InvalidInputError as error:
-            raise of_row(error, row, ids[row]) from None
+            raise of_row(error, row, id) from None
         encoded.append(raw)
         size += 0 if raw is None else len(raw)
         if room_bytes is not None and size > room_bytes:

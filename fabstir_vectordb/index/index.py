@@ -5,9 +5,10 @@ Each method passes the call on, inside the gate, to the class that does the work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -23,14 +24,15 @@ from fabstir_vectordb.index.cursor import Cursor, Cursors
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters
 from fabstir_vectordb.index.gate import Gate
-from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch
+from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch, within_room
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
 from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
-from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.metadata.update import REPLACE, MetadataUpdate
+from fabstir_vectordb.metadata.values import encode_metadata, shown
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.types import (
     AddResult,
@@ -42,6 +44,7 @@ from fabstir_vectordb.types import (
     Row,
     SearchResult,
     SearchResults,
+    UpdateResult,
     VacuumStats,
 )
 
@@ -376,17 +379,17 @@ class Index:
         with self._changing():
             self._add(self._rows.with_vectors(batch), "replace", control)
 
-    def update_metadata(self, id: str, metadata: Any, merge: bool = False) -> None:
-        """Replaces a row's metadata, or merges a dict into it. See `update_many`."""
-        self.update_many([id], [metadata], merge)
+    def update_metadata(self, id: str, metadata: Any) -> None:
+        """Replaces a row's metadata. See `update_many`."""
+        self.update_many([id], [metadata], REPLACE)
 
-    def update_many(self, ids: Sequence[str], metadata: Sequence[Any], merge: bool = False) -> None:
-        """Replaces the metadata of rows, or merges dicts into it: all or nothing.
+    def update_many(self, ids: Sequence[str], metadata: Sequence[Any], update: MetadataUpdate) -> None:
+        """Updates the metadata of rows: all or nothing.
 
         Args:
             ids: different rows.
             metadata: a value for each.
-            merge: merge dicts into the stored dicts instead, key by key.
+            update: what becomes of these values.
 
         Raises:
             NotFoundError: an id is not live.
@@ -397,7 +400,40 @@ class Index:
             raise InvalidInputError(f"There are {len(ids)} ids and {len(metadata)} values of metadata")
         encoded = encode_values(metadata, ids, self.metadata_room_bytes)
         with self._changing():
-            self._cache.touch(self._rows.update_metadata(ids, encoded, metadata if merge else None))
+            slots = self._rows.require(ids)
+            self._update(slots, ids, self._updated(slots, ids, encoded, update))
+
+    def update_where(self, where: Filter, metadata: Any, update: MetadataUpdate) -> UpdateResult:
+        """Updates the metadata of the rows that match a filter: all or nothing.
+
+        Rows whose metadata stays the same, byte for byte, are left alone.
+
+        Raises:
+            InvalidInputError: the value is refused, or a row has no dict to merge with.
+            MemoryBudgetExceededError: the columns of the filter, or the new metadata, would not fit.
+        """
+        value = encode_metadata(metadata)
+        with self._changing():
+            rows = self._rows
+            slots = self._filters.match(where).slots()
+            ids = rows.core.get_ids(slots)
+            encoded = self._updated(slots, ids, repeat(value), update)
+            differs = [new != rows.arena.get(slot) for slot, new in zip(slots.tolist(), encoded, strict=True)]
+            matched, slots, ids = len(ids), slots[differs], list(compress(ids, differs))
+            self._update(slots, ids, list(compress(encoded, differs)))
+            return UpdateResult(matched, len(ids), ids)
+
+    def _updated(
+        self, slots: Slots, ids: Sequence[str], values: Iterable[bytes | None], update: MetadataUpdate
+    ) -> list[bytes | None]:
+        """The new metadata of rows, within the budget; inside a change."""
+        rows, room = self._rows, self.metadata_room_bytes
+        stored = map(rows.arena.get, slots.tolist())
+        return within_room(map(update.applied, stored, values), ids, room)
+
+    def _update(self, slots: Slots, ids: Sequence[str], encoded: Sequence[bytes | None]) -> None:
+        self._rows.update_metadata(slots, ids, encoded)
+        self._cache.touch(slots)
 
     def set_schema(self, schema: Schema | None) -> None:
         """Sets the schema of metadata, which every live row must fulfil already.

@@ -20,7 +20,7 @@ from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.incoming import Batch, encode_values, named, of_row, seeming_shape, shown
+from fabstir_vectordb.index.incoming import Batch, named, of_row, seeming_shape, shown
 from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
@@ -514,28 +514,19 @@ class Rows:
             metadata=metadata if any(raw is not None for raw in metadata) else None,
         )
 
-    def update_metadata(
-        self, ids: Sequence[str], encoded: Sequence[bytes | None], updates: Sequence[Any] | None
-    ) -> Slots:
-        """Replaces the metadata of live rows: all or nothing; returns their slots.
+    def update_metadata(self, slots: Slots, ids: Sequence[str], encoded: Sequence[bytes | None]) -> None:
+        """Replaces the metadata of live rows: all or nothing.
 
         Args:
-            ids: ids of the rows, each once.
+            slots, ids: the rows, each once.
             encoded: the new metadata.
-            updates: dicts to merge into the stored metadata instead; None to replace it.
 
         Raises:
-            NotFoundError: an id is not live.
-            InvalidInputError: a value is refused, an id occurs twice, or there is no dict to merge with.
+            InvalidInputError: a value breaks the schema.
             MemoryBudgetExceededError: the metadata would not fit.
         """
-        slots = self.require(ids)
         if not len(slots):
-            return slots
-        if updates is not None:
-            held = [self.arena.get(slot) for slot in slots.tolist()]
-            merged = [_merged(stored, value) for stored, value in zip(held, updates, strict=True)]
-            encoded = encode_values(merged, ids, self.budget.left(self.nbytes))
+            return
         self._check_schema(encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
@@ -546,7 +537,6 @@ class Rows:
         self.arena.commit(staged, slots, np.arange(len(slots)))
         self._stored_pages.note(slots.tolist())
         self.changes += 1
-        return slots
 
     def _check_schema(self, encoded: Sequence[bytes | None], ids: Sequence[str]) -> None:
         if self.schema is None:
@@ -628,13 +618,6 @@ class Rows:
         core.close()
         self.arena, self.expiries = MetadataArena(), Expiries()
         self.refresh()
-
-
-def _merged(stored: bytes | None, update: Any) -> Any:
-    current = {} if stored is None else decode_metadata(stored)
-    if not isinstance(current, dict) or not isinstance(update, Mapping):
-        raise InvalidInputError("merge=True needs a dict to merge into a dict")
-    return {**current, **update}
 
 
 def not_found(id: str) -> NotFoundError:

@@ -18,7 +18,7 @@ from fabstir_vectordb._native.constants import PATH_STEPS_MAX
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown, step
 
-__all__ = ["Path", "check_field", "packed", "parse_path", "reached"]
+__all__ = ["Path", "check_field", "packed", "parse_path", "reached", "remove"]
 
 #: The steps, each with whether it is quoted.
 Path = tuple[tuple[str, bool], ...]
@@ -90,6 +90,24 @@ def reached(value: Any, path: Path) -> Iterator[Any]:
         for item in value:
             if isinstance(item, dict):
                 yield from reached(item, path)
+
+
+def remove(value: Any, path: Path) -> None:
+    """Removes from their dicts the values that `reached` gives for a path."""
+    if isinstance(value, dict):
+        key = ""
+        for end, (word, is_quoted) in enumerate(path, 1):
+            if end > 1 and (is_quoted or path[0][1]):
+                return
+            key = word if end == 1 else f"{key}.{word}"
+            if end < len(path):
+                remove(value.get(key), path[end:])
+            else:
+                value.pop(key, None)
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict):
+                remove(item, path)
 
 
 def _steps(path: str) -> Iterator[tuple[str, bool]]:
