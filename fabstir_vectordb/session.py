@@ -23,27 +23,21 @@ from typing import Any, Final, Generic, Literal, NoReturn, Self, SupportsIndex, 
 
 import anyio
 import numpy as np
-import numpy.typing as npt
 
 from fabstir_vectordb import log_level
 from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, check_recall_target, config_of
-from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Index,
-    IndexClosed,
-    LazyIndex,
-    make_request,
     prepare_batch,
     prepare_queries,
-    prepare_query,
     take_ids,
     take_items,
 )
 from fabstir_vectordb.index.aging import Step
-from fabstir_vectordb.index.incoming import as_input, check_query_dim, one_id, seeming_shape, taken
-from fabstir_vectordb.index.protocol import BatchNeed, FilterNeed, Gathered, Need, Reach, RowsNeed
+from fabstir_vectordb.index.incoming import as_input, one_id, taken
+from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Reach, RowsNeed
 from fabstir_vectordb.maintenance import Aging
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, is_large, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
@@ -54,7 +48,6 @@ from fabstir_vectordb.params import (
     LoadOptions,
     SearchFields,
     SearchOptions,
-    SearchRequest,
     check_bool,
     make_options,
 )
@@ -62,6 +55,7 @@ from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
+from fabstir_vectordb.searches import Searches, has_large_filter, search_batch_of
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -90,7 +84,6 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
-_NO_QUERY: Final = np.empty(0, dtype=np.float32)
 SCAN_PAGE_ROWS: Final = 512
 _KEEP_MAX: Final = 2**63 - 1
 # The range of a clock, seconds since 1970: from the year 1 to the year 9999.
@@ -148,8 +141,7 @@ class VectorDBSession:
         self._workspace = Workspace(config, runtime, self._now_us)
         self._aging = Aging(runtime, self._now_us, config.recent_window_s)
         self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
-        self._requests = _Requests(runtime, config.default_threshold, self._recall_target)
-        self._told_of_default = False
+        self._searches = Searches(runtime, config.session_id, config.default_threshold, self._recall_target)
         if config.debug:
             log_level.begin_debug()
         self._runtime = runtime  # last: a session that was refused needs no destroy()
@@ -675,12 +667,12 @@ class VectorDBSession:
         if runtime.is_pause_due:
             await runtime.let_others_run()
         runtime.check()
-        if (options is not None or "filter" in fields) and _has_large_filter(options, fields):
-            request = await runtime.compute(self._requests.make, query, k, options, fields)
+        if (options is not None or "filter" in fields) and has_large_filter(options, fields):
+            request = await runtime.compute(self._searches.make, query, k, options, fields)
         else:
-            request = self._requests.make(query, k, options, fields)
-        found = self._search_at_once(request)
-        return await self._search_aside(request) if found is None else found
+            request = self._searches.make(query, k, options, fields)
+        found = self._searches.at_once(request)
+        return await self._searches.aside(request) if found is None else found
 
     async def search_batch(
         self,
@@ -705,15 +697,15 @@ class VectorDBSession:
         runtime = self._runtime
         runtime.check()
         request = (
-            await runtime.compute(self._batch_request, queries, k, options, fields)
-            if _has_large_filter(options, fields)
-            else self._batch_request(queries, k, options, fields)
+            await runtime.compute(self._searches.batch_request, queries, k, options, fields)
+            if has_large_filter(options, fields)
+            else self._searches.batch_request(queries, k, options, fields)
         )
         dim = runtime.index.vector_dim
         ready = isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous
         matrix = prepare_queries(queries, dim) if ready else await runtime.compute(prepare_queries, queries, dim)
-        results = await runtime.cancellable(*_search_batch_of(matrix, request))
-        self._tell_of_default(sum(each.below_threshold for each in results), request)
+        results = await runtime.cancellable(*search_batch_of(matrix, request))
+        self._searches.tell_of_default(sum(each.below_threshold for each in results), request)
         return results
 
     async def search_stream(
@@ -744,8 +736,10 @@ class VectorDBSession:
         """
         self._runtime.check()
         where = EVERYTHING if filter is None else await self._parsed(filter)
-        request = self._requests.make(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
-        index, next_hits = await self._runtime.cancellable(Reach.WHOLE, partial(self._start_of_stream, request, where))
+        request = self._searches.make(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
+        index, next_hits = await self._runtime.cancellable(
+            Reach.WHOLE, partial(self._searches.start_of_stream, request, where)
+        )
         while hits := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_hits)):
             for hit in hits:
                 yield hit
@@ -1057,69 +1051,6 @@ class VectorDBSession:
         self._runtime.check()
         return self._runtime.here(self._stats)
 
-    # ---- searches
-
-    def _batch_request(
-        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
-    ) -> SearchRequest:
-        """A search request for many queries; the queries themselves are not in it."""
-        dim, (_, actual) = self._runtime.index.vector_dim, seeming_shape(queries)
-        if actual and dim is not None:
-            check_query_dim(actual, dim)
-        return self._requests.check(_NO_QUERY, k, options, fields)
-
-    def _search_at_once(self, request: SearchRequest) -> SearchResults | None:
-        """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
-        if request.mmr is not None:
-            return None
-        runtime = self._runtime
-        index = runtime.index
-        if not runtime.is_blocking:
-            results = index.search_at_once(request)
-        elif isinstance(index, LazyIndex):
-            return None
-        else:
-            try:
-                results = index.search(request)
-            except IndexClosed:  # `_search_aside` asks the next index, or raises where there is none
-                return None
-        if results is not None and results.below_threshold:
-            self._tell_of_default(results.below_threshold, request)
-        return results
-
-    async def _search_aside(self, request: SearchRequest) -> SearchResults:
-        """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
-        results = await self._runtime.cancellable(*_search_of(request))
-        self._tell_of_default(results.below_threshold, request)
-        return results
-
-    def _tell_of_default(self, dropped: int, request: SearchRequest) -> None:
-        """Logs a warning, once a session, when the default threshold dropped hits."""
-        if dropped and not self._told_of_default and isinstance(request.threshold, Unset):
-            self._told_of_default = True
-            logger.warning(
-                "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
-                "keep them, or create the session with default_threshold=None (this is said once)",
-                self._config.session_id,
-                self._runtime.index.metric,
-                dropped,
-            )
-
-    def _start_of_stream(
-        self, request: SearchRequest, where: Filter, index: Index, gathered: Gathered, control: Control | None
-    ) -> tuple[Index, Callable[[], list[SearchResult]]]:
-        """The index of a stream, and a function that returns its next hits, none at the end."""
-        cursor = index.stream(request.query, where, control)
-
-        def next_hits() -> list[SearchResult]:
-            first, shows = cursor.next, (request.threshold, request.include_vectors)
-            hits = index.stream_page(cursor, request.query, SCAN_PAGE_ROWS, *shows)
-            if first < cursor.end == cursor.next:
-                self._tell_of_default(cursor.end - first - len(hits), request)
-            return hits
-
-        return index, next_hits
-
     async def _parsed(self, filter: Mapping[str, Any]) -> Filter:
         return await self._runtime.compute(parse_filter, filter) if is_large(filter) else parse_filter(filter)
 
@@ -1205,25 +1136,6 @@ def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> lis
     ]
 
 
-def _search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
-    """The data that a search needs, and the function that runs it."""
-    if request.mmr is None:
-        return request, lambda index, gathered, control=None: index.search(request, gathered, control)
-    return widened(request), lambda index, gathered, control=None: search_diverse(index, request, gathered, control)
-
-
-def _search_batch_of(
-    queries: npt.NDArray[np.float32], request: SearchRequest
-) -> tuple[Need, Callable[..., list[SearchResults]]]:
-    """The data that a search of many queries needs, and the function that runs it."""
-    if request.mmr is None:
-        need = BatchNeed(queries, request)
-        return need, lambda index, gathered, control=None: index.search_batch(queries, request, gathered, control)
-    return BatchNeed(queries, widened(request)), lambda index, gathered, control=None: search_batch_diverse(
-        index, queries, request, gathered, control
-    )
-
-
 def _start_of_scan(
     where: Filter | None, order: str | None, index: Index, gathered: Gathered
 ) -> tuple[Index, Callable[[], list[Row]]]:
@@ -1277,76 +1189,6 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
     raise InvalidConfigError(
         f"clock must return seconds since 1970, from the year 1 to 9999; {said}", details={"field": "clock"}
     ) from cause
-
-
-# ---- Arguments ---------------------------------------------------------------------------------------------
-
-
-class _Requests:
-    """Makes the search requests of a session. It checks the arguments, as far as they do not depend on the rows.
-
-    Most searches have the k and the options of the last one. Then only the query is checked.
-
-    Args:
-        runtime: has the index that is asked.
-        default_threshold, default_target: the session's values, for a search without its own.
-    """
-
-    def __init__(self, runtime: Runtime, default_threshold: float | Unset | None, default_target: float | None) -> None:
-        self._runtime = runtime
-        self._default_threshold, self._default_target = default_threshold, default_target
-        # k and fields of the last search, and what `check` made of them.
-        self._last: tuple[Any, Mapping[str, Any], tuple[Any, ...]] = (None, {}, ())
-
-    def make(
-        self,
-        query: Any,
-        k: int,
-        options: SearchOptions | Mapping[str, Any] | None,
-        fields: Mapping[str, Any],
-    ) -> SearchRequest:
-        """The request of a search for one query."""
-        vector = prepare_query(query, self._runtime.index.vector_dim)
-        last_k, last_fields, last = self._last
-        if k is last_k and options is None and len(fields) == len(last_fields):
-            for name, value in fields.items():
-                # By identity: True equals 1, but is no number of rows.
-                if name not in last_fields or value is not last_fields[name]:
-                    break
-            else:
-                return tuple.__new__(SearchRequest, (vector, *last))
-        request = self.check(vector, k, options, fields)
-        if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
-            self._last = k, fields, request[1:]
-        return request
-
-    def check(
-        self,
-        vector: npt.NDArray[np.float32],
-        k: int,
-        options: SearchOptions | Mapping[str, Any] | None,
-        fields: Mapping[str, Any],
-    ) -> SearchRequest:
-        """A request for a query that was checked."""
-        return make_request(
-            vector,
-            k,
-            options,
-            fields,
-            default_threshold=self._default_threshold,
-            default_target=self._default_target,
-        )
-
-
-def _has_large_filter(options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> bool:
-    """Whether a search has a filter that takes long to parse."""
-    if "filter" in fields or options is None:
-        filter = fields.get("filter")
-    elif isinstance(options, Mapping):
-        filter = options.get("filter")
-    else:
-        filter = getattr(options, "filter", None)
-    return filter is not None and is_large(filter)
 
 
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {

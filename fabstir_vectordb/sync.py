@@ -455,9 +455,10 @@ class VectorDBSession:
         """
         verbs = self._verbs
         verbs._runtime.check()
-        request = verbs._requests.make(query, k, options, fields)
-        found = verbs._search_at_once(request)
-        return run_here(verbs._search_aside(request)) if found is None else found
+        searches = verbs._searches
+        request = searches.make(query, k, options, fields)
+        found = searches.at_once(request)
+        return run_here(searches.aside(request)) if found is None else found
 
     def search_batch(
         self,

@@ -1,0 +1,189 @@
+"""The searches of a session: their requests, on which thread they run, and the warning about the default threshold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import Control
+from fabstir_vectordb.config import Unset
+from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
+from fabstir_vectordb.index import Index, IndexClosed, LazyIndex, make_request, prepare_query
+from fabstir_vectordb.index.incoming import check_query_dim, seeming_shape
+from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need
+from fabstir_vectordb.metadata.filter_parse import Filter, is_large
+from fabstir_vectordb.params import SearchOptions, SearchRequest
+from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.types import SearchResult, SearchResults
+
+__all__ = ["STREAM_PAGE_ROWS", "Searches", "has_large_filter", "search_batch_of"]
+
+logger = logging.getLogger(__name__)
+
+_NO_QUERY: Final = np.empty(0, dtype=np.float32)
+#: Rows that a stream scores again at a time.
+STREAM_PAGE_ROWS: Final = 512
+
+
+class Searches:
+    """Makes the search requests of a session, and runs them.
+
+    Most searches have the k and the options of the last one. Then only the query is checked.
+
+    Args:
+        runtime: has the index that is asked.
+        session_id: names the session in the log.
+        default_threshold, default_target: the session's values, for a search without its own.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        session_id: str,
+        default_threshold: float | Unset | None,
+        default_target: float | None,
+    ) -> None:
+        self._runtime = runtime
+        self._session_id = session_id
+        self._default_threshold, self._default_target = default_threshold, default_target
+        # k and fields of the last search, and what `check` made of them.
+        self._last: tuple[Any, Mapping[str, Any], tuple[Any, ...]] = (None, {}, ())
+        self._told_of_default = False
+
+    # ---- requests
+
+    def make(
+        self,
+        query: Any,
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> SearchRequest:
+        """The request of a search for one query."""
+        vector = prepare_query(query, self._runtime.index.vector_dim)
+        last_k, last_fields, last = self._last
+        if k is last_k and options is None and len(fields) == len(last_fields):
+            for name, value in fields.items():
+                # By identity: True equals 1, but is no number of rows.
+                if name not in last_fields or value is not last_fields[name]:
+                    break
+            else:
+                return tuple.__new__(SearchRequest, (vector, *last))
+        request = self.check(vector, k, options, fields)
+        if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
+            self._last = k, fields, request[1:]
+        return request
+
+    def check(
+        self,
+        vector: npt.NDArray[np.float32],
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> SearchRequest:
+        """A request for a query that was checked."""
+        return make_request(
+            vector,
+            k,
+            options,
+            fields,
+            default_threshold=self._default_threshold,
+            default_target=self._default_target,
+        )
+
+    def batch_request(
+        self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """A search request for many queries; the queries themselves are not in it."""
+        dim, (_, actual) = self._runtime.index.vector_dim, seeming_shape(queries)
+        if actual and dim is not None:
+            check_query_dim(actual, dim)
+        return self.check(_NO_QUERY, k, options, fields)
+
+    # ---- runs
+
+    def at_once(self, request: SearchRequest) -> SearchResults | None:
+        """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
+        if request.mmr is not None:
+            return None
+        runtime = self._runtime
+        index = runtime.index
+        if not runtime.is_blocking:
+            results = index.search_at_once(request)
+        elif isinstance(index, LazyIndex):
+            return None
+        else:
+            try:
+                results = index.search(request)
+            except IndexClosed:  # `aside` asks the next index, or raises where there is none
+                return None
+        if results is not None and results.below_threshold:
+            self.tell_of_default(results.below_threshold, request)
+        return results
+
+    async def aside(self, request: SearchRequest) -> SearchResults:
+        """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
+        results = await self._runtime.cancellable(*search_of(request))
+        self.tell_of_default(results.below_threshold, request)
+        return results
+
+    def tell_of_default(self, dropped: int, request: SearchRequest) -> None:
+        """Logs a warning, once a session, when the default threshold dropped hits."""
+        if dropped and not self._told_of_default and isinstance(request.threshold, Unset):
+            self._told_of_default = True
+            logger.warning(
+                "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
+                "keep them, or create the session with default_threshold=None (this is said once)",
+                self._session_id,
+                self._runtime.index.metric,
+                dropped,
+            )
+
+    def start_of_stream(
+        self, request: SearchRequest, where: Filter, index: Index, gathered: Gathered, control: Control | None
+    ) -> tuple[Index, Callable[[], list[SearchResult]]]:
+        """The index of a stream, and a function that returns its next hits, none at the end."""
+        cursor = index.stream(request.query, where, control)
+
+        def next_hits() -> list[SearchResult]:
+            first, shows = cursor.next, (request.threshold, request.include_vectors)
+            hits = index.stream_page(cursor, request.query, STREAM_PAGE_ROWS, *shows)
+            if first < cursor.end == cursor.next:
+                self.tell_of_default(cursor.end - first - len(hits), request)
+            return hits
+
+        return index, next_hits
+
+
+def search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
+    """The data that a search needs, and the function that runs it."""
+    if request.mmr is None:
+        return request, lambda index, gathered, control=None: index.search(request, gathered, control)
+    return widened(request), lambda index, gathered, control=None: search_diverse(index, request, gathered, control)
+
+
+def search_batch_of(
+    queries: npt.NDArray[np.float32], request: SearchRequest
+) -> tuple[Need, Callable[..., list[SearchResults]]]:
+    """The data that a search of many queries needs, and the function that runs it."""
+    if request.mmr is None:
+        need = BatchNeed(queries, request)
+        return need, lambda index, gathered, control=None: index.search_batch(queries, request, gathered, control)
+    return BatchNeed(queries, widened(request)), lambda index, gathered, control=None: search_batch_diverse(
+        index, queries, request, gathered, control
+    )
+
+
+def has_large_filter(options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> bool:
+    """Whether a search has a filter that takes long to parse."""
+    if "filter" in fields or options is None:
+        filter = fields.get("filter")
+    elif isinstance(options, Mapping):
+        filter = options.get("filter")
+    else:
+        filter = getattr(options, "filter", None)
+    return filter is not None and is_large(filter)
