@@ -39,6 +39,7 @@ from fabstir_vectordb.index.aging import Step
 from fabstir_vectordb.index.incoming import as_input, one_id, taken
 from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Reach, RowsNeed
 from fabstir_vectordb.maintenance import Aging
+from fabstir_vectordb.metadata.census import make_facet_query
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter, check_field, is_large, parse_filter
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.metadata.update import make_update
@@ -60,6 +61,7 @@ from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
+    FieldInfo,
     IndexSide,
     OptimizeProgress,
     OptimizeResult,
@@ -781,24 +783,58 @@ class VectorDBSession:
         need = FilterNeed(metadata=where.needs_metadata)
         return await self._runtime.read(need, lambda index, _: index.count_where(where))
 
-    async def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
-        """Counts the distinct values of a metadata field.
+    async def facets(
+        self,
+        field: str,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        order: str = "-count",
+        limit: int | None = None,
+        offset: int = 0,
+        search: str | None = None,
+    ) -> list[FacetCount]:
+        """Counts the distinct values of a metadata field, in pages.
 
         Args:
             field: a path, its steps joined by dots; a step in double quotes is one key, as in ``'v."a.b"'``. Each
                 value of a list counts.
             filter: as in SearchOptions; only rows that match it count.
+            order: ``-count``, the most frequent first, ``count``, ``value`` or ``-value``. Values are in the order of
+                `scan`; equal counts are in the order of their values.
+            limit: most values to return; None for all.
+            offset: how many values to leave out first, in this order.
+            search: only strings that contain this text, in upper or lower case.
 
         Returns:
-            Each value with the number of rows that have it, the most frequent first.
+            Each value with the number of rows that have it.
 
         Raises:
-            InvalidInputError: the field or the filter is not understood.
+            InvalidInputError: the field, the filter or another argument is not understood.
             MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed.
         """
-        path, where = check_field(field), EVERYTHING if filter is None else await self._parsed(filter)
-        return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(path, where))
+        where = EVERYTHING if filter is None else await self._parsed(filter)
+        query = make_facet_query(field, where, order, limit, offset, search)
+        return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(query))
+
+    async def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
+        """The metadata fields that rows have, each with its types and their least and largest values.
+
+        It reads the metadata of each row, 100,000 rows in about a second.
+
+        Args:
+            filter: as in SearchOptions; only rows that match it count.
+
+        Returns:
+            The fields, in the order of their paths.
+
+        Raises:
+            InvalidInputError: the filter is not understood, or there are more than 10,000 fields.
+            MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
+            SessionError: the session is destroyed.
+        """
+        where = EVERYTHING if filter is None else await self._parsed(filter)
+        return await self._runtime.read(FilterNeed(), lambda index, _: index.fields(where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """Measures recall and speed on the index's own rows, over `ef_search` and `nprobe`.

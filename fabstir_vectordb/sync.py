@@ -18,6 +18,7 @@ from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
     FacetCount,
+    FieldInfo,
     IndexSide,
     OptimizeProgress,
     OptimizeResult,
@@ -542,23 +543,56 @@ class VectorDBSession:
         """
         return run_here(self._verbs.count(filter))
 
-    def facets(self, field: str, filter: Mapping[str, Any] | None = None) -> list[FacetCount]:
-        """Counts the distinct values of a metadata field.
+    def facets(
+        self,
+        field: str,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        order: str = "-count",
+        limit: int | None = None,
+        offset: int = 0,
+        search: str | None = None,
+    ) -> list[FacetCount]:
+        """Counts the distinct values of a metadata field, in pages.
 
         Args:
             field: a path, its steps joined by dots; a step in double quotes is one key, as in ``'v."a.b"'``. Each
                 value of a list counts.
             filter: as in SearchOptions; only rows that match it count.
+            order: ``-count``, the most frequent first, ``count``, ``value`` or ``-value``. Values are in the order of
+                `scan`; equal counts are in the order of their values.
+            limit: most values to return; None for all.
+            offset: how many values to leave out first, in this order.
+            search: only strings that contain this text, in upper or lower case.
 
         Returns:
-            Each value with the number of rows that have it, the most frequent first.
+            Each value with the number of rows that have it.
 
         Raises:
-            InvalidInputError: the field or the filter is not understood.
+            InvalidInputError: the field, the filter or another argument is not understood.
             MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed.
         """
-        return run_here(self._verbs.facets(field, filter))
+        verb = self._verbs.facets(field, filter, order=order, limit=limit, offset=offset, search=search)
+        return run_here(verb)
+
+    def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
+        """The metadata fields that rows have, each with its types and their least and largest values.
+
+        It reads the metadata of each row, 100,000 rows in about a second.
+
+        Args:
+            filter: as in SearchOptions; only rows that match it count.
+
+        Returns:
+            The fields, in the order of their paths.
+
+        Raises:
+            InvalidInputError: the filter is not understood, or there are more than 10,000 fields.
+            MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
+            SessionError: the session is destroyed.
+        """
+        return run_here(self._verbs.fields(filter))
 
     def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """Measures recall and speed on the index's own rows, over `ef_search` and `nprobe`.

@@ -26,6 +26,8 @@ __all__ = [
     "DefaultSearch",
     "DeleteResult",
     "FacetCount",
+    "FieldInfo",
+    "FieldType",
     "IndexSide",
     "OptimizeProgress",
     "OptimizeResult",
@@ -151,6 +153,37 @@ class FacetCount(Record):
 
     value: Any
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FieldType(Record):
+    """A type of values that a metadata field has.
+
+    Attributes:
+        type: ``null``, ``boolean``, ``number``, ``string``, ``date``, ``datetime``, ``uuid``, ``array`` or ``object``.
+        count: number of rows that have such a value there, or in a list there.
+        minimum, maximum: the least and the largest value, for numbers, strings, dates and datetimes; else None.
+    """
+
+    type: str
+    count: int
+    minimum: Any
+    maximum: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FieldInfo(Record):
+    """A metadata field that rows have.
+
+    Attributes:
+        path: the field, as filters name it; keys that need quotes have them.
+        count: number of rows that have it, null included.
+        types: its types, the most frequent first; of a list the types of its values, too.
+    """
+
+    path: str
+    count: int
+    types: tuple[FieldType, ...]
 
 
 @dataclass(frozen=True, slots=True)

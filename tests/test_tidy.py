@@ -36,7 +36,7 @@ VERBS = {
     *("create", "from_parts", "destroy"),
     *("add_vectors", "add_batch", "update_metadata", "update_by_metadata", "update_vector", "set_schema"),
     *("delete", "delete_vector", "delete_by_metadata", "clear", "vacuum", "optimize"),
-    *("search", "search_batch", "search_stream", "get", "count", "scan", "facets", "recall", "get_stats"),
+    *("search", "search_batch", "search_stream", "get", "count", "scan", "facets", "fields", "recall", "get_stats"),
     *("get_recent_index", "get_historical_index", "get_timestamps"),
     *("load_user_vectors", "save_to_s5", "warm", "history", "list_indexes", "prune_history", "verify", "share"),
 }

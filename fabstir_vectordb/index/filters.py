@@ -18,12 +18,14 @@ import numpy.typing as npt
 from fabstir_vectordb.index.gate import Busy, Gate
 from fabstir_vectordb.index.incoming import shown
 from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.metadata.census import Census, FacetQuery
 from fabstir_vectordb.metadata.columns import Column, Columns
 from fabstir_vectordb.metadata.expiry import Hidden
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import ID, TIMESTAMP, Filter
 from fabstir_vectordb.metadata.row_fields import IdField, TimeField
-from fabstir_vectordb.types import FacetCount
+from fabstir_vectordb.metadata.values import Scalar, decode_metadata
+from fabstir_vectordb.types import FacetCount, FieldInfo, FieldType
 
 __all__ = ["FilterCache", "Filters", "Matches"]
 
@@ -228,13 +230,27 @@ class Filters:
         )
         return [position for _, position in held] + [position for position, key in enumerate(keys) if key is None]
 
-    def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that match a filter, the most frequent first."""
+    def facets(self, query: FacetQuery) -> list[FacetCount]:
+        """A page of the distinct values of a field among the rows that match a filter."""
 
-        def locked() -> list[FacetCount]:
-            slots = self.match(where).slots()
-            column = self._columns([path])[path]
-            counted = [FacetCount(value, count) for value, count in column.values(slots)]
-            return sorted(counted, key=lambda facet: (-facet.count, repr(facet.value)))
+        def locked() -> list[tuple[Scalar, int]]:
+            slots = self.match(query.where).slots()
+            return list(self._columns([query.path])[query.path].values(slots))
 
-        return self._gate.alone(locked)
+        return [FacetCount(value, count) for value, count in query.page(self._gate.alone(locked))]
+
+    def fields(self, where: Filter) -> list[FieldInfo]:
+        """The fields of the rows that match a filter."""
+
+        def census(matches: Matches) -> list[FieldInfo]:
+            counted = Census()
+            for slot in matches.slots().tolist():
+                raw = self._rows.arena.get(slot)
+                if raw is not None:
+                    counted.add(decode_metadata(raw))
+            return [
+                FieldInfo(one.path, one.rows, tuple(FieldType(*of_type) for of_type in one.types))
+                for one in counted.found()
+            ]
+
+        return self.read(where, census)

@@ -28,6 +28,7 @@ from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch,
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
+from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
@@ -40,6 +41,7 @@ from fabstir_vectordb.types import (
     DefaultSearch,
     DeleteResult,
     FacetCount,
+    FieldInfo,
     IndexSide,
     Row,
     SearchResult,
@@ -661,9 +663,13 @@ class Index:
         """The ids of the live rows that match a filter, in the order of a field, else of their slots."""
         return self._filters.ids(where, order, descending)
 
-    def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that match a filter, the most frequent first."""
-        return self._filters.facets(path, where)
+    def facets(self, query: FacetQuery) -> list[FacetCount]:
+        """A page of the distinct values of a field."""
+        return self._filters.facets(query)
+
+    def fields(self, where: Filter) -> list[FieldInfo]:
+        """The fields of the rows that match a filter."""
+        return self._filters.fields(where)
 
     def cursor(self) -> Cursor:
         """The start of a scan over the rows of this moment."""

@@ -31,6 +31,7 @@ from fabstir_vectordb.index.protocol import BatchNeed, Candidates, FilterNeed, G
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.metadata.arena import page_row
+from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
@@ -38,6 +39,7 @@ from fabstir_vectordb.types import (
     CalibrationPoint,
     DefaultSearch,
     FacetCount,
+    FieldInfo,
     Plan,
     Receipt,
     Row,
@@ -499,9 +501,13 @@ class LazyIndex:
         """How many live rows a filter takes; to be called after `missing`."""
         return self._filters.count(where)
 
-    def facets(self, path: str, where: Filter) -> list[FacetCount]:
-        """The distinct values of a field among the rows that a filter takes; to be called after `missing`."""
-        return self._filters.facets(path, where)
+    def facets(self, query: FacetQuery) -> list[FacetCount]:
+        """A page of the distinct values of a field; to be called after `missing`."""
+        return self._filters.facets(query)
+
+    def fields(self, where: Filter) -> list[FieldInfo]:
+        """The fields of the rows that match a filter; to be called after `missing`."""
+        return self._filters.fields(where)
 
     def stats(self) -> tuple[NativeStats, int]:
         """Counts of the version, and memory, without expired rows in `vectorless`, and the number of expired rows."""

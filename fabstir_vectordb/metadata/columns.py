@@ -34,7 +34,7 @@ from fabstir_vectordb.metadata.filter_parse import Items, Values
 from fabstir_vectordb.metadata.path import Path, packed, parse_path, reached
 from fabstir_vectordb.metadata.values import Key, Scalar, decode_metadata, key_of, list_key
 
-__all__ = ["Column", "Columns", "Mask"]
+__all__ = ["RANK", "Column", "Columns", "Mask"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -51,7 +51,7 @@ _SIZE_END: Final = 2**62
 #: Values of lists that a row is expected to have at most, on average.
 _LIST_ROOM: Final = 4
 #: Types in the order of a scan: null, bools, numbers, strings, dates, datetimes, UUIDs.
-_RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
+RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
@@ -386,11 +386,11 @@ class Column:
         ):
             if code != _NONE:
                 key = self._keys[code]
-                keys.append((_RANK[type(key)], 0 if key is None else key))
+                keys.append((RANK[type(key)], 0 if key is None else key))
             elif slot in wide:
-                keys.append((_RANK[float], wide[slot]))
+                keys.append((RANK[float], wide[slot]))
             else:
-                keys.append(None if math.isnan(number) else (_RANK[float], number))
+                keys.append(None if math.isnan(number) else (RANK[float], number))
         return keys
 
     def _with_lists(self, mask: Mask, listed: Mask) -> Mask:
