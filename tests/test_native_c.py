@@ -111,7 +111,7 @@ def test_native_threads_do_not_race(program: str, build: ModuleType, tmp_path: P
 
 
 #: Folders from the left to the right: a file includes headers of its own folder and of those to the right.
-LAYERS = ("api", "format", "index", "hnsw ivf", "store", "kernels metadata", "base")
+LAYERS = ("api", "format", "index", "hnsw ivf", "store", "kernels metadata text", "base")
 
 
 def test_includes_point_one_way() -> None:
