@@ -453,6 +453,31 @@ typedef struct fvdb_cells {
  * (diag.expected entries of capacity would do); on error the outputs are undefined. */
 fvdb_status fvdb_read_field(const fvdb_field *field, fvdb_cells *cells, fvdb_diag *diag);
 
+/* ---- Text: words ----------------------------------------------------------------------------------------------- */
+
+#define FVDB_WORD_BYTES_MAX 255        /* bytes of a term */
+#define FVDB_TEXT_BYTES_MAX 2147483647 /* bytes of a text */
+
+/* The version of Unicode by which texts are taken apart, for example "15.0.0": another one gives other words. */
+const char *fvdb_unicode_version(void);
+
+/* The words of a text of n bytes, in its order: segments of UAX #29 with a letter, a digit or a pictograph, and each two
+ * neighbours where a writing system has no spaces between words; docs/decisions/0024-words.md.
+ * A term is a word folded (NFKC_Casefold), UTF-8 of 1 .. FVDB_WORD_BYTES_MAX bytes; of a longer word it is the beginning.
+ * out_terms: the terms, one after the other, in term_capacity bytes.  out_term_ends, out_starts, out_ends: `capacity` entries;
+ * where each term ends in out_terms, and which bytes of the text the word covers.
+ * *out_count and *out_term_bytes are set to the room that all words take, also when there was less.
+ * Uses no index and no lock; safe on untrusted bytes, of which those that are part of no character separate words.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (n is too large) or FVDB_ERR_BUFFER (the other outputs are undefined). */
+fvdb_status fvdb_text_words(const uint8_t *text, uint64_t n, uint32_t capacity, uint64_t term_capacity,
+                            uint8_t *out_terms, uint64_t *out_term_ends, uint32_t *out_starts, uint32_t *out_ends,
+                            uint32_t *out_count, uint64_t *out_term_bytes, fvdb_diag *diag);
+
+/* The ends of all segments of UAX #29 in a text of n bytes, words or not, in bytes; n entries are always enough.
+ * Returns as fvdb_text_words; *out_count is set to the number of segments, also when there was less room. */
+fvdb_status fvdb_text_segments(const uint8_t *text, uint64_t n, uint32_t capacity, uint32_t *out_ends,
+                               uint32_t *out_count, fvdb_diag *diag);
+
 /* ---- Save and load --------------------------------------------------------------------------------------------- */
 
 /* A version of an index is a set of parts; docs/format.md describes every byte.  Parts of a kind are numbered from 0

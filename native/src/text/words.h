@@ -1,6 +1,6 @@
 /* Contract of words.c: the words of a text, as the index of words and its queries see them.  It depends on base alone.
  *
- * A text is UTF-8 bytes that nobody checked: a byte that begins no character separates words, and is never an error.
+ * A text is UTF-8 bytes that nobody checked: a byte that is part of no character separates words, and is never an error.
  *
  * Words are the segments of UAX #29 that have a letter, a digit or a pictograph.  Where a writing system puts no spaces between
  * words, each two neighbouring characters are a word, overlapping: Han, Kana and Hangul, and Thai, Lao, Khmer, Myanmar and the
@@ -16,7 +16,7 @@
 
 #include "../base/base.h"
 
-#define WORD_BYTES_MAX 255u
+#define WORD_BYTES_MAX FVDB_WORD_BYTES_MAX
 
 /* One word.  It is valid until the next call with the same iterator. */
 typedef struct fvdb_word {
@@ -34,7 +34,7 @@ typedef struct fvdb_words {
     size_t segment_end; /* end of the segment of UAX #29 that `at` is in; `at` where it is between two */
     uint32_t position;  /* of the next word */
     bool is_covered;    /* the character at `at` was the second one of the last word */
-    uint8_t folded[WORD_BYTES_MAX + 1];
+    uint8_t folded[WORD_BYTES_MAX + 1 + 8]; /* the term, and room behind it to write eight bytes at once */
 } fvdb_words;
 
 /* Begins with a text of n bytes, which stay where they are until the last word was read.  text may be NULL for n = 0. */
@@ -42,6 +42,9 @@ void words_begin(fvdb_words *it, const uint8_t *text, size_t n);
 
 /* The next word; false after the last one.  A text of n bytes has at most n words. */
 bool words_next(fvdb_words *it, fvdb_word *word);
+
+/* End of the segment of UAX #29 that begins at `at` < n, a boundary. */
+size_t words_segment_end(const uint8_t *text, size_t n, size_t at);
 
 /* Folds n bytes of one word into `out`, room for WORD_BYTES_MAX bytes; gives the term's size, 0 where nothing is left.  Bytes
  * that are not UTF-8 are left out. */
