@@ -18,6 +18,7 @@ EXTRAS: Final = {
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
+    "text": ("PyStemmer>=3", "stop-words>=2025.11"),
 }
 
 
