@@ -1,7 +1,8 @@
 /* Words of a text: segments (UAX #29, revision 41, "Word Boundaries"), words made of them, and their terms.
  *
- * Two ways lead to a word and give the same one.  ASCII takes the short one, a table of what each byte is.  A word that has
- * another byte, or has one behind it, takes the long one from its beginning: the segment first, then the words in it.
+ * Three ways lead to a word and give the same one.  ASCII takes the first, where a table says what each byte is.  A word that has
+ * another byte, or one behind it, is begun again on the second way, which knows letters and digits that need no rule but WB5,
+ * WB8, WB9 and WB10.  Where there is more, it is begun again on the third: the segment, then the words in it.
  *
  * Rules of UAX #29 are named as there.  Most look at two characters, those that other ones join (WB4) left out; where a rule
  * needs the character behind (WB6, WB7b, WB12), both are taken at once.  So every character is looked at a few times at most,
@@ -260,6 +261,44 @@ static bool next_ascii(fvdb_words *it, fvdb_word *word) {
     return true;
 }
 
+/* ---- letters and digits of any script ---- */
+
+#define SIMPLE (BIT(BREAK_LETTER) | BIT(BREAK_HEBREW) | BIT(BREAK_NUMERIC))
+#define APART (BIT(BREAK_OTHER) | BIT(BREAK_SPACE) | LINE_ENDS)  /* what no word goes on with */
+#define MARKS (MID_LETTERS | MID_NUMS | BIT(BREAK_DOUBLE_QUOTE)) /* what needs a letter or a digit behind it to join */
+
+/* The word at it->at, which begins a segment, if it has letters and digits alone, of which none composes; false: there may be
+ * one of another kind, and the iterator is as before. */
+__attribute__((noinline)) static bool next_simple(fvdb_words *it, fvdb_word *word) {
+    size_t at = it->at;
+    uint32_t size = 0;
+    bool is_full = false, is_hebrew = false;
+    character c = no_character;
+    for (; at < it->size; at += c.size) {
+        c = read_character(it->text, it->size, at);
+        if (!is_of(c.word_break, SIMPLE) || class_kind(c.class) != KIND_WORD || class_is_mark(c.class)) break;
+        is_hebrew = c.word_break == BREAK_HEBREW;
+        uint32_t codes[UNICODE_FOLD_MAX];
+        const uint32_t n = unicode_fold(c.code, codes);
+        for (uint32_t i = 0; i < n && !is_full; i++) {
+            uint8_t bytes[4];
+            const uint32_t more = write_character(codes[i], bytes);
+            is_full = size + more > WORD_BYTES_MAX;
+            if (!is_full) memcpy(it->folded + size, bytes, 4);
+            size += is_full ? 0 : more;
+        }
+    }
+    if (at < it->size && !is_of(c.word_break, APART)) {
+        if (!is_of(c.word_break, MARKS) || is_hebrew) return false;
+        const size_t next = at + c.size;
+        if (next < it->size && !is_of(read_character(it->text, it->size, next).word_break, APART)) return false;
+    }
+    if (size == 0) return false;
+    *word = (fvdb_word){it->folded, size, it->position++, it->at, at};
+    it->at = it->segment_end = at;
+    return true;
+}
+
 /* ---- words ---- */
 
 /* The end of a character of a writing system without spaces, with what WB4 joins to it, and for Hangul the jamo that follow
@@ -287,12 +326,15 @@ static bool make_word(fvdb_words *it, size_t start, size_t end, fvdb_word *word)
 /* The word of the character at it->at and its right neighbour, both of a kind; without one, of the character alone, unless the
  * last word had it.  it->at goes behind the character. */
 static bool next_pair(fvdb_words *it, uint32_t kind, fvdb_word *word) {
-    const size_t start = it->at, middle = unit_end(it->text, it->size, start);
-    const bool was_covered = it->is_covered;
+    const size_t start = it->at, n = it->size;
+    const bool was_covered = it->covered_end != 0;
+    const size_t middle = was_covered ? it->covered_end : unit_end(it->text, n, start);
+    const bool has_neighbour = middle < n && class_kind(read_character(it->text, n, middle).class) == kind;
+    const size_t end = has_neighbour ? unit_end(it->text, n, middle) : middle;
+    it->covered_end = has_neighbour ? end : 0;
     it->at = middle;
-    it->is_covered = middle < it->size && class_kind(read_character(it->text, it->size, middle).class) == kind;
-    if (!it->is_covered) return !was_covered && make_word(it, start, middle, word);
-    return make_word(it, start, unit_end(it->text, it->size, middle), word);
+    if (it->segment_end < middle) it->segment_end = middle;
+    return (has_neighbour || !was_covered) && make_word(it, start, end, word);
 }
 
 /* The word from it->at to the end of the segment, or to a character of a writing system without spaces; false where there is
@@ -324,27 +366,30 @@ void words_begin(fvdb_words *it, const uint8_t *text, size_t n) {
     it->text = text;
     it->size = n;
     it->at = it->segment_end = 0;
+    it->covered_end = 0;
     it->position = 0;
-    it->is_covered = false;
 }
 
 bool words_next(fvdb_words *it, fvdb_word *word) {
     while (it->at < it->size) {
         const bool begins_segment = it->at == it->segment_end;
-        if (begins_segment && it->text[it->at] < 0x80) {
+        if (begins_segment) {
             while (it->at < it->size && it->text[it->at] < 0x80 && !word_bytes[it->text[it->at]]) it->at++;
-            it->segment_end = it->at;
-            if (it->at == it->size) return false;
-            if (it->text[it->at] < 0x80) {
-                const size_t start = it->at;
-                if (next_ascii(it, word)) return true;
-                if (it->at != start) continue;
-            }
+            const size_t start = it->segment_end = it->at;
+            if (start == it->size) return false;
+            if (it->text[start] < 0x80 && next_ascii(it, word)) return true;
+            if (it->at != start) continue;
         }
-        if (it->at >= it->segment_end) it->segment_end = words_segment_end(it->text, it->size, it->at);
-        const uint32_t kind = class_kind(read_character(it->text, it->size, it->at).class);
+        const character c = read_character(it->text, it->size, it->at);
+        const uint32_t kind = class_kind(c.class);
+        if (begins_segment) {
+            if (kind <= KIND_WORD && next_simple(it, word)) return true;
+            /* A character that is a segment alone, but for what WB4 joins; so are those without spaces, but for Kana and
+             * Hangul.  A pictograph that WB3c joins is a word of its own either way. */
+            const bool is_alone = kind > KIND_WORD && c.word_break == BREAK_OTHER;
+            it->segment_end = is_alone ? it->at + c.size : words_segment_end(it->text, it->size, it->at);
+        }
         if (kind > KIND_WORD ? next_pair(it, kind, word) : next_plain(it, begins_segment, word)) return true;
-        if (it->at > it->segment_end) it->segment_end = it->at;
     }
     return false;
 }

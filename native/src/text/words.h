@@ -32,8 +32,8 @@ typedef struct fvdb_words {
     size_t size;        /* bytes of the text */
     size_t at;          /* where the next word is looked for */
     size_t segment_end; /* end of the segment of UAX #29 that `at` is in; `at` where it is between two */
+    size_t covered_end; /* end of the character at `at` where the last word had it as its second one; else 0 */
     uint32_t position;  /* of the next word */
-    bool is_covered;    /* the character at `at` was the second one of the last word */
     uint8_t folded[WORD_BYTES_MAX + 1 + 8]; /* the term, and room behind it to write eight bytes at once */
 } fvdb_words;
 
