@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -53,25 +54,48 @@ def words(text: str) -> list[Word]:
         [Word(term="don't", start=0, end=5), Word(term='panic', start=6, end=11)]
     """
     data = text.encode("utf-8", "surrogatepass")
-    # Most texts fit at once: a word has four bytes and a space, and folded about as many.
-    room, term_room = len(data) // 4 + 16, len(data) + 64
-    count, term_bytes, diag = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("fvdb_diag *")
-    while True:
-        terms, term_ends = ffi.new("uint8_t[]", term_room), ffi.new("uint64_t[]", room)
-        starts, ends = ffi.new("uint32_t[]", room), ffi.new("uint32_t[]", room)
-        arrays = (terms, term_ends, starts, ends)
-        status = lib.fvdb_text_words(data, len(data), room, term_room, *arrays, count, term_bytes, diag)
-        if not status:
-            break
+    room = _KEPT.room
+    if len(data) > _Room.TEXT_BYTES:
+        # Most texts fit at once: a word has four bytes and a space, and folded about as many.
+        room = _Room(len(data) // 4 + 16, len(data) + 64)
+    while status := lib.fvdb_text_words(data, len(data), *room.arguments):
         if status != lib.FVDB_ERR_BUFFER:
-            raise_status(status, diag)
-        room, term_room = max(room, count[0]), max(term_room, term_bytes[0])
-    n = count[0]
-    folded = bytes(ffi.buffer(terms, term_bytes[0]))
-    bounds = pairwise([0, *ffi.unpack(term_ends, n)]) if n else ()
-    found = [folded[start:end].decode() for start, end in bounds]
-    places = _characters(data, len(text), starts, n), _characters(data, len(text), ends, n)
-    return list(map(Word, found, *places))
+            raise_status(status, room.diag)
+        room = _Room(max(room.words, room.count[0]), max(room.bytes, room.term_bytes[0]))
+    n = room.count[0]
+    folded = ffi.buffer(room.terms, room.term_bytes[0])[:]
+    bounds = [0, *ffi.unpack(room.term_ends, n)] if n else [0]
+    if folded.isascii():
+        line = folded.decode()
+        found = [line[start:end] for start, end in pairwise(bounds)]
+    else:
+        found = [folded[start:end].decode() for start, end in pairwise(bounds)]
+    starts, ends = (_characters(data, len(text), places, n) for places in (room.starts, room.ends))
+    return list(map(Word, found, starts, ends))
+
+
+class _Room:
+    """Where C leaves the words of a text, and the arguments of the call that say so."""
+
+    #: Texts up to this size use the room that each thread keeps: making one takes longer than finding a query's words.
+    TEXT_BYTES = 1024
+
+    def __init__(self, words: int, term_bytes: int) -> None:
+        self.words, self.bytes = words, term_bytes
+        self.terms, self.term_ends = ffi.new("uint8_t[]", term_bytes), ffi.new("uint64_t[]", words)
+        self.starts, self.ends = ffi.new("uint32_t[]", words), ffi.new("uint32_t[]", words)
+        self.count, self.term_bytes = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        self.diag = ffi.new("fvdb_diag *")
+        arrays = (self.terms, self.term_ends, self.starts, self.ends)
+        self.arguments: tuple[Any, ...] = (words, term_bytes, *arrays, self.count, self.term_bytes, self.diag)
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.room = _Room(_Room.TEXT_BYTES, 2 * _Room.TEXT_BYTES)
+
+
+_KEPT = _Kept()
 
 
 def segments(text: str) -> list[int]:
@@ -93,12 +117,23 @@ def segments(text: str) -> list[int]:
 
 
 def _characters(data: bytes, length: int, places: Any, n: int) -> list[int]:
-    """Numbers of characters for n places of bytes, which are between two characters."""
+    """Numbers of characters before n rising places in bytes, which are between two characters."""
     if not n:
         return []
+    found: list[int] = ffi.unpack(places, n)
     if len(data) == length:
-        return list(ffi.unpack(places, n))
+        return found
+    if n <= _FEW:
+        count, before = 0, 0
+        for at, place in enumerate(found):
+            count += len(data[before:place].decode("utf-8", "surrogatepass"))
+            found[at], before = count, place
+        return found
     begins = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
-    before: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(begins)))
-    found: list[int] = before[np.frombuffer(ffi.buffer(places, 4 * n), dtype=np.uint32)].tolist()
+    counts: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(begins)))
+    found = counts[np.asarray(found)].tolist()
     return found
+
+
+#: Up to so many places, decoding what is between two of them takes less time than an array of all bytes.
+_FEW = 64

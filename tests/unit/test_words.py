@@ -6,6 +6,7 @@ import random
 import sys
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
@@ -356,7 +357,15 @@ def test_places_count_characters() -> None:
 def test_texts_of_many_words_and_long_terms_take_another_try() -> None:
     assert terms("a " * 10_000) == ["a"] * 10_000
     assert terms("ﷺ " * 100) == ["صلى الله عليه وسلم"] * 100
+    assert terms("ﷺ " * 1_000) == ["صلى الله عليه وسلم"] * 1_000
+    assert terms("日本" * 2_000)[-1] == "日本"
     assert words("") == segments("") == []
+
+
+def test_threads_do_not_share_what_they_find() -> None:
+    texts = [f"{letter * 5} " * 50 for letter in "abcdé"] * 40
+    with ThreadPoolExecutor(5) as workers:
+        assert list(workers.map(terms, texts)) == [text.split() for text in texts]
 
 
 def test_a_text_that_is_too_long_is_refused() -> None:
