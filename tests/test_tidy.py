@@ -31,6 +31,8 @@ HEADER = ROOT / "native" / "include" / "fabstir_vectordb.h"
 
 CLASS_LINES_MAX = 400
 
+pytestmark = pytest.mark.xdist_group("tidy")  # one process parses the sources
+
 #: The verbs of a session, as README and docs/reference.md show them.
 VERBS = {
     *("create", "from_parts", "destroy"),
@@ -88,12 +90,18 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parsed(path)))
+
+
+@cache
 def imports() -> dict[str, set[str]]:
     """What each module imports of the package: at its top, in a function, or for type checking only."""
     known = modules()
     edges: dict[str, set[str]] = {name: set() for name in known}
     for name, path in known.items():
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 edges[name] |= {alias.name for alias in node.names if alias.name in known}
             elif isinstance(node, ast.ImportFrom):
@@ -260,7 +268,7 @@ def test_no_large_limit_of_the_header_stands_in_an_expression() -> None:
     assert len(large) >= 3
     constants = {(module, value) for module, _, value in python_constants()}
     for module, path in modules().items():
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             value = node.value if isinstance(node, ast.Constant) else None
             if isinstance(value, int) and value in large and (module, value) not in constants:
                 found.append(f"{value} in {module} is {large[value]}")
@@ -294,28 +302,31 @@ def test_the_twin_has_the_same_verbs_with_the_same_arguments() -> None:
 
 
 @cache
-def code_lines(path: Path) -> set[int]:
-    """The numbers of the lines that hold code: no blank lines, comments or docstrings."""
+def scanned(path: Path) -> tuple[set[int], list[str]]:
+    """The numbers of the lines that hold code, no blank lines, comments or docstrings; and the comments."""
     text = path.read_text(encoding="utf-8")
     silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
     lines: set[int] = set()
+    comments = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in silent and token.type != tokenize.ENDMARKER:
-            lines |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(parsed(path)):
+        if token.type == tokenize.COMMENT:
+            comments.append(token.string)
+        elif token.type not in silent and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in nodes(path):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             said = body[0].value
             if isinstance(said, ast.Constant) and isinstance(said.value, str):
                 lines -= set(range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1))
-    return lines
+    return lines, comments
 
 
 def test_no_class_is_too_long() -> None:
     found = []
     for module, path in modules().items():
-        lines = code_lines(path)
-        for node in ast.walk(parsed(path)):
+        lines, _ = scanned(path)
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 size = len(lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
                 if size > CLASS_LINES_MAX:
@@ -343,11 +354,8 @@ def remarks(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".c", ".h"):
         return re.findall(r"/\*.*?\*/|//[^\n]*", text, re.DOTALL)
-    found = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            found.append(token.string)
-    for node in ast.walk(parsed(path)):
+    found = [*scanned(path)[1]]
+    for node in nodes(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append(ast.get_docstring(node) or "")
     return found
@@ -375,10 +383,10 @@ def words_of_code() -> frozenset[str]:
             continue
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            lines = code_lines(path)
+            lines, _ = scanned(path)
             kept = "\n".join(line for at, line in enumerate(text.split("\n"), 1) if at in lines)
             found |= set(re.findall(r"\w+", re.sub(r"(?m)\s#.*$", "", kept)))
-            found |= {node.name for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)}
+            found |= {node.name for node in nodes(path) if isinstance(node, ast.ClassDef)}
         else:
             found |= set(re.findall(r"\w+", without_comments(text)))
     for name in ("pyproject.toml", "docs/format.md"):
