@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -41,6 +41,13 @@ def written(index: NativeIndex) -> Parts:
     return {(info.kind, info.number): bytes(index.write_part(*LAYOUT, *info)) for info in index.parts(*LAYOUT)}
 
 
+@cache
+def kept(metric: str) -> tuple[NativeIndex, Parts]:
+    """An index that no test changes, and its parts."""
+    index = made(metric)
+    return index, written(index)
+
+
 def without_graph(parts: Parts) -> Parts:
     return {key: raw for key, raw in parts.items() if key[0] not in (GRAPH, HEAD)}
 
@@ -70,8 +77,8 @@ def lazily(index: NativeIndex, parts: Parts, metric: str) -> NativeIndex:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_codes_say_where_the_nearest_rows_are(metric: str) -> None:
-    index = made(metric)
-    lazy = lazily(index, written(index), metric)
+    index, parts = kept(metric)
+    lazy = lazily(index, parts, metric)
     allow = np.full((ROWS + 63) // 64, 0x5555_5555_5555_5555, dtype=np.uint64)
     found = wanted = 0
     for query in rows_of(50, seed=3):
@@ -88,8 +95,7 @@ def test_codes_say_where_the_nearest_rows_are(metric: str) -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_a_part_is_searched_as_the_index_is(metric: str) -> None:
-    index = made(metric)
-    parts = written(index)
+    index, parts = kept(metric)
     lazy = lazily(index, parts, metric)
     for query in rows_of(5, seed=4):
         hits = []
@@ -107,8 +113,8 @@ def test_a_part_is_searched_as_the_index_is(metric: str) -> None:
 
 
 def test_rows_are_known_before_their_vectors() -> None:
-    index = made("cosine")
-    lazy = lazily(index, written(index), "cosine")
+    index, parts = kept("cosine")
+    lazy = lazily(index, parts, "cosine")
     everything = np.arange(ROWS, dtype=np.uint32)
     ids = lazy.get_ids(everything)
     assert ids == index.get_ids(everything)
@@ -121,8 +127,7 @@ def test_rows_are_known_before_their_vectors() -> None:
 
 
 def test_a_lazy_load_wants_its_parts() -> None:
-    index = made("cosine")
-    parts = written(index)
+    index, parts = kept("cosine")
     for missing in FIRST:
         with pytest.raises(IntegrityError, match="missing"):
             lazily(index, {key: raw for key, raw in parts.items() if key != (missing, 0)}, "cosine")
@@ -228,8 +233,8 @@ NEED_IDS: dict[str, Callable[[NativeIndex], object]] = {
 
 @pytest.mark.parametrize("call", NEED_ROWS)
 def test_a_lazy_index_refuses_what_needs_vectors_or_changes_rows(call: str) -> None:
-    index = made("cosine")
-    lazy = lazily(index, written(index), "cosine")
+    index, parts = kept("cosine")
+    lazy = lazily(index, parts, "cosine")
     before = lazy.candidates(ONE_ROW[0], 10).tolist()
     with pytest.raises(InvalidInputError, match="lazily"):
         NEED_ROWS[call](lazy)
@@ -239,8 +244,7 @@ def test_a_lazy_index_refuses_what_needs_vectors_or_changes_rows(call: str) -> N
 
 @pytest.mark.parametrize("call", [*NEED_ROWS, *NEED_IDS])
 def test_an_index_that_is_loading_refuses_calls_and_loads_on(call: str) -> None:
-    index = made("cosine")
-    parts = written(index)
+    index, parts = kept("cosine")
     loading = begin(index, "cosine")
     *most, last = parts.values()
     for raw in most:
@@ -253,8 +257,7 @@ def test_an_index_that_is_loading_refuses_calls_and_loads_on(call: str) -> None:
 
 
 def test_a_load_that_failed_leaves_nothing_to_ask() -> None:
-    index = made("cosine")
-    parts = written(index)
+    index, parts = kept("cosine")
     broken = begin(index, "cosine")
     with pytest.raises(IntegrityError, match="missing"):
         broken.load_end()
@@ -267,8 +270,7 @@ def test_a_load_that_failed_leaves_nothing_to_ask() -> None:
 
 
 def test_a_load_ends_once() -> None:
-    index = made("cosine")
-    parts = written(index)
+    index, parts = kept("cosine")
     for finished in (lazily(index, parts, "cosine"), index):
         for again in (finished.load_end, finished.load_lazy, partial(finished.load_part, parts[VECTORS, 0])):
             with pytest.raises(InvalidInputError):
@@ -280,8 +282,8 @@ def test_a_load_ends_once() -> None:
 
 
 def test_live_rows_come_as_a_bitmap() -> None:
-    index = made("cosine")
-    for one in (index, lazily(index, written(index), "cosine")):
+    index, parts = kept("cosine")
+    for one in (index, lazily(index, parts, "cosine")):
         bits = np.unpackbits(one.live_bitmap().view(np.uint8), bitorder="little")
         assert np.array_equal(np.flatnonzero(bits), one.live_slots(0, ROWS))
 
