@@ -15,7 +15,8 @@ from fabstir_vectordb.sync import VectorDBSession
 
 DATASET = os.environ.get("FVDB_DATASET")
 FIELDS: dict[str, Any] = {
-    "user_seed_phrase": "quality",
+    # Fifteen words are keys by themselves; any other secret is stretched at each save and load.
+    "user_seed_phrase": "amid romance hotel blue most myself guess host lobby rubber hook victim about odds child",
     "session_id": "quality",
     "memory_budget_mb": 4096,
 }

@@ -43,8 +43,7 @@ def journey(
         session.load_user_vectors(cid)
         floors(session, queries, truth)
         kept = np.sort(np.random.default_rng(4).permutation(n)[: n // 10])
-        for row in np.setdiff1d(np.arange(n), kept).tolist():
-            session.delete_vector(str(row))
+        session.delete([str(row) for row in np.setdiff1d(np.arange(n), kept).tolist()])
         left = kept[exact(base[kept], queries, 10)]
         assert recall(session, queries, left) >= 0.95
         session.vacuum()

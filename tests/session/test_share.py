@@ -18,7 +18,7 @@ from fabstir_vectordb.storage import open_store
 
 pytestmark = pytest.mark.anyio
 
-STRANGER = "a stranger's secret"
+STRANGER = "cause volume could code victim murder reflect often opinion well enough tired advice client father"
 
 
 @pytest.fixture(params=["file", "memory"])
