@@ -124,7 +124,7 @@ static void test_rebuild_equals_a_fresh_build(void) {
 }
 
 static void test_threads_do_not_change_the_index(void) {
-    enum { N = 5000, DIM = 40 };
+    enum { N = 3000, DIM = 40 };
     test_rows t = make_rows(N, DIM, "row", 0, 5);
     take_vectors(&t, DIM, 4);
     uint64_t want[2] = {0, 0};
@@ -145,7 +145,7 @@ static void test_threads_do_not_change_the_index(void) {
 
 /* Neither codes nor graph are made of them: both wait for rows with a vector, and go when too few of these are left. */
 static void test_many_rows_without_a_vector(void) {
-    enum { DIM = 40, VECTORLESS = 1500, N = 5000, QUERIES = 50, LEFT = 900 };
+    enum { DIM = 40, VECTORLESS = 1500, N = 3000, QUERIES = 50, LEFT = 900 };
     float *queries = make_vectors(QUERIES, DIM, 20, 99);
     for (uint32_t memory = 0; memory < 2; memory++) {
         test_rows vectorless = make_rows(VECTORLESS, DIM, "bare", 0, 1), t = make_rows(N, DIM, "row", 0, 5);
@@ -226,9 +226,10 @@ static void test_the_same_id_twice_in_a_call(void) {
 
 static void test_a_cancelled_add_leaves_no_trace(void) {
     enum { DIM = 20 };
-    /* Across the retraining at 8192 rows, so that codes have to come back too. */
+    /* With codes across the retraining at 8192 rows, so that they have to come back too; compact memory has none. */
     test_rows a = make_rows(7000, DIM, "a", 0, 1), b = make_rows(3000, DIM, "b", 0, 2);
     for (uint32_t memory = 0; memory < 2; memory++) {
+        if (memory == FVDB_MEMORY_COMPACT) a.rows.n = 3000;
         fvdb_index *index = create(DIM, FVDB_METRIC_L2, memory, 2);
         CHECK(add(index, &a, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
         uint64_t before = fingerprint(index);
