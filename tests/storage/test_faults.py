@@ -243,10 +243,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fabstir_vectordb.storage.retry._pause", lambda state: 0.0)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("backend", "seeds"), [("asyncio", range(5)), ("trio", range(5, 10))], ids=["asyncio", "trio"])
 @pytest.mark.parametrize("kind", ["portal+", "gateway+"])
-def test_no_fault_loses_a_version(tmp_path: Path, kind: str, backend: str) -> None:
-    faulty = _campaign(tmp_path, kind, backend, range(8))
+def test_no_fault_loses_a_version(tmp_path: Path, kind: str, backend: str, seeds: range) -> None:
+    faulty = _campaign(tmp_path, kind, backend, seeds)
     assert sum(faulty.happened.values()) > 20
 
 

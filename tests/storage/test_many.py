@@ -16,7 +16,7 @@ from fabstir_vectordb.s5.phrase import encode_phrase
 
 pytestmark = pytest.mark.anyio
 
-USERS = 15
+USERS = 8
 ROUNDS = 3
 
 
