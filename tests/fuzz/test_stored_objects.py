@@ -102,6 +102,7 @@ async def test_a_whole_store_is_read_without_refusal(tmp_path: Path, encrypt: bo
 
 
 @pytest.mark.parametrize("encrypt", [True, False])
+@pytest.mark.one_loop
 async def test_damaged_objects(tmp_path: Path, encrypt: bool) -> None:
     await _campaign(tmp_path, encrypt, 10, f"{encrypt}")
 

@@ -165,6 +165,7 @@ async def test_a_change_that_waited_for_a_load_changes_what_was_loaded(monkeypat
         assert (new and new.id, changed and changed.metadata) == ("new", "new")
 
 
+@pytest.mark.one_loop
 async def test_a_session_keeps_no_array_that_it_was_given() -> None:
     async with await session_on("memory:") as session:
         for on_conflict in ("error", "error", "replace"):

@@ -81,6 +81,7 @@ async def test_a_root_that_is_too_large_is_not_read(tmp_path: Path, sizes: list[
 
 
 @pytest.mark.parametrize("kind", ["portal", "gateway"])
+@pytest.mark.one_loop
 async def test_a_chunk_size_whose_parts_no_portal_takes_is_refused_before_any_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -29,6 +29,7 @@ async def content(session: VectorDBSession) -> dict[str, Any]:
     }
 
 
+@pytest.mark.one_loop
 async def test_the_parts_of_a_session_make_another_like_it() -> None:
     async with await session_on("memory:", clock=lambda: NOW) as session:
         times = [NOW - (2 * WEEK if row < 900 else row) for row in range(3_000)]

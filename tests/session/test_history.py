@@ -359,6 +359,7 @@ async def test_a_store_that_deletes_nothing_keeps_records(tmp_path: Path, monkey
         assert len(await session.history()) == 2
 
 
+@pytest.mark.one_loop
 async def test_many_small_saves_grow_a_store_by_what_they_store() -> None:
     """Records together would grow with the square of the number of saves."""
     uri = f"memory:{uuid.uuid4()}"

@@ -35,7 +35,7 @@ from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist.version import PersistSettings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("lazy")]  # one process makes the version
 
 SEED, DIM, ROWS, CHUNK = 20_261_124, 32, 6_000, 128
 START = 1_700_000_000.0
@@ -112,6 +112,7 @@ def summary(results: SearchResults) -> list[tuple[str, float, float, Any]]:
     return [(hit.id, hit.score, hit.distance, hit.metadata) for hit in results]
 
 
+@pytest.mark.one_loop
 async def test_a_first_answer_takes_few_parts_and_is_near_the_exact_one(saved: tuple[Path, str]) -> None:
     parts = len(Objects(saved[0]).manifest(saved[1]).parts)
     found = asked = 0
@@ -139,6 +140,7 @@ async def test_a_first_answer_takes_few_parts_and_is_near_the_exact_one(saved: t
     assert found / asked >= 0.9
 
 
+@pytest.mark.one_loop
 async def test_more_candidates_find_more(saved: tuple[Path, str]) -> None:
     async with opened(saved, lazy=False) as whole:
         for query in rows_of(5, 6):
@@ -156,6 +158,7 @@ def test_how_many_candidates() -> None:
     assert [candidates_for(10, ef, 0.5) for ef in (1, 64, 100_000)] == [10, 64, 10_000]
 
 
+@pytest.mark.one_loop
 async def test_thresholds_filters_and_mmr_hold(saved: tuple[Path, str]) -> None:
     async with opened(saved) as session, opened(saved, lazy=False) as whole:
         for query in rows_of(5, 7):
@@ -311,6 +314,7 @@ async def test_an_index_most_of_whose_parts_came_becomes_whole(saved: tuple[Path
             assert (await session.search(query, 10, threshold=None)).plan == "lazy"
 
 
+@pytest.mark.one_loop
 async def test_an_index_that_is_to_stay_lazy_stays_lazy(saved: tuple[Path, str]) -> None:
     async with await session_on(saved[0].as_uri()) as session:
         await session.load_user_vectors(become_whole=False)

@@ -125,6 +125,7 @@ async def test_options_and_clocks_that_make_no_sense_are_refused() -> None:
         assert await session.count() == 0
 
 
+@pytest.mark.one_loop
 async def test_a_loads_own_budget_is_the_sessions_from_then_on() -> None:
     uri = f"memory:{uuid.uuid4()}"
     async with await session_on(uri) as session:
@@ -141,6 +142,7 @@ async def test_a_loads_own_budget_is_the_sessions_from_then_on() -> None:
 # ---- deletes and updates
 
 
+@pytest.mark.one_loop
 async def test_deleted_rows_are_gone_and_vacuum_gives_memory_back() -> None:
     base = rows(4000, 32)
     async with await session_on("memory:", threads=2) as session:

@@ -54,6 +54,7 @@ async def answers(session: VectorDBSession, k: int = 10) -> list[tuple[str, floa
 
 @pytest.mark.parametrize("memory", ["default", "compact"])
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.one_loop
 async def test_a_saved_index_comes_back_bit_for_bit(uri: str, metric: str, memory: str) -> None:
     async with await session_on(uri, metric=metric, memory=memory) as first:
         await add_rows(first, 700)
@@ -434,6 +435,7 @@ async def test_loading_over_unsaved_changes_asks_first(uri: str) -> None:
         assert len(await content(session)) == 3
 
 
+@pytest.mark.one_loop
 async def test_a_load_beyond_the_budget_is_refused_and_changes_nothing(uri: str) -> None:
     async with await session_on(uri) as first:
         await add_rows(first, 4000, dim=384)

@@ -33,6 +33,7 @@ async def streamed(session: VectorDBSession, query: Any, **options: Any) -> list
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.one_loop
 async def test_a_stream_is_a_search_for_everything(metric: str) -> None:
     async with await filled(2_000, metric=metric) as session:
         query = rows(1, seed=4)[0]
@@ -57,6 +58,7 @@ async def test_the_default_threshold_is_that_of_a_search() -> None:
         assert await streamed(session, query) == list(await session.search(query, 300, exact=True))
 
 
+@pytest.mark.one_loop
 async def test_more_hits_come_than_a_search_may_return() -> None:
     count = 25_000
     vectors = np.random.default_rng(7).standard_normal((count, 4)).astype(np.float32)
@@ -153,6 +155,7 @@ async def test_a_stream_ends_with_its_session_and_its_rows() -> None:
         [hit async for hit in stream]
 
 
+@pytest.mark.one_loop
 async def test_the_order_of_a_stream_must_fit_the_budget() -> None:
     async with await filled(4_000) as session:
         before = await session.get_stats()

@@ -83,6 +83,7 @@ class TestS5PortalStore(StoreContract):
         assert await store.get_pointer(PUBLIC_KEY) == entry(1)
 
 
+@pytest.mark.one_loop  # after the first request it is the store of the class above
 class TestProbedStore(TestS5PortalStore):
     prefix = ""
 
@@ -467,6 +468,7 @@ async def test_of_two_writers_over_a_portal_one_is_told(portal: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.one_loop
 async def test_many_users_share_a_portal(portal: str) -> None:
     async def use(number: int) -> None:
         async with await VectorDBSession.create(
