@@ -49,6 +49,12 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=1_800, check=False)
 
 
+def run_here(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
+    """Runs in this process what ends before a script measures: most of such a run is an interpreter's start."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One scratch folder for all: indexes that one script builds are opened by the next."""
@@ -83,9 +89,8 @@ def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path, monkeypatch: 
     assert keys <= result["summary"].keys()
     assert {"cpu", "cores", "kernels", "library", "versions"} <= result["environment"].keys()
 
-    # Run again, it has nothing left to do. That starts no process, so it is run in this one.
-    monkeypatch.setattr(sys, "argv", [name, *call])
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    # Run again, it has nothing left to do.
+    run_here(monkeypatch, name, *call)
     assert json.loads(out.read_text())["runs"] == result["runs"]
 
 
@@ -103,27 +108,29 @@ def test_run_all_goes_through_its_scripts(work: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bench_save_load.json"]
 
 
+@pytest.mark.usefixtures("bench")
 def test_a_missing_set_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FVDB_DATASET", raising=False)
     for script in ("bench_search", "compare_search", "run_all"):
-        done = run(script, "--work", str(tmp_path))
-        assert done.returncode == 1
-        assert "FVDB_DATASET" in done.stderr
+        with pytest.raises(SystemExit, match="FVDB_DATASET"):
+            run_here(monkeypatch, script, "--work", str(tmp_path))
 
 
-def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
-    done = run("compare_search", "--tiny", "--work", str(tmp_path), "--engines", "fabstir,nonesuch")
-    assert done.returncode == 1
-    assert "nonesuch" in done.stderr
+@pytest.mark.usefixtures("bench")
+def test_an_unknown_engine_is_named(monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    with pytest.raises(SystemExit, match="nonesuch"):
+        run_here(monkeypatch, "compare_search", "--tiny", "--work", work, "--engines", "fabstir,nonesuch")
 
 
-def test_results_of_another_measurement_are_not_continued(work: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("bench")
+def test_results_of_another_measurement_are_not_continued(
+    monkeypatch: pytest.MonkeyPatch, work: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out.json"
     shared = ["--tiny", "--work", work, "--rounds", "1", "--json", str(out)]
     assert run("bench_save_load", *shared, "--rows", "500").returncode == 0
-    done = run("bench_save_load", *shared, "--rows", "600")
-    assert done.returncode == 1
-    assert "another parameters" in done.stderr
+    with pytest.raises(SystemExit, match="another parameters"):
+        run_here(monkeypatch, "bench_save_load", *shared, "--rows", "600")
 
 
 @pytest.mark.usefixtures("bench")
