@@ -702,6 +702,7 @@ def test_a_reader_that_has_gone_is_the_end_and_no_error(run: Run, tmp_path: Path
 
 
 @posix
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_an_import_quietly(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with outside(
