@@ -369,10 +369,10 @@ def test_threads_search_one_session_while_another_changes_it() -> None:
 
 VERBS = {
     "add_batch", "add_vectors", "clear", "count", "create", "delete", "delete_by_metadata", "delete_vector", "destroy",
-    "facets", "from_parts", "get", "get_historical_index", "get_recent_index", "get_stats", "get_timestamps", "history",
-    "list_indexes", "load_user_vectors", "optimize", "prune_history", "recall", "save_to_s5", "scan", "search",
-    "search_batch", "search_stream", "set_schema", "share", "update_metadata", "update_vector", "vacuum", "verify",
-    "warm",
+    "facets", "fields", "from_parts", "get", "get_historical_index", "get_recent_index", "get_stats", "get_timestamps",
+    "history", "list_indexes", "load_user_vectors", "optimize", "prune_history", "recall", "save_to_s5", "scan",
+    "search", "search_batch", "search_stream", "set_schema", "share", "update_by_metadata", "update_metadata",
+    "update_vector", "vacuum", "verify", "warm",
 }  # fmt: skip
 
 
@@ -444,7 +444,7 @@ def test_what_the_package_says_of_itself() -> None:
 def test_every_exported_name_exists_and_is_sorted() -> None:
     names = fabstir_vectordb.__all__
     assert all(hasattr(fabstir_vectordb, name) for name in names)
-    assert names == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert names == sorted(names, key=lambda name: (not name[1:].isupper(), name[0].islower(), name))
 
 
 def test_every_error_has_a_code_a_builtin_and_survives_a_pickle() -> None:
