@@ -26,10 +26,12 @@ from fabstir_vectordb.config import (
 )
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.path import check_field
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.types import ProgressCallback
 
 __all__ = [
+    "GROUPED_HITS_MAX",
     "MMR_K_MAX",
     "OPTION_NAMES",
     "IndexParams",
@@ -41,12 +43,15 @@ __all__ = [
     "SearchRequest",
     "check_ef",
     "check_exact",
+    "check_groups",
     "check_k",
     "check_mmr",
     "check_nprobe",
     "make_options",
 ]
 
+#: Most hits of a search with `group_by`: groups times hits of a group.
+GROUPED_HITS_MAX: Final = 100_000
 #: Most hits of a search with `mmr`: each step compares all candidates with the last hit.
 MMR_K_MAX: Final = 1_000
 
@@ -114,6 +119,8 @@ class SearchRequest(NamedTuple):
         recall_target: expected recall, in place of `ef_search`, `exact` and `nprobe`; None for none.
         where: the filter; None for all rows.
         mmr: λ of maximal marginal relevance; None for the nearest hits.
+        group_by: the field whose values make groups, of which `k` are found; None for single rows.
+        group_size: most hits of a group.
     """
 
     query: npt.NDArray[np.float32]
@@ -126,6 +133,8 @@ class SearchRequest(NamedTuple):
     recall_target: float | None = None
     where: Filter | None = None
     mmr: float | None = None
+    group_by: str | None = None
+    group_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +166,11 @@ class SearchOptions:
             other: from 1, by nearness alone, to 0, by difference alone. The candidates are the 4 k nearest rows, at
             least k + 32, that pass the threshold. Hits come in the order in which they are chosen; k is at most 1,000.
             None returns the nearest rows.
+        group_by: a metadata field: `k` is then a number of groups, each of the rows with one value of the field, and
+            hits are the best rows of the groups with the nearest rows: of each document, say, the best chunks. k groups
+            come whenever there are k. A row with a list belongs to the group of each of its values; a row without the
+            field to none. ``results.groups`` has the groups. Not together with `mmr`.
+        group_size: most hits of a group; k times `group_size` is at most 100,000.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -170,6 +184,8 @@ class SearchOptions:
     filter: Mapping[str, Any] | None = None
     nprobe: int | None = None
     mmr: float | None = None
+    group_by: str | None = None
+    group_size: int = 1
 
     def __new__(cls, **given: Any) -> SearchOptions:
         _check_names(cls, given)
@@ -188,6 +204,7 @@ class SearchOptions:
             raise InvalidInputError(f"filter must be a dict of fields or None, got {type(self.filter).__name__}")
         if self.mmr is not None:
             check_mmr(self.mmr, 1)
+        check_groups(self.group_by, self.group_size, 1, self.mmr)
 
 
 class SearchFields(TypedDict, total=False):
@@ -201,6 +218,8 @@ class SearchFields(TypedDict, total=False):
     filter: Mapping[str, Any] | None
     nprobe: int | None
     mmr: float | None
+    group_by: str | None
+    group_size: int
 
 
 def recall_target_excludes(
@@ -399,3 +418,26 @@ def check_mmr(mmr: object, k: int) -> float:
             f"with mmr, k must be at most {MMR_K_MAX}, got {k}", details={"k": k, "limit": MMR_K_MAX}
         )
     return float(mmr)
+
+
+def check_groups(group_by: object, group_size: object, k: int, mmr: object) -> tuple[str | None, int]:
+    """The field and the size of groups.
+
+    Raises:
+        InvalidInputError: one of them is refused, or does not go with `k` or `mmr`.
+    """
+    if group_by is None and type(group_size) is int and group_size == 1:
+        return None, 1
+    if isinstance(group_size, np.integer):
+        group_size = int(group_size)
+    most = GROUPED_HITS_MAX // k
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or not 1 <= group_size <= most:
+        raise InvalidInputError(
+            f"group_size must be an integer from 1 to {most} with k = {k}, got {shown(group_size)}",
+            details={"group_size": group_size, "limit": most},
+        )
+    if group_by is None:
+        raise InvalidInputError("group_size is a number of hits of each group: give group_by, too")
+    if mmr is not None:
+        raise InvalidInputError("mmr chooses among single rows: give mmr or group_by", details={"mmr": mmr})
+    return check_field(group_by), group_size

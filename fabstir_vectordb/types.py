@@ -39,6 +39,7 @@ __all__ = [
     "RecallReport",
     "Receipt",
     "Row",
+    "SearchGroup",
     "SearchResult",
     "SearchResults",
     "SessionStats",
@@ -51,7 +52,7 @@ __all__ = [
 
 Vector = npt.NDArray[np.float32]
 DefaultSearch = Literal["usual", "wider", "exact", "unknown"]
-Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy"]
+Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy", "grouped"]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -344,8 +345,23 @@ NOTHING_FETCHED = Receipt()
 """The receipt of an answer from memory alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchGroup(Record):
+    """A group of hits: the best rows with one value of the field `group_by`.
+
+    Attributes:
+        value: the value.
+        hits: its hits, nearest first.
+    """
+
+    value: Any
+    hits: tuple[SearchResult, ...]
+
+
 class SearchResults(tuple[SearchResult, ...]):
     """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
+
+    With `group_by`, the hits of a group follow each other; the group with the nearest hit comes first.
 
     A tuple; a slice of it is a list of hits. Two answers are equal where their hits and `below_threshold` are equal.
 
@@ -354,13 +370,16 @@ class SearchResults(tuple[SearchResult, ...]):
         plan: how the search went. ``flat``: exactly, no row is nearer than those returned. ``graph``: a walk over the
             graph on codes, then exact scores of the best candidates. ``lists``: a scan of lists of historical rows on
             codes (and of recent rows, while they are few). ``hybrid``: both. ``filtered exact``: a scan of every row
-            that matches the filter. ``lazy``: exact scores of the rows of the most promising parts.
+            that matches the filter. ``lazy``: exact scores of the rows of the most promising parts. ``grouped``: more
+            than one search, as the first did not find enough groups, or not enough hits of each.
         receipt: what the answer fetched from the store; nothing once the whole index is in memory.
+        groups: the hits by group, where the search had `group_by`; else none.
     """
 
     below_threshold: int
     plan: Plan
     receipt: Receipt = NOTHING_FETCHED
+    groups: tuple[SearchGroup, ...] = ()
 
     def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> SearchResults:
         self = tuple.__new__(cls, hits)
@@ -390,8 +409,10 @@ class SearchResults(tuple[SearchResult, ...]):
 
     def to_dict(self) -> dict[str, Any]:
         """The hits and how they were found, ready for JSON."""
+        groups = {"groups": [{"value": one.value, "ids": [hit.id for hit in one.hits]} for one in self.groups]}
         return {
             "hits": self.to_dicts(),
+            **(json_ready(groups) if self.groups else {}),
             "below_threshold": self.below_threshold,
             "plan": self.plan,
             "receipt": self.receipt.to_dict(),

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.index.gate import Busy, Gate
+from fabstir_vectordb.index.grouping import Groups, groups_of
 from fabstir_vectordb.index.incoming import shown
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.census import Census, FacetQuery
@@ -31,6 +32,11 @@ __all__ = ["FilterCache", "Filters", "Matches"]
 
 #: Most bytes of remembered matches, their filters included: 600 filters over 100,000 rows, six over ten million.
 MATCHES_BYTES_MAX: Final = 8_000_000
+
+#: Groups of a row, and temporary arrays to make them.
+_GROUPING_BYTES_PER_ROW: Final = 40
+#: Fields whose groups are remembered.
+_GROUPS_MAX: Final = 4
 
 _T = TypeVar("_T")
 
@@ -65,16 +71,18 @@ class FilterCache:
         self.columns = Columns()
         self._matches: dict[str, Matches] = {}
         self._matches_bytes = 0
+        self._groups: dict[str, tuple[int, Groups]] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.columns.nbytes + self._matches_bytes
+        return self.columns.nbytes + self._matches_bytes + sum(groups.nbytes for _, groups in self._groups.values())
 
     def clear(self) -> None:
         """Frees all of it."""
         self.columns.clear()
         self._forget_matches()
+        self._groups.clear()
 
     def get(self, key: str) -> Matches | None:
         """The remembered matches of a filter, or None; they may be out of date."""
@@ -92,6 +100,18 @@ class FilterCache:
             self._forget_matches()
         self._matches[key] = found
         self._matches_bytes += size
+
+    def groups(self, path: str, generation: int) -> Groups | None:
+        """The remembered groups of a field, or None where they are out of date."""
+        known = self._groups.get(path)
+        return known[1] if known is not None and known[0] == generation else None
+
+    def remember_groups(self, path: str, generation: int, groups: Groups) -> None:
+        """Remembers the groups of a field, and forgets those that are out of date."""
+        self._groups = {one: known for one, known in self._groups.items() if known[0] == generation}
+        if len(self._groups) == _GROUPS_MAX:
+            self._groups.clear()
+        self._groups[path] = generation, groups
 
     def _forget_matches(self) -> None:
         self._matches.clear()
@@ -204,6 +224,31 @@ class Filters:
             return None if known is None else read(known)
 
         return self._gate.try_read(checked)
+
+    def read_groups(self, where: Filter, path: str, read: Callable[[Matches, Groups], _T]) -> _T:
+        """`read` with the rows that match a filter and the groups of a field, without a change in between."""
+
+        def checked() -> _T | None:
+            known, groups = self.known(where), self._cache.groups(path, self._gate.generation)
+            return None if known is None or groups is None else read(known, groups)
+
+        def locked() -> _T:
+            return read(self.match(where), self._groups(path))
+
+        found = self._gate.try_read(checked)
+        return self._gate.alone(locked) if isinstance(found, Busy) or found is None else found
+
+    def _groups(self, path: str) -> Groups:
+        """The groups of all rows by a field, within the budget; under the lock."""
+        rows, generation = self._rows, self._gate.generation
+        groups = self._cache.groups(path, generation)
+        if groups is None:
+            column = self._columns([path])[path]
+            needed = rows.nbytes + self._cache.nbytes + _GROUPING_BYTES_PER_ROW * rows.counts.rows
+            rows.budget.require(f"grouping by {shown(path)}", needed)
+            groups = groups_of(column)
+            self._cache.remember_groups(path, generation, groups)
+        return groups
 
     def count(self, where: Filter) -> int:
         """How many live rows match a filter."""

@@ -26,6 +26,7 @@ from fabstir_vectordb.params import (
     check_bool,
     check_ef,
     check_exact,
+    check_groups,
     check_k,
     check_mmr,
     check_nprobe,
@@ -249,11 +250,13 @@ def make_request(
         threshold, include_vectors, filter = get("threshold", UNSET), get("include_vectors", False), get("filter")
         ef_search, exact, nprobe = get("ef_search"), get("exact", False), get("nprobe")
         recall_target, mmr = get("recall_target"), get("mmr")
+        group_by, group_size = get("group_by"), get("group_size", 1)
     else:
         chosen = make_options(SearchOptions, options, given)
         threshold, include_vectors, filter = chosen.threshold, chosen.include_vectors, chosen.filter
         ef_search, exact, nprobe = chosen.ef_search, chosen.exact, chosen.nprobe
         recall_target, mmr = chosen.recall_target, chosen.mmr
+        group_by, group_size = chosen.group_by, chosen.group_size
     if threshold is UNSET:
         threshold = default_threshold
     elif threshold is not None:
@@ -272,9 +275,11 @@ def make_request(
         recall_target = default_target
     if mmr is not None:
         mmr = check_mmr(mmr, k)
+    if group_by is not None or group_size != 1:
+        group_by, group_size = check_groups(group_by, group_size, k, mmr)
     where = None if filter is None else parse_filter(filter)
     # The same as SearchRequest(...), in a third of the time.
-    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr
+    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr, group_by, group_size
     return tuple.__new__(SearchRequest, asked)
 
 

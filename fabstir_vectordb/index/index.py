@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
 from fabstir_vectordb.config import Metric, Unset
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
@@ -22,15 +22,16 @@ from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
 from fabstir_vectordb.index.cursor import Cursor, Cursors
 from fabstir_vectordb.index.efforts import Efforts
-from fabstir_vectordb.index.filters import FilterCache, Filters
+from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch, within_room
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_eval import are_in
-from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.update import REPLACE, MetadataUpdate
 from fabstir_vectordb.metadata.values import encode_metadata, shown
@@ -590,6 +591,8 @@ class Index:
             MemoryBudgetExceededError: the columns of the filter would not fit.
             IndexStateError: there was not enough memory.
         """
+        if request.group_by is not None:
+            return self._search_groups(request.query[np.newaxis], request, control)[0]
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
@@ -603,7 +606,7 @@ class Index:
     def search_at_once(self, request: SearchRequest) -> SearchResults | None:
         """`search` on a thread that must not wait: None where the search is long, or a change runs."""
         where, searcher = request.where, self._searcher
-        known_request = self.efforts.known_request(request)
+        known_request = None if request.group_by is not None else self.efforts.known_request(request)
         if known_request is None:
             return None
         request = known_request
@@ -634,6 +637,8 @@ class Index:
             InvalidInputError: a query is refused; details has ``row``.
             MemoryBudgetExceededError, IndexStateError: as `search`.
         """
+        if request.group_by is not None:
+            return self._search_groups(queries, request, control)
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
@@ -642,6 +647,22 @@ class Index:
             results = self._filters.read(
                 where, lambda matches: searcher.nearest_of_each(queries, request, matches, control)
             )
+        searcher.note(results)
+        return results
+
+    def _search_groups(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, control: Control | None
+    ) -> list[SearchResults]:
+        """The best rows of the groups with the nearest rows, of each query."""
+        assert request.group_by is not None
+        k, searcher = request.k, self._searcher
+        request = self.efforts.find_request(request._replace(k=min(k * request.group_size, K_MAX)), control)
+        request = request._replace(k=k)
+
+        def search(matches: Matches, groups: Groups) -> list[SearchResults]:
+            return [searcher.best_of_groups(query, request, matches, groups, control) for query in queries]
+
+        results = self._filters.read_groups(request.where or EVERYTHING, request.group_by or "", search)
         searcher.note(results)
         return results
 

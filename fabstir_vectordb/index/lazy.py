@@ -11,28 +11,31 @@ replaces it by a whole index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import repeat
-from typing import Final, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice, repeat
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import InternalError
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import DOCUMENTS, VECTORS, IndexContents, LazyShape, PartKey, PartSource
-from fabstir_vectordb.index.filters import FilterCache, Filters
+from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.index import fresh_stats, timestamps_of
 from fabstir_vectordb.index.protocol import BatchNeed, Candidates, FilterNeed, Gathered, Missing, Need, Reach, RowsNeed
 from fabstir_vectordb.index.rows import Rows, Slots
-from fabstir_vectordb.index.searcher import Scorer
+from fabstir_vectordb.index.searcher import Scorer, results_of_groups
 from fabstir_vectordb.metadata.arena import page_row
 from fabstir_vectordb.metadata.census import FacetQuery
-from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.columns import Mask
+from fabstir_vectordb.metadata.filter_eval import bitmap
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.types import (
@@ -304,11 +307,14 @@ class LazyIndex:
         if queries.shape[1] != self._native.dim:
             return _NOTHING  # no row has a vector
         if not gathered.candidates:
-            if request.where is not None and request.where.needs_metadata:
+            if request.group_by is not None or (request.where is not None and request.where.needs_metadata):
                 lacking = self._missing_metadata(gathered)
                 if lacking is not _NOTHING:
                     return lacking
-            self._find_candidates(queries, request, gathered)
+            if request.group_by is None:
+                self._find_candidates(queries, request, gathered)
+            else:
+                self._find_candidates_of_groups(queries, request, request.group_by, gathered)
         # Pages of metadata begin at the same rows as parts: the candidates' pages mostly cover the other rows of their
         # parts, too.
         keys = [key for one in gathered.candidates for key in (*one.parts, *self._pages_of(one.slots))]
@@ -317,7 +323,7 @@ class LazyIndex:
             return lacking
         for query, one in zip(queries, gathered.candidates, strict=True):
             if one.hits is None:
-                one.hits = self._nearest(query, request.k, one, gathered)
+                one.hits = self._nearest(query, request, one, gathered)
         nearest = [slot for one in gathered.candidates for _, _, slot in one.hits or ()]
         return self._lacking(self._pages_of(np.array(nearest, dtype=np.uint32)), gathered)
 
@@ -331,15 +337,56 @@ class LazyIndex:
             likely = self._native.candidates(query, most, allow)
             gathered.candidates.append(Candidates(allow, likely, self._parts_of(likely)))
 
+    def _find_candidates_of_groups(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
+    ) -> None:
+        """The likeliest rows of the groups with the likeliest rows."""
+
+        def of_all(matches: Matches, groups: Groups) -> tuple[Mask, Groups]:
+            slots = matches.slots()
+            mask = np.zeros(matches.rows, dtype=np.bool_)
+            mask[slots[~self._rows.are_vectorless(slots)]] = True
+            return mask, groups
+
+        mask, groups = self._filters.read_groups(request.where or EVERYTHING, group_by, of_all)
+        # So many groups, which takes about as many rows as a search for all their hits without groups.
+        hits = min(request.k * request.group_size, _CANDIDATES_MAX)
+        most = candidates_for(hits, request.ef_search, request.recall_target)
+        for query in queries:
+            places = count()
+
+            def by_code(
+                mask: Mask, most: int, exact: bool, query: Any = query, places: Iterator[int] = places
+            ) -> Iterable[Hit]:
+                # The place among all candidates stands for the distance.
+                slots = self._native.candidates(query, most, bitmap(mask))
+                return [(float(next(places)), b"", slot) for slot in slots.tolist()]
+
+            found = best_of_groups(groups, mask, most, request.group_size, by_code)
+            likely = np.unique([hit[2] for _, hits in found.groups for hit in hits]).astype(np.uint32)
+            gathered.candidates.append(Candidates(bitmap(mask), likely, self._parts_of(likely), groups=groups))
+
     def _nearest(
-        self, query: npt.NDArray[np.float32], k: int, one: Candidates, gathered: Gathered
-    ) -> list[tuple[float, bytes, int]]:
-        rows: list[tuple[float, bytes, int]] = []
+        self, query: npt.NDArray[np.float32], request: SearchRequest, one: Candidates, gathered: Gathered
+    ) -> list[Hit]:
+        """The nearest rows in the candidates' parts; with `group_by`, those of the groups found there."""
+        rows: list[Hit] = []
+        k = request.k if one.groups is None else min(self._shape.rows_per_part, K_MAX)
         for key in one.parts:
             slots, distances = self._native.search_part(gathered.parts[key], query, k, one.allow)
             ids = (id.encode() for id in self._native.get_ids(slots))
             rows += zip(distances.tolist(), ids, slots.tolist(), strict=True)
-        return sorted(rows)[:k]
+        rows.sort()
+        if one.groups is None:
+            return rows[:k]
+
+        def search(mask: Mask, most: int, exact: bool) -> Iterable[Hit]:
+            return islice((hit for hit in rows if mask[hit[2]]), most)
+
+        mask = np.zeros(self.counts.rows, dtype=np.bool_)
+        mask[[slot for _, _, slot in rows]] = True
+        one.found = best_of_groups(one.groups, mask, request.k, request.group_size, search).groups
+        return [hit for _, hits in one.found for hit in hits]
 
     def _lacking(self, keys: Iterable[PartKey], gathered: Gathered) -> Missing:
         """The keys that must be fetched; the parts of the other keys are put into `gathered`."""
@@ -454,6 +501,23 @@ class LazyIndex:
         return found
 
     def _results(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
+        results = self._hits(one, request, gathered) if one.groups is None else self._grouped(one, request, gathered)
+        used = {*one.parts, *self._pages_of(one.slots)}
+        cached = max(len(used) - gathered.requests, 0)
+        results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
+        return results
+
+    def _grouped(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
+        def describe(slots: list[int]) -> Iterable[tuple[bytearray, npt.NDArray[np.float32] | None]]:
+            vectors: Iterable[Any] = repeat(None)
+            if request.include_vectors:
+                vectors = self._vectors_of(np.array(slots, dtype=np.uint32), gathered)
+            return zip(self._rows.arena.get_many(slots), vectors, strict=False)
+
+        assert one.groups is not None
+        return results_of_groups(one.found, one.groups, self._scorer, request.threshold, describe, "lazy")
+
+    def _hits(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
         nearest = one.hits or []
         scored = self._scorer.scores([distance for distance, _, _ in nearest])
         n, scores = int(self._scorer.passing(scored, request.threshold)), scored.tolist()
@@ -465,11 +529,7 @@ class LazyIndex:
             SearchResult(id.decode(), score, distance, bytearray(self._metadata_of(slot, gathered) or b""), vector)
             for (distance, id, slot), score, vector in zip(nearest[:n], scores, vectors, strict=False)
         ]
-        results = SearchResults(hits, len(scores) - n, "lazy")
-        used = {*one.parts, *self._pages_of(one.slots)}
-        cached = max(len(used) - gathered.requests, 0)
-        results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
-        return results
+        return SearchResults(hits, len(scores) - n, "lazy")
 
     # ---- other reads
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import Control, NativeStats
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.index.contents import Fetched, PartKey
+from fabstir_vectordb.index.grouping import Groups, Hit
 from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
@@ -94,12 +95,16 @@ class Candidates:
         slots: the likeliest rows by code.
         parts: the parts with their vectors.
         hits: distance, id and slot of the nearest rows; None before those parts are fetched.
+        groups: the groups of all rows, for a search with `group_by`.
+        found: groups with their hits, in place of `hits` alone.
     """
 
     allow: npt.NDArray[np.uint64] | None
     slots: Slots
     parts: list[PartKey]
-    hits: list[tuple[float, bytes, int]] | None = None
+    hits: list[Hit] | None = None
+    groups: Groups | None = None
+    found: list[tuple[int, list[Hit]]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

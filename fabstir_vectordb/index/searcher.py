@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Final, get_args
@@ -23,12 +23,15 @@ from fabstir_vectordb._native.handle import (
 )
 from fabstir_vectordb.config import METRICS, Unset
 from fabstir_vectordb.index.filters import Matches
+from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import NoRows, Rows
+from fabstir_vectordb.metadata.columns import Mask
+from fabstir_vectordb.metadata.filter_eval import bitmap
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.types import Plan, SearchResult, SearchResults, results_of
+from fabstir_vectordb.types import Plan, SearchGroup, SearchResult, SearchResults, results_of
 
-__all__ = ["SCORES", "Scorer", "Searcher"]
+__all__ = ["SCORES", "Scorer", "Searcher", "results_of_groups"]
 
 PLANS: Final[dict[int, Plan]] = {PLAN_FLAT: "flat", PLAN_GRAPH: "graph", PLAN_LISTS: "lists", PLAN_HYBRID: "hybrid"}
 FILTERED_PLANS: Final[dict[int, Plan]] = {**PLANS, PLAN_FLAT: "filtered exact"}
@@ -80,6 +83,36 @@ class Scorer:
         return np.asarray(np.count_nonzero(scores >= self.least(threshold), axis=-1))
 
 
+def results_of_groups(
+    found: Sequence[tuple[int, Sequence[Hit]]],
+    groups: Groups,
+    scorer: Scorer,
+    threshold: float | Unset | None,
+    describe: Callable[[list[int]], Iterable[tuple[bytearray, npt.NDArray[np.float32] | None]]],
+    plan: Plan,
+) -> SearchResults:
+    """Hits in the order of their groups.
+
+    Args:
+        found: groups, and the hits of each.
+        groups: the groups of all rows.
+        scorer, threshold: scores, and the least of a hit.
+        describe: stored metadata and vectors of slots.
+        plan: how the search went.
+    """
+    flat = [(group, hit) for group, hits in found for hit in hits]
+    scores = scorer.scores(np.array([hit[0] for _, hit in flat], dtype=np.float64)).tolist()
+    least = scorer.least(threshold)
+    kept = [(*one, score) for one, score in zip(flat, scores, strict=True) if score >= least]
+    described = describe([hit[2] for _, hit, _ in kept]) if kept else []
+    members: dict[int, list[SearchResult]] = {}
+    for (group, (distance, id, _), score), (raw, vector) in zip(kept, described, strict=True):
+        members.setdefault(group, []).append(SearchResult(id.decode(), score, distance, raw, vector))
+    results = SearchResults((hit for hits in members.values() for hit in hits), len(flat) - len(kept), plan)
+    results.groups = tuple(SearchGroup(groups.values[group], tuple(hits)) for group, hits in members.items())
+    return results
+
+
 # ---- Searches ----------------------------------------------------------------------------------------------
 
 
@@ -115,7 +148,7 @@ class Searcher:
             InvalidInputError: the query is not finite, zero under cosine, or of another dimension.
             IndexStateError: there was not enough memory.
         """
-        query, k, threshold, include_vectors, ef_search, exact, nprobe, _, _, _ = request
+        query, k, threshold, include_vectors, ef_search, exact, nprobe = request[:7]
         rows = self._rows
         core = rows.core
         allow: npt.NDArray[np.uint64] | None
@@ -167,6 +200,53 @@ class Searcher:
             control=control,
         )
         return self.results(core, hits, plans, request.threshold, request.include_vectors)
+
+    def best_of_groups(
+        self,
+        query: npt.NDArray[np.float32],
+        request: SearchRequest,
+        matches: Matches,
+        groups: Groups,
+        control: Control | None,
+    ) -> SearchResults:
+        """The best rows of the groups with the nearest rows; the request's own query is not used.
+
+        Raises:
+            InvalidInputError, IndexStateError, NativeCancelled: as `nearest_of_each`.
+        """
+        rows, core = self._rows, self._rows.core
+        plans = PLANS if request.where is None else FILTERED_PLANS
+        if len(query) != core.dim or isinstance(core, NoRows):
+            check_query_dim(len(query), rows.vector_dim)
+            return SearchResults([], 0, plans[PLAN_FLAT])
+        used: list[Plan] = []
+
+        def search(mask: Mask, most: int, exact: bool) -> Iterable[Hit]:
+            exact = exact or request.exact
+            hits = core.search(
+                query[np.newaxis],
+                most,
+                ef_search=0 if exact else request.ef_search,
+                exact=exact,
+                nprobe=0 if exact else request.nprobe,
+                allow=bitmap(mask),
+                control=control,
+            )
+            used.append(plans[int(hits.plans[0])])
+            return zip(hits.distances[0].tolist(), map(str.encode, hits.ids[0]), hits.slots[0].tolist(), strict=False)
+
+        slots = matches.slots()
+        mask = np.zeros(matches.rows, dtype=np.bool_)
+        mask[slots[~rows.are_vectorless(slots)]] = True
+        assert request.group_by is not None
+        found = best_of_groups(groups, mask, request.k, request.group_size, search)
+        plan = used[0] if len(used) == 1 else "grouped" if used else plans[PLAN_FLAT]
+
+        def describe(slots: list[int]) -> Iterable[tuple[bytearray, npt.NDArray[np.float32] | None]]:
+            vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if request.include_vectors else repeat(None)
+            return zip(rows.arena.get_many(slots), vectors, strict=False)
+
+        return results_of_groups(found.groups, groups, self._scorer, request.threshold, describe, plan)
 
     def results(
         self,

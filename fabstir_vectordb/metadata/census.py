@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.metadata.columns import RANK
+from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.path import check_field
-from fabstir_vectordb.metadata.values import Scalar, key_of, shown, step
+from fabstir_vectordb.metadata.values import Scalar, shown, step
 
 __all__ = ["FACETS_MAX", "FIELDS_MAX", "Census", "FacetQuery", "Found", "make_facet_query"]
 
@@ -54,7 +54,7 @@ class FacetQuery(NamedTuple):
             search = self.search
             found = [one for one in found if isinstance(one[0], str) and search in one[0].casefold()]
         # By value first, so that equal counts are in this order. Sorts are stable, also in reverse.
-        found.sort(key=lambda one: _rank(one[0]), reverse=self.order == "-value")
+        found.sort(key=lambda one: sort_key(one[0]), reverse=self.order == "-value")
         if self.order.endswith("count"):
             found.sort(key=itemgetter(1), reverse=self.order == "-count")
         return found[self.offset : None if self.limit is None else self.offset + self.limit]
@@ -86,12 +86,6 @@ def _count(name: str, value: object, least: int) -> int:
             details={"limit": FACETS_MAX},
         )
     return value
-
-
-def _rank(value: Scalar) -> tuple[int, Any]:
-    """The place of a value in the order of a scan: by type, then by value."""
-    kind = type(value)
-    return RANK[float if kind is int else kind], 0 if value is None else key_of(value)
 
 
 # ---- All fields --------------------------------------------------------------------------------------------

@@ -34,11 +34,12 @@ from fabstir_vectordb.metadata.filter_parse import Items, Values
 from fabstir_vectordb.metadata.path import Path, packed, parse_path, reached
 from fabstir_vectordb.metadata.values import Key, Scalar, decode_metadata, key_of, list_key
 
-__all__ = ["RANK", "Column", "Columns", "Mask"]
+__all__ = ["NONE", "Column", "Columns", "Mask", "sort_key"]
 
 Mask = npt.NDArray[np.bool_]
 
-_NONE: Final = -1
+#: The place of a row without one value in a table of values.
+NONE: Final = -1
 _NAN: Final = float("nan")
 #: Every integer below it in magnitude is exact as a float64.
 _EXACT: Final = 2**53
@@ -51,7 +52,7 @@ _SIZE_END: Final = 2**62
 #: Values of lists that a row is expected to have at most, on average.
 _LIST_ROOM: Final = 4
 #: Types in the order of a scan: null, bools, numbers, strings, dates, datetimes, UUIDs.
-RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
+_RANK: Final[dict[type, int]] = {type(None): 0, bool: 1, float: 2, str: 3, date: 4, datetime: 5, UUID: 6}
 _ORDER: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
@@ -189,7 +190,7 @@ class Column:
     def _with_whole_lists(self, arena: MetadataArena, lists: _Lists, slots: npt.NDArray[np.int64]) -> _Lists:
         """The lists with those of slots that the column has read."""
         # A row with one scalar has no list; the others are decoded.
-        slots = slots[self._present[slots] & (self._codes[slots] == _NONE) & np.isnan(self._numbers[slots])]
+        slots = slots[self._present[slots] & (self._codes[slots] == NONE) & np.isnan(self._numbers[slots])]
         parts = [lists]
         for start in range(0, len(slots), _READ_ROWS):
             some = slots[start : start + _READ_ROWS].tolist()
@@ -212,7 +213,7 @@ class Column:
         # The next rows have about as many values of lists.
         self._list_room = len(cells.list_rows) * 5 // 4
         is_key = cells.value_kinds != VALUE_LARGE
-        codes = np.full(len(values) + 1, _NONE, dtype=np.int32)  # the last entry is for _NONE
+        codes = np.full(len(values) + 1, NONE, dtype=np.int32)  # the last entry is for NONE
         if is_key.all():
             codes[:-1] = self._codes_of(values)
         else:
@@ -224,7 +225,7 @@ class Column:
             where = np.where(listed.in_list, _LISTED, _READING)
             self._take_large(values, is_key, cells.codes, cells.numbers, slots, np.full(len(slots), _ALONE))
             self._take_large(values, is_key, cells.list_codes, listed.numbers, listed.slots, where)
-            listed = listed.kept((listed.codes != _NONE) | ~np.isnan(listed.numbers))
+            listed = listed.kept((listed.codes != NONE) | ~np.isnan(listed.numbers))
         return cells.present.view(np.bool_), cells.numbers, codes[cells.codes], listed
 
     def _codes_of(self, keys: list[Any]) -> list[int]:
@@ -248,7 +249,7 @@ class Column:
         Args:
             values: the table of values.
             is_key: which of them are no integers.
-            places: the place of each entry in the table, or _NONE.
+            places: the place of each entry in the table, or NONE.
             numbers, slots, where: number, slot and position of each entry; numbers are written.
         """
         for at in np.flatnonzero(~np.append(is_key, True)[places]).tolist():
@@ -280,10 +281,10 @@ class Column:
     def _forget_unused_keys(self) -> None:
         # Values of deleted rows must not stay in memory.
         used = np.unique(np.append(self._codes, self._listed.codes))
-        used = used[used != _NONE]
+        used = used[used != NONE]
         if len(used) == len(self._keys):
             return
-        codes = np.full(len(self._keys) + 1, _NONE, dtype=np.int32)  # the last entry is for _NONE
+        codes = np.full(len(self._keys) + 1, NONE, dtype=np.int32)  # the last entry is for NONE
         codes[used] = np.arange(len(used), dtype=np.int32)
         self._codes, self._listed = codes[self._codes], self._listed._replace(codes=codes[self._listed.codes])
         self._keys = [self._keys[code] for code in used.tolist()]
@@ -309,10 +310,10 @@ class Column:
             return self._numeric(op, value)
         if op in _ORDER:
             return self._coded(self._ordered(op, key_of(value)))
-        return self._equal(self._code_of.get(key_of(value), _NONE))
+        return self._equal(self._code_of.get(key_of(value), NONE))
 
     def _equal(self, code: int) -> Mask:
-        if code == _NONE:
+        if code == NONE:
             return np.zeros(self.n, dtype=np.bool_)
         return self._with_lists(self._codes == code, self._listed.codes == code)
 
@@ -365,14 +366,47 @@ class Column:
         slots = np.append(np.flatnonzero(mask), self._listed.slots[in_lists])
         codes = np.append(self._codes[mask], self._listed.codes[in_lists])
         numbers = np.append(self._numbers[mask], self._listed.numbers[in_lists])
-        coded, numeric = codes != _NONE, ~np.isnan(numbers)
+        coded, numeric = codes != NONE, ~np.isnan(numbers)
         for code, count in _counted(slots[coded], codes[coded]):
             yield self._keys[code], count
         for number, count in _counted(slots[numeric], numbers[numeric]):
-            exact = number in self._large if abs(number) >= _EXACT else number == int(number)
-            yield int(number) if exact else number, count
+            yield int(number) if self._is_integer(number) else number, count
         wide = {(wide.slot, wide.value) for wide in self._wide if mask[wide.slot]}
         yield from sorted(Counter(value for _, value in wide).items())
+
+    def codes(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32], list[Scalar]]:
+        """Every value as a number: its place in a list of the distinct values, which comes last.
+
+        Returns:
+            The number of each slot's only value, else -1; slots and numbers of the values of lists, and of rows with
+            several readings; the values.
+        """
+        values: list[Scalar] = list(self._keys)
+        alone, listed = self._codes.copy(), self._listed.codes.copy()
+        numbers = np.append(self._numbers, self._listed.numbers)
+        held = ~np.isnan(numbers)
+        distinct, places = np.unique(numbers[held], return_inverse=True)
+        of_numbers = np.append(alone, listed)
+        of_numbers[held] = len(values) + places
+        alone, listed = of_numbers[: self.n], of_numbers[self.n :]
+        values += [int(number) if self._is_integer(number) else number for number in distinct.tolist()]
+        listed_slots = self._listed.slots
+        wide_of: dict[int, int] = {}
+        for wide in self._wide:
+            number = wide_of.setdefault(wide.value, len(values))
+            if number == len(values):
+                values.append(wide.value)
+            if wide.where == _ALONE:
+                alone[wide.slot] = number
+            else:
+                listed_slots, listed = np.append(listed_slots, wide.slot), np.append(listed, np.int32(number))
+        return alone, listed_slots, listed, values
+
+    def _is_integer(self, number: float) -> bool:
+        """Whether a number is given as an integer."""
+        return number in self._large if abs(number) >= _EXACT else number == int(number)
 
     def sort_keys(self, slots: npt.NDArray[np.integer[Any]]) -> list[tuple[int, Any] | None]:
         """The sort key of each slot: the type's position in the order of types, and the value.
@@ -384,13 +418,13 @@ class Column:
         for slot, code, number in zip(
             slots.tolist(), self._codes[slots].tolist(), self._numbers[slots].tolist(), strict=True
         ):
-            if code != _NONE:
+            if code != NONE:
                 key = self._keys[code]
-                keys.append((RANK[type(key)], 0 if key is None else key))
+                keys.append((_RANK[type(key)], 0 if key is None else key))
             elif slot in wide:
-                keys.append((RANK[float], wide[slot]))
+                keys.append((_RANK[float], wide[slot]))
             else:
-                keys.append(None if math.isnan(number) else (RANK[float], number))
+                keys.append(None if math.isnan(number) else (_RANK[float], number))
         return keys
 
     def _with_lists(self, mask: Mask, listed: Mask) -> Mask:
@@ -398,7 +432,7 @@ class Column:
         return mask
 
     def _coded(self, codes: npt.NDArray[np.integer[Any]]) -> Mask:
-        table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
+        table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for NONE
         table[codes] = True
         return self._with_lists(table[self._codes], table[self._listed.codes])
 
@@ -431,15 +465,21 @@ class Column:
             mask[self._listed.slots[self._listed.in_list & compare(self._listed.numbers, bound)]] = True
             mask[[wide.slot for wide in self._wide if wide.where == _LISTED and wide.value == value]] = True
             return mask
-        code = self._code_of.get(key_of(value), _NONE)
-        if code != _NONE:
+        code = self._code_of.get(key_of(value), NONE)
+        if code != NONE:
             mask[self._listed.slots[self._listed.in_list & (self._listed.codes == code)]] = True
         if isinstance(value, str):
-            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for _NONE
+            table = np.zeros(len(self._keys) + 1, dtype=np.bool_)  # the last entry is for NONE
             table[[code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key]] = True
             mask |= table[self._codes]
             mask[self._listed.slots[~self._listed.in_list & table[self._listed.codes]]] = True
         return mask
+
+
+def sort_key(value: Scalar) -> tuple[int, Any]:
+    """The place of a value in the order of a scan: by type, then by value."""
+    kind = type(value)
+    return _RANK[float if kind is int else kind], 0 if value is None else key_of(value)
 
 
 class Columns:
