@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, NamedTuple, TypedDict, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.path import check_field
 from fabstir_vectordb.metadata.values import shown
-from fabstir_vectordb.types import ProgressCallback
+from fabstir_vectordb.types import ProgressCallback, SearchResults
 
 __all__ = [
     "GROUPED_HITS_MAX",
@@ -37,6 +37,7 @@ __all__ = [
     "IndexParams",
     "LoadFields",
     "LoadOptions",
+    "Rerank",
     "RunParams",
     "SearchFields",
     "SearchOptions",
@@ -47,6 +48,7 @@ __all__ = [
     "check_k",
     "check_mmr",
     "check_nprobe",
+    "check_rerank",
     "make_options",
 ]
 
@@ -54,6 +56,9 @@ __all__ = [
 GROUPED_HITS_MAX: Final = 100_000
 #: Most hits of a search with `mmr`: each step compares all candidates with the last hit.
 MMR_K_MAX: Final = 1_000
+
+#: Scores for the hits of a query: a function, or a coroutine function.
+Rerank: TypeAlias = Callable[[Any, SearchResults], Any]
 
 _O = TypeVar("_O", "SearchOptions", "LoadOptions")
 
@@ -121,6 +126,8 @@ class SearchRequest(NamedTuple):
         mmr: λ of maximal marginal relevance; None for the nearest hits.
         group_by: the field whose values make groups, of which `k` are found; None for single rows.
         group_size: most hits of a group.
+        rerank: a function that gives scores to candidates; None for none.
+        rerank_k: number of candidates; 0 lets the library choose.
     """
 
     query: npt.NDArray[np.float32]
@@ -135,6 +142,8 @@ class SearchRequest(NamedTuple):
     mmr: float | None = None
     group_by: str | None = None
     group_size: int = 1
+    rerank: Rerank | None = None
+    rerank_k: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +180,14 @@ class SearchOptions:
             come whenever there are k. A row with a list belongs to the group of each of its values; a row without the
             field to none. ``results.groups`` has the groups. Not together with `mmr`.
         group_size: most hits of a group; k times `group_size` is at most 100,000.
+        rerank: a function that is called with the query's vector and the candidates, a SearchResults, and returns a
+            number for each of them, as a cross-encoder does: ``lambda query, hits: model.predict([(question,
+            hit.metadata["text"]) for hit in hits])``. The k candidates with the largest numbers are the hits, each a
+            RerankedResult. It runs in a worker thread; a coroutine function is awaited on the event loop. In
+            `search_batch` it is called for one query after the other. Its exceptions come through. Not together with
+            `mmr`.
+        rerank_k: number of candidates, the nearest rows that pass the threshold; with `group_by`, of groups. At least
+            k; None takes 4 k, at least k + 32.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -186,6 +203,8 @@ class SearchOptions:
     mmr: float | None = None
     group_by: str | None = None
     group_size: int = 1
+    rerank: Rerank | None = None
+    rerank_k: int | None = None
 
     def __new__(cls, **given: Any) -> SearchOptions:
         _check_names(cls, given)
@@ -205,6 +224,7 @@ class SearchOptions:
         if self.mmr is not None:
             check_mmr(self.mmr, 1)
         check_groups(self.group_by, self.group_size, 1, self.mmr)
+        check_rerank(self.rerank, self.rerank_k, 1, self.group_size, self.mmr)
 
 
 class SearchFields(TypedDict, total=False):
@@ -220,6 +240,8 @@ class SearchFields(TypedDict, total=False):
     mmr: float | None
     group_by: str | None
     group_size: int
+    rerank: Rerank | None
+    rerank_k: int | None
 
 
 def recall_target_excludes(
@@ -441,3 +463,26 @@ def check_groups(group_by: object, group_size: object, k: int, mmr: object) -> t
     if mmr is not None:
         raise InvalidInputError("mmr chooses among single rows: give mmr or group_by", details={"mmr": mmr})
     return check_field(group_by), group_size
+
+
+def check_rerank(rerank: object, rerank_k: object, k: int, group_size: int, mmr: object) -> tuple[Rerank | None, int]:
+    """The function and the number of its candidates, 0 for None.
+
+    Raises:
+        InvalidInputError: one of them is refused, or does not go with `k`, `group_size` or `mmr`.
+    """
+    if rerank is None:
+        if rerank_k is not None:
+            raise InvalidInputError("rerank_k is a number of candidates for rerank: give rerank, too")
+        return None, 0
+    if not callable(rerank):
+        raise InvalidInputError(f"rerank must be a function of query and hits, got {type(rerank).__name__}")
+    if mmr is not None:
+        raise InvalidInputError("mmr and rerank each set the order: give one of them", details={"mmr": mmr})
+    candidates = _count_or_none("rerank_k", rerank_k, min(K_MAX, GROUPED_HITS_MAX // group_size))
+    if 0 < candidates < k:
+        raise InvalidInputError(
+            f"rerank_k is a number of candidates, at least k: got {candidates} with k = {k}",
+            details={"rerank_k": candidates, "k": k},
+        )
+    return rerank, candidates

@@ -17,10 +17,11 @@ from fabstir_vectordb.index.incoming import check_query_dim, seeming_shape
 from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need
 from fabstir_vectordb.metadata.filter_parse import Filter, is_large
 from fabstir_vectordb.params import SearchOptions, SearchRequest
+from fabstir_vectordb.rerank import check_blocking, reranked, widened as widened_for_rerank
 from fabstir_vectordb.runtime import Runtime
 from fabstir_vectordb.types import SearchResult, SearchResults
 
-__all__ = ["STREAM_PAGE_ROWS", "Searches", "has_large_filter", "search_batch_of"]
+__all__ = ["STREAM_PAGE_ROWS", "Searches", "has_large_filter"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Searches:
         fields: Mapping[str, Any],
     ) -> SearchRequest:
         """A request for a query that was checked."""
-        return make_request(
+        request = make_request(
             vector,
             k,
             options,
@@ -94,6 +95,9 @@ class Searches:
             default_threshold=self._default_threshold,
             default_target=self._default_target,
         )
+        if request.rerank is not None and self._runtime.is_blocking:
+            check_blocking(request.rerank)
+        return request
 
     def batch_request(
         self, queries: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
@@ -108,7 +112,7 @@ class Searches:
 
     def at_once(self, request: SearchRequest) -> SearchResults | None:
         """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
-        if request.mmr is not None:
+        if request.mmr is not None or request.rerank is not None:
             return None
         runtime = self._runtime
         index = runtime.index
@@ -127,8 +131,19 @@ class Searches:
 
     async def aside(self, request: SearchRequest) -> SearchResults:
         """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
-        results = await self._runtime.cancellable(*search_of(request))
+        wide = request if request.rerank is None else widened_for_rerank(request)
+        results = await self._runtime.cancellable(*search_of(wide))
         self.tell_of_default(results.below_threshold, request)
+        return results if wide is request else await reranked(self._runtime, request.query, results, request)
+
+    async def batch(self, queries: npt.NDArray[np.float32], request: SearchRequest) -> list[SearchResults]:
+        """A search of many queries; the request's own query is not used."""
+        wide = request if request.rerank is None else widened_for_rerank(request)
+        results = await self._runtime.cancellable(*search_batch_of(queries, wide))
+        self.tell_of_default(sum(each.below_threshold for each in results), request)
+        if wide is not request:
+            for place, query in enumerate(queries):
+                results[place] = await reranked(self._runtime, query, results[place], request)
         return results
 
     def tell_of_default(self, dropped: int, request: SearchRequest) -> None:

@@ -56,7 +56,7 @@ from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
-from fabstir_vectordb.searches import Searches, has_large_filter, search_batch_of
+from fabstir_vectordb.searches import Searches, has_large_filter
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -706,9 +706,7 @@ class VectorDBSession:
         dim = runtime.index.vector_dim
         ready = isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous
         matrix = prepare_queries(queries, dim) if ready else await runtime.compute(prepare_queries, queries, dim)
-        results = await runtime.cancellable(*search_batch_of(matrix, request))
-        self._searches.tell_of_default(sum(each.below_threshold for each in results), request)
-        return results
+        return await self._searches.batch(matrix, request)
 
     async def search_stream(
         self,

@@ -38,6 +38,7 @@ __all__ = [
     "RecallPoint",
     "RecallReport",
     "Receipt",
+    "RerankedResult",
     "Row",
     "SearchGroup",
     "SearchResult",
@@ -319,11 +320,45 @@ class SearchResult(_Fields):
             metadata = self._metadata = decode_metadata(metadata) if metadata else None
         return metadata
 
+    @property
+    def rerank_score(self) -> float | None:
+        """The score that the function `rerank` gave; None for a search without."""
+        return None
+
     def __repr__(self) -> str:
         return f"SearchResult(id={self.id!r}, score={self.score:.4f}, distance={self.distance:.4f})"
 
     def __hash__(self) -> int:
         return hash((self.id, self.score, self.distance))
+
+
+class RerankedResult(SearchResult):
+    """A hit of a search with `rerank`.
+
+    Attributes:
+        id, score, distance, metadata, vector: as in SearchResult; they do not set the order.
+        rerank_score: the score that the function gave; larger comes first.
+    """
+
+    __slots__ = ("_rerank_score",)
+    __match_args__ = (*SearchResult.__match_args__, "rerank_score")
+
+    def __init__(
+        self, id: str, score: float, distance: float, metadata: Any, vector: Vector | None, rerank_score: float
+    ) -> None:
+        super().__init__(id, score, distance, metadata, vector)
+        self._rerank_score = rerank_score
+
+    @property
+    def rerank_score(self) -> float:
+        """The score that the function gave."""
+        return self._rerank_score
+
+    def __repr__(self) -> str:
+        scores = f"score={self.score:.4f}, distance={self.distance:.4f}, rerank_score={self.rerank_score:.4f}"
+        return f"RerankedResult(id={self.id!r}, {scores})"
+
+    __hash__ = SearchResult.__hash__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +394,8 @@ class SearchGroup(Record):
 
 
 class SearchResults(tuple[SearchResult, ...]):
-    """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen.
+    """The hits of one query, nearest first; with `mmr`, in the order in which they were chosen; with `rerank`, in the
+    order of its scores.
 
     With `group_by`, the hits of a group follow each other; the group with the nearest hit comes first.
 

@@ -30,6 +30,7 @@ from fabstir_vectordb.params import (
     check_k,
     check_mmr,
     check_nprobe,
+    check_rerank,
     make_options,
     recall_target_excludes,
 )
@@ -251,12 +252,14 @@ def make_request(
         ef_search, exact, nprobe = get("ef_search"), get("exact", False), get("nprobe")
         recall_target, mmr = get("recall_target"), get("mmr")
         group_by, group_size = get("group_by"), get("group_size", 1)
+        rerank, rerank_k = get("rerank"), get("rerank_k")
     else:
         chosen = make_options(SearchOptions, options, given)
         threshold, include_vectors, filter = chosen.threshold, chosen.include_vectors, chosen.filter
         ef_search, exact, nprobe = chosen.ef_search, chosen.exact, chosen.nprobe
         recall_target, mmr = chosen.recall_target, chosen.mmr
         group_by, group_size = chosen.group_by, chosen.group_size
+        rerank, rerank_k = chosen.rerank, chosen.rerank_k
     if threshold is UNSET:
         threshold = default_threshold
     elif threshold is not None:
@@ -277,9 +280,13 @@ def make_request(
         mmr = check_mmr(mmr, k)
     if group_by is not None or group_size != 1:
         group_by, group_size = check_groups(group_by, group_size, k, mmr)
+    candidates = 0
+    if rerank is not None or rerank_k is not None:
+        rerank, candidates = check_rerank(rerank, rerank_k, k, group_size, mmr)
     where = None if filter is None else parse_filter(filter)
     # The same as SearchRequest(...), in a third of the time.
-    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr, group_by, group_size
+    grouped_and_scored = group_by, group_size, rerank, candidates
+    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr, *grouped_and_scored
     return tuple.__new__(SearchRequest, asked)
 
 

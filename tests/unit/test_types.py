@@ -32,6 +32,7 @@ from fabstir_vectordb import (
     RecallPoint,
     RecallReport,
     Receipt,
+    RerankedResult,
     Row,
     SearchGroup,
     SearchResult,
@@ -111,7 +112,8 @@ RECORDS: list[Any] = [
 
 def test_every_public_result_becomes_a_dict() -> None:
     offered = [getattr(fabstir_vectordb, name) for name in fabstir_vectordb.__all__]
-    made = {type(record) for record in (*RECORDS, row(), hit(), results())}
+    reranked = RerankedResult("a", 0.9, 0.2, None, None, 3.5)
+    made = {type(record) for record in (*RECORDS, row(), hit(), results(), reranked)}
     assert {kind for kind in offered if isinstance(kind, type) and hasattr(kind, "to_dict")} == made
     assert {kind for kind in offered if isinstance(kind, type) and issubclass(kind, Record)} <= made
 
