@@ -36,6 +36,7 @@ from fabstir_vectordb.index import (
     take_items,
 )
 from fabstir_vectordb.index.aging import Step
+from fabstir_vectordb.index.cursor import decode_place
 from fabstir_vectordb.index.incoming import as_input, one_id, taken
 from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Reach, RowsNeed
 from fabstir_vectordb.maintenance import Aging
@@ -69,6 +70,7 @@ from fabstir_vectordb.types import (
     PruneReport,
     RecallReport,
     Row,
+    ScanPage,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -87,6 +89,8 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
 SCAN_PAGE_ROWS: Final = 512
+_PAGE_ROWS_MAX: Final = 10_000
+_STAMPS_AHEAD_US: Final = 60_000_000
 _KEEP_MAX: Final = 2**63 - 1
 # The range of a clock, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
@@ -337,7 +341,8 @@ class VectorDBSession:
             vectors: (n, dim) numbers; float32, C-contiguous arrays are not copied first. None, or a list with None in
                 it, for rows without a vector: they are kept, filtered and counted, and no search finds them.
             metadata: n JSON-shaped values, or None.
-            timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
+            timestamps: n seconds since 1970 or aware datetimes, kept as int64 microseconds. None for now: each row of
+                the call gets a microsecond more than the one before, so timestamps tell the order of insertion.
             expires_at: when each row leaves all answers, in the forms of `timestamps`; None, for all or for one row,
                 means never. The first change of rows after that moment deletes the row.
             on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``, as in `add_vectors`.
@@ -366,7 +371,8 @@ class VectorDBSession:
     ) -> AddResult:
         index.check_room(vectors)
         room = index.metadata_room_bytes
-        batch = prepare_batch(ids, vectors, metadata, timestamps, self._now_us, index.vector_dim, expires_at, room)
+        now_us = partial(_stamp_us, self._now_us, index.last_change_us)
+        batch = prepare_batch(ids, vectors, metadata, timestamps, now_us, index.vector_dim, expires_at, room)
         return index.add(batch, on_conflict, control, for_lists)
 
     def _add_inputs(
@@ -862,7 +868,11 @@ class VectorDBSession:
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
     ) -> AsyncGenerator[Row, None]:
-        """Yields the live rows that match a filter, in the order of their slots or of a field.
+        """Yields the live rows that match a filter, in the order of insertion or of a field.
+
+        The order of insertion is that of the timestamps, equal ones by id: rows that are added without a timestamp
+        get one after the other. Saves, vacuums and loads make no difference. A replaced row counts as inserted anew;
+        updates of its metadata or vector leave its place. `scan_page` returns pages, and cursors that can be kept.
 
         Rows that are deleted or replaced before the scan reaches them are left out, as are rows added meanwhile; a
         vacuum makes no difference. With `order` the filter is applied at the start, without it when a row is reached.
@@ -887,6 +897,33 @@ class VectorDBSession:
         while rows := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_rows)):
             for row in rows:
                 yield row
+
+    async def scan_page(
+        self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> ScanPage:
+        """Reads the next live rows that match a filter, in the order of insertion: a `scan` that can go on elsewhere.
+
+        The cursor of a page is a string to keep. It names a place, not a row: it stays good when rows are deleted,
+        after saves and vacuums, and in any session that holds the same rows. Rows that were added since come at the
+        end. It holds the timestamp and the id of a row, in clear.
+
+        Args:
+            filter: as in SearchOptions; None for all rows. Give the same with each cursor.
+            limit: most rows of a page, 1 to 10 000.
+            cursor: the cursor of the page before; None for the first rows.
+
+        Returns:
+            The rows, the cursor after them, and whether there are more.
+
+        Raises:
+            InvalidInputError: the filter, `limit` or `cursor` is refused.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
+            SessionError: the session is destroyed.
+        """
+        where = EVERYTHING if filter is None else await self._parsed(filter)
+        _check_range("limit", limit, _PAGE_ROWS_MAX)
+        place = None if cursor is None else decode_place(cursor)
+        return await self._runtime.read(Reach.WHOLE, lambda index, _: index.scan_page(place, limit, where))
 
     # ---- versions
 
@@ -1223,6 +1260,15 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
     raise InvalidConfigError(
         f"clock must return seconds since 1970, from the year 1 to 9999; {said}", details={"field": "clock"}
     ) from cause
+
+
+def _stamp_us(clock_us: Callable[[], int], last_us: int) -> int:
+    """The timestamp of the next row: now, or right after the latest one where the clock has not come so far.
+
+    A clock may count whole seconds. One that is further behind the rows is believed: rows may be dated in the future.
+    """
+    now_us = clock_us()
+    return last_us + 1 if last_us and 0 <= last_us - now_us < _STAMPS_AHEAD_US else now_us
 
 
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {

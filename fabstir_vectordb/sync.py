@@ -26,6 +26,7 @@ from fabstir_vectordb.types import (
     PruneReport,
     RecallReport,
     Row,
+    ScanPage,
     SearchResult,
     SearchResults,
     SessionStats,
@@ -181,7 +182,8 @@ class VectorDBSession:
             vectors: (n, dim) numbers; float32, C-contiguous arrays are not copied first. None, or a list with None in
                 it, for rows without a vector: they are kept, filtered and counted, and no search finds them.
             metadata: n JSON-shaped values, or None.
-            timestamps: n seconds since 1970 or aware datetimes, or None for now; kept as int64 microseconds.
+            timestamps: n seconds since 1970 or aware datetimes, kept as int64 microseconds. None for now: each row of
+                the call gets a microsecond more than the one before, so timestamps tell the order of insertion.
             expires_at: when each row leaves all answers, in the forms of `timestamps`; None, for all or for one row,
                 means never. The first change of rows after that moment deletes the row.
             on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``, as in `add_vectors`.
@@ -615,7 +617,11 @@ class VectorDBSession:
         return run_here(self._verbs.recall(sample, k=k))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
-        """Yields the live rows that match a filter, in the order of their slots or of a field.
+        """Yields the live rows that match a filter, in the order of insertion or of a field.
+
+        The order of insertion is that of the timestamps, equal ones by id: rows that are added without a timestamp
+        get one after the other. Saves, vacuums and loads make no difference. A replaced row counts as inserted anew;
+        updates of its metadata or vector leave its place. `scan_page` returns pages, and cursors that can be kept.
 
         Rows that are deleted or replaced before the scan reaches them are left out, as are rows added meanwhile; a
         vacuum makes no difference. With `order` the filter is applied at the start, without it when a row is reached.
@@ -646,6 +652,30 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.get_stats())
+
+    def scan_page(
+        self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> ScanPage:
+        """Reads the next live rows that match a filter, in the order of insertion: a `scan` that can go on elsewhere.
+
+        The cursor of a page is a string to keep. It names a place, not a row: it stays good when rows are deleted,
+        after saves and vacuums, and in any session that holds the same rows. Rows that were added since come at the
+        end. It holds the timestamp and the id of a row, in clear.
+
+        Args:
+            filter: as in SearchOptions; None for all rows. Give the same with each cursor.
+            limit: most rows of a page, 1 to 10 000.
+            cursor: the cursor of the page before; None for the first rows.
+
+        Returns:
+            The rows, the cursor after them, and whether there are more.
+
+        Raises:
+            InvalidInputError: the filter, `limit` or `cursor` is refused.
+            MemoryBudgetExceededError: the columns of the filter would not fit.
+            SessionError: the session is destroyed.
+        """
+        return run_here(self._verbs.scan_page(filter, limit=limit, cursor=cursor))
 
     # ---- versions
 

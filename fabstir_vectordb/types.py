@@ -40,6 +40,7 @@ __all__ = [
     "Receipt",
     "RerankedResult",
     "Row",
+    "ScanPage",
     "SearchGroup",
     "SearchResult",
     "SearchResults",
@@ -287,6 +288,22 @@ class Row(_Fields):
         vector = "None" if self.vector is None else f"<{len(self.vector)} numbers>"
         times = f"timestamp={self.timestamp!r}, expires_at={self.expires_at!r}"
         return f"Row(id={self.id!r}, vector={vector}, metadata={short(self.metadata)}, {times})"
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPage(Record):
+    """One page of `scan_page`.
+
+    Attributes:
+        rows: the rows, in the order of insertion.
+        cursor: the place after these rows: a string that any session with the same rows takes, now or later. Without
+            rows it is the cursor that was given.
+        has_more: whether rows followed when the page was read.
+    """
+
+    rows: tuple[Row, ...]
+    cursor: str | None
+    has_more: bool
 
 
 class SearchResult(_Fields):

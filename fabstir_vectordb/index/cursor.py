@@ -1,15 +1,24 @@
-"""Scans and streams: pages of rows in the order of slots or distances. Their cursors stay valid across a vacuum."""
+"""Scans and streams: pages of rows in the order of insertion or of distances.
+
+The order of insertion is that of timestamps, equal ones by id: slots change with a vacuum, and before the first save.
+The cursor of a scan or stream is renumbered with the rows. A cursor that a caller keeps is a timestamp and an id, so it
+means the same place in any session, and when its row is gone.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import weakref
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import cbor2
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex
 from fabstir_vectordb.config import Unset
+from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.filters import Filters
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.incoming import check_query_dim
@@ -17,10 +26,17 @@ from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import PLANS, Searcher
 from fabstir_vectordb.metadata.filter_eval import bitmap_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
+from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
-__all__ = ["Cursor", "Cursors"]
+__all__ = ["Cursor", "Cursors", "Place", "decode_place", "encode_place"]
 
+#: Slots of a scan that are looked at together.
+_WINDOW_ROWS: Final = 16_384
+#: The first number of a kept cursor: how the rest is written.
+_PLACE_FORM: Final = 1
+#: More characters than the longest id makes.
+_PLACE_CHARS_MAX: Final = 2_000
 #: Bytes of a streamed row: slot and distance, their copies while they are sorted, and the order.
 _STREAM_BYTES_PER_ROW: Final = 32
 
@@ -30,7 +46,7 @@ class Cursor:
 
     Attributes:
         next, end: the range of slots still to come; positions in `slots` where that is not None.
-        slots: slots in the order of the scan; None for a scan before the first vacuum.
+        slots: slots in the order of the scan; None where that is the order of the slots themselves.
     """
 
     __slots__ = ("__weakref__", "end", "next", "slots")
@@ -45,6 +61,45 @@ class Cursor:
         to_come = slot_map[self.next : self.end] if self.slots is None else slot_map[self.slots[self.next : self.end]]
         self.slots = to_come[to_come != NO_SLOT]
         self.next, self.end = 0, len(self.slots)
+
+
+class Place(NamedTuple):
+    """A place in the order of insertion: right after a row, whether it is still there or not.
+
+    Attributes:
+        time_us: the row's timestamp.
+        id: its id, UTF-8.
+    """
+
+    time_us: int
+    id: bytes
+
+
+def encode_place(place: Place) -> str:
+    """A place as a string for callers to keep."""
+    return base64.urlsafe_b64encode(cbor2.dumps([_PLACE_FORM, *place])).decode().rstrip("=")
+
+
+def decode_place(text: object) -> Place:
+    """The place of a string from `encode_place`.
+
+    Raises:
+        InvalidInputError: it is no such string.
+    """
+    form: Any = None
+    if isinstance(text, str) and len(text) <= _PLACE_CHARS_MAX and text.isascii():
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            # A list of three: a small integer, a timestamp and an id, and nothing else.
+            form = cbor2.loads(raw) if raw[:2] == bytes([0x83, _PLACE_FORM]) else None
+        except (binascii.Error, ValueError, cbor2.CBORDecodeError):
+            form = None
+    if isinstance(form, list) and len(form) == 3:
+        place = Place(form[1], form[2])
+        is_sound = type(place.time_us) is int and abs(place.time_us) < 2**63 and type(place.id) is bytes
+        if is_sound and encode_place(place) == text:
+            return place
+    raise InvalidInputError(f"cursor must be a string that scan_page returned, got {shown(text)}")
 
 
 class Cursors:
@@ -68,20 +123,25 @@ class Cursors:
         for cursor in self._open:
             cursor.renumber(slot_map)
 
-    # ---- in the order of slots
+    # ---- in the order of insertion
 
     def scan(self) -> Cursor:
         """The start of a scan over the rows of this moment."""
 
         def start() -> Cursor:
-            cursor = Cursor(self._rows.counts.rows)
+            rows = self._rows
+            cursor = Cursor(rows.counts.rows)
+            slots = rows.core.live_slots(0, rows.counts.live)
+            if np.any(np.diff(rows.core.get_timestamps(slots)) <= 0):
+                cursor.slots = self._by_insertion(slots)
+                cursor.end = len(slots)
             self._open.add(cursor)
             return cursor
 
         return self._gate.alone(start)
 
     def page(self, cursor: Cursor, most: int, where: Filter | None) -> list[Row]:
-        """The next live rows that match a filter, in slot order, none at the end; moves the cursor past them."""
+        """The next live rows that match a filter, none at the end; moves the cursor past them."""
 
         def page() -> list[Row]:
             if cursor.next >= cursor.end:
@@ -98,9 +158,16 @@ class Cursors:
             where = EVERYTHING  # the matches of a filter exclude expired rows
         if cursor.slots is not None:
             taken = rows.core.live_slots(0, rows.counts.live) if where is None else self._filters.match(where).slots()
-            places = np.flatnonzero(np.isin(cursor.slots[cursor.next : cursor.end], taken))[:most] + cursor.next
-            cursor.next = int(places[-1]) + 1 if len(places) else cursor.end
-            return cursor.slots[places]
+            found: list[Slots] = []
+            n = 0
+            # Window by window: a page must not take the time of all rows that are still to come.
+            while n < most and cursor.next < cursor.end:
+                window = cursor.slots[cursor.next : cursor.next + _WINDOW_ROWS]
+                places = np.flatnonzero(_are_among(window, taken))[: most - n]
+                found.append(window[places])
+                n += len(places)
+                cursor.next += int(places[-1]) + 1 if n == most else len(window)
+            return np.concatenate(found) if found else cursor.slots[:0]
         if where is None:
             slots = rows.core.live_slots(cursor.next, most)
         else:
@@ -109,6 +176,46 @@ class Cursors:
         slots = slots[slots < cursor.end]
         if len(slots):
             cursor.next = int(slots[-1]) + 1
+        return slots
+
+    def page_after(self, place: Place | None, most: int, where: Filter) -> tuple[list[Row], Place | None, bool]:
+        """The next live rows that match a filter after a place; the place after them, and whether there are more."""
+
+        def page() -> tuple[list[Row], Place | None, bool]:
+            rows = self._rows
+            slots = self._filters.match(where).slots()
+            times = rows.core.get_timestamps(slots)
+            if place is not None:
+                later = times > place.time_us
+                equal = np.flatnonzero(times == place.time_us)
+                ids = rows.core.get_ids(slots[equal])
+                later[equal] = [id.encode() > place.id for id in ids]
+                slots, times = slots[later], times[later]
+            n = len(slots)
+            if n > most:
+                # Rows with the timestamp of the last one compete by their ids.
+                slots = slots[times <= np.partition(times, most - 1)[most - 1]]
+            slots = self._by_insertion(slots)[:most]
+            if not len(slots):
+                return [], place, False
+            ids = rows.core.get_ids(slots)
+            last = Place(int(rows.core.get_timestamps(slots[-1:])[0]), ids[-1].encode())
+            return rows.of(slots, ids), last, n > most
+
+        return self._gate.alone(page)
+
+    def _by_insertion(self, slots: Slots) -> Slots:
+        """Live slots in the order of insertion."""
+        core = self._rows.core
+        times = core.get_timestamps(slots)
+        order = np.argsort(times, kind="stable")
+        slots, times = slots[order], times[order]
+        equal = np.flatnonzero(times[1:] == times[:-1])
+        if len(equal):
+            tied = np.union1d(equal, equal + 1)
+            ids = core.get_ids(slots[tied])
+            by_id = sorted(range(len(tied)), key=lambda place: (times[tied[place]], ids[place].encode()))
+            slots[tied] = slots[tied[by_id]]
         return slots
 
     # ---- in the order of distances
@@ -188,3 +295,12 @@ class Cursors:
             return list(hits)
 
         return self._gate.alone(page)
+
+
+def _are_among(slots: Slots, ascending: Slots) -> npt.NDArray[np.bool_]:
+    """Which slots occur among ascending ones."""
+    if not len(ascending):
+        return np.zeros(len(slots), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(ascending, slots), len(ascending) - 1)
+    found: npt.NDArray[np.bool_] = ascending[at] == slots
+    return found

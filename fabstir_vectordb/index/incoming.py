@@ -105,7 +105,8 @@ def prepare_batch(
         ids: n strings.
         vectors: (n, dim) numbers, or a list of n vectors and None for rows without; None where no row has a vector.
         metadata: n JSON-shaped values or None, or None for no metadata at all.
-        timestamps: n seconds since 1970, aware datetimes or datetime64, or None for now; also None for single rows.
+        timestamps: n seconds since 1970, aware datetimes or datetime64, or None for now; also None for single rows. The
+            k-th row of a call gets now and k microseconds, so that timestamps tell the order of insertion.
         now_us: the clock, read at most once.
         dim: the index's dimension, None while it has none.
         expires_at: in the forms of `timestamps`; None for never.
@@ -135,8 +136,8 @@ def prepare_batch(
         id_offsets=offsets,
         vectors=matrix,
         vectorless=vectorless,
-        timestamps=_timestamps(timestamps, n, now_us, "timestamp"),
-        expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at"),
+        timestamps=_timestamps(timestamps, n, now_us, "timestamp", 1),
+        expires=None if expires_at is None else _timestamps(expires_at, n, lambda: NEVER_US, "expires_at", 0),
         metadata=None if metadata is None else encode_values(taken(metadata, "metadata"), ids, room_bytes),
         copied=matrix is not vectors,
     )
@@ -441,9 +442,10 @@ def _check_lengths(n: int, **arguments: Any) -> None:
             )
 
 
-def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -> npt.NDArray[np.int64]:
+def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str, step_us: int) -> npt.NDArray[np.int64]:
+    """Microseconds since 1970; a missing time is `missing_us`, and `step_us` more for each row before it."""
     if values is None:
-        return np.full(n, missing_us(), dtype=np.int64) if n else np.empty(0, dtype=np.int64)
+        return missing_us() + step_us * np.arange(n, dtype=np.int64) if n else np.empty(0, dtype=np.int64)
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         return _of_datetime64(values, what, 0)
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
@@ -457,7 +459,7 @@ def _timestamps(values: Any, n: int, missing_us: Callable[[], int], what: str) -
     for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else taken(values, what)):
         if value is None:
             missing = missing_us() if missing is None else missing
-            out[row] = missing
+            out[row] = missing + step_us * row
         else:
             out[row] = _microseconds(what, row, value)
     return out

@@ -20,7 +20,7 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.cursor import Cursor, Cursors
+from fabstir_vectordb.index.cursor import Cursor, Cursors, Place, encode_place
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
@@ -45,6 +45,7 @@ from fabstir_vectordb.types import (
     FieldInfo,
     IndexSide,
     Row,
+    ScanPage,
     SearchResult,
     SearchResults,
     UpdateResult,
@@ -697,8 +698,13 @@ class Index:
         return self._cursors.scan()
 
     def scan(self, cursor: Cursor, most: int, where: Filter | None = None) -> list[Row]:
-        """The next live rows that match a filter, in slot order, none at the end; moves the cursor past them."""
+        """The next live rows that match a filter, none at the end; moves the cursor past them."""
         return self._cursors.page(cursor, most, where)
+
+    def scan_page(self, place: Place | None, most: int, where: Filter) -> ScanPage:
+        """The next live rows that match a filter after a place in the order of insertion."""
+        rows, last, has_more = self._cursors.page_after(place, most, where)
+        return ScanPage(tuple(rows), None if last is None else encode_place(last), has_more)
 
     def stream(self, query: npt.NDArray[np.float32], where: Filter, control: Control | None = None) -> Cursor:
         """The start of a stream over the rows that match a filter now, in the order of their distances.

@@ -123,11 +123,11 @@ def test_an_import_takes_an_array_and_goes_on_where_it_was(run: Run, tmp_path: P
     assert stored.out == f"exported 3 rows to {tmp_path / 'out.jsonl'}\n"
     back = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["id"], row["vector"], row["metadata"]) for row in back] == [
+        ("c", [0, 1, 0], None),  # its timestamp is the oldest
         ("a", [1, 0, 0], None),
         ("b", [float(np.float32(0.9)), float(np.float32(0.1)), 0], [1]),
-        ("c", [0, 1, 0], None),
     ]
-    assert back[2]["timestamp"] == 7.5
+    assert back[0]["timestamp"] == 7.5
 
 
 def test_an_import_reads_its_input_in_batches(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
