@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import importlib
 import io
 import json
@@ -31,6 +32,8 @@ from fabstir_vectordb.s5.phrase import parse_phrase
 for needed in ("click", "platformdirs", "tqdm"):
     pytest.importorskip(needed, reason="the extra 'cli' is not installed")
 module = importlib.import_module("fabstir_vectordb.cli")
+rows_in = importlib.import_module("fabstir_vectordb.cli_import")
+support = importlib.import_module("fabstir_vectordb.cli_support")
 
 ROOT = Path(__file__).resolve().parents[2]
 PHRASE = "amid romance hotel blue most myself guess host lobby rubber hook victim about odds child"
@@ -131,13 +134,13 @@ def test_an_import_takes_an_array_and_goes_on_where_it_was(run: Run, tmp_path: P
 
 
 def test_an_import_reads_its_input_in_batches(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(rows_in, "_BATCH_ROWS", 7)
     path, vectors = tmp_path / "rows.jsonl", tmp_path / "vectors.npy"
     path.write_text("".join(f'{{"id": "r{i}", "n": {i}}}\n' for i in range(30)), encoding="utf-8")
     base = np.random.default_rng(1).standard_normal((30, 4)).astype(np.float32)
     np.save(vectors, base)
     sizes, read = [], 0
-    records = module._records
+    records = rows_in._records
     add_batch = sync.VectorDBSession.add_batch
 
     def counted(path: Path) -> Any:
@@ -152,7 +155,7 @@ def test_an_import_reads_its_input_in_batches(run: Run, tmp_path: Path, monkeypa
         sizes.append(len(ids))
         return add_batch(session, ids, vectors, *args, **kwargs)
 
-    monkeypatch.setattr(module, "_records", counted)
+    monkeypatch.setattr(rows_in, "_records", counted)
     monkeypatch.setattr(sync.VectorDBSession, "add_batch", add)
     assert run("import", path, "--vectors", vectors).out.startswith("added 30,")
     assert sizes == [7, 7, 7, 7, 2]
@@ -330,8 +333,8 @@ def test_the_phrase_comes_from_a_file_or_a_prompt(
         asked.append(how)
         return PHRASE
 
-    monkeypatch.setattr(module, "_has_terminal", lambda: True)
-    monkeypatch.setattr(module.getpass, "getpass", prompt)
+    monkeypatch.setattr(support, "_has_terminal", lambda: True)
+    monkeypatch.setattr(getpass, "getpass", prompt)
     assert run("verify").out.startswith(cid)
     # Neither shown nor written where a pipe would take it.
     assert asked == [{"stream": sys.stderr}]
@@ -339,9 +342,9 @@ def test_the_phrase_comes_from_a_file_or_a_prompt(
     def nothing(text: str, **how: Any) -> str:
         raise EOFError
 
-    monkeypatch.setattr(module.getpass, "getpass", nothing)
+    monkeypatch.setattr(getpass, "getpass", nothing)
     trouble(run("verify"), "the prompt got no answer")
-    monkeypatch.setattr(module, "_has_terminal", lambda: False)
+    monkeypatch.setattr(support, "_has_terminal", lambda: False)
     trouble(run("verify"), "set FABSTIR_SEED_PHRASE, or give --phrase-file")
 
 
