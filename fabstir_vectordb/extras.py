@@ -15,6 +15,7 @@ __all__ = ["EXTRAS", "install_command", "pip_command"]
 
 #: Packages of the extras for users; the same as in pyproject.toml.
 EXTRAS: Final = {
+    "arrow": ("pyarrow>=16",),
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),

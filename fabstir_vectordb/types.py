@@ -16,6 +16,7 @@ from typing import Any, Literal, SupportsIndex, overload
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.arrow import data_frame, results_table
 from fabstir_vectordb.display import Record, html_record, html_table, json_ready, short
 from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.plot import draw_recall
@@ -459,6 +460,24 @@ class SearchResults(tuple[SearchResult, ...]):
     def to_dicts(self) -> list[dict[str, Any]]:
         """The hits as dicts, ready for JSON or a data frame."""
         return [hit.to_dict() for hit in self]
+
+    def to_arrow(self) -> Any:
+        """The hits as a pyarrow Table: id, score, distance, vector where there are vectors, and each metadata field.
+
+        A field has the type that its values share, or is JSON text where no type holds them all.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+        """
+        return results_table(self)
+
+    def to_pandas(self) -> Any:
+        """The hits as a pandas DataFrame, with the columns of `to_arrow`.
+
+        Raises:
+            InvalidConfigError: pyarrow or pandas is not installed.
+        """
+        return data_frame(results_table(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The hits and how they were found, ready for JSON."""
