@@ -1,0 +1,146 @@
+"""SQLite files of other programs, opened so that neither their schema nor their values can do anything.
+
+The file is opened read-only with ``trusted_schema=OFF``, and an authorizer allows reads alone. Values have a largest
+size. Virtual tables, views and triggers are never touched: only plain tables are read, and their names are checked.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from fabstir_vectordb.errors import IntegrityError
+from fabstir_vectordb.importers.base import regular_size
+
+__all__ = ["SqliteFile"]
+
+#: Most bytes of one value or row.
+_VALUE_BYTES_MAX: Final = 64 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9_.\- ]{1,200}")
+_MAGIC: Final = b"SQLite format 3\x00"
+_ALLOWED: Final = (sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT)
+
+
+class SqliteFile:
+    """A SQLite database of another program; a context manager.
+
+    A database that its program left with a write-ahead log is copied first, as reading it would change it.
+
+    Raises:
+        NotFoundError: there is no such file.
+        IntegrityError: it is no SQLite database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        regular_size(path)
+        self._path = path
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        wal = path.with_name(f"{path.name}-wal")
+        try:
+            with path.open("rb") as stream:
+                if stream.read(len(_MAGIC)) != _MAGIC:
+                    raise IntegrityError(f"{path} is no SQLite database", details={"path": str(path)})
+            if wal.exists() and regular_size(wal):
+                self._folder = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
+                target = Path(self._folder.name) / "copy.sqlite"
+                shutil.copyfile(path, target)
+                shutil.copyfile(wal, target.with_name("copy.sqlite-wal"))
+                uri = f"{target.as_uri()}?mode=rw"
+            else:
+                # Without locks and without files beside it. Another program must not write meanwhile.
+                uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+            # An asynchronous import reads in several worker threads, one after the other.
+            self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+        except BaseException:
+            self.close()
+            raise
+        try:
+            self._connection.text_factory = lambda raw: raw.decode(errors="replace")
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES_MAX)
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "query_only=ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            self._connection.set_authorizer(_authorize)
+            self.tables = self._tables()
+        except sqlite3.Error as error:
+            self.close()
+            raise self._fail(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _tables(self) -> dict[str, str]:
+        """The SQL of each table by its name; views are no tables."""
+        rows = self._connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        return {name: sql or "" for name, sql in rows if isinstance(name, str)}
+
+    def _fail(self, error: sqlite3.Error) -> IntegrityError:
+        return IntegrityError(f"{self._path} could not be read: {error}", details={"path": str(self._path)})
+
+    def has(self, table: str) -> bool:
+        """Whether there is a plain table of a name; a virtual table is none."""
+        return table in self.tables and not re.match(r"\s*CREATE\s+VIRTUAL\b", self.tables[table], re.IGNORECASE)
+
+    def need(self, *tables: str) -> None:
+        """Checks that there are tables.
+
+        Raises:
+            IntegrityError: one is missing, or is no plain table.
+        """
+        for table in tables:
+            if not self.has(table):
+                raise IntegrityError(f"{self._path} has no table {table!r}", details={"path": str(self._path)})
+
+    def quoted(self, table: str) -> str:
+        """The name of a plain table in a query.
+
+        Raises:
+            IntegrityError: there is no such table.
+        """
+        self.need(table)
+        if not _NAME.fullmatch(table):
+            raise IntegrityError(f"{self._path} has a table of the name {table[:80]!r}")
+        return f'"{table}"'
+
+    def rows(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, one after the other.
+
+        Raises:
+            IntegrityError: the database is damaged, or lacks what the query names.
+        """
+        try:
+            yield from self._connection.execute(query, values)
+        except sqlite3.Error as error:
+            raise self._fail(error) from None
+        except (OverflowError, MemoryError) as error:
+            raise IntegrityError(f"{self._path} could not be read: {error}") from None
+
+    def one(self, query: str, *values: Any) -> tuple[Any, ...] | None:
+        """The first row of a query, or None.
+
+        Raises:
+            IntegrityError: as `rows`.
+        """
+        return next(self.rows(query, *values), None)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> SqliteFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _authorize(action: int, *_: object) -> int:
+    return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
