@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from io import RawIOBase
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, overload
@@ -308,7 +309,7 @@ def write_table(session: BlockingSession, target: str | Path, *, filter: Mapping
         )
 
 
-def write_rows(scan: Callable[[], Iterator[Row]], out: IO[bytes], format: str) -> int:
+def write_rows(scan: Callable[[], Iterator[Row]], out: IO[bytes] | RawIOBase, format: str) -> int:
     """Writes the rows of a scan to an open file, as `write_table` does.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final, NamedTuple, overload
 
@@ -57,12 +58,11 @@ def open_source(format: str, path: str | Path, **options: Any) -> Source:
         raise InvalidInputError(f"the format must be one of {', '.join(FORMATS)}, got {format!r}")
     module, name = _SOURCES[format]
     cls: type[Source] = getattr(import_module(f"fabstir_vectordb.importers.{module}"), name)
-    try:
-        return cls(path, **options)  # type: ignore[call-arg]
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise InvalidInputError(f"{format}: {error}") from None
+    known = list(signature(cls).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise InvalidInputError(f"{format} takes the options {', '.join(known) or 'none'}, got {option}")
+    return cls(path, **options)  # type: ignore[call-arg]
 
 
 class _Batch(NamedTuple):

@@ -547,7 +547,7 @@ def test_an_asynchronous_session_takes_a_store(samples: Path) -> None:
 def test_unknown_formats_and_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="must be one of chroma, faiss"):
         open_source("pinecone", tmp_path)
-    with pytest.raises(InvalidInputError, match="unexpected keyword"):
+    with pytest.raises(InvalidInputError, match="takes the options ids, metadata, got table"):
         open_source("faiss", tmp_path, table="x")
     for format in FORMATS:
         if format == "lancedb":
