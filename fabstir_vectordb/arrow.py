@@ -477,7 +477,8 @@ class TableWriter:
         """The schema of all batches; no row is seen after it was asked for."""
         arrow = self._arrow
         time = arrow.timestamp("us", "UTC")
-        columns = [("id", arrow.string()), ("vector", arrow.list_(arrow.float32(), self._dim)), ("timestamp", time)]
+        vectors = arrow.list_(arrow.float32(), self._dim or 1)
+        columns = [("id", arrow.string()), ("vector", vectors), ("timestamp", time)]
         columns += [("expires_at", time)] if self._expires else []
         if self._fields is None:
             self._fields = self._kinds.fields(arrow, {*(name for name, _ in columns), "expires_at"})
@@ -493,7 +494,7 @@ class TableWriter:
         time = arrow.timestamp("us", "UTC")
         arrays = [
             arrow.array([row.id for row in rows], arrow.string()),
-            _vector_array(arrow, [row.vector for row in rows], self._dim),
+            _vector_array(arrow, [row.vector for row in rows], self._dim or 1),
             arrow.array([round(row.timestamp * 1e6) for row in rows], arrow.int64()).cast(time),
         ]
         if self._expires:

@@ -7,6 +7,7 @@ What breaks the format raises IntegrityError. A single row that an index cannot 
 from __future__ import annotations
 
 import base64
+import json
 import math
 import mmap
 import os
@@ -37,9 +38,11 @@ __all__ = [
     "MigrationReport",
     "Notes",
     "Source",
+    "Unstorable",
     "check_dim",
     "map_file",
     "one_name",
+    "parse_json",
     "read_file",
     "regular_size",
     "storable",
@@ -54,6 +57,8 @@ SMALL_FILE_BYTES_MAX: Final = 64 << 20
 #: Most levels and most values of a metadata value. A pickle may hold one value many times in itself.
 VALUE_DEPTH_MAX: Final = 60
 _VALUES_MAX: Final = 200_000
+#: Most lists and objects of a JSON file: an empty one takes three bytes there and sixty in memory.
+_CONTAINERS_MAX: Final = 2_000_000
 #: Most collisions and notes that a report names.
 _NAMED_MAX: Final = 100
 
@@ -255,16 +260,42 @@ def check_dim(dim: int, what: str) -> int:
     return dim
 
 
+def parse_json(raw: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        IntegrityError: the bytes are no JSON object, or have so many lists and objects that they would fill memory.
+    """
+    if raw.count(b"[") + raw.count(b"{") > _CONTAINERS_MAX:
+        raise IntegrityError(f"{what} has more than {_CONTAINERS_MAX:,} lists and objects")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{what} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{what} must be a JSON object")
+    return value
+
+
 # ---- metadata
+
+
+class Unstorable(NamedTuple):
+    """Stands for metadata that an index cannot hold; the row is left out."""
+
+    reason: str
 
 
 def storable(value: Any, notes: Notes) -> Any:
     """A foreign metadata value in a form that metadata holds: what it has no type for becomes text.
 
-    Raises:
-        ValueError: the value contains itself, or too many values.
+    Returns:
+        The value, or `Unstorable` for one that contains itself or too many values.
     """
-    return _Storable(notes).value(value, VALUE_DEPTH_MAX)
+    try:
+        return _Storable(notes).value(value, VALUE_DEPTH_MAX)
+    except ValueError as error:
+        return Unstorable(str(error))
 
 
 class _Storable:

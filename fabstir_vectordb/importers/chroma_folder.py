@@ -36,7 +36,7 @@ __all__ = ["ChromaFolder"]
 
 _METRICS: Final[dict[str, Metric]] = {"l2": "l2", "cosine": "cosine", "ip": "dot"}
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_PICKLE_BYTES_MAX: Final = 512 << 20
+_PICKLE_BYTES_MAX: Final = 256 << 20
 #: The class of older pickles.
 _OLD_CLASS: Final = "chromadb.segment.impl.vector.local_persistent_hnsw.PersistentData"
 _ADD, _UPDATE, _UPSERT, _DELETE = range(4)

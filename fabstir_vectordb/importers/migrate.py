@@ -14,7 +14,7 @@ import numpy as np
 
 from fabstir_vectordb._native.handle import ID_BYTES_MAX
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.importers.base import MIGRATE_ROWS, ForeignRow, MigrationReport, Source
+from fabstir_vectordb.importers.base import MIGRATE_ROWS, ForeignRow, MigrationReport, Source, Unstorable
 from fabstir_vectordb.metadata.values import encode_metadata
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.sync import VectorDBSession as BlockingSession
@@ -234,6 +234,8 @@ class _Work:
                 return f"with a vector of another dimension than the first row's {self._dim}"
             if not np.isfinite(row.vector).all():
                 return "with NaN or infinity in the vector"
+        if isinstance(row.metadata, Unstorable):
+            return f"with metadata that an index cannot hold: {row.metadata.reason}"
         try:
             encode_metadata(row.metadata)
         except InvalidInputError as error:

@@ -6,7 +6,6 @@ first four bytes. Where it has no `_originalId`, ids can be found in a list of c
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
 import sys
@@ -27,7 +26,7 @@ else:
     from backports import zstd
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
-from fabstir_vectordb.importers.base import ForeignRow, Source, map_file, read_file, storable
+from fabstir_vectordb.importers.base import ForeignRow, Source, map_file, parse_json, read_file, storable
 from fabstir_vectordb.importers.cbor_reader import MAP, CborReader
 from fabstir_vectordb.metadata.schema import parse_schema
 
@@ -88,7 +87,7 @@ class NodeStore(Source):
         self._read_schema()
 
     def _read_manifest(self, force: bool) -> None:
-        manifest = _json(self._root / "manifest.json")
+        manifest = parse_json(read_file(self._root / "manifest.json"), "manifest.json")
         version = manifest.get("version")
         if version not in _VERSIONS:
             if not force:
@@ -115,7 +114,7 @@ class NodeStore(Source):
     def _read_schema(self) -> None:
         path = self._root / "schema.json"
         if path.exists():
-            schema = _json(path)
+            schema = parse_json(read_file(path), "schema.json")
             try:
                 parse_schema(schema)
             except InvalidInputError as error:
@@ -310,18 +309,6 @@ class _Names:
 
 
 # ---- files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_file(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, IntegrityError):
-            raise
-        raise IntegrityError(f"{path.name} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{path.name} must be a JSON object")
-    return value
 
 
 def _files(folder: Path, names: re.Pattern[str]) -> list[Path]:

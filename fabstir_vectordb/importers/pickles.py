@@ -21,6 +21,9 @@ __all__ = ["Inert", "read_pickle"]
 #: Most lists, dicts, sets and tuples: an empty set takes one byte of the pickle and 216 of memory.
 _CONTAINERS_MAX: Final = 250_000
 _LONG_BYTES_MAX: Final = 1_024
+#: Most values that a pickle remembers, and most that wait on the stack: each takes one byte of the pickle.
+_MEMO_MAX: Final = 4_000_000
+_STACK_MAX: Final = 20_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +123,8 @@ class _Machine:
             if step is None:
                 raise _RefusedError(f"opcode {code:#04x}")
             step(self)
+            if len(self.stack) > _STACK_MAX or len(self.memo) > _MEMO_MAX:
+                raise _RefusedError("more values than data of its kind has")
 
     def take(self, size: int) -> bytes:
         if size < 0 or size > len(self.raw) - self.at:

@@ -5,7 +5,6 @@ Pickles are read by `pickles.read_pickle`, which makes no objects: of a point on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
-from fabstir_vectordb.importers.base import ForeignRow, Metric, Source, check_dim, one_name, read_file, storable
+from fabstir_vectordb.importers.base import (
+    ForeignRow,
+    Metric,
+    Source,
+    check_dim,
+    one_name,
+    parse_json,
+    read_file,
+    storable,
+)
 from fabstir_vectordb.importers.pickles import Inert, read_pickle
 from fabstir_vectordb.importers.sqlite_file import SqliteFile
 
@@ -55,14 +63,10 @@ class QdrantLocal(Source):
     def __init__(self, path: str | Path, *, collection: str | None = None, vector: str | None = None) -> None:
         super().__init__()
         root = Path(path)
-        try:
-            collections = json.loads(read_file(root / "meta.json"))["collections"]
-            names = [name for name in collections if isinstance(name, str)]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, IntegrityError):
-                raise
-            raise IntegrityError(f"{root / 'meta.json'} lists no collections") from None
-        name = one_name("collection", names, collection)
+        collections = parse_json(read_file(root / "meta.json"), "meta.json").get("collections")
+        if not isinstance(collections, dict):
+            raise IntegrityError(f"{root / 'meta.json'} lists no collections")
+        name = one_name("collection", list(collections), collection)
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise IntegrityError(f"meta.json has a collection of the name {name[:80]!r}")
         self._name = self._choose(collections[name], vector)
@@ -97,13 +101,8 @@ class QdrantLocal(Source):
             if not isinstance(raw, bytes) or len(raw) > _POINT_BYTES_MAX:
                 raise IntegrityError(f"a point is no pickle of at most {_POINT_BYTES_MAX} bytes")
             fields = _fields(read_pickle(raw, "a point", _CLASSES))
-            id, vector = _id(fields.get("id")), self._vector(fields.get("vector"))
-            try:
-                payload = storable(fields.get("payload"), self.notes) or None
-            except ValueError as error:
-                self.notes.left_out[f"with a payload that metadata cannot hold: {error}"] += 1
-            else:
-                yield ForeignRow(id, vector, payload)
+            payload = storable(fields.get("payload"), self.notes) or None
+            yield ForeignRow(_id(fields.get("id")), self._vector(fields.get("vector")), payload)
 
     def _vector(self, value: Any) -> npt.NDArray[np.float32] | None:
         if self._name is not None:

@@ -29,7 +29,7 @@ _ALLOWED: Final = (sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT)
 class SqliteFile:
     """A SQLite database of another program; a context manager.
 
-    A database that its program left with a write-ahead log is copied first, as reading it would change it.
+    A database that its program left with a journal or a write-ahead log is copied first, as reading it would change it.
 
     Raises:
         NotFoundError: there is no such file.
@@ -40,16 +40,17 @@ class SqliteFile:
         regular_size(path)
         self._path = path
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        wal = path.with_name(f"{path.name}-wal")
+        beside = [suffix for suffix in ("-wal", "-journal") if self._is_filled(path, suffix)]
         try:
             with path.open("rb") as stream:
                 if stream.read(len(_MAGIC)) != _MAGIC:
                     raise IntegrityError(f"{path} is no SQLite database", details={"path": str(path)})
-            if wal.exists() and regular_size(wal):
+            if beside:
                 self._folder = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
                 target = Path(self._folder.name) / "copy.sqlite"
                 shutil.copyfile(path, target)
-                shutil.copyfile(wal, target.with_name("copy.sqlite-wal"))
+                for suffix in beside:
+                    shutil.copyfile(path.with_name(path.name + suffix), target.with_name(target.name + suffix))
                 uri = f"{target.as_uri()}?mode=rw"
             else:
                 # Without locks and without files beside it. Another program must not write meanwhile.
@@ -73,6 +74,11 @@ class SqliteFile:
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _is_filled(path: Path, suffix: str) -> bool:
+        beside = path.with_name(path.name + suffix)
+        return beside.exists() and regular_size(beside) > 0
 
     def _tables(self) -> dict[str, str]:
         """The SQL of each table by its name; views are no tables."""

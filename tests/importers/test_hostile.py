@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from fabstir_vectordb import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
-from fabstir_vectordb.importers import Notes, migrate, open_source
-from fabstir_vectordb.importers.base import read_file, storable
+from fabstir_vectordb.importers import Notes, migrate, open_source, pickles
+from fabstir_vectordb.importers.base import Unstorable, parse_json, read_file, storable
 from fabstir_vectordb.importers.cbor_reader import CborReader
 from fabstir_vectordb.importers.pickles import Inert, read_pickle
 from fabstir_vectordb.importers.sqlite_file import SqliteFile
@@ -224,8 +224,7 @@ def test_a_class_that_is_expected_makes_no_object() -> None:
         read_pickle(raw, "it", (name,))
     made = read_pickle(pickle.dumps(np.float64(1)), "it", ("numpy._core.multiarray.scalar", "numpy.dtype"))
     assert isinstance(made, Inert)
-    with pytest.raises(ValueError, match="an object of the class"):
-        storable(made, Notes())
+    assert isinstance(storable(made, Notes()), Unstorable)
 
 
 def test_pickles_cannot_take_more_memory_than_they_should() -> None:
@@ -233,6 +232,35 @@ def test_pickles_cannot_take_more_memory_than_they_should() -> None:
         for item in (b"\x8f", b"}", b"]"):
             with pytest.raises(IntegrityError, match="more than 250,000 containers"):
                 read_pickle(b"\x80\x04(" + item * 300_000 + b"t.", "it")
+
+
+def test_pickles_cannot_remember_or_stack_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "_MEMO_MAX", 1_000)
+    monkeypatch.setattr(pickles, "_STACK_MAX", 1_000)
+    for item in (b"\x94", b"N"):
+        with pytest.raises(IntegrityError, match="more values than"):
+            read_pickle(b"\x80\x04(N" + item * 2_000 + b"t.", "it")
+
+
+def test_json_cannot_take_more_memory_than_it_should() -> None:
+    with bounded(16 << 20), pytest.raises(IntegrityError, match="more than 2,000,000 lists and objects"):
+        parse_json(b'{"a": [' + b"{}," * 2_100_000 + b"1]}", "it")
+
+
+def test_metadata_that_an_index_cannot_hold_leaves_its_row_out(samples: Path, tmp_path: Path) -> None:
+    shutil.copytree(samples / "sdk-store" / "json" / "my-docs", tmp_path / "s")
+
+    def change(chunk: dict[str, Any]) -> None:
+        deep: Any = 1
+        for _ in range(70):
+            deep = [deep]
+        chunk["vectors"][0]["metadata"] = {"deep": deep}
+        chunk["vectors"][1]["metadata"] = {"many": [0] * 210_000}
+
+    edited(tmp_path / "s" / "chunk-0.json", change)
+    with open_source("fabstir-sdk", tmp_path / "s") as source:
+        report = migrate(None, source, dry_run=True)
+    assert (report.rows, sum(report.left_out.values())) == (10, 2)
 
 
 def test_values_that_contain_themselves_or_multiply_end(samples: Path, tmp_path: Path) -> None:
@@ -243,8 +271,8 @@ def test_values_that_contain_themselves_or_multiply_end(samples: Path, tmp_path:
         wide = [wide] * 10
     for value in (circle, wide):
         read = read_pickle(pickle.dumps(value), "it")
-        with bounded(), pytest.raises(ValueError, match="nested too deeply, or has too many values"):
-            storable(read, Notes())
+        with bounded():
+            assert storable(read, Notes()) == Unstorable("metadata is nested too deeply, or has too many values")
     # In a store the point is left out, and the others come.
     shutil.copytree(samples / "peers" / "qdrant", tmp_path / "q")
     database = sqlite3.connect(tmp_path / "q" / "collection" / "docs" / "storage.sqlite")
@@ -327,6 +355,26 @@ def test_a_write_ahead_log_is_read_and_left_alone(tmp_path: Path) -> None:
     for name in ("d.db", "d.db-wal"):
         shutil.copy(tmp_path / name, copied / name)
     writer.close()
+    before = {entry.name: entry.read_bytes() for entry in copied.iterdir()}
+    with SqliteFile(copied / "d.db") as file:
+        assert list(file.rows("SELECT a FROM t")) == [(1,)]
+    assert {entry.name: entry.read_bytes() for entry in copied.iterdir()} == before
+
+
+def test_a_journal_is_rolled_back_in_a_copy(tmp_path: Path) -> None:
+    """What a program that ended in the middle of a transaction leaves: half of it is in the database."""
+    path = database(tmp_path / "d.db", "CREATE TABLE t(a)", "INSERT INTO t VALUES (1)")
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA cache_size=1")
+    writer.execute("BEGIN")
+    writer.executemany("INSERT INTO t VALUES (?)", [("x" * 1_000,)] * 500)
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    for entry in list(tmp_path.glob("d.db*")):
+        shutil.copy(entry, copied / entry.name)
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert (copied / "d.db-journal").stat().st_size
     before = {entry.name: entry.read_bytes() for entry in copied.iterdir()}
     with SqliteFile(copied / "d.db") as file:
         assert list(file.rows("SELECT a FROM t")) == [(1,)]

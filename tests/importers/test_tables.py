@@ -363,6 +363,19 @@ def test_rows_with_more_keys_than_columns_have_one_column(session: sync.VectorDB
         assert rows_of(other) == rows_of(session)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_no_rows_and_no_vectors_are_tables_too(session: sync.VectorDBSession, tmp_path: Path, suffix: str) -> None:
+    assert to_arrow(session).num_rows == 0
+    path = tmp_path / f"rows{suffix}"
+    assert write_table(session, path) == 0
+    assert add_table(session, path) == AddResult(0, 0, 0)
+    session.add_batch(["a", "b"], None, [{"n": 1}, None])
+    assert write_table(session, path) == 2
+    with new_session() as other:
+        add_table(other, path)
+        assert rows_of(other) == {"a": (None, {"n": 1}), "b": (None, None)}
+
+
 # ---- hits
 
 
