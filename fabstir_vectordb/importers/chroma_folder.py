@@ -120,8 +120,8 @@ class ChromaFolder(Source):
 
     def rows(self) -> Iterator[ForeignRow]:
         """The live rows, in the order in which they were added."""
-        fresh = self._fresh_vectors()
         stored = self._stored_vectors()
+        fresh = self._fresh_vectors(stored)
         pending = self._pending()
         seen: set[str] = set()
         query = "SELECT id, embedding_id, created_at FROM embeddings WHERE segment_id = ? ORDER BY id"
@@ -185,17 +185,23 @@ class ChromaFolder(Source):
             if str(row[2]).endswith(topic[1:]):
                 yield row
 
-    def _fresh_vectors(self) -> dict[str, int]:
+    def _fresh_vectors(self, stored: _Stored) -> dict[str, int]:
         """For each row whose vector the index has not seen, the number of the change that has it."""
         seen = self._seen_by(self._collection.vectors)
         if self._collection.vectors is not None:
             seen = max(seen, self._stored_until())
         fresh: dict[str, int] = {}
+        gone: set[str] = set()
         for number, operation, _, id, form in self._log("encoding", seen):
+            id = str(id)
             if operation == _DELETE:
-                fresh.pop(str(id), None)
-            elif form is not None and not (operation == _ADD and str(id) in fresh):
-                fresh[str(id)] = number
+                fresh.pop(id, None)
+                gone.add(id)
+                continue
+            is_there = id in fresh or (id not in gone and stored.vector(id) is not None)
+            # Chroma passes over an add of a row that there is, and over an update of one that there is not.
+            if form is not None and (operation == _UPSERT or is_there is (operation == _UPDATE)):
+                fresh[id] = number
         return fresh
 
     def _logged(self, number: int) -> npt.NDArray[np.float32]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -354,6 +357,71 @@ def test_a_collection_of_chroma_comes(session: sync.VectorDBSession, samples: Pa
         open_source("chroma", path, collection="none")
 
 
+def test_a_collection_of_older_releases_of_chroma_comes(
+    session: sync.VectorDBSession,
+    samples: Path,
+    peer_vectors: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their pickles hold an object of a class, and the last change that the index has seen is in there."""
+    shutil.copytree(samples / "peers" / "chroma", tmp_path / "chroma")
+    (path,) = tmp_path.glob("chroma/*/index_metadata.pickle")
+    name = "chromadb.segment.impl.vector.local_persistent_hnsw"
+    made = ModuleType(name)
+    persistent = type("PersistentData", (), {"__module__": name})
+    made.PersistentData = persistent  # type: ignore[attr-defined]
+    data = persistent()
+    data.__dict__.update(pickle.loads(path.read_bytes()), max_seq_id=122)
+    with monkeypatch.context() as patch:
+        for at in range(1, 6):
+            patch.setitem(sys.modules, name.rsplit(".", 5 - at)[0], made)
+        path.write_bytes(pickle.dumps(data))
+    database = sqlite3.connect(tmp_path / "chroma" / "chroma.sqlite3")
+    database.execute("DELETE FROM max_seq_id WHERE segment_id = ?", (path.parent.name,))
+    database.execute("DELETE FROM embeddings_queue WHERE seq_id <= 122")
+    database.commit()
+    database.close()
+    rows, _ = come(session, "chroma", tmp_path / "chroma", collection="big")
+    assert set(rows) == {f"b{n}" for n in range(60) if n not in (1, 55)}
+    assert rows["b2"] == ([2.0] * 8, {"n": 2, "u": 1})
+    assert rows["b7"] == (peer_vectors[7].tolist(), {"n": 7})
+
+
+def test_changes_that_chroma_has_only_in_its_log_are_applied(
+    session: sync.VectorDBSession, samples: Path, peer_vectors: np.ndarray, tmp_path: Path
+) -> None:
+    """Of metadata, too, where the metadata segment has not seen them."""
+    shutil.copytree(samples / "peers" / "chroma", tmp_path / "chroma")
+    database = sqlite3.connect(tmp_path / "chroma" / "chroma.sqlite3")
+    (topic,) = database.execute("SELECT topic FROM embeddings_queue WHERE seq_id = 125").fetchone()
+    vector = np.arange(8, dtype="<f4").tobytes()
+    changes = [
+        (0, "new", vector, '{"n": 1, "chroma:document": "text"}'),
+        (0, "b3", vector, '{"n": "ignored"}'),  # an add of a row that there is
+        (1, "b4", None, '{"n": null, "m": 5}'),
+        (1, "none", vector, '{"n": 1}'),  # an update of a row that there is not
+        (3, "b5", None, None),
+        (2, "b6", vector, '{"k": true}'),
+        (0, "gone", vector, "{}"),
+        (3, "gone", None, None),
+    ]
+    for operation, id, raw, metadata in changes:
+        row = (operation, topic, id, raw, "FLOAT32" if raw else None, metadata)
+        fields = "operation, topic, id, vector, encoding, metadata"
+        database.execute(f"INSERT INTO embeddings_queue({fields}) VALUES (?, ?, ?, ?, ?, ?)", row)
+    database.commit()
+    database.close()
+    rows, report = come(session, "chroma", tmp_path / "chroma", collection="big")
+    numbers = [float(n) for n in range(8)]
+    assert rows["new"] == (numbers, {"n": 1, "document": "text"})
+    assert rows["b3"] == (peer_vectors[3].tolist(), {"n": 3})
+    assert rows["b4"][1] == {"m": 5}
+    assert rows["b6"] == (numbers, {"n": 6, "k": True})
+    assert not {"none", "b5", "gone"} & set(rows)
+    assert (len(rows), report.deleted) == (58, 1)
+
+
 # ---- other databases: stores that their releases write now
 
 
@@ -384,10 +452,22 @@ def test_a_store_that_faiss_writes_comes(session: sync.VectorDBSession, tmp_path
     assert rows == {str(n + first): (vectors[n].tolist(), None) for n in range(700)}
 
 
+def test_lists_of_faiss_that_are_mostly_empty_come(session: sync.VectorDBSession, tmp_path: Path) -> None:
+    """FAISS then writes the sizes of the others alone."""
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    vectors = np.random.default_rng(2).standard_normal((700, 4)).astype(np.float32)
+    index = faiss.index_factory(4, "IVF16,Flat")
+    index.train(vectors)
+    index.add(vectors[:3])
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    assert b"ilar" in (tmp_path / "index.faiss").read_bytes()
+    assert b"sprs" in (tmp_path / "index.faiss").read_bytes()
+    rows, _ = come(session, "faiss", tmp_path / "index.faiss")
+    assert rows == {str(n): (vectors[n].tolist(), None) for n in range(3)}
+
+
 def test_a_store_that_sqlite_vec_writes_comes(session: sync.VectorDBSession, tmp_path: Path) -> None:
     sqlite_vec = pytest.importorskip("sqlite_vec", reason="sqlite_vec is not installed")
-    import sqlite3
-
     if not hasattr(sqlite3.Connection, "enable_load_extension"):
         pytest.skip("this Python's sqlite3 loads no extensions")
     database = sqlite3.connect(tmp_path / "v.db")
