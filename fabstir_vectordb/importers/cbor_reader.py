@@ -11,6 +11,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -36,8 +37,31 @@ _SIMPLE: Final[dict[int, Any]] = {20: False, 21: True, 22: None, 23: None}
 #: An array of 32 integers below 256 in their shortest form: an id.
 _ID: Final = re.compile(rb"\x98\x20((?:[\x00-\x17]|\x18[\x18-\xff]){32})", re.DOTALL)
 _LONG_BYTE: Final = re.compile(rb"\x18(.)", re.DOTALL)
+_FLOAT: Final = re.compile(rb"\xf9..|\xfa.{4}|\xfb.{8}", re.DOTALL)
 _FLOATS: Final[dict[int, np.dtype[Any]]] = {0xF9: np.dtype(">f2"), 0xFA: np.dtype(">f4"), 0xFB: np.dtype(">f8")}
 _FORMS: Final = {0xF9: struct.Struct(">e"), 0xFA: struct.Struct(">f"), 0xFB: struct.Struct(">d")}
+
+
+@lru_cache(maxsize=16)
+def _run_of_floats(n: int) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:\xf9..|\xfa.{4}|\xfb.{8}){%d}" % n, re.DOTALL)
+
+
+def _floats_of(raw: bytes, n: int) -> npt.NDArray[np.float32]:
+    """The numbers of a run of floats."""
+    first = _FLOATS[raw[0]]
+    if len(raw) == n * (1 + first.itemsize):
+        table = np.frombuffer(raw, np.uint8).reshape(n, 1 + first.itemsize)
+        if (table[:, 0] == raw[0]).all():
+            return np.asarray(np.ascontiguousarray(table[:, 1:]).view(first).reshape(n), dtype=np.float32)
+    items = _FLOAT.findall(raw)
+    sizes = np.fromiter(map(len, items), np.uint8, n)
+    numbers = np.empty(n, np.float32)
+    for type in _FLOATS.values():
+        size = 1 + type.itemsize
+        joined = b"".join([item[1:] for item in items if len(item) == size])
+        numbers[sizes == size] = np.frombuffer(joined, type)
+    return numbers
 
 
 class CborReader:
@@ -146,19 +170,13 @@ class CborReader:
         n = check_dim(self._count(ARRAY, 1), self._what)
         if self.at >= self._size:
             raise self.fail("it ends too early")
-        first = self._raw[self.at]
-        if first in _FLOATS:
-            type = _FLOATS[first]
-            step = 1 + type.itemsize
-            if n * step <= self._size - self.at:
-                table = np.frombuffer(self._raw, np.uint8, n * step, self.at).reshape(n, step)
-                if (table[:, 0] == first).all():
-                    self.at += n * step
-                    numbers: npt.NDArray[Any] = np.ascontiguousarray(table[:, 1:]).view(type).reshape(n)
-                    with np.errstate(over="ignore"):  # infinities are left out as rows, not refused as bytes
-                        return np.asarray(numbers, dtype=np.float32)
-        with np.errstate(over="ignore"):
-            return np.array([self._number() for _ in range(n)], dtype=np.float64).astype(np.float32)
+        # Almost every vector is a run of floats, of one width or of several: numpy converts them by width.
+        found = _run_of_floats(n).match(self._raw, self.at)
+        with np.errstate(over="ignore"):  # infinities are left out as rows, not refused as bytes
+            if found is None:
+                return np.array([self._number() for _ in range(n)], dtype=np.float64).astype(np.float32)
+            self.at = found.end()
+            return _floats_of(found[0], n)
 
     def _number(self) -> float:
         if self.at < self._size and (form := _FORMS.get(self._raw[self.at])) is not None:

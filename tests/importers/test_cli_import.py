@@ -164,7 +164,7 @@ def test_an_export_that_is_killed_leaves_the_target_as_it_was(run: Run, tmp_path
     needs_arrow(format)
     path = tmp_path / "many.jsonl"
     path.write_text(
-        "".join(json.dumps({"id": str(n), "vector": [n, 1.0]}) + "\n" for n in range(10_000)), encoding="utf-8"
+        "".join(json.dumps({"id": str(n), "vector": [n, 1.0]}) + "\n" for n in range(3_000)), encoding="utf-8"
     )
     assert run("import", path).code == 0
     folder = tmp_path / "out"
