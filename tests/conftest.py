@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +19,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTHONPYCACHEPREFIX" not in os.environ:
     os.environ["PYTHONPYCACHEPREFIX"] = compiled = tempfile.mkdtemp(prefix="fabstir-vectordb-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+
+#: Files whose tests run in one of several processes, as what they share takes long to make.
+TOGETHER = {
+    "tests/session/test_lazy.py",  # a version of many parts
+    "tests/test_benchmarks.py",  # sets and indexes, in one scratch folder
+    "tests/test_native_c.py",  # the compiled core
+    "tests/test_tidy.py",  # the parsed sources
+}
 
 # A failure here is a failure anywhere: no example depends on the clock, on chance or on an earlier run.
 # `pytest --hypothesis-profile=explore` looks at others.
@@ -31,6 +40,23 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every test of asynchronous code runs on both event loops, where it is not marked one_loop."""
     backend: str = request.param
     return backend
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file of TOGETHER in one process.
+
+    The mark xdist_group does not: xdist 3.8 writes the group into a test's id, and pytest 9.2 does not take it.
+    """
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", maxsplit=1)[0]
+            return file if file in TOGETHER else super()._split_scope(nodeid)
+
+    assert all((config.rootpath / file).is_file() for file in TOGETHER)
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

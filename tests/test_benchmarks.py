@@ -41,8 +41,6 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
 }
 NEEDS_PROC = {"bench_memory"}
 
-pytestmark = pytest.mark.xdist_group("benchmarks")  # one scratch folder for all
-
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]

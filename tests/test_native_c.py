@@ -31,8 +31,6 @@ FAST_KERNELS = ["-O2", "-g", "-fno-sanitize=all"]
 # No test comes near it, not on a machine that is many times slower or busier.
 TIMEOUT_S = 1_800
 
-pytestmark = pytest.mark.xdist_group("native")  # one process compiles the core
-
 
 @pytest.fixture(scope="session")
 def build() -> ModuleType:

@@ -31,8 +31,6 @@ HEADER = ROOT / "native" / "include" / "fabstir_vectordb.h"
 
 CLASS_LINES_MAX = 400
 
-pytestmark = pytest.mark.xdist_group("tidy")  # one process parses the sources
-
 #: The verbs of a session, as README and docs/reference.md show them.
 VERBS = {
     *("create", "from_parts", "destroy"),

@@ -35,7 +35,7 @@ from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.persist.version import PersistSettings
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("lazy")]  # one process makes the version
+pytestmark = pytest.mark.anyio
 
 SEED, DIM, ROWS, CHUNK = 20_261_124, 32, 6_000, 128
 START = 1_700_000_000.0
