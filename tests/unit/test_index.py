@@ -37,7 +37,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
             check_ef(bad)
     times: list[Any] = [np.float64(1.5), np.int32(2), None]
     batch = prepare_batch(["a", "b", "c"], BASE[:3], None, times, lambda: 9, None)
-    assert batch.timestamps.tolist() == [1_500_000, 2_000_000, 9]
+    assert batch.timestamps.tolist() == [1_500_000, 2_000_000, 9 + 2]
     batch = prepare_batch(["a", "b"], BASE[:2], None, np.array([3, -4]), lambda: 9, None)
     assert batch.timestamps.tolist() == [3_000_000, -4_000_000]
     for times in ([np.datetime64("NaT")], [np.float64("inf")], [2**80]):
@@ -48,7 +48,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_the_clock_is_read_at_most_once_and_only_for_rows() -> None:
     readings = iter([5])
     batch = prepare_batch(["a", "b", "c"], BASE[:3], None, [None, 1, None], lambda: next(readings), None)
-    assert batch.timestamps.tolist() == [5, 1_000_000, 5]
+    assert batch.timestamps.tolist() == [5, 1_000_000, 7]  # a microsecond more each, in the order of the call
     for times in (None, []):
         assert len(prepare_batch([], [], None, times, lambda: next(readings), None).timestamps) == 0
 
