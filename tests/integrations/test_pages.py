@@ -1,0 +1,29 @@
+"""Every Python block of the pages about frameworks runs, one after the other, as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
+#: Pages and the packages without which they are skipped.
+NEEDS = {"langchain": ["langchain_core"]}
+
+
+def test_every_page_is_run() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} == set(NEEDS)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_the_blocks_of_a_page_run(name: str, tmp_path: Path) -> None:
+    for package in NEEDS[name]:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks:
+        code = re.sub(r"file:///tmp/[\w-]+", tmp_path.as_uri(), block)
+        exec(compile(code, f"{name}.md", "exec"), names)
