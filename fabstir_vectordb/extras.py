@@ -17,6 +17,7 @@ __all__ = ["EXTRAS", "install_command", "pip_command"]
 EXTRAS: Final = {
     "arrow": ("pyarrow>=16",),
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
+    "haystack": ("haystack-ai>=3.0",),
     "langchain": ("langchain-core>=1.0",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),

@@ -44,13 +44,16 @@ class Reopened:
     def __init__(self, inner: SharedSession, lazily: bool) -> None:
         self._inner = inner
         self._lazily = lazily
+        self.calls = 0
         self.lazy_calls = 0
 
     def _reopening(self, operation: Operation[_T]) -> Operation[_T]:
         async def reopened(session: VectorDBSession) -> _T:
-            if (await session.get_stats()).dirty or (await session.get_stats()).last_cid is None:
+            stats = await session.get_stats()
+            if stats.dirty or stats.last_cid is None:
                 await session.save_to_s5()
             await session.load_user_vectors(lazy_load=self._lazily, become_whole=False)
+            self.calls += 1
             self.lazy_calls += isinstance(session._runtime.index, LazyIndex)
             return await operation(session)
 
@@ -77,9 +80,13 @@ class Hidden:
         return NO_FILLER if where is None else {"$and": [where, NO_FILLER]}
 
 
-def lazy_calls(store: Store) -> int:
-    """How many calls of a store found its index loaded lazily."""
-    return store._shared.lazy_calls if isinstance(store._shared, Reopened) else 0
+def check_mode(store: Store, mode: str) -> None:
+    """Checks that the calls of a store found its index as the mode says."""
+    shared = store._shared
+    if isinstance(shared, Reopened) and shared.calls:
+        assert (shared.lazy_calls > 0) is (mode == "lazy")
+    else:
+        assert mode == "memory" or isinstance(shared, Reopened)
 
 
 def settings(mode: str, folder: Path, dim: int, **others: Any) -> dict[str, Any]:
