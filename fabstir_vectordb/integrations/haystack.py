@@ -1,13 +1,12 @@
 """A Haystack document store (haystack-ai 3.x) over an encrypted index on S5, and its retriever.
 
-A row's metadata is ``{"id": …, "text": content, "metadata": meta, "moments": …}``, with ``blob``, ``sparse`` and
+A row's metadata is ``{"text": content, "metadata": meta, "moments": …}``, with ``blob``, ``sparse`` and
 ``score`` where the document has them. Haystack compares ISO dates in ``meta`` as moments, though they are strings:
 ``moments`` holds each of them once more as a datetime, under the same keys, so that a search compares them itself.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -18,6 +17,7 @@ from fabstir_vectordb.config import Given, SeedPhrase
 from fabstir_vectordb.errors import ConflictError
 from fabstir_vectordb.integrations import needing
 from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.metadata.filter_parse import ID
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import Row, SearchResult
@@ -34,7 +34,7 @@ with needing("haystack"):
 __all__ = ["FabstirDocumentStore", "FabstirEmbeddingRetriever"]
 
 #: Where a row keeps the fields of a document that filters may name.
-_PATHS: Final = {"id": "id", "content": "text", "meta": "metadata", "blob": "blob", "score": "score"}
+_PATHS: Final = {"id": ID, "content": "text", "meta": "metadata", "blob": "blob", "score": "score"}
 _CONFLICTS: Final = {
     DuplicatePolicy.NONE: "error",
     DuplicatePolicy.FAIL: "error",
@@ -42,7 +42,7 @@ _CONFLICTS: Final = {
     DuplicatePolicy.OVERWRITE: "replace",
 }
 _ORDERS: Final = {">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
-_NOTHING: Final[Mapping[str, Any]] = {"id": {"$in": []}}
+_NOTHING: Final[Mapping[str, Any]] = {ID: {"$in": []}}
 #: Names of environment variables, the same as those of the command line.
 _PHRASE_VARIABLE: Final = "FABSTIR_SEED_PHRASE"
 _TOKEN_VARIABLE: Final = "FABSTIR_PORTAL_TOKEN"
@@ -95,7 +95,6 @@ class FabstirDocumentStore(Store):
         del user_seed_phrase, portal_token  # what fails from here on has no bare secret in its traceback
         self._parameters = {**settings, "session_id": session_id, "load": load, "return_embedding": return_embedding}
         self._return_embedding = return_embedding
-        self._changes = asyncio.Lock()
         self._shared = SharedSession(given)
         if load:
             try:
@@ -156,8 +155,7 @@ class FabstirDocumentStore(Store):
             if not ids:
                 return 0
             try:
-                async with self._changes:
-                    result = await session.add_batch(ids, vectors, metadata, on_conflict=_CONFLICTS[policy])
+                result = await session.add_batch(ids, vectors, metadata, on_conflict=_CONFLICTS[policy])
             except ConflictError as error:
                 raise DuplicateDocumentError(error.message) from error
             return len(ids) if policy == DuplicatePolicy.OVERWRITE else result.added
@@ -232,19 +230,14 @@ class FabstirDocumentStore(Store):
         return await self.arun(self._update_by(filters, meta))
 
     def _update_by(self, filters: dict[str, Any], meta: dict[str, Any]) -> Operation[int]:
-        where, meta = self._some(filters), dict(meta)
+        where, update = self._some(filters), _described(meta)
+        # A value takes the place of the old one as a whole, also a dict, and its moments with it.
+        replaced = [f"{root}.{_quoted(name)}" for root in update for name in meta]
 
-        async def update(session: VectorDBSession) -> int:
-            async with self._changes:  # no write of this store comes between the reading and the change
-                changed = {}
-                async for row in session.scan(where):
-                    kept = _kept(row)
-                    changed[row.id] = {**kept, **_described({**(kept.get("metadata") or {}), **meta})}
-                if changed:
-                    await session.update_metadata(changed)
-            return len(changed)
+        async def change(session: VectorDBSession) -> int:
+            return (await session.update_by_metadata(where, update, merge="deep", remove=replaced)).matched_count
 
-        return update
+        return change
 
     # ---- documents out
 
@@ -629,7 +622,7 @@ def _resolved(secret: Any) -> Any:
 
 
 def _row(document: Document) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": document.id, "text": document.content, **_described(document.meta)}
+    row: dict[str, Any] = {"text": document.content, **_described(document.meta)}
     if document.blob is not None:
         blob = document.blob
         data = base64.b64encode(blob.data).decode("ascii")
@@ -775,20 +768,26 @@ def _quoted(key: str) -> str:
 
 def _any_of(path: str, moments: str | None, values: list[Any]) -> Mapping[str, Any]:
     """A filter that matches where a field equals one of the values; None also equals a missing field."""
+    if path == ID:  # a session refuses other types, which equal no id
+        return {ID: {"$in": [value for value in values if isinstance(value, str)]}}
     plain: list[Any] = []
     dates: list[datetime] = []
+    parts: list[Mapping[str, Any]] = []
     for value in values:
-        if isinstance(value, (list, tuple, dict, set)):
-            raise FilterError(
-                f"{shown(value)}: a field is compared with single values, not with a {type(value).__name__}"
-            )
+        if isinstance(value, (list, tuple)):
+            parts.append({path: value})
+            continue
+        if isinstance(value, (Mapping, set)):
+            kind = type(value).__name__
+            raise FilterError(f"a field is compared with values and lists, not with the {kind} {shown(value)}")
         moment = _moment(value) if moments is not None else None
         if moment is not None:  # `meta` may hold the string, another string for the moment, or a datetime
             dates.append(moment)
             plain.append(moment)
         if moment is None or not isinstance(value, datetime):
             plain.append(value)
-    parts: list[Mapping[str, Any]] = [{path: {"$in": plain}}] if plain else [_NOTHING]
+    if plain or not parts:
+        parts.append({path: {"$in": plain}})
     if dates and moments is not None:
         parts.append({moments: {"$in": dates}})
     if None in plain:
@@ -804,7 +803,7 @@ def _ordered(path: str, moments: str | None, operator: str, value: Any) -> Mappi
         if moment is None or moments is None:
             raise FilterError(f"{shown(value)} has no order here: compare numbers, or fields of meta with ISO dates")
         return {"$or": [{moments: {operator: moment}}, {path: {operator: moment}}]}
-    if isinstance(value, (bool, UUID, list, tuple, dict, set)):
+    if path == ID or isinstance(value, (bool, UUID, list, tuple, dict, set)):
         raise FilterError(f"{shown(value)} has no order: compare numbers or dates")
     if isinstance(value, date):
         return _ordered(path, moments, operator, datetime(value.year, value.month, value.day, tzinfo=UTC))

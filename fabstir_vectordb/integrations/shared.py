@@ -128,7 +128,11 @@ class SharedSession:
             target=_serve, args=(config, started), name="fabstir_vectordb.integrations", daemon=True
         )
         self._thread.start()
-        self._home = started.result()
+        try:
+            self._home = started.result()
+        except BaseException:
+            self._thread.join()
+            raise
         # Not at exit: by then the daemon thread may be gone.
         weakref.finalize(self, _end, self._home).atexit = False
 

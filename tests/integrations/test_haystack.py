@@ -234,7 +234,7 @@ def test_filters_agree_with_haystacks_own_evaluation(store: FabstirDocumentStore
         {"operator": "AND", "conditions": {"field": "x"}},
         {"operator": "AND", "conditions": ["x"]},
         {"field": "x", "operator": "~", "value": 1},
-        {"field": "x", "operator": "==", "value": [1]},
+        {"field": "x", "operator": "==", "value": {"a": 1}},
         {"field": "x", "operator": "in", "value": "abc"},
         {"field": "x", "operator": "<", "value": True},
         {"field": "x", "operator": "<", "value": "soon"},
@@ -247,6 +247,19 @@ def test_a_filter_that_is_not_understood_is_refused(store: FabstirDocumentStore,
         store.filter_documents(filters)
     with pytest.raises(FilterError):
         store.delete_by_filter(filters)
+
+
+def test_lists_are_compared_as_a_whole_and_by_their_values(store: FabstirDocumentStore) -> None:
+    store.write_documents([Document(id=str(n), meta={"tags": tags}) for n, tags in enumerate([["a", "b"], ["b"], []])])
+    assert found(store, "tags", "==", ["a", "b"]) == ["0"] and found(store, "tags", "==", []) == ["2"]
+    assert found(store, "tags", "in", [["b"], "a"]) == ["0", "1"] and found(store, "tags", "!=", "b") == ["2"]
+
+
+def test_an_update_replaces_a_field_as_a_whole(store: FabstirDocumentStore) -> None:
+    store.write_documents([Document(id="a", meta={"when": {"on": "2020-01-01", "by": "x"}, "kept": 1})])
+    assert store.update_by_filter({"field": "id", "operator": "==", "value": "a"}, {"when": {"at": "2021-01-01"}}) == 1
+    assert store.filter_documents()[0].meta == {"when": {"at": "2021-01-01"}, "kept": 1}
+    assert found(store, "when.on", ">", "2019-01-01") == [] and found(store, "when.at", ">", "2019-01-01") == ["a"]
 
 
 def test_changes_by_an_empty_filter_are_refused(store: FabstirDocumentStore) -> None:

@@ -17,7 +17,7 @@ from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 from modes import PHRASE, Hidden, anyio_backend, check_mode, reopen, settings  # noqa: F401
 
-from fabstir_vectordb import InvalidConfigError, InvalidInputError, SessionError
+from fabstir_vectordb import F, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.integrations.langchain import FabstirVectorStore
 
 DIM = 64
@@ -111,6 +111,8 @@ def texts(documents: list[Document]) -> list[str]:
         ({"$not": {"tags": "blue"}}, [0, 1, 4]),
         ({"n": {"$not": {"$lt": 4}}}, [4]),
         ({"text": "red rose"}, []),
+        ({"$id": {"$in": ["1", "3"]}, "n": {"$gt": 1}}, [3]),
+        ((F("n") >= 1) & ~(F("tags") == "blue") | (F.id == "0"), [0, 1, 4]),
         ({}, [0, 1, 2, 3, 4]),
     ],
 )

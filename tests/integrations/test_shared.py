@@ -216,7 +216,6 @@ def test_settings_are_checked_when_a_store_is_made() -> None:
         Plain(metric="near")
     with pytest.raises(InvalidConfigError):
         Plain(user_seed_phrase=" ".join(PHRASE.split()[::-1]))
-    time.sleep(0.05)
     assert own_threads() == before
 
 
