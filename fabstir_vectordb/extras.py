@@ -19,6 +19,7 @@ EXTRAS: Final = {
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
     "haystack": ("haystack-ai>=3.0",),
     "langchain": ("langchain-core>=1.0",),
+    "llama-index": ("llama-index-core>=0.14",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),

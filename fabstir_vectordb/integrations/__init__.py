@@ -1,6 +1,6 @@
 """Adapters for frameworks: each is a module of its own, which imports its framework and needs its extra.
 
-``haystack`` and ``langchain`` are stores for documents with text; ``shared`` is the session below them.
+``haystack``, ``langchain`` and ``llama_index`` are stores of documents; ``shared`` is the session below them.
 """
 
 from __future__ import annotations

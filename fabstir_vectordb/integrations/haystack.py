@@ -18,7 +18,7 @@ from fabstir_vectordb.errors import ConflictError
 from fabstir_vectordb.integrations import needing
 from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
 from fabstir_vectordb.metadata.filter_parse import ID
-from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.metadata.values import shown, step
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import Row, SearchResult
 
@@ -232,7 +232,7 @@ class FabstirDocumentStore(Store):
     def _update_by(self, filters: dict[str, Any], meta: dict[str, Any]) -> Operation[int]:
         where, update = self._some(filters), _described(meta)
         # A value takes the place of the old one as a whole, also a dict, and its moments with it.
-        replaced = [f"{root}.{_quoted(name)}" for root in update for name in meta]
+        replaced = [f"{root}.{step(name)}" for root in update for name in meta]
 
         async def change(session: VectorDBSession) -> int:
             return (await session.update_by_metadata(where, update, merge="deep", remove=replaced)).matched_count
@@ -758,12 +758,8 @@ def _paths(field: object) -> tuple[str, str | None]:
         root, steps = "meta", [root, *steps]  # a field of meta may be named without it
     if root not in _PATHS or (root == "meta" and not steps):
         raise FilterError(f"documents cannot be filtered by {field!r}: name a field of meta, or id, content or score")
-    path = ".".join([_PATHS[root], *map(_quoted, steps)])
-    return path, ".".join(["moments", *map(_quoted, steps)]) if root == "meta" else None
-
-
-def _quoted(key: str) -> str:
-    return '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    path = ".".join([_PATHS[root], *map(step, steps)])
+    return path, ".".join(["moments", *map(step, steps)]) if root == "meta" else None
 
 
 def _any_of(path: str, moments: str | None, values: list[Any]) -> Mapping[str, Any]:
