@@ -17,11 +17,13 @@ __all__ = ["EXTRAS", "install_command", "pip_command"]
 EXTRAS: Final = {
     "arrow": ("pyarrow>=16",),
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
+    "fastembed": ("fastembed>=0.7",),
     "haystack": ("haystack-ai>=3.0",),
     "langchain": ("langchain-core>=1.0",),
     "llama-index": ("llama-index-core>=0.14",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
+    "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
 }
 

@@ -9,7 +9,12 @@ import pytest
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
 #: Pages and the packages without which they are skipped.
-NEEDS = {"haystack": ["haystack"], "langchain": ["langchain_core"], "llama_index": ["llama_index.core"]}
+NEEDS: dict[str, list[str]] = {
+    "embedders": [],
+    "haystack": ["haystack"],
+    "langchain": ["langchain_core"],
+    "llama_index": ["llama_index.core"],
+}
 
 
 def test_every_page_is_run() -> None:

@@ -1,0 +1,161 @@
+"""The embedder over an endpoint, against endpoints that are slow, limit the rate, or answer nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fabstir_vectordb import InvalidConfigError
+from fabstir_vectordb.embedders import EmbeddingError, embed
+from fabstir_vectordb.embedders.openai_compatible import OpenAICompatibleEmbedder
+
+KEY = "sk-a-secret-key"
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def vectors_for(request: httpx.Request, dim: int = 2) -> list[dict[str, Any]]:
+    """A right answer's vectors, last first: the index counts, not the order."""
+    texts = json.loads(request.content)["input"]
+    return [{"index": n, "embedding": [len(texts[n]), *[0.5] * (dim - 1)]} for n in reversed(range(len(texts)))]
+
+
+def right(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"data": vectors_for(request), "model": "m"})
+
+
+class Endpoint:
+    """Answers with each of the given answers in turn, then with the last one for ever."""
+
+    def __init__(self, *answers: Answer | httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+        self.pauses: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, httpx.Response) else answer(request)
+
+    def embedder(self, **others: Any) -> OpenAICompatibleEmbedder:
+        return OpenAICompatibleEmbedder(
+            "http://127.0.0.1:1/v1",
+            "model",
+            transport=httpx.MockTransport(self),
+            sleep=self.pauses.append,
+            **{"dimension": 2, **others},
+        )
+
+
+def test_texts_become_vectors_in_their_order() -> None:
+    endpoint = Endpoint(right)
+    with endpoint.embedder(api_key=KEY, batch_size=2, dimension=None) as embedder:
+        vectors = embed(embedder, ["a", "bb", "ccc"])
+        assert vectors.tolist() == [[1, 0.5], [2, 0.5], [3, 0.5]] and vectors.dtype == np.float32
+        assert (embedder.name, embedder.dimension) == ("model", 2)
+    bodies = [json.loads(request.content) for request in endpoint.requests]
+    assert [body["input"] for body in bodies] == [["dimension"], ["a", "bb"], ["ccc"]]
+    assert str(endpoint.requests[0].url) == "http://127.0.0.1:1/v1/embeddings"
+    assert endpoint.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        httpx.ReadTimeout("slow"),
+        httpx.ConnectError("refused"),
+        httpx.RemoteProtocolError("cut"),
+        *[httpx.Response(status) for status in (408, 429, 500, 502, 503, 504)],
+    ],
+)
+def test_trouble_that_may_pass_is_tried_again(trouble: Any) -> None:
+    endpoint = Endpoint(trouble, trouble, right)
+    assert embed(endpoint.embedder(), ["a"]).tolist() == [[1, 0.5]]
+    assert endpoint.pauses == [0.5, 1.0]
+    endpoint = Endpoint(trouble)
+    with pytest.raises(EmbeddingError) as raised:
+        embed(endpoint.embedder(max_retries=2, api_key=KEY), ["a"])
+    assert raised.value.retryable and len(endpoint.requests) == 3
+    assert KEY not in str(raised.value) + repr(raised.value.details)
+
+
+@pytest.mark.parametrize(("said", "pause"), [("7", 7.0), ("1e9", 60.0), ("-5", 0.5), ("soon", 0.5), ("nan", 0.5)])
+def test_a_rate_limit_is_waited_for_up_to_a_minute(said: str, pause: float) -> None:
+    endpoint = Endpoint(httpx.Response(429, headers={"Retry-After": said}), right)
+    embed(endpoint.embedder(), ["a"])
+    assert endpoint.pauses == [pause]
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422])
+def test_a_refusal_is_not_tried_again(status: int) -> None:
+    answer = httpx.Response(status, headers={"Location": "http://127.0.0.1:2/v1/embeddings"}, text="no such model")
+    endpoint = Endpoint(answer)
+    with pytest.raises(EmbeddingError, match="no such model") as raised:
+        embed(endpoint.embedder(api_key=KEY), ["a"])
+    assert raised.value.details["status"] == status and not raised.value.retryable
+    assert [request.url.port for request in endpoint.requests] == [1] and not endpoint.pauses
+
+
+def raw(text: str) -> Answer:
+    return lambda request: httpx.Response(200, text=text)
+
+
+def data(change: Callable[[list[dict[str, Any]]], Any]) -> Answer:
+    return lambda request: httpx.Response(200, json={"data": change(vectors_for(request))})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raw("no JSON"),
+        raw("[" * 50_000),
+        raw("[]"),
+        raw("{}"),
+        raw('{"data": null}'),
+        raw('{"data": [1, 2]}'),
+        raw('{"data": [{"index": 0, "embedding": [NaN, 1]}, {"index": 1, "embedding": [1, 1]}]}'),
+        raw('{"data": [{"index": 0, "embedding": [1e999, 1]}, {"index": 1, "embedding": [1, 1]}]}'),
+        raw(" " * 1_000_000),
+        data(lambda found: found[:1]),
+        data(lambda found: [*found, found[0]]),
+        data(lambda found: [{**each, "index": 0} for each in found]),
+        data(lambda found: [{**each, "index": "0"} for each in found]),
+        data(lambda found: [{**each, "embedding": [1.0]} for each in found]),
+        data(lambda found: [{**each, "embedding": [1.0, 2.0, 3.0]} for each in found]),
+        data(lambda found: [{**each, "embedding": ["1", "2"]} for each in found]),
+        data(lambda found: [{**each, "embedding": [True, False]} for each in found]),
+        data(lambda found: [{**each, "embedding": "AAAA"} for each in found]),
+        data(lambda found: [{"index": each["index"]} for each in found]),
+    ],
+)
+def test_nonsense_is_a_typed_error_and_not_tried_again(answer: Answer) -> None:
+    endpoint = Endpoint(answer)
+    with pytest.raises(EmbeddingError, match=r"the endpoint http://127\.0\.0\.1:1/v1/ of 'model'"):
+        embed(endpoint.embedder(), ["a", "bb"])
+    assert len(endpoint.requests) == 1
+
+
+def test_an_index_may_be_missing() -> None:
+    answer = data(lambda found: [{"embedding": each["embedding"]} for each in reversed(found)])
+    assert embed(Endpoint(answer).embedder(), ["a", "bb"]).tolist() == [[1, 0.5], [2, 0.5]]
+
+
+def test_settings_are_checked_and_the_key_is_not_shown() -> None:
+    for wrong in (
+        {"base_url": "127.0.0.1"},
+        {"model": ""},
+        {"batch_size": 0},
+        {"max_retries": -1},
+        {"batch_size": True},
+    ):
+        with pytest.raises(InvalidConfigError):
+            OpenAICompatibleEmbedder(**{"base_url": "http://127.0.0.1/v1", "model": "m", **wrong})
+    with OpenAICompatibleEmbedder("http://me:secret@127.0.0.1/v1", "m", api_key=KEY) as embedder:
+        assert KEY not in repr(embedder) + repr(vars(embedder)) and "secret" not in repr(embedder)
