@@ -17,6 +17,7 @@ __all__ = ["EXTRAS", "install_command", "pip_command"]
 EXTRAS: Final = {
     "arrow": ("pyarrow>=16",),
     "cli": ("click>=8.1", "platformdirs>=4.2", "tqdm>=4.66"),
+    "dspy": ("dspy>=3",),
     "fastembed": ("fastembed>=0.7",),
     "haystack": ("haystack-ai>=3.0",),
     "langchain": ("langchain-core>=1.0",),
@@ -25,6 +26,7 @@ EXTRAS: Final = {
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
     "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
+    "vectordbbench": ("vectordb-bench>=2",),
 }
 
 

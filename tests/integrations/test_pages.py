@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
+# Some frameworks make folders for their logs where the tests run.
+os.environ.setdefault("LOG_FILE", str(Path(tempfile.gettempdir()) / "vectordb_bench" / "vectordb_bench.log"))
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
 #: Pages and the packages without which they are skipped.
 NEEDS: dict[str, list[str]] = {
+    "dspy": ["dspy"],
     "embedders": [],
     "haystack": ["haystack"],
     "langchain": ["langchain_core"],
     "llama_index": ["llama_index.core"],
+    "mteb": [],
+    "vectordbbench": ["vectordb_bench"],
 }
 
 

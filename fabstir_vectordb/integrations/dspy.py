@@ -1,0 +1,114 @@
+"""A DSPy retriever over an encrypted index on S5, whose rows have their text in the metadata, as ``{"text": …}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fabstir_vectordb.config import Given, VectorDBConfig
+from fabstir_vectordb.embedders import Embedder, aembed, embed
+from fabstir_vectordb.integrations import needing
+from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.session import VectorDBSession
+from fabstir_vectordb.types import SearchResults
+
+with needing("dspy"):
+    import dspy
+
+__all__ = ["FabstirRetriever"]
+
+
+class FabstirRetriever(Store, dspy.Retrieve):
+    """Retrieves passages: call it with a query, or await `acall`. It serves any thread and any event loop.
+
+    Args:
+        embedder: embeds queries, and the passages of `add_passages`.
+        config: a VectorDBConfig, or a mapping of settings.
+        k: how many passages.
+        filter: which rows, as in SearchOptions; None for all.
+        **settings: single settings, as of VectorDBConfig.
+
+    Raises:
+        InvalidConfigError: a setting is missing, unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        config: VectorDBConfig | Mapping[str, Any] | None = None,
+        *,
+        k: int = 3,
+        filter: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        given = Given(config, settings)
+        del config, settings  # what fails from here on has no bare secret in its traceback
+        super().__init__(k=k)
+        self._embedder = embedder
+        self._filter = filter
+        self._shared = SharedSession(given)
+
+    def add_passages(self, passages: Mapping[str, str], *, on_conflict: str = "replace") -> None:
+        """Embeds passages and adds them: all or nothing.
+
+        Args:
+            passages: texts by id.
+            on_conflict: for ids that are there already: ``replace``, ``error`` or ``skip``.
+
+        Raises:
+            EmbeddingError, InvalidInputError, ConflictError: nothing was added.
+        """
+        texts = list(passages.values())
+        vectors = embed(self._embedder, texts)
+        if texts:
+            metadata = [{"text": text} for text in texts]
+            self.run(lambda session: session.add_batch(list(passages), vectors, metadata, on_conflict=on_conflict))
+
+    def forward(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
+        """The passages nearest to a query.
+
+        Args:
+            query: the query.
+            k: how many; None for the retriever's setting.
+            **options: fields of SearchOptions, as ``threshold`` or ``filter``.
+
+        Returns:
+            A Prediction with ``passages``, ``ids``, ``scores`` in [0, 1] and ``metadata``, nearest first.
+
+        Raises:
+            EmbeddingError, InvalidInputError: the query could not be embedded, or an argument is refused.
+        """
+        [vector] = embed(self._embedder, [_text(query)])
+        return _prediction(self.run(self._search(vector, k, options)))
+
+    async def acall(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
+        """As a call, awaited."""
+        [vector] = await aembed(self._embedder, [_text(query)])
+        return _prediction(await self.arun(self._search(vector, k, options)))
+
+    aforward = acall
+
+    def _search(self, vector: Any, k: int | None, options: Mapping[str, Any]) -> Operation[SearchResults]:
+        fields: dict[str, Any] = {"filter": self._filter, **options}
+
+        async def search(session: VectorDBSession) -> SearchResults:
+            return await session.search(vector, self.k if k is None else k, **fields)
+
+        return search
+
+
+def _text(query: object) -> str:
+    if not isinstance(query, str):
+        raise ValueError(f"the query must be a text, got {shown(query)}")
+    return query
+
+
+def _prediction(hits: SearchResults) -> dspy.Prediction:
+    metadata = [hit.metadata if isinstance(hit.metadata, Mapping) else {} for hit in hits]
+    return dspy.Prediction(
+        passages=[kept.get("text") or "" for kept in metadata],
+        ids=[hit.id for hit in hits],
+        scores=[hit.score for hit in hits],
+        metadata=metadata,
+    )
