@@ -26,6 +26,7 @@ EXTRAS: Final = {
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
     "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
+    "txtai": ("txtai>=9",),
     "vectordbbench": ("vectordb-bench>=2",),
 }
 

@@ -24,8 +24,12 @@ NEEDS: dict[str, list[str]] = {
 }
 
 
+#: A page whose example needs a model from the network; `test_txtai.py` shows the same without one.
+NOT_RUN = {"txtai"}
+
+
 def test_every_page_is_run() -> None:
-    assert {page.stem for page in PAGES.glob("*.md")} == set(NEEDS)
+    assert {page.stem for page in PAGES.glob("*.md")} == set(NEEDS) | NOT_RUN
 
 
 @pytest.mark.parametrize("name", NEEDS)
