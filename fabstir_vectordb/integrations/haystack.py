@@ -270,7 +270,7 @@ class FabstirDocumentStore(Store):
             filters: Haystack's filters; None or an empty dict for all documents.
 
         Returns:
-            The documents; once an index was saved, near documents are near each other.
+            The documents, in the order in which they were written.
 
         Raises:
             FilterError: the filters are not understood.

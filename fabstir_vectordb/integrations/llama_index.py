@@ -176,7 +176,7 @@ class FabstirVectorStore(Store, BasePydanticVectorStore):
             filters: filters; None for any node.
 
         Returns:
-            The nodes, in the order of `node_ids` where there are some.
+            The nodes, in the order of `node_ids` where there are some, else in that of insertion.
 
         Raises:
             ValueError: the filters are not understood.

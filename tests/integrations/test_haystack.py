@@ -35,9 +35,9 @@ class HiddenStore(Hidden, FabstirDocumentStore):
     """The store of the suites."""
 
 
-def by_id(documents: list[Document]) -> list[dict[str, Any]]:
-    """Documents in the order of their ids, without what is not kept bit for bit: embeddings are float32."""
-    return [{**each.to_dict(), "embedding": None} for each in sorted(documents, key=lambda each: each.id)]
+def without_embedding(documents: list[Document]) -> list[dict[str, Any]]:
+    """Documents without what is not kept bit for bit: embeddings are float32."""
+    return [{**each.to_dict(), "embedding": None} for each in documents]
 
 
 class Suite(
@@ -73,8 +73,8 @@ class Suite(
 
     @staticmethod
     def assert_documents_are_equal(received: list[Document], expected: list[Document]) -> None:
-        """A save puts near rows side by side, and embeddings are float32."""
-        assert by_id(received) == by_id(expected)
+        """Documents come in the order in which they were written; embeddings are float32."""
+        assert without_embedding(received) == without_embedding(expected)
         vectors = {each.id: each.embedding for each in expected}
         for document in received:
             vector = vectors[document.id]
