@@ -42,6 +42,7 @@ from fabstir_vectordb._native.constants import (
     PART_IDS,
     PART_LISTS,
     PART_LISTS_HEAD,
+    PART_SECOND_LISTS,
     PART_TIMESTAMPS,
     PART_TOMBSTONES,
     PART_VECTORLESS,
@@ -81,6 +82,7 @@ __all__ = [
     "PART_IDS",
     "PART_LISTS",
     "PART_LISTS_HEAD",
+    "PART_SECOND_LISTS",
     "PART_TIMESTAMPS",
     "PART_TOMBSTONES",
     "PART_VECTORLESS",
@@ -262,6 +264,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         lists: int = 0,
         has_codes: bool,
         has_vectorless: bool = False,
+        has_seconds: bool = False,
         hash_seed: int = 0,
     ) -> NativeIndex:
         """An index to be loaded: it accepts `load_part` for each part, then `load_end` or `load_lazy`, and no other.
@@ -276,6 +279,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
             lists: number of lists.
             has_codes: whether there are parts of codes and a head of the graph.
             has_vectorless: whether there are rows without a vector.
+            has_seconds: whether there is a part of second lists.
 
         Raises:
             InvalidInputError: a setting is out of range.
@@ -294,6 +298,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
                 "rows_per_group": rows_per_group,
                 "has_codes": has_codes,
                 "has_vectorless": has_vectorless,
+                "has_seconds": has_seconds,
             },
         )
         call(lib.fvdb_load_begin, config, load, out)

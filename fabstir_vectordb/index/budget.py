@@ -197,12 +197,12 @@ class Forecast:
 
     def migrate(self, n: int) -> int:
         """Scratch bytes while n rows move to lists, which grow by an eighth at a time."""
-        return _MOVED_BYTES * n + self._on_lists // 2 + self.counts.rows // 8
+        return _MOVED_BYTES * n + self._on_lists * 5 // 4 + self.counts.rows // 8
 
     def arrange(self) -> int:
         """Scratch bytes while rows get a new order."""
         return self._work(WORK_REORDER, self.counts.rows, self.counts.graph_rows, self.counts.id_bytes)
 
 
-#: Bytes of a row that moves: its slot, list and error, and its place on the list.
-_MOVED_BYTES: Final = 20
+#: Bytes of a row that moves: its slot, lists and error, and its places on both lists.
+_MOVED_BYTES: Final = 28

@@ -16,6 +16,7 @@ from fabstir_vectordb._native.handle import (
     PART_IDS,
     PART_LISTS,
     PART_LISTS_HEAD,
+    PART_SECOND_LISTS,
     PART_TIMESTAMPS,
     PART_TOMBSTONES,
     PART_VECTORLESS,
@@ -35,6 +36,7 @@ __all__ = [
     "IDS",
     "LISTS",
     "LISTS_HEAD",
+    "SECOND_LISTS",
     "TIMESTAMPS",
     "TOMBSTONES",
     "VECTORLESS",
@@ -59,6 +61,7 @@ GRAPH_HEAD: Final = PART_GRAPH_HEAD
 LISTS: Final = PART_LISTS
 LISTS_HEAD: Final = PART_LISTS_HEAD
 VECTORLESS: Final = PART_VECTORLESS
+SECOND_LISTS: Final = PART_SECOND_LISTS
 
 # Kinds of parts that are no native parts; native kinds start at 1.
 DOCUMENTS: Final = 0

@@ -13,7 +13,16 @@ from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
-from fabstir_vectordb.index.contents import CHANGES, CODES, DOCUMENTS, EXPIRIES, VECTORLESS, VECTORS, PartKey
+from fabstir_vectordb.index.contents import (
+    CHANGES,
+    CODES,
+    DOCUMENTS,
+    EXPIRIES,
+    SECOND_LISTS,
+    VECTORLESS,
+    VECTORS,
+    PartKey,
+)
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
 from fabstir_vectordb.persist.manifest import Manifest
@@ -426,6 +435,7 @@ def begin_load(manifest: Manifest, settings: PersistSettings) -> NativeIndex | N
             lists=manifest.lists,
             has_codes=CODES in kinds,
             has_vectorless=VECTORLESS in kinds,
+            has_seconds=SECOND_LISTS in kinds,
             rows_per_part=manifest.layout.rows_per_part,
             rows_per_group=manifest.layout.rows_per_group,
         )

@@ -24,6 +24,7 @@ from fabstir_vectordb.index.contents import (
     IDS,
     LISTS,
     LISTS_HEAD,
+    SECOND_LISTS,
     TIMESTAMPS,
     TOMBSTONES,
     VECTORLESS,
@@ -55,8 +56,10 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 1
-"""Draft of format 0 that is written. Drafts 0 (manifests without the key) and 1 are read; a later one is refused."""
+DRAFT = 2
+"""Newest draft of format 0. A version is written in the oldest draft that has all it needs, so that older releases can
+open it: in draft 1 without second lists. Drafts 0 (manifests without the key) to 2 are read; a later one is refused."""
+_DRAFT_OF_SECOND_LISTS = 2
 MANIFEST_BYTES_MAX = 1024 * 1024
 """Most bytes of a manifest; 900 parts take about 70 KB."""
 
@@ -115,7 +118,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return cbor.encode(
         {
             "version": FORMAT_VERSION,
-            "draft": DRAFT,
+            "draft": _DRAFT_OF_SECOND_LISTS if _has_second_lists(manifest.parts) else 1,
             "config": {
                 "dim": manifest.dim,
                 "metric": manifest.metric,
@@ -197,6 +200,8 @@ def decode_manifest(raw: bytes) -> Manifest:
     if dim == 0 and rows:
         raise _broken("it has rows but no dimension")
     parts = _decode_parts(top["parts"])
+    if draft < _DRAFT_OF_SECOND_LISTS and _has_second_lists(parts):
+        raise _broken(f"it has second lists, which draft {draft} does not know")
     superseded = _integer(top, "superseded", 0, 2**63 - 1) if draft else _superseded_of_draft_0(parts, rows, live)
     if rows > live and not superseded:
         raise _broken("it has tombstones, and says that nothing is superseded")
@@ -271,6 +276,9 @@ def _expected(manifest: Manifest, kinds: Collection[int]) -> dict[int, range]:
         expected[GRAPH] = range(first, len(_numbers(manifest.stored_rows, layout.rows_per_group)))
     if manifest.lists:
         expected |= {LISTS: once, LISTS_HEAD: once}
+        # The native reader checks whether there are second lists.
+        if SECOND_LISTS in kinds:
+            expected[SECOND_LISTS] = once
     if VECTORLESS in kinds if manifest.with_vector is None else manifest.with_vector < rows:
         expected[VECTORLESS] = once
     return expected
@@ -306,6 +314,10 @@ _TOP_KEYS = frozenset(
 )
 _NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector", "bits_serve"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
+
+
+def _has_second_lists(parts: Sequence[PartRecord]) -> bool:
+    return any(split_name(part.name)[0] == SECOND_LISTS for part in parts)
 
 
 def _superseded_of_draft_0(parts: Sequence[PartRecord], rows: int, live: int) -> int:

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 4
+#define FVDB_ABI_VERSION 5
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -486,12 +486,13 @@ fvdb_status fvdb_text_segments(const uint8_t *text, uint64_t n, uint32_t capacit
 #define FVDB_PART_BIT_CODES 2 /* a bit a dimension, for lazy loads; from 1,024 rows with a vector on */
 #define FVDB_PART_IDS 3
 #define FVDB_PART_TIMESTAMPS 4
-#define FVDB_PART_TOMBSTONES 5  /* always one part over all rows */
-#define FVDB_PART_GRAPH 6       /* present only once there is a graph; those with rows of it */
-#define FVDB_PART_GRAPH_HEAD 7  /* one part: entry point, code parameters; from 1,024 rows with a vector on */
-#define FVDB_PART_LISTS 8       /* one part: which row is on which list; present only with lists */
-#define FVDB_PART_LISTS_HEAD 9  /* one part: centroids and what was measured of them; present only with lists */
-#define FVDB_PART_VECTORLESS 10 /* one part over all rows: which have no vector; present only with such rows */
+#define FVDB_PART_TOMBSTONES 5    /* always one part over all rows */
+#define FVDB_PART_GRAPH 6         /* present only once there is a graph; those with rows of it */
+#define FVDB_PART_GRAPH_HEAD 7    /* one part: entry point, code parameters; from 1,024 rows with a vector on */
+#define FVDB_PART_LISTS 8         /* one part: which row is on which list; present only with lists */
+#define FVDB_PART_LISTS_HEAD 9    /* one part: centroids and what was measured of them; present only with lists */
+#define FVDB_PART_VECTORLESS 10   /* one part over all rows: which have no vector; present only with such rows */
+#define FVDB_PART_SECOND_LISTS 11 /* one part: rows' second lists; present where they pay */
 
 typedef struct fvdb_part {
     uint32_t kind; /* FVDB_PART_* */
@@ -533,6 +534,7 @@ typedef struct fvdb_load {
     uint32_t rows_per_part, rows_per_group;
     uint32_t has_codes;      /* 1: there are parts of codes and a head of the graph */
     uint32_t has_vectorless; /* 1: there are rows without a vector */
+    uint32_t has_seconds;    /* 1: there is a part of second lists */
 } fvdb_load;
 
 /* Loading: fvdb_load_begin on a config makes an index in the state loading.  Parts come in any order, also from several

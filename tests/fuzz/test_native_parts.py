@@ -8,6 +8,7 @@ very bytes it came from.
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -22,7 +23,7 @@ from fabstir_vectordb._native.handle import NO_SLOT, NativeIndex, pack_ids
 DIM, M, ROWS = 3, 4, 1030  # the graph begins at 1,024 rows
 LAYOUT = 256, 512
 HYBRID_ROWS, SETTLED = 1800, 700
-VECTORS, CODES, GRAPH, HEAD, LISTS_HEAD = 1, 2, 6, 7, 9
+VECTORS, CODES, GRAPH, HEAD, LISTS, LISTS_HEAD, SECOND_LISTS = 1, 2, 6, 7, 8, 9, 11
 FIRST_KINDS = {CODES, 3, 4, 5, HEAD}
 Parts = dict[tuple[int, int], bytes]
 
@@ -43,7 +44,16 @@ def hybrid_parts(metric: str) -> Parts:
     parts = written(index)
     assert index.stats().moved == 200
     index.close()
-    return parts
+    return with_second_lists(parts)
+
+
+def with_second_lists(parts: Parts) -> Parts:
+    """Two in three of the rows on lists are also on the next one: training keeps no second lists on such rows."""
+    lists, head = parts[LISTS, 0], parts[LISTS_HEAD, 0]
+    numbers = bytes(0 if not number or row % 3 == 0 else number % 56 + 1 for row, number in enumerate(lists[40:]))
+    second = lists[:6] + SECOND_LISTS.to_bytes(2, "little") + lists[8:40] + numbers
+    limit = struct.pack("<f", 2.0)
+    return {**parts, (LISTS_HEAD, 0): head[:52] + limit + head[56:], (SECOND_LISTS, 0): second}
 
 
 @cache
@@ -83,6 +93,7 @@ def load(parts: Parts, rows: int, metric: str, memory: str = "default") -> Nativ
         rows_per_group=LAYOUT[1],
         has_codes=rows >= 1024,
         lists=56 if hybrid else 0,
+        has_seconds=any(kind == SECOND_LISTS for kind, _ in parts),
     )
     try:
         for raw in parts.values():
@@ -109,6 +120,7 @@ def load_lazily(parts: Parts, rows: int, metric: str) -> NativeIndex:
         rows_per_group=LAYOUT[1],
         has_codes=rows >= 1024,
         lists=56 if hybrid else 0,
+        has_seconds=any(kind == SECOND_LISTS for kind, _ in parts),
     )
     try:
         for (kind, _), raw in parts.items():

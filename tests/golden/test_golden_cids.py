@@ -19,7 +19,7 @@ import anyio
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "session"))
-from saving import START_US, Objects, add_rows, rows, session_on
+from saving import START_US, Objects, add_rows, rows, rows_on_topics, session_on
 
 from fabstir_vectordb import VectorDBSession, VectorInput
 
@@ -60,6 +60,11 @@ async def versions(directory: Path) -> AsyncIterator[tuple[str, dict[str, Any]]]
             await session.delete_by_metadata({"n": {"$lt": 200}})
             await session.vacuum()
             yield f"{metric}, vacuumed", await save(session, directory, metric)
+    async with await session_on(uri, index_name="topics", clock=lambda: NOW_S) as session:
+        vectors, times = rows_on_topics(2_500, 24), [START_US / 1e6] * 2_500
+        await session.add_batch([f"{i}" for i in range(2_500)], vectors, timestamps=times)
+        await session.optimize()
+        yield "two lists a row", await save(session, directory, "topics")
     async with await session_on(uri, index_name="small", clock=lambda: NOW_S) as session:
         yield "empty", await save(session, directory, "small")
         await session.add_vectors([VectorInput("bare", None, {"kind": "note"}, timestamp=NOW_S)])

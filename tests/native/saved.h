@@ -12,7 +12,7 @@ typedef struct saved {
     uint8_t *bytes[PARTS_MAX];
     uint64_t size[PARTS_MAX];
     uint32_t kinds[PARTS_MAX];
-    uint32_t rows, graph_rows, lists, has_codes, has_vectorless;
+    uint32_t rows, graph_rows, lists, has_codes, has_vectorless, has_seconds;
     fvdb_config config;
 } saved;
 
@@ -29,13 +29,15 @@ static inline void save(fvdb_index *index, saved *out) {
         out->kinds[i] = parts[i].kind;
         out->has_codes |= parts[i].kind == FVDB_PART_BIT_CODES;
         out->has_vectorless |= parts[i].kind == FVDB_PART_VECTORLESS;
+        out->has_seconds |= parts[i].kind == FVDB_PART_SECOND_LISTS;
         CHECK(fvdb_part_write(index, PER_PART, PER_GROUP, parts[i].kind, parts[i].number, out->bytes[i], parts[i].size,
                               &out->size[i], NULL) == FVDB_OK);
     }
 }
 
 static inline fvdb_load what_to_load(const saved *s) {
-    return (fvdb_load){s->rows, s->graph_rows, s->rows, s->lists, PER_PART, PER_GROUP, s->has_codes, s->has_vectorless};
+    return (fvdb_load){s->rows,   s->graph_rows, s->rows,           s->lists,      PER_PART,
+                       PER_GROUP, s->has_codes,  s->has_vectorless, s->has_seconds};
 }
 
 static inline void free_saved(saved *s) {

@@ -4,6 +4,8 @@
 #include "format/format.h"
 #include "index/index.h"
 
+#include <math.h>
+
 enum { DIM = 24, K = 10, PER_PART = 1000, PER_GROUP = 2000 };
 #define SECOND INT64_C(1000000)
 #define THEN (1700000000 * SECOND)
@@ -39,6 +41,21 @@ static fvdb_status move_all(fvdb_index *index, int64_t cutoff, uint32_t step, ui
     return FVDB_OK;
 }
 
+/* Trains, and wants second lists whether or not they pay on these rows. */
+static fvdb_status train(fvdb_index *index, int64_t cutoff) {
+    const uint32_t n = index->store.n;
+    uint32_t *slots = malloc(n * sizeof *slots);
+    thread_pool *pool;
+    for (uint32_t i = 0; i < n; i++) slots[i] = i;
+    const fvdb_status status = fvdb_train(index, cutoff, NULL, NULL);
+    CHECK(thread_pool_start(1, &pool, NULL) == FVDB_OK);
+    if (status == FVDB_OK)
+        CHECK(ivf_train_seconds(&index->lists.centroids, &index->store, slots, n, pool, NULL) == FVDB_OK);
+    thread_pool_stop(pool);
+    free(slots);
+    return status;
+}
+
 static void vacuum(fvdb_index *index) {
     uint32_t rows = index->store.n, *map = malloc((rows + 1) * sizeof *map);
     uint8_t **ids = malloc((rows + 1) * sizeof *ids);
@@ -70,6 +87,33 @@ static void delete_rows(fvdb_index *index, uint32_t first, uint32_t end, uint32_
     }
 }
 
+/* Second lists: ascending, of rows that are on another first; copies of codes of those that a vacuum put in front. */
+static void check_seconds(const fvdb_index *index) {
+    const ivf *lists = &index->lists;
+    const store *s = &index->store;
+    const uint32_t nlist = lists->centroids.nlist, *starts = lists->copies.starts;
+    uint32_t *first = malloc((s->n + 1) * sizeof *first), *second = malloc((s->n + 1) * sizeof *second), n = 0;
+    if (nlist) ivf_places_of(lists, s->n, &(ivf_places){.lists = first, .seconds = second});
+    for (uint32_t list = 0; list < nlist; list++) {
+        const ivf_list *l = &lists->seconds[list];
+        uint32_t settled = 0;
+        for (uint32_t i = 0; i < l->n; i++, n++) {
+            CHECK(i == 0 || l->slots[i] > l->slots[i - 1]);
+            CHECK(ivf_has(lists, l->slots[i]) && second[l->slots[i]] == list);
+            CHECK(l->firsts[i] == first[l->slots[i]] && l->firsts[i] != list);
+            settled += l->slots[i] < index->graph.first;
+        }
+        if (!starts) continue;
+        CHECK(starts[list + 1] - starts[list] == settled);
+        for (uint32_t i = 0; i < settled; i++)
+            CHECK(memcmp(lists->copies.codes.base + (size_t)(starts[list] + i) * s->code_bytes,
+                         store_code(s, l->slots[i]), s->code_bytes) == 0);
+    }
+    CHECK(n == lists->n_second && n <= lists->n && (!starts || store_walks_by(s) == WALK_BY_CODE));
+    free(first);
+    free(second);
+}
+
 /* Every live row on one side; lists ascending; what is in front is historical, list by list. */
 static void check_sides(const fvdb_index *index) {
     const ivf *lists = &index->lists;
@@ -89,6 +133,7 @@ static void check_sides(const fvdb_index *index) {
     for (uint32_t slot = 0; slot < index->graph.first; slot++) CHECK(on[slot]);
     uint32_t recent = s->n - index->graph.first;
     CHECK(hnsw_rows(&index->graph) == (recent >= 1024 ? recent : 0));
+    check_seconds(index);
     free(on);
 }
 
@@ -172,7 +217,7 @@ static void test_an_index_grows_old(void) {
             uint32_t plan, moved;
             add(index, N, 0, 5);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_GRAPH);
-            CHECK(fvdb_train(index, THEN + N / 2 * SECOND, NULL, NULL) == FVDB_OK);
+            CHECK(train(index, THEN + N / 2 * SECOND) == FVDB_OK);
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_GRAPH);
             CHECK(move_all(index, THEN + N / 2 * SECOND, 700, &moved) == FVDB_OK && moved == N / 2);
             check_sides(index);
@@ -180,6 +225,8 @@ static void test_an_index_grows_old(void) {
             vacuum(index);
             check_sides(index);
             CHECK(index->graph.first == N / 2 && hnsw_rows(&index->graph) == N - N / 2);
+            CHECK(index->lists.n_second > N / 4 && index->lists.n_second < N / 2);
+            CHECK(!index->lists.copies.starts == (memory == FVDB_MEMORY_COMPACT));
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
             add(index, 500, N, 6);
             delete_rows(index, 0, N, 3);
@@ -216,7 +263,7 @@ static void test_filters_keep_their_promise(void) {
     fvdb_index *index = new_index((index_setting){FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 1});
     uint32_t moved, plan;
     add(index, N, 0, 3);
-    CHECK(fvdb_train(index, THEN + 4000 * SECOND, NULL, NULL) == FVDB_OK);
+    CHECK(train(index, THEN + 4000 * SECOND) == FVDB_OK);
     CHECK(move_all(index, THEN + 4000 * SECOND, 1000, &moved) == FVDB_OK);
     for (uint32_t round = 0; round < 2; round++) {
         for (uint32_t share = 2; share <= 2000; share *= 3) {
@@ -247,9 +294,10 @@ static void test_equal_rows_and_empty_lists(void) {
         CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
         uint32_t moved, slots[20], count, plan;
         double distances[20];
-        CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+        CHECK(train(index, INT64_MAX) == FVDB_OK);
         CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
         check_sides(index);
+        CHECK(index->lists.n_second <= N * 3 / 4);
         fvdb_search_params params = {.k = 20};
         CHECK(search(index, t.vectors, 1, params, NULL, 0, slots, distances, &count, &plan) == FVDB_OK);
         CHECK(count == 20 && (metric == FVDB_METRIC_DOT || distances[19] < 1e-9));
@@ -266,7 +314,7 @@ static void test_huge_values_do_no_harm(void) {
     CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
     uint32_t moved, slots[20], count, plan;
     double distances[20];
-    CHECK(fvdb_train(index, INT64_MAX, NULL, NULL) == FVDB_OK);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
     CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
     check_sides(index);
     fvdb_search_params params = {.k = 20};
@@ -310,15 +358,28 @@ static void free_bytes(bytes *b) {
     for (uint32_t i = 0; i < b->n; i++) free(b->raw[i]);
 }
 
-static fvdb_index *load(fvdb_index *index, const bytes *b) {
+static uint8_t *part_of(const bytes *b, uint32_t kind) {
+    for (uint32_t i = 0; i < b->n; i++)
+        if (b->parts[i].kind == kind) return b->raw[i];
+    return NULL;
+}
+
+/* Without the part of second lists if `seconds` is 0. */
+static fvdb_status try_load(fvdb_index *index, const bytes *b, uint32_t seconds, fvdb_index **loaded, fvdb_diag *diag) {
     fvdb_stats stats;
-    fvdb_index *loaded = NULL;
     fvdb_get_stats(index, &stats, NULL);
-    const fvdb_load load = {stats.rows, stats.graph_rows, stats.rows,         stats.lists,
-                            PER_PART,   PER_GROUP,        stats.rows >= 1024, 0};
-    CHECK(fvdb_load_begin(&index->config, &load, &loaded, NULL) == FVDB_OK);
-    for (uint32_t i = b->n; i-- > 0;) CHECK(fvdb_load_part(loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
-    CHECK(fvdb_load_end(loaded, NULL, 0, NULL, NULL) == FVDB_OK);
+    const fvdb_load load = {stats.rows, stats.graph_rows,   stats.rows, stats.lists, PER_PART,
+                            PER_GROUP,  stats.rows >= 1024, 0,          seconds};
+    CHECK(fvdb_load_begin(&index->config, &load, loaded, NULL) == FVDB_OK);
+    for (uint32_t i = b->n; i-- > 0;)
+        if (seconds || b->parts[i].kind != FVDB_PART_SECOND_LISTS)
+            CHECK(fvdb_load_part(*loaded, b->raw[i], b->parts[i].size, NULL) == FVDB_OK);
+    return fvdb_load_end(*loaded, NULL, 0, NULL, diag);
+}
+
+static fvdb_index *load(fvdb_index *index, const bytes *b) {
+    fvdb_index *loaded = NULL;
+    CHECK(try_load(index, b, part_of(b, FVDB_PART_SECOND_LISTS) != NULL, &loaded, NULL) == FVDB_OK);
     return loaded;
 }
 
@@ -327,7 +388,7 @@ static uint32_t life(index_setting s, bytes *out) {
     fvdb_index *index = new_index(s);
     uint32_t moved, n = 0;
     add(index, 3000, 0, 5);
-    CHECK(fvdb_train(index, THEN + 1500 * SECOND, NULL, NULL) == FVDB_OK);
+    CHECK(train(index, THEN + 1500 * SECOND) == FVDB_OK);
     CHECK(move_all(index, THEN + 1500 * SECOND, 400, &moved) == FVDB_OK);
     delete_rows(index, 0, 3000, 7);
     out[n++] = save(index);
@@ -367,6 +428,147 @@ static void test_threads_and_loads_change_nothing(void) {
             }
         }
     }
+}
+
+/* ---- second lists ---- */
+
+static double product(const float *a, const float *b) {
+    double sum = 0;
+    for (uint32_t d = 0; d < DIM; d++) sum += (double)a[d] * (double)b[d];
+    return sum;
+}
+
+/* What SOAR says it costs to have x on the list of `other` beside that of `first`. */
+static double soar_cost(const float *x, const float *first, const float *other) {
+    float r[DIM], other_r[DIM];
+    for (uint32_t d = 0; d < DIM; d++) {
+        r[d] = x[d] - first[d];
+        other_r[d] = x[d] - other[d];
+    }
+    const double across = product(r, other_r);
+    return product(other_r, other_r) + 1.5 * across * across / product(r, r);
+}
+
+static void test_a_second_list_has_the_least_cost(void) {
+    enum { N = 4000 };
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 2});
+        uint32_t moved, least = 0, near = 0, n = 0;
+        add(index, N, 0, 5);
+        CHECK(train(index, INT64_MAX) == FVDB_OK);
+        CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK);
+        const ivf_centroids *c = &index->lists.centroids;
+        const store *s = &index->store;
+        float *centres = malloc((size_t)c->nlist * s->dim64 * sizeof *centres);
+        for (uint32_t list = 0; list < c->nlist; list++)
+            s->kernels->code_decode(c->codes.base + (size_t)list * s->code_bytes, c->book.lo, c->book.step, s->dim64,
+                                    centres + (size_t)list * s->dim64);
+        uint32_t *lists = malloc(2 * N * sizeof *lists), *seconds = lists + N;
+        ivf_places_of(&index->lists, N, &(ivf_places){.lists = lists, .seconds = seconds});
+        for (uint32_t slot = 0; slot < N; slot++) {
+            float x[FVDB_DIM_MAX] = {0};
+            coded_row(s, slot, x);
+            const float *first = centres + (size_t)lists[slot] * s->dim64;
+            double best = INFINITY, length2 = 0;
+            for (uint32_t d = 0; d < DIM; d++) length2 += (x[d] - first[d]) * (double)(x[d] - first[d]);
+            for (uint32_t list = 0; list < c->nlist; list++) {
+                const double cost = soar_cost(x, first, centres + (size_t)list * s->dim64);
+                if (list != lists[slot] && cost < best) best = cost;
+            }
+            if (seconds[slot] == IVF_NO_LIST) {
+                CHECK(best > 0.9 * (double)c->second_limit * length2);
+                continue;
+            }
+            /* Products with int8 queries are a little off, and far centroids are not asked. */
+            const double cost = soar_cost(x, first, centres + (size_t)seconds[slot] * s->dim64);
+            CHECK(cost < 1.1 * (double)c->second_limit * length2);
+            least += cost <= best * 1.0001;
+            near += cost <= best * 1.05;
+            n++;
+        }
+        CHECK(n == index->lists.n_second && n > N * 0.65 && n < N * 0.75);
+        CHECK(least > n * 0.85 && near > n * 0.97);
+        free(centres);
+        free(lists);
+        fvdb_free(index);
+    }
+}
+
+/* A version as it was before second lists: without the part, and with zeros where the limit is. */
+static void test_a_version_without_second_lists_opens(void) {
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1}), *loaded = NULL;
+    uint32_t moved, plan;
+    add(index, 5000, 0, 5);
+    CHECK(train(index, THEN + 4000 * SECOND) == FVDB_OK);
+    CHECK(move_all(index, THEN + 3000 * SECOND, 5000, &moved) == FVDB_OK);
+    vacuum(index);
+    bytes b = save(index);
+    memset(part_of(&b, FVDB_PART_LISTS_HEAD) + PART_HEADER_BYTES + 12, 0, 4);
+    CHECK(try_load(index, &b, 0, &loaded, NULL) == FVDB_OK);
+    CHECK(move_all(loaded, THEN + 4000 * SECOND, 5000, &moved) == FVDB_OK && moved == 1000);
+    CHECK(loaded->lists.n == 4000 && loaded->lists.n_second == 0);
+    check_sides(loaded);
+    CHECK(recall(loaded, 0, NULL, 0, &plan) > 0.7 && recall(loaded, 100000, NULL, 0, &plan) > 0.97);
+    CHECK(fvdb_train(loaded, THEN + 4000 * SECOND, NULL, NULL) == FVDB_OK);
+    check_sides(loaded);
+    CHECK(recall(loaded, 0, NULL, 0, &plan) > 0.93);
+    fvdb_free(loaded);
+    free_bytes(&b);
+    fvdb_free(index);
+}
+
+static void test_damaged_second_lists_are_refused(void) {
+    enum { N = 2000 };
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved;
+    add(index, N, 0, 5);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, THEN + 1900 * SECOND, N, &moved) == FVDB_OK);
+    bytes b = save(index);
+    CHECK(index->lists.centroids.nlist < 255); /* one byte a row */
+    const uint8_t *lists = part_of(&b, FVDB_PART_LISTS) + PART_HEADER_BYTES;
+    uint8_t *seconds = part_of(&b, FVDB_PART_SECOND_LISTS) + PART_HEADER_BYTES;
+    uint8_t *limit = part_of(&b, FVDB_PART_LISTS_HEAD) + PART_HEADER_BYTES + 12, kept[N], kept_limit[4];
+    memcpy(kept, seconds, N);
+    memcpy(kept_limit, limit, 4);
+    for (uint32_t damage = 0; damage < 6; damage++) {
+        fvdb_index *loaded = NULL;
+        fvdb_diag diag;
+        if (damage == 1) seconds[7] = lists[7];
+        if (damage == 2) seconds[7] = 255;
+        if (damage == 3) seconds[N - 1] = 3; /* a recent row */
+        if (damage == 4) memset(limit, 0, 4);
+        if (damage == 5) limit[3] |= 0x80;
+        CHECK(try_load(index, &b, 1, &loaded, &diag) == (damage ? FVDB_ERR_FORMAT : FVDB_OK));
+        fvdb_free(loaded);
+        memcpy(seconds, kept, N);
+        memcpy(limit, kept_limit, 4);
+    }
+    free_bytes(&b);
+    fvdb_free(index);
+}
+
+/* Codes are trained again while rows have copies of theirs; an add that fails then takes both back. */
+static void test_copies_follow_their_codes(void) {
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved, plan;
+    add(index, 6000, 0, 5);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, THEN + 5000 * SECOND, 6000, &moved) == FVDB_OK);
+    vacuum(index);
+    CHECK(index->lists.copies.starts && index->lists.copies.starts[index->lists.centroids.nlist] > 3000);
+    const uint32_t trained = index->store.book.trained_rows;
+    test_rows t = make_rows(3000, DIM, "more", 0, 6);
+    for (int64_t nth = 1, failed = 1; failed; nth += nth < 40 ? 1 : 23) {
+        mem_fail_after(nth);
+        failed = fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) != FVDB_OK;
+        mem_fail_after(0);
+        check_sides(index);
+    }
+    CHECK(index->store.book.trained_rows > trained);
+    CHECK(recall(index, 0, NULL, 0, &plan) > 0.93 && plan == FVDB_PLAN_HYBRID);
+    free_rows(&t);
+    fvdb_free(index);
 }
 
 static void test_a_change_without_memory_leaves_everything(void) {
@@ -445,6 +647,10 @@ int main(void) {
     RUN(test_equal_rows_and_empty_lists);
     RUN(test_huge_values_do_no_harm);
     RUN(test_threads_and_loads_change_nothing);
+    RUN(test_a_second_list_has_the_least_cost);
+    RUN(test_a_version_without_second_lists_opens);
+    RUN(test_damaged_second_lists_are_refused);
+    RUN(test_copies_follow_their_codes);
     RUN(test_a_change_without_memory_leaves_everything);
     RUN(test_a_cancelled_change_leaves_everything);
     return check_done();

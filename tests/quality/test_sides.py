@@ -77,7 +77,9 @@ from fabstir_vectordb._native.handle import NO_SLOT, NativeIndex, pack_ids
 for metric in ("cosine", "l2", "dot"):
     for memory in ("default", "compact"):
         rng = np.random.default_rng(5)
-        rows = rng.standard_normal((40, 70))[rng.integers(40, size=3000)] + rng.standard_normal((3000, 70))
+        # Rows on three of forty topics, of which second lists find more.
+        topics, shares = rng.standard_normal((40, 70)), rng.random((3000, 3, 1)) + 0.3
+        rows = (topics[rng.integers(40, size=(3000, 3))] * shares).sum(1) + 0.5 * rng.standard_normal((3000, 70))
         index = NativeIndex(70, metric, memory, 8, 60, int(sys.argv[1]))
         vectors = rows.astype(np.float32)
         index.add(vectors, *pack_ids([str(i) for i in range(3000)]), np.arange(3000, dtype=np.int64))
@@ -87,10 +89,11 @@ for metric in ("cosine", "l2", "dot"):
             _, at = index.migrate(1900, 700, at)
         whole, lists = hashlib.blake2b(), hashlib.blake2b()
         for _ in range(2):
+            assert 11 in [part.kind for part in index.parts(500, 1000)]
             for part in index.parts(500, 1000):
                 raw = index.write_part(500, 1000, part.kind, part.number, part.size)
                 whole.update(raw)
-                if part.kind in (8, 9):
+                if part.kind in (8, 9, 11):
                     lists.update(raw)
             hits = index.search(vectors[:50], 10)
             whole.update(hits.slots.tobytes() + hits.distances.tobytes())

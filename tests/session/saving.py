@@ -36,6 +36,14 @@ def rows(count: int, dim: int = 16, seed: int = SEED) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
 
 
+def rows_on_topics(count: int, dim: int, seed: int = SEED) -> NDArray[np.float32]:
+    """Rows on three of forty topics, for which second lists pay."""
+    rng = np.random.default_rng(seed)
+    topics, shares = rng.standard_normal((40, dim)), rng.random((count, 3, 1)) + 0.3
+    mixed = (topics[rng.integers(40, size=(count, 3))] * shares).sum(1) + 0.3 * rng.standard_normal((count, dim))
+    return mixed.astype(np.float32)
+
+
 async def session_on(uri: str, **fields: Any) -> VectorDBSession:
     settings: dict[str, Any] = {
         "s5_portal": uri,

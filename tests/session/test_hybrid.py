@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
+from saving import PHRASE, Objects, rows_on_topics
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError, Maintainer, OptimizeProgress, VectorDBSession, sync
 
@@ -65,6 +67,51 @@ async def recall(session: VectorDBSession, **options: Any) -> float:
         found += len(truth & {hit.id for hit in near})
         wanted += len(truth)
     return found / wanted
+
+
+@pytest.mark.parametrize("memory", ["default", "compact"])
+async def test_a_row_on_two_lists_is_found_once(clock: Clock, memory: str, tmp_path: Path) -> None:
+    n = 2_500
+    vectors = rows_on_topics(n, DIM)
+    where = settings(clock, memory=memory, s5_portal=tmp_path.as_uri(), user_seed_phrase=PHRASE)
+
+    async def check(session: VectorDBSession, gone: set[int]) -> None:
+        for options in ({"nprobe": 5}, {"nprobe": 10_000}, {"filter": {"n": {"$lt": 7}}, "nprobe": 20}):
+            for query in vectors[::200]:
+                found = [int(hit.id) for hit in await session.search(query, 50, threshold=None, **options)]
+                assert len(set(found)) == len(found) == 50
+                assert not gone.intersection(found)
+                assert "filter" not in options or all(row % 10 < 7 for row in found)
+        near = await session.search(vectors[3], 50, threshold=None, nprobe=10_000, ef_search=400)
+        assert near.plan in {"lists", "flat"}
+        assert near.ids == (await session.search(vectors[3], 50, threshold=None, exact=True)).ids
+
+    async with await VectorDBSession.create(where) as session:
+        expires = [NOW + DAY if row % 7 == 0 else NOW + 100 * DAY for row in range(n)]
+        await session.add_batch(
+            [str(row) for row in range(n)],
+            vectors,
+            [{"n": row % 10} for row in range(n)],
+            [NOW - 30 * DAY] * n,
+            expires_at=expires,
+        )
+        assert (await session.optimize()).migrated == n
+        await check(session, set())
+        await session.delete([str(row) for row in range(0, n, 11)])
+        gone = set(range(0, n, 11))
+        await check(session, gone)
+        cid = await session.save_to_s5()
+        assert "historical.second.0000" in Objects(tmp_path).files(cid)
+        clock.now += 2 * DAY
+        gone |= set(range(0, n, 7))
+        await check(session, gone)
+        await session.vacuum()
+        await check(session, gone)
+    clock.now -= 2 * DAY
+    async with await VectorDBSession.create(where) as session:
+        await session.load_user_vectors(cid)
+        await check(session, set(range(0, n, 11)))
+        assert (await session.get_stats()).ivf_vector_count == n - len(range(0, n, 11))
 
 
 async def test_old_rows_move_and_both_sides_are_searched(session: VectorDBSession) -> None:

@@ -91,10 +91,27 @@ def test_names_of_the_original_layout_are_kept() -> None:
 
 def test_a_newer_draft_is_refused_by_name() -> None:
     with pytest.raises(
-        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 1: upgrade"
+        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 2: upgrade"
     ) as caught:
         decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
     assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}
+
+
+def test_a_version_is_in_the_oldest_draft_that_has_what_it_needs() -> None:
+    for manifest in (example(), example(graph_rows=4_000, historical=5_000, lists=90)):
+        top = cbor.decode(encode_manifest(manifest), max_bytes=10**6, what="manifest")
+        assert top["draft"] == 1
+        assert decode_manifest(cbor.encode({**top, "draft": 2})) == manifest
+
+
+def test_draft_1_had_no_second_lists() -> None:
+    second = PartRecord("historical.second.0000", bytes(32), 10_040, "raw")
+    manifest = example(graph_rows=4_000, historical=5_000, lists=90, parts=(*example().parts, second))
+    top = cbor.decode(encode_manifest(manifest), max_bytes=10**6, what="manifest")
+    assert top["draft"] == 2
+    assert decode_manifest(cbor.encode(top)) == manifest
+    with pytest.raises(IntegrityError, match="second lists, which draft 1 does not know"):
+        decode_manifest(cbor.encode({**top, "draft": 1}))
 
 
 def test_draft_0_had_no_number_and_did_not_say_what_is_superseded() -> None:

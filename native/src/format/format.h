@@ -26,9 +26,11 @@
  *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows with COARSE_BIT set where the
  *                links were chosen by exact distances, BITS_SERVE_BIT where bit codes find the nearest; then dim float32 lo, dim float32 step of the codes
  *   LISTS        for each row of the index the number of its list plus 1, or 0, as link_width(lists + 1) byte planes
- *   LISTS_HEAD   uint32 lists, trained rows, rows in front, zero; uint64 rows since the training; float64 mean error then,
+ *   LISTS_HEAD   uint32 lists, trained rows, rows in front; float32 limit of second lists; uint64 rows since the training;
+ *                float64 mean error then,
  *                sum of errors since; uint32 lists to look at for each k and recall; then dim float32 lo, dim float32 step
  *                and the codes of the centroids
+ *   SECOND_LISTS for each row of the index the number of its second list plus 1, or 0, as LISTS has those of the first
  *   VECTORLESS         bitmap of all rows of the index, 1 = no vector: all zeros in its planes and codes; unused bits zero
  *
  * Rows that came to the graph after its parts were stored may be left out of these: a reader links them again, in the same
@@ -45,7 +47,7 @@
 #define PART_MAGIC "FVDB"
 #define PART_VERSION 0
 #define PART_HEADER_BYTES 40u
-#define PART_KINDS 11 /* FVDB_PART_* are 1 .. 10 */
+#define PART_KINDS 12 /* FVDB_PART_* are 1 .. 11 */
 #define TIMESTAMPS_HEAD_BYTES 16u
 #define GRAPH_HEAD_FIELDS 6u
 /* Beside the trained rows, which are fewer. */
@@ -66,6 +68,7 @@ typedef struct part_shape {
     uint32_t lists;
     bool coded;          /* enough rows have a vector for codes */
     bool has_vectorless; /* rows without a vector */
+    bool has_seconds;    /* rows may be on a second list */
 } part_shape;
 static inline uint32_t format_rows_per_part(part_layout layout, uint32_t kind) {
     return kind == FVDB_PART_VECTORS ? layout.rows : layout.group;
@@ -98,9 +101,11 @@ typedef struct part_numbers {
 } part_numbers;
 static inline part_numbers format_numbers(part_shape shape, part_layout layout, uint32_t kind) {
     const bool of_lists = kind == FVDB_PART_LISTS || kind == FVDB_PART_LISTS_HEAD;
+    const bool of_seconds = kind == FVDB_PART_SECOND_LISTS;
     const bool of_codes = kind == FVDB_PART_GRAPH_HEAD || kind == FVDB_PART_BIT_CODES;
     if (shape.rows == 0 || (kind == FVDB_PART_VECTORLESS && !shape.has_vectorless) || (of_lists && shape.lists == 0) ||
-        (of_codes && !shape.coded) || (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
+        (of_seconds && !shape.has_seconds) || (of_codes && !shape.coded) ||
+        (kind == FVDB_PART_GRAPH && shape.settled == shape.rows))
         return (part_numbers){0, 0};
     if (format_is_whole(kind)) return (part_numbers){0, 1};
     const uint32_t most = format_rows_per_part(layout, kind);

@@ -73,11 +73,14 @@ fvdb_status format_load_begin(const fvdb_config *config, const fvdb_load *load, 
                        load->rows);
     if (load->lists > FVDB_LISTS_MAX)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many lists", 0, FVDB_LISTS_MAX, load->lists);
+    if (load->has_seconds && load->lists == 0)
+        return FAIL(diag, FVDB_ERR_ARGUMENT, "there are second lists, and no lists");
     fvdb_index *index;
     TRY(index_create(config, &index, diag));
     const part_shape shape = {(uint32_t)load->rows,        (uint32_t)(load->rows - load->graph_rows),
                               (uint32_t)load->stored_rows, (uint32_t)load->lists,
-                              load->has_codes != 0,        load->has_vectorless != 0};
+                              load->has_codes != 0,        load->has_vectorless != 0,
+                              load->has_seconds != 0};
     index->loading = new_loading(shape, (part_layout){load->rows_per_part, load->rows_per_group});
     if (!index->loading) {
         index_free(index);
@@ -355,7 +358,9 @@ static fvdb_status read_lists_head(fvdb_index *index, fvdb_diag *diag) {
     if (ivf_centroids_alloc(c, s, l->shape.lists) != FVDB_OK) return FAIL_MEMORY(diag);
     c->trained_rows = read_u32(&r);
     index->graph.first = read_u32(&r);
-    REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN && read_u32(&r) == 0, "the lists were trained on too few rows");
+    REQUIRE(c->trained_rows >= IVF_TRAIN_ROWS_MIN, "the lists were trained on too few rows");
+    TRY(read_floats(&r, &c->second_limit, 1, diag));
+    REQUIRE(c->second_limit >= 0 && !signbit(c->second_limit), "the limit of second lists is negative");
     lists->since_rows = read_u64(&r);
     TRY(read_error(&r, &c->trained_error, diag));
     TRY(read_error(&r, &lists->since_error, diag));
@@ -386,31 +391,51 @@ static fvdb_status check_sides(const fvdb_index *index, fvdb_diag *diag) {
     return FVDB_OK;
 }
 
-static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, uint32_t *numbers, fvdb_diag *diag) {
-    const struct loading *l = index->loading;
-    uint32_t width = format_link_width(l->shape.lists + 1), n = 0;
-    reader r = payload_of(l, FVDB_PART_LISTS, 0);
-    REQUIRE(r.left == (size_t)width * l->shape.rows, "the lists have another size");
+/* Of each row the number in a part of lists, 0 for none; zeros without the part. */
+static fvdb_status read_numbers(const struct loading *l, uint32_t kind, uint32_t *numbers, fvdb_diag *diag) {
+    const uint32_t width = format_link_width(l->shape.lists + 1), rows = l->shape.rows;
+    memset(numbers, 0, rows * sizeof *numbers);
+    if (l->numbers[kind].end == 0) return FVDB_OK;
+    reader r = payload_of(l, kind, 0);
+    REQUIRE(r.left == (size_t)width * rows, "the lists have another size");
     const uint8_t *planes = read_bytes(&r, r.left);
+    for (uint32_t b = 0; b < width; b++)
+        for (uint32_t slot = 0; slot < rows; slot++)
+            numbers[slot] |= (uint32_t)planes[(size_t)b * rows + slot] << (8 * b);
+    for (uint32_t slot = 0; slot < rows; slot++)
+        if (numbers[slot] > l->shape.lists) return BAD_ROW("a row is on a list that is none", slot);
+    return FVDB_OK;
+}
+
+/* places: the numbers of lists by slot, which become those of rows on lists, counted from 0. */
+static fvdb_status fill_lists(fvdb_index *index, uint32_t *slots, const ivf_places *places, fvdb_diag *diag) {
+    const struct loading *l = index->loading;
+    uint32_t n = 0;
+    REQUIRE(l->shape.has_seconds == (index->lists.centroids.second_limit > 0),
+            "there are second lists without a limit, or a limit without them");
+    TRY(read_numbers(l, FVDB_PART_LISTS, places->lists, diag));
+    TRY(read_numbers(l, FVDB_PART_SECOND_LISTS, places->seconds, diag));
     for (uint32_t slot = 0; slot < l->shape.rows; slot++) {
-        uint32_t number = 0;
-        for (uint32_t b = 0; b < width; b++) number |= (uint32_t)planes[(size_t)b * l->shape.rows + slot] << (8 * b);
-        if (number > l->shape.lists) return BAD_ROW("a row is on a list that is none", slot);
-        if (number == 0) continue;
+        const uint32_t list = places->lists[slot], second = places->seconds[slot];
+        if (second && (list == 0 || second == list)) return BAD_ROW("a row's second list is no second one", slot);
+        if (list == 0) continue;
         if (store_is_vectorless(&index->store, slot)) return BAD_ROW("a row without a vector is on a list", slot);
         slots[n] = slot;
-        numbers[n++] = number - 1;
+        places->lists[n] = list - 1;
+        places->seconds[n++] = second ? second - 1 : IVF_NO_LIST;
     }
-    return ivf_fill(&index->lists, slots, numbers, n, l->shape.rows, store_live(&index->store), diag);
+    return ivf_fill(&index->lists, slots, places, n, l->shape.rows, store_live(&index->store), diag);
 }
 
 static fvdb_status read_lists(fvdb_index *index, fvdb_diag *diag) {
     const struct loading *l = index->loading;
     if (l->numbers[FVDB_PART_LISTS].end) {
+        const size_t rows = l->shape.rows;
         TRY(read_lists_head(index, diag));
-        uint32_t *slots = mem_alloc_array(2 * (size_t)l->shape.rows, sizeof *slots);
+        uint32_t *slots = mem_alloc_array(3 * rows, sizeof *slots);
         if (!slots) return FAIL_MEMORY(diag);
-        fvdb_status status = fill_lists(index, slots, slots + l->shape.rows, diag);
+        const ivf_places places = {.lists = slots + rows, .seconds = slots + 2 * rows};
+        fvdb_status status = fill_lists(index, slots, &places, diag);
         mem_free(slots);
         if (status != FVDB_OK) return status;
     }
@@ -581,7 +606,10 @@ static fvdb_status assemble(fvdb_index *index, thread_pool *c, fvdb_control *con
     if (control_cancelled(control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     TRY(read_lists(index, diag));
     TRY(read_graph(index, diag));
-    return store_finish_load(&index->store, c, diag);
+    TRY(store_finish_load(&index->store, c, diag));
+    TRY(ivf_copies_reserve(&index->lists, &index->store, index->graph.first, diag));
+    ivf_copies_fill(&index->lists, &index->store);
+    return FVDB_OK;
 }
 
 /* Steps lead from the stored rows to all of them, and a training of the codes lies in none. */

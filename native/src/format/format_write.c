@@ -57,7 +57,8 @@ static uint64_t payload_bytes(const fvdb_index *index, uint32_t kind, part_span 
     case FVDB_PART_VECTORLESS: return byte_bits_size(s.n);
     case FVDB_PART_GRAPH: return graph_bytes(&index->graph, s, st->n);
     case FVDB_PART_GRAPH_HEAD: return GRAPH_HEAD_FIELDS * sizeof(uint32_t) + (uint64_t)st->dim * 2 * sizeof(float);
-    case FVDB_PART_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
+    case FVDB_PART_LISTS:
+    case FVDB_PART_SECOND_LISTS: return (uint64_t)s.n * format_link_width(index->lists.centroids.nlist + 1);
     default:
         return LISTS_HEAD_BYTES + (uint64_t)st->dim * 2 * sizeof(float) +
                (uint64_t)index->lists.centroids.nlist * st->code_bytes;
@@ -144,15 +145,15 @@ static void write_graph_head(writer *w, const fvdb_index *index) {
     write_floats(w, st->book.step, st->dim);
 }
 
-static void write_lists(writer *w, const fvdb_index *index) {
-    const ivf *lists = &index->lists;
-    uint32_t n = index->store.n, width = format_link_width(lists->centroids.nlist + 1);
+/* The list of each row, out of n. */
+static void write_lists(writer *w, const ivf_list *lists, uint32_t nlist, uint32_t n) {
+    const uint32_t width = format_link_width(nlist + 1);
     uint8_t *planes = write_space(w, (size_t)n * width);
     memset(planes, 0, (size_t)n * width);
-    for (uint32_t list = 0; list < lists->centroids.nlist; list++)
-        for (uint32_t i = 0; i < lists->lists[list].n; i++)
+    for (uint32_t list = 0; list < nlist; list++)
+        for (uint32_t i = 0; i < lists[list].n; i++)
             for (uint32_t b = 0; b < width; b++)
-                planes[(size_t)b * n + lists->lists[list].slots[i]] = (uint8_t)((list + 1) >> (8 * b));
+                planes[(size_t)b * n + lists[list].slots[i]] = (uint8_t)((list + 1) >> (8 * b));
 }
 
 static void write_double(writer *w, double x) {
@@ -164,8 +165,9 @@ static void write_double(writer *w, double x) {
 static void write_lists_head(writer *w, const fvdb_index *index) {
     const ivf *lists = &index->lists;
     const ivf_centroids *c = &lists->centroids;
-    const uint32_t fields[] = {c->nlist, c->trained_rows, index->graph.first, 0};
-    for (uint32_t i = 0; i < 4; i++) write_le(w, fields[i], sizeof(uint32_t));
+    const uint32_t fields[] = {c->nlist, c->trained_rows, index->graph.first};
+    for (uint32_t i = 0; i < 3; i++) write_le(w, fields[i], sizeof(uint32_t));
+    write_floats(w, &c->second_limit, 1);
     write_le(w, lists->since_rows, 8);
     write_double(w, c->trained_error);
     write_double(w, lists->since_error);
@@ -191,7 +193,8 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
     case FVDB_PART_TOMBSTONES: write_bits(w, store_live(st), st->n, true); return;
     case FVDB_PART_GRAPH: write_graph(w, &index->graph, s, st->n); return;
     case FVDB_PART_GRAPH_HEAD: write_graph_head(w, index); return;
-    case FVDB_PART_LISTS: write_lists(w, index); return;
+    case FVDB_PART_LISTS: write_lists(w, index->lists.lists, index->lists.centroids.nlist, st->n); return;
+    case FVDB_PART_SECOND_LISTS: write_lists(w, index->lists.seconds, index->lists.centroids.nlist, st->n); return;
     case FVDB_PART_VECTORLESS: write_bits(w, (const uint64_t *)st->vectorless.base, st->n, false); return;
     default: write_lists_head(w, index); return;
     }
@@ -202,8 +205,13 @@ static void write_payload(writer *w, const fvdb_index *index, uint32_t kind, par
 static part_shape shape_of(const fvdb_index *index) {
     const store *s = &index->store;
     const uint32_t settled = hnsw_rows(&index->graph) ? index->graph.first : s->n;
-    return (part_shape){
-        s->n, settled, s->n, index->lists.centroids.nlist, s->book.trained_rows > 0, s->vectorless_count > 0};
+    return (part_shape){.rows = s->n,
+                        .settled = settled,
+                        .stored = s->n,
+                        .lists = index->lists.centroids.nlist,
+                        .coded = s->book.trained_rows > 0,
+                        .has_vectorless = s->vectorless_count > 0,
+                        .has_seconds = index->lists.centroids.second_limit > 0};
 }
 
 fvdb_status format_parts(fvdb_index *index, part_layout layout, fvdb_part *out, uint32_t capacity, uint32_t *out_count,

@@ -165,6 +165,7 @@ static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
     }
     store_truncate(s, undo->rows);
     if (undo->retrained) codes_encode(s, 0, s->n, c);
+    if (undo->retrained) ivf_copies_fill(&index->lists, s);
 }
 
 /* ---- 4. commit: cannot fail ---- */
@@ -221,7 +222,10 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
         status = link_rows(index, rows->for_lists != 0, w, &undo, control, diag);
         if (status != FVDB_OK) take_back(index, &undo, w->pool);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
-        if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);
+        if (status == FVDB_OK && undo.retrained) {
+            codebook_free(&undo.book);
+            ivf_copies_fill(&index->lists, s);
+        }
     }
     hnsw_undo_free(&undo.graph);
     return status;

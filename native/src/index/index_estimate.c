@@ -22,6 +22,16 @@ static uint64_t graph_bytes(const fvdb_config *config, uint64_t graph_rows, uint
 
 static uint64_t code_bytes(const fvdb_config *config) { return round_up(config->dim, CODE_DIMS) / 2; }
 
+/* Lists for so many rows, `settled` of which have copies of their codes on their second lists. */
+static uint64_t lists_bytes(const fvdb_config *config, uint64_t rows, uint64_t historical, uint64_t settled) {
+    if (historical == 0) return 0;
+    const uint64_t nlist = ivf_nlist(to_rows(historical)), code = code_bytes(config);
+    const uint64_t centroids = nlist * (code + sizeof(float) + 2 * sizeof(ivf_list) + SLOT_BYTES);
+    const uint64_t copies = config->memory == FVDB_MEMORY_DEFAULT ? (historical < settled ? historical : settled) : 0;
+    const uint64_t seconds = (historical * 2 * SLOT_BYTES + copies * code) * IVF_SECOND_TENTHS / 10;
+    return centroids + rows / 8 + historical * SLOT_BYTES + seconds;
+}
+
 static uint64_t table_bytes(uint64_t ids) {
     uint64_t table = 64;
     while (table * 7 / 8 < ids) table *= 2;
@@ -34,11 +44,9 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
     uint64_t row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
     if (config->memory == FVDB_MEMORY_DEFAULT) row += code + sizeof(float) + sizeof(uint16_t);
     else row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
-    uint64_t lists =
-        historical ? ivf_nlist(to_rows(historical)) * (code + sizeof(float) + sizeof(ivf_list)) + rows / 8 : 0;
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
-    return rows * row + graph_bytes(config, graph_rows, rows) + lists + historical * SLOT_BYTES + rows * SLOT_BYTES +
-           id_bytes + table_bytes(rows) +
+    return rows * row + graph_bytes(config, graph_rows, rows) +
+           lists_bytes(config, rows, historical, rows - graph_rows) + rows * SLOT_BYTES + id_bytes + table_bytes(rows) +
            (uint64_t)(config->threads < IDLE_SCRATCH_MAX ? config->threads : IDLE_SCRATCH_MAX) * (rows * 9 / 8);
 }
 
@@ -74,7 +82,9 @@ static uint64_t adding_bytes(const fvdb_config *config, const index_work *w) {
 }
 
 static uint64_t vacuum_bytes(const fvdb_config *config, const index_work *w) {
-    const uint64_t lists = w->historical * 4 * SLOT_BYTES + w->historical / 8;
+    /* Lists as they will be, beside those that are, and where rows are on them, before and after. */
+    const uint64_t lists = lists_bytes(config, w->rows, w->historical, w->historical) + w->historical * 3 * SLOT_BYTES +
+                           w->rows * 2 * SLOT_BYTES;
     /* A repair needs less than a new graph, which is passed over twice. */
     return renumbering_bytes(config, w) + lists + hnsw_link_scratch(config->M, w->graph_rows) +
            hnsw_refine_scratch(config->M, to_rows(w->graph_rows)) + codebook_bytes(config, w->rows) +
@@ -83,7 +93,8 @@ static uint64_t vacuum_bytes(const fvdb_config *config, const index_work *w) {
 
 static uint64_t training_bytes(const fvdb_config *config, const index_work *w) {
     /* The slots that are looked at and their lists, and the lists to be, beside those that are. */
-    return w->rows * SLOT_BYTES + 2 * w->rows / 8 + w->historical * 2 * SLOT_BYTES +
+    return w->rows * SLOT_BYTES + w->rows / 8 + w->historical * 2 * SLOT_BYTES +
+           lists_bytes(config, w->rows, w->historical, w->historical) +
            ivf_train_scratch(config->dim, to_rows(w->rows), ivf_nlist(to_rows(w->rows))) +
            SCAN_QUERIES_MAX * walk_bytes(config, 0, 1024);
 }

@@ -29,7 +29,7 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;
     fvdb_status status = ivf_train(s, slots, n, nlist, w->pool, &all, &centroids, diag);
     if (status == FVDB_OK) {
-        ivf_assign(&centroids, s, slots, n, w->pool, clusters, NULL);
+        ivf_assign(&centroids, s, slots, n, w->pool, &(ivf_places){.lists = clusters});
         counting_sort(clusters, n, nlist, starts, out + first);
         for (uint32_t i = 0; i < n; i++) out[first + i] += first;
         ivf_centroids_free(&centroids);
@@ -69,34 +69,28 @@ static bool is_order(const fvdb_index *index, const uint32_t *order, uint64_t *s
 /* The same lists, whose rows have other slots. */
 static fvdb_status renumber_lists(const fvdb_index *index, const reordering *rows, ivf *out, fvdb_diag *diag) {
     const ivf *lists = &index->lists;
-    uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots),
-             *numbers = mem_alloc_array(lists->n, sizeof *numbers);
-    uint32_t *list_of = mem_alloc_array(rows->n, sizeof *list_of);
-    fvdb_status status = slots && numbers && list_of ? FVDB_OK : FAIL_MEMORY(diag);
+    uint32_t n = 0, *slots = mem_alloc_array(lists->n, sizeof *slots);
+    uint32_t *places = mem_alloc_array(2 * ((size_t)lists->n + rows->n), sizeof *places);
+    fvdb_status status = slots && places ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
-        for (uint32_t list = 0; list < lists->centroids.nlist; list++)
-            for (uint32_t i = 0; i < lists->lists[list].n; i++) list_of[lists->lists[list].slots[i]] = list;
+        const ivf_places by_slot = {.lists = places, .seconds = places + rows->n};
+        const ivf_places in_order = {.lists = places + 2 * (size_t)rows->n,
+                                     .seconds = places + 2 * (size_t)rows->n + lists->n};
+        ivf_places_of(lists, rows->n, &by_slot);
         for (uint32_t slot = 0; slot < rows->n; slot++) {
-            if (!ivf_has(lists, rows->order[slot])) continue;
+            const uint32_t from = rows->order[slot];
+            if (!ivf_has(lists, from)) continue;
             slots[n] = slot;
-            numbers[n++] = list_of[rows->order[slot]];
+            in_order.lists[n] = by_slot.lists[from];
+            in_order.seconds[n++] = by_slot.seconds[from];
         }
         out->centroids.nlist = lists->centroids.nlist;
-        status = ivf_fill(out, slots, numbers, n, rows->n, store_live(&index->store), diag);
+        status = ivf_fill(out, slots, &in_order, n, rows->n, store_live(&index->store), diag);
+        if (status == FVDB_OK) status = ivf_copies_reserve(out, &index->store, index->graph.first, diag);
     }
     mem_free(slots);
-    mem_free(numbers);
-    mem_free(list_of);
+    mem_free(places);
     return status;
-}
-
-static void exchange_lists(ivf *lists, ivf *renumbered) {
-    ivf_list *each = lists->lists;
-    region rows = lists->rows;
-    lists->lists = renumbered->lists;
-    lists->rows = renumbered->rows;
-    renumbered->lists = each;
-    renumbered->rows = rows;
 }
 
 static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
@@ -111,7 +105,10 @@ static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
         hnsw old = index->graph;
         index->graph = graph;
         graph = old;
-        if (index->lists.centroids.nlist) exchange_lists(&index->lists, &lists);
+        if (index->lists.centroids.nlist) {
+            ivf_exchange_rows(&index->lists, &lists);
+            ivf_copies_fill(&index->lists, &index->store);
+        }
         index->steps = (graph_steps){0};
         index->slots_epoch++;
     }

@@ -102,11 +102,12 @@ static uint32_t lists_to_probe(const search_job *job) {
     return nprobe < c->nlist ? (uint32_t)nprobe : c->nlist;
 }
 
-/* Rows and centroids that the lists cost. */
+/* Rows and centroids that the lists cost; a row on two lists counts for each. */
 static uint64_t cost_of_lists(const search_job *job) {
     const ivf *lists = &job->index->lists;
     if (job->nprobe == 0) return 0;
-    return lists->centroids.nlist + (uint64_t)job->nprobe * job->historical / lists->centroids.nlist;
+    const uint64_t on_lists = (uint64_t)job->historical * (lists->n + lists->n_second) / lists->n;
+    return lists->centroids.nlist + job->nprobe * on_lists / lists->centroids.nlist;
 }
 
 static void plan_sides(search_job *job) {
@@ -220,7 +221,7 @@ static void scan_recent(const search_job *job, nearest *near) {
 
 /* Room for the keys of nearest rows, then for those of lists. */
 static size_t scan_room(const search_job *job) {
-    return ((size_t)nearest_room(scan_candidates(job)) + 2 * (size_t)job->index->lists.centroids.nlist) *
+    return ((size_t)nearest_room(scan_candidates(job)) + ivf_scan_room(job->index->lists.centroids.nlist)) *
            sizeof(uint64_t);
 }
 

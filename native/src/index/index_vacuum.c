@@ -16,7 +16,7 @@ typedef struct vacuum {
     fvdb_control *control;
     reordering rows;     /* kept rows: historical ones, then recent ones */
     uint32_t historical; /* of the kept rows */
-    ivf lists;           /* as they will be, but for the centroids */
+    ivf lists;           /* as they will be, but for the centroids; then as they were */
     /* The new ones, and the old ones once these are in place. */
     hnsw graph;
     codebook book;
@@ -54,23 +54,27 @@ static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
     const fvdb_index *index = v->index;
     const store *s = &index->store;
     if (index->lists.centroids.nlist == 0) return FVDB_OK;
-    uint32_t n = v->historical, at = 0;
-    uint32_t *slots = mem_alloc_array(n, sizeof *slots), *lists = mem_alloc_array(n, sizeof *lists);
+    const uint32_t n = v->historical;
+    uint32_t *slots = mem_alloc_array(n, sizeof *slots);
+    uint32_t *places = mem_alloc_array(2 * ((size_t)n + s->n), sizeof *places);
     uint64_t *live = mem_alloc_array(n / 64 + 1, sizeof *live);
-    fvdb_status status = slots && lists && live ? FVDB_OK : FAIL_MEMORY(diag);
+    fvdb_status status = slots && places && live ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) {
-        for (uint32_t list = 0; list < index->lists.centroids.nlist; list++)
-            for (uint32_t i = 0; i < index->lists.lists[list].n; i++)
-                if (bit_get(store_live(s), index->lists.lists[list].slots[i])) lists[at++] = list;
+        const ivf_places before = {.lists = places, .seconds = places + s->n};
+        const ivf_places after = {.lists = places + 2 * (size_t)s->n, .seconds = places + 2 * (size_t)s->n + n};
+        ivf_places_of(&index->lists, s->n, &before);
         for (uint32_t slot = 0; slot < n; slot++) {
             slots[slot] = slot;
+            after.lists[slot] = before.lists[v->rows.order[slot]];
+            after.seconds[slot] = before.seconds[v->rows.order[slot]];
             bit_set(live, slot);
         }
         v->lists.centroids.nlist = index->lists.centroids.nlist;
-        status = ivf_fill(&v->lists, slots, lists, n, n, live, diag);
+        status = ivf_fill(&v->lists, slots, &after, n, n, live, diag);
+        if (status == FVDB_OK) status = ivf_copies_reserve(&v->lists, s, n, diag);
     }
     mem_free(slots);
-    mem_free(lists);
+    mem_free(places);
     mem_free(live);
     return status;
 }
@@ -81,13 +85,8 @@ static void install_lists(vacuum *v) {
         ivf_free(lists);
         return;
     }
-    v->lists.centroids = lists->centroids;
-    v->lists.since_rows = lists->since_rows;
-    v->lists.since_error = lists->since_error;
-    lists->centroids = (ivf_centroids){.nlist = lists->centroids.nlist};
-    ivf_free(lists);
-    *lists = v->lists;
-    v->lists = (ivf){0};
+    ivf_exchange_rows(lists, &v->lists);
+    ivf_copies_fill(lists, &v->index->store);
 }
 
 /* ---- 3. the graph ---- */
@@ -186,8 +185,8 @@ static fvdb_status run(vacuum *v, fvdb_diag *diag) {
     } else {
         TRY(rebuild(v, diag));
     }
-    if (index->lists.centroids.nlist) install_lists(v);
     store_reordered(&index->store);
+    if (index->lists.centroids.nlist) install_lists(v);
     assert(index->store.n == index->store.live_count && index_moved(index) == 0);
     index->steps = (graph_steps){0};
     index->slots_epoch++;

@@ -5,7 +5,11 @@
  * kept of a centroid is 4-bit codes with a codebook of their own: rows and queries are compared with those alone, so that
  * what was trained, what is searched and what is saved is one thing, the same for any kernel and memory setting.
  * A list is slots, ascending; after a vacuum they are consecutive, and so are their codes in memory.  Tombstones stay on
- * their list until then. */
+ * their list until then.
+ *
+ * Most rows are on a second list as well, for queries whose nearest lists miss the first (ivf_second.c).  Codes of these rows
+ * stand elsewhere, so that a list has copies of them, of rows that a vacuum put in order.  Copies are for speed alone: no part
+ * has them, and a search without them finds the same rows. */
 #ifndef FVDB_IVF_H
 #define FVDB_IVF_H
 
@@ -25,18 +29,30 @@ typedef struct ivf_centroids {
     region codes;                         /* nlist x code_bytes */
     region norm2;                         /* nlist float32, squared norms of the decoded centroids */
     uint32_t probes[IVF_KS][IVF_RECALLS]; /* lists to look at */
+    float
+        second_limit; /* a row is on a second list that costs less than so many times its squared distance from the first */
 } ivf_centroids;
 
 typedef struct ivf_list {
     uint32_t *slots;
+    uint32_t *firsts; /* of rows whose second list it is, the list they are on first; else NULL */
     uint32_t n, room;
 } ivf_list;
 
+/* Copies of the codes of the first of a list's second rows: those of list l are starts[l] .. starts[l + 1] - 1 of `codes`. */
+typedef struct ivf_copies {
+    uint32_t *starts; /* nlist + 1 entries; NULL without copies */
+    region codes;
+} ivf_copies;
+
 typedef struct ivf {
     ivf_centroids centroids;
-    ivf_list *lists;     /* nlist of them */
+    ivf_list *lists;   /* nlist of them */
+    ivf_list *seconds; /* as many: the rows whose second list it is */
+    ivf_copies copies;
     region rows;         /* bitmap of the slots on lists, whole words */
     uint32_t n, live;    /* rows on lists; those that are no tombstones */
+    uint32_t n_second;   /* rows that are on a second list, too */
     uint64_t since_rows; /* rows that came since the training, and the sum of their squared distances */
     double since_error;
 } ivf;
@@ -80,6 +96,8 @@ typedef struct ivf_view {
 /* x: dim64 float32, zero-padded, normalised under cosine. */
 void ivf_look(ivf_view *v, const ivf_centroids *c, const store *s, const float *x);
 #define IVF_CHUNK 64u
+/* Inner products with n centroids, n <= IVF_CHUNK. */
+void ivf_products(const ivf_view *v, const uint32_t *lists, uint32_t n, float *out);
 /* How far centroids first .. first + n - 1 are, n <= IVF_CHUNK: |c|^2 - 2 x.c, or -x.c by product. */
 void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out);
 /* The nearest centroid, the lowest of equals. */
@@ -87,18 +105,47 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance);
 
 /* ---- ivf_lists.c: assign, append, remove ---- */
 
-/* The list of each row, and its squared distance from the centroid (may be NULL). */
+/* Where rows belong: for each its list, its second list or IVF_NO_LIST, and its squared distance from the first's centroid.
+ * `seconds` and `errors` may be NULL. */
+typedef struct ivf_places {
+    uint32_t *lists, *seconds;
+    float *errors;
+} ivf_places;
+#define IVF_NO_LIST UINT32_MAX
 void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
-                uint32_t *lists, float *errors);
+                const ivf_places *out);
 /* Lists holding `slots` (n of them, ascending), out of rows rows; `live` tells tombstones.  v->centroids stays as it is. */
-fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
+fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const ivf_places *places, uint32_t n, uint32_t rows,
                      const uint64_t *live, fvdb_diag *diag);
-/* Room for n more rows on the given lists, out of `rows` rows. */
-fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows, fvdb_diag *diag);
-/* Puts a live row on a list; room was reserved. */
-void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error);
+/* The places of all rows by slot, out of `rows`: IVF_NO_LIST for those on none.  out->errors is left alone. */
+void ivf_places_of(const ivf *v, uint32_t rows, const ivf_places *out);
+/* Takes the rows of `from`, for the same centroids, which keep what they know of rows that came; `from` gets the old rows. */
+void ivf_exchange_rows(ivf *v, ivf *from);
+/* Room for n more rows in the given places, out of `rows` rows. */
+fvdb_status ivf_reserve(ivf *v, const ivf_places *places, uint32_t n, uint32_t rows, fvdb_diag *diag);
+/* Puts a live row on its lists; room was reserved. */
+void ivf_put(ivf *v, uint32_t slot, uint32_t list, uint32_t second, float error);
 /* Whether the rows that came since the training are more than thrice those of then, or lie farther from their centroids. */
 bool ivf_training_is_due(const ivf *v);
+
+/* ---- ivf_second.c: a second list for each row ---- */
+
+/* The place of x, which is as ivf_look takes it. */
+typedef struct ivf_place {
+    uint32_t list, second;
+    float error;
+} ivf_place;
+ivf_place ivf_place_of(const ivf_centroids *c, const store *s, const float *x);
+/* Rows that are to be on a second list, in tenths. */
+#define IVF_SECOND_TENTHS 7u
+/* Finds c->second_limit: so many of the rows of `slots` are within it. */
+fvdb_status ivf_train_seconds(ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
+                              fvdb_diag *diag);
+/* Room for copies of codes of the second rows before slot `end`, instead of those there were; none where walks do not go by
+ * code.  Then what they hold, after each change of codes: cannot fail. */
+fvdb_status ivf_copies_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *diag);
+void ivf_copies_fill(ivf *v, const store *s);
+void ivf_copies_free(ivf_copies *copies);
 
 /* ---- ivf_search.c: nearest lists, scan ---- */
 
@@ -119,11 +166,14 @@ void nearest_finish(nearest *near);
 
 /* The recall of the default number of lists, in 1/1000: about what a walk of the default number of candidates has. */
 #define IVF_RECALL_DEFAULT 990u
+/* The number for a recall in a table of IVF_RECALLS. */
+uint32_t ivf_probes_at(const ivf_centroids *c, const uint32_t *probes, uint32_t recall);
 /* Lists to look at for k rows at a recall in 1/1000; 0 without lists. */
 uint32_t ivf_probes(const ivf *v, uint32_t k, uint32_t recall);
 /* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
 void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
-/* Scans the nprobe lists nearest to near->query; `keys` has room for 2 x nlist. */
-void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *keys);
+/* Scans the nprobe lists nearest to near->query, and offers each row once; `room` is ivf_scan_room(nlist) words. */
+void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *room);
+static inline size_t ivf_scan_room(uint32_t nlist) { return 2 * (size_t)nlist + (nlist + 63u) / 64; }
 
 #endif

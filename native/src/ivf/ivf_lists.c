@@ -1,4 +1,4 @@
-/* The lists: which row is on which. */
+/* The lists: which row is on which, first and second. */
 #include "ivf.h"
 
 /* Training is due again when the rows are so many times those it saw, or when the rows that came since, at least a tenth of
@@ -10,12 +10,17 @@
 void ivf_init(ivf *v) { *v = (ivf){0}; }
 
 static void free_lists(ivf_list *lists, uint32_t n) {
-    for (uint32_t i = 0; lists && i < n; i++) mem_free(lists[i].slots);
+    for (uint32_t i = 0; lists && i < n; i++) {
+        mem_free(lists[i].slots);
+        mem_free(lists[i].firsts);
+    }
     mem_free(lists);
 }
 
 void ivf_free(ivf *v) {
     free_lists(v->lists, v->centroids.nlist);
+    free_lists(v->seconds, v->centroids.nlist);
+    ivf_copies_free(&v->copies);
     region_free(&v->rows);
     ivf_centroids_free(&v->centroids);
     *v = (ivf){0};
@@ -24,8 +29,10 @@ void ivf_free(ivf *v) {
 size_t ivf_resident(const ivf *v, uint32_t dim64) {
     const ivf_centroids *c = &v->centroids;
     if (c->nlist == 0) return 0;
+    const size_t copies = v->copies.starts ? region_resident(&v->copies.codes) + c->nlist * sizeof(uint32_t) : 0;
     return region_resident(&c->codes) + region_resident(&c->norm2) + (size_t)dim64 * 3 * sizeof(float) +
-           region_resident(&v->rows) + (size_t)c->nlist * sizeof *v->lists + (size_t)v->n * sizeof(uint32_t);
+           region_resident(&v->rows) + (size_t)c->nlist * 2 * sizeof *v->lists +
+           ((size_t)v->n + 2 * (size_t)v->n_second) * sizeof(uint32_t) + copies;
 }
 
 /* ---- assign ---- */
@@ -35,8 +42,7 @@ typedef struct assign_job {
     const store *s;
     const uint32_t *slots;
     uint32_t n;
-    uint32_t *lists;
-    float *errors;
+    const ivf_places *out;
 } assign_job;
 
 uint32_t ivf_nearest(const ivf_view *v, float *distance) {
@@ -55,28 +61,40 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance) {
     return best;
 }
 
+/* Of rows whose second lists nobody asks for, as in training. */
+static ivf_place nearest_alone(const ivf_centroids *c, const store *s, const float *x) {
+    ivf_place place = {.second = IVF_NO_LIST};
+    ivf_view view;
+    float nearest;
+    ivf_look(&view, c, s, x);
+    place.list = ivf_nearest(&view, &nearest);
+    double norm2 = 0;
+    for (uint32_t d = 0; d < s->dim; d++) norm2 += (double)x[d] * x[d];
+    const double error = norm2 + (double)nearest;
+    place.error = error > 0 ? to_finite_float(error) : 0;
+    return place;
+}
+
 static void assign_item(void *context, uint32_t worker, uint32_t item) {
     (void)worker;
     const assign_job *job = context;
     const store *s = job->s;
-    float x[FVDB_DIM_MAX] = {0}, nearest;
-    ivf_view view;
+    const ivf_places *out = job->out;
+    const bool seconds = out->seconds && job->c->second_limit > 0;
+    float x[FVDB_DIM_MAX] = {0};
     uint32_t end = min_u32(job->n, (item + 1) * IVF_ROWS_PER_ITEM);
     for (uint32_t i = item * IVF_ROWS_PER_ITEM; i < end; i++) {
         coded_row(s, job->slots[i], x);
-        ivf_look(&view, job->c, s, x);
-        job->lists[i] = ivf_nearest(&view, &nearest);
-        if (!job->errors) continue;
-        double norm2 = 0;
-        for (uint32_t d = 0; d < s->dim; d++) norm2 += (double)x[d] * x[d];
-        double error = norm2 + (double)nearest;
-        job->errors[i] = error > 0 ? to_finite_float(error) : 0;
+        const ivf_place place = seconds ? ivf_place_of(job->c, s, x) : nearest_alone(job->c, s, x);
+        out->lists[i] = place.list;
+        if (out->seconds) out->seconds[i] = place.second;
+        if (out->errors) out->errors[i] = place.error;
     }
 }
 
 void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
-                uint32_t *lists, float *errors) {
-    assign_job job = {c, s, slots, n, lists, errors};
+                const ivf_places *out) {
+    assign_job job = {c, s, slots, n, out};
     thread_pool_run(pool, assign_item, &job, (n + IVF_ROWS_PER_ITEM - 1) / IVF_ROWS_PER_ITEM);
 }
 
@@ -84,63 +102,128 @@ void ivf_assign(const ivf_centroids *c, const store *s, const uint32_t *slots, u
 
 static size_t bitmap_bytes(uint32_t rows) { return (rows + 63u) / 64 * sizeof(uint64_t); }
 
-static bool make_room(ivf_list *list, uint32_t room) {
+static bool make_longer(uint32_t **array, uint32_t room) {
+    uint32_t *longer = mem_realloc(*array, room * sizeof *longer);
+    if (longer) *array = longer;
+    return longer != NULL;
+}
+
+static bool make_room(ivf_list *list, uint32_t room, bool second) {
     if (room <= list->room) return true;
-    uint32_t *slots = mem_realloc(list->slots, room * sizeof *slots);
-    if (!slots) return false;
-    list->slots = slots;
+    if (!make_longer(&list->slots, room) || (second && !make_longer(&list->firsts, room))) return false;
     list->room = room;
     return true;
 }
 
-fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const uint32_t *lists, uint32_t n, uint32_t rows,
-                     const uint64_t *live, fvdb_diag *diag) {
-    uint32_t nlist = v->centroids.nlist, *sizes = mem_alloc_array(nlist, sizeof *sizes);
-    v->lists = mem_alloc_array(nlist, sizeof *v->lists);
-    bool room = sizes && v->lists && region_resize(&v->rows, bitmap_bytes(rows));
-    for (uint32_t i = 0; i < n && room; i++) sizes[lists[i]]++;
+/* New lists with room for the rows that are to be on each. */
+static ivf_list *lists_for(const uint32_t *numbers, uint32_t n, uint32_t nlist, bool second) {
+    uint32_t *sizes = mem_alloc_array(nlist, sizeof *sizes);
+    ivf_list *lists = mem_alloc_array(nlist, sizeof *lists);
+    bool room = sizes && lists;
+    for (uint32_t i = 0; i < n && room; i++)
+        if (numbers[i] != IVF_NO_LIST) sizes[numbers[i]]++;
     for (uint32_t list = 0; list < nlist && room; list++)
-        room = sizes[list] == 0 || make_room(&v->lists[list], sizes[list]);
+        room = sizes[list] == 0 || make_room(&lists[list], sizes[list], second);
     mem_free(sizes);
-    if (!room) {
+    if (room) return lists;
+    free_lists(lists, nlist);
+    return NULL;
+}
+
+/* Puts a slot in its place.  first: of a second list, the list that the row is on first. */
+static void insert(ivf_list *list, uint32_t slot, uint32_t first) {
+    assert(list->n < list->room);
+    uint32_t at = list->n++;
+    for (; at && list->slots[at - 1] > slot; at--) {
+        list->slots[at] = list->slots[at - 1];
+        if (list->firsts) list->firsts[at] = list->firsts[at - 1];
+    }
+    list->slots[at] = slot;
+    if (list->firsts) list->firsts[at] = first;
+}
+
+static void put(ivf *v, uint32_t slot, uint32_t list, uint32_t second) {
+    assert(list != second);
+    insert(&v->lists[list], slot, IVF_NO_LIST);
+    if (second != IVF_NO_LIST) {
+        insert(&v->seconds[second], slot, list);
+        v->n_second++;
+    }
+    bit_set((uint64_t *)v->rows.base, slot);
+}
+
+fvdb_status ivf_fill(ivf *v, const uint32_t *slots, const ivf_places *places, uint32_t n, uint32_t rows,
+                     const uint64_t *live, fvdb_diag *diag) {
+    const uint32_t nlist = v->centroids.nlist;
+    assert(!v->lists && !v->seconds);
+    v->lists = lists_for(places->lists, n, nlist, false);
+    v->seconds = v->lists ? lists_for(places->seconds, n, nlist, true) : NULL;
+    if (!v->seconds || !region_resize(&v->rows, bitmap_bytes(rows))) {
         free_lists(v->lists, nlist);
-        v->lists = NULL;
+        free_lists(v->seconds, nlist);
+        v->lists = v->seconds = NULL;
         region_free(&v->rows);
         return FAIL_MEMORY(diag);
     }
     v->n = n;
-    v->live = 0;
+    v->live = v->n_second = 0;
     for (uint32_t i = 0; i < n; i++) {
-        ivf_list *list = &v->lists[lists[i]];
-        list->slots[list->n++] = slots[i];
-        bit_set((uint64_t *)v->rows.base, slots[i]);
+        put(v, slots[i], places->lists[i], places->seconds[i]);
         v->live += bit_get(live, slots[i]);
     }
     return FVDB_OK;
 }
 
+static void note_lists(const ivf_list *lists, uint32_t nlist, uint32_t rows, uint32_t *out) {
+    for (uint32_t slot = 0; slot < rows; slot++) out[slot] = IVF_NO_LIST;
+    for (uint32_t list = 0; list < nlist; list++)
+        for (uint32_t i = 0; i < lists[list].n; i++) out[lists[list].slots[i]] = list;
+}
+
+void ivf_places_of(const ivf *v, uint32_t rows, const ivf_places *out) {
+    note_lists(v->lists, v->centroids.nlist, rows, out->lists);
+    note_lists(v->seconds, v->centroids.nlist, rows, out->seconds);
+}
+
+void ivf_exchange_rows(ivf *v, ivf *from) {
+    const ivf old = *v;
+    assert(from->centroids.nlist == old.centroids.nlist);
+    *v = *from;
+    v->centroids = old.centroids;
+    v->since_rows = old.since_rows;
+    v->since_error = old.since_error;
+    *from = old;
+    from->centroids = (ivf_centroids){.nlist = old.centroids.nlist};
+}
+
 /* ---- append ---- */
 
-fvdb_status ivf_reserve(ivf *v, const uint32_t *lists, uint32_t n, uint32_t rows, fvdb_diag *diag) {
-    uint32_t nlist = v->centroids.nlist, *more = mem_alloc_array(nlist, sizeof *more);
-    bool room = more && (bitmap_bytes(rows) <= v->rows.used || region_resize(&v->rows, bitmap_bytes(rows)));
-    for (uint32_t i = 0; i < n && room; i++) more[lists[i]]++;
+/* Of each list in `numbers`: an eighth more than it needs, as more rows will come. */
+static bool grow(ivf_list *lists, uint32_t nlist, const uint32_t *numbers, uint32_t n, bool second) {
+    uint32_t *more = mem_alloc_array(nlist, sizeof *more);
+    bool room = more != NULL;
+    for (uint32_t i = 0; i < n && room; i++)
+        if (numbers[i] != IVF_NO_LIST) more[numbers[i]]++;
     for (uint32_t at = 0; at < nlist && room; at++) {
-        ivf_list *list = &v->lists[at];
-        uint32_t needed = list->n + more[at];
-        room = needed <= list->room || make_room(list, needed + needed / 8);
+        const uint32_t needed = lists[at].n + more[at];
+        room = needed <= lists[at].room || make_room(&lists[at], needed + needed / 8, second);
     }
     mem_free(more);
+    return room;
+}
+
+fvdb_status ivf_reserve(ivf *v, const ivf_places *places, uint32_t n, uint32_t rows, fvdb_diag *diag) {
+    const uint32_t nlist = v->centroids.nlist;
+    const bool room = (bitmap_bytes(rows) <= v->rows.used || region_resize(&v->rows, bitmap_bytes(rows))) &&
+                      grow(v->lists, nlist, places->lists, n, false) &&
+                      grow(v->seconds, nlist, places->seconds, n, true);
     return room ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
-void ivf_put(ivf *v, uint32_t slot, uint32_t list, float error) {
-    ivf_list *l = &v->lists[list];
-    assert(l->n < l->room && !ivf_has(v, slot));
-    uint32_t at = l->n++;
-    for (; at && l->slots[at - 1] > slot; at--) l->slots[at] = l->slots[at - 1];
-    l->slots[at] = slot;
-    bit_set((uint64_t *)v->rows.base, slot);
+/* Its slot is behind those of rows with copies, which a vacuum put in front: those copies stay the first of their list. */
+void ivf_put(ivf *v, uint32_t slot, uint32_t list, uint32_t second, float error) {
+    assert(!ivf_has(v, slot));
+    put(v, slot, list, second);
     v->n++;
     v->live++;
     v->since_rows++;

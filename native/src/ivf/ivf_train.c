@@ -66,18 +66,20 @@ void ivf_look(ivf_view *v, const ivf_centroids *c, const store *s, const float *
     s->kernels->code_prepare(x, c->book.lo, c->book.step, s->dim64, v->q_lo, v->q_hi, &v->base, &v->scale);
 }
 
-void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
+void ivf_products(const ivf_view *v, const uint32_t *lists, uint32_t n, float *out) {
     const store *s = v->s;
-    const float *norm2 = (const float *)v->centroids->norm2.base + first;
-    uint32_t rows[IVF_CHUNK];
     int32_t products[IVF_CHUNK];
-    for (uint32_t i = 0; i < IVF_CHUNK; i++) rows[i] = i;
-    s->kernels->code_dot(v->q_lo, v->q_hi, v->centroids->codes.base + (size_t)first * s->code_bytes, s->code_bytes,
-                         rows, n, products);
-    for (uint32_t i = 0; i < n; i++) {
-        float product = v->base + v->scale * (float)products[i];
-        out[i] = v->by_product ? -product : norm2[i] - 2.0f * product;
-    }
+    assert(n <= IVF_CHUNK);
+    s->kernels->code_dot(v->q_lo, v->q_hi, v->centroids->codes.base, s->code_bytes, lists, n, products);
+    for (uint32_t i = 0; i < n; i++) out[i] = v->base + v->scale * (float)products[i];
+}
+
+void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
+    const float *norm2 = (const float *)v->centroids->norm2.base + first;
+    uint32_t lists[IVF_CHUNK];
+    for (uint32_t i = 0; i < IVF_CHUNK; i++) lists[i] = first + i;
+    ivf_products(v, lists, n, out);
+    for (uint32_t i = 0; i < n; i++) out[i] = v->by_product ? -out[i] : norm2[i] - 2.0f * out[i];
 }
 
 /* ---- training ---- */
@@ -329,7 +331,7 @@ static fvdb_status iterate(trainer *t, thread_pool *c, uint32_t *sizes, fvdb_dia
     for (uint32_t i = 0; i < ITERATIONS_MAX; i++) {
         if (control_cancelled(t->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         code_centres(t);
-        ivf_assign(t->c, t->s, t->rows, t->n, c, t->lists, t->errors);
+        ivf_assign(t->c, t->s, t->rows, t->n, c, &(ivf_places){t->lists, NULL, t->errors});
         progress_report(t->range, (i + 1) * t->range->rows / ITERATIONS_MAX);
         double error = mean_error(t);
         if (error > before * (1 - GAIN_MIN)) break;

@@ -281,6 +281,9 @@ static inline void scorer_prefetch_by(const scorer *q, walk_distance by, uint32_
 static inline void scorer_prefetch(const scorer *q, uint32_t slot) { scorer_prefetch_by(q, q->by, slot); }
 /* Distances of rows that were prefetched. */
 void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
+/* The same by copies of the codes: copy number rows[i] of `codes` is that of slots[i].  Copies were prefetched. */
+void scorer_copies(const scorer *q, const uint8_t *codes, const uint32_t *rows, const uint32_t *slots, uint32_t n,
+                   float *out);
 /* The same by codes or high planes, coarse as they may be. */
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
 /* The same by high planes, of rows that were prefetched, where the store has what it takes: inv_norm under cosine. */
