@@ -129,7 +129,9 @@ def test_includes_point_one_way() -> None:
 
 
 def test_there_is_a_program_for_each_folder() -> None:
-    names = ("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "metadata", "states", "store", "words")
+    names = (
+        *("base", "format", "hnsw", "ids", "index", "ivf", "kernels", "metadata", "states", "store", "text", "words"),
+    )
     assert [f"test_{name}" for name in names] == PROGRAMS
 
 

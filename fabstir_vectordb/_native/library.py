@@ -37,6 +37,12 @@ _STRUCTS = (
     "fvdb_step",
     "fvdb_field",
     "fvdb_cells",
+    "fvdb_text_config",
+    "fvdb_text_rows",
+    "fvdb_text_stats",
+    "fvdb_text_term",
+    "fvdb_text_clause",
+    "fvdb_text_query",
 )
 _HERE = Path(__file__).resolve().parent
 

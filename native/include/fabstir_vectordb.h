@@ -582,6 +582,218 @@ fvdb_status fvdb_part_search(fvdb_index *index, const uint8_t *bytes, uint64_t s
 fvdb_status fvdb_part_vectors(fvdb_index *index, const uint8_t *bytes, uint64_t size, const uint32_t *slots, uint32_t n,
                               float *out, fvdb_diag *diag);
 
+/* ---- Text: index ----------------------------------------------------------------------------------------------- */
+
+/* An inverted index of the words of rows, of its own lock and memory: it knows rows by the slots of an fvdb_index, and
+ * nothing else of them.  It ranks by BM25 (Robertson & Zaragoza 2009) as Lucene does: a row with tf times a term that df
+ * of N rows have, and `length` words where rows have `average` ones, gets
+ *     log(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length / average))
+ * for that term.  N, df and average count the rows that are in the index, whatever a search allows.
+ *
+ * A change has three steps, so that all that can fail is done before anything changes: fvdb_text_stage splits texts into
+ * words; fvdb_text_prepare makes the new state beside the old one; fvdb_text_commit puts it in place.  Between the first
+ * two, where the terms are not the words themselves, fvdb_text_change_words gives the distinct words, and
+ * fvdb_text_set_terms takes their terms.  What is committed depends on the order and the content of changes alone.
+ *
+ * An index is in one of three states: whole, from fvdb_text_create or a finished load; loading, from fvdb_text_load; and
+ * broken, after a load whose parts contradict each other.  "[reader, whole]" as above. */
+
+#define FVDB_TEXT_TERM_BYTES_MAX 256   /* bytes of a term; a word has one fewer */
+#define FVDB_TEXT_QUERY_TERMS_MAX 1024 /* terms of a query, those that prefixes stand for included */
+#define FVDB_TEXT_PREFIX_TERMS_MAX 128 /* of one prefix: those in most rows, then the first in byte order */
+#define FVDB_TEXT_FIELD_GAP 100        /* positions between two texts of one row: no phrase reaches over it */
+#define FVDB_TEXT_CHUNK_BYTES_MIN 4096 /* least size of the pieces that an index is saved in */
+#define FVDB_TEXT_SEGMENTS_MAX 24      /* more are never made */
+
+#define FVDB_TEXT_WORDS 0 /* a term is a word */
+#define FVDB_TEXT_STEMS 1 /* a term is what the caller gives for a word: its stem */
+#define FVDB_TEXT_BOTH 2  /* a word is two terms: itself, and FVDB_TEXT_STEM_MARK followed by its stem */
+#define FVDB_TEXT_STEM_MARK 1
+
+typedef struct fvdb_text fvdb_text;
+typedef struct fvdb_text_change fvdb_text_change;
+
+typedef struct fvdb_text_config {
+    double k1;      /* 0 .. 1000 */
+    double b;       /* 0 .. 1 */
+    uint32_t terms; /* FVDB_TEXT_WORDS, _STEMS or _BOTH */
+    uint32_t zero;
+} fvdb_text_config;
+
+/* Makes an empty index.  Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY; *out is set only on FVDB_OK. */
+fvdb_status fvdb_text_create(const fvdb_text_config *config, fvdb_text **out, fvdb_diag *diag);
+
+/* Frees an index at once.  No other call may be running on it.  NULL is allowed. */
+void fvdb_text_free(fvdb_text *text);
+
+/* Texts of rows.  A row may have several, one after the other in the arrays: they count as one text. */
+typedef struct fvdb_text_rows {
+    uint32_t n;
+    const uint32_t *slots;   /* n */
+    const uint8_t *bytes;    /* UTF-8, one text after the other; what is not well-formed separates words */
+    const uint64_t *offsets; /* n + 1 offsets into bytes */
+} fvdb_text_rows;
+
+/* Splits texts into words: of rows that leave the index, and of rows that come to it.  A row whose text is replaced is in
+ * both.  The text of a row that leaves must be the one that it came with, as the number of rows with a word is counted
+ * down by it.  Either may be NULL.  Nothing is looked up in the index, and nothing changes.          [reader, whole]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (offsets, slots), _MEMORY, _CANCELLED or _TOO_MANY. */
+fvdb_status fvdb_text_stage(fvdb_text *text, const fvdb_text_rows *removed, const fvdb_text_rows *added,
+                            fvdb_control *control, fvdb_text_change **out, fvdb_diag *diag);
+
+/* Frees a change, committed or not.  NULL is allowed. */
+void fvdb_text_change_free(fvdb_text_change *change);
+
+/* The distinct words of a staged change and their bytes in all; both are 0 where terms are words. */
+fvdb_status fvdb_text_change_size(const fvdb_text_change *change, uint32_t *out_words, uint64_t *out_bytes,
+                                  fvdb_diag *diag);
+
+/* The distinct words themselves, in the order of first use: their bytes, and n + 1 offsets.
+ * Returns FVDB_OK or FVDB_ERR_BUFFER. */
+fvdb_status fvdb_text_change_words(const fvdb_text_change *change, uint8_t *out_bytes, uint64_t capacity,
+                                   uint64_t *out_offsets, uint32_t words, fvdb_diag *diag);
+
+/* Gives the terms of all n words, in the same order.  A word whose term is empty (a stop word) is not indexed, and is not
+ * counted in the length of a row; its position stays.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (another number of words, or a term that is too long) or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_text_set_terms(fvdb_text_change *change, const uint8_t *bytes, const uint64_t *offsets, uint32_t n,
+                                fvdb_diag *diag);
+
+/* Makes the state of the index after a change, beside the one that it has.                          [reader, whole]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (terms are missing; a row that comes is there already), _NOT_FOUND (a row that leaves
+ * is not there; diag.row), _MEMORY, _CANCELLED or _TOO_MANY; the change is as before then. */
+fvdb_status fvdb_text_prepare(fvdb_text *text, fvdb_text_change *change, fvdb_control *control, fvdb_diag *diag);
+
+/* Puts a prepared state in place.                                                                   [writer, whole]
+ * Returns FVDB_OK, or FVDB_ERR_ARGUMENT (not prepared, or the index was changed since: prepare again). */
+fvdb_status fvdb_text_commit(fvdb_text *text, fvdb_text_change *change, fvdb_diag *diag);
+
+/* Bytes that the index will take after a prepared change, as fvdb_text_stats.bytes_total: to compare with a budget before
+ * the commit.  Returns FVDB_OK, or FVDB_ERR_ARGUMENT (not prepared). */
+fvdb_status fvdb_text_change_bytes(const fvdb_text_change *change, uint64_t *out_bytes, fvdb_diag *diag);
+
+/* Prepares the index with other slots: map[old] is the new slot, FVDB_NO_SLOT for a row that goes.  What only such rows,
+ * or rows that left before, had is in no byte of the new state: it is counted and written anew.     [reader, whole]
+ * Returns FVDB_OK (commit it), FVDB_ERR_ARGUMENT (two rows get one slot), _MEMORY, _CANCELLED or _TOO_MANY. */
+fvdb_status fvdb_text_stage_map(fvdb_text *text, const uint32_t *map, uint32_t n, fvdb_control *control,
+                                fvdb_text_change **out, fvdb_diag *diag);
+
+/* Most bytes that an index of `rows` texts of `text_bytes` bytes in all is likely to take (a sum over the rows that it
+ * has), and most bytes that a change takes beside an index of index_bytes bytes, until it is freed. */
+uint64_t fvdb_text_estimate_bytes(uint64_t rows, uint64_t text_bytes);
+uint64_t fvdb_text_estimate_work(uint64_t index_bytes, uint64_t rows, uint64_t text_bytes);
+
+typedef struct fvdb_text_stats {
+    uint64_t rows;  /* with text */
+    uint64_t words; /* the sum of their lengths */
+    uint64_t segments;
+    uint64_t terms;     /* entries of dictionaries: a term counts once a segment */
+    uint64_t postings;  /* rows that left and are still there included */
+    uint64_t left_rows; /* rows that left and whose postings are still there */
+    uint64_t bytes_heads;
+    uint64_t bytes_dictionary;
+    uint64_t bytes_postings;
+    uint64_t bytes_positions;
+    uint64_t bytes_total;
+} fvdb_text_stats;
+fvdb_status fvdb_text_get_stats(fvdb_text *text, fvdb_text_stats *out,
+                                fvdb_diag *diag); /* [reader, whole or loading] */
+
+/* Checks every byte and every invariant.  Returns FVDB_OK or FVDB_ERR_FORMAT.                       [reader, whole] */
+fvdb_status fvdb_text_validate(fvdb_text *text, fvdb_diag *diag);
+
+/* ---- Text: search ---------------------------------------------------------------------------------------------- */
+
+#define FVDB_TEXT_REQUIRED 1 /* only rows that match the clause */
+#define FVDB_TEXT_EXCLUDED 2 /* no row that matches the clause; it gives no score */
+#define FVDB_TEXT_PREFIX 4   /* the terms are prefixes: each stands for the terms that begin with it */
+#define FVDB_TEXT_PHRASE 8   /* a row matches that has each term at its offset from one place */
+
+typedef struct fvdb_text_term {
+    uint32_t start, size; /* the term's place in query.bytes */
+    int32_t offset;       /* in words, for phrases */
+    float weight;         /* factor of its score, > 0 and finite */
+} fvdb_text_term;
+
+/* A clause matches a row that has one of its terms; or, as a phrase, all of them in their places.  The score of a row is the
+ * sum over the clauses that it matches, of their terms that it has.  Equal terms of clauses without flags count as one
+ * with the sum of the weights. */
+typedef struct fvdb_text_clause {
+    uint32_t first, n; /* its terms */
+    uint32_t flags;
+    uint32_t zero;
+} fvdb_text_clause;
+
+typedef struct fvdb_text_query {
+    const uint8_t *bytes;
+    uint64_t n_bytes;
+    const fvdb_text_term *terms;
+    const fvdb_text_clause *clauses;
+    uint32_t n_terms, n_clauses;
+} fvdb_text_query;
+
+/* The k rows with the highest scores, highest first, ties by slot: of those that match a clause that is not excluded, all
+ * required and no excluded clauses, and that `allow` has (as for fvdb_search).                      [reader, whole]
+ * out_slots, out_scores: k entries; *out_count of them are set.  out_matches: the number of rows that match, or NULL; it
+ * costs a pass over all postings of the query.
+ * Scores have the same bits for any order of the changes that led to the index.  Terms' scores are float32, rounded up to
+ * steps of 2^-30 to 2^-29 of the sum of all weights, and summed as integers: a score is within 1e-6 of itself and a step a term.
+ * Also answered while loading, where fvdb_text_missing finds no part.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint32_t k, const uint64_t *allow,
+                             uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
+                             uint64_t *out_matches, fvdb_diag *diag);
+
+/* The same for a query of the words of a text, each of weight 1 and counted as often as it comes; only those among the first
+ * FVDB_TEXT_QUERY_TERMS_MAX.  In one call, as taking a query apart elsewhere takes longer than most searches.
+ * Also FVDB_ERR_ARGUMENT where terms are not words. */
+fvdb_status fvdb_text_search_words(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
+                                   const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,
+                                   uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag);
+
+/* The scores of n given slots, in any order: 0 for a row that the query does not match.  As fvdb_text_search. */
+fvdb_status fvdb_text_score_slots(fvdb_text *text, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,
+                                  double *out_scores, fvdb_diag *diag);
+
+/* ---- Text: save and load --------------------------------------------------------------------------------------- */
+
+/* An index is saved as parts; docs/format.md describes every byte.  Segments, oldest first, have one head each; their
+ * dictionaries, postings and positions are cut into chunks, numbered through over all segments.  A change leaves the parts
+ * of old segments as they are, so they keep their numbers. */
+#define FVDB_PART_TEXT_HEAD 21
+#define FVDB_PART_TEXT_DICTIONARY 22
+#define FVDB_PART_TEXT_POSTINGS 23
+#define FVDB_PART_TEXT_POSITIONS 24
+
+/* The parts of the index as it is now, in a fixed order.  chunk_bytes: size of chunks, FVDB_TEXT_CHUNK_BYTES_MIN or more.
+ * Pass capacity 0 to learn *out_count.  Returns FVDB_OK, FVDB_ERR_ARGUMENT or FVDB_ERR_BUFFER.      [reader, whole] */
+fvdb_status fvdb_text_parts(fvdb_text *text, uint32_t chunk_bytes, fvdb_part *out, uint32_t capacity,
+                            uint32_t *out_count, fvdb_diag *diag);
+
+/* Writes one part.  Returns FVDB_OK, FVDB_ERR_ARGUMENT (no such part) or FVDB_ERR_BUFFER.           [reader, whole] */
+fvdb_status fvdb_text_part_write(fvdb_text *text, uint32_t chunk_bytes, uint32_t kind, uint32_t number, uint8_t *out,
+                                 uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
+
+/* Makes an index in the state loading, of a version with so many segments.  Returns as fvdb_text_create. */
+fvdb_status fvdb_text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes, fvdb_text **out,
+                           fvdb_diag *diag);
+
+/* Takes a part: all heads come first, in any order.  Safe on untrusted bytes.                     [writer, loading]
+ * Returns FVDB_OK (also for a part that it has), FVDB_ERR_FORMAT, FVDB_ERR_ARGUMENT (a head is missing, or there is no such
+ * part) or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_text_load_part(fvdb_text *text, uint32_t kind, uint32_t number, const uint8_t *bytes, uint64_t size,
+                                fvdb_diag *diag);
+
+/* When all parts came: checks every byte of them.  The index is whole then, or broken.             [writer, loading]
+ * Returns FVDB_OK, FVDB_ERR_FORMAT, FVDB_ERR_ARGUMENT (a part is missing; the state stays) or FVDB_ERR_MEMORY. */
+fvdb_status fvdb_text_load_end(fvdb_text *text, fvdb_diag *diag);
+
+/* The parts that a search for a query still needs, dictionary first: once these came, it may need postings.  When there are
+ * none, fvdb_text_search and fvdb_text_score_slots answer.                                         [reader, loading]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _FORMAT, _MEMORY or FVDB_ERR_BUFFER (*out_count is set). */
+fvdb_status fvdb_text_missing(fvdb_text *text, const fvdb_text_query *query, fvdb_part *out, uint32_t capacity,
+                              uint32_t *out_count, fvdb_diag *diag);
+
 /* cffi: end */
 
 #if defined(__GNUC__)

@@ -11,12 +11,24 @@ size_t fvdb_struct_size(const char *name) {
         const char *name;
         size_t size;
     } structs[] = {
-        {"fvdb_diag", sizeof(fvdb_diag)},     {"fvdb_control", sizeof(fvdb_control)},
-        {"fvdb_config", sizeof(fvdb_config)}, {"fvdb_rows", sizeof(fvdb_rows)},
-        {"fvdb_stats", sizeof(fvdb_stats)},   {"fvdb_search_params", sizeof(fvdb_search_params)},
-        {"fvdb_part", sizeof(fvdb_part)},     {"fvdb_answer", sizeof(fvdb_answer)},
-        {"fvdb_load", sizeof(fvdb_load)},     {"fvdb_step", sizeof(fvdb_step)},
-        {"fvdb_field", sizeof(fvdb_field)},   {"fvdb_cells", sizeof(fvdb_cells)},
+        {"fvdb_diag", sizeof(fvdb_diag)},
+        {"fvdb_control", sizeof(fvdb_control)},
+        {"fvdb_config", sizeof(fvdb_config)},
+        {"fvdb_rows", sizeof(fvdb_rows)},
+        {"fvdb_stats", sizeof(fvdb_stats)},
+        {"fvdb_search_params", sizeof(fvdb_search_params)},
+        {"fvdb_part", sizeof(fvdb_part)},
+        {"fvdb_answer", sizeof(fvdb_answer)},
+        {"fvdb_load", sizeof(fvdb_load)},
+        {"fvdb_step", sizeof(fvdb_step)},
+        {"fvdb_field", sizeof(fvdb_field)},
+        {"fvdb_cells", sizeof(fvdb_cells)},
+        {"fvdb_text_config", sizeof(fvdb_text_config)},
+        {"fvdb_text_rows", sizeof(fvdb_text_rows)},
+        {"fvdb_text_stats", sizeof(fvdb_text_stats)},
+        {"fvdb_text_term", sizeof(fvdb_text_term)},
+        {"fvdb_text_clause", sizeof(fvdb_text_clause)},
+        {"fvdb_text_query", sizeof(fvdb_text_query)},
     };
     for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)
         if (strcmp(structs[i].name, name) == 0) return structs[i].size;

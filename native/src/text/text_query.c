@@ -1,0 +1,299 @@
+/* A query: its terms once each, found in every segment, with their weights; prefixes become the terms that they stand for.
+ *
+ * The score of a row is a sum of integers, each the score of a term in steps of 2^-exponent, rounded up, so above 0: it does
+ * not depend on the order in which a search meets the terms.  The exponent is such that the sum of all weights, which no score
+ * reaches, is below 2^30. */
+#include "text.h"
+
+#define SCORE_BITS 30
+
+/* ---- memory of a query: pieces that are freed together ---- */
+
+#define ARENA_BYTES 16384u
+
+struct arena_block {
+    struct arena_block *next;
+    size_t used, room;
+    _Alignas(16) uint8_t bytes[];
+};
+
+void *query_alloc(text_query *q, size_t count, size_t size) {
+    size_t bytes;
+    if (!mul_size(count, size, &bytes) || bytes > SIZE_MAX / 2) return NULL;
+    bytes = round_up(bytes, 16);
+    struct arena_block *block = q->arena;
+    if (!block || block->room - block->used < bytes) {
+        const size_t room = bytes > ARENA_BYTES ? bytes : ARENA_BYTES;
+        block = mem_alloc(sizeof *block + room);
+        if (!block) return NULL;
+        *block = (struct arena_block){.next = q->arena, .room = room};
+        q->arena = block;
+    }
+    void *p = block->bytes + block->used;
+    block->used += bytes;
+    return p;
+}
+
+void query_close(text_query *q) {
+    while (q->arena) {
+        struct arena_block *next = q->arena->next;
+        mem_free(q->arena);
+        q->arena = next;
+    }
+}
+
+/* ---- checks ---- */
+
+fvdb_status query_check(const fvdb_text_query *query, fvdb_diag *diag) {
+    const uint32_t known = FVDB_TEXT_REQUIRED | FVDB_TEXT_EXCLUDED | FVDB_TEXT_PREFIX | FVDB_TEXT_PHRASE;
+    if (query->n_terms > FVDB_TEXT_QUERY_TERMS_MAX || query->n_clauses > FVDB_TEXT_QUERY_TERMS_MAX)
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the query has too many terms", 0, FVDB_TEXT_QUERY_TERMS_MAX,
+                       query->n_terms);
+    for (uint32_t i = 0; i < query->n_terms; i++) {
+        const fvdb_text_term *term = &query->terms[i];
+        if ((uint64_t)term->start + term->size > query->n_bytes)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a term lies outside the bytes", i, query->n_bytes, term->start);
+        if (!(term->weight > 0 && term->weight <= 1e30f))
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a weight is out of range", i, 0, 0);
+    }
+    for (uint32_t i = 0; i < query->n_clauses; i++) {
+        const fvdb_text_clause *c = &query->clauses[i];
+        if (c->n == 0 || (uint64_t)c->first + c->n > query->n_terms)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a clause has no terms, or others than the query", i, 0, 0);
+        const bool both = (c->flags & FVDB_TEXT_PREFIX) && (c->flags & FVDB_TEXT_PHRASE);
+        const bool at_odds = (c->flags & FVDB_TEXT_REQUIRED) && (c->flags & FVDB_TEXT_EXCLUDED);
+        if (c->flags & ~known || both || at_odds)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a clause has flags that exclude each other", i, known, c->flags);
+    }
+    return FVDB_OK;
+}
+
+/* ---- terms ---- */
+
+/* Terms of a phrase have their own weights: they count only where the phrase is. */
+static uint32_t find_term(const text_query *q, uint32_t from, bool of_phrase, const uint8_t *bytes, uint32_t size) {
+    for (uint32_t i = from; i < q->n_terms; i++) {
+        const query_term *term = &q->terms[i];
+        if (term->of_phrase == of_phrase && term->size == size && memcmp(term->bytes, bytes, size) == 0) return i;
+    }
+    return TEXT_NONE;
+}
+
+/* A term's place in every segment, and the number of its rows. */
+static void look_up(const text_query *q, query_term *term) {
+    term_cursor c;
+    term->df = 0;
+    for (uint32_t i = 0; i < q->state->n; i++) {
+        const text_segment *s = q->state->segments[i];
+        term->infos[i] = (term_info){0};
+        if (!terms_seek(&c, s, term->bytes, term->size)) continue;
+        if (compare_bytes(c.term, c.size, term->bytes, term->size)) continue;
+        term->infos[i] = c.info;
+        term->df += (int64_t)c.info.n - c.info.left;
+    }
+}
+
+/* The number of a term in q->terms, where there is room; TEXT_NONE: out of memory.  from: first term of a phrase. */
+static uint32_t add_term(text_query *q, uint32_t from, bool of_phrase, const uint8_t *bytes, uint32_t size) {
+    const uint32_t found = find_term(q, from, of_phrase, bytes, size);
+    if (found != TEXT_NONE) return found;
+    query_term *term = &q->terms[q->n_terms];
+    *term = (query_term){
+        .size = size, .of_phrase = of_phrase, .infos = query_alloc(q, (size_t)q->state->n + 1, sizeof *term->infos)};
+    uint8_t *copy = query_alloc(q, size, 1);
+    if (!copy || !term->infos) return TEXT_NONE;
+    if (size) memcpy(copy, bytes, size);
+    term->bytes = copy;
+    look_up(q, term);
+    return q->n_terms++;
+}
+
+/* ---- prefixes ---- */
+
+typedef struct expansion {
+    const uint8_t *bytes;
+    uint32_t size;
+    int64_t df;
+} expansion;
+
+/* In more rows, then first in byte order. */
+static bool comes_first(const expansion *a, const expansion *b) {
+    if (a->df != b->df) return a->df > b->df;
+    return compare_bytes(a->bytes, a->size, b->bytes, b->size) < 0;
+}
+
+/* The terms that begin with a prefix: all segments' dictionaries side by side, in byte order.  Of those in any row the ones
+ * in most rows are kept, in `out`; a new one takes the place of the last. */
+static bool expand(text_query *q, const uint8_t *prefix, uint32_t size, expansion *out, uint32_t *n) {
+    const uint32_t segments = q->state->n;
+    term_cursor *cursors = mem_alloc_array(segments, sizeof *cursors);
+    bool *has = mem_alloc_array(segments, sizeof *has);
+    bool had = cursors && has;
+    for (uint32_t i = 0; i < segments && had; i++)
+        has[i] = terms_seek(&cursors[i], q->state->segments[i], prefix, size);
+    while (had) {
+        const term_cursor *first = NULL;
+        uint8_t term[FVDB_TEXT_TERM_BYTES_MAX];
+        for (uint32_t i = 0; i < segments; i++)
+            if (has[i] && (!first || compare_bytes(cursors[i].term, cursors[i].size, first->term, first->size) < 0))
+                first = &cursors[i];
+        if (!first || first->size < size || (size && memcmp(first->term, prefix, size))) break;
+        expansion e = {term, first->size, 0};
+        memcpy(term, first->term, e.size);
+        for (uint32_t i = 0; i < segments; i++) {
+            if (!has[i] || compare_bytes(cursors[i].term, cursors[i].size, term, e.size)) continue;
+            e.df += (int64_t)cursors[i].info.n - cursors[i].info.left;
+            has[i] = terms_next(&cursors[i]);
+        }
+        if (e.df <= 0) continue;
+        uint32_t at = *n;
+        while (at > 0 && comes_first(&e, &out[at - 1])) at--;
+        if (at == FVDB_TEXT_PREFIX_TERMS_MAX) continue;
+        uint8_t *copy = query_alloc(q, e.size, 1);
+        had = copy != NULL;
+        if (!had) break;
+        memcpy(copy, term, e.size);
+        e.bytes = copy;
+        const uint32_t last = *n < FVDB_TEXT_PREFIX_TERMS_MAX ? (*n)++ : *n - 1;
+        for (uint32_t i = last; i > at; i--) out[i] = out[i - 1];
+        out[at] = e;
+    }
+    mem_free(cursors);
+    mem_free(has);
+    return had;
+}
+
+/* ---- clauses ---- */
+
+static bool is_scored(const query_clause *c) { return !(c->flags & (FVDB_TEXT_EXCLUDED | FVDB_TEXT_PHRASE)); }
+
+/* Puts a term among those of a clause, once unless the clause is a phrase. */
+static void put_term(text_query *q, query_clause *c, uint32_t term, float weight) {
+    if (!(c->flags & FVDB_TEXT_EXCLUDED)) q->terms[term].weight += (double)weight;
+    if (!(c->flags & FVDB_TEXT_PHRASE))
+        for (uint32_t i = 0; i < c->n; i++)
+            if (c->terms[i] == term) return;
+    c->terms[c->n++] = term;
+}
+
+static fvdb_status add_prefix(text_query *q, query_clause *c, const fvdb_text_query *query, const fvdb_text_term *term,
+                              fvdb_diag *diag) {
+    expansion found[FVDB_TEXT_PREFIX_TERMS_MAX];
+    uint32_t n = 0;
+    if (!expand(q, query->bytes + term->start, term->size, found, &n)) return FAIL_MEMORY(diag);
+    for (uint32_t i = 0; i < n; i++) {
+        if (q->n_terms == FVDB_TEXT_QUERY_TERMS_MAX) break;
+        const uint32_t number = add_term(q, 0, false, found[i].bytes, found[i].size);
+        if (number == TEXT_NONE) return FAIL_MEMORY(diag);
+        put_term(q, c, number, term->weight);
+    }
+    return FVDB_OK;
+}
+
+static fvdb_status add_clause(text_query *q, const fvdb_text_query *query, const fvdb_text_clause *given,
+                              fvdb_diag *diag) {
+    query_clause *c = &q->clauses[q->n_clauses++];
+    const bool is_prefix = given->flags & FVDB_TEXT_PREFIX, is_phrase = given->flags & FVDB_TEXT_PHRASE;
+    const uint32_t from = q->n_terms;
+    const uint32_t room = is_prefix ? FVDB_TEXT_QUERY_TERMS_MAX : given->n;
+    *c = (query_clause){.flags = given->flags,
+                        .terms = query_alloc(q, room, sizeof *c->terms),
+                        .offsets = query_alloc(q, given->n, sizeof *c->offsets)};
+    if (!c->terms || !c->offsets) return FAIL_MEMORY(diag);
+    q->has_phrases = q->has_phrases || (given->flags & FVDB_TEXT_PHRASE);
+    q->has_mask = q->has_mask || (given->flags & (FVDB_TEXT_REQUIRED | FVDB_TEXT_EXCLUDED));
+    for (uint32_t i = 0; i < given->n; i++) {
+        const fvdb_text_term *term = &query->terms[given->first + i];
+        c->offsets[i] = term->offset;
+        if (is_prefix) {
+            TRY(add_prefix(q, c, query, term, diag));
+            continue;
+        }
+        if (q->n_terms == FVDB_TEXT_QUERY_TERMS_MAX)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the query has too many terms", 0, FVDB_TEXT_QUERY_TERMS_MAX, 0);
+        const uint32_t number = add_term(q, is_phrase ? from : 0, is_phrase, query->bytes + term->start, term->size);
+        if (number == TEXT_NONE) return FAIL_MEMORY(diag);
+        put_term(q, c, number, term->weight);
+    }
+    return FVDB_OK;
+}
+
+/* ---- weights ---- */
+
+static double idf(const text_query *q, const query_term *term) {
+    const double rows = q->state->rows > 0 ? (double)q->state->rows : 0;
+    double df = term->df > 0 ? (double)term->df : 0;
+    if (df > rows) df = rows; /* only where a caller counted down what it never had */
+    return text_log(1 + (rows - df + 0.5) / (df + 0.5));
+}
+
+/* 2^exponent, for exponents that scales have. */
+double text_power(int exponent) {
+    const uint64_t bits = (uint64_t)(exponent + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
+/* The sum of all weights below 2^SCORE_BITS, whatever order the caller gave: the largest first would need a sort, so the
+ * terms are summed in the order of the query, and the exponent leaves room for rounding. */
+static void weigh(text_query *q) {
+    double sum = 0;
+    for (uint32_t i = 0; i < q->n_terms; i++) {
+        q->terms[i].weight *= idf(q, &q->terms[i]);
+        if (q->terms[i].df > 0) sum += q->terms[i].weight;
+    }
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    q->exponent = sum > 0 ? SCORE_BITS - 1 - ((int)(bits >> 52) - 1022) : 0;
+    const double scale = text_power(q->exponent);
+    for (uint32_t i = 0; i < q->n_terms; i++) q->terms[i].factor = (float)(q->terms[i].weight * scale);
+}
+
+/* A table of scores pays where a term is in more rows than it has entries. */
+static bool fill_table(text_query *q, query_term *term) {
+    if (term->df < TEXT_LENGTHS) return true;
+    term->tabled = term->df < TEXT_LENGTHS * TEXT_FREQS ? 1 : TEXT_FREQS;
+    term->table = query_alloc(q, (size_t)TEXT_LENGTHS * term->tabled, sizeof *term->table);
+    if (!term->table) return false;
+    const float *norms = q->state->norms;
+    for (uint32_t i = 0; i < term->tabled; i++) {
+        const float freq = (float)(i + 1);
+        uint32_t *scores = term->table + (size_t)i * TEXT_LENGTHS;
+        for (uint32_t j = 0; j < TEXT_LENGTHS; j++)
+            scores[j] = 1 + (uint32_t)(int32_t)(term->factor * (freq / (freq + norms[j])));
+    }
+    return true;
+}
+
+/* ---- open ---- */
+
+static fvdb_status open_query(text_query *q, const fvdb_text_query *query, fvdb_diag *diag) {
+    uint32_t room = query->n_terms;
+    for (uint32_t i = 0; i < query->n_clauses; i++)
+        if (query->clauses[i].flags & FVDB_TEXT_PREFIX) room = FVDB_TEXT_QUERY_TERMS_MAX;
+    q->terms = query_alloc(q, room, sizeof *q->terms);
+    q->clauses = query_alloc(q, query->n_clauses, sizeof *q->clauses);
+    if (!q->terms || !q->clauses) return FAIL_MEMORY(diag);
+    for (uint32_t i = 0; i < query->n_clauses; i++) TRY(add_clause(q, query, &query->clauses[i], diag));
+    weigh(q);
+    for (uint32_t i = 0; i < q->n_terms; i++)
+        if (!fill_table(q, &q->terms[i])) return FAIL_MEMORY(diag);
+    q->scored = query_alloc(q, q->n_terms, sizeof *q->scored);
+    if (!q->scored) return FAIL_MEMORY(diag);
+    for (uint32_t term = 0; term < q->n_terms; term++) {
+        bool scored = false;
+        for (uint32_t i = 0; i < q->n_clauses && !scored; i++)
+            for (uint32_t j = 0; is_scored(&q->clauses[i]) && j < q->clauses[i].n; j++)
+                scored = scored || q->clauses[i].terms[j] == term;
+        if (scored) q->scored[q->n_scored++] = term;
+    }
+    return FVDB_OK;
+}
+
+fvdb_status query_open(text_query *q, const fvdb_text *t, const fvdb_text_query *query, fvdb_diag *diag) {
+    *q = (text_query){.t = t, .state = &t->now};
+    fvdb_status status = open_query(q, query, diag);
+    if (status != FVDB_OK) query_close(q);
+    return status;
+}

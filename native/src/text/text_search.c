@@ -1,0 +1,686 @@
+/* Search: exact, and of few of the postings.
+ *
+ * MaxScore (Turtle & Flood 1995) over windows of documents, with the maxima of blocks (Ding & Suel 2011): in a window each
+ * list has a bound, the highest score that a block of it in the window can give.  The lists with the lowest bounds, which together
+ * cannot bring a document among the k best, are looked into only for documents that another list has.  The others are
+ * added up in an array of the window's documents.  Decision 25 has what was measured against walks by pointer (WAND).
+ *
+ * Scores are integers (text_query.c), so a sum is the same in any order, and a bound never below what it bounds. */
+#include "text.h"
+#include "words.h"
+
+#define WINDOW 4096u
+#define WINDOW_FIRST 64u
+#define WINDOW_WORDS (WINDOW / 64)
+
+/* The postings of a term in one segment: in blocks, or few of them, unpacked and scored. */
+typedef struct list {
+    const query_term *term;
+    posting_cursor *blocks; /* NULL: unpacked */
+    const uint32_t *docs, *scores;
+    uint32_t n;           /* of unpacked ones */
+    uint32_t at;          /* the next posting, of those unpacked, or of the block that is */
+    uint32_t block;       /* the first block that reaches into the window */
+    uint32_t bound_block; /* the block whose bound is known, and that bound */
+    uint32_t block_bound;
+    uint32_t bound; /* in the window */
+} list;
+
+typedef struct search {
+    text_query *q;
+    text_query room; /* memory for lists of one segment */
+    const text_segment *s;
+    const uint64_t *allow;
+    uint64_t allow_words;
+    uint64_t *mask; /* owned; allow points to it */
+    list *lists;
+    uint32_t n_lists, *order;
+    uint64_t *best; /* keys of the best, the worst of them first once there are k */
+    uint32_t k, found;
+    uint32_t need; /* no lower score comes among the best of this window */
+    uint32_t scores[WINDOW];
+    uint64_t touched[WINDOW_WORDS];
+    uint32_t docs[WINDOW], sums[WINDOW];
+} search;
+
+/* ---- scores ---- */
+
+static uint32_t score_long(const text_query *q, const query_term *term, uint32_t freq, uint32_t length) {
+    const float norm =
+        length < TEXT_LENGTHS ? q->state->norms[length] : (float)text_norm(&q->t->config, q->state, length - 1);
+    return 1 + (uint32_t)(int32_t)(term->factor * ((float)freq / ((float)freq + norm)));
+}
+
+/* What a term gives a document; length plus 1. */
+static inline uint32_t score_of(const text_query *q, const query_term *term, uint32_t freq, uint32_t length) {
+    if (freq <= term->tabled && length < TEXT_LENGTHS) return term->table[(size_t)(freq - 1) * TEXT_LENGTHS + length];
+    return score_long(q, term, freq, length);
+}
+
+/* The highest score that a block can give. */
+static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
+    const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + 12;
+    const uint32_t most = (uint32_t)load_le(skip + SKIP_CLASSES, 4);
+    uint32_t bound = 0;
+    for (uint32_t i = 0; i < SKIP_CLASSES; i++)
+        if (skip[i]) bound = max_u32(bound, score_of(q, l->term, i + 1 < SKIP_CLASSES ? i + 1 : most, skip[i]));
+    return bound;
+}
+
+/* ---- lists ---- */
+
+/* Few postings: all at once. */
+static bool unpack_list(search *x, list *l, const term_info *info) {
+    posting_cursor c;
+    uint32_t *docs = query_alloc(&x->room, info->n, sizeof *docs);
+    uint32_t *scores = query_alloc(&x->room, info->n, sizeof *scores);
+    if (!docs || !scores) return false;
+    l->n = postings_open(&c, x->s, info) && postings_load(&c, 0) ? c.count : 0;
+    if (l->n) postings_freqs(&c);
+    for (uint32_t i = 0; i < l->n; i++) {
+        docs[i] = c.docs[i];
+        scores[i] = score_of(x->q, l->term, c.freqs[i], segment_length(x->s, c.docs[i]));
+    }
+    l->docs = docs;
+    l->scores = scores;
+    return true;
+}
+
+/* Adds the list of a term where the segment has it. */
+static bool add_list(search *x, const query_term *term, uint32_t segment) {
+    const term_info *info = &term->infos[segment];
+    if (info->n == 0) return true;
+    list *l = &x->lists[x->n_lists++];
+    *l = (list){.term = term, .bound_block = TEXT_NONE};
+    if (info->n <= TEXT_BLOCK_POSTINGS) return unpack_list(x, l, info);
+    l->blocks = query_alloc(&x->room, 1, sizeof *l->blocks);
+    if (!l->blocks) return false;
+    if (!postings_open(l->blocks, x->s, info)) x->n_lists--;
+    return true;
+}
+
+static bool load_block(list *l, uint32_t block) {
+    l->at = 0;
+    return postings_load(l->blocks, block);
+}
+
+/* Goes to the first document that is not below `base`; a lower bound of it, or TEXT_NONE at the end. */
+static uint32_t advance(list *l, uint32_t base) {
+    if (!l->blocks) {
+        while (l->at < l->n && l->docs[l->at] < base) l->at++;
+        return l->at < l->n ? l->docs[l->at] : TEXT_NONE;
+    }
+    const posting_cursor *c = l->blocks;
+    while (l->block < c->n_blocks && skip_last(c, l->block) < base) l->block++;
+    if (l->block == c->n_blocks) return TEXT_NONE;
+    return l->block ? max_u32(base, skip_last(c, l->block - 1) + 1) : base;
+}
+
+static uint32_t bound_within(const text_query *q, list *l, uint32_t end) {
+    uint32_t bound = 0;
+    if (!l->blocks) {
+        for (uint32_t i = l->at; i < l->n && l->docs[i] < end; i++) bound = max_u32(bound, l->scores[i]);
+        return bound;
+    }
+    const posting_cursor *c = l->blocks;
+    for (uint32_t block = l->block; block < c->n_blocks; block++) {
+        if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
+        if (block != l->bound_block) {
+            l->bound_block = block;
+            l->block_bound = bound_of(q, l, block);
+        }
+        bound = max_u32(bound, l->block_bound);
+    }
+    return bound;
+}
+
+/* A list's score of a document that is above all asked for before; *has: whether it has the document. */
+static inline uint32_t seek(const text_query *q, list *l, uint32_t doc, bool *has) {
+    posting_cursor *c = l->blocks;
+    *has = false;
+    if (!c) {
+        while (l->at < l->n && l->docs[l->at] < doc) l->at++;
+        *has = l->at < l->n && l->docs[l->at] == doc;
+        return *has ? l->scores[l->at] : 0;
+    }
+    while (l->block < c->n_blocks && skip_last(c, l->block) < doc) l->block++;
+    if (l->block == c->n_blocks) return 0;
+    if (c->block != l->block && !load_block(l, l->block)) return 0;
+    const uint32_t at = postings_from(c, l->at, doc);
+    l->at = at;
+    *has = at < c->count && c->docs[at] == doc;
+    return *has ? score_of(q, l->term, postings_freq(c, at), segment_length(c->s, doc)) : 0;
+}
+
+/* Whether a document whose sum is at most `sum` without a list may come to `need` with it, by the bound of the block that may
+ * have the document: which need not be unpacked to know. */
+static inline bool may_reach(const text_query *q, list *l, uint32_t doc, uint32_t sum, uint32_t need) {
+    const posting_cursor *c = l->blocks;
+    if (!c) return true;
+    while (l->block < c->n_blocks && skip_last(c, l->block) < doc) l->block++;
+    if (l->block == c->n_blocks || c->block == l->block) return true;
+    if (l->block != l->bound_block) {
+        l->bound_block = l->block;
+        l->block_bound = bound_of(q, l, l->block);
+    }
+    return sum + l->block_bound >= need;
+}
+
+/* ---- phrases ---- */
+
+/* One place of a phrase: a term, and the positions of the document that it has reached. */
+typedef struct phrase_term {
+    list l;
+    reader positions;
+    uint32_t positions_block, positions_of; /* the posting that `positions` begins with */
+    int32_t offset;
+} phrase_term;
+
+/* The places in a document from which a term stands at its offset: those of them that `starts` has, or all at first. */
+static bool filter_starts(phrase_term *p, uint32_t doc, bool is_first, byte_buffer *starts) {
+    posting_cursor *c = p->l.blocks;
+    if (p->positions_block != c->block || p->positions_of > p->l.at) {
+        p->positions = postings_positions(c);
+        p->positions_block = c->block;
+        p->positions_of = 0;
+    }
+    postings_freqs(c);
+    for (; p->positions_of < p->l.at; p->positions_of++)
+        for (uint32_t i = 0; i < c->freqs[p->positions_of]; i++) read_varint(&p->positions);
+    assert(c->docs[p->l.at] == doc);
+    (void)doc;
+    int64_t position = 0, *kept = (int64_t *)(void *)starts->bytes;
+    const size_t n = starts->used / sizeof *kept;
+    size_t at = 0, n_kept = 0;
+    for (uint32_t i = 0; i < c->freqs[p->l.at] && p->positions.ok; i++) {
+        position += (int64_t)(read_varint(&p->positions) & UINT32_MAX);
+        const int64_t start = position - p->offset;
+        if (is_first) {
+            if (!buffer_add(starts, &start, sizeof start)) return false;
+            continue;
+        }
+        while (at < n && kept[at] < start) at++;
+        if (at < n && kept[at] == start) kept[n_kept++] = start;
+    }
+    p->positions_of++;
+    if (!is_first) starts->used = n_kept * sizeof *kept;
+    return true;
+}
+
+/* The terms of a phrase in a segment, the one in fewest documents first; false: out of memory.  *n is 0 where one of them
+ * is in none. */
+static bool open_phrase(search *x, const query_clause *c, uint32_t segment, phrase_term **out, uint32_t *n) {
+    phrase_term *terms = query_alloc(&x->room, c->n, sizeof *terms);
+    *n = 0;
+    if (!terms) return false;
+    for (uint32_t i = 0; i < c->n; i++) {
+        const query_term *term = &x->q->terms[c->terms[i]];
+        posting_cursor *cursor = query_alloc(&x->room, 1, sizeof *cursor);
+        if (!cursor) return false;
+        if (term->infos[segment].n == 0 || !postings_open(cursor, x->s, &term->infos[segment])) return true;
+        terms[i] =
+            (phrase_term){.l = {.term = term, .blocks = cursor}, .offset = c->offsets[i], .positions_block = TEXT_NONE};
+        if (cursor->n >= terms[0].l.blocks->n) continue;
+        const phrase_term swap = terms[0];
+        terms[0] = terms[i];
+        terms[i] = swap;
+    }
+    *out = terms;
+    *n = c->n;
+    return true;
+}
+
+static bool is_repeated(const phrase_term *terms, uint32_t i) {
+    for (uint32_t j = 0; j < i; j++)
+        if (terms[j].l.term == terms[i].l.term) return true;
+    return false;
+}
+
+/* Whether a document, which the first term has reached, has the phrase, and its score. */
+static bool match_phrase(search *x, phrase_term *terms, uint32_t n, uint32_t doc, byte_buffer *starts, bool *matches,
+                         uint32_t *score) {
+    starts->used = 0;
+    *matches = true;
+    *score =
+        score_of(x->q, terms[0].l.term, postings_freq(terms[0].l.blocks, terms[0].l.at), segment_length(x->s, doc));
+    for (uint32_t i = 1; i < n && *matches; i++) {
+        const uint32_t more = seek(x->q, &terms[i].l, doc, matches);
+        if (!is_repeated(terms, i)) *score += more;
+    }
+    for (uint32_t i = 0; i < n && *matches; i++) {
+        if (!filter_starts(&terms[i], doc, i == 0, starts)) return false;
+        *matches = starts->used > 0;
+    }
+    return true;
+}
+
+/* The documents of a segment that have a phrase, as a list. */
+static bool find_phrase(search *x, const query_clause *c, uint32_t segment, list *out) {
+    phrase_term *terms;
+    uint32_t n;
+    byte_buffer starts = {0};
+    if (!open_phrase(x, c, segment, &terms, &n)) return false;
+    const uint32_t room = n ? terms[0].l.blocks->n : 0;
+    uint32_t *docs = query_alloc(&x->room, room, sizeof *docs), *scores = query_alloc(&x->room, room, sizeof *scores);
+    bool had = docs && scores;
+    *out = (list){.docs = docs, .scores = scores};
+    if (n == 0) return had;
+    list *first = &terms[0].l;
+    for (uint32_t block = 0; block < first->blocks->n_blocks && had; block++) {
+        if (!load_block(first, block)) break;
+        for (first->at = 0; first->at < first->blocks->count && had; first->at++) {
+            const uint32_t doc = first->blocks->docs[first->at];
+            bool matches;
+            had = match_phrase(x, terms, n, doc, &starts, &matches, &scores[out->n]);
+            if (had && matches) docs[out->n++] = doc;
+        }
+    }
+    mem_free(starts.bytes);
+    return had;
+}
+
+/* ---- masks ---- */
+
+static uint32_t slots_end(const text_state *state) {
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < state->n; i++) end = max_u32(end, segment_slots_end(state->segments[i]));
+    return end;
+}
+
+static void mark(const text_segment *s, uint32_t doc, uint64_t *slots) {
+    if (bit_get(s->alive, doc)) bit_set(slots, segment_slot(s, doc));
+}
+
+/* Marks the slots of rows that match a clause. */
+static bool mark_clause(search *x, const query_clause *c, uint64_t *slots) {
+    bool had = true;
+    for (uint32_t i = 0; i < x->q->state->n && had; i++) {
+        x->s = x->q->state->segments[i];
+        if (c->flags & FVDB_TEXT_PHRASE) {
+            list l;
+            had = find_phrase(x, c, i, &l);
+            for (uint32_t j = 0; had && j < l.n; j++) mark(x->s, l.docs[j], slots);
+        }
+        for (uint32_t j = 0; j < c->n && !(c->flags & FVDB_TEXT_PHRASE); j++) {
+            posting_cursor cursor;
+            if (!postings_open(&cursor, x->s, &x->q->terms[c->terms[j]].infos[i])) continue;
+            for (uint32_t block = 0; block < cursor.n_blocks; block++) {
+                postings_load(&cursor, block);
+                for (uint32_t at = 0; at < cursor.count; at++) mark(x->s, cursor.docs[at], slots);
+            }
+        }
+        query_close(&x->room);
+    }
+    return had;
+}
+
+/* Puts required and excluded clauses into the bitmap of allowed rows, a copy of the caller's. */
+static fvdb_status make_mask(search *x, fvdb_diag *diag) {
+    if (!x->q->has_mask) return FVDB_OK;
+    const size_t words = (slots_end(x->q->state) + 63u) / 64;
+    uint64_t *mask = mem_alloc_array(words, sizeof *mask), *marked = mem_alloc_array(words, sizeof *marked);
+    bool had = mask && marked;
+    for (size_t w = 0; had && w < words; w++) mask[w] = x->allow ? w < x->allow_words ? x->allow[w] : 0 : UINT64_MAX;
+    for (uint32_t i = 0; i < x->q->n_clauses && had; i++) {
+        const query_clause *c = &x->q->clauses[i];
+        if (!(c->flags & (FVDB_TEXT_REQUIRED | FVDB_TEXT_EXCLUDED))) continue;
+        memset(marked, 0, words * sizeof *marked);
+        had = mark_clause(x, c, marked);
+        for (size_t w = 0; w < words; w++) mask[w] &= c->flags & FVDB_TEXT_REQUIRED ? marked[w] : ~marked[w];
+    }
+    mem_free(marked);
+    x->mask = mask;
+    if (!had) return FAIL_MEMORY(diag);
+    x->allow = mask;
+    x->allow_words = words;
+    return FVDB_OK;
+}
+
+/* ---- the best ---- */
+
+#define KEY_IS_HIGHER(context, a, b) ((a) > (b))
+DEFINE_HEAP(best, const void *, uint64_t, KEY_IS_HIGHER)
+
+/* Score and slot in one word: a higher one is better. */
+static inline uint64_t key_of(uint32_t score, uint32_t slot) { return (uint64_t)score << 32 | (UINT32_MAX - slot); }
+static inline uint32_t key_slot(uint64_t key) { return UINT32_MAX - (uint32_t)key; }
+
+/* The lowest score with which rows of slots from `slot` on come among the best. */
+static uint32_t score_needed(const search *x, uint32_t slot) {
+    if (x->found < x->k) return 0;
+    return (uint32_t)(x->best[0] >> 32) + (slot > key_slot(x->best[0]));
+}
+
+static void offer(search *x, uint32_t score, uint32_t slot) {
+    const uint64_t key = key_of(score, slot);
+    if (x->found < x->k) {
+        x->best[x->found++] = key;
+        for (uint32_t i = x->found / 2; x->found == x->k && i-- > 0;) best_sink(NULL, x->best, x->k, i);
+    } else if (key > x->best[0]) {
+        x->best[0] = key;
+        best_sink(NULL, x->best, x->k, 0);
+    }
+}
+
+/* ---- windows ---- */
+
+/* The lists by their bounds, the lowest first; gives how many of them cannot bring a document among the best, and the sum of
+ * their bounds. */
+static uint32_t order_lists(search *x, uint32_t *sum) {
+    uint32_t *order = x->order, n = 0;
+    for (uint32_t i = 1; i < x->n_lists; i++) {
+        const uint32_t moved = order[i];
+        uint32_t at = i;
+        for (; at && x->lists[order[at - 1]].bound > x->lists[moved].bound; at--) order[at] = order[at - 1];
+        order[at] = moved;
+    }
+    *sum = 0;
+    for (; n < x->n_lists; n++) {
+        const uint32_t more = *sum + x->lists[order[n]].bound;
+        if (more >= x->need) break;
+        *sum = more;
+    }
+    return n;
+}
+
+static inline void touch(search *x, uint32_t place, uint32_t score) {
+    x->scores[place] += score;
+    x->touched[place / 64] |= UINT64_C(1) << (place % 64);
+}
+
+/* Adds up what a list gives the documents of a window.  Which ones these are is noted unless there are many: words of bits that
+ * are written again and again cost more then than a look at all of the window. */
+static void add_up(search *x, list *l, uint32_t base, uint32_t end, bool are_many) {
+    posting_cursor *c = l->blocks;
+    if (!c) {
+        for (; l->at < l->n && l->docs[l->at] < end; l->at++) touch(x, l->docs[l->at] - base, l->scores[l->at]);
+        return;
+    }
+    const query_term *term = l->term;
+    const bool is_plain = x->s->length_width == 1 && term->tabled;
+    for (uint32_t block = l->block; block < c->n_blocks; block++) {
+        if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
+        if (c->block != block && !load_block(l, block)) continue;
+        uint32_t at = postings_from(c, l->at, base);
+        const uint32_t stop = postings_from(c, at, end);
+        l->at = stop;
+        if (is_plain && c->freq_width == 0 && are_many) {
+            const uint32_t *table = term->table;
+            const uint8_t *lengths = x->s->lengths;
+            for (; at < stop; at++) x->scores[c->docs[at] - base] += table[lengths[c->docs[at]]];
+            continue;
+        }
+        postings_freqs(c);
+        for (; at < stop; at++) {
+            const uint32_t doc = c->docs[at];
+            const uint32_t score = score_of(x->q, term, c->freqs[at], segment_length(x->s, doc));
+            if (are_many) x->scores[doc - base] += score;
+            else touch(x, doc - base, score);
+        }
+    }
+}
+
+/* Documents of the window with a score of at least `least`, which is above 0; all scores become 0. */
+static uint32_t take_noted(search *x, uint32_t base, uint32_t least) {
+    uint32_t n = 0;
+    for (uint32_t w = 0; w < WINDOW_WORDS; w++) {
+        uint64_t word = x->touched[w];
+        if (word == 0) continue;
+        x->touched[w] = 0;
+        for (; word; word &= word - 1) {
+            const uint32_t place = w * 64 + (uint32_t)__builtin_ctzll(word), sum = x->scores[place];
+            x->scores[place] = 0;
+            x->docs[n] = base + place;
+            x->sums[n] = sum;
+            n += sum >= least;
+        }
+    }
+    return n;
+}
+
+#define LOOK 16u
+
+static uint32_t take_many(search *x, uint32_t base, uint32_t size, uint32_t least) {
+    uint32_t n = 0;
+    for (uint32_t place = 0; place < size; place += LOOK) {
+        const uint32_t *scores = x->scores + place;
+        int32_t any = 0;
+        for (uint32_t i = 0; i < LOOK; i++) any |= (int32_t)scores[i] >= (int32_t)least ? -1 : 0;
+        if (!any) continue;
+        for (uint32_t i = 0; i < LOOK; i++) {
+            x->docs[n] = base + place + i;
+            x->sums[n] = scores[i];
+            n += scores[i] >= least;
+        }
+    }
+    memset(x->scores, 0, sizeof x->scores);
+    memset(x->touched, 0, sizeof x->touched);
+    return n;
+}
+
+/* Leaves those that are there and allowed. */
+static uint32_t keep_allowed(search *x, uint32_t n) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t doc = x->docs[i];
+        if (!bit_get(x->s->alive, doc)) continue;
+        if (x->allow && !bit_within(x->allow, x->allow_words, segment_slot(x->s, doc))) continue;
+        x->docs[kept] = doc;
+        x->sums[kept++] = x->sums[i];
+    }
+    return kept;
+}
+
+/* Whether a list may have more postings in a window than it pays to note. */
+#define MANY_BLOCKS 2u
+static bool has_many(const list *l, uint32_t end) {
+    const uint32_t block = l->block + MANY_BLOCKS;
+    return l->blocks && block < l->blocks->n_blocks && skip_last(l->blocks, block) < end;
+}
+
+static void search_window(search *x, uint32_t base, uint32_t end) {
+    uint32_t rest, low = order_lists(x, &rest);
+    if (low == x->n_lists) return;
+    bool are_many = false;
+    for (uint32_t i = low; i < x->n_lists; i++) are_many = are_many || has_many(&x->lists[x->order[i]], end);
+    for (uint32_t i = low; i < x->n_lists; i++)
+        if (x->lists[x->order[i]].bound) add_up(x, &x->lists[x->order[i]], base, end, are_many);
+    const uint32_t least = x->need > rest + 1 ? x->need - rest : 1;
+    uint32_t n = keep_allowed(x, are_many ? take_many(x, base, end - base, least) : take_noted(x, base, least));
+    for (uint32_t i = low; i-- > 0 && n;) {
+        list *l = &x->lists[x->order[i]];
+        uint32_t kept = 0;
+        if (l->bound == 0) break;
+        rest -= l->bound;
+        for (uint32_t j = 0; j < n; j++) {
+            bool has;
+            if (!may_reach(x->q, l, x->docs[j], x->sums[j] + rest, x->need)) continue;
+            const uint32_t sum = x->sums[j] + seek(x->q, l, x->docs[j], &has);
+            x->docs[kept] = x->docs[j];
+            x->sums[kept] = sum;
+            kept += sum + rest >= x->need;
+        }
+        n = kept;
+    }
+    for (uint32_t i = 0; i < n; i++) offer(x, x->sums[i], segment_slot(x->s, x->docs[i]));
+}
+
+/* Windows grow: until k documents are known, no list can be left out. */
+static void search_lists(search *x) {
+    uint32_t size = x->found < x->k ? WINDOW_FIRST : WINDOW;
+    for (uint32_t base = 0;; size = min_u32(size * 2, WINDOW)) {
+        uint32_t next = TEXT_NONE;
+        for (uint32_t i = 0; i < x->n_lists; i++) {
+            const uint32_t doc = advance(&x->lists[i], base);
+            next = doc < next ? doc : next;
+        }
+        if (next >= x->s->n_docs) return;
+        base = next;
+        const uint32_t end = min_u32(base + size, x->s->n_docs);
+        for (uint32_t i = 0; i < x->n_lists; i++) x->lists[i].bound = bound_within(x->q, &x->lists[i], end);
+        x->need = score_needed(x, segment_slot(x->s, base));
+        search_window(x, base, end);
+        base = end;
+    }
+}
+
+/* The lists of a segment. */
+static bool open_lists(search *x, uint32_t segment) {
+    x->s = x->q->state->segments[segment];
+    x->n_lists = 0;
+    bool had = true;
+    for (uint32_t i = 0; i < x->q->n_scored && had; i++) had = add_list(x, &x->q->terms[x->q->scored[i]], segment);
+    for (uint32_t i = 0; i < x->q->n_clauses && had; i++) {
+        const query_clause *c = &x->q->clauses[i];
+        if (!(c->flags & FVDB_TEXT_PHRASE) || (c->flags & FVDB_TEXT_EXCLUDED)) continue;
+        had = find_phrase(x, c, segment, &x->lists[x->n_lists]);
+        x->n_lists += had;
+    }
+    for (uint32_t i = 0; i < x->n_lists; i++) x->order[i] = i;
+    return had;
+}
+
+static fvdb_status open_search(search *x, text_query *q, const uint64_t *allow, uint64_t allow_words, fvdb_diag *diag) {
+    const size_t lists = (size_t)q->n_scored + q->n_clauses;
+    x->q = q;
+    x->allow = allow;
+    x->allow_words = allow_words;
+    x->lists = query_alloc(q, lists, sizeof *x->lists);
+    x->order = query_alloc(q, lists, sizeof *x->order);
+    if (!x->lists || !x->order) return FAIL_MEMORY(diag);
+    return make_mask(x, diag);
+}
+
+/* ---- entries ---- */
+
+static fvdb_status count_matches(search *x, uint64_t *out, fvdb_diag *diag) {
+    const size_t words = (slots_end(x->q->state) + 63u) / 64;
+    uint64_t *marked = mem_alloc_array(words, sizeof *marked);
+    if (!marked) return FAIL_MEMORY(diag);
+    bool had = true;
+    for (uint32_t i = 0; i < x->q->n_clauses && had; i++)
+        if (!(x->q->clauses[i].flags & FVDB_TEXT_EXCLUDED)) had = mark_clause(x, &x->q->clauses[i], marked);
+    *out = 0;
+    for (size_t w = 0; w < words; w++)
+        *out += (uint64_t)__builtin_popcountll(marked[w] & (!x->allow            ? UINT64_MAX
+                                                            : w < x->allow_words ? x->allow[w]
+                                                                                 : 0));
+    mem_free(marked);
+    return had ? FVDB_OK : FAIL_MEMORY(diag);
+}
+
+static fvdb_status search_query(search *x, uint32_t k, uint64_t *out_matches, fvdb_diag *diag) {
+    x->k = k;
+    x->best = query_alloc(x->q, k, sizeof *x->best);
+    if (!x->best) return FAIL_MEMORY(diag);
+    for (uint32_t i = 0; i < x->q->state->n; i++) {
+        const bool had = open_lists(x, i);
+        if (had) search_lists(x);
+        query_close(&x->room);
+        if (!had) return FAIL_MEMORY(diag);
+    }
+    best_heap_sort(NULL, x->best, x->found);
+    return out_matches ? count_matches(x, out_matches, diag) : FVDB_OK;
+}
+
+static void search_free(search *x, text_query *q) {
+    query_close(&x->room);
+    query_close(q);
+    mem_free(x->mask);
+    mem_free(x);
+}
+
+fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, uint32_t k, const uint64_t *allow,
+                        uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
+                        uint64_t *out_matches, fvdb_diag *diag) {
+    text_query q;
+    TRY(text_check_present(t, query, diag));
+    TRY(query_open(&q, t, query, diag));
+    search *x = mem_alloc_array(1, sizeof *x);
+    if (!x) {
+        query_close(&q);
+        return FAIL_MEMORY(diag);
+    }
+    fvdb_status status = open_search(x, &q, allow, allow_words, diag);
+    if (status == FVDB_OK) status = search_query(x, k, out_matches, diag);
+    const double step = text_power(-q.exponent);
+    for (uint32_t i = 0; status == FVDB_OK && i < x->found; i++) {
+        out_slots[i] = key_slot(x->best[i]);
+        out_scores[i] = (double)(x->best[i] >> 32) * step;
+    }
+    if (status == FVDB_OK) *out_count = x->found;
+    search_free(x, &q);
+    return status;
+}
+
+fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, uint32_t k, const uint64_t *allow,
+                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
+                              uint64_t *out_matches, fvdb_diag *diag) {
+    fvdb_text_term terms[FVDB_TEXT_QUERY_TERMS_MAX];
+    fvdb_words words;
+    fvdb_word word;
+    byte_buffer folded = {0};
+    uint32_t n = 0;
+    bool had = true;
+    if (t->config.terms != FVDB_TEXT_WORDS)
+        return FAIL(diag, FVDB_ERR_ARGUMENT, "the terms of the index are not words");
+    words_begin(&words, bytes, size);
+    while (n < FVDB_TEXT_QUERY_TERMS_MAX && had && words_next(&words, &word)) {
+        terms[n++] = (fvdb_text_term){.start = (uint32_t)folded.used, .size = word.size, .weight = 1};
+        had = buffer_add(&folded, word.term, word.size);
+    }
+    const fvdb_text_clause clause = {.n = n};
+    const fvdb_text_query query = {folded.bytes, folded.used, terms, &clause, n, n > 0};
+    fvdb_status status =
+        had ? text_search(t, &query, k, allow, allow_words, out_slots, out_scores, out_count, out_matches, diag)
+            : FAIL_MEMORY(diag);
+    mem_free(folded.bytes);
+    return status;
+}
+
+/* Scores in the order of slots; `keys` has slot and place of each. */
+static fvdb_status score_keys(search *x, const uint64_t *keys, uint32_t n, double *out_scores, fvdb_diag *diag) {
+    const double step = text_power(-x->q->exponent);
+    for (uint32_t i = 0; i < x->q->state->n; i++) {
+        const bool had = open_lists(x, i);
+        for (uint32_t j = 0; had && j < n; j++) {
+            const uint32_t slot = (uint32_t)(keys[j] >> 32), place = (uint32_t)keys[j];
+            const uint32_t doc = segment_find(x->s, slot);
+            if (doc == TEXT_NONE || (x->allow && !bit_within(x->allow, x->allow_words, slot))) continue;
+            uint32_t sum = 0;
+            for (uint32_t at = 0; at < x->n_lists; at++) {
+                bool has;
+                sum += seek(x->q, &x->lists[at], doc, &has);
+            }
+            out_scores[place] = (double)sum * step;
+        }
+        query_close(&x->room);
+        if (!had) return FAIL_MEMORY(diag);
+    }
+    return FVDB_OK;
+}
+
+fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,
+                             double *out_scores, fvdb_diag *diag) {
+    text_query q;
+    TRY(text_check_present(t, query, diag));
+    TRY(query_open(&q, t, query, diag));
+    search *x = mem_alloc_array(1, sizeof *x);
+    uint64_t *keys = mem_alloc((size_t)n * 2 * sizeof *keys);
+    if (!x || !keys) {
+        mem_free(x);
+        mem_free(keys);
+        query_close(&q);
+        return FAIL_MEMORY(diag);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        keys[i] = (uint64_t)slots[i] << 32 | i;
+        out_scores[i] = 0;
+    }
+    sort_u64(keys, keys + n, n);
+    fvdb_status status = open_search(x, &q, NULL, 0, diag);
+    if (status == FVDB_OK) status = score_keys(x, keys, n, out_scores, diag);
+    mem_free(keys);
+    search_free(x, &q);
+    return status;
+}
