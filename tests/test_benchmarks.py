@@ -38,6 +38,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "compare_lists": (ONLY_OURS, {"fabstir"}),
     "compare_search": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
     "compare_session": (ONLY_OURS, {"fabstir"}),
+    "compare_text": (ONLY_OURS, {"fabstir"}),
 }
 NEEDS_PROC = {"bench_memory"}
 
