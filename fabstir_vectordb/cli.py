@@ -271,6 +271,7 @@ def _vector_of(session: VectorDBSession, id: str) -> Any:
     type=INPUT,
     help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
 )
+@click.option("--text", help="Words to search for, beside a vector or without one.")
 @click.option("-k", default=10, show_default=True, help="Most hits.")
 @click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
 @click.option("--cid", help="CID of the version; by default the newest.")
@@ -280,27 +281,33 @@ def search(
     settings: Settings,
     like: str | None,
     vector: Path | None,
+    text: str | None,
     k: int,
     threshold: float | None,
     cid: str | None,
     as_json: bool,
 ) -> None:
-    """Find the rows nearest to a query vector."""
-    if (like is None) is (vector is None):
+    """Find the rows nearest to a query vector, those that have the words of a text, or both."""
+    if like is not None and vector is not None:
         raise click.UsageError("give either --like ID or --vector FILE")
+    if like is None and vector is None and text is None:
+        raise click.UsageError("give either --like ID or --vector FILE, or --text WORDS")
     if vector == STANDARD == settings.phrase_file:
         raise click.UsageError("stdin cannot hold both the query and the phrase")
     query = None if vector is None else _read_query(vector)
     with open_session(settings) as session:
         load(session, cid)
-        hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold)
+        asked: Any = {} if text is None else {"text": text}
+        hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold, **asked)
         for hit in hits:
             if as_json:
                 record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
+                if text is not None:
+                    record |= {"vector_score": hit.vector_score, "text_score": hit.text_score}
                 say(json.dumps(record, ensure_ascii=False))
             else:
-                text = "" if hit.metadata is None else json_text(hit.metadata)
-                say(f"{hit.score:.4f}  {hit.id}  {text}")
+                shown = "" if hit.metadata is None else json_text(hit.metadata)
+                say(f"{hit.score:.4f}  {hit.id}  {shown}")
 
 
 @cli.command()

@@ -216,6 +216,8 @@ _FORMAT_OPTION: Final = click.option(
     show_default=True,
     help="What to do with an id that is in the index already.",
 )
+@click.option("--text-field", multiple=True, help="Metadata field whose words `search --text` finds; may be repeated.")
+@click.option("--text-language", help="Language of these fields, such as english, to find other forms of a word.")
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "l2", "dot"]),
@@ -231,6 +233,8 @@ def import_(
     vector_column: str | None,
     metadata_column: tuple[str, ...],
     on_conflict: str,
+    text_field: tuple[str, ...],
+    text_language: str | None,
     metric: str | None,
 ) -> None:
     """Add ROWS to the index and save it. A missing index is created.
@@ -254,6 +258,8 @@ def import_(
     totals = [0, 0, 0]
     with open_session(settings, **({} if metric is None else {"metric": metric})) as session, changes(session):
         load(session, missing_ok=True)
+        if text_field or text_language is not None:
+            session.set_text_fields(text_field, language=text_language)
         with rows_bar("add") as added:
             for batch in batches:
                 done = session.add_batch(*batch[:4], expires_at=batch.expires_at, on_conflict=on_conflict)

@@ -19,6 +19,7 @@ from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
 from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.text.settings import TextSettings, text_settings
 
 __all__ = ["UNSET", "ConfigFields", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig", "config_of"]
 
@@ -168,15 +169,20 @@ class ConfigFields(TypedDict, total=False):
     clock: Callable[[], float] | None
     threads: int | None
     chunk_size: int | None
+    text_fields: str | Iterable[str] | None
+    text_language: str | None
+    text_stop_words: bool | Iterable[str] | None
+    text_k1: float | None
+    text_b: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorDBConfig(metaclass=_Sealing):
     """The settings of a session.
 
-    `metric`, `M`, `ef_construction` and `chunk_size` are stored with a version, and a load takes them from there. A
-    load is refused where one of them was passed and the version has another value. Settings left at their default
-    never cause a refusal.
+    `metric`, `M`, `ef_construction`, `chunk_size` and the settings of texts are stored with a version, and a load takes
+    them from there. A load is refused where one of them was passed and the version has another value. Settings left at
+    their default never cause a refusal.
 
     Args:
         s5_portal: where versions live: ``http(s)://host[:port]`` of an S5 node or a Fabstir gateway,
@@ -213,6 +219,14 @@ class VectorDBConfig(metaclass=_Sealing):
         threads: most threads of a native call; None for the number of CPUs that the process may use, by its affinity
             and its cgroup's quota. It never changes a result.
         chunk_size: rows of a part; None chooses it from the size of a row.
+        text_fields: metadata fields whose words searches with ``text=`` find; a dot steps into a dict, and a list of
+            strings counts, too. `VectorDBSession.set_text_fields` changes them. None for no text index.
+        text_language: language of the texts, such as ``english``: words are also found by their stems (extra ``text``).
+            None takes words as they stand.
+        text_stop_words: words that are left out. None: of English the 33 most frequent ones, of other languages none.
+            True: the long list of the language. False: none. Or words of your own.
+        text_k1: 0 to 1000, BM25's k1: how soon more of the same word stop counting. None is 1.2.
+        text_b: 0 to 1, BM25's b: how much long texts are marked down. None is 0.75.
 
     Attributes:
         given: names of the settings that were passed, as opposed to left at their defaults.
@@ -245,6 +259,11 @@ class VectorDBConfig(metaclass=_Sealing):
     clock: Callable[[], float] | None = None
     threads: int | None = None
     chunk_size: int | None = None
+    text_fields: str | Iterable[str] | None = None
+    text_language: str | None = None
+    text_stop_words: bool | Iterable[str] | None = None
+    text_k1: float | None = None
+    text_b: float | None = None
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -260,6 +279,10 @@ class VectorDBConfig(metaclass=_Sealing):
             _check_integer(name, getattr(self, name), low, high, optional=name in ("threads", "chunk_size"))
         self._check_http()
         self._check_disk_cache()
+        for name in ("text_fields", "text_stop_words"):
+            # Iterators are read once.
+            object.__setattr__(self, name, _taken(getattr(self, name)))
+        self.text_settings  # noqa: B018  # it checks them
         for name in ("debug", "encrypt_at_rest", "allow_private_redirects"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, f"{name} must be True or False")
@@ -339,6 +362,13 @@ class VectorDBConfig(metaclass=_Sealing):
         return self.memory_budget_mb * _MB
 
     @cached_property
+    def text_settings(self) -> TextSettings | None:
+        """The settings of the text index of a new index; None for none."""
+        return text_settings(
+            self.text_fields, self.text_language, self.text_stop_words, self.text_k1, self.text_b, InvalidConfigError
+        )
+
+    @cached_property
     def native_threads(self) -> int:
         """Threads of a native call."""
         return min(self.threads or usable_cpus(), THREADS_MAX)
@@ -382,6 +412,11 @@ class Given:
         unknown = next((name for name in self.settings if not isinstance(name, str)), None)
         if unknown is not None:
             self.problem = f"{shown(unknown)} is not a setting: settings have names"
+
+
+def _taken(values: object) -> Any:
+    """An iterable's values as a tuple; strings and anything else as they are."""
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes)) else values
 
 
 def check_known(name: str, names: Iterable[str], what: str, error: type[VectorDBError]) -> None:

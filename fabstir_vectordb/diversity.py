@@ -1,7 +1,8 @@
 """Hits that differ from each other: maximal marginal relevance (Carbonell & Goldstein 1998).
 
 Of the candidates that are left, each step takes the one with the largest λ·s(q, d) − (1 − λ)·max s(d, d′), d′ over the
-hits taken so far. s is the metric's score, in [0, 1], between query and row as between two rows.
+hits taken so far. s is the metric's score, in [0, 1], between query and row as between two rows; with text, the score
+of the hit. A row without a vector resembles no other: s is 0.
 """
 
 from __future__ import annotations
@@ -85,20 +86,23 @@ def _positions(candidates: SearchResults, k: int, mmr: float, metric: Metric) ->
     if not len(candidates):
         return []
     # In float64: in float32 the choice could depend on the machine's order of additions.
-    rows = np.array([hit.vector for hit in candidates], dtype=np.float64)
+    vectors = [hit.vector for hit in candidates]
+    known = np.array([vector is not None for vector in vectors])
+    dim = max((len(vector) for vector in vectors if vector is not None), default=0)
+    rows = np.array([np.zeros(dim) if vector is None else vector for vector in vectors], dtype=np.float64)
     if metric == "cosine":
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        rows[known] /= np.linalg.norm(rows[known], axis=1, keepdims=True)
     relevance = mmr * np.array([hit.score for hit in candidates])
     # The nearest row comes first for any λ, as there is no hit yet that it could resemble.
     taken = [0]
-    closest = _scores(rows, rows[0], metric)
+    closest = np.where(known & known[0], _scores(rows, rows[0], metric), 0.0)
     left = np.arange(len(rows)) > 0
     while len(taken) < min(k, len(rows)):
         gain = np.where(left, relevance - (1.0 - mmr) * closest, -np.inf)
         best = int(np.argmax(gain))  # the nearest of equals
         taken.append(best)
         left[best] = False
-        np.maximum(closest, _scores(rows, rows[best], metric), out=closest)
+        np.maximum(closest, np.where(known & known[best], _scores(rows, rows[best], metric), 0.0), out=closest)
     return taken
 
 

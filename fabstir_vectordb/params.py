@@ -6,7 +6,7 @@ All of them are frozen. The public ones validate themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, TypeVar
 
@@ -28,6 +28,9 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.path import check_field
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.text.fusion import Fusion, check_alpha, check_fusion
+from fabstir_vectordb.text.query import ParsedQuery, parse_query
+from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import ProgressCallback, SearchResults
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "SearchFields",
     "SearchOptions",
     "SearchRequest",
+    "TextRequest",
     "check_ef",
     "check_exact",
     "check_groups",
@@ -49,6 +53,7 @@ __all__ = [
     "check_mmr",
     "check_nprobe",
     "check_rerank",
+    "check_text",
     "make_options",
 ]
 
@@ -80,12 +85,14 @@ class IndexParams:
         M: links of a row.
         ef_construction: candidates while linking.
         chunk_size: rows of a part; None chooses it from the size of a row.
+        text: the settings of the text index that a new index begins with; None for none.
     """
 
     metric: Metric = "cosine"
     M: int = 16
     ef_construction: int = 200
     chunk_size: int | None = None
+    text: TextSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,32 @@ class RunParams:
 # ---- A search ----------------------------------------------------------------------------------------------
 
 
+class TextRequest(NamedTuple):
+    """The text of a search.
+
+    Attributes:
+        texts: one text for each vector of the search, or one for all of them.
+        queries: the same as they were read.
+        fusion: how the candidates of both sides are joined.
+        alpha: the vector's share in ``weighted``.
+        highlight: fill `FusedResult.highlights`.
+    """
+
+    texts: tuple[str, ...]
+    queries: tuple[ParsedQuery, ...]
+    fusion: Fusion
+    alpha: float
+    highlight: bool
+
+    def text(self, place: int) -> str:
+        """The text of a vector, by its place."""
+        return self.texts[place if len(self.texts) > 1 else 0]
+
+    def query(self, place: int) -> ParsedQuery:
+        """The query of a vector, by its place."""
+        return self.queries[place if len(self.queries) > 1 else 0]
+
+
 class SearchRequest(NamedTuple):
     """One search: options checked, defaults filled in, the filter parsed.
 
@@ -128,6 +161,7 @@ class SearchRequest(NamedTuple):
         group_size: most hits of a group.
         rerank: a function that gives scores to candidates; None for none.
         rerank_k: number of candidates; 0 lets the library choose.
+        text: the text; None for a search by vector alone. With a text, an empty query is a search by words alone.
     """
 
     query: npt.NDArray[np.float32]
@@ -144,6 +178,7 @@ class SearchRequest(NamedTuple):
     group_size: int = 1
     rerank: Rerank | None = None
     rerank_k: int = 0
+    text: TextRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +215,8 @@ class SearchOptions:
             come whenever there are k. A row with a list belongs to the group of each of its values; a row without the
             field to none. ``results.groups`` has the groups. Not together with `mmr`.
         group_size: most hits of a group; k times `group_size` is at most 100,000.
-        rerank: a function that is called with the query's vector and the candidates, a SearchResults, and returns a
+        rerank: a function that is called with the query's vector, or the text of a search with ``text=``, and the
+            candidates, a SearchResults, and returns a
             number for each of them, as a cross-encoder does: ``lambda query, hits: model.predict([(question,
             hit.metadata["text"]) for hit in hits])``. The k candidates with the largest numbers are the hits, each a
             RerankedResult. It runs in a worker thread; a coroutine function is awaited on the event loop. In
@@ -188,6 +224,15 @@ class SearchOptions:
             `mmr`.
         rerank_k: number of candidates, the nearest rows that pass the threshold; with `group_by`, of groups. At least
             k; None takes 4 k, at least k + 32.
+        text: words to search for, beside the vector or without one: ``"phrases"``, ``+required``, ``-excluded`` and
+            ``pre*`` are understood, and every text is a query. `score` then sets the order: with a vector the fused
+            value over its maximum, without one s / (1 + s) of BM25's s. The default threshold does not apply. In
+            `search_batch`, one text for all vectors, or a list with one for each.
+        fusion: how the hits of vector and words are joined: ``excess`` (the default: scores in units of each side's own
+            first ten), ``rrf`` (reciprocal ranks, k = 60) or ``weighted`` (a sum of min-max normalised scores). Each
+            side gives its best 100 rows, or k + 50 where that is more.
+        alpha: the vector's share in ``weighted``, 0 to 1; None is 0.5.
+        highlight: fill `FusedResult.highlights` with the places that have words of the text.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -205,6 +250,10 @@ class SearchOptions:
     group_size: int = 1
     rerank: Rerank | None = None
     rerank_k: int | None = None
+    text: str | Sequence[str] | None = None
+    fusion: Fusion | None = None
+    alpha: float | None = None
+    highlight: bool = False
 
     def __new__(cls, **given: Any) -> SearchOptions:
         _check_names(cls, given)
@@ -225,6 +274,7 @@ class SearchOptions:
             check_mmr(self.mmr, 1)
         check_groups(self.group_by, self.group_size, 1, self.mmr)
         check_rerank(self.rerank, self.rerank_k, 1, self.group_size, self.mmr)
+        check_text(self.text, self.fusion, self.alpha, self.highlight, self.group_by)
 
 
 class SearchFields(TypedDict, total=False):
@@ -242,6 +292,10 @@ class SearchFields(TypedDict, total=False):
     group_size: int
     rerank: Rerank | None
     rerank_k: int | None
+    text: str | Sequence[str] | None
+    fusion: Fusion | None
+    alpha: float | None
+    highlight: bool
 
 
 def recall_target_excludes(
@@ -486,3 +540,30 @@ def check_rerank(rerank: object, rerank_k: object, k: int, group_size: int, mmr:
             details={"rerank_k": candidates, "k": k},
         )
     return rerank, candidates
+
+
+def check_text(text: object, fusion: object, alpha: object, highlight: object, group_by: object) -> TextRequest | None:
+    """The text of a search; None without one.
+
+    Raises:
+        InvalidInputError: it is no string and no list of strings; the fusion is unknown, or `alpha` out of range; or
+            there is one of these without a text, or `group_by` with one.
+    """
+    is_highlit = check_bool("highlight", highlight)
+    if text is None:
+        for name, value in (("fusion", fusion), ("alpha", alpha), ("highlight", is_highlit or None)):
+            if value is not None:
+                raise InvalidInputError(f"{name} has no meaning without text", details={"option": name})
+        return None
+    if isinstance(text, str):
+        texts: tuple[str, ...] = (text,)
+    elif isinstance(text, Sequence) and not isinstance(text, (bytes, bytearray, memoryview)):
+        texts = tuple(text)
+    else:
+        raise InvalidInputError(f"text must be a string, got {type(text).__name__}", details={"option": "text"})
+    if group_by is not None:
+        raise InvalidInputError(
+            "group_by groups the rows nearest to a vector: give it or text", details={"option": "text"}
+        )
+    kind = check_fusion(fusion)
+    return TextRequest(texts, tuple(map(parse_query, texts)), kind, check_alpha(alpha, kind), is_highlit)

@@ -45,7 +45,7 @@ async def reranked(runtime: Runtime, query: Any, candidates: SearchResults, requ
 
     Args:
         runtime: the session's.
-        query: the query that the function gets.
+        query: the query that the function gets: the vector, or the text of a search with text.
         candidates: hits of the widened search.
         request: the search.
 
@@ -98,10 +98,7 @@ def _scores(given: Any, n: int) -> list[float]:
 
 def _in_order(candidates: SearchResults, scores: list[float], request: SearchRequest) -> SearchResults:
     """The best hits, equal scores in the order of the candidates."""
-    hits = [
-        RerankedResult(hit.id, hit.score, hit.distance, hit._metadata, hit.vector, score)
-        for hit, score in zip(candidates, scores, strict=True)
-    ]
+    hits = [RerankedResult(hit, score) for hit, score in zip(candidates, scores, strict=True)]
     if request.group_by is None:
         hits.sort(key=_falling)
         kept = hits[: request.k]

@@ -184,6 +184,8 @@ class Runtime:
         index = getattr(self, "index", None)  # at the fork another thread may not have installed it yet
         if index is not None and index.native is not None:
             index.native.leave_to_parent()
+        if index is not None and index.native_text is not None:
+            index.native_text.leave_to_parent()
 
     # ---- calls of verbs
 

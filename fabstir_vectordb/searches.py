@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import Control
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
+from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index import Index, IndexClosed, LazyIndex, make_request, prepare_query
 from fabstir_vectordb.index.incoming import check_query_dim, seeming_shape
 from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need
@@ -65,6 +66,8 @@ class Searches:
         fields: Mapping[str, Any],
     ) -> SearchRequest:
         """The request of a search for one query."""
+        if query is None:
+            return self._by_words(k, options, fields)
         vector = prepare_query(query, self._runtime.index.vector_dim)
         last_k, last_fields, last = self._last
         if k is last_k and options is None and len(fields) == len(last_fields):
@@ -75,8 +78,19 @@ class Searches:
             else:
                 return tuple.__new__(SearchRequest, (vector, *last))
         request = self.check(vector, k, options, fields)
+        check_texts(request, 1)
         if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
             self._last = k, fields, request[1:]
+        return request
+
+    def _by_words(
+        self, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """The request of a search by words alone."""
+        request = self.check(_NO_QUERY, k, options, fields)
+        if request.text is None:
+            raise InvalidInputError("a search needs a query, a text or both: pass a vector, or text='…'")
+        check_texts(request, 1)
         return request
 
     def check(
@@ -134,15 +148,20 @@ class Searches:
         wide = request if request.rerank is None else widened_for_rerank(request)
         results = await self._runtime.cancellable(*search_of(wide))
         self.tell_of_default(results.below_threshold, request)
-        return results if wide is request else await reranked(self._runtime, request.query, results, request)
+        if wide is request:
+            return results
+        query = request.query if request.text is None else request.text.text(0)
+        return await reranked(self._runtime, query, results, request)
 
     async def batch(self, queries: npt.NDArray[np.float32], request: SearchRequest) -> list[SearchResults]:
         """A search of many queries; the request's own query is not used."""
+        check_texts(request, len(queries))
         wide = request if request.rerank is None else widened_for_rerank(request)
         results = await self._runtime.cancellable(*search_batch_of(queries, wide))
         self.tell_of_default(sum(each.below_threshold for each in results), request)
         if wide is not request:
-            for place, query in enumerate(queries):
+            for place, vector in enumerate(queries):
+                query = vector if request.text is None else request.text.text(place)
                 results[place] = await reranked(self._runtime, query, results[place], request)
         return results
 
@@ -162,6 +181,9 @@ class Searches:
         self, request: SearchRequest, where: Filter, index: Index, gathered: Gathered, control: Control | None
     ) -> tuple[Index, Callable[[], list[SearchResult]]]:
         """The index of a stream, and a function that returns its next hits, none at the end."""
+        if request.text is not None:
+            words = index.text_stream(request, where, control)
+            return index, lambda: index.text_page(words, request, STREAM_PAGE_ROWS)
         cursor = index.stream(request.query, where, control)
 
         def next_hits() -> list[SearchResult]:
@@ -191,6 +213,15 @@ def search_batch_of(
     return BatchNeed(queries, widened(request)), lambda index, gathered, control=None: search_batch_diverse(
         index, queries, request, gathered, control
     )
+
+
+def check_texts(request: SearchRequest, n: int) -> None:
+    """Raises InvalidInputError unless a request has no text, one text, or one for each of n queries."""
+    if request.text is not None and len(request.text.queries) not in (1, n):
+        raise InvalidInputError(
+            f"text must be one text or {n} of them, got {len(request.text.queries)}",
+            details={"expected": n, "actual": len(request.text.queries)},
+        )
 
 
 def has_large_filter(options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> bool:

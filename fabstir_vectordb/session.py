@@ -58,6 +58,8 @@ from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.searches import Searches, has_large_filter
+from fabstir_vectordb.text.fusion import Fusion
+from fabstir_vectordb.text.settings import text_settings
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -491,6 +493,36 @@ class VectorDBSession:
         parsed = None if schema is None else parse_schema(schema)
         await self._runtime.change(lambda index, _: index.set_schema(parsed))
 
+    async def set_text_fields(
+        self,
+        fields: str | Iterable[str] | None,
+        *,
+        language: str | None = None,
+        stop_words: bool | Iterable[str] | None = None,
+        k1: float | None = None,
+        b: float | None = None,
+    ) -> None:
+        """Sets the metadata fields whose words searches with ``text=`` find; the text index is made anew.
+
+        Args:
+            fields: paths of fields, whose strings and lists of strings count as one text of a row; None or no path
+                removes the text index.
+            language: language of the texts, such as ``english``: words are also found by their stems (extra
+                ``text``). None takes words as they stand.
+            stop_words: words that are left out. None: of English the 33 most frequent ones, of other languages none.
+                True: the long list of the language. False: none. Or words of your own.
+            k1: 0 to 1000, BM25's k1; None is 1.2.
+            b: 0 to 1, BM25's b; None is 0.75.
+
+        Raises:
+            InvalidInputError, InvalidConfigError: a path or a setting is refused, the language is unknown, or the
+                extra ``text`` is not installed; the old text index stays.
+            MemoryBudgetExceededError: the text index would not fit; the old one stays.
+            SessionError: the session is destroyed.
+        """
+        settings = text_settings(fields, language, stop_words, k1, b, InvalidInputError)
+        await self._runtime.change(lambda index, control: index.set_text(settings, control))
+
     async def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; it is in no answer from now on.
 
@@ -648,27 +680,28 @@ class VectorDBSession:
 
     async def search(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
     ) -> SearchResults:
-        """Finds the k rows nearest to a query.
+        """Finds the k rows nearest to a query, by vector, by words (``text=``) or by both.
 
         How a search without `ef_search`, `nprobe`, `exact` and `recall_target` goes is measured on the index's own
         rows: see SearchOptions, and `get_stats` for the outcome.
 
         Args:
-            query: dim numbers.
+            query: dim numbers; None with ``text=`` for a search by words alone.
             k: 1 to 10 000; more than the number of rows returns all of them.
             options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
                 a warning is logged.
 
         Returns:
-            The hits, nearest first, equal distances in the order of their ids.
+            The hits, nearest first, equal distances in the order of their ids; with ``text=``, by falling score. Then
+            k hits come whenever k rows match either side.
 
         Raises:
-            InvalidInputError: the query, `k` or an option is refused.
+            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index.
             SessionError: the session is destroyed.
         """
         runtime = self._runtime
@@ -684,7 +717,7 @@ class VectorDBSession:
 
     async def search_batch(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
@@ -692,8 +725,8 @@ class VectorDBSession:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
         Args:
-            queries: (n, dim) numbers.
-            k, options, **fields: as `search`.
+            queries: (n, dim) numbers; None with ``text=`` for searches by words alone.
+            k, options, **fields: as `search`; ``text=`` is one text for all queries, or a list of n texts.
 
         Returns:
             Results in the order of the queries.
@@ -709,6 +742,9 @@ class VectorDBSession:
             if has_large_filter(options, fields)
             else self._searches.batch_request(queries, k, options, fields)
         )
+        if queries is None and request.text is not None:
+            queries = np.empty((len(request.text.queries), 0), dtype=np.float32)
+            return await self._searches.batch(queries, request)
         dim = runtime.index.vector_dim
         ready = isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous
         matrix = prepare_queries(queries, dim) if ready else await runtime.compute(prepare_queries, queries, dim)
@@ -716,11 +752,15 @@ class VectorDBSession:
 
     async def search_stream(
         self,
-        query: Any,
+        query: Any = None,
         *,
         threshold: float | Unset | None = UNSET,
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        fusion: Fusion | None = None,
+        alpha: float | None = None,
+        highlight: bool = False,
     ) -> AsyncGenerator[SearchResult, None]:
         """Yields every row that matches the filter and whose score passes the threshold, nearest first.
 
@@ -728,9 +768,12 @@ class VectorDBSession:
         that are deleted or replaced before the stream reaches them are left out, as are rows added meanwhile; a vacuum
         makes no difference. To leave a stream before its end on trio, use `contextlib.aclosing`, as for any generator.
 
+        With ``text=``, every row that matches either side, by falling score: the best 100 of each side with the scores
+        of `search`, then the others, with the score 0.
+
         Args:
-            query: dim numbers.
-            threshold, include_vectors, filter: as in SearchOptions.
+            query: dim numbers; None with ``text=`` for a stream by words alone.
+            threshold, include_vectors, filter, text, fusion, alpha, highlight: as in SearchOptions.
 
         Yields:
             The hits, one after the other.
@@ -742,7 +785,9 @@ class VectorDBSession:
         """
         self._runtime.check()
         where = EVERYTHING if filter is None else await self._parsed(filter)
-        request = self._searches.make(query, 1, None, {"threshold": threshold, "include_vectors": include_vectors})
+        asked = {"text": text, "fusion": fusion, "alpha": alpha, "highlight": highlight}
+        shown = {"threshold": threshold, "include_vectors": include_vectors}
+        request = self._searches.make(query, 1, None, {**shown, **asked})
         index, next_hits = await self._runtime.cancellable(
             Reach.WHOLE, partial(self._searches.start_of_stream, request, where)
         )
@@ -1172,6 +1217,7 @@ def _stats_of(
         if name.startswith("bytes_") and name != "bytes_total"
     }
     kinds["metadata"] = index.metadata_bytes
+    kinds["text"] = index.text_bytes
     kinds["columns"] = index.column_bytes
     kinds["cache"] = index.cache_bytes
     return SessionStats(

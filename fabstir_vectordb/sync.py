@@ -14,6 +14,7 @@ from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
 from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
+from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.types import (
     AddResult,
     DeleteResult,
@@ -287,6 +288,35 @@ class VectorDBSession:
         """
         run_here(self._verbs.set_schema(schema))
 
+    def set_text_fields(
+        self,
+        fields: str | Iterable[str] | None,
+        *,
+        language: str | None = None,
+        stop_words: bool | Iterable[str] | None = None,
+        k1: float | None = None,
+        b: float | None = None,
+    ) -> None:
+        """Sets the metadata fields whose words searches with ``text=`` find; the text index is made anew.
+
+        Args:
+            fields: paths of fields, whose strings and lists of strings count as one text of a row; None or no path
+                removes the text index.
+            language: language of the texts, such as ``english``: words are also found by their stems (extra
+                ``text``). None takes words as they stand.
+            stop_words: words that are left out. None: of English the 33 most frequent ones, of other languages none.
+                True: the long list of the language. False: none. Or words of your own.
+            k1: 0 to 1000, BM25's k1; None is 1.2.
+            b: 0 to 1, BM25's b; None is 0.75.
+
+        Raises:
+            InvalidInputError, InvalidConfigError: a path or a setting is refused, the language is unknown, or the
+                extra ``text`` is not installed; the old text index stays.
+            MemoryBudgetExceededError: the text index would not fit; the old one stays.
+            SessionError: the session is destroyed.
+        """
+        run_here(self._verbs.set_text_fields(fields, language=language, stop_words=stop_words, k1=k1, b=b))
+
     def delete_vector(self, id: str, *, missing_ok: bool = False) -> DeleteResult:
         """Deletes a row; it is in no answer from now on.
 
@@ -433,27 +463,28 @@ class VectorDBSession:
 
     def search(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
     ) -> SearchResults:
-        """Finds the k rows nearest to a query.
+        """Finds the k rows nearest to a query, by vector, by words (``text=``) or by both.
 
         How a search without `ef_search`, `nprobe`, `exact` and `recall_target` goes is measured on the index's own
         rows: see SearchOptions, and `get_stats` for the outcome.
 
         Args:
-            query: dim numbers.
+            query: dim numbers; None with ``text=`` for a search by words alone.
             k: 1 to 10 000; more than the number of rows returns all of them.
             options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
                 a warning is logged.
 
         Returns:
-            The hits, nearest first, equal distances in the order of their ids.
+            The hits, nearest first, equal distances in the order of their ids; with ``text=``, by falling score. Then
+            k hits come whenever k rows match either side.
 
         Raises:
-            InvalidInputError: the query, `k` or an option is refused.
+            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index.
             SessionError: the session is destroyed.
         """
         verbs = self._verbs
@@ -465,7 +496,7 @@ class VectorDBSession:
 
     def search_batch(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
@@ -473,8 +504,8 @@ class VectorDBSession:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
         Args:
-            queries: (n, dim) numbers.
-            k, options, **fields: as `search`.
+            queries: (n, dim) numbers; None with ``text=`` for searches by words alone.
+            k, options, **fields: as `search`; ``text=`` is one text for all queries, or a list of n texts.
 
         Returns:
             Results in the order of the queries.
@@ -487,11 +518,15 @@ class VectorDBSession:
 
     def search_stream(
         self,
-        query: Any,
+        query: Any = None,
         *,
         threshold: float | Unset | None = UNSET,
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        fusion: Fusion | None = None,
+        alpha: float | None = None,
+        highlight: bool = False,
     ) -> Iterator[SearchResult]:
         """Yields every row that matches the filter and whose score passes the threshold, nearest first.
 
@@ -499,9 +534,12 @@ class VectorDBSession:
         that are deleted or replaced before the stream reaches them are left out, as are rows added meanwhile; a vacuum
         makes no difference.
 
+        With ``text=``, every row that matches either side, by falling score: the best 100 of each side with the scores
+        of `search`, then the others, with the score 0.
+
         Args:
-            query: dim numbers.
-            threshold, include_vectors, filter: as in SearchOptions.
+            query: dim numbers; None with ``text=`` for a stream by words alone.
+            threshold, include_vectors, filter, text, fusion, alpha, highlight: as in SearchOptions.
 
         Yields:
             The hits, one after the other.
@@ -511,7 +549,16 @@ class VectorDBSession:
             MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
-        hits = self._verbs.search_stream(query, threshold=threshold, include_vectors=include_vectors, filter=filter)
+        hits = self._verbs.search_stream(
+            query,
+            threshold=threshold,
+            include_vectors=include_vectors,
+            filter=filter,
+            text=text,
+            fusion=fusion,
+            alpha=alpha,
+            highlight=highlight,
+        )
         return iterate_here(hits)
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:

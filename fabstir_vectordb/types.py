@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ __all__ = [
     "FacetCount",
     "FieldInfo",
     "FieldType",
+    "FusedResult",
+    "Highlight",
     "IndexSide",
     "OptimizeProgress",
     "OptimizeResult",
@@ -55,7 +57,22 @@ __all__ = [
 
 Vector = npt.NDArray[np.float32]
 DefaultSearch = Literal["usual", "wider", "exact", "unknown"]
-Plan = Literal["flat", "graph", "lists", "hybrid", "filtered exact", "lazy", "grouped"]
+Plan = Literal[
+    "flat",
+    "graph",
+    "lists",
+    "hybrid",
+    "filtered exact",
+    "lazy",
+    "grouped",
+    "words",
+    "flat + words",
+    "graph + words",
+    "lists + words",
+    "hybrid + words",
+    "filtered exact + words",
+    "lazy + words",
+]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -307,13 +324,29 @@ class ScanPage(Record):
     has_more: bool
 
 
+class Highlight(NamedTuple):
+    """A place where a text of a hit has words of the query.
+
+    Attributes:
+        field: path of the field.
+        item: which of the field's strings, from 0; 0 where it is no list.
+        start, end: ``text[start:end]`` is the place.
+    """
+
+    field: str
+    item: int
+    start: int
+    end: int
+
+
 class SearchResult(_Fields):
     """One hit; it compares by value, and its hash is that of its id, score and distance.
 
     Attributes:
         id: the row's id.
-        score: in [0, 1], larger is nearer.
-        distance: cosine distance, Euclidean distance or negative inner product; sets the order.
+        score: in [0, 1], larger is nearer; sets the order of a search with text.
+        distance: cosine distance, Euclidean distance or negative inner product; sets the order of a search without
+            text. In a search with text, None for a hit that is no candidate of the vector.
         metadata: as added, or None; decoded at first use.
         vector: dim float32 bit for bit as added, where the search asked for vectors; else None.
     """
@@ -343,6 +376,31 @@ class SearchResult(_Fields):
         """The score that the function `rerank` gave; None for a search without."""
         return None
 
+    @property
+    def vector_score(self) -> float | None:
+        """The score by vector; in a search with text, None for a hit that is no candidate of the vector."""
+        return self.score
+
+    @property
+    def text_score(self) -> float | None:
+        """The score by words, raw BM25; None for a row that the text does not match, and without text."""
+        return None
+
+    @property
+    def vector_rank(self) -> int | None:
+        """In a search with text, the place among the candidates of the vector, from 1; else None."""
+        return None
+
+    @property
+    def text_rank(self) -> int | None:
+        """In a search with text, the place among the candidates of the words, from 1; else None."""
+        return None
+
+    @property
+    def highlights(self) -> list[Highlight] | None:
+        """The places of its texts that have words of the query, where a search with text asked for them; else None."""
+        return None
+
     def __repr__(self) -> str:
         return f"SearchResult(id={self.id!r}, score={self.score:.4f}, distance={self.distance:.4f})"
 
@@ -355,17 +413,42 @@ class RerankedResult(SearchResult):
 
     Attributes:
         id, score, distance, metadata, vector: as in SearchResult; they do not set the order.
+        vector_score, text_score, vector_rank, text_rank: those of the candidate.
         rerank_score: the score that the function gave; larger comes first.
     """
 
-    __slots__ = ("_rerank_score",)
+    __slots__ = ("_hit", "_rerank_score")
     __match_args__ = (*SearchResult.__match_args__, "rerank_score")
 
-    def __init__(
-        self, id: str, score: float, distance: float, metadata: Any, vector: Vector | None, rerank_score: float
-    ) -> None:
-        super().__init__(id, score, distance, metadata, vector)
+    def __init__(self, hit: SearchResult, rerank_score: float) -> None:
+        super().__init__(hit.id, hit.score, hit.distance, hit._metadata, hit.vector)
+        self._hit = hit
         self._rerank_score = rerank_score
+
+    @property
+    def vector_score(self) -> float | None:
+        """The score by vector of the candidate."""
+        return self._hit.vector_score
+
+    @property
+    def text_score(self) -> float | None:
+        """The score by words of the candidate."""
+        return self._hit.text_score
+
+    @property
+    def vector_rank(self) -> int | None:
+        """The place of the candidate among those of the vector, in a search with text."""
+        return self._hit.vector_rank
+
+    @property
+    def text_rank(self) -> int | None:
+        """The place of the candidate among those of the words, in a search with text."""
+        return self._hit.text_rank
+
+    @property
+    def highlights(self) -> list[Highlight] | None:
+        """The places of words in the candidate, where a search with text asked for them."""
+        return self._hit.highlights
 
     @property
     def rerank_score(self) -> float:
@@ -373,10 +456,91 @@ class RerankedResult(SearchResult):
         return self._rerank_score
 
     def __repr__(self) -> str:
-        scores = f"score={self.score:.4f}, distance={self.distance:.4f}, rerank_score={self.rerank_score:.4f}"
+        scores = f"score={self.score:.4f}, distance={_rounded(self.distance)}, rerank_score={self.rerank_score:.4f}"
         return f"RerankedResult(id={self.id!r}, {scores})"
 
     __hash__ = SearchResult.__hash__
+
+
+class FusedResult(SearchResult):
+    """One hit of a search with text: a SearchResult that also says what each side gave.
+
+    Attributes:
+        vector_score: the score by vector, None for a hit that is no candidate of the vector.
+        text_score: raw BM25, None for a row that the text does not match.
+        vector_rank, text_rank: places among the candidates of each side, from 1; None for no candidate.
+        highlights: the places of its texts that have words of the query, where the search asked for them; else None.
+    """
+
+    __slots__ = ("_highlights", "_ranks", "_text_score", "_vector_score")
+    __match_args__ = (
+        *SearchResult.__match_args__,
+        *("vector_score", "text_score", "vector_rank", "text_rank", "highlights"),
+    )
+
+    def __init__(
+        self,
+        id: str,
+        score: float,
+        distance: float | None,
+        vector_score: float | None,
+        text_score: float | None,
+        text_rank: int | None,
+        vector_rank: int | None,
+        metadata: Any = None,
+        vector: Vector | None = None,
+    ) -> None:
+        # Searches without text, most of all searches, always have a distance: its type says so.
+        super().__init__(id, score, distance, metadata, vector)  # type: ignore[arg-type]
+        self._vector_score = vector_score
+        self._text_score = text_score
+        self._ranks = vector_rank, text_rank
+        self._highlights: list[Highlight] | None = None
+
+    def describe(self, metadata: Any, highlights: list[Highlight] | None) -> None:
+        """Sets what is read after the hits are chosen.
+
+        Args:
+            metadata: the value, or its stored bytes as a bytearray, which are decoded at first use.
+            highlights: places of words, or None.
+        """
+        self._metadata = metadata
+        self._highlights = highlights
+
+    @property
+    def highlights(self) -> list[Highlight] | None:
+        """The places of its texts that have words of the query, where the search asked for them; else None."""
+        return self._highlights
+
+    @property
+    def vector_score(self) -> float | None:
+        """The score by vector; None for a hit that is no candidate of the vector."""
+        return self._vector_score
+
+    @property
+    def text_score(self) -> float | None:
+        """The score by words, raw BM25; None for a row that the text does not match."""
+        return self._text_score
+
+    @property
+    def vector_rank(self) -> int | None:
+        """The place among the candidates of the vector, from 1; None for no candidate."""
+        return self._ranks[0]
+
+    @property
+    def text_rank(self) -> int | None:
+        """The place among the candidates of the words, from 1; None for no candidate."""
+        return self._ranks[1]
+
+    def __repr__(self) -> str:
+        sides = f"vector_score={_rounded(self.vector_score)}, text_score={_rounded(self.text_score)}"
+        return f"FusedResult(id={self.id!r}, score={self.score:.4f}, {sides})"
+
+    __hash__ = SearchResult.__hash__
+
+
+def _rounded(number: float | None) -> str:
+    return "None" if number is None else f"{number:.4f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,7 +589,8 @@ class SearchResults(tuple[SearchResult, ...]):
             graph on codes, then exact scores of the best candidates. ``lists``: a scan of lists of historical rows on
             codes (and of recent rows, while they are few). ``hybrid``: both. ``filtered exact``: a scan of every row
             that matches the filter. ``lazy``: exact scores of the rows of the most promising parts. ``grouped``: more
-            than one search, as the first did not find enough groups, or not enough hits of each.
+            than one search, as the first did not find enough groups, or not enough hits of each. ``words``: by words
+            alone; ``graph + words`` and others: by vector, in that way, and by words.
         receipt: what the answer fetched from the store; nothing once the whole index is in memory.
         groups: the hits by group, where the search had `group_by`; else none.
     """
@@ -509,7 +674,7 @@ class SearchResults(tuple[SearchResult, ...]):
 
     def _repr_html_(self) -> str:
         rows = (
-            [place, hit.id, f"{hit.score:.4f}", f"{hit.distance:.4f}", hit.metadata] for place, hit in enumerate(self)
+            [place, hit.id, f"{hit.score:.4f}", _rounded(hit.distance), hit.metadata] for place, hit in enumerate(self)
         )
         caption = f"{len(self)} hits, {self.below_threshold} below the threshold, plan {self.plan}"
         return html_table(caption, ["", "id", "score", "distance", "metadata"], rows, len(self))

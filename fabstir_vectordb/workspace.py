@@ -21,6 +21,7 @@ from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, LazyIndex
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.index.text import settings_of
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.changes import parse_changes
 from fabstir_vectordb.metadata.expiry import parse_expiry_page
@@ -244,7 +245,11 @@ class Workspace:
     def _new_index(self) -> Index:
         config = self._config
         params = IndexParams(
-            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+            metric=config.metric,
+            M=config.M,
+            ef_construction=config.ef_construction,
+            chunk_size=config.chunk_size,
+            text=config.text_settings,
         )
         return Index(params, self._run_params())
 
@@ -284,6 +289,14 @@ class Workspace:
                     "open it, or use another index_name for a new index",
                     details={"field": name, "value": wanted, "stored": stored},
                 )
+        words = self._config.text_settings
+        stored = None if loaded.text is None else settings_of(loaded.text.shape)
+        if words is not None and words != stored:
+            raise InvalidConfigError(
+                f"{words} was asked for, and the saved index has {stored or 'no text index'}: leave the settings of "
+                "texts out to open it, then call set_text_fields",
+                details={"field": "text_fields", "value": str(words), "stored": str(stored)},
+            )
 
     async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None) -> None:
         """Replaces the index by that of a version."""

@@ -35,6 +35,7 @@ CLASS_LINES_MAX = 400
 VERBS = {
     *("create", "from_parts", "destroy"),
     *("add_vectors", "add_batch", "update_metadata", "update_by_metadata", "update_vector", "set_schema"),
+    "set_text_fields",
     *("delete", "delete_vector", "delete_by_metadata", "clear", "vacuum", "optimize"),
     *(
         "search",

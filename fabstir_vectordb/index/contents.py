@@ -23,6 +23,14 @@ from fabstir_vectordb._native.handle import (
     PART_VECTORS,
     NativeIndex,
 )
+from fabstir_vectordb._native.text import (
+    PART_TEXT_DICTIONARY,
+    PART_TEXT_HEAD,
+    PART_TEXT_POSITIONS,
+    PART_TEXT_POSTINGS,
+    NativeText,
+    TextPart,
+)
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.types import Receipt
 
@@ -37,6 +45,11 @@ __all__ = [
     "LISTS",
     "LISTS_HEAD",
     "SECOND_LISTS",
+    "TEXT_DICTIONARY",
+    "TEXT_HEAD",
+    "TEXT_KINDS",
+    "TEXT_POSITIONS",
+    "TEXT_POSTINGS",
     "TIMESTAMPS",
     "TOMBSTONES",
     "VECTORLESS",
@@ -48,6 +61,8 @@ __all__ = [
     "NativeParts",
     "PartKey",
     "PartSource",
+    "TextContents",
+    "TextShape",
 ]
 
 # Kinds of native parts; docs/format.md describes them.
@@ -62,6 +77,13 @@ LISTS: Final = PART_LISTS
 LISTS_HEAD: Final = PART_LISTS_HEAD
 VECTORLESS: Final = PART_VECTORLESS
 SECOND_LISTS: Final = PART_SECOND_LISTS
+
+# Kinds of the parts of a text index.
+TEXT_HEAD: Final = PART_TEXT_HEAD
+TEXT_DICTIONARY: Final = PART_TEXT_DICTIONARY
+TEXT_POSTINGS: Final = PART_TEXT_POSTINGS
+TEXT_POSITIONS: Final = PART_TEXT_POSITIONS
+TEXT_KINDS: Final = (TEXT_HEAD, TEXT_DICTIONARY, TEXT_POSTINGS, TEXT_POSITIONS)
 
 # Kinds of parts that are no native parts; native kinds start at 1.
 DOCUMENTS: Final = 0
@@ -84,6 +106,34 @@ class PartKey(NamedTuple):
     number: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextShape:
+    """What a version says of its text index.
+
+    Attributes:
+        fields: paths of the fields.
+        k1, b: parameters of BM25.
+        analyzer: what divided and stemmed the words, as `Analyzer.to_dict` says it.
+        segments: number of segments, and of parts of kind TEXT_HEAD.
+        chunk_bytes: size of the chunks of the other kinds.
+    """
+
+    fields: tuple[str, ...]
+    k1: float
+    b: float
+    analyzer: Mapping[str, Any]
+    segments: int
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextContents:
+    """A text index that was read into memory; of a lazily loaded version its heads alone."""
+
+    shape: TextShape
+    native: NativeText
+
+
 # ---- Loads -------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +148,7 @@ class IndexContents(Protocol):
         document_rows: rows that a page of metadata covers.
         pages, expiry_pages: pages as (number, bytes).
         changes: the part with metadata that differs from the pages; empty where there is none.
+        text: the text index, or None.
     """
 
     @property
@@ -116,6 +167,8 @@ class IndexContents(Protocol):
     def expiry_pages(self) -> Sequence[tuple[int, bytes]]: ...
     @property
     def changes(self) -> bytes: ...
+    @property
+    def text(self) -> TextContents | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,3 +285,7 @@ class IndexSnapshot(Protocol):
     def changes_of(self, slots: Sequence[int]) -> bytes: ...
     def metadata_size(self, slot: int) -> int: ...
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]: ...
+    def text_parts(self) -> tuple[TextShape, Sequence[TextPart]] | None: ...
+    def write_text_part(self, part: TextPart, chunk_bytes: int) -> bytearray: ...
+    @property
+    def text_superseded_bytes(self) -> int: ...

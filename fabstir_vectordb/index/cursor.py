@@ -16,17 +16,19 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex
+from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.filters import Filters
 from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.hybrid import Hybrid, Ranking
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import Rows, Slots
-from fabstir_vectordb.index.searcher import PLANS, Searcher
-from fabstir_vectordb.metadata.filter_eval import bitmap_of
+from fabstir_vectordb.index.searcher import PLANS, Scorer, Searcher
+from fabstir_vectordb.metadata.filter_eval import bitmap_of, slots_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
 __all__ = ["Cursor", "Cursors", "Place", "decode_place", "encode_place"]
@@ -39,6 +41,8 @@ _PLACE_FORM: Final = 1
 _PLACE_CHARS_MAX: Final = 2_000
 #: Bytes of a streamed row: slot and distance, their copies while they are sorted, and the order.
 _STREAM_BYTES_PER_ROW: Final = 32
+#: The same with text: what each side gave, and the order, with their copies while they are sorted.
+_TEXT_STREAM_BYTES_PER_ROW: Final = 200
 
 
 class Cursor:
@@ -61,6 +65,30 @@ class Cursor:
         to_come = slot_map[self.next : self.end] if self.slots is None else slot_map[self.slots[self.next : self.end]]
         self.slots = to_come[to_come != NO_SLOT]
         self.next, self.end = 0, len(self.slots)
+
+
+class TextCursor(Cursor):
+    """The position of a stream with text.
+
+    Attributes:
+        ranking: the rows of its start.
+        places: the place in `ranking` of each slot in `slots`.
+    """
+
+    __slots__ = ("places", "ranking")
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__(len(ranking.slots))
+        self.slots = ranking.slots
+        self.ranking = ranking
+        self.places = np.arange(self.end)
+
+    def renumber(self, slot_map: Slots) -> None:
+        """As `Cursor.renumber`."""
+        assert self.slots is not None
+        stay = slot_map[self.slots[self.next : self.end]] != NO_SLOT
+        self.places = self.places[self.next : self.end][stay]
+        super().renumber(slot_map)
 
 
 class Place(NamedTuple):
@@ -108,14 +136,16 @@ class Cursors:
     All methods hold the lock: a vacuum between reading and moving a cursor would leave it with old slots.
 
     Args:
-        rows, gate, filters, searcher: of the index.
+        rows, gate, filters, searcher, hybrid: of the index.
     """
 
-    def __init__(self, rows: Rows, gate: Gate, filters: Filters, searcher: Searcher) -> None:
+    def __init__(self, rows: Rows, gate: Gate, filters: Filters, searcher: Searcher, hybrid: Hybrid) -> None:
         self._rows = rows
         self._gate = gate
         self._filters = filters
         self._searcher = searcher
+        self._hybrid = hybrid
+        self._scorer = Scorer(rows.metric)
         self._open: weakref.WeakSet[Cursor] = weakref.WeakSet()
 
     def renumber(self, slot_map: Slots) -> None:
@@ -233,10 +263,7 @@ class Cursors:
             rows = self._rows
             check_query_dim(len(query), rows.vector_dim)
             rows.budget.require("a stream", rows.nbytes + _STREAM_BYTES_PER_ROW * rows.counts.live)
-            slots = self._filters.match(where).slots()
-            slots = slots[~rows.are_vectorless(slots)]
-            if rows.native is not None and len(query) == rows.native.dim:  # else no row has a vector yet
-                slots = self._nearest_first(rows.native, query, slots, control)
+            slots, _ = self._nearest_first(query, self._filters.match(where).slots(), control)
             cursor = Cursor(len(slots))
             cursor.slots = slots
             self._open.add(cursor)
@@ -244,10 +271,54 @@ class Cursors:
 
         return self._gate.alone(start)
 
+    def text_stream(self, request: SearchRequest, where: Filter, control: Control | None) -> TextCursor:
+        """The start of a stream with text, by falling score; without a vector, where the request's query is empty.
+
+        Raises:
+            InvalidInputError: there is no text index, or the query is refused.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
+            NativeCancelled: `control` asked for it.
+        """
+
+        def start() -> TextCursor:
+            rows, near = self._rows, None
+            rows.budget.require("a stream", rows.nbytes + _TEXT_STREAM_BYTES_PER_ROW * rows.counts.rows)
+            terms = self._hybrid.terms(request, 0)
+            allow = self._hybrid.allowed(terms, self._filters.match(where).allow)
+            assert allow is not None
+            if len(request.query):
+                check_query_dim(len(request.query), rows.vector_dim)
+                near = self._nearest_first(request.query, slots_of(allow, rows.counts.rows), control)
+            cursor = TextCursor(self._hybrid.everything(near, terms, request, allow))
+            self._open.add(cursor)
+            return cursor
+
+        return self._gate.alone(start)
+
+    def text_page(self, cursor: TextCursor, request: SearchRequest, most: int) -> list[SearchResult]:
+        """The next hits of a stream with text that are still live, none at the end; moves the cursor past them."""
+
+        def page() -> list[SearchResult]:
+            rows, hits = self._rows, SearchResults([], 0, "words")
+            while cursor.slots is not None and cursor.next < cursor.end and not hits:
+                slots = cursor.slots[cursor.next : cursor.next + most]
+                here = np.isin(slots, rows.visible(rows.live(slots)))
+                kept, places = slots[here], cursor.places[cursor.next : cursor.next + most][here]
+                found = cursor.ranking.hits(places, rows.core.get_ids(kept), self._scorer)
+                hits = self._hybrid.described(found, kept, request, self._hybrid.terms(request, 0), "words")
+                # Scores fall from page to page: after the first hit below the threshold none can pass.
+                cursor.next = cursor.end if hits.below_threshold else cursor.next + len(slots)
+            return list(hits)
+
+        return self._gate.alone(page)
+
     def _nearest_first(
-        self, native: NativeIndex, query: npt.NDArray[np.float32], slots: Slots, control: Control | None
-    ) -> Slots:
-        """Live slots in the order of their distances, ties by id."""
+        self, query: npt.NDArray[np.float32], slots: Slots, control: Control | None
+    ) -> tuple[Slots, npt.NDArray[np.float64]]:
+        """Those of live slots that have a vector, in the order of their distances, ties by id; and the distances."""
+        native, slots = self._rows.native, slots[~self._rows.are_vectorless(slots)]
+        if native is None or len(query) != native.dim:
+            return slots[:0], np.empty(0)  # no row has a vector yet
         found, distances = np.empty_like(slots), np.empty(len(slots))
         # K_MAX rows a call, the most that a search returns; so each row is scored once.
         for first in range(0, max(len(slots), 1), K_MAX):
@@ -270,7 +341,7 @@ class Cursors:
             ids = native.get_ids(found[tied])
             by_id = sorted(range(len(tied)), key=lambda place: (distances[tied[place]], ids[place]))
             found[tied] = found[tied[by_id]]
-        return found
+        return found, distances
 
     def stream_page(
         self,

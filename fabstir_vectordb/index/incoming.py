@@ -31,6 +31,7 @@ from fabstir_vectordb.params import (
     check_mmr,
     check_nprobe,
     check_rerank,
+    check_text,
     make_options,
     recall_target_excludes,
 )
@@ -254,6 +255,7 @@ def make_request(
         recall_target, mmr = get("recall_target"), get("mmr")
         group_by, group_size = get("group_by"), get("group_size", 1)
         rerank, rerank_k = get("rerank"), get("rerank_k")
+        text, fusion, alpha, highlight = get("text"), get("fusion"), get("alpha"), get("highlight", False)
     else:
         chosen = make_options(SearchOptions, options, given)
         threshold, include_vectors, filter = chosen.threshold, chosen.include_vectors, chosen.filter
@@ -261,8 +263,13 @@ def make_request(
         recall_target, mmr = chosen.recall_target, chosen.mmr
         group_by, group_size = chosen.group_by, chosen.group_size
         rerank, rerank_k = chosen.rerank, chosen.rerank_k
+        text, fusion, alpha, highlight = chosen.text, chosen.fusion, chosen.alpha, chosen.highlight
+    said = None
+    if text is not None or fusion is not None or alpha is not None or highlight is not False:
+        said = check_text(text, fusion, alpha, highlight, group_by)
     if threshold is UNSET:
-        threshold = default_threshold
+        # A default is meant for the metric's scores; with text, scores are others.
+        threshold = default_threshold if said is None else None
     elif threshold is not None:
         check_threshold("threshold", threshold, InvalidInputError)
     if include_vectors is not False:
@@ -286,8 +293,8 @@ def make_request(
         rerank, candidates = check_rerank(rerank, rerank_k, k, group_size, mmr)
     where = None if filter is None else parse_filter(filter)
     # The same as SearchRequest(...), in a third of the time.
-    grouped_and_scored = group_by, group_size, rerank, candidates
-    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr, *grouped_and_scored
+    others = group_by, group_size, rerank, candidates, said
+    asked = vector, k, threshold, include_vectors, ef, exact, probes, recall_target, where, mmr, *others
     return tuple.__new__(SearchRequest, asked)
 
 

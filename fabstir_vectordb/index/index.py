@@ -15,16 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb._native.text import NativeText, TextPart
 from fabstir_vectordb.config import Metric, Unset
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
 from fabstir_vectordb.index.budget import Budget
-from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.cursor import Cursor, Cursors, Place, encode_place
+from fabstir_vectordb.index.contents import IndexContents, TextShape
+from fabstir_vectordb.index.cursor import Cursor, Cursors, Place, TextCursor, encode_place
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.grouping import Groups
+from fabstir_vectordb.index.hybrid import Hybrid, depth_of
 from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch, within_room
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
@@ -36,6 +38,7 @@ from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.update import REPLACE, MetadataUpdate
 from fabstir_vectordb.metadata.values import encode_metadata, shown
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
+from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import (
     AddResult,
     CalibrationPoint,
@@ -92,7 +95,8 @@ class Index:
         self._rows = Rows(params, run, self._budget)
         self._filters = Filters(self._rows, self.gate, self._cache)
         self._searcher = Searcher(self._rows)
-        self._cursors = Cursors(self._rows, self.gate, self._filters, self._searcher)
+        self._hybrid = Hybrid(self._rows)
+        self._cursors = Cursors(self._rows, self.gate, self._filters, self._searcher, self._hybrid)
         self.efforts = Efforts(self._rows, self.gate)
         self._aging = Aging(self._rows, self.gate, self._cache, self._cursors, self.efforts)
 
@@ -243,6 +247,21 @@ class Index:
         return self._rows.metadata_bytes
 
     @property
+    def native_text(self) -> NativeText | None:
+        """The native index of words, None without one."""
+        return self._rows.texts.native
+
+    @property
+    def text(self) -> TextSettings | None:
+        """The settings of the text index, or None."""
+        return self._rows.texts.settings
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the text index."""
+        return self._rows.texts.nbytes
+
+    @property
     def column_bytes(self) -> int:
         """Bytes of columns and of remembered matches of filters."""
         return self._cache.nbytes
@@ -322,6 +341,19 @@ class Index:
     def expiry_parts(self, rows_per_page: int) -> list[tuple[int, bytes]]:
         """The pages of expiry times for a save, by number."""
         return self._rows.expiries.pages(rows_per_page)
+
+    def text_parts(self) -> tuple[TextShape, Sequence[TextPart]] | None:
+        """The parts of the text index; None without one."""
+        return self._rows.texts.parts()
+
+    def write_text_part(self, part: TextPart, chunk_bytes: int) -> bytearray:
+        """The bytes of one part of the text index."""
+        return self._rows.texts.write_part(part, chunk_bytes)
+
+    @property
+    def text_superseded_bytes(self) -> int:
+        """About the bytes of words that removed rows and replaced texts still have in the text index."""
+        return self._rows.texts.superseded_bytes
 
     def graph_stored(self) -> None:
         """Notes that the present graph is stored: later saves may store only the steps since then."""
@@ -447,6 +479,18 @@ class Index:
         """
         with self._changing():
             self._rows.set_schema(schema)
+
+    def set_text(self, settings: TextSettings | None, control: Control | None = None) -> None:
+        """Makes the text index anew, from the metadata of all live rows; None for no text index.
+
+        Raises:
+            InvalidInputError: the language is unknown.
+            MemoryBudgetExceededError: it would not fit.
+            IndexStateError: there was not enough memory.
+            NativeCancelled: `control` asked for it.
+        """
+        with self._changing():
+            self._rows.set_text(settings, control)
 
     def delete(self, ids: Sequence[str], missing_ok: bool = False) -> DeleteResult:
         """Makes tombstones of rows: all or nothing.
@@ -594,6 +638,8 @@ class Index:
         """
         if request.group_by is not None:
             return self._search_groups(request.query[np.newaxis], request, control)[0]
+        if request.text is not None:
+            return self._search_text(request.query[np.newaxis], request, control)[0]
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
@@ -604,8 +650,26 @@ class Index:
         searcher.plans_used[found.plan] += 1
         return found
 
+    def _search_text(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, control: Control | None
+    ) -> list[SearchResults]:
+        """The best rows for each query and text; queries without components are searches by words alone."""
+        asked = request
+        if queries.shape[1]:
+            # What is measured is the recall of a search by vector, for as many rows as that gives.
+            asked = self.efforts.find_request(request._replace(k=depth_of(request.k)), control)._replace(k=request.k)
+
+        def found(matches: Matches | None) -> list[SearchResults]:
+            return [self._hybrid.search(query, asked, place, matches) for place, query in enumerate(queries)]
+
+        results = self.gate.read(found, None) if asked.where is None else self._filters.read(asked.where, found)
+        self._searcher.note(results)
+        return results
+
     def search_at_once(self, request: SearchRequest) -> SearchResults | None:
         """`search` on a thread that must not wait: None where the search is long, or a change runs."""
+        if request.text is not None:
+            return None
         where, searcher = request.where, self._searcher
         known_request = None if request.group_by is not None else self.efforts.known_request(request)
         if known_request is None:
@@ -640,6 +704,8 @@ class Index:
         """
         if request.group_by is not None:
             return self._search_groups(queries, request, control)
+        if request.text is not None:
+            return self._search_text(queries, request, control)
         request = self.efforts.find_request(request, control)
         searcher, where = self._searcher, request.where
         if where is None:
@@ -726,6 +792,20 @@ class Index:
     ) -> list[SearchResult]:
         """The next hits of a stream that are still live, none at the end; moves the cursor past them."""
         return self._cursors.stream_page(cursor, query, most, threshold, include_vectors)
+
+    def text_stream(self, request: SearchRequest, where: Filter, control: Control | None = None) -> TextCursor:
+        """The start of a stream with text over the rows that match a filter now, by falling score.
+
+        Raises:
+            InvalidInputError: there is no text index, or the query is refused.
+            MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
+            NativeCancelled: `control` asked for it.
+        """
+        return self._cursors.text_stream(request, where, control)
+
+    def text_page(self, cursor: TextCursor, request: SearchRequest, most: int) -> list[SearchResult]:
+        """The next hits of a stream with text that are still live, none at the end; moves the cursor past them."""
+        return self._cursors.text_page(cursor, request, most)
 
     def stats(self) -> tuple[NativeStats, int]:
         """Native counts and memory, without expired rows in `vectorless`, and the number of expired rows.

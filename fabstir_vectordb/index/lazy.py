@@ -12,6 +12,7 @@ replaces it by a whole index.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count, islice, repeat
 from typing import Any, Final, get_args
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb._native.text import NativeText
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import InternalError
 from fabstir_vectordb.index.budget import Budget
@@ -26,9 +28,20 @@ from fabstir_vectordb.index.contents import DOCUMENTS, VECTORS, IndexContents, L
 from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
+from fabstir_vectordb.index.hybrid import Hybrid, Near, depth_of, passing
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.index import fresh_stats, timestamps_of
-from fabstir_vectordb.index.protocol import BatchNeed, Candidates, FilterNeed, Gathered, Missing, Need, Reach, RowsNeed
+from fabstir_vectordb.index.protocol import (
+    BatchNeed,
+    Candidates,
+    FilterNeed,
+    Gathered,
+    Missing,
+    Need,
+    Reach,
+    RowsNeed,
+    TextAnswer,
+)
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Scorer, results_of_groups
 from fabstir_vectordb.metadata.arena import page_row
@@ -38,6 +51,8 @@ from fabstir_vectordb.metadata.filter_eval import bitmap
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
+from fabstir_vectordb.text.clauses import TermsQuery
+from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import (
     CalibrationPoint,
     DefaultSearch,
@@ -104,6 +119,7 @@ class LazyIndex:
         self._rows.counts = self._of_version(self._rows.counts)
         self._filters = Filters(self._rows, self.gate, self._cache)
         self._scorer = Scorer(params.metric)
+        self._hybrid = Hybrid(self._rows)
         self._changed = self._rows.parse_changes(contents)
         self._has_metadata = False
         self._stays_lazy = not become_whole
@@ -231,6 +247,21 @@ class LazyIndex:
         return self._rows.metadata_bytes
 
     @property
+    def native_text(self) -> NativeText | None:
+        """The native index of words, None without one."""
+        return self._rows.texts.native
+
+    @property
+    def text(self) -> TextSettings | None:
+        """The settings of the text index, or None."""
+        return self._rows.texts.settings
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the text index."""
+        return self._rows.texts.nbytes
+
+    @property
     def column_bytes(self) -> int:
         """Bytes of columns and of remembered matches of filters."""
         return self._cache.nbytes
@@ -299,6 +330,8 @@ class LazyIndex:
     ) -> Missing:
         if request.exact:
             return _WHOLE
+        if request.text is not None:
+            return _missing_of_text(self, queries, request, gathered)
         if self._is_nearly_here():
             return Missing(whole=True, optional=True)
         if not len(queries):
@@ -489,6 +522,14 @@ class LazyIndex:
         """`search` for each of many queries."""
 
         def results() -> list[SearchResults]:
+            if request.text is not None:
+                if gathered is None or len(gathered.answers) != len(queries):
+                    raise InternalError("a lazily loaded index is asked what it misses first")
+                plan: Plan = "lazy + words" if queries.shape[1] else "words"
+                return [
+                    _text_results(self, answer, request, place, plan, gathered)
+                    for place, answer in enumerate(gathered.answers)
+                ]
             if not len(queries) or queries.shape[1] != self._native.dim:
                 return [SearchResults([], 0, "lazy") for _ in queries]
             if gathered is None or len(gathered.candidates) != len(queries):
@@ -573,6 +614,90 @@ class LazyIndex:
         """Counts of the version, and memory, without expired rows in `vectorless`, and the number of expired rows."""
         stats, hidden = self.gate.alone(fresh_stats, self._rows)
         return self._of_version(stats), hidden
+
+
+# ---- Searches with text ---------------------------------------------------------------------------------------------
+
+
+def _missing_of_text(
+    index: LazyIndex, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
+) -> Missing:
+    """The parts that a search with text lacks. Words and vectors are fetched side by side.
+
+    The vector's side fetches no more than a search without text: its candidates are the best of all rows of the
+    parts that such a search fetches.
+    """
+    by_vector = len(queries) > 0 and queries.shape[1] > 0
+    if by_vector:
+        if index._is_nearly_here():
+            return Missing(whole=True, optional=True)
+        check_query_dim(queries.shape[1], index.vector_dim)
+    if not gathered.answers:
+        if request.where is not None and request.where.needs_metadata:
+            lacking = index._missing_metadata(gathered)
+            if lacking is not _NOTHING:
+                return lacking
+        asked = [index._hybrid.terms(request, place) for place in range(len(queries))]
+        if by_vector and queries.shape[1] == index._native.dim and not gathered.candidates:
+            index._find_candidates(queries, request, gathered)
+        wanted = [key for terms in asked for key in index._rows.texts.missing(terms)]
+        near = [key for one in gathered.candidates for key in (*one.parts, *index._pages_of(one.slots))]
+        lacking = index._lacking([*wanted, *near], gathered)
+        if lacking is not _NOTHING:
+            return lacking
+        if wanted:
+            for key in dict.fromkeys(wanted):
+                index._rows.texts.take(key, gathered.parts.pop(key))
+            return _missing_of_text(index, queries, request, gathered)  # words are known now, and need postings
+        for place, terms in enumerate(asked):
+            gathered.answers.append(_answer(index, queries[place], request, terms, place, gathered))
+    found = [slot for answer in gathered.answers for slot in answer.slots.tolist()]
+    slots = np.array(found, dtype=np.uint32)
+    keys = index._pages_of(slots)
+    if request.include_vectors and len(slots):
+        keys = [*keys, *index._parts_of(slots)]
+    return index._lacking(keys, gathered)
+
+
+def _answer(
+    index: LazyIndex,
+    query: npt.NDArray[np.float32],
+    request: SearchRequest,
+    terms: TermsQuery,
+    place: int,
+    gathered: Gathered,
+) -> TextAnswer:
+    allow = index._rows.hidden().allow
+    if request.where is not None:
+        allow = index._filters.read(request.where, lambda matches: matches.allow)
+    allow, near = index._hybrid.allowed(terms, allow), None
+    if len(query):
+        rows: list[tuple[float, bytes, int]] = []
+        if gathered.candidates:
+            one = replace(gathered.candidates[place], allow=allow)
+            rows = index._nearest(query, request._replace(k=depth_of(request.k)), one, gathered)
+        distances = [distance for distance, _, _ in rows]
+        slots = np.array([slot for _, _, slot in rows], dtype=np.uint32)
+        near = Near(slots, distances, index._scorer.scores(distances).tolist(), "lazy")
+    return TextAnswer(*index._hybrid.joined(near, terms, request, allow))
+
+
+def _text_results(
+    index: LazyIndex, answer: TextAnswer, request: SearchRequest, place: int, plan: Plan, gathered: Gathered
+) -> SearchResults:
+    hits, n = answer.hits, passing(answer.hits, request)
+    terms = index._hybrid.terms(request, place)
+    for hit, slot in zip(hits[:n], answer.slots.tolist(), strict=False):
+        index._hybrid.describe(hit, bytearray(index._metadata_of(slot, gathered) or b""), request, terms)
+    if request.include_vectors and n:
+        kept = answer.slots[:n]
+        vectors, vectorless = index._vectors_of(kept, gathered), index._rows.are_vectorless(kept).tolist()
+        for row in range(n):
+            hits[row].vector = None if vectorless[row] else vectors[row]
+    results = SearchResults(hits[:n], len(hits) - n, plan)
+    cached = max(len(gathered.parts) - gathered.requests, 0)
+    results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
+    return results
 
 
 def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:

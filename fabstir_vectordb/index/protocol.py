@@ -29,9 +29,9 @@ from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.types import FacetCount, FieldInfo, Row, SearchResults
+from fabstir_vectordb.types import FacetCount, FieldInfo, FusedResult, Row, SearchResults
 
-__all__ = ["BatchNeed", "FilterNeed", "Gathered", "Missing", "Need", "Reach", "ReadableIndex", "RowsNeed"]
+__all__ = ["BatchNeed", "FilterNeed", "Gathered", "Missing", "Need", "Reach", "ReadableIndex", "RowsNeed", "TextAnswer"]
 
 
 class Reach(Enum):
@@ -107,6 +107,14 @@ class Candidates:
     found: list[tuple[int, list[Hit]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """The hits of a search with text, without metadata and vectors, and their slots."""
+
+    hits: list[FusedResult]
+    slots: Slots
+
+
 @dataclass(slots=True)
 class Gathered:
     """The data of one call of a lazily loaded index. Its parts stay in memory while the call runs.
@@ -116,6 +124,7 @@ class Gathered:
         requests, bytes: requests to the store and fetched bytes of this call.
         candidates: one for each query.
         slots: the rows of a `RowsNeed`.
+        answers: one for each query of a search with text.
     """
 
     parts: dict[PartKey, bytes] = field(default_factory=dict)
@@ -123,6 +132,7 @@ class Gathered:
     bytes: int = 0
     candidates: list[Candidates] = field(default_factory=list)
     slots: Slots | None = None
+    answers: list[TextAnswer] = field(default_factory=list)
 
     def take(self, fetched: Fetched) -> None:
         """Adds fetched parts."""

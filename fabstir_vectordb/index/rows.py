@@ -2,13 +2,14 @@
 
 A change allocates all memory before it calls the native core; nothing after that call can fail. `remove` is the one
 place that deletes rows. An add, in which the native core replaces rows, ends in the same `_forget`. Methods that change
-rows run inside `Gate.changing`.
+rows run inside `Gate.changing`. The text index is changed beside the rows: staged before, committed after them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -21,12 +22,14 @@ from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputE
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.contents import IndexContents
 from fabstir_vectordb.index.incoming import Batch, named, of_row, seeming_shape, shown
+from fabstir_vectordb.index.text import StagedText, Texts
 from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.params import IndexParams, RunParams
+from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import AddResult, Row
 
 __all__ = ["NO_STATS", "NoRows", "Rows", "Slots", "Tally"]
@@ -117,6 +120,7 @@ class Rows:
         core: the native rows.
         arena: metadata by slot.
         expiries: when rows expire, by slot.
+        texts: the words of the rows' texts, where fields are indexed.
         counts: native counts and memory after the last change. An event loop's thread reads these, as the native lock
             could make it wait for a whole change.
         tally: the counts and expiries after the last change.
@@ -137,6 +141,7 @@ class Rows:
         self.core: NativeIndex | NoRows = _EMPTY
         self.arena = MetadataArena()
         self.expiries = Expiries()
+        self.texts = Texts(params.text)
         self.counts = NO_STATS
         self.tally = Tally()
         self.vector_dim: int | None = None
@@ -170,8 +175,8 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of rows and metadata."""
-        return self.counts.bytes_total + self.metadata_bytes
+        """Bytes of rows, metadata and words."""
+        return self.counts.bytes_total + self.metadata_bytes + self.texts.nbytes
 
     def forecast(self) -> Forecast:
         """The memory that changes of the present rows would take."""
@@ -280,6 +285,7 @@ class Rows:
                 raise IntegrityError("a row that was deleted is said to expire")
             self.expiries = Expiries(draft)
         self.core = core
+        self.texts = Texts.restored(contents.text)
         self.last_change_us, self.schema = contents.last_change_us, contents.schema
         self.refresh()
 
@@ -358,6 +364,8 @@ class Rows:
         if metadata_bytes:
             content += metadata_bytes + metadata_bytes // 8 + TABLE_BYTES_PER_ROW * rows
             scratch += metadata_bytes + _BYTES_OBJECT * n + self.arena.staging_bytes(rows)
+            of_words, work = self.texts.added_bytes(batch.metadata or ())
+            content, scratch = content + of_words, scratch + work
         if batch.expires is not None or not self.expiries.is_empty:
             content += _EXPIRY_BYTES_PER_ROW * rows
         if self.native is not None and self.core.dim != dim:
@@ -365,12 +373,12 @@ class Rows:
         self._require_for_good(f"adding {n} rows", content, scratch)
 
     def _require_for_good(self, what: str, content: int, scratch: int) -> None:
-        """Refuses a change that does not fit; `content` excludes the present metadata."""
+        """Refuses a change that does not fit; `content` excludes the present metadata and words."""
         way_out = "raise memory_budget_mb, or use memory='compact'"
         deleted = self.counts.rows - self.counts.live
         if deleted:
             way_out = f"call vacuum(), which frees {deleted} deleted rows, {way_out}"
-        self.budget.require_for_good(what, self.metadata_bytes + content, scratch, way_out)
+        self.budget.require_for_good(what, self.metadata_bytes + self.texts.nbytes + content, scratch, way_out)
 
     # ---- changes
 
@@ -390,7 +398,9 @@ class Rows:
             return
         draft = self._draft(self.counts.rows)
         assert not isinstance(self.core, NoRows)
-        self.core.delete(*pack_ids(self.core.get_ids(slots)), False)
+        with self.texts.staged(_NO_SLOTS, (), slots, self.arena.get_many(slots.tolist())) as words:
+            self.core.delete(*pack_ids(self.core.get_ids(slots)), False)
+            words.commit()
         self._forget(slots, draft)
         self.changes += 1
 
@@ -450,16 +460,18 @@ class Rows:
                 core = self._new_core(dim)
             elif core.dim != dim:
                 core = core.with_dim(dim)
-            slots, replaced = core.add(
-                batch.vectors,
-                batch.id_bytes,
-                batch.id_offsets,
-                batch.timestamps,
-                on_conflict,
-                control,
-                batch.vectorless,
-                for_lists,
-            )
+            with self._staged_words(batch, on_conflict, control) as words:
+                slots, replaced = core.add(
+                    batch.vectors,
+                    batch.id_bytes,
+                    batch.id_offsets,
+                    batch.timestamps,
+                    on_conflict,
+                    control,
+                    batch.vectorless,
+                    for_lists,
+                )
+                words.commit()
         except BaseException as error:
             if staged is not None:
                 self.arena.abandon(staged)
@@ -470,6 +482,29 @@ class Rows:
             raise
         self.core = core
         return self._added(batch, staged, draft, slots, replaced)
+
+    def _staged_words(
+        self, batch: Batch, on_conflict: str, control: Control | None
+    ) -> AbstractContextManager[StagedText]:
+        """The change of the text index by an add. The native core gives new rows the next slots, in their order."""
+        if self.texts.settings is None:
+            return nullcontext(StagedText(self.texts, None))
+        live = self.core.find(batch.id_bytes, batch.id_offsets)
+        if on_conflict == "replace":
+            last = {id: row for row, id in enumerate(batch.ids)}
+            taken = [row for row, id in enumerate(batch.ids) if last[id] == row]
+        elif on_conflict == "skip":
+            first: dict[str, int] = {}
+            for row, id in enumerate(batch.ids):
+                first.setdefault(id, row)
+            taken = [row for row, id in enumerate(batch.ids) if first[id] == row and live[row] == NO_SLOT]
+        else:
+            taken = list(range(len(batch.ids)))
+        new = np.arange(self.counts.rows, self.counts.rows + len(taken), dtype=np.uint32)
+        values = [] if batch.metadata is None else [batch.metadata[row] for row in taken]
+        left = np.unique(live[taken])
+        left = left[left != NO_SLOT]
+        return self.texts.staged(new, values, left, self.arena.get_many(left.tolist()), control)
 
     def _new_core(self, dim: int) -> NativeIndex:
         params, run = self.params, self.run
@@ -530,8 +565,15 @@ class Rows:
         self._check_schema(encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
-        self._require_for_good(what, self.counts.bytes_total + size, size + self.arena.staging_bytes(end))
+        scratch = size + self.arena.staging_bytes(end) + self.texts.work_bytes(len(slots), size)
+        self._require_for_good(what, self.counts.bytes_total + size, scratch)
         staged = self.arena.stage(encoded, end)
+        try:
+            with self.texts.staged(slots, encoded, slots, self.arena.get_many(slots.tolist())) as words:
+                words.commit()
+        except BaseException:
+            self.arena.abandon(staged)
+            raise
         for slot in slots.tolist():
             self._stored_pages.note_replaced(slot, self.arena.size(slot))
         self.arena.commit(staged, slots, np.arange(len(slots)))
@@ -568,6 +610,32 @@ class Rows:
         self.schema = schema
         self.changes += 1
 
+    def set_text(self, settings: TextSettings | None, control: Control | None = None) -> None:
+        """Makes the text index anew, from the metadata of all live rows; None for no text index.
+
+        Raises:
+            InvalidInputError: the language is unknown.
+            MemoryBudgetExceededError: it would not fit.
+            IndexStateError: there was not enough memory.
+            NativeCancelled: `control` asked for it.
+        """
+        if settings == self.texts.settings:
+            return
+        texts = Texts(settings)
+        slots = self.core.live_slots(0, self.counts.live)
+        values = self.arena.get_many(slots.tolist()) if settings is not None else []
+        of_words, work = texts.added_bytes(values)
+        self._require_for_good("a text index", self.counts.bytes_total + of_words, work)
+        try:
+            with texts.staged(slots, values, control=control) as words:
+                words.commit()
+        except BaseException:
+            texts.close()
+            raise
+        # The old one is not closed: a reader may still use it, and it is freed with its last reference.
+        self.texts = texts
+        self.changes += 1
+
     def renumber(self, kept: Slots, renumber: Callable[[], Slots]) -> Slots:
         """Renumbers the slots: all or nothing.
 
@@ -576,7 +644,9 @@ class Rows:
             renumber: renumbers the native rows, and returns the new slots by old slots.
         """
         arena, expiries = self.arena.compacted(kept), self.expiries.renumbered(kept)
-        slot_map = renumber()
+        with self.texts.renumbered(kept, self.counts.rows) as words:
+            slot_map = renumber()
+            words.commit()
         self.arena, self.expiries = arena, expiries
         self._stored_pages = self._stored_pages.renumbered(len(kept))
         self.changes += 1
@@ -585,12 +655,16 @@ class Rows:
     @property
     def has_superseded(self) -> bool:
         """Whether replaced metadata is in memory, or in pages that a save would keep."""
-        return self.arena.has_superseded or self._stored_pages.has_superseded
+        return self.arena.has_superseded or self._stored_pages.has_superseded or self.texts.has_superseded
 
     def forget_superseded(self) -> None:
         """Removes replaced metadata from memory, and from the pages that a save keeps."""
         if self.arena.has_superseded:
             self.arena = self.arena.compacted(np.arange(self.counts.rows))
+        if self.texts.has_superseded:
+            with self.texts.renumbered(np.arange(self.counts.rows, dtype=np.uint32), self.counts.rows) as words:
+                words.commit()
+            self.changes += 1
         if self._stored_pages.has_superseded:
             self._stored_pages = self._stored_pages.renumbered(self.counts.rows)
             self.changes += 1
@@ -608,7 +682,8 @@ class Rows:
         """Removes all rows, at once and for good; the next vector may have any dimension."""
         self._stored_pages.note_gone(self.core.live_slots(0, self.counts.live), self.arena.size)
         # The native index is not closed: a reader may still use it, and it is freed with its last reference.
-        self.core, self.arena, self.expiries = _EMPTY, MetadataArena(), Expiries()
+        texts = self.texts.cleared()
+        self.core, self.arena, self.expiries, self.texts = _EMPTY, MetadataArena(), Expiries(), texts
         self._stored_pages = self._stored_pages.renumbered(0)
         self.changes += 1
 
@@ -616,6 +691,7 @@ class Rows:
         """Frees all memory; no call may be under way."""
         core, self.core = self.core, _EMPTY
         core.close()
+        self.texts.close()
         self.arena, self.expiries = MetadataArena(), Expiries()
         self.refresh()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
+from fabstir_vectordb._native.text import NativeText
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.contents import (
     CHANGES,
@@ -19,10 +20,14 @@ from fabstir_vectordb.index.contents import (
     DOCUMENTS,
     EXPIRIES,
     SECOND_LISTS,
+    TEXT_HEAD,
+    TEXT_KINDS,
     VECTORLESS,
     VECTORS,
     PartKey,
+    TextContents,
 )
+from fabstir_vectordb.index.text import forms_of
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.persist import disk_cache
 from fabstir_vectordb.persist.manifest import Manifest
@@ -36,6 +41,7 @@ from fabstir_vectordb.persist.parts import (
     blob_size,
     by_key,
     naming,
+    part_name,
     split_name,
     unpacked,
 )
@@ -63,6 +69,7 @@ __all__ = [
     "check_count",
     "finish_load",
     "load_rest",
+    "load_text",
     "load_version",
     "no_version",
     "take_part",
@@ -96,6 +103,7 @@ class LoadedVersion:
         pages: metadata pages as (number, bytes), in order; absent pages hold no metadata.
         expiry_pages: pages of expiry times as (number, bytes).
         changes: the part with metadata that differs from the pages, empty where there is none.
+        text: the text index, of a lazy load its heads alone; None where the version has none.
         lazy: the source of the parts that were not loaded; None after a whole load.
     """
 
@@ -115,6 +123,7 @@ class LoadedVersion:
     pages: list[tuple[int, bytes]] = field(repr=False)
     expiry_pages: list[tuple[int, bytes]] = field(repr=False)
     changes: bytes = field(repr=False)
+    text: TextContents | None = None
     lazy: LazyVersion | None = None
 
 
@@ -234,12 +243,13 @@ async def _load_whole(
         await _take_parts(parts, native, pages, workers, fetch, transfers, manifest, progress)
         if native is not None:
             await workers.run(finish_load, native, manifest)
+        text = await workers.run(load_text, manifest, pages, True)
     except BaseException:
         # No worker thread uses it any more: run_bounded waits for all of them, also when it is cancelled.
         if native is not None:
             native.close()
         raise
-    return _loaded(opened, native, pages, None)
+    return _loaded(opened, native, pages, text, None)
 
 
 async def _take_parts(
@@ -270,7 +280,11 @@ async def _take_parts(
 
 
 def _loaded(
-    opened: OpenedVersion, native: NativeIndex | None, pages: Mapping[PartKey, bytes], lazy: LazyVersion | None
+    opened: OpenedVersion,
+    native: NativeIndex | None,
+    pages: Mapping[PartKey, bytes],
+    text: TextContents | None,
+    lazy: LazyVersion | None,
 ) -> LoadedVersion:
     manifest = opened.manifest
     return LoadedVersion(
@@ -290,6 +304,7 @@ def _loaded(
         pages=_of_kind(DOCUMENTS, pages),
         expiry_pages=_of_kind(EXPIRIES, pages),
         changes=pages.get(PartKey(CHANGES, 0), b""),
+        text=text,
         lazy=lazy,
     )
 
@@ -348,10 +363,11 @@ async def _load_first(
         fetch = partial(fetch_part, store)
         await _take_parts(first, native, pages, workers, fetch, PARALLEL_TRANSFERS, manifest, progress)
         await workers.run(_finish_first, native, manifest)
+        text = await workers.run(load_text, manifest, pages, False)
     except BaseException:
         native.close()
         raise
-    return _loaded(opened, native, pages, LazyVersion(opened, LazyParts(stored, fetch_later, room)))
+    return _loaded(opened, native, pages, text, LazyVersion(opened, LazyParts(stored, fetch_later, room)))
 
 
 def _open_later(part: StoredPart, blob: bytes, check: Callable[[bytes], None]) -> bytes:
@@ -449,6 +465,48 @@ def finish_load(native: NativeIndex, manifest: Manifest) -> None:
     native.load_end(manifest.steps)
     _check_counts(native, manifest)
     check_count("historical", native.stats().historical, manifest.historical)
+
+
+def load_text(manifest: Manifest, pages: dict[PartKey, bytes], whole: bool) -> TextContents | None:
+    """The text index of a version, from its parts, which are taken out of `pages`. Runs in a worker thread.
+
+    Args:
+        manifest: the version's manifest.
+        pages: parts; those of other kinds stay.
+        whole: whether all parts are there; else the heads alone are.
+
+    Raises:
+        IntegrityError: a part breaks a rule, or there are words of more rows than the version has.
+    """
+    shape = manifest.text
+    if shape is None:
+        return None
+    terms = forms_of(shape.analyzer["language"], shape.analyzer["stop_words"])
+    native = NativeText.load(shape.segments, shape.chunk_bytes, k1=shape.k1, b=shape.b, terms=terms)
+    try:
+        # Heads come first: they say what the other parts are.
+        for kind in TEXT_KINDS if whole else (TEXT_HEAD,):
+            for number, raw in _of_kind(kind, pages):
+                try:
+                    native.load_part(kind, number, raw)
+                except (IntegrityError, InvalidInputError) as error:
+                    name = part_name(kind, number)
+                    raise IntegrityError(f"part {name}: {error.message}", details={"part": name}) from error
+                del pages[PartKey(kind, number)]
+        if whole:
+            _end_text(native)
+        check_count("with text at most", min(native.stats().rows, manifest.live), native.stats().rows)
+    except BaseException:
+        native.close()
+        raise
+    return TextContents(shape, native)
+
+
+def _end_text(native: NativeText) -> None:
+    try:
+        native.load_end()
+    except InvalidInputError as error:
+        raise IntegrityError(f"the text index: {error.message}", details=error.details) from error
 
 
 def _check_counts(native: NativeIndex, manifest: Manifest) -> None:

@@ -7,11 +7,12 @@ encryption is authenticated by its CID alone, which may come from anybody. ``doc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M_MIN, ROWS_MAX, STEPS_MAX
+from fabstir_vectordb._native.text import CHUNK_BYTES_MIN
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (
@@ -25,10 +26,13 @@ from fabstir_vectordb.index.contents import (
     LISTS,
     LISTS_HEAD,
     SECOND_LISTS,
+    TEXT_HEAD,
+    TEXT_KINDS,
     TIMESTAMPS,
     TOMBSTONES,
     VECTORLESS,
     VECTORS,
+    TextShape,
 )
 from fabstir_vectordb.metadata.schema import Schema, parse_schema
 from fabstir_vectordb.persist.parts import (
@@ -43,6 +47,7 @@ from fabstir_vectordb.persist.parts import (
     split_name,
 )
 from fabstir_vectordb.s5 import cbor
+from fabstir_vectordb.text.settings import text_settings
 
 __all__ = [
     "DRAFT",
@@ -56,10 +61,12 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 2
+DRAFT = 3
 """Newest draft of format 0. A version is written in the oldest draft that has all it needs, so that older releases can
-open it: in draft 1 without second lists. Drafts 0 (manifests without the key) to 2 are read; a later one is refused."""
+open it: in draft 1 without second lists and texts, in draft 2 without texts. Drafts 0 (manifests without the key) to 3
+are read; a later one is refused."""
 _DRAFT_OF_SECOND_LISTS = 2
+_DRAFT_OF_TEXT = 3
 MANIFEST_BYTES_MAX = 1024 * 1024
 """Most bytes of a manifest; 900 parts take about 70 KB."""
 
@@ -89,6 +96,7 @@ class Manifest:
             rows only. For a draft 0, which does not record it, an estimate.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         schema: the schema of metadata, or None.
+        text: the text index, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 
@@ -111,14 +119,16 @@ class Manifest:
     timestamp_us: int
     schema: Schema | None
     parts: tuple[PartRecord, ...]
+    text: TextShape | None = None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The stored bytes of a manifest; equal manifests give equal bytes."""
+    text = {} if manifest.text is None else {"text": _text_document(manifest.text)}
     return cbor.encode(
         {
             "version": FORMAT_VERSION,
-            "draft": _DRAFT_OF_SECOND_LISTS if _has_second_lists(manifest.parts) else 1,
+            "draft": _draft_of(manifest),
             "config": {
                 "dim": manifest.dim,
                 "metric": manifest.metric,
@@ -143,8 +153,16 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "superseded": manifest.superseded,
             "schema": None if manifest.schema is None else manifest.schema.document(),
             "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
+            **text,
         }
     )
+
+
+def _draft_of(manifest: Manifest) -> int:
+    """The oldest draft that has all that a version needs."""
+    if manifest.text is not None:
+        return _DRAFT_OF_TEXT
+    return _DRAFT_OF_SECOND_LISTS if _has_second_lists(manifest.parts) else 1
 
 
 def decode_manifest(raw: bytes) -> Manifest:
@@ -178,7 +196,8 @@ def decode_manifest(raw: bytes) -> Manifest:
             "upgrade fabstir-vectordb",
             details={"format_version": version, "draft": draft, "supported": DRAFT},
         )
-    _exact_keys(top, _TOP_KEYS if draft else _TOP_KEYS - _NEW_IN_DRAFT_1, "it")
+    keys = _TOP_KEYS if draft else _TOP_KEYS - _NEW_IN_DRAFT_1
+    _exact_keys(top, keys | _NEW_IN_DRAFT_3 if draft == _DRAFT_OF_TEXT else keys, "it")
     config = top["config"]
     if not isinstance(config, dict):
         raise _broken("config is not a map")
@@ -228,6 +247,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         superseded=superseded,
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
         schema=_decode_schema(top["schema"]),
+        text=_decode_text(top["text"]) if "text" in top else None,
         parts=parts,
     )
 
@@ -244,7 +264,8 @@ def check_complete(manifest: Manifest) -> None:
     for part in manifest.parts:
         kind, number = split_name(part.name)
         found.setdefault(kind, set()).add(number)
-    for kind, numbers in _expected(manifest, found.keys()).items():
+    numbers_of = {kind: len(numbers) for kind, numbers in found.items()}
+    for kind, numbers in _expected(manifest, numbers_of).items():
         there = found.pop(kind, set())
         # Stops at the first gap, so hostile counts cost no more steps than there are parts.
         missing = next((number for number in numbers if number not in there), None)
@@ -258,14 +279,25 @@ def check_complete(manifest: Manifest) -> None:
             raise IntegrityError(f"part {name} is more than the rows of this version ask for", details={"part": name})
 
 
-def _expected(manifest: Manifest, kinds: Collection[int]) -> dict[int, range]:
-    """The numbers that parts of each kind have; the same rules as in ``native/src/format/format.h``."""
+def _expected(manifest: Manifest, numbers_of: Mapping[int, int]) -> dict[int, range]:
+    """The numbers that parts of each kind have; the same rules as in ``native/src/format/format.h``.
+
+    Args:
+        manifest: the manifest.
+        numbers_of: how many parts there are of each kind.
+    """
+    kinds = numbers_of.keys()
     rows, layout = manifest.rows, manifest.layout
+    expected: dict[int, range] = {}
+    if manifest.text is not None:
+        # How many chunks there are follows from the heads. The native reader checks it.
+        expected = {kind: range(numbers_of.get(kind, 0)) for kind in TEXT_KINDS}
+        expected[TEXT_HEAD] = range(manifest.text.segments)
     if not rows:
-        return {}
+        return expected
     once, groups = range(1), _numbers(rows, layout.rows_per_group)
     pages = _numbers(rows, layout.document_rows)
-    expected = {VECTORS: _numbers(rows, layout.rows_per_part), IDS: groups, TIMESTAMPS: groups, TOMBSTONES: once}
+    expected |= {VECTORS: _numbers(rows, layout.rows_per_part), IDS: groups, TIMESTAMPS: groups, TOMBSTONES: once}
     expected |= {DOCUMENTS: pages, EXPIRIES: pages, CHANGES: once}
     # Whether a version must have codes depends on its rows with a vector. The native reader checks this in a whole
     # load, and a version without codes is always loaded as a whole.
@@ -313,6 +345,8 @@ _TOP_KEYS = frozenset(
     ]
 )
 _NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector", "bits_serve"])
+_NEW_IN_DRAFT_3 = frozenset(["text"])
+_TEXT_KEYS = frozenset(["fields", "k1", "b", "analyzer", "segments", "chunk_bytes"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
 
 
@@ -337,6 +371,42 @@ def _decode_schema(document: Any) -> Schema | None:
     if schema.document() != document:
         raise _broken("schema is not spelled out")
     return schema
+
+
+def _text_document(text: TextShape) -> dict[str, Any]:
+    return {
+        "fields": list(text.fields),
+        "k1": text.k1,
+        "b": text.b,
+        "analyzer": dict(text.analyzer),
+        "segments": text.segments,
+        "chunk_bytes": text.chunk_bytes,
+    }
+
+
+def _decode_text(document: Any) -> TextShape:
+    if not isinstance(document, dict):
+        raise _broken("text is not a map")
+    _exact_keys(document, _TEXT_KEYS, "text")
+    fields, analyzer = document["fields"], document["analyzer"]
+    if not isinstance(fields, list) or not fields:
+        raise _broken("text.fields is not a list of paths")
+    try:
+        settings = text_settings(fields, None, None, document["k1"], document["b"], InvalidInputError)
+    except InvalidInputError as error:
+        raise _broken(error.message) from None
+    if settings is None or (type(document["k1"]), type(document["b"])) != (float, float):
+        raise _broken("text has no numbers for BM25")
+    if not isinstance(analyzer, dict) or not {"language", "stop_words"} <= analyzer.keys():
+        raise _broken("text.analyzer does not describe an analyzer")
+    return TextShape(
+        fields=settings.fields,
+        k1=settings.k1,
+        b=settings.b,
+        analyzer=analyzer,
+        segments=_integer(document, "segments", 0, PARTS_MAX),
+        chunk_bytes=_integer(document, "chunk_bytes", CHUNK_BYTES_MIN, PART_BYTES_MAX),
+    )
 
 
 def _decode_steps(steps: Any, rows: int) -> tuple[int, ...]:

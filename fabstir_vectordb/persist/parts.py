@@ -23,6 +23,11 @@ from fabstir_vectordb.index.contents import (
     LISTS,
     LISTS_HEAD,
     SECOND_LISTS,
+    TEXT_DICTIONARY,
+    TEXT_HEAD,
+    TEXT_KINDS,
+    TEXT_POSITIONS,
+    TEXT_POSTINGS,
     TIMESTAMPS,
     TOMBSTONES,
     VECTORLESS,
@@ -75,10 +80,10 @@ GROUP_KINDS = frozenset({CODES, IDS, TIMESTAMPS, GRAPH})
 """Kinds whose parts cover a group of rows: `Layout.rows_per_group`."""
 ROW_KINDS = frozenset({VECTORS, CODES, IDS, TIMESTAMPS})
 """Kinds whose size is proportional to the rows."""
-PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES})
-"""Kinds that are no native parts."""
-FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH_HEAD, VECTORLESS})
-"""Kinds that a lazy load fetches first: ids, times, tombstones, and codes to find the nearest rows."""
+PAGE_KINDS = frozenset({DOCUMENTS, EXPIRIES, CHANGES, *TEXT_KINDS})
+"""Kinds that are no parts of the native index of rows."""
+FIRST_KINDS = frozenset({CHANGES, EXPIRIES, CODES, IDS, TIMESTAMPS, TOMBSTONES, GRAPH_HEAD, VECTORLESS, TEXT_HEAD})
+"""Kinds that a lazy load fetches first: ids, times, tombstones, codes to find the nearest rows, and heads of texts."""
 
 # The name each kind has among the root's files.
 _NAMES: Mapping[int, str] = {
@@ -96,6 +101,10 @@ _NAMES: Mapping[int, str] = {
     DOCUMENTS: "documents",
     EXPIRIES: "expiries",
     CHANGES: "documents.changed",
+    TEXT_HEAD: "text.head",
+    TEXT_DICTIONARY: "text.dictionary",
+    TEXT_POSTINGS: "text.postings",
+    TEXT_POSITIONS: "text.positions",
 }
 _KINDS = {name: kind for kind, name in _NAMES.items()}
 _NAME = re.compile(r"([a-z]+(?:\.[a-z]+)?)\.([0-9]{4})")

@@ -17,7 +17,7 @@ from functools import partial
 import anyio
 
 from fabstir_vectordb.errors import StorageError
-from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts, TextShape
 from fabstir_vectordb.persist.manifest import Manifest, encode_manifest
 from fabstir_vectordb.persist.parts import (
     GRAPH_KINDS,
@@ -219,6 +219,7 @@ class _Plan:
     historical: int
     lists: int
     layout: Layout
+    text: TextShape | None
 
 
 async def _store_parts_and_root(
@@ -296,6 +297,7 @@ async def _store_parts_and_root(
         superseded=plan.superseded,
         timestamp_us=index.last_change_us,
         schema=index.schema,
+        text=plan.text,
         parts=tuple(part.record for part in parts),
     )
     manifest_entry, manifest_blob = await workers.run(_seal_manifest, manifest, root_key)
@@ -426,10 +428,12 @@ def _plan_with(index: IndexSnapshot, layout: Layout, kept: _Kept | None) -> _Pla
         jobs = _native_jobs(index.native, layout, GRAPH_KINDS if graph else frozenset())
     of_rows = sum(job.size for job in jobs if job.kind in ROW_KINDS)
     layout, page_jobs, pages, changed, replaced = _page_jobs(index, layout, kept)
+    text, text_jobs = _text_jobs(index)
     return _Plan(
-        jobs=[*jobs, *page_jobs],
+        jobs=[*jobs, *page_jobs, *text_jobs],
         kept=[*graph, *pages],
-        superseded=replaced + (of_rows // rows * (rows - live) if rows else 0),
+        text=text,
+        superseded=replaced + index.text_superseded_bytes + (of_rows // rows * (rows - live) if rows else 0),
         stored_rows=kept.stored_rows if kept is not None and graph else rows,
         steps=kept.steps if kept is not None and graph else (),
         changed=changed,
@@ -453,6 +457,22 @@ def _native_jobs(native: NativeParts, layout: Layout, without: Collection[int]) 
             write = partial(native.write_part, *part_rows, kind, number, size)
             jobs.append(_Job(kind, part_name(kind, number), size, write))
     return jobs
+
+
+def _text_jobs(index: IndexSnapshot) -> tuple[TextShape | None, list[_Job]]:
+    found = index.text_parts()
+    if found is None:
+        return None, []
+    shape, parts = found
+    return shape, [
+        _Job(
+            part.kind,
+            part_name(part.kind, part.number),
+            part.size,
+            partial(index.write_text_part, part, shape.chunk_bytes),
+        )
+        for part in parts
+    ]
 
 
 def _page_jobs(

@@ -14,7 +14,7 @@ import anyio
 from fabstir_vectordb._native.handle import WORK_ADD, estimate_bytes, estimate_work
 from fabstir_vectordb.errors import InvalidInputError, MemoryBudgetExceededError
 from fabstir_vectordb.index.budget import kept_bytes
-from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS, TEXT_KINDS
 from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.parts import StoredPart, blob_size, split_name
@@ -166,6 +166,8 @@ def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
     # Pages, and the arena that is made from them at the end.
     pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
     needed = 2 * pages + pages // 8 + (TABLE_BYTES_PER_ROW * manifest.rows if pages else 0)
+    # Parts of texts, and the index that is made from them at the end.
+    needed += 2 * sum(size for kind, size in sizes if kind in TEXT_KINDS)
     if any(kind == EXPIRIES for kind, _ in sizes):
         needed += 8 * manifest.rows  # an expiry time for every row
     steps = 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, NotFoundError
-from fabstir_vectordb.index.contents import CODES, PartKey
-from fabstir_vectordb.persist.load import begin_load, finish_load, no_version, take_part
+from fabstir_vectordb.index.contents import CODES, TEXT_KINDS, PartKey
+from fabstir_vectordb.persist.load import begin_load, finish_load, load_text, no_version, take_part
+from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.open import OpenedVersion, open_version
 from fabstir_vectordb.persist.parts import StoredPart, part_cid, part_name, split_name
 from fabstir_vectordb.persist.transfer import Meter, Workers, fetch_part, run_bounded, transfers_beside
@@ -81,11 +82,15 @@ async def verify_version(
     try:
         meter = Meter(progress, len(opened.parts), sum(part.record.size for part in opened.parts), manifest.rows)
 
+        words: dict[PartKey, bytes] = {}
+
         def check(part: StoredPart, blob: bytes) -> None:
             pages: dict[PartKey, bytes] = {}
             take_part(part, blob, native, pages)
             for (kind, number), page in pages.items():
-                if check_pages is not None:
+                if kind in TEXT_KINDS:
+                    words[PartKey(kind, number)] = page
+                elif check_pages is not None:
                     check_pages[kind](number, manifest.layout.document_rows, page)
 
         def job(part: StoredPart) -> Callable[[], Awaitable[None]]:
@@ -109,10 +114,12 @@ async def verify_version(
 
         await run_bounded([job(part) for part in opened.parts], transfers)
         meter.stage("index")
-        if native is not None and not bad:
+        if not bad:
             try:
-                await workers.run(finish_load, native, manifest)
-                await workers.run(_check_codes, native, opened)
+                if native is not None:
+                    await workers.run(finish_load, native, manifest)
+                    await workers.run(_check_codes, native, opened)
+                await workers.run(_check_text, manifest, words)
             except IntegrityError as error:
                 bad[""] = {
                     "part": None,
@@ -132,6 +139,16 @@ async def verify_version(
             details={"cid": str(opened.version.cid), "bad": listed},
         )
     return VerifiedVersion(opened.version.cid, len(opened.parts), total_bytes, manifest.rows)
+
+
+def _check_text(manifest: Manifest, words: dict[PartKey, bytes]) -> None:
+    """Builds the text index, to check it."""
+    found = load_text(manifest, words, True)
+    if found is not None:
+        try:
+            found.native.validate()
+        finally:
+            found.native.close()
 
 
 def _check_codes(native: NativeIndex, opened: OpenedVersion) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "check_fusion",
     "depth_for",
     "fuse",
+    "fuse_all",
     "ordered",
 ]
 
@@ -64,6 +65,10 @@ class Side:
 
     def __post_init__(self) -> None:
         assert len(self.slots) == len(self.values)
+
+    def first(self, n: int) -> Side:
+        """The n best of them."""
+        return Side(self.slots[:n], self.values[:n])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,19 @@ def fuse(fusion: Fusion, alpha: float, vector: Side, words: Side) -> Fused:
         rank[places] = np.arange(1, len(side.slots) + 1)
         ranks.append(rank)
     return Fused(slots.astype(np.uint32), np.minimum(scores, 1.0), *ranks)
+
+
+def fuse_all(fusion: Fusion, alpha: float, vector: Side, words: Side) -> tuple[Fused, Values]:
+    """Scores all rows of both sides: those of `fuse` for the first `DEPTH_MIN` of each side, 0 for all others.
+
+    Returns:
+        The rows, and the order of those with the score 0: the sum of their reciprocal ranks, larger first; else 0.
+    """
+    first = fuse(fusion, alpha, vector.first(DEPTH_MIN), words.first(DEPTH_MIN))
+    everything = fuse("rrf", alpha, vector, words)
+    scores = np.zeros(len(everything.slots))
+    scores[np.searchsorted(everything.slots, first.slots)] = first.scores
+    return replace(everything, scores=scores), np.where(scores > 0.0, 0.0, everything.scores)
 
 
 def _gains(fusion: Fusion, alpha: float, vector: Side, words: Side) -> tuple[Values, Values]:

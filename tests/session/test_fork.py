@@ -28,7 +28,7 @@ CALLS = dict(
     add_vectors=([{{"id": "x", "vector": BASE[0]}}],), add_batch=(["x"], BASE[:1]), update_metadata=("r1", 1),
     update_vector=("r1", BASE[0]), delete=(["r1"],), clear=(),
     set_schema=(None,), delete_vector=("r1",), delete_by_metadata=({{"n": 1}},), vacuum=(), optimize=(),
-    update_by_metadata=({{"n": 1}}, {{"m": 1}}), fields=(), scan_page=(),
+    update_by_metadata=({{"n": 1}}, {{"m": 1}}), fields=(), scan_page=(), set_text_fields=(None,),
     get_recent_index=(), get_historical_index=(), get_timestamps=(), search=(BASE[0],), search_batch=(BASE[:3],),
     search_stream=(BASE[0],), get=(["r1"],), count=(), facets=("n",), recall=(5,), scan=(), get_stats=(), save_to_s5=(),
     load_user_vectors=(), warm=(), history=(), prune_history=(1,), share=("u",), list_indexes=(), verify=(),

@@ -450,6 +450,19 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
         assert "either --like ID or --vector FILE" in ended.err
 
 
+def test_words_are_searched_from_a_shell(run: Run, tmp_path: Path) -> None:
+    lines = [{"id": "a", "vector": [1, 0], "text": "red apple"}, {"id": "b", "vector": [0, 1], "text": "blue sky"}]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trouble(run("search", "--text", "apple"), "no version|NOT_FOUND")
+    assert run("import", path, "--text-field", "text").code == 0
+    found = [json.loads(line) for line in run("search", "--text", "apple", "--json").out.splitlines()]
+    assert [(hit["id"], hit["distance"], hit["vector_score"]) for hit in found] == [("a", None, None)]
+    assert found[0]["text_score"] > 0
+    both = run("search", "--like", "b", "--text", "apple").out.splitlines()
+    assert len(both) == 2
+
+
 def test_trouble_with_files_is_one_line(run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cid = run("import", rows).out.splitlines()[1]
     target = tmp_path / "no" / "such" / "folder" / "out.jsonl"

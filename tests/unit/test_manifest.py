@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from fabstir_vectordb.errors import IntegrityError, StorageError
-from fabstir_vectordb.index.contents import DOCUMENTS
+from fabstir_vectordb.index.contents import DOCUMENTS, TextShape
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
 from fabstir_vectordb.persist.manifest import (
@@ -64,6 +65,16 @@ def example(**changes: Any) -> Manifest:
     return Manifest(**{**fields, **changes})
 
 
+TEXT = TextShape(
+    fields=("text",),
+    k1=1.2,
+    b=0.75,
+    analyzer={"unicode": "16.0.0", "rules": 1, "language": None, "stemmer": None, "stop_words": ["a"]},
+    segments=2,
+    chunk_bytes=262_144,
+)
+
+
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
     top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
     change(top)
@@ -77,6 +88,8 @@ def test_every_field_comes_back() -> None:
         example(rows=0, live=0, with_vector=0, graph_rows=0, stored_rows=0, steps=(), superseded=0, dim=0, parts=()),
         example(graph_rows=0, stored_rows=10_000, steps=(), timestamp_us=-1),
         example(graph_rows=4_000, historical=5_000, lists=90),
+        example(text=TEXT),
+        example(text=replace(TEXT, segments=0, k1=0.0, fields=("a", "b.c"))),
     ):
         assert decode_manifest(encode_manifest(manifest)) == manifest
 
@@ -89,9 +102,45 @@ def test_names_of_the_original_layout_are_kept() -> None:
     assert top["timestamp"] == 1_700_000_000_000_000
 
 
+def test_only_a_text_index_makes_another_draft() -> None:
+    """Versions without one keep their bytes, and so their CIDs."""
+    for text, draft in ((None, 1), (TEXT, 3)):
+        top = cbor.decode(encode_manifest(example(text=text)), max_bytes=10**6, what="manifest")
+        assert top["draft"] == draft
+        assert ("text" in top) is (text is not None)
+        with pytest.raises(IntegrityError, match="does not have exactly the keys"):
+            decode_manifest(cbor.encode({**top, "draft": 4 - draft}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fields", []),
+        ("fields", "text"),
+        ("fields", ["text", "text"]),
+        ("fields", ["a..b"]),
+        ("k1", -1.0),
+        ("k1", 1),
+        ("b", 2.0),
+        ("b", None),
+        ("analyzer", []),
+        ("analyzer", {"language": None}),
+        ("segments", -1),
+        ("segments", 10_000),
+        ("chunk_bytes", 16),
+        ("other", 1),
+    ],
+)
+def test_what_is_said_of_a_text_index_is_checked(key: str, value: Any) -> None:
+    top = cbor.decode(encode_manifest(example(text=TEXT)), max_bytes=10**6, what="manifest")
+    top["text"][key] = value
+    with pytest.raises(IntegrityError):
+        decode_manifest(cbor.encode(top))
+
+
 def test_a_newer_draft_is_refused_by_name() -> None:
     with pytest.raises(
-        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 2: upgrade"
+        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 3: upgrade"
     ) as caught:
         decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
     assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}

@@ -24,6 +24,8 @@ from fabstir_vectordb import (
     FacetCount,
     FieldInfo,
     FieldType,
+    FusedResult,
+    Highlight,
     IndexSide,
     OptimizeProgress,
     OptimizeResult,
@@ -114,8 +116,8 @@ RECORDS: list[Any] = [
 
 def test_every_public_result_becomes_a_dict() -> None:
     offered = [getattr(fabstir_vectordb, name) for name in fabstir_vectordb.__all__]
-    reranked = RerankedResult("a", 0.9, 0.2, None, None, 3.5)
-    made = {type(record) for record in (*RECORDS, row(), hit(), results(), reranked)}
+    reranked, fused = RerankedResult(hit(), 3.5), FusedResult("a", 0.9, None, None, 2.5, 1, None)
+    made = {type(record) for record in (*RECORDS, row(), hit(), results(), reranked, fused)}
     assert {kind for kind in offered if isinstance(kind, type) and hasattr(kind, "to_dict")} == made
     assert {kind for kind in offered if isinstance(kind, type) and issubclass(kind, Record)} <= made
 
@@ -294,3 +296,20 @@ def test_results_know_nothing_of_what_makes_them(name: str, above: list[str]) ->
 def test_dates_without_a_time_stay_dates() -> None:
     assert FacetCount(date(2024, 1, 31), 1).to_dict() == {"value": "2024-01-31", "count": 1}
     assert FacetCount(datetime(2024, 1, 31, tzinfo=UTC), 1).to_dict()["value"] == "2024-01-31T00:00:00+00:00"
+
+
+def test_a_hit_of_a_search_with_text_says_what_each_side_gave() -> None:
+    fused = FusedResult("a", 0.9, None, None, 2.5, 1, None)
+    fused.describe(bytearray(), [Highlight("text", 0, 1, 3)])
+    assert fused.to_dict() == {
+        **{"id": "a", "score": 0.9, "distance": None, "metadata": None, "vector": None, "vector_score": None},
+        **{"text_score": 2.5, "vector_rank": None, "text_rank": 1, "highlights": [["text", 0, 1, 3]]},
+    }
+    again = pickle.loads(pickle.dumps(fused))
+    assert again == fused
+    assert hash(again) == hash(fused)
+    assert repr(fused) == "FusedResult(id='a', score=0.9000, vector_score=None, text_score=2.5000)"
+    reranked = RerankedResult(fused, 3.5)
+    assert (reranked.text_score, reranked.text_rank, reranked.highlights) == (2.5, 1, fused.highlights)
+    assert "distance=None" in repr(reranked)
+    assert "None" in SearchResults([fused], 0, "words")._repr_html_()

@@ -1,0 +1,326 @@
+"""Searches with text: by words alone, or by vector and words, whose candidates are fused.
+
+With text the score sets the order, ties by id. `required` and `excluded` clauses of the query hold for the hits of both
+sides. Each side is asked for `depth_for(k)` rows, so k hits come whenever k rows match either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import K_MAX, PLAN_FLAT
+from fabstir_vectordb.config import Unset
+from fabstir_vectordb.errors import IntegrityError, InvalidInputError
+from fabstir_vectordb.index.filters import Matches
+from fabstir_vectordb.index.incoming import check_query_dim
+from fabstir_vectordb.index.rows import NoRows, Rows, Slots
+from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Scorer
+from fabstir_vectordb.metadata.filter_eval import bitmap, slots_of
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.text.clauses import TermsQuery
+from fabstir_vectordb.text.fusion import Side, depth_for, fuse, fuse_all, ordered
+from fabstir_vectordb.types import FusedResult, Plan, SearchResults
+
+__all__ = ["Hybrid", "Near", "Ranking", "depth_of", "no_text_index", "passing"]
+
+Float64Array = npt.NDArray[np.float64]
+Bitmap = npt.NDArray[np.uint64]
+
+#: Plans of the vector's side, beside words.
+_BESIDE: Final[dict[Plan, Plan]] = {
+    "flat": "flat + words",
+    "graph": "graph + words",
+    "lists": "lists + words",
+    "hybrid": "hybrid + words",
+    "filtered exact": "filtered exact + words",
+}
+_NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
+_NO_SCORES: Final = np.empty(0, dtype=np.float64)
+
+
+def no_text_index() -> InvalidInputError:
+    """The error for a search with text where no field is indexed."""
+    return InvalidInputError(
+        "the index has no text fields: create it with text_fields=('text',), or call set_text_fields",
+        details={"option": "text"},
+    )
+
+
+def depth_of(k: int) -> int:
+    """How many candidates each side gives."""
+    return min(depth_for(k), K_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The candidates of the vector's side, nearest first, ties by id."""
+
+    slots: Slots
+    distances: Sequence[float]
+    scores: Sequence[float]
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The candidates of the words' side, highest score first, ties by id."""
+
+    slots: Slots
+    scores: Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Rows in the order of their scores, and what each side gave; `distances` and `vector_ranks` are None without one.
+
+    Rows that a side lacks have the text score 0, the distance NaN and the rank 0.
+    """
+
+    slots: Slots
+    scores: Float64Array
+    text_scores: Float64Array
+    text_ranks: npt.NDArray[np.int64]
+    distances: Float64Array | None
+    vector_ranks: npt.NDArray[np.int64] | None
+
+    def hits(self, places: npt.NDArray[np.intp], ids: Sequence[str], scorer: Scorer) -> list[FusedResult]:
+        """The hits at some places, without metadata."""
+        distances: Iterable[float | None] = repeat(None)
+        near: Iterable[float | None] = repeat(None)
+        vector_ranks: Iterable[int] = repeat(0)
+        if self.distances is not None and self.vector_ranks is not None:
+            distances = self.distances[places].tolist()
+            near, vector_ranks = scorer.scores(self.distances[places]).tolist(), self.vector_ranks[places].tolist()
+        columns = (self.scores[places].tolist(), self.text_scores[places].tolist(), self.text_ranks[places].tolist())
+        return [
+            FusedResult(
+                id,
+                score,
+                distance if vector_rank else None,
+                near_score if vector_rank else None,
+                raw or None,
+                text_rank or None,
+                vector_rank or None,
+            )
+            for id, score, raw, text_rank, distance, near_score, vector_rank in zip(
+                ids, *columns, distances, near, vector_ranks, strict=False
+            )
+        ]
+
+
+class Hybrid:
+    """Searches with text. Each method is a read, and is called inside the gate.
+
+    Args:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def search(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, place: int, matches: Matches | None
+    ) -> SearchResults:
+        """The best rows in memory for a vector and a text, or for a text alone where the vector is empty.
+
+        Args:
+            query: the vector.
+            request: the search, its recall target resolved; its own vector is not used.
+            place: which text of the request.
+            matches: the rows that match its filter; None without a filter.
+
+        Raises:
+            InvalidInputError: there is no text index, or the vector is refused.
+            IndexStateError: there was not enough memory.
+        """
+        terms = self.terms(request, place)
+        allow = self.allowed(terms, self._rows.hidden().allow if matches is None else matches.allow)
+        near = self._near(query, request, allow, PLANS if matches is None else FILTERED_PLANS) if len(query) else None
+        hits, slots = self.joined(near, terms, request, allow)
+        return self.described(hits, slots, request, terms, "words" if near is None else _BESIDE[near.plan])
+
+    def terms(self, request: SearchRequest, place: int) -> TermsQuery:
+        """One text of a request in terms of the index.
+
+        Raises:
+            InvalidInputError: there is no text index.
+        """
+        texts, asked = self._rows.texts, request.text
+        assert asked is not None
+        if texts.settings is None:
+            raise no_text_index()
+        return texts.compile(asked.query(place))
+
+    def allowed(self, terms: TermsQuery, allow: Bitmap | None) -> Bitmap | None:
+        """The rows that hits may be, by the filter and by required and excluded clauses; None for all."""
+        if terms.required is None and terms.excluded is None:
+            return allow
+        count, texts = self._rows.counts.rows, self._rows.texts
+        slots = np.arange(count, dtype=np.uint32)
+        mask = np.ones(count, dtype=np.bool_)
+        if terms.required is not None:
+            mask &= texts.scores(terms.required, slots) > 0.0
+        if terms.excluded is not None:
+            mask &= texts.scores(terms.excluded, slots) == 0.0
+        found = bitmap(mask)
+        return found if allow is None else found & allow
+
+    def joined(
+        self, near: Near | None, terms: TermsQuery, request: SearchRequest, allow: Bitmap | None
+    ) -> tuple[list[FusedResult], Slots]:
+        """The k best hits, without metadata, and their slots.
+
+        Args:
+            near: the candidates of the vector; None for a search by words alone.
+            terms: the text.
+            request: the search.
+            allow: as `allowed` gives it.
+        """
+        if near is None:
+            said = self._said(terms, request.k, allow)
+            return _by_words(self._rows.core.get_ids(said.slots), said.scores), said.slots
+        return self._fused(near, self._said(terms, depth_of(request.k), allow), terms, request)
+
+    def everything(
+        self, near: tuple[Slots, Float64Array] | None, terms: TermsQuery, request: SearchRequest, allow: Bitmap
+    ) -> Ranking:
+        """All rows that match either side, in order.
+
+        Args:
+            near: the rows with a vector and their distances, nearest first; None for a search by words alone.
+            terms: the text.
+            request: the search.
+            allow: as `allowed` gives it.
+        """
+        rows, asked = self._rows, request.text
+        assert asked is not None
+        slots = slots_of(allow, rows.counts.rows)
+        raw = np.array(self._text_scores(terms, slots))
+        said = np.flatnonzero(raw > 0.0)
+        order = ordered(raw[said], len(said), lambda places: rows.core.get_ids(slots[said[places]]))
+        words = Side(slots[said[order]], raw[said[order]])
+        if near is None:
+            ranks = np.arange(1, len(order) + 1)
+            return Ranking(words.slots, words.values / (1.0 + words.values), words.values, ranks, None, None)
+        fused, after = fuse_all(asked.fusion, asked.alpha, Side(near[0], -near[1]), words)
+        places = np.lexsort((-after, -fused.scores))
+        keys = np.stack([fused.scores[places], after[places]])
+        tied = np.flatnonzero((keys[:, 1:] == keys[:, :-1]).all(axis=0))
+        if len(tied):
+            some = np.union1d(tied, tied + 1)
+            ids = dict(zip(some.tolist(), rows.core.get_ids(fused.slots[places[some]]), strict=True))
+            by_id = sorted(ids, key=lambda at: (-keys[0, at], -keys[1, at], ids[at]))
+            places[some] = places[by_id]
+        found = fused.slots[places]
+        text_scores = np.zeros(rows.counts.rows)
+        text_scores[words.slots] = words.values
+        distances = np.full(rows.counts.rows, np.nan)
+        distances[near[0]] = near[1]
+        return Ranking(
+            found,
+            fused.scores[places],
+            text_scores[found],
+            fused.words_ranks[places],
+            distances[found],
+            fused.vector_ranks[places],
+        )
+
+    # ---- one side
+
+    def _near(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, allow: Bitmap | None, plans: Mapping[int, Plan]
+    ) -> Near:
+        core = self._rows.core
+        if len(query) != core.dim or isinstance(core, NoRows):
+            check_query_dim(len(query), self._rows.vector_dim)
+            return Near(_NO_SLOTS, (), (), plans[PLAN_FLAT])  # no row has a vector yet
+        k, ef_search, exact, nprobe = depth_of(request.k), request.ef_search, request.exact, request.nprobe
+        slots, distances, _, plan, scores, _ = core.search_one(query, k, ef_search, exact, False, True, nprobe, allow)
+        return Near(np.array(slots, dtype=np.uint32), distances, scores, plans[plan])
+
+    def _said(self, terms: TermsQuery, n: int, allow: Bitmap | None) -> Said:
+        """The n best rows by words. Where equal scores end the list, all rows with that score compete by their ids."""
+        if terms.scored is None:
+            return Said(_NO_SLOTS, _NO_SCORES)
+        asked, texts = n, self._rows.texts
+        while True:
+            asked = min(asked + 1, K_MAX)
+            slots, scores, _ = texts.search(terms.scored, asked, allow)
+            if len(slots) < asked or asked == K_MAX or scores[n - 1] > scores[-1]:
+                break
+            asked *= 2
+        if len(slots) and int(slots.max()) >= self._rows.counts.rows:
+            raise IntegrityError("the text index has words of rows that the version does not have")
+        core = self._rows.core
+        order = ordered(scores, n, lambda places: core.get_ids(slots[places]))
+        return Said(slots[order], scores[order])
+
+    # ---- hits
+
+    def _fused(
+        self, near: Near, said: Said, terms: TermsQuery, request: SearchRequest
+    ) -> tuple[list[FusedResult], Slots]:
+        asked = request.text
+        assert asked is not None
+        fused = fuse(
+            asked.fusion,
+            asked.alpha,
+            Side(near.slots, -np.array(near.distances, dtype=np.float64)),
+            Side(said.slots, said.scores),
+        )
+        core = self._rows.core
+        order = ordered(fused.scores, request.k, lambda places: core.get_ids(fused.slots[places]))
+        chosen, scores = fused.slots[order], fused.scores.tolist()
+        ids = core.get_ids(chosen)
+        hits = []
+        for id, place, raw in zip(ids, order, self._text_scores(terms, chosen), strict=True):
+            rank, said_rank = int(fused.vector_ranks[place]), int(fused.words_ranks[place])
+            distance, near_score = (near.distances[rank - 1], near.scores[rank - 1]) if rank else (None, None)
+            hits.append(
+                FusedResult(id, scores[place], distance, near_score, raw or None, said_rank or None, rank or None)
+            )
+        return hits, chosen
+
+    def _text_scores(self, terms: TermsQuery, slots: Slots) -> list[float]:
+        """The scores by words of any rows, candidates or not; 0 for a row that does not match."""
+        if terms.scored is None:
+            return [0.0] * len(slots)
+        scores: list[float] = self._rows.texts.scores(terms.scored, slots).tolist()
+        return scores
+
+    def described(
+        self, hits: list[FusedResult], slots: Slots, request: SearchRequest, terms: TermsQuery, plan: Plan
+    ) -> SearchResults:
+        """The hits whose score passes the threshold, with metadata, and with vectors if asked for."""
+        rows, n = self._rows, passing(hits, request)
+        kept = slots[:n]
+        for hit, metadata in zip(hits, rows.arena.get_many(kept.tolist()), strict=False):
+            self.describe(hit, metadata, request, terms)
+        if request.include_vectors and n:
+            vectors, vectorless = rows.core.get_vectors(kept), rows.are_vectorless(kept).tolist()
+            for place in range(n):
+                hits[place].vector = None if vectorless[place] else vectors[place]
+        return SearchResults(hits[:n], len(hits) - n, plan)
+
+    def describe(self, hit: FusedResult, metadata: bytearray, request: SearchRequest, terms: TermsQuery) -> None:
+        """Gives a hit its stored metadata, and the places of the words if asked for."""
+        is_highlit = request.text is not None and request.text.highlight
+        hit.describe(metadata, self._rows.texts.highlights(metadata, terms) if is_highlit else None)
+
+
+def passing(hits: Sequence[FusedResult], request: SearchRequest) -> int:
+    """How many hits pass the threshold. Scores fall, so these are the first ones."""
+    least = request.threshold
+    return len(hits) if least is None or isinstance(least, Unset) else sum(hit.score >= least for hit in hits)
+
+
+def _by_words(ids: Sequence[str], raw: Float64Array) -> list[FusedResult]:
+    """The hits of words alone: s / (1 + s) of BM25's s is a score in [0, 1]."""
+    scores, given = (raw / (1.0 + raw)).tolist(), raw.tolist()
+    return [FusedResult(id, scores[place], None, None, given[place], place + 1, None) for place, id in enumerate(ids)]

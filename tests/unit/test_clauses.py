@@ -1,0 +1,110 @@
+"""Queries in terms of an index, and the texts of rows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from fabstir_vectordb._native.text import (
+    EXCLUDED,
+    PHRASE,
+    PREFIX,
+    PREFIX_TERMS_MAX,
+    QUERY_TERMS_MAX,
+    REQUIRED,
+    TERM_BYTES_MAX,
+    TextClause,
+    TextTerm,
+)
+from fabstir_vectordb.metadata.texts import texts_of
+from fabstir_vectordb.metadata.values import encode_metadata
+from fabstir_vectordb.text.analyzer import Analyzer
+from fabstir_vectordb.text.clauses import _clauses_of, _within_limit, compile_query
+from fabstir_vectordb.text.query import parse_query
+
+
+def clauses(text: str, analyzer: Analyzer | None = None) -> list[tuple[int, list[tuple[str, float, int]]]]:
+    found = [one for part in parse_query(text).clauses for one in _clauses_of(part, analyzer or Analyzer())]
+    return [(flags, [tuple(term) for term in terms]) for terms, flags in found]  # type: ignore[misc]
+
+
+def test_words_are_one_clause_that_counts_each_as_often_as_it_comes() -> None:
+    assert clauses("Red red APPLE") == [(0, [("red", 2.0, 0), ("apple", 1.0, 0)])]
+
+
+def test_a_divided_word_with_a_sign_is_a_phrase() -> None:
+    assert clauses("+e-mail") == [(REQUIRED | PHRASE, [("e", 1.0, 0), ("mail", 1.0, 1)])]
+    assert clauses("-mail") == [(EXCLUDED, [("mail", 1.0, 0)])]
+    assert clauses("e-mail") == [(0, [("e", 1.0, 0), ("mail", 1.0, 0)])]
+
+
+def test_a_prefix_is_one_word() -> None:
+    assert clauses("+Appl*") == [(REQUIRED | PREFIX, [("appl", 1.0, 0)])]
+    assert clauses("e-mai*") == [(0, [("e", 1.0, 0), ("mai", 1.0, 0)])]
+
+
+def test_stop_words_leave_their_places_in_a_phrase() -> None:
+    analyzer = Analyzer(stop_words=("of", "the"))
+    assert clauses('"king of the hill"', analyzer) == [(PHRASE, [("king", 1.0, 0), ("hill", 1.0, 3)])]
+    assert clauses('"the hill" of +the', analyzer) == [(0, [("hill", 1.0, 0)])]
+
+
+def test_stems_stand_beside_their_words() -> None:
+    pytest.importorskip("Stemmer")
+    analyzer = Analyzer("english")
+    assert clauses("skies", analyzer) == [(0, [("skies", 1.0, 0), ("\x01sky", 1.0, 0)])]
+    assert clauses("+skies", analyzer) == [(REQUIRED, [("skies", 1.0, 0), ("\x01sky", 1.0, 0)])]
+    assert clauses('"skies"', analyzer) == [(0, [("skies", 1.0, 0)])]
+    assert clauses('"blue skies"', analyzer) == [(PHRASE, [("blue", 1.0, 0), ("skies", 1.0, 1)])]
+
+
+def test_a_query_of_signs_alone_scores_nothing() -> None:
+    found = compile_query(parse_query("-red -green"), Analyzer())
+    assert (found.scored, found.required) == (None, None)
+    assert found.excluded is not None
+    found = compile_query(parse_query("?! ()"), Analyzer())
+    assert (found.scored, found.required, found.excluded) == (None, None, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 700), st.sampled_from([0, PREFIX, PHRASE, REQUIRED])), max_size=8),
+)
+def test_a_query_has_no_more_terms_than_the_core_takes(sizes: list[tuple[int, int]]) -> None:
+    given_clauses = [TextClause([TextTerm(f"w{n}") for n in range(size)], flags) for size, flags in sizes]
+    kept = _within_limit(iter(given_clauses))
+    total = sum(len(one.terms) * (PREFIX_TERMS_MAX if one.flags & PREFIX else 1) for one in kept)
+    assert total <= QUERY_TERMS_MAX
+    for one in kept:
+        whole = next(
+            other for other in given_clauses if other.flags == one.flags and len(other.terms) >= len(one.terms)
+        )
+        assert not one.flags & PHRASE or len(one.terms) in {len(other.terms) for other in given_clauses}
+        assert list(one.terms) == list(whole.terms)[: len(one.terms)]
+
+
+def test_a_term_that_no_index_holds_is_left_out() -> None:
+    assert _within_limit(iter([TextClause([TextTerm("a" * TERM_BYTES_MAX), TextTerm("b")])]))[0].terms == [
+        TextTerm("b")
+    ]
+
+
+def test_the_texts_of_rows_are_their_strings_in_order() -> None:
+    rows = [
+        {"text": "one", "n": 1},
+        None,
+        {"text": ["two", 3, None, "four", "two"], "a": {"b": "five"}},
+        {"text": 7},
+        {"a.b": "six", "text": {"x": "no"}},
+        {"text": "one"},
+    ]
+    values = [None if row is None else encode_metadata(row) for row in rows]
+    found = texts_of(["text", "a.b"], values)
+    assert [row for row, _ in found] == sorted(row for row, _ in found)
+    by_row = {row: [text for other, text in found if other == row] for row, _ in found}
+    assert by_row == {0: ["one"], 2: by_row[2], 4: ["six"], 5: ["one"]}
+    assert sorted(by_row[2]) == ["five", "four", "two", "two"]
+    assert by_row[2][-1] == "five"
+    # Rows say the same alone as among others.
+    for row, value in enumerate(values):
+        assert [text for _, text in texts_of(["text", "a.b"], [value])] == by_row.get(row, [])
+    assert texts_of([], values) == texts_of(["text"], []) == texts_of(["text"], [None]) == []
