@@ -25,6 +25,7 @@ SCRIPTS = (
     "compare_session",
     "bench_filter",
     "bench_columns",
+    "compare_text",
     "bench_save_load",
     "bench_link",
     "bench_memory",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Final
 
 from fabstir_vectordb._native.words import UNICODE_VERSION, WORD_BYTES_MAX, words
@@ -206,6 +205,8 @@ def _bounded(term: str) -> str:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # imports email, which most sessions do not need
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -58,10 +58,14 @@ class Texts:
     native: NativeIndex | None = None
     last_change_us: int = 7
     schema: None = None
+    text_superseded_bytes: int = 0
     asked: list[int] = field(default_factory=list)
 
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
         return []
+
+    def text_parts(self) -> None:
+        return None
 
     def page_sizes(self, rows_per_page: int) -> Mapping[int, int]:
         self.asked.append(rows_per_page)
