@@ -33,6 +33,9 @@ __all__ = ["Effort", "Efforts", "MeasuredRows", "Verdict"]
 _SAMPLE_RECALL_MIN: Final = ((32_768, 0.975), (2**63, 0.96))
 #: What the replacement of the default aims at.
 _REPLACEMENT_TARGET: Final = 0.98
+#: Multiples of the lists that training says a recall takes, tried in turn where the default falls short: rows may have
+#: come, gone or changed since, and the table of training is a mean.
+_WIDENINGS: Final = (1, 2, 4, 8)
 #: Rows and strangers that are asked for: of 0.95, 48 x 10 neighbours tell 0.97 apart.
 _JUDGING_SAMPLE: Final = 48
 #: Candidates of which a walk may miss this share at most: else it is found out, for a search that names as many,
@@ -101,6 +104,8 @@ class Efforts:
         self._rows_then = self._rows_since = 0
         # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
         self._missed_by_code: float | None = None
+        # One of _WIDENINGS.
+        self._widening = 1
         self.verdict: Verdict | None = _FINE
         """How the default stands; None where that is still to be measured."""
 
@@ -191,12 +196,25 @@ class Efforts:
             return
         missed = 1.0 - next(recall for most, recall in _SAMPLE_RECALL_MIN if live <= most)
         suffices, exact = _finds_enough(asked, dict.fromkeys(KS, (0, False, 0)), missed), False
+        self._widening = 1
         if not suffices:
             self._prepare(control)
-            efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
-            exact = _EXACT in efforts.values() or not _finds_enough(asked, efforts, missed)
+            exact = not self._can_be_widened(asked, missed)
         misses_widely = exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX
         self.verdict = Verdict(suffices, exact, misses_widely)
+
+    def _can_be_widened(self, asked: Asked, missed: float) -> bool:
+        """Whether more candidates and lists find enough; if so, later searches look at as many lists."""
+        for self._widening in _WIDENINGS:
+            self._efforts = {}
+            efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
+            if _EXACT in efforts.values():
+                return False
+            if _finds_enough(asked, efforts, missed):
+                return True
+            if not any(nprobe for _, _, nprobe in efforts.values()):
+                return False
+        return False
 
     def _ceiling(self, exact: bool) -> int | None:
         """Candidates from which on more do not help: of the graph as measured, of lists as assumed.
@@ -327,7 +345,7 @@ class Efforts:
         if counts.historical and lost is not None:
             # The table is of the lists alone: what the codes lose is not theirs to miss.
             recall = recall_target + lost
-            nprobe = native.probes(k, min(recall, 1.0))
+            nprobe = min(self._widening * native.probes(k, min(recall, 1.0)), counts.lists)
             exact = exact or recall > _LISTS_RECALL_MOST
         if len(efforts) >= _EFFORTS_MAX:
             efforts.clear()

@@ -208,6 +208,29 @@ async def test_a_recall_that_is_asked_for_is_met_on_both_sides(session: VectorDB
         await session.optimize()
 
 
+async def test_rows_that_left_do_not_make_a_default_scan_all_rows(clock: Clock) -> None:
+    rng = np.random.default_rng(1)
+    within = rng.standard_normal((4_000, 16)) @ rng.standard_normal((16, 40)) + rng.standard_normal((4_000, 40)) * 0.5
+    base, gone = within.astype(np.float32), [str(i) for i in rng.permutation(4_000)[:1_600]]
+    config = settings(clock)
+    async with await VectorDBSession.create(config) as session:
+        await session.add_batch([str(i) for i in range(4_000)], base, timestamps=np.full(4_000, NOW - 30 * DAY))
+        await session.optimize()
+        await session.delete(gone)
+        await session.optimize()
+        await session.save_to_s5()
+    async with await VectorDBSession.create(config) as session:
+        await session.load_user_vectors()
+        found = truth = 0
+        for query in base[:60]:
+            exact = await session.search(query, 10, threshold=None, exact=True)
+            hits = await session.search(query, 10, threshold=None)
+            assert hits.plan == "lists"
+            found, truth = found + len(set(hits.ids) & set(exact.ids)), truth + len(exact)
+        assert found >= 0.97 * truth
+        assert (await session.get_stats()).default_search == "wider"
+
+
 async def test_what_codes_lose_is_found_all_the_same(session: VectorDBSession) -> None:
     narrow = CENTRES[np.arange(6_000) % 30] + np.random.default_rng(3).standard_normal((6_000, DIM)) * 0.02
     await session.add_batch([str(i) for i in range(6_000)], narrow, timestamps=np.full(6_000, NOW - 30 * DAY))
