@@ -324,6 +324,8 @@ class LoadOptions:
         missing_ok: start empty where no version was ever saved, instead of raising.
         memory_budget_mb: a new memory budget from this load on, in 10^6 bytes; None keeps the session's.
         discard_unsaved: drop unsaved changes instead of raising CONFLICT.
+        rebuild_text: index the texts anew, by the releases of Unicode and of the libraries that are in use, for a
+            version whose text index others made. The version is loaded whole, and the session has unsaved changes.
         progress: called after every part, with a `Progress`.
 
     Raises:
@@ -335,6 +337,7 @@ class LoadOptions:
     missing_ok: bool = False
     memory_budget_mb: int | None = None
     discard_unsaved: bool = False
+    rebuild_text: bool = False
     progress: ProgressCallback | None = None
 
     def __new__(cls, **given: Any) -> LoadOptions:
@@ -342,7 +345,7 @@ class LoadOptions:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("lazy_load", "become_whole", "missing_ok", "discard_unsaved"):
+        for name in ("lazy_load", "become_whole", "missing_ok", "discard_unsaved", "rebuild_text"):
             check_bool(name, getattr(self, name))
         budget = self.memory_budget_mb
         if budget is not None and (
@@ -363,6 +366,7 @@ class LoadFields(TypedDict, total=False):
     missing_ok: bool
     memory_budget_mb: int | None
     discard_unsaved: bool
+    rebuild_text: bool
     progress: ProgressCallback | None
 
 

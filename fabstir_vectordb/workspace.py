@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -20,7 +21,7 @@ import anyio
 from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, LazyIndex
-from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
+from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, TextContents, TextShape
 from fabstir_vectordb.index.text import settings_of
 from fabstir_vectordb.metadata.arena import parse_page
 from fabstir_vectordb.metadata.changes import parse_changes
@@ -186,14 +187,21 @@ class Workspace:
                 replace(settings, budget_bytes=budget),
                 cid,
                 missing_ok=options.missing_ok,
-                lazy_cache_bytes=cache_bytes if options.lazy_load else None,
+                lazy_cache_bytes=cache_bytes if options.lazy_load and not options.rebuild_text else None,
                 progress=options.progress,
             )
         )
-        fresh = self._new_index() if loaded is None else await self._restored(loaded, options.become_whole)
+        words = loaded.text if loaded is not None and options.rebuild_text else None
+        if loaded is not None and words is not None:
+            words.native.close()
+            loaded = replace(loaded, text=None)
+        fresh = self._new_index() if loaded is None else await self._restored(loaded, options.become_whole, words)
+        changes = fresh.changes
+        if words is not None and isinstance(fresh, Index):
+            await self._index_texts(fresh, words.shape)
         self.budget_bytes = budget
         version, lazy = (None, None) if loaded is None else (loaded.version, loaded.lazy)
-        await self._exchange(fresh, version, lazy)
+        await self._exchange(fresh, version, lazy, changes)
         logger.debug("session %s: loaded %s", self._config.session_id, self.last_cid or "nothing: no version yet")
 
     async def load_rest(self, progress: ProgressCallback | None = None) -> None:
@@ -204,7 +212,7 @@ class Workspace:
             fresh = await self._restored(loaded)
             if isinstance(fresh, Index):
                 fresh.count_plans(index.plans_used)
-            await self._exchange(fresh, self._lineage.base, None)
+            await self._exchange(fresh, self._lineage.base, None, fresh.changes)
             logger.debug("session %s: loaded the rest", self._config.session_id)
 
     async def history(self) -> tuple[list[HistoryEntry], bytes | None]:
@@ -261,9 +269,21 @@ class Workspace:
             now_us=self._now_us,
         )
 
-    async def _restored(self, loaded: LoadedVersion, become_whole: bool = True) -> AnyIndex:
+    async def _index_texts(self, fresh: Index, shape: TextShape) -> None:
+        """Makes a text index as a version has it, by the analyzer of this release."""
         try:
-            self._check_agrees(loaded)
+            settings = settings_of(shape, any_release=True)
+            await self._runtime.stoppable(partial(fresh.set_text, settings))
+        except BaseException:
+            fresh.close()
+            raise
+
+    async def _restored(
+        self, loaded: LoadedVersion, become_whole: bool = True, words: TextContents | None = None
+    ) -> AnyIndex:
+        """The index of a version; `words` is its text index where that is made anew."""
+        try:
+            self._check_agrees(loaded, words)
             params = IndexParams(
                 metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
                 M=loaded.M,
@@ -280,7 +300,7 @@ class Workspace:
                 loaded.native.close()
             raise
 
-    def _check_agrees(self, loaded: LoadedVersion) -> None:
+    def _check_agrees(self, loaded: LoadedVersion, anew: TextContents | None) -> None:
         for name in _STORED_SETTINGS:
             wanted, stored = getattr(self._config, name), getattr(loaded, name)
             if name in self._config.given and wanted is not None and wanted != stored:
@@ -289,8 +309,8 @@ class Workspace:
                     "open it, or use another index_name for a new index",
                     details={"field": name, "value": wanted, "stored": stored},
                 )
-        words = self._config.text_settings
-        stored = None if loaded.text is None else settings_of(loaded.text.shape)
+        words, of = self._config.text_settings, anew or loaded.text
+        stored = None if of is None else settings_of(of.shape, any_release=anew is not None)
         if words is not None and words != stored:
             raise InvalidConfigError(
                 f"{words} was asked for, and the saved index has {stored or 'no text index'}: leave the settings of "
@@ -298,12 +318,12 @@ class Workspace:
                 details={"field": "text_fields", "value": str(words), "stored": str(stored)},
             )
 
-    async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None) -> None:
-        """Replaces the index by that of a version."""
+    async def _exchange(self, fresh: AnyIndex, version: Version | None, lazy: LazyVersion | None, changes: int) -> None:
+        """Replaces the index by that of a version, which had so many changes when it was the version's."""
         # Nothing can fail here, and a cancellation must not leave two indexes half exchanged.
         fresh.budget_bytes = self.budget_bytes
         old, self._runtime.index, self._lazy = self._runtime.index, fresh, lazy
-        self.adopt(version, fresh.changes)
+        self.adopt(version, changes)
         with anyio.CancelScope(shield=True):
             await self._runtime.in_thread(old.close)
             await trim_threads()

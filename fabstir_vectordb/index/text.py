@@ -332,15 +332,19 @@ def forms_of(language: object, stop_words: object) -> int:
     return TERMS_BOTH if language is not None else TERMS_STEMS if stop_words else TERMS_WORDS
 
 
-def settings_of(shape: TextShape) -> TextSettings:
+def settings_of(shape: TextShape, *, any_release: bool = False) -> TextSettings:
     """The settings of a stored text index.
+
+    Args:
+        shape: what the version says of it.
+        any_release: as in `Analyzer.from_dict`.
 
     Raises:
         StorageError: another release of an analyzer made its terms; the error names both.
         IntegrityError: the description of the analyzer is damaged.
         InvalidConfigError: the extra ``text`` is not installed.
     """
-    analyzer = Analyzer.from_dict(shape.analyzer)
+    analyzer = Analyzer.from_dict(shape.analyzer, any_release=any_release)
     language, stop_words = analyzer.language, analyzer.stop_words
     return TextSettings(fields=shape.fields, language=language, stop_words=stop_words, k1=shape.k1, b=shape.b)
 

@@ -106,14 +106,16 @@ class Analyzer:
         }
 
     @classmethod
-    def from_dict(cls, stored: object) -> Analyzer:
+    def from_dict(cls, stored: object, *, any_release: bool = False) -> Analyzer:
         """The analyzer of a stored version.
 
         Args:
             stored: what `to_dict` gave when the version was saved; it is checked.
+            any_release: take other releases of Unicode, the rules and the libraries as well, for texts that are then
+                indexed anew.
 
         Returns:
-            An analyzer that gives the same terms.
+            An analyzer that gives the same terms; with `any_release` one of the same settings.
 
         Raises:
             IntegrityError: it has another form.
@@ -128,12 +130,12 @@ class Analyzer:
             raise _broken("the language is not a text")
         if (language is None) != (stored["stemmer"] is None):
             raise _broken("a language and a stemmer belong together")
-        _require("Unicode", stored["unicode"], UNICODE_VERSION, str)
-        _require("rules for words", stored["rules"], WORD_RULES, int)
+        _require("Unicode", stored["unicode"], UNICODE_VERSION, str, any_release)
+        _require("rules for words", stored["rules"], WORD_RULES, int, any_release)
         if language is not None:
-            _require_library(_STEMMER, stored["stemmer"])
+            _require_library(_STEMMER, stored["stemmer"], any_release)
         if isinstance(stop_words, Mapping):
-            _require_library(_STOP_WORDS, stop_words)
+            _require_library(_STOP_WORDS, stop_words, any_release)
             return cls(language, True)
         if stop_words is None:
             return cls(language)
@@ -213,20 +215,20 @@ def _version(package: str) -> str:
         raise _missing(package) from None
 
 
-def _require_library(name: str, stored: object) -> None:
+def _require_library(name: str, stored: object, any_release: bool) -> None:
     if not isinstance(stored, Mapping) or set(stored) != {"name", "version"} or stored["name"] != name:
         raise _broken(f"it does not name {name}")
-    _require(name, stored["version"], _version(name), str)
+    _require(name, stored["version"], _version(name), str, any_release)
 
 
-def _require(what: str, stored: object, here: object, kind: type) -> None:
+def _require(what: str, stored: object, here: object, kind: type, any_release: bool) -> None:
     """Raises unless what a version was made by is what runs here."""
     if type(stored) is not kind:
         raise _broken(f"the version of {what} is no {kind.__name__}")
-    if stored != here:
+    if stored != here and not any_release:
         raise StorageError(
             f"the texts of this version were indexed with {what} {stored}, and {what} {here} is in use: "
-            f"open it where {what} is {stored}, or index the texts again",
+            f"open it where {what} is {stored}, or load it with rebuild_text=True, which indexes the texts anew",
             details={"analysis": what, "stored": stored, "here": here},
         )
 

@@ -536,6 +536,35 @@ def test_another_release_of_the_rules_for_words_is_refused_by_name(tmp_path: Pat
         session.load_user_vectors(cid)
 
 
+@pytest.mark.parametrize("fields", [{}, {"text_fields": "text"}])
+def test_texts_that_another_release_indexed_are_indexed_anew(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with opened(tmp_path.as_uri(), text_fields="text") as session:
+        session.add_batch(list(FRUIT), VECTORS, [{"text": text} for text in FRUIT.values()])
+        with patch("fabstir_vectordb.text.analyzer.UNICODE_VERSION", "9.0.0"):
+            session.save_to_s5()
+    with opened(tmp_path.as_uri(), **fields) as session:
+        with pytest.raises(StorageError, match="rebuild_text=True"):
+            session.load_user_vectors()
+        session.load_user_vectors(rebuild_text=True)
+        with pytest.raises(ConflictError, match="unsaved"):
+            session.load_user_vectors()
+        assert session.search(text="apple").ids == list("eba")
+        later = session.save_to_s5()
+    with opened(tmp_path.as_uri()) as session:
+        session.load_user_vectors(later)
+        assert session.search(text="apple").ids == list("eba")
+        session.load_user_vectors(rebuild_text=True)
+        assert session.search(text="apple").ids == list("eba")
+
+
+def test_rebuilding_changes_nothing_where_there_is_no_text_index(tmp_path: Path) -> None:
+    with opened(tmp_path.as_uri()) as session:
+        session.add_batch(list(FRUIT), VECTORS)
+        cid = session.save_to_s5()
+        session.load_user_vectors(rebuild_text=True)
+        assert session.save_to_s5() == cid
+
+
 @pytest.mark.anyio
 @pytest.mark.one_loop
 async def test_the_asynchronous_twin_answers_the_same() -> None:
