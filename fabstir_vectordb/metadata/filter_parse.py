@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from typing import Any, Final, NoReturn
 from uuid import UUID
 
@@ -20,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.metadata.path import check_field, parse_path
+from fabstir_vectordb.metadata.path import PATH_LENGTH_MAX, check_field, parse_path
 from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, list_key, plain_scalar, shown, step
 
 __all__ = [
     "EVERYTHING",
     "FILTER_CLAUSES_MAX",
     "FILTER_DEPTH_MAX",
+    "FILTER_DICTS_MAX",
     "FILTER_VALUES_MAX",
     "ID",
     "TIMESTAMP",
@@ -47,10 +49,13 @@ __all__ = [
 FILTER_DEPTH_MAX: Final = 32
 #: Most comparisons of one filter; a list of values for `$in` is one, each value for `$all` is one.
 FILTER_CLAUSES_MAX: Final = 1_000
+#: Most dicts of one filter, those of a field's operators included. Filters without comparisons count, too: a dict that
+#: is used in several places is read as often as it can be reached, which doubles with each level.
+FILTER_DICTS_MAX: Final = 10_000
 #: Most values in all lists of one filter.
 FILTER_VALUES_MAX: Final = 1_000_000
-#: A filter with this many values takes some 5 ms to parse, too long for an event loop's thread.
-_LARGE_VALUES: Final = 10_000
+#: A filter with this many values, keys and dicts takes some 5 ms to parse, too long for an event loop's thread.
+_LARGE_SIZE: Final = 10_000
 #: Longest list of values that is sorted, so that the same values in another order give the same filter.
 _SORTED_VALUES_MAX: Final = 1_000
 
@@ -192,19 +197,22 @@ def parse_filter(filter: object) -> Filter:
 
 
 def is_large(filter: object) -> bool:
-    """Whether a filter should be parsed in a worker thread: it has 10,000 or more values in all of its lists."""
-    pending, values = [filter], 0
-    while pending and values < _LARGE_VALUES:
+    """Whether a filter should be parsed in a worker thread: it has 10,000 or more values, keys and dicts.
+
+    Every visit counts, so a filter that holds itself is large after as many.
+    """
+    pending, size = [filter], 0
+    while pending and size < _LARGE_SIZE:
         one = pending.pop()
         if isinstance(one, Mapping):
-            pending.extend(one.values())
+            size += 1 + len(one)
+            pending.extend(islice(one.values(), max(_LARGE_SIZE - size, 0)))
         elif isinstance(one, np.ndarray):
-            values += one.size
+            size += one.size
         elif isinstance(one, (Sequence, AbstractSet)) and not isinstance(one, (str, bytes, bytearray, memoryview)):
-            values += len(one)
-            if values < _LARGE_VALUES:
-                pending.extend(item for item in one if isinstance(item, Mapping))
-    return values >= _LARGE_VALUES
+            size += len(one)
+            pending.extend(item for item in islice(one, max(_LARGE_SIZE - size, 0)) if isinstance(item, Mapping))
+    return size >= _LARGE_SIZE
 
 
 def _constant(node: Node) -> bool | None:
@@ -258,12 +266,20 @@ class _Parser:
         self.list_paths: set[str] = set()
         self._clauses = 0
         self._values = 0
+        self._dicts = 0
+
+    def _enter(self, where: str, depth: int) -> None:
+        """Counts one dict."""
+        if depth > FILTER_DEPTH_MAX:
+            _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", where, limit=FILTER_DEPTH_MAX)
+        self._dicts += 1
+        if self._dicts > FILTER_DICTS_MAX:
+            _refuse(f"makes more than {FILTER_DICTS_MAX:,} dicts (FILTER_DICTS_MAX)", where, limit=FILTER_DICTS_MAX)
 
     def filter(self, given: object, where: str, depth: int) -> Node:
         if type(given) is not dict and not isinstance(given, Mapping):  # the first check is the faster one
             _refuse(f"must be a dict of fields, got {type(given).__name__}", where)
-        if depth > FILTER_DEPTH_MAX:
-            _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", where, limit=FILTER_DEPTH_MAX)
+        self._enter(where, depth)
         return _all_of([self._entry(key, value, where, depth) for key, value in given.items()])
 
     def _entry(self, key: object, value: object, where: str, depth: int) -> Node:
@@ -279,9 +295,9 @@ class _Parser:
             hint = (
                 "; it belongs to a field"
                 if key in _OF_A_FIELD
-                else f"; to name a field, quote it, as in {shown(step(key))}"
+                else f"; to name a field, quote it, as in {shown(step(key[:PATH_LENGTH_MAX]))}"
             )
-            _refuse(f"has the operator {shown(key)} where only {known} are allowed{hint}", where, key)
+            _refuse(f"has the operator {shown(key[:PATH_LENGTH_MAX])} where only {known} are allowed{hint}", where, key)
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
             _refuse(f"needs a list of at least one filter after {key}", where, key)
         parts = tuple(self.filter(part, f"{_at(where, key)}[{i}]", depth + 1) for i, part in enumerate(value))
@@ -301,14 +317,17 @@ class _Parser:
     def _conditions(self, path: str, condition: Mapping[Any, Any], depth: int) -> Node:
         if len(condition) == 0:
             _refuse("has an empty dict as its condition: give a value or an operator", path)
-        if depth > FILTER_DEPTH_MAX:
-            _refuse(f"is nested more than {FILTER_DEPTH_MAX} levels deep", path, limit=FILTER_DEPTH_MAX)
+        self._enter(path, depth)
         parts: list[Node] = []
         for op, value in condition.items():
             if not isinstance(op, str) or op not in _OF_A_FIELD:
                 if isinstance(op, str) and op.startswith("$"):
-                    _refuse(f"has the unknown operator {shown(op)}: use one of {', '.join(_OF_A_FIELD)}", path, op)
-                field = f"{path}.{step(op)}" if isinstance(op, str) else path
+                    _refuse(
+                        f"has the unknown operator {shown(op[:PATH_LENGTH_MAX])}: use one of {', '.join(_OF_A_FIELD)}",
+                        path,
+                        op,
+                    )
+                field = f"{path}.{step(op[:PATH_LENGTH_MAX])}" if isinstance(op, str) else path
                 _refuse(f"is compared with a dict: compare its fields, as in {_printable(field)}", path)
             op = str.__str__(op)
             if op == "$not":
@@ -536,4 +555,5 @@ def _refuse(reason: str, path: str, operator: str | None = None, **details: Any)
 
 def _printable(path: str) -> str:
     # A key may hold a lone surrogate or a line end, which must not reach a log.
+    path = path[:200]
     return (path if path.isprintable() else ascii(path)[1:-1])[:200]

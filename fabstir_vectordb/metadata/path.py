@@ -9,7 +9,7 @@ reading that a row has counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,10 @@ from fabstir_vectordb._native.constants import PATH_STEPS_MAX
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown, step
 
-__all__ = ["Path", "check_field", "packed", "parse_path", "reached", "remove"]
+__all__ = ["PATH_LENGTH_MAX", "Path", "check_field", "packed", "parse_path", "reached", "remove"]
+
+#: Most characters of a path. Text of any length would be taken apart on the thread of the event loop.
+PATH_LENGTH_MAX: Final = 4_096
 
 #: The steps, each with whether it is quoted.
 Path = tuple[tuple[str, bool], ...]
@@ -41,9 +44,12 @@ def parse_path(path: str) -> Path:
     """The steps of a path.
 
     Raises:
-        InvalidInputError: a step is empty, a quote is not closed, or there are more than PATH_STEPS_MAX steps; details
-            has ``path``.
+        InvalidInputError: a step is empty, a quote is not closed, or there are more than PATH_STEPS_MAX steps or
+            PATH_LENGTH_MAX characters; details has ``path``.
     """
+    if len(path) > PATH_LENGTH_MAX:
+        reason = f"has {len(path):,} characters, a path has at most {PATH_LENGTH_MAX:,} (PATH_LENGTH_MAX)"
+        raise _refused(path[:80] + "…", reason, limit=PATH_LENGTH_MAX)
     if '"' not in path and "." not in path and path:
         return ((path, False),)
     steps = tuple(_steps(path))
@@ -148,7 +154,7 @@ def _quoted(path: str, at: int) -> tuple[str, int]:
     raise _refused(path, f"a quoted step is not closed; a key with quotes is written {shown(step(path))}")
 
 
-def _refused(path: str, reason: str) -> InvalidInputError:
+def _refused(path: str, reason: str, **details: Any) -> InvalidInputError:
     # A key may hold a lone surrogate or a line end, which must not get into a log.
     text = (path if path.isprintable() else ascii(path)[1:-1])[:200] or "''"
-    return InvalidInputError(f"{text} is no field: {reason}", details={"path": text})
+    return InvalidInputError(f"{text} is no field: {reason}", details={"path": text, **details})

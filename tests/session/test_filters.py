@@ -397,3 +397,23 @@ async def test_a_destroyed_session_filters_nothing() -> None:
     for call in (session.count({"half": True}), session.facets("half"), session.delete_by_metadata({"half": True})):
         with pytest.raises(SessionError):
             await call
+
+
+def test_a_filter_in_itself_is_refused_before_anything_changes() -> None:
+    endless: Any = {}
+    endless["$not"] = endless
+    shared: Any = {}
+    for _ in range(30):
+        shared = {"$and": [shared, shared]}
+    with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase="x", session_id="x") as session:
+        session.add_batch(["a"], [[1.0, 0.0]], [{"n": 1}])
+        for filter in (endless, shared, {"n" * 20_000_000: 1}):
+            with pytest.raises(InvalidInputError):
+                session.count(filter)
+            with pytest.raises(InvalidInputError):
+                session.search([1.0, 0.0], 1, filter=filter)
+            with pytest.raises(InvalidInputError):
+                session.delete_by_metadata(filter)
+            with pytest.raises(InvalidInputError):
+                session.update_by_metadata(filter, {"n": 2})
+        assert [row and row.metadata for row in session.get(["a"])] == [{"n": 1}]

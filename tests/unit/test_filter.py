@@ -21,11 +21,13 @@ from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import (
     FILTER_CLAUSES_MAX,
     FILTER_DEPTH_MAX,
+    FILTER_DICTS_MAX,
     FILTER_VALUES_MAX,
     check_field,
     is_large,
     parse_filter,
 )
+from fabstir_vectordb.metadata.path import PATH_LENGTH_MAX
 from fabstir_vectordb.metadata.values import METADATA_DEPTH_MAX, encode_metadata
 
 # ---- a second evaluator, row by row, as the documentation reads
@@ -367,6 +369,73 @@ def test_filters_have_limits() -> None:
         parse_filter({"$or": [{"a": 1}] * (FILTER_CLAUSES_MAX + 1)})
     with pytest.raises(InvalidInputError, match="comparisons"):
         parse_filter({"a": {"$all": list(range(FILTER_CLAUSES_MAX + 1))}})
+    parse_filter({"$and": [{}] * (FILTER_DICTS_MAX - 1)})
+    with pytest.raises(InvalidInputError, match="FILTER_DICTS_MAX") as caught:
+        parse_filter({"$and": [{}] * FILTER_DICTS_MAX})
+    assert caught.value.details["limit"] == FILTER_DICTS_MAX
+
+
+def in_itself() -> Any:
+    filter: Any = {}
+    filter["$not"] = filter
+    return filter
+
+
+def doubled(filter: Any, levels: int) -> Any:
+    for level in range(levels):
+        filter = {"$and" if level % 2 else "$or": [filter, filter]}
+    return filter
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        in_itself(),
+        {"$or": [{"a": 1}, in_itself()]},
+        {"a": in_itself()},
+        doubled({}, 30),
+        doubled({"a": {"$in": []}}, 30),
+        {"$and": [{}] * 1_000_000},
+        {str(field): 1 for field in range(100_000)},
+    ],
+    ids=["in itself", "a part in itself", "a condition in itself", "shared", "shared values", "wide", "fields"],
+)
+def test_filters_that_are_read_without_end_are_refused_after_so_many_dicts(filter: Any) -> None:
+    class Counted(dict[str, Any]):
+        visits = 0
+
+        def items(self) -> Any:
+            Counted.visits += 1
+            return super().items()
+
+    assert is_large(filter)  # so no event loop's thread parses it
+    with pytest.raises(InvalidInputError, match=r"nested more than|FILTER_DICTS_MAX|comparisons"):
+        parse_filter(filter)
+    with pytest.raises(InvalidInputError, match="FILTER_DICTS_MAX"):
+        parse_filter(doubled(Counted(), 30))
+    assert Counted.visits <= FILTER_DICTS_MAX
+
+
+def test_a_path_has_a_greatest_length() -> None:
+    longest = "a" * PATH_LENGTH_MAX
+    assert parse_filter({longest: 1}).paths == (longest,)
+    assert check_field(longest) == longest
+    for path in (
+        longest + "a",
+        "a." * 10_000_000 + "a",
+        '"' + "\\\\" * 10_000_000 + '"',
+        "\ud800" * PATH_LENGTH_MAX * 2,
+    ):
+        with pytest.raises(InvalidInputError, match="PATH_LENGTH_MAX") as caught:
+            parse_filter({path: 1})
+        assert len(str(caught.value)) < 1_000
+        assert caught.value.details["limit"] == PATH_LENGTH_MAX
+        with pytest.raises(InvalidInputError, match="PATH_LENGTH_MAX"):
+            check_field(path)
+    for filter in ({"$" + "x" * 20_000_000: 1}, {"a": {"x" * 20_000_000: 1}}, {"a": {"$" + "x" * 20_000_000: 1}}):
+        with pytest.raises(InvalidInputError) as caught:
+            parse_filter(filter)
+        assert len(str(caught.value)) < 1_000
     assert parse_filter({"a": {"$in": list(range(50_000))}}).paths == ("a",)
     parse_filter({"a": {"$in": range(FILTER_VALUES_MAX)}})
     for beyond in (
