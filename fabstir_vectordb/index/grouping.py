@@ -2,7 +2,9 @@
 
 A search finds the nearest rows, and so the groups that they belong to. While it has found fewer groups than asked for,
 it searches again among the rows of all other groups. Then groups with too few hits get their others from an exact
-search among their own rows. So no group is missed because another one has many near rows, at any number of groups.
+search among their own rows. A row of several groups may be found again as a row of one of them: it counts only for the
+groups all of whose rows were looked at, as nearer rows of the others were not. So no group is missed because another
+one has many near rows, at any number of groups.
 """
 
 from __future__ import annotations
@@ -111,11 +113,12 @@ def best_of_groups(groups: Groups, rows: Mask, k: int, size: int, search: Search
         size: most rows of a group.
         search: the search.
     """
-    found: dict[int, list[Hit]] = {}
-    free = rows.copy()  # rows that are no hits yet
+    found: dict[int, dict[int, Hit]] = {}  # by group, then by slot
+    free = rows.copy()  # rows that are no hits yet of some group of theirs
     searches = 0
 
-    def ask(mask: Mask, most: int, exact: bool) -> bool:
+    def ask(mask: Mask, most: int, exact: bool, known: Collection[int] = ()) -> bool:
+        """Searches rows; a hit counts for its groups, but for those known before, whose nearer rows were left out."""
         nonlocal searches
         n = int(np.count_nonzero(mask))
         if not n:
@@ -123,18 +126,23 @@ def best_of_groups(groups: Groups, rows: Mask, k: int, size: int, search: Search
         searches += 1
         hits = list(search(mask, min(most, n, K_MAX), exact))
         for hit in hits:
-            free[hit[2]] = False
-            for group in groups.of(hit[2]):
-                found.setdefault(group, []).append(hit)
+            of_hit = groups.of(hit[2])
+            counted = [group for group in of_hit if group not in known]
+            for group in counted:
+                found.setdefault(group, {}).setdefault(hit[2], hit)
+            free[hit[2]] = len(counted) < len(of_hit)
         return bool(hits)
 
     most = k * size
-    while len(found) < k and ask(rows & free & groups.rows_beside(found), most, False):
+    while len(found) < k:
+        known = frozenset(found)
+        if not ask(free & groups.rows_beside(known), most, False, known):
+            break
         most *= 2
 
     def place(group: int) -> tuple[Hit, tuple[int, Any]]:
         # Groups of one row, whose value is a list, are in the order of their values.
-        return min(found[group]), sort_key(groups.values[group])
+        return min(found[group].values()), sort_key(groups.values[group])
 
     best = sorted(found, key=place)[:k]
     sizes = groups.sizes(rows) if any(len(found[group]) < size for group in best) else None
@@ -144,4 +152,4 @@ def best_of_groups(groups: Groups, rows: Mask, k: int, size: int, search: Search
         if not lacking or not ask(free & groups.rows_of(lacking), most, True):
             break
         most *= 2
-    return Found([(group, sorted(found[group])[:size]) for group in sorted(best, key=place)], searches)
+    return Found([(group, sorted(found[group].values())[:size]) for group in sorted(best, key=place)], searches)

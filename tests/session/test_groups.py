@@ -71,6 +71,41 @@ def test_groups_are_those_of_a_plain_loop(values: list[Any], k: int, size: int, 
 COUNT = 4_000
 
 
+def at_angles(session: sync.VectorDBSession, angles: list[float], values: list[Any]) -> dict[str, float]:
+    """Adds a row at each angle, named ``r0``, ``r1``, …, with its groups; returns the scores for the query (1, 0)."""
+    vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in angles], dtype=np.float32)
+    session.add_batch([f"r{n}" for n in range(len(angles))], vectors, [{"g": value} for value in values])
+    hits = session.search([1.0, 0.0], k=len(angles), threshold=None, exact=True)
+    return {hit.id: hit.score for hit in hits}
+
+
+def test_a_row_of_a_found_group_and_another_one_does_not_pass_over_nearer_rows() -> None:
+    values = ["A"] * 5 + ["B", "B", ["B", "C"]]
+    with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase="x", session_id="x") as session:
+        at_angles(session, [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.2, 0.3], values)
+        results = session.search([1.0, 0.0], k=3, threshold=None, group_by="g", group_size=2)
+    assert shape(results) == [("A", ["r0", "r1"]), ("B", ["r5", "r6"]), ("C", ["r7"])]
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 3),
+    st.lists(
+        st.sampled_from(["A", "B", "C", ["A", "D"], ["B", "C"], ["B", "D"], ["C", "E"], ["D", "E", "F"]]), max_size=15
+    ),
+    st.integers(1, 6),
+    st.integers(1, 4),
+)
+def test_skewed_groups_with_lists_are_those_of_a_plain_loop(short: int, others: list[Any], k: int, size: int) -> None:
+    # Nearly all hits of the first search are of one group, so that others follow; lists join found groups and others.
+    values = ["A"] * max(k * size - short, 1) + others
+    table = {f"r{n}": value for n, value in enumerate(values)}
+    with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase="x", session_id="x") as session:
+        scores = at_angles(session, [(n + 1) / 40 for n in range(len(values))], values)
+        results = session.search([1.0, 0.0], k=k, threshold=None, group_by="g", group_size=size)
+    assert shape(results) == naive(table, scores, k, size)
+
+
 def document(row: int) -> str:
     """One document has a third of the rows, the others some ten or fewer."""
     return "all" if row % 3 == 0 else f"doc-{row % 400:03d}" if row % 5 else f"rare-{row}"
