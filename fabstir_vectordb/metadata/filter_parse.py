@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
@@ -72,6 +73,12 @@ _OF_FILTERS: Final = ("$and", "$or", "$not")
 _OF_ROWS: Final = {
     ID: ("$eq", "$in", *_ORDERED, "$exists", *_OF_TEXTS),
     TIMESTAMP: ("$eq", "$in", *_ORDERED, "$exists"),
+}
+_ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
 }
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -178,7 +185,7 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the filter matches every row whatever its metadata, as ``{}`` does, or ``{}`` in an ``$or``."""
+        """Whether the filter matches every row whatever it holds, as ``{}`` does; docs/filters.md says which do."""
         return not self.paths or _constant(self.node) is True
 
 
@@ -220,8 +227,13 @@ def _constant(node: Node) -> bool | None:
     if isinstance(node, Compare):
         if node.path in _OF_ROWS and node.op == "$exists":
             return bool(node.value)
-        if node.path == ID and node.op in _OF_TEXTS and not node.value:
-            return True  # every id begins with the empty text, and has it
+        if node.path == ID and node.value == "":
+            # Every id begins with the empty text, has it and comes after it, and none is empty.
+            return node.op in (*_OF_TEXTS, "$gt", "$gte")
+        if node.path == TIMESTAMP and node.op in _ORDER:
+            # An order that the first and the last moment have alike is that of all between.
+            first, last = (_ORDER[node.op](moment, node.value) for moment in (_FIRST_US, _LAST_US))
+            return first if first == last else None
         return False if isinstance(node.value, Values) and not node.value else None
     if isinstance(node, Not):
         inner = _constant(node.part)

@@ -96,9 +96,30 @@ async def test_rows_are_taken_by_id_and_time() -> None:
 def test_a_delete_by_every_id_or_time_is_refused_as_an_empty_filter() -> None:
     with sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase="x", session_id="x") as session:
         session.add_batch(["a"], [[1.0]])
-        for every in (F.id.exists(), F.timestamp.exists(), F.id.starts_with(""), ~F.id.exists(False)):
+        first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        for every in (
+            F.id.exists(),
+            F.timestamp.exists(),
+            F.id.starts_with(""),
+            ~F.id.exists(False),
+            F.id >= "",
+            F.id > "",
+            F.id != "",
+            ~(F.id < ""),
+            ~(F.id <= ""),
+            F.timestamp >= first,
+            F.timestamp <= last,
+            ~(F.timestamp < first),
+            ~(F.timestamp > last),
+            F.timestamp.between(first, last),
+            (F("a") == 1) | (F.timestamp >= first),
+        ):
+            assert session.count(every) == 1
             with pytest.raises(InvalidInputError, match="empty filter"):
                 session.delete_by_metadata(every)
+            with pytest.raises(InvalidInputError, match="empty filter"):
+                session.update_by_metadata(every, {"n": 1}, merge=False)
+        assert session.delete_by_metadata(F.timestamp < first).deleted_count == 0
         with pytest.raises(InvalidInputError, match="milliseconds"):
             session.delete_by_metadata(F.timestamp < 1_700_000_000_000)
         assert session.count() == 1

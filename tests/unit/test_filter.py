@@ -713,6 +713,9 @@ def test_integers_are_compared_and_counted_as_they_are() -> None:
     assert {value: type(value) for value in counted if value != 3} == {v: type(v) for v in values if v != 3}
 
 
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
     ("filter", "is_empty"),
     [
@@ -729,6 +732,15 @@ def test_integers_are_compared_and_counted_as_they_are() -> None:
         ({"a": {"$in": []}}, False),
         ({"a": {"$in": []}, "b": 1}, False),
         ({"$not": {"$or": [{}, {"a": 1}]}}, False),
+        ({"$id": ""}, False),
+        ({"$id": {"$gte": "a"}}, False),
+        ({"$id": {"$lte": ""}}, False),
+        ({"$timestamp": {"$gte": 0}}, False),
+        ({"$timestamp": {"$gt": FIRST}}, False),
+        ({"$timestamp": {"$lt": LAST}}, False),
+        ({"$timestamp": {"$lt": FIRST}}, False),
+        ({"$timestamp": {"$gte": FIRST, "$lt": LAST}}, False),
+        ({"$timestamp": FIRST}, False),
     ],
 )
 def test_a_filter_that_takes_every_row_is_found_out(filter: Any, is_empty: bool) -> None:
