@@ -26,7 +26,7 @@ from fabstir_vectordb.config import (
 )
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
-from fabstir_vectordb.metadata.path import check_field
+from fabstir_vectordb.metadata.path import check_metadata_field
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.text.fusion import Fusion, check_alpha, check_fusion
 from fabstir_vectordb.text.query import ParsedQuery, parse_query
@@ -520,7 +520,7 @@ def check_groups(group_by: object, group_size: object, k: int, mmr: object) -> t
         raise InvalidInputError("group_size is a number of hits of each group: give group_by, too")
     if mmr is not None:
         raise InvalidInputError("mmr chooses among single rows: give mmr or group_by", details={"mmr": mmr})
-    return check_field(group_by), group_size
+    return check_metadata_field(group_by, "group_by"), group_size
 
 
 def check_rerank(rerank: object, rerank_k: object, k: int, group_size: int, mmr: object) -> tuple[Rerank | None, int]:

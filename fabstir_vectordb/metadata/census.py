@@ -12,7 +12,7 @@ from uuid import UUID
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.filter_parse import Filter
-from fabstir_vectordb.metadata.path import check_field
+from fabstir_vectordb.metadata.path import check_metadata_field
 from fabstir_vectordb.metadata.values import Scalar, shown, step
 
 __all__ = ["FACETS_MAX", "FIELDS_MAX", "Census", "FacetQuery", "Found", "make_facet_query"]
@@ -68,7 +68,7 @@ def make_facet_query(
     Raises:
         InvalidInputError: an argument is refused.
     """
-    path = check_field(field)
+    path = check_metadata_field(field, "facets")
     if not isinstance(order, str) or order not in _ORDERS:
         raise InvalidInputError(f"order must be one of {', '.join(_ORDERS)}, got {shown(order)}")
     if limit is not None:

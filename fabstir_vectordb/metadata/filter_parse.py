@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.metadata.path import PATH_LENGTH_MAX, check_field, parse_path
+from fabstir_vectordb.metadata.path import ID, PATH_LENGTH_MAX, TIMESTAMP, check_field, parse_path
 from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, list_key, plain_scalar, shown, step
 
 __all__ = [
@@ -59,10 +59,6 @@ FILTER_VALUES_MAX: Final = 1_000_000
 _LARGE_SIZE: Final = 10_000
 #: Longest list of values that is sorted, so that the same values in another order give the same filter.
 _SORTED_VALUES_MAX: Final = 1_000
-
-#: The fields of a row itself. A path of metadata never begins so: such a key is quoted.
-ID: Final = "$id"
-TIMESTAMP: Final = "$timestamp"
 
 _ORDERED: Final = ("$gt", "$gte", "$lt", "$lte")
 _ONE_OF: Final = ("$in", "$nin")

@@ -18,10 +18,25 @@ from fabstir_vectordb._native.constants import PATH_STEPS_MAX
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown, step
 
-__all__ = ["PATH_LENGTH_MAX", "Path", "check_field", "packed", "parse_path", "reached", "remove"]
+__all__ = [
+    "ID",
+    "PATH_LENGTH_MAX",
+    "TIMESTAMP",
+    "Path",
+    "check_field",
+    "check_metadata_field",
+    "packed",
+    "parse_path",
+    "reached",
+    "remove",
+]
 
 #: Most characters of a path. Text of any length would be taken apart on the thread of the event loop.
 PATH_LENGTH_MAX: Final = 4_096
+
+#: The fields of a row itself. A path of metadata never begins so: such a key is quoted.
+ID: Final = "$id"
+TIMESTAMP: Final = "$timestamp"
 
 #: The steps, each with whether it is quoted.
 Path = tuple[tuple[str, bool], ...]
@@ -37,6 +52,26 @@ def check_field(path: object) -> str:
         raise InvalidInputError(f"a field must be a string, got {type(path).__name__}")
     path = str.__str__(path)
     parse_path(path)
+    return path
+
+
+def check_metadata_field(path: object, what: str) -> str:
+    """`check_field` for what takes fields of metadata alone.
+
+    Args:
+        path: the path.
+        what: the argument, for the error.
+
+    Raises:
+        InvalidInputError: as `check_field`, or `path` is a field of the row itself.
+    """
+    path = check_field(path)
+    if path in (ID, TIMESTAMP):
+        raise InvalidInputError(
+            f"{what} takes fields of metadata, and {path} is one of the row itself; to name a key of metadata, quote "
+            f"it, as in {step(path)!r}",
+            details={"path": path},
+        )
     return path
 
 

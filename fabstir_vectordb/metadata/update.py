@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.metadata.path import Path, check_field, parse_path, remove
+from fabstir_vectordb.metadata.path import Path, check_metadata_field, parse_path, remove
 from fabstir_vectordb.metadata.values import decode_metadata, encode_metadata, shown
 
 __all__ = ["FIELDS_MAX", "REPLACE", "Merge", "MetadataUpdate", "make_update"]
@@ -101,7 +101,7 @@ def _paths(fields: object) -> tuple[Path, ...]:
         raise InvalidInputError(f"remove could not be read: {reason}", details={"option": "remove"}) from error
     if len(listed) > FIELDS_MAX:
         raise InvalidInputError(f"remove has more than {FIELDS_MAX} fields", details={"limit": FIELDS_MAX})
-    return tuple(parse_path(check_field(field)) for field in listed)
+    return tuple(parse_path(check_metadata_field(field, "remove")) for field in listed)
 
 
 def _merged(stored: dict[str, Any], update: dict[str, Any], deep: bool) -> dict[str, Any]:

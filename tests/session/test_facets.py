@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from datetime import UTC, date, datetime
@@ -90,6 +91,16 @@ def test_pages_of_facets_are_those_of_a_counter(values: list[Any], order: str, s
 def test_wrong_arguments_of_facets_are_refused(wrong: dict[str, Any], message: str) -> None:
     with blocking() as session, pytest.raises(InvalidInputError, match=message):
         session.facets("x", **wrong)
+
+
+@pytest.mark.parametrize("field", ["$id", "$timestamp"])
+def test_a_rows_own_fields_have_no_facets_and_quoted_keys_have(field: str) -> None:
+    with blocking() as session:
+        session.add_batch(["a"], None, [{field: "x"}])
+        with pytest.raises(InvalidInputError, match=re.escape(f"facets takes fields of metadata, and {field} is one")):
+            session.facets(field)
+        assert [(one.value, one.count) for one in session.facets(f'"{field}"')] == [("x", 1)]
+        session.clear()
 
 
 # ---- fields

@@ -216,6 +216,8 @@ async def test_groups_of_a_lazily_loaded_index(monkeypatch: pytest.MonkeyPatch) 
     [
         ({"group_by": 3}, "a field must be a string"),
         ({"group_by": "a..b"}, "a step of the path is empty"),
+        ({"group_by": "$id"}, r"group_by takes fields of metadata, and \$id is one of the row itself"),
+        ({"group_by": "$timestamp"}, r"group_by takes fields of metadata, and \$timestamp"),
         ({"group_by": "a", "group_size": 0}, "group_size must be an integer from 1"),
         ({"group_by": "a", "group_size": True}, "group_size must be an integer from 1"),
         ({"group_by": "a", "group_size": 2.0}, "group_size must be an integer from 1"),

@@ -212,6 +212,8 @@ def endless() -> Any:
         ({"filter": {}, "remove": None}, "remove must be a list of fields"),
         ({"filter": {}, "remove": [1]}, "a field must be a string"),
         ({"filter": {}, "remove": ["a..b"]}, "a step of the path is empty"),
+        ({"filter": {}, "remove": ["$id"]}, r"remove takes fields of metadata, and \$id is one of the row itself"),
+        ({"filter": {}, "remove": ["a", "$timestamp"]}, r"remove takes fields of metadata, and \$timestamp"),
         ({"filter": {}, "remove": endless()}, "more than 1000 fields"),
         ({"filter": {}, "remove": (1 // 0 for _ in "a")}, "could not be read"),
         ({"filter": {"a": 1}, "metadata": {}, "merge": False, "remove": ["a"]}, "pass merge=True"),
