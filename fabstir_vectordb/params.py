@@ -220,8 +220,8 @@ class SearchOptions:
             number for each of them, as a cross-encoder does: ``lambda query, hits: model.predict([(question,
             hit.metadata["text"]) for hit in hits])``. The k candidates with the largest numbers are the hits, each a
             RerankedResult. It runs in a worker thread; a coroutine function is awaited on the event loop. In
-            `search_batch` it is called for one query after the other. Its exceptions come through. Not together with
-            `mmr`.
+            `search_batch` it is called for one query after the other. Its exceptions come through, StopIteration as
+            InvalidInputError. Not together with `mmr`.
         rerank_k: number of candidates, the nearest rows that pass the threshold; with `group_by`, of groups. At least
             k; None takes 4 k, at least k + 32.
         text: words to search for, beside the vector or without one: ``"phrases"``, ``+required``, ``-excluded`` and

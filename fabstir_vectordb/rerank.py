@@ -50,17 +50,34 @@ async def reranked(runtime: Runtime, query: Any, candidates: SearchResults, requ
         request: the search.
 
     Raises:
-        InvalidInputError: the scores are not one number for each hit.
-        Exception: what the function raises.
+        InvalidInputError: the scores are not one number for each hit, or the function raises StopIteration.
+        Exception: what else the function raises.
     """
     rerank = request.rerank
     assert rerank is not None
     if not candidates:
         return candidates
-    given = rerank(query, candidates) if _is_async(rerank) else await runtime.compute(rerank, query, candidates)
+    given = rerank(query, candidates) if _is_async(rerank) else await runtime.compute(_call, rerank, query, candidates)
     if inspect.isawaitable(given):
-        given = await _awaited(given, runtime)
+        try:
+            given = await _awaited(given, runtime)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, StopIteration):
+                raise _stopped() from error.__cause__
+            raise
     return _in_order(candidates, _scores(given, len(candidates)), request)
+
+
+def _call(rerank: Rerank, query: Any, candidates: SearchResults) -> Any:
+    try:
+        return rerank(query, candidates)
+    except StopIteration as error:
+        raise _stopped() from error
+
+
+def _stopped() -> InvalidInputError:
+    # It ends a coroutine, so Python lets it through none, and no caller that awaits can get it.
+    return InvalidInputError("rerank raised StopIteration, as next() does on an iterator that has ended")
 
 
 async def _awaited(given: Awaitable[Any], runtime: Runtime) -> Any:
@@ -81,7 +98,12 @@ def _needs_a_loop() -> InvalidInputError:
 
 def _scores(given: Any, n: int) -> list[float]:
     try:
-        array = np.asarray(given, dtype=np.float64)
+        array = np.asarray(given)
+        # As float64, complex numbers would lose a part, and texts and times would be read as numbers.
+        kinds = {np.asarray(one).dtype.kind for one in array.ravel()} if array.dtype.kind == "O" else {array.dtype.kind}
+        if kinds & set("cSUmM"):
+            raise TypeError("real numbers are needed, not complex numbers, texts or times")
+        array = array.astype(np.float64)
     except Exception as error:
         raise InvalidInputError(f"the scores of rerank are no numbers: {type(error).__name__}: {error}") from error
     if array.size != n or array.shape not in ((n,), (n, 1)):

@@ -35,6 +35,10 @@ def by_n(query: Any, hits: SearchResults) -> list[int]:
     return [hit.metadata["n"] for hit in hits]
 
 
+async def stops(query: Any, hits: SearchResults) -> Any:
+    return next(iter(()))
+
+
 def returns_awaitable(service: Any) -> Any:
     """No coroutine function itself, but what it returns must be awaited."""
 
@@ -134,6 +138,12 @@ def test_equal_scores_keep_the_order_of_the_search() -> None:
         async def service(query: Any, hits: SearchResults) -> list[float]:
             return [0.0] * len(hits)
 
+        big = session.search(
+            query, 10, threshold=None, rerank=lambda query, hits: [2**70 + n for n in range(len(hits))]
+        )
+        assert big.ids == plain.ids  # as float64 these are equal
+        with pytest.raises(InvalidInputError, match="rerank raised StopIteration"):
+            session.search(query, 10, threshold=None, rerank=lambda query, hits: next(iter(())))
         for rerank in (service, returns_awaitable(service)):
             with pytest.raises(InvalidInputError, match="must be a plain function in a session without async"):
                 session.search(query, 10, threshold=None, rerank=rerank)
@@ -157,6 +167,15 @@ def test_equal_scores_keep_the_order_of_the_search() -> None:
         ({"rerank": lambda query, hits: 1.0}, "one number for each of the 37 hits"),
         ({"rerank": lambda query, hits: None}, "one number for each|no numbers"),
         ({"rerank": lambda query, hits: ["a"] * len(hits)}, "are no numbers"),
+        ({"rerank": lambda query, hits: ["1.5"] * len(hits)}, "are no numbers"),
+        ({"rerank": lambda query, hits: [1.0] * (len(hits) - 1) + [b"2"]}, "are no numbers"),
+        ({"rerank": lambda query, hits: np.array([1.0, "2"] * len(hits), dtype=object)[: len(hits)]}, "are no numbers"),
+        ({"rerank": lambda query, hits: [1 + 2j] * len(hits)}, "are no numbers"),
+        ({"rerank": lambda query, hits: np.ones(len(hits), dtype=np.complex64)}, "are no numbers"),
+        ({"rerank": lambda query, hits: np.array([1, 1j] * len(hits), dtype=object)[: len(hits)]}, "are no numbers"),
+        ({"rerank": lambda query, hits: np.zeros(len(hits), dtype="datetime64[s]")}, "are no numbers"),
+        ({"rerank": lambda query, hits: next(iter(()))}, "rerank raised StopIteration"),
+        ({"rerank": stops}, "rerank raised StopIteration"),
         ({"rerank": lambda query, hits: [[1, 2]] * len(hits)}, "one number for each"),
         ({"rerank": lambda query, hits: [float("nan")] * len(hits)}, "finite numbers, got nan"),
         ({"rerank": lambda query, hits: [10**400] * len(hits)}, "are no numbers|finite"),
