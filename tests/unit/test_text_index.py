@@ -649,6 +649,75 @@ def test_damaged_parts_are_searched_without_harm(good: dict[tuple[int, int], byt
         text.close()
 
 
+def read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (raw[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if raw[at - 1] < 128:
+            return value, at
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value >= 128:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
+def with_size(
+    parts: dict[tuple[int, int], bytes], field: int, to: Callable[[int], int]
+) -> dict[tuple[int, int], bytes]:
+    """The second term's size of postings (0) or of positions (1) becomes what `to` makes of where they begin."""
+    dictionary, out = parts[PART_TEXT_DICTIONARY, 0], b""
+    at = place = 0
+    for term in range(3):
+        begin = at
+        _, at = read_varint(dictionary, at)
+        size, at = read_varint(dictionary, at)
+        at += size
+        for _ in range(2):
+            _, at = read_varint(dictionary, at)
+        sizes = []
+        for _ in range(2):
+            values_begin = at
+            value, at = read_varint(dictionary, at)
+            sizes.append((values_begin, value, at))
+        start, value, end = sizes[field]
+        changed = varint(to(place)) if term == 1 else dictionary[start:end]
+        out += dictionary[begin:start] + changed + dictionary[end:at]
+        place += value
+    assert at == len(dictionary)
+    head = bytearray(parts[PART_TEXT_HEAD, 0])
+    head[56:60] = len(out).to_bytes(4, "little")
+    return {**parts, (PART_TEXT_HEAD, 0): bytes(head), (PART_TEXT_DICTIONARY, 0): out}
+
+
+@pytest.mark.parametrize("clause", [TextClause([TextTerm("beta")]), TextClause([TextTerm("be")], PREFIX)])
+@pytest.mark.parametrize("field", [0, 1])
+@pytest.mark.parametrize("to", [lambda at: 2**64 - at, lambda at: 2**64 - 1, lambda at: 2**32 - at, lambda at: 10_000])
+def test_a_size_that_wraps_is_refused_before_all_has_come(
+    field: int, to: Callable[[int], int], clause: TextClause
+) -> None:
+    text = NativeText()
+    change(text, Model(TERMS_WORDS), {0: ["alpha beta"], 1: ["beta gamma"], 2: ["alpha beta gamma"]})
+    parts = with_size(parts_of(text), field, to)
+    text.close()
+    text, query = load_begin(parts, TERMS_WORDS), TextQuery([clause])
+    for key in ((PART_TEXT_HEAD, 0), (PART_TEXT_DICTIONARY, 0)):
+        text.load_part(*key, parts[key])
+    for function in (
+        lambda: text.missing(query),
+        lambda: text.search(query, 10),
+        lambda: text.score_slots(query, np.arange(3, dtype=np.uint32)),
+    ):
+        with pytest.raises(IntegrityError, match="dictionary"):
+            function()
+    assert text.missing(TextQuery([TextClause([TextTerm("alpha")])])), "a term before the damage is found"
+    text.close()
+
+
 def test_parts_are_checked_as_they_come(good: dict[tuple[int, int], bytes]) -> None:
     heads = [key for key in good if key[0] == PART_TEXT_HEAD]
     text = load_begin(good, TERMS_WORDS)

@@ -353,6 +353,7 @@ typedef struct text_query {
     uint32_t *scored, n_scored; /* terms of clauses that are neither phrases nor excluded */
     int exponent;               /* a score is an integer times 2^-exponent */
     bool has_phrases, has_mask;
+    bool is_damaged; /* an entry of a dictionary is malformed */
     struct arena_block *arena;
 } text_query;
 fvdb_status query_open(text_query *q, const fvdb_text *t, const fvdb_text_query *query, fvdb_diag *diag);

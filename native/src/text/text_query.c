@@ -79,14 +79,27 @@ static uint32_t find_term(const text_query *q, uint32_t from, bool of_phrase, co
     return TEXT_NONE;
 }
 
+/* Whether a cursor that was to find a term, or all with a prefix, met a malformed entry in a block that has them.  Where an
+ * index loads, a block after those may not have come, and its zeros are no entries. */
+static bool is_damaged(const term_cursor *c, const uint8_t *term, uint32_t size, bool is_prefix) {
+    if (!c->is_bad) return false;
+    uint32_t first_size;
+    const uint8_t *first = block_first_term(c->s, c->number / TEXT_BLOCK_TERMS, &first_size);
+    if (compare_bytes(first, first_size, term, size) <= 0) return true;
+    return is_prefix && first_size >= size && (size == 0 || memcmp(first, term, size) == 0);
+}
+
 /* A term's place in every segment, and the number of its rows. */
-static void look_up(const text_query *q, query_term *term) {
+static void look_up(text_query *q, query_term *term) {
     term_cursor c;
     term->df = 0;
     for (uint32_t i = 0; i < q->state->n; i++) {
         const text_segment *s = q->state->segments[i];
         term->infos[i] = (term_info){0};
-        if (!terms_seek(&c, s, term->bytes, term->size)) continue;
+        if (!terms_seek(&c, s, term->bytes, term->size)) {
+            q->is_damaged = q->is_damaged || is_damaged(&c, term->bytes, term->size, false);
+            continue;
+        }
         if (compare_bytes(c.term, c.size, term->bytes, term->size)) continue;
         term->infos[i] = c.info;
         term->df += (int64_t)c.info.n - c.info.left;
@@ -158,6 +171,8 @@ static bool expand(text_query *q, const uint8_t *prefix, uint32_t size, expansio
         for (uint32_t i = last; i > at; i--) out[i] = out[i - 1];
         out[at] = e;
     }
+    for (uint32_t i = 0; i < segments && had; i++)
+        q->is_damaged = q->is_damaged || is_damaged(&cursors[i], prefix, size, true);
     mem_free(cursors);
     mem_free(has);
     return had;
@@ -276,6 +291,7 @@ static fvdb_status open_query(text_query *q, const fvdb_text_query *query, fvdb_
     q->clauses = query_alloc(q, query->n_clauses, sizeof *q->clauses);
     if (!q->terms || !q->clauses) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < query->n_clauses; i++) TRY(add_clause(q, query, &query->clauses[i], diag));
+    if (q->is_damaged) return FAIL(diag, FVDB_ERR_FORMAT, "an entry of the dictionary is malformed");
     weigh(q);
     for (uint32_t i = 0; i < q->n_terms; i++)
         if (!fill_table(q, &q->terms[i])) return FAIL_MEMORY(diag);

@@ -189,8 +189,10 @@ static bool read_entry(term_cursor *c) {
     const uint64_t positions_at = (uint64_t)info->positions_at + info->positions_size;
     if (!suffix || !c->r.ok || shared > c->size || shared + more > FVDB_TEXT_TERM_BYTES_MAX || shared + more == 0)
         return false;
-    if (n > s->n_docs || postings_at + postings > s->streams[TEXT_POSTINGS].size) return false;
-    if (positions > UINT32_MAX || positions_at + positions > s->streams[TEXT_POSITIONS].size) return false;
+    /* Compared with what is left: a sum with a number of 64 bits may wrap. */
+    const uint32_t postings_end = s->streams[TEXT_POSTINGS].size, positions_end = s->streams[TEXT_POSITIONS].size;
+    if (n > s->n_docs || postings_at > postings_end || postings > postings_end - postings_at) return false;
+    if (positions_at > positions_end || positions > positions_end - positions_at) return false;
     memcpy(c->term + shared, suffix, (size_t)more);
     c->size = (uint32_t)(shared + more);
     *info = (term_info){.n = (uint32_t)n,
