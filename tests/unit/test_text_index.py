@@ -608,7 +608,9 @@ def damaged(parts: dict[tuple[int, int], bytes], rng: random.Random) -> dict[tup
             case 1:
                 raw[at] = rng.randrange(256)
             case _:
-                raw[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f"))[: len(raw) - at]
+                numbers = (b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\xff" * 9 + b"\1")
+                number = rng.choice(numbers)[: len(raw) - at]
+                raw[at : at + len(number)] = number
         out[key] = bytes(raw)
     return out
 
@@ -716,6 +718,95 @@ def test_a_size_that_wraps_is_refused_before_all_has_come(
             function()
     assert text.missing(TextQuery([TextClause([TextTerm("alpha")])])), "a term before the damage is found"
     text.close()
+
+
+def long_postings(skip_field: int, value: int) -> NativeText:
+    """One word in 1,000 rows, so eight blocks; a field of every skip is another. All parts are here, unchecked."""
+    text = NativeText()
+    change(text, Model(TERMS_WORDS), {slot: ["b b b b b"] for slot in range(1_000)})
+    parts = parts_of(text, 65_536)
+    text.close()
+    raw = bytearray(parts[PART_TEXT_POSTINGS, 0])
+    for block in range(8):
+        at = block * 20 + skip_field
+        raw[at : at + 4] = value.to_bytes(4, "little")
+    parts[PART_TEXT_POSTINGS, 0] = bytes(raw)
+    text = load_begin(parts, TERMS_WORDS, 65_536)
+    for key, data in sorted(parts.items()):
+        text.load_part(*key, data)
+    return text
+
+
+@pytest.mark.parametrize("value", [0, 1, 3, 2**32 - 1])
+def test_a_highest_frequency_that_is_wrong_is_no_place_in_a_table(value: int) -> None:
+    text = long_postings(16, value)
+    hits = text.search(TextQuery([TextClause([TextTerm("b")])]), 10)
+    assert hits.slots.tolist() == list(range(10))
+    with pytest.raises(IntegrityError, match="frequency"):
+        text.load_end()
+    text.close()
+
+
+@pytest.mark.parametrize(
+    "clause", [TextClause([TextTerm("b"), TextTerm("b", offset=1)], PHRASE), TextClause([TextTerm("b")])]
+)
+@pytest.mark.parametrize("value", [0, 10, 127, 600, 2**32 - 1])
+def test_blocks_that_overlap_are_left_out(value: int, clause: TextClause) -> None:
+    """Documents of a list that go down would be written before the window that adds them up."""
+    text, slots = long_postings(0, value), np.arange(1_000, dtype=np.uint32)
+    for k in (10, 1_000):
+        found = text.search(TextQuery([clause]), k).slots.tolist()
+        assert len(found) == len(set(found)) <= 128, "at most the one block whose last document is the one named"
+    assert np.count_nonzero(text.score_slots(TextQuery([clause]), slots)) <= 128
+    with pytest.raises(IntegrityError):
+        text.load_end()
+    text.close()
+
+
+def test_words_whose_rows_all_left_weigh_nothing() -> None:
+    text, model = NativeText(), Model(TERMS_WORDS)
+    change(text, model, {slot: ["alpha"] for slot in range(2_000)})
+    change(text, model, {2_000: ["zed yod xi"]})
+    change(text, model, {}, [2_000])
+    alpha = text.search(TextQuery([TextClause([TextTerm("alpha")])]), 10)
+    more = text.search(TextQuery([TextClause([TextTerm(word)]) for word in ("alpha", "zed", "yod", "xi")]), 10)
+    assert more.slots.tolist() == alpha.slots.tolist()
+    assert more.scores.tolist() == alpha.scores.tolist()
+    text.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_parts_that_come_one_by_one_do_no_harm(seed: int) -> None:
+    """Queries of a loading index fetch what they need, and search before anybody has checked the parts as a whole."""
+    rng, words_ = random.Random(SEED + 200 + seed), [f"w{i}" for i in range(60)]
+    text, model = NativeText(), Model(TERMS_WORDS)
+    for start, end in ((0, 1_500), (1_500, 1_600)):
+        change(text, model, {slot: [" ".join(rng.choices(words_, k=6))] for slot in range(start, end)})
+    good = parts_of(text, 65_536)
+    text.close()
+    queries = [
+        TextQuery([TextClause([TextTerm("w1"), TextTerm("w5")])]),
+        TextQuery([TextClause([TextTerm("w1"), TextTerm("w2", offset=1)], PHRASE)]),
+        TextQuery([TextClause([TextTerm("w")], PREFIX)]),
+        TextQuery([TextClause([TextTerm("w1")], REQUIRED), TextClause([TextTerm("w2")], EXCLUDED)]),
+    ]
+    slots = np.arange(1_600, dtype=np.uint32)
+    for _ in range(60):
+        parts = damaged(good, rng)
+        text = load_begin(parts, TERMS_WORDS, 65_536)
+        with suppress(IntegrityError):
+            for key, data in sorted(parts.items()):
+                if key[0] == PART_TEXT_HEAD:
+                    text.load_part(*key, data)
+            for query in queries:
+                while missing := text.missing(query):
+                    for part in missing:
+                        text.load_part(part.kind, part.number, parts[part.kind, part.number])
+                text.search(query, 10)
+                scores = text.score_slots(query, slots)
+                assert np.isfinite(scores).all()
+                assert (scores >= 0).all()
+        text.close()
 
 
 def test_parts_are_checked_as_they_come(good: dict[tuple[int, int], bytes]) -> None:

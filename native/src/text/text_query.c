@@ -251,7 +251,8 @@ double text_power(int exponent) {
 }
 
 /* The sum of all weights below 2^SCORE_BITS, whatever order the caller gave: the largest first would need a sort, so the
- * terms are summed in the order of the query, and the exponent leaves room for rounding. */
+ * terms are summed in the order of the query, and the exponent leaves room for rounding.  A term whose rows all left is in no
+ * sum, so it gets no factor: its own weight may be far above that of the others. */
 static void weigh(text_query *q) {
     double sum = 0;
     for (uint32_t i = 0; i < q->n_terms; i++) {
@@ -262,7 +263,8 @@ static void weigh(text_query *q) {
     memcpy(&bits, &sum, sizeof bits);
     q->exponent = sum > 0 ? SCORE_BITS - 1 - ((int)(bits >> 52) - 1022) : 0;
     const double scale = text_power(q->exponent);
-    for (uint32_t i = 0; i < q->n_terms; i++) q->terms[i].factor = (float)(q->terms[i].weight * scale);
+    for (uint32_t i = 0; i < q->n_terms; i++)
+        q->terms[i].factor = q->terms[i].df > 0 ? (float)(q->terms[i].weight * scale) : 0;
 }
 
 /* A table of scores pays where a term is in more rows than it has entries. */

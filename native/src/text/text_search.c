@@ -57,10 +57,11 @@ static inline uint32_t score_of(const text_query *q, const query_term *term, uin
     return score_long(q, term, freq, length);
 }
 
-/* The highest score that a block can give. */
+/* The highest score that a block can give.  The last class is of frequencies from SKIP_CLASSES on, so a lower highest one, which
+ * only damage gives, is none to look up. */
 static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
     const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + 12;
-    const uint32_t most = (uint32_t)load_le(skip + SKIP_CLASSES, 4);
+    const uint32_t most = max_u32((uint32_t)load_le(skip + SKIP_CLASSES, 4), SKIP_CLASSES);
     uint32_t bound = 0;
     for (uint32_t i = 0; i < SKIP_CLASSES; i++)
         if (skip[i]) bound = max_u32(bound, score_of(q, l->term, i + 1 < SKIP_CLASSES ? i + 1 : most, skip[i]));
@@ -186,7 +187,7 @@ static bool filter_starts(phrase_term *p, uint32_t doc, bool is_first, byte_buff
     }
     postings_freqs(c);
     for (; p->positions_of < p->l.at; p->positions_of++)
-        for (uint32_t i = 0; i < c->freqs[p->positions_of]; i++) read_varint(&p->positions);
+        for (uint32_t i = 0; i < c->freqs[p->positions_of] && p->positions.ok; i++) read_varint(&p->positions);
     assert(c->docs[p->l.at] == doc);
     (void)doc;
     int64_t position = 0, *kept = (int64_t *)(void *)starts->bytes;

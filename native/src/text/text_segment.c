@@ -382,6 +382,8 @@ static bool load_docs(posting_cursor *c, uint32_t block) {
     const uint32_t first = block ? skip_field(c, block - 1, 0) + 1 : 0;
     if (first > c->s->n_docs || n == 0) return false;
     if (!add_steps(c->docs, n, first, width, c->s->n_docs)) return false;
+    /* Documents ascend from block to block only where the table of skips tells the truth. */
+    if (c->n_blocks > 1 && c->docs[n - 1] != skip_field(c, block, 0)) return false;
     c->count = n;
     return true;
 }
