@@ -12,7 +12,6 @@ replaces it by a whole index.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import count, islice, repeat
 from typing import Any, Final, get_args
 
@@ -360,15 +359,25 @@ class LazyIndex:
         nearest = [slot for one in gathered.candidates for _, _, slot in one.hits or ()]
         return self._lacking(self._pages_of(np.array(nearest, dtype=np.uint32)), gathered)
 
-    def _find_candidates(self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered) -> None:
-        where = request.where
-        allow = self._rows.hidden().allow
-        if where is not None:
-            allow = self._filters.read(where, lambda matches: matches.allow)
+    def _find_candidates(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered,
+        asked: Sequence[TermsQuery] = (),
+    ) -> None:
+        """The likeliest rows of those that the filter and, where a search has text, its signed clauses take."""
+        allow = self._allowed(request)
         most = candidates_for(request.k, request.ef_search, request.recall_target)
-        for query in queries:
-            likely = self._native.candidates(query, most, allow)
-            gathered.candidates.append(Candidates(allow, likely, self._parts_of(likely)))
+        for place, query in enumerate(queries):
+            taken = self._hybrid.allowed(asked[place], allow) if asked else allow
+            likely = self._native.candidates(query, most, taken)
+            gathered.candidates.append(Candidates(taken, likely, self._parts_of(likely)))
+
+    def _allowed(self, request: SearchRequest) -> npt.NDArray[np.uint64] | None:
+        if request.where is not None:
+            return self._filters.read(request.where, lambda matches: matches.allow)
+        return self._rows.hidden().allow
 
     def _find_candidates_of_groups(
         self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
@@ -625,7 +634,8 @@ def _missing_of_text(
     """The parts that a search with text lacks. Words and vectors are fetched side by side.
 
     The vector's side fetches no more than a search without text: its candidates are the best of all rows of the
-    parts that such a search fetches.
+    parts that such a search fetches. Required and excluded clauses say which rows may be candidates, so with such
+    clauses the words come first.
     """
     by_vector = len(queries) > 0 and queries.shape[1] > 0
     if by_vector:
@@ -638,9 +648,10 @@ def _missing_of_text(
             if lacking is not _NOTHING:
                 return lacking
         asked = [index._hybrid.terms(request, place) for place in range(len(queries))]
-        if by_vector and queries.shape[1] == index._native.dim and not gathered.candidates:
-            index._find_candidates(queries, request, gathered)
         wanted = [key for terms in asked for key in index._rows.texts.missing(terms)]
+        waits = wanted and any(terms.required is not None or terms.excluded is not None for terms in asked)
+        if by_vector and queries.shape[1] == index._native.dim and not gathered.candidates and not waits:
+            index._find_candidates(queries, request, gathered, asked)
         near = [key for one in gathered.candidates for key in (*one.parts, *index._pages_of(one.slots))]
         lacking = index._lacking([*wanted, *near], gathered)
         if lacking is not _NOTHING:
@@ -667,14 +678,12 @@ def _answer(
     place: int,
     gathered: Gathered,
 ) -> TextAnswer:
-    allow = index._rows.hidden().allow
-    if request.where is not None:
-        allow = index._filters.read(request.where, lambda matches: matches.allow)
-    allow, near = index._hybrid.allowed(terms, allow), None
+    one = gathered.candidates[place] if gathered.candidates else None
+    allow = one.allow if one else index._hybrid.allowed(terms, index._allowed(request))
+    near = None
     if len(query):
         rows: list[tuple[float, bytes, int]] = []
-        if gathered.candidates:
-            one = replace(gathered.candidates[place], allow=allow)
+        if one:
             rows = index._nearest(query, request._replace(k=depth_of(request.k)), one, gathered)
         distances = [distance for distance, _, _ in rows]
         slots = np.array([slot for _, _, slot in rows], dtype=np.uint32)

@@ -440,6 +440,32 @@ def test_words_are_found_before_a_version_is_downloaded(tmp_path: Path) -> None:
             assert row.metadata == both[0].metadata
 
 
+def test_signed_clauses_choose_the_candidates_of_a_version_in_a_store(tmp_path: Path) -> None:
+    """The nearest rows of all have none of the text that is asked for, so they are no candidates."""
+    rng = np.random.default_rng(11)
+    middles = rng.standard_normal((60, DIM)) * 1.5
+    vectors = (middles[rng.integers(0, 60, ROWS)] + rng.standard_normal((ROWS, DIM))).astype(np.float32)
+    query = np.ones(DIM)
+    far = set(np.argsort(vectors @ query / np.linalg.norm(vectors, axis=1))[:12].tolist())
+    rows = [{"text": "final" if n in far else "draft blue"} for n in range(ROWS)]
+    asked = ["-draft", "-draft zzz", "+final", "final -draft", "+final -blue"]
+    with patch.object(load_module, "_LAZY_BYTES_MIN", 0):
+        with opened(tmp_path.as_uri(), text_fields="text") as session:
+            session.add_batch([f"row-{n:05}" for n in range(ROWS)], vectors, rows)
+            session.save_to_s5()
+            expected = [session.search(query, 10, text=text, exact=True) for text in asked]
+        with opened(tmp_path.as_uri()) as session:
+            session.load_user_vectors(become_whole=False)
+            for text, whole in zip(asked, expected, strict=True):
+                found = session.search(query, 10, text=text)
+                assert found.plan == "lazy + words"
+                assert len(found) == 10, text
+                assert found.ids == whole.ids, text
+                assert [hit.vector_rank for hit in found] == [hit.vector_rank for hit in whole], text
+            batch = session.search_batch(np.ones((len(asked), DIM)), 10, text=asked)
+            assert [one.ids for one in batch] == [one.ids for one in expected]
+
+
 def test_equal_histories_have_equal_versions() -> None:
     cids = set()
     for threads in (1, 3):
