@@ -763,6 +763,17 @@ def test_blocks_that_overlap_are_left_out(value: int, clause: TextClause) -> Non
     text.close()
 
 
+@pytest.mark.parametrize("at", [40, 48])
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63)])
+def test_sums_of_heads_stay_in_range(good: dict[tuple[int, int], bytes], at: int, number: int) -> None:
+    head = bytearray(good[PART_TEXT_HEAD, 0])
+    head[at : at + 8] = number.to_bytes(8, "little", signed=True)
+    text = load_begin(good, TERMS_WORDS)
+    with pytest.raises(IntegrityError, match="out of range"):
+        text.load_part(PART_TEXT_HEAD, 0, bytes(head))
+    text.close()
+
+
 def test_words_whose_rows_all_left_weigh_nothing() -> None:
     text, model = NativeText(), Model(TERMS_WORDS)
     change(text, model, {slot: ["alpha"] for slot in range(2_000)})

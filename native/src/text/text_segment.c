@@ -16,6 +16,8 @@
     } while (0)
 
 #define TEXT_VERSION 1u
+/* So that sums over FVDB_TEXT_SEGMENTS_MAX segments stay in range. */
+#define TEXT_WORDS_MAX (INT64_C(1) << 58)
 
 /* ---- head ---- */
 
@@ -44,6 +46,9 @@ static fvdb_status read_head(text_segment *s, fvdb_diag *diag) {
     s->is_dense = dense;
     REQUIRE(s->n_docs <= FVDB_ROWS_MAX && s->n_left <= FVDB_ROWS_MAX && s->n_rows <= s->n_docs,
             "the head of words has too many rows");
+    REQUIRE(s->rows >= -(int64_t)FVDB_ROWS_MAX && s->rows <= (int64_t)FVDB_ROWS_MAX && s->words >= -TEXT_WORDS_MAX &&
+                s->words <= TEXT_WORDS_MAX,
+            "the rows or words of a segment are out of range");
     REQUIRE(s->n_blocks == (s->n_terms + (uint64_t)TEXT_BLOCK_TERMS - 1) / TEXT_BLOCK_TERMS,
             "the head of words has another number of blocks");
     s->lengths = read_bytes(&r, (size_t)s->n_docs * s->length_width);
