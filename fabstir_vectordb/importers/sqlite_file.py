@@ -1,7 +1,9 @@
 """SQLite files of other programs, opened so that neither their schema nor their values can do anything.
 
 The file is opened read-only with ``trusted_schema=OFF``, and an authorizer allows reads alone. Values have a largest
-size. Virtual tables, views and triggers are never touched: only plain tables are read, and their names are checked.
+size. Virtual tables, views and triggers are never touched: only plain tables are read, whose columns are all stored.
+
+A rollback journal is never played: it may name a super-journal by an absolute path, and SQLite deletes that file.
 """
 
 from __future__ import annotations
@@ -23,35 +25,43 @@ __all__ = ["SqliteFile"]
 _VALUE_BYTES_MAX: Final = 64 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\- ]{1,200}")
 _MAGIC: Final = b"SQLite format 3\x00"
-_ALLOWED: Final = (sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT)
+#: SQLite keeps every declaration in this form. A comment between the words could hide ``VIRTUAL``.
+_PLAIN: Final = re.compile(r"\s*CREATE\s+TABLE\b", re.IGNORECASE)
+_SCHEMA: Final = frozenset({"sqlite_master", "sqlite_schema"})
 
 
 class SqliteFile:
     """A SQLite database of another program; a context manager.
 
-    A database that its program left with a journal or a write-ahead log is copied first, as reading it would change it.
+    A database that its program left with a write-ahead log is copied first, as reading it makes a file beside it. The
+    log holds pages alone, and no names of files.
 
     Raises:
         NotFoundError: there is no such file.
-        IntegrityError: it is no SQLite database.
+        IntegrityError: it is no SQLite database, or was left in the middle of a change, with a journal.
     """
 
     def __init__(self, path: Path) -> None:
         regular_size(path)
         self._path = path
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        beside = [suffix for suffix in ("-wal", "-journal") if self._is_filled(path, suffix)]
+        self._readable: frozenset[str] = _SCHEMA
         try:
             with path.open("rb") as stream:
                 if stream.read(len(_MAGIC)) != _MAGIC:
                     raise IntegrityError(f"{path} is no SQLite database", details={"path": str(path)})
-            if beside:
+            if self._is_filled(path, "-journal"):
+                raise IntegrityError(
+                    f"{path} was left in the middle of a change, with a journal: open it once with its own program, "
+                    "then import it",
+                    details={"path": str(path)},
+                )
+            if self._is_filled(path, "-wal"):
                 self._folder = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
                 target = Path(self._folder.name) / "copy.sqlite"
                 shutil.copyfile(path, target)
-                for suffix in beside:
-                    shutil.copyfile(path.with_name(path.name + suffix), target.with_name(target.name + suffix))
-                uri = f"{target.as_uri()}?mode=rw"
+                shutil.copyfile(path.with_name(path.name + "-wal"), target.with_name(target.name + "-wal"))
+                uri = f"{target.as_uri()}?mode=ro"
             else:
                 # Without locks and without files beside it. Another program must not write meanwhile.
                 uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
@@ -66,8 +76,9 @@ class SqliteFile:
             self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", "query_only=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.set_authorizer(_authorize)
             self.tables = self._tables()
+            self._readable = _SCHEMA | self._stored()
+            self._connection.set_authorizer(self._authorize)
         except sqlite3.Error as error:
             self.close()
             raise self._fail(error) from None
@@ -85,22 +96,38 @@ class SqliteFile:
         rows = self._connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
         return {name: sql or "" for name, sql in rows if isinstance(name, str)}
 
+    def _stored(self) -> frozenset[str]:
+        """The plain tables without generated or hidden columns, which would run functions when they are read."""
+        query = "SELECT count(*) FROM pragma_table_xinfo(?) WHERE hidden <> 0"
+        plain = [table for table in self.tables if self.has(table)]
+        return frozenset(table for table in plain if self._connection.execute(query, (table,)).fetchone() == (0,))
+
+    def _authorize(self, action: int, table: str | None, *_: object) -> int:
+        """Allows a query to read from tables with stored columns. SQLite asks before a query begins."""
+        is_read = action == sqlite3.SQLITE_READ and table in self._readable
+        return sqlite3.SQLITE_OK if is_read or action == sqlite3.SQLITE_SELECT else sqlite3.SQLITE_DENY
+
     def _fail(self, error: sqlite3.Error) -> IntegrityError:
         return IntegrityError(f"{self._path} could not be read: {error}", details={"path": str(self._path)})
 
     def has(self, table: str) -> bool:
         """Whether there is a plain table of a name; a virtual table is none."""
-        return table in self.tables and not re.match(r"\s*CREATE\s+VIRTUAL\b", self.tables[table], re.IGNORECASE)
+        return table in self.tables and _PLAIN.match(self.tables[table]) is not None
 
     def need(self, *tables: str) -> None:
         """Checks that there are tables.
 
         Raises:
-            IntegrityError: one is missing, or is no plain table.
+            IntegrityError: one is missing, is no plain table, or has a column that is computed.
         """
         for table in tables:
             if not self.has(table):
                 raise IntegrityError(f"{self._path} has no table {table!r}", details={"path": str(self._path)})
+            if table not in self._readable:
+                raise IntegrityError(
+                    f"{self._path}: table {table!r} has a generated or hidden column, which no store of its kind has",
+                    details={"path": str(self._path)},
+                )
 
     def quoted(self, table: str) -> str:
         """The name of a plain table in a query.
@@ -146,7 +173,3 @@ class SqliteFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _authorize(action: int, *_: object) -> int:
-    return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY

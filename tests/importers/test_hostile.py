@@ -330,18 +330,31 @@ def test_a_database_can_only_be_read(tmp_path: Path) -> None:
 
 
 def test_values_of_a_schema_run_nothing(tmp_path: Path) -> None:
-    """A generated column, a view and a trigger that call functions."""
+    """Generated columns and a view that call functions, and a virtual table whose declaration hides that it is one."""
     path = database(
         tmp_path / "d.db",
         "CREATE TABLE t(a, b AS (zeroblob(a)) VIRTUAL)",
-        "INSERT INTO t(a) VALUES (900000000)",
+        "CREATE TABLE s(a, b AS (a + 1) STORED)",
+        "CREATE TABLE plain(a)",
+        "INSERT INTO t(a) VALUES (60000000)",
+        "INSERT INTO plain VALUES (5)",
         "CREATE VIEW points AS SELECT randomblob(100000000) AS point",
+        "CREATE TABLE hidden(a)",
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET sql = 'CREATE/**/VIRTUAL TABLE hidden USING fts5(a)', rootpage = 0"
+        " WHERE name = 'hidden'",
     )
     with SqliteFile(path) as file, bounded():
-        with pytest.raises(IntegrityError):
-            list(file.rows("SELECT b FROM t"))
-        with pytest.raises(IntegrityError, match="no table 'points'"):
-            file.need("points")
+        for query in ("SELECT b FROM t", "SELECT a FROM t", "SELECT count(*) FROM t", "SELECT b FROM s"):
+            with pytest.raises(IntegrityError, match=r"prohibited|not authorized"):
+                list(file.rows(query))
+        for name in ("t", "s"):
+            with pytest.raises(IntegrityError, match="generated or hidden column"):
+                file.need(name)
+        for name in ("points", "hidden"):
+            with pytest.raises(IntegrityError, match="no table"):
+                file.need(name)
+        assert list(file.rows("SELECT a FROM plain")) == [(5,)]
 
 
 def test_a_write_ahead_log_is_read_and_left_alone(tmp_path: Path) -> None:
@@ -362,8 +375,9 @@ def test_a_write_ahead_log_is_read_and_left_alone(tmp_path: Path) -> None:
     assert {entry.name: entry.read_bytes() for entry in copied.iterdir()} == before
 
 
-def test_a_journal_is_rolled_back_in_a_copy(tmp_path: Path) -> None:
-    """What a program that ended in the middle of a transaction leaves: half of it is in the database."""
+@pytest.mark.parametrize("log", [False, True])
+def test_a_journal_is_refused_and_the_file_that_it_names_stays(tmp_path: Path, log: bool) -> None:
+    """A program that ended within a transaction leaves one. SQLite would delete the super-journal that it names."""
     path = database(tmp_path / "d.db", "CREATE TABLE t(a)", "INSERT INTO t VALUES (1)")
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("PRAGMA cache_size=1")
@@ -375,10 +389,19 @@ def test_a_journal_is_rolled_back_in_a_copy(tmp_path: Path) -> None:
         shutil.copy(entry, copied / entry.name)
     writer.execute("ROLLBACK")
     writer.close()
-    assert (copied / "d.db-journal").stat().st_size
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"of the user")
+    name = os.fsencode(victim)
+    numbers = struct.pack(">ii", len(name), sum(struct.unpack(f"{len(name)}b", name)))
+    with (copied / "d.db-journal").open("ab") as journal:
+        journal.write(struct.pack(">I", 0x40000000 // 4096 + 1) + name + numbers + bytes.fromhex("d9d505f920a163d7"))
+    if log:
+        (copied / "d.db-wal").write_bytes(b"x" * 64)
     before = {entry.name: entry.read_bytes() for entry in copied.iterdir()}
-    with SqliteFile(copied / "d.db") as file:
-        assert list(file.rows("SELECT a FROM t")) == [(1,)]
+    with pytest.raises(IntegrityError, match="open it once with its own program"):
+        SqliteFile(copied / "d.db")
+    assert tried("sqlite-vec", copied / "d.db", {}) == "IntegrityError"
+    assert victim.read_bytes() == b"of the user"
     assert {entry.name: entry.read_bytes() for entry in copied.iterdir()} == before
 
 
