@@ -341,8 +341,11 @@ class _Storable:
 
     def _key(self, key: Any) -> str:
         if not isinstance(key, str):
+            # By the exact type: the text of a tuple that holds itself many times has no end.
+            if key is not None and type(key) not in (int, float, bool, bytes):
+                raise ValueError(f"metadata has a {type(key).__name__} as a key")
             self._notes.say("keys in metadata that are no text came as text")
-            key = str(key) if isinstance(key, (int, float, bool)) or key is None else repr(key)[:200]
+            key = repr(key[:200])[:200] if isinstance(key, bytes) else str(self._int(key) if type(key) is int else key)
         return str(self.value(key, 1))
 
     def _other(self, value: Any, depth: int) -> Any:

@@ -21,6 +21,10 @@ __all__ = ["Inert", "read_pickle"]
 #: Most lists, dicts, sets and tuples: an empty set takes one byte of the pickle and 216 of memory.
 _CONTAINERS_MAX: Final = 250_000
 _LONG_BYTES_MAX: Final = 1_024
+#: What may be a key of a dict or an item of a set, by its exact type. A tuple hashes all that is in it: nested deeply,
+#: it ends the process, and one that holds itself often takes time without end. Longer integers can share one hash.
+_KEY_TYPES: Final = frozenset({str, bytes, float, bool, type(None)})
+_KEY_INTEGERS: Final = (-(2**63), 2**64)
 #: Most values that a pickle remembers, and most that wait on the stack: each takes one byte of the pickle.
 _MEMO_MAX: Final = 4_000_000
 _STACK_MAX: Final = 20_000_000
@@ -192,10 +196,19 @@ def _append(machine: _Machine, items: list[Any]) -> None:
     machine.top(list).extend(items)
 
 
+def _hashed(value: Any) -> Any:
+    """A value that may be hashed: quickly, and not to the hash of as many others as somebody likes."""
+    kind = type(value)
+    if kind in _KEY_TYPES or (kind is int and _KEY_INTEGERS[0] <= value < _KEY_INTEGERS[1]):
+        return value
+    what = "an integer of more than 64 bits" if kind is int else f"a {kind.__name__}"
+    raise _RefusedError(f"{what} as a key or in a set")
+
+
 def _set_items(machine: _Machine, items: list[Any]) -> None:
     if len(items) % 2:
         raise _RefusedError("a key without a value")
-    machine.top(dict).update(zip(items[::2], items[1::2], strict=True))
+    machine.top(dict).update(zip(map(_hashed, items[::2]), items[1::2], strict=True))
 
 
 def _stack_global(machine: _Machine) -> None:
@@ -223,7 +236,7 @@ def _memoize(machine: _Machine, at: int) -> None:
 
 def _extend_set(machine: _Machine) -> None:
     items = machine.marked()
-    machine.top(set).update(items)
+    machine.top(set).update(map(_hashed, items))
 
 
 def _text(form: str) -> Callable[[_Machine], None]:

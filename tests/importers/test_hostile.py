@@ -240,6 +240,31 @@ def test_pickles_cannot_remember_or_stack_without_end(monkeypatch: pytest.Monkey
             read_pickle(b"\x80\x04(N" + item * 2_000 + b"t.", "it")
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_keys_that_take_a_stack_or_time_without_end_are_refused(protocol: int) -> None:
+    """Deep tuples end the process when they are hashed, shared ones take 2^n steps, long integers share a hash."""
+    for key in (b")" + b"\x85" * 240_000, b"]", b"}"):
+        for pickled in (b"\x80\x04}" + key + b"Ns.", b"\x80\x04}(" + key + b"Nu.", b"\x80\x04\x8f(" + key + b"\x90."):
+            with pytest.raises(IntegrityError, match="as a key or in a set"):
+                read_pickle(pickled, "it")
+    shared: Any = ("x",)
+    for _ in range(60):
+        shared = (shared, shared)
+    body = pickle.dumps(shared, protocol)[2:-1]
+    with pytest.raises(IntegrityError, match="a tuple as a key"):
+        read_pickle(b"\x80\x04}" + body + b"Ns.", "it")
+    assert storable({("x",): 1}, Notes()) == Unstorable("metadata has a tuple as a key")
+    for wrong in ({2**64: 1}, {-(2**63) - 1: 1}, {(2**61 - 1) * 2**70: 1}):
+        with pytest.raises(IntegrityError, match="an integer of more than 64 bits"):
+            read_pickle(pickle.dumps(wrong, protocol), "it")
+    right = {"a": 1, b"b": 2, 1.5: 3, True: 4, None: 5, 2**64 - 1: 6, -(2**63): 7}
+    right = {key: value for key, value in right.items() if protocol > 2 or not isinstance(key, bytes)}
+    assert read_pickle(pickle.dumps(right, protocol), "it") == right
+    if protocol == 4:
+        assert read_pickle(pickle.dumps({"a", 1, None}, protocol), "it") == {"a", 1, None}
+    assert storable({1: 1, None: 2, b"k": 3}, Notes()) == {"1": 1, "None": 2, "b'k'": 3}
+
+
 def test_json_cannot_take_more_memory_than_it_should() -> None:
     with bounded(16 << 20), pytest.raises(IntegrityError, match="more than 2,000,000 lists and objects"):
         parse_json(b'{"a": [' + b"{}," * 2_100_000 + b"1]}", "it")
