@@ -42,7 +42,7 @@ class OpenAICompatibleEmbedder:
         model: the model's name at the endpoint.
         dimension: numbers of a vector; None asks the endpoint when it is first needed.
         name: the name of the model for an index; None for `model`. It should be the same for the same model elsewhere.
-        api_key: sent as a bearer token; never in a repr, log or error.
+        api_key: sent as a bearer token, without white space around it; never in a repr, log or error.
         batch_size: most texts of one request.
         timeout_s: most seconds for a connection, or for a pause within an answer.
         max_retries: how often a request is repeated after a timeout, a rate limit or an overload.
@@ -67,7 +67,7 @@ class OpenAICompatibleEmbedder:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        key = api_key if api_key is None or isinstance(api_key, SeedPhrase) else SeedPhrase(api_key)
+        token = None if api_key is None else _token(api_key)
         del api_key
         if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
             raise InvalidConfigError(f"base_url must begin with http:// or https://, got {shown(base_url)}")
@@ -80,8 +80,8 @@ class OpenAICompatibleEmbedder:
         self.name = name or model
         self.batch_size = batch_size
         self._client = httpx.Client(base_url=base_url.rstrip("/") + "/", timeout=timeout_s, transport=transport)
-        if key is not None:
-            self._client.headers["Authorization"] = f"Bearer {key.reveal()}"
+        if token is not None:
+            self._client.headers["Authorization"] = f"Bearer {token.reveal()}"
 
     def __repr__(self) -> str:
         return f"<OpenAICompatibleEmbedder {self._model!r} at {self._endpoint}>"
@@ -126,7 +126,7 @@ class OpenAICompatibleEmbedder:
     def _ask(self, texts: Sequence[str]) -> Vectors:
         body = {"model": self._model, "input": list(texts), "encoding_format": "float"}
         for attempt in range(self._retries + 1):
-            last = attempt == self._retries
+            last, refused = attempt == self._retries, None
             pause = min(_PAUSE_S * 2**attempt, _PAUSE_MAX_S)
             try:
                 with self._client.stream("POST", "embeddings", json=body) as response:
@@ -135,10 +135,15 @@ class OpenAICompatibleEmbedder:
                     if last or response.status_code not in _RETRIED:
                         raise self._refused(response)
                     pause = _retry_after(response) or pause
+            except httpx.LocalProtocolError:
+                # Its text has the header that was refused, which may be the key. So the error has no cause, either.
+                refused = self._failed("could not be asked: the request is no valid HTTP (LocalProtocolError)")
             except httpx.TransportError as error:
                 if last:
                     what = "does not answer in time" if isinstance(error, httpx.TimeoutException) else "is out of reach"
                     raise self._failed(f"{what} ({type(error).__name__}: {error})", retryable=True) from error
+            if refused is not None:
+                raise refused
             self._sleep(pause)
         raise AssertionError
 
@@ -188,6 +193,20 @@ class OpenAICompatibleEmbedder:
             details={"embedder": self.name, "endpoint": self._endpoint, **details},
             retryable=retryable,
         )
+
+
+def _token(given: SeedPhrase | str) -> SeedPhrase:
+    """A key as a header can hold it, without the line end that a file of it has."""
+    if not isinstance(given, (SeedPhrase, str)):
+        del given
+        raise InvalidConfigError("api_key must be a string")
+    text = (given.reveal() if isinstance(given, SeedPhrase) else given).strip()
+    is_sound = bool(text) and text.isascii() and text.isprintable()
+    key = SeedPhrase(text)
+    del given, text  # tracebacks with local variables must not show it
+    if not is_sound:
+        raise InvalidConfigError("api_key must have visible ASCII characters alone, and at least one")
+    return key
 
 
 def _retry_after(response: httpx.Response) -> float | None:

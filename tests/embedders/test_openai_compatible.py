@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fabstir_vectordb import InvalidConfigError
+from fabstir_vectordb import InvalidConfigError, SeedPhrase
 from fabstir_vectordb.embedders import EmbeddingError, embed
 from fabstir_vectordb.embedders.openai_compatible import OpenAICompatibleEmbedder
 
@@ -159,3 +160,46 @@ def test_settings_are_checked_and_the_key_is_not_shown() -> None:
             OpenAICompatibleEmbedder(**{"base_url": "http://127.0.0.1/v1", "model": "m", **wrong})
     with OpenAICompatibleEmbedder("http://me:secret@127.0.0.1/v1", "m", api_key=KEY) as embedder:
         assert KEY not in repr(embedder) + repr(vars(embedder)) and "secret" not in repr(embedder)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", " \n", "{key}\n{key}", "{key}\0", "a\r\nX-Other: {key}", "{key}\x7f", "{key}é", 5]
+)
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(wrong: Any) -> None:
+    key = wrong.format(key=KEY) if isinstance(wrong, str) else wrong
+    for given in (key, SeedPhrase(key)) if isinstance(key, str) else (key,):
+        with pytest.raises(InvalidConfigError, match="api_key") as caught:
+            OpenAICompatibleEmbedder("http://127.0.0.1/v1", "m", api_key=given)
+        assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_white_space_around_a_key_is_not_sent() -> None:
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["Authorization"])
+        return right(request)
+
+    for given in (f" {KEY}\n", SeedPhrase(f"{KEY}\r\n")):
+        transport = httpx.MockTransport(answer)
+        with OpenAICompatibleEmbedder("http://127.0.0.1/v1", "m", api_key=given, transport=transport) as embedder:
+            embed(embedder, ["a"])
+    assert len(sent) >= 2 and set(sent) == {f"Bearer {KEY}"}
+
+
+def test_a_request_that_is_refused_before_it_is_sent_does_not_show_its_headers() -> None:
+    tries = 0
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        nonlocal tries
+        tries += 1
+        raise httpx.LocalProtocolError(f"Illegal header value {request.headers['Authorization']!r}")
+
+    transport = httpx.MockTransport(refuse)
+    with (
+        OpenAICompatibleEmbedder("http://127.0.0.1/v1", "m", api_key=KEY, transport=transport) as embedder,
+        pytest.raises(EmbeddingError, match="LocalProtocolError") as caught,
+    ):
+        embedder(["a"])
+    assert KEY not in "".join(traceback.format_exception(caught.value)) and not caught.value.retryable
+    assert caught.value.__cause__ is None and caught.value.__context__ is None and tries == 1
