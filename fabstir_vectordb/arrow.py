@@ -252,8 +252,8 @@ def _rows_of(batch: Any, plan: _Plan, first: int) -> TableBatch:
         _ids(columns[plan.id], first),
         _vectors(columns[plan.vector], plan.vector, first),
         _metadata([(field, columns[field.column]) for field in plan.fields], batch.num_rows, first),
-        None if plan.timestamp is None else _times(columns[plan.timestamp], plan.timestamp),
-        None if plan.expires_at is None else _times(columns[plan.expires_at], plan.expires_at),
+        None if plan.timestamp is None else _times(columns[plan.timestamp], plan.timestamp, first),
+        None if plan.expires_at is None else _times(columns[plan.expires_at], plan.expires_at, first),
     )
 
 
@@ -312,11 +312,29 @@ def _matrix(column: Any, name: str, first: int) -> Any:
     return numbers.to_numpy(zero_copy_only=False).reshape(len(column), dim)
 
 
-def _times(column: Any, name: str) -> Any:
+def _microseconds(column: Any, name: str, first: int) -> Any:
+    """Timestamps in microseconds: finer ones are cut off. Arrow would let coarser ones run over into another time."""
+    import pyarrow
+    from pyarrow import compute
+
+    factor = {"s": 1_000_000, "ms": 1_000}.get(column.type.unit)
+    if factor is not None:
+        most, counts = _INT64_MAX // factor, column.cast(pyarrow.int64())
+        over = compute.or_(compute.greater(counts, most), compute.less(counts, -most))
+        rows = np.flatnonzero(over.fill_null(False).to_numpy(zero_copy_only=False))
+        if len(rows):
+            row = first + int(rows[0])
+            raise InvalidInputError(
+                f"column {name!r}: row {row} has a time that microseconds since 1970 cannot hold", details={"row": row}
+            )
+    return column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+
+
+def _times(column: Any, name: str, first: int) -> Any:
     import pyarrow
 
     if pyarrow.types.is_timestamp(column.type):
-        column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+        column = _microseconds(column, name, first)
         if column.null_count == 0:
             return column.cast(pyarrow.timestamp("us")).to_numpy(zero_copy_only=False)
         return [_utc(value) for value in _python(column, f"column {name!r}")]
@@ -370,7 +388,7 @@ def _values(field: _Field, column: Any, first: int) -> list[Any]:
 
     types = pyarrow.types
     if types.is_timestamp(column.type):
-        column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+        column = _microseconds(column, field.column, first)
         return [_utc(value) for value in _python(column, f"column {field.column!r}")]
     if types.is_decimal(column.type):
         column = column.cast(pyarrow.float64(), safe=False)

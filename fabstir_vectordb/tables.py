@@ -115,8 +115,43 @@ def _ipc(arrow: Any, source: Any, path: Path | None) -> Any:
         else:
             numbers = range(file.num_record_batches)
             return _checked(arrow, file.schema, (file.get_batch(number) for number in numbers))
+    else:
+        opened = _Counted(source)
     stream = arrow.ipc.open_stream(opened)
-    return _checked(arrow, stream.schema, stream)
+    return _checked(arrow, stream.schema, _whole(stream, opened))
+
+
+class _Counted(RawIOBase):
+    """An open file that may be a pipe, whose position is the number of bytes that were read."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self._at = source, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes of the file."""
+        raw = self._source.read(size)
+        self._at += len(raw)
+        return raw
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self._at
+
+
+def _whole(stream: Any, opened: Any) -> Iterator[Any]:
+    """The batches of a stream of Arrow, which must end in its marker; pyarrow takes the end of a file for one."""
+    while True:
+        before = opened.tell()
+        batch = next(stream, None)
+        if batch is None:
+            if opened.tell() == before:
+                raise InvalidInputError("the stream of Arrow has no end marker: it was cut off")
+            return
+        yield batch
 
 
 def _checked(arrow: Any, schema: Any, batches: Iterable[Any]) -> Any:

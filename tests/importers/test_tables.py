@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import sys
 import tracemalloc
@@ -181,6 +182,20 @@ def test_what_cannot_be_a_row_is_refused_by_name(session: sync.VectorDBSession) 
     refused(session, pa.table({**two, "vector": pa.array([[1.0, math.nan]] * 2)}), "holds NaN")
 
 
+@pytest.mark.parametrize("column", ["timestamp", "expires_at", "seen"])
+@pytest.mark.parametrize("unit", ["s", "ms"])
+@pytest.mark.parametrize("zone", [None, "Europe/Paris"])
+def test_a_time_that_runs_over_names_its_row(
+    session: sync.VectorDBSession, column: str, unit: str, zone: str | None
+) -> None:
+    most = (2**63 - 1) // {"s": 10**6, "ms": 10**3}[unit]
+    for wrong in (most + 1, -most - 1, -(2**63)):
+        for second in (5, None):
+            times = pa.array([1, second, wrong], pa.timestamp(unit, zone))
+            table = pa.table({"id": ["a", "b", "c"], "vector": listed(vectors_of(3)), column: times})
+            assert refused(session, table, f"column '{column}': row 2 has a time") == {"row": 2}
+
+
 def test_a_stream_that_fails_is_a_typed_error(session: sync.VectorDBSession) -> None:
     batch = pa.record_batch({"id": ["a"], "vector": listed(vectors_of(1))})
 
@@ -337,6 +352,40 @@ def test_damaged_files_are_typed_errors(session: sync.VectorDBSession, tmp_path:
         write_table(session, tmp_path / "rows.csv")
     with pytest.raises(FileNotFoundError):
         open_table(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_stream_that_was_cut_between_batches_is_refused(
+    session: sync.VectorDBSession, tmp_path: Path, is_open: bool
+) -> None:
+    """Also where the bytes before the cut look like the marker, and where no batch is left."""
+    numbers = pa.array([-1, 0], pa.int32())
+    batch = pa.record_batch({"id": ["a", "b"], "vector": listed(vectors_of(2)), "n": numbers})
+    for batches, dictionary in ((2, False), (1, True), (0, False), (0, True)):
+        first = batch
+        if dictionary:
+            first = batch.append_column("word", pa.array(["x", "y"]).dictionary_encode())
+        out = io.BytesIO()
+        with pa.ipc.new_stream(out, first.schema) as writer:
+            for _ in range(batches):
+                writer.write_batch(first)
+        raw = out.getvalue()
+        assert raw.endswith(b"\xff\xff\xff\xff\0\0\0\0")
+
+        def read(content: bytes) -> int:
+            path = tmp_path / "t.arrow"
+            path.write_bytes(content)
+            if is_open:
+                with path.open("rb") as source:
+                    return sum(part.num_rows for part in open_table(source, format="arrow"))
+            return sum(part.num_rows for part in open_table(path))
+
+        assert read(raw) == read(raw + b"more") == 2 * batches
+        with pytest.raises((InvalidInputError, pa.ArrowInvalid), match="no end marker"):
+            read(raw[:-8])
+    (tmp_path / "t.arrow").write_bytes(raw[:-8])
+    with pytest.raises(InvalidInputError, match="no end marker"):
+        add_table(session, tmp_path / "t.arrow")
 
 
 def test_rows_that_change_while_they_are_written_are_a_conflict(session: sync.VectorDBSession, tmp_path: Path) -> None:
