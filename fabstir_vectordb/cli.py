@@ -49,7 +49,6 @@ from fabstir_vectordb.cli_support import (
     portal_token,
     reading,
     say,
-    writing,
 )
 from fabstir_vectordb.demo.story import tell
 from fabstir_vectordb.display import json_text
@@ -62,6 +61,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 from fabstir_vectordb.extras import install_command
+from fabstir_vectordb.output_file import writing
 from fabstir_vectordb.plot import check_picture
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version

@@ -33,10 +33,10 @@ from fabstir_vectordb.cli_support import (
     reading,
     rows_bar,
     say,
-    writing,
 )
 from fabstir_vectordb.display import json_ready
 from fabstir_vectordb.errors import InvalidInputError, VectorDBError
+from fabstir_vectordb.output_file import writing
 from fabstir_vectordb.sync import VectorDBSession
 from fabstir_vectordb.tables import open_table, write_rows
 from fabstir_vectordb.types import Row

@@ -11,7 +11,6 @@ import getpass
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -41,7 +40,6 @@ __all__ = [
     "reading",
     "rows_bar",
     "say",
-    "writing",
 ]
 
 #: The argument that stands for stdin or stdout.
@@ -145,46 +143,6 @@ def array_of(path: Path) -> npt.NDArray[Any]:
         return np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         raise InvalidInputError(f"{path} is not a .npy file of numbers: {error}") from None
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """Opens a new file that replaces the target if the block succeeds; after an exception the target is unchanged.
-
-    Raises:
-        OSError: the new file cannot be created; the error names the target. The block is not entered.
-    """
-    real = Path(os.path.realpath(target))
-    if real.exists() and not real.is_file():  # a device or a pipe cannot be replaced, so write to it directly
-        yield target
-        return
-    try:
-        handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.stem}-", suffix=real.suffix)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    os.close(handle)
-    fresh = Path(name)
-    try:
-        yield fresh
-        fresh.chmod(real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask())
-        with fresh.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(fresh, real)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(real.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class OutputError(Exception):

@@ -26,6 +26,7 @@ from fabstir_vectordb.arrow import (
     stream_of,
 )
 from fabstir_vectordb.errors import InvalidInputError, VectorDBError
+from fabstir_vectordb.output_file import writing
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.sync import VectorDBSession as BlockingSession
 from fabstir_vectordb.types import AddResult, Row
@@ -316,11 +317,11 @@ async def _to_pandas(session: VectorDBSession, filter: Mapping[str, Any] | None)
 def write_table(session: BlockingSession, target: str | Path, *, filter: Mapping[str, Any] | None = None) -> int:
     """Writes all rows, or those that match a filter, to a Parquet or Arrow file.
 
-    The rows are read twice, first for the types of the columns; a few thousand are in memory at a time. The file is
-    written in place: a reader meets a part of it until the call returns.
+    The rows are read twice, first for the types of the columns; a few thousand are in memory at a time. They go to a
+    file beside the target, which replaces it at the end; after an error the target is as it was.
 
     Args:
-        session: whose rows.
+        session: whose rows; a session of `fabstir_vectordb.sync`.
         target: the file; its suffix ``.parquet``, ``.arrow`` or ``.feather`` sets the format.
         filter: as in SearchOptions; None for all rows.
 
@@ -329,16 +330,19 @@ def write_table(session: BlockingSession, target: str | Path, *, filter: Mapping
 
     Raises:
         InvalidConfigError: pyarrow is not installed.
-        InvalidInputError: the suffix is another one, or the filter is not understood.
+        InvalidInputError: the session is an asynchronous one, the suffix is another one, or the filter is not
+            understood.
         ConflictError: the rows changed meanwhile.
         OSError: the file cannot be written.
         MemoryBudgetExceededError, SessionError: as `scan`.
     """
+    if isinstance(session, VectorDBSession):
+        raise InvalidInputError("write_table takes a session of fabstir_vectordb.sync, got an asynchronous one")
     path = Path(target)
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise InvalidInputError(f"a table must end in {', '.join(TABLE_SUFFIXES)}, got {path.name!r}")
     load_pyarrow()
-    with path.open("wb") as out:
+    with writing(path) as fresh, fresh.open("wb") as out:
         return write_rows(
             lambda: session.scan(filter), out, "parquet" if path.suffix.lower() == ".parquet" else "arrow"
         )

@@ -388,6 +388,41 @@ def test_a_stream_that_was_cut_between_batches_is_refused(
         add_table(session, tmp_path / "t.arrow")
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_is_written_whole_or_the_file_stays(
+    session: sync.VectorDBSession, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.add_batch(["a", "b"], vectors_of(2), [{"n": 1}, {"n": 2}])
+    target = tmp_path / f"rows{suffix}"
+    target.write_bytes(b"of the user")
+    target.chmod(0o640)
+
+    def fails(*_: Any) -> Any:
+        assert target.read_bytes() == b"of the user"
+        raise MemoryError
+
+    with pytest.raises(InvalidInputError):
+        write_table(session, target, filter={"n": {"$no": 1}})
+    for verb in ("see", "batch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(arrow_module.TableWriter, verb, fails)
+            with pytest.raises(MemoryError):
+                write_table(session, target)
+
+    async def refuse() -> None:
+        async with await VectorDBSession.create(s5_portal="memory:", user_seed_phrase="x", session_id="t") as other:
+            with pytest.raises(InvalidInputError, match="asynchronous"):
+                write_table(other, target)  # type: ignore[arg-type]
+
+    asyncio.run(refuse())
+    assert target.read_bytes() == b"of the user"
+    assert [entry.name for entry in tmp_path.iterdir()] == [target.name]
+    assert write_table(session, target) == 2
+    assert to_arrow(session).num_rows == open_table(target).read_all().num_rows == 2
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [entry.name for entry in tmp_path.iterdir()] == [target.name]
+
+
 def test_rows_that_change_while_they_are_written_are_a_conflict(session: sync.VectorDBSession, tmp_path: Path) -> None:
     session.add_batch(["a"], vectors_of(1), [{"n": 1}])
     for changed in ({"m": 1}, {"n": "text"}, [1]):
