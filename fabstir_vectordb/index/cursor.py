@@ -236,17 +236,7 @@ class Cursors:
 
     def _by_insertion(self, slots: Slots) -> Slots:
         """Live slots in the order of insertion."""
-        core = self._rows.core
-        times = core.get_timestamps(slots)
-        order = np.argsort(times, kind="stable")
-        slots, times = slots[order], times[order]
-        equal = np.flatnonzero(times[1:] == times[:-1])
-        if len(equal):
-            tied = np.union1d(equal, equal + 1)
-            ids = core.get_ids(slots[tied])
-            by_id = sorted(range(len(tied)), key=lambda place: (times[tied[place]], ids[place].encode()))
-            slots[tied] = slots[tied[by_id]]
-        return slots
+        return slots[self._rows.order(slots, self._rows.core.get_timestamps(slots))]
 
     # ---- in the order of distances
 
@@ -333,15 +323,8 @@ class Cursors:
             )
             found[first : first + K_MAX] = hits.slots[0, : len(some)]
             distances[first : first + K_MAX] = hits.distances[0, : len(some)]
-        order = np.argsort(distances)
-        found, distances = found[order], distances[order]
-        equal = np.flatnonzero(distances[1:] == distances[:-1])
-        if len(equal):
-            tied = np.union1d(equal, equal + 1)
-            ids = native.get_ids(found[tied])
-            by_id = sorted(range(len(tied)), key=lambda place: (distances[tied[place]], ids[place]))
-            found[tied] = found[tied[by_id]]
-        return found, distances
+        order = self._rows.order(found, distances)
+        return found[order], distances[order]
 
     def stream_page(
         self,

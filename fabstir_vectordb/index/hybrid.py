@@ -209,14 +209,7 @@ class Hybrid:
             ranks = np.arange(1, len(order) + 1)
             return Ranking(words.slots, words.values / (1.0 + words.values), words.values, ranks, None, None)
         fused, after = fuse_all(asked.fusion, asked.alpha, Side(near[0], -near[1]), words)
-        places = np.lexsort((-after, -fused.scores))
-        keys = np.stack([fused.scores[places], after[places]])
-        tied = np.flatnonzero((keys[:, 1:] == keys[:, :-1]).all(axis=0))
-        if len(tied):
-            some = np.union1d(tied, tied + 1)
-            ids = dict(zip(some.tolist(), rows.core.get_ids(fused.slots[places[some]]), strict=True))
-            by_id = sorted(ids, key=lambda at: (-keys[0, at], -keys[1, at], ids[at]))
-            places[some] = places[by_id]
+        places = rows.order(fused.slots, -fused.scores, -after)
         found = fused.slots[places]
         text_scores = np.zeros(rows.counts.rows)
         text_scores[words.slots] = words.values

@@ -206,6 +206,18 @@ class Rows:
         """Which slots have no vector."""
         return self.core.are_vectorless(slots) if self.counts.vectorless else np.zeros(len(slots), dtype=np.bool_)
 
+    def order(self, slots: Slots, *keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+        """The places of slots by ascending keys, the first one first; equal ones by id."""
+        places = np.lexsort(keys[::-1])
+        equal = np.logical_and.reduce([key[places[1:]] == key[places[:-1]] for key in keys])
+        firsts = np.flatnonzero(equal)
+        if len(firsts):
+            tied, groups = np.union1d(firsts, firsts + 1), np.cumsum(np.append(True, ~equal))
+            # Of str and UTF-8 the order is the same.
+            by_id = zip(groups[tied].tolist(), self.core.get_ids(slots[places[tied]]), range(len(tied)), strict=True)
+            places[tied] = places[tied[[at for _, _, at in sorted(by_id)]]]
+        return places
+
     def slots_with_vector(self) -> Slots:
         """The live rows that have a vector, expired ones included."""
         slots = self.core.live_slots(0, self.counts.live)
