@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fabstir_vectordb._native.handle import K_MAX
+from fabstir_vectordb.diversity import candidates_for
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.params import GROUPED_HITS_MAX, Rerank, SearchRequest
 from fabstir_vectordb.runtime import Runtime
@@ -16,14 +17,10 @@ from fabstir_vectordb.types import RerankedResult, SearchGroup, SearchResults
 
 __all__ = ["check_blocking", "reranked", "widened"]
 
-#: Candidates of k hits where `rerank_k` is not given: 4 k, and at least k + 32, as with `mmr`.
-_CANDIDATES_TIMES = 4
-_CANDIDATES_MORE = 32
-
 
 def widened(request: SearchRequest) -> SearchRequest:
     """The search for the candidates of a search with `rerank`."""
-    k = request.rerank_k or max(_CANDIDATES_TIMES * request.k, request.k + _CANDIDATES_MORE)
+    k = request.rerank_k or candidates_for(request.k)
     most = K_MAX if request.group_by is None else max(GROUPED_HITS_MAX // request.group_size, request.k)
     return request._replace(k=min(k, K_MAX, most), rerank=None, rerank_k=0)
 
