@@ -25,7 +25,7 @@ TESTS = [
 ]
 
 # Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
-SANITIZE = ["-O1", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O2", "-g", "-UNDEBUG", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
 # The sanitiser makes kernels many times slower. test_kernels runs those that have it, all other programs fast ones.
 FAST_KERNELS = ["-O2", "-g", "-fno-sanitize=all"]
 # No test comes near it, not on a machine that is many times slower or busier.

@@ -128,7 +128,7 @@ static void test_threads_do_not_change_the_index(void) {
     test_rows t = make_rows(N, DIM, "row", 0, 5);
     take_vectors(&t, DIM, 4);
     uint64_t want[2] = {0, 0};
-    for (uint32_t threads = 1; threads <= 8; threads *= 2) {
+    for (uint32_t threads = 1; threads <= 9; threads += 4) {
         for (uint32_t memory = 0; memory < 2; memory++) {
             fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, memory, threads);
             CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
