@@ -1,0 +1,1 @@
+"""An agent's memory: ``notes`` is what a memory holds, ``memory`` the memory itself, which knows no protocol."""
