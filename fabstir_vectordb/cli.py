@@ -34,6 +34,7 @@ import platformdirs
 from tqdm import tqdm
 
 from fabstir_vectordb.cli_import import export, import_
+from fabstir_vectordb.cli_mcp import mcp
 from fabstir_vectordb.cli_migrate import migrate
 from fabstir_vectordb.cli_support import (
     INPUT,
@@ -228,6 +229,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 cli.add_command(import_)
 cli.add_command(export)
 cli.add_command(migrate)
+cli.add_command(mcp)
 
 
 @cli.command()

@@ -40,6 +40,7 @@ __all__ = [
     "reading",
     "rows_bar",
     "say",
+    "session_settings",
 ]
 
 #: The argument that stands for stdin or stdout.
@@ -57,7 +58,7 @@ class Settings(NamedTuple):
     debug: bool
 
 
-def _phrase(settings: Settings) -> str:
+def _phrase(settings: Settings, ask: bool) -> str:
     if settings.phrase_file is not None:
         try:
             with reading(settings.phrase_file) as stream:
@@ -66,16 +67,16 @@ def _phrase(settings: Settings) -> str:
             # Not chained: the UnicodeDecodeError would show bytes of the file.
             raise InvalidConfigError(f"{file_name(settings.phrase_file)} is not UTF-8 text") from None
     given = os.environ.get("FABSTIR_SEED_PHRASE", "").strip()
-    return given or _ask("Seed phrase: ")
+    return given or _ask("Seed phrase: ", ask)
 
 
-def _ask(text: str) -> str:
+def _ask(text: str, may_ask: bool) -> str:
     """Prompts on the terminal, even if stdin and stdout are redirected; the typed text is not shown.
 
     Raises:
-        InvalidConfigError: there is no terminal, or the prompt got no answer.
+        InvalidConfigError: there is no terminal, it may not be used, or the prompt got no answer.
     """
-    if not _has_terminal():
+    if not may_ask or not _has_terminal():
         raise InvalidConfigError(
             "the seed phrase is missing: set FABSTIR_SEED_PHRASE, or give --phrase-file FILE (- is stdin)"
         )
@@ -103,9 +104,23 @@ def portal_token() -> str | None:
 
 def open_session(settings: Settings, **fields: Any) -> VectorDBSession:
     """A session with the options of the command line."""
-    return VectorDBSession.create(
+    return VectorDBSession.create(**session_settings(settings, **fields))
+
+
+def session_settings(settings: Settings, *, ask: bool = True, **fields: Any) -> dict[str, Any]:
+    """The settings of a session that the options of the command line make.
+
+    Args:
+        settings: the options.
+        ask: whether a missing phrase is asked for on the terminal.
+        **fields: further settings.
+
+    Raises:
+        InvalidConfigError: there is no phrase.
+    """
+    return dict(
         s5_portal=settings.store,
-        user_seed_phrase=_phrase(settings),
+        user_seed_phrase=_phrase(settings, ask),
         session_id="cli",
         index_name=settings.index_name,
         memory_budget_mb=settings.memory_budget_mb,

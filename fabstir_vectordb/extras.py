@@ -22,6 +22,7 @@ EXTRAS: Final = {
     "haystack": ("haystack-ai>=3.0",),
     "langchain": ("langchain-core>=1.0",),
     "llama-index": ("llama-index-core>=0.14",),
+    "mcp": ("mcp>=2",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
     "sentence-transformers": ("sentence-transformers>=5",),

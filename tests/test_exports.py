@@ -26,7 +26,7 @@ def imported(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        if not name.startswith("fabstir_vectordb.integrations."):
+        if not name.startswith(("fabstir_vectordb.integrations.", "fabstir_vectordb.mcp_server.")):
             raise
         pytest.skip(str(error))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -25,6 +27,8 @@ from fabstir_vectordb.mcp_server.notes import (
     TAG_CHARS_MAX,
     TAGS_MAX,
 )
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mcp.md"
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
@@ -289,3 +293,10 @@ async def test_a_memory_keeps_its_language(uri: str) -> None:
         assert await texts(memory, "sky") == ["clear skies"]
     with pytest.raises(InvalidConfigError, match="german"):
         await opened(uri, language="german")
+
+
+async def test_the_example_of_the_documentation_runs() -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("print(asyncio.run(main()))", ""), "mcp.md", "exec"), names)
+    assert await names["main"]() == ["Ada prefers tea, never coffee."]
