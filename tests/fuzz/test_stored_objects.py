@@ -17,7 +17,7 @@ from fabstir_vectordb import VectorDBError, VectorDBSession
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "session"))
 from saving import Objects, add_rows, content, session_on
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 ROWS = 40
 
@@ -102,7 +102,6 @@ async def test_a_whole_store_is_read_without_refusal(tmp_path: Path, encrypt: bo
 
 
 @pytest.mark.parametrize("encrypt", [True, False])
-@pytest.mark.one_loop
 async def test_damaged_objects(tmp_path: Path, encrypt: bool) -> None:
     await _campaign(tmp_path, encrypt, 10, f"{encrypt}")
 

@@ -19,7 +19,7 @@ from saving import START_US, Objects, add_rows, content, session_on
 
 from fabstir_vectordb import ConflictError, VectorDBSession
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 DRAFT = Path(__file__).with_name("draft-0")
 EXPECTED = json.loads((DRAFT / "expected.json").read_text())
 

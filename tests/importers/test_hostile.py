@@ -88,7 +88,7 @@ def test_damaged_stores_end_in_rows_or_a_typed_error(
     assert tried(format, copy, options) == "rows"
     files = sorted(path for path in copy.rglob("*") if path.is_file()) if copy.is_dir() else [copy]
     ends = set()
-    tries = (48 if format == "fabstir-node" else 80) // len(files)
+    tries = (24 if format == "fabstir-node" else 40) // len(files)
     for path in files:
         raw = path.read_bytes()
         with bounded():
@@ -243,7 +243,7 @@ def test_pickles_cannot_remember_or_stack_without_end(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_keys_that_take_a_stack_or_time_without_end_are_refused(protocol: int) -> None:
     """Deep tuples end the process when they are hashed, shared ones take 2^n steps, long integers share a hash."""
-    for key in (b")" + b"\x85" * 240_000, b"]", b"}"):
+    for key in (b")" + b"\x85" * 120_000, b"]", b"}"):
         for pickled in (b"\x80\x04}" + key + b"Ns.", b"\x80\x04}(" + key + b"Nu.", b"\x80\x04\x8f(" + key + b"\x90."):
             with pytest.raises(IntegrityError, match="as a key or in a set"):
                 read_pickle(pickled, "it")

@@ -19,7 +19,7 @@ from fabstir_vectordb import (
     VectorInput,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def reference(base: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
@@ -33,7 +33,6 @@ def reference(base: np.ndarray, query: np.ndarray, metric: str) -> np.ndarray:
 @pytest.mark.parametrize("count", [300, 3000])
 @pytest.mark.parametrize("memory", ["default", "compact"])
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
-@pytest.mark.one_loop
 async def test_hits_are_the_nearest_rows_with_exact_distances(metric: str, memory: str, count: int) -> None:
     base, queries = rows(count, 24), rows(20, 24, seed=5)
     async with await session_on("memory:", metric=metric, memory=memory, threads=2) as session:
@@ -113,7 +112,6 @@ async def test_search_batch_gives_what_search_gives() -> None:
 
 @pytest.mark.parametrize("memory", ["default", "compact"])
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
-@pytest.mark.one_loop
 async def test_an_exact_search_finds_every_one_of_the_nearest(metric: str, memory: str) -> None:
     base, queries = rows(3000, 24), rows(20, 24, seed=5)
     async with await session_on("memory:", metric=metric, memory=memory, threads=2) as session:

@@ -213,7 +213,7 @@ async def test_a_cancelled_scope_waits_for_the_thread(name: str, monkeypatch: py
 async def test_cancelled_after_any_number_of_turns_it_is_whole_or_leaves_no_trace(operation: Operation) -> None:
     allowed = await _outcomes(operation)
     ended = 0
-    for count in range(0, 120, 6):
+    for count in range(0, 120, 10):
         async with _saved_and_changed() as session:
 
             async def run(session: VectorDBSession = session) -> None:

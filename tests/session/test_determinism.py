@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from saving import Objects, add_rows, session_on
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 KERNELS = ("avx512", "avx2", "neon", "scalar")
 UNUSABLE = "FVDB_KERNELS"

@@ -15,7 +15,7 @@ from saving import Objects, rows, session_on
 from fabstir_vectordb import ConflictError, InvalidInputError, Maintainer, NotFoundError, VectorDBSession, VectorInput
 from fabstir_vectordb.persist.parts import split_name
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 class Clock:
@@ -68,7 +68,6 @@ def alive(now: float, count: int = 2_000) -> set[str]:
     return {str(row) for row in range(count) if row % 10 == 0 or 1_000.0 + row > now}
 
 
-@pytest.mark.one_loop
 async def test_rows_are_gone_from_their_moment_on(clock: Clock) -> None:
     async with await filled(clock) as session:
         for now in (1_000.0, 1_001.0, 1_001.5, 1_700.0, 5_000.0, 1_300.25, 0.0):
@@ -81,7 +80,6 @@ async def test_rows_are_gone_from_their_moment_on(clock: Clock) -> None:
         assert never is not None and never.expires_at is None
 
 
-@pytest.mark.one_loop
 async def test_the_next_change_deletes_what_has_expired(clock: Clock) -> None:
     async with await filled(clock) as session:
         clock.now = 1_500.5
@@ -129,7 +127,6 @@ async def test_replacing_a_row_replaces_its_expiry(clock: Clock) -> None:
         assert await session.get(["9"]) == [None]
 
 
-@pytest.mark.one_loop
 async def test_saves_keep_expiries_and_change_nothing(clock: Clock, tmp_path: Any) -> None:
     uri = tmp_path.as_uri()
     async with await filled(clock, uri, chunk_size=72) as session:

@@ -10,7 +10,7 @@ from saving import PHRASE, session_on
 
 from fabstir_vectordb import ConflictError, InvalidConfigError, InvalidInputError, VectorDBSession, VectorInput, sync
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 NOW, WEEK = 1_700_000_000.0, 604_800.0
 FIELDS: dict[str, Any] = {
@@ -29,7 +29,6 @@ async def content(session: VectorDBSession) -> dict[str, Any]:
     }
 
 
-@pytest.mark.one_loop
 async def test_the_parts_of_a_session_make_another_like_it() -> None:
     async with await session_on("memory:", clock=lambda: NOW) as session:
         times = [NOW - (2 * WEEK if row < 900 else row) for row in range(3_000)]

@@ -20,7 +20,7 @@ from fabstir_vectordb import (
     VectorDBSession,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 GOOD: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "s"}
 HUGE = 10**5000
 BASE = rows(8, 4)

@@ -13,7 +13,7 @@ from saving import session_on
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError, RecallReport, SessionError, sync
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 NOW = 1_700_000_000.0
 
@@ -31,7 +31,6 @@ async def measured(count: int, *, old: int = 0, **options: int) -> RecallReport:
         return await session.recall(50, **options)
 
 
-@pytest.mark.one_loop
 async def test_more_candidates_find_more_of_the_truth() -> None:
     report = await measured(3_000)
     assert (report.k, report.sample, report.rows) == (10, 50, 3_000)
@@ -47,7 +46,6 @@ async def test_more_candidates_find_more_of_the_truth() -> None:
         assert 0 < point.queries_per_s <= 2e6 / point.p50_us  # half of the searches took at least the median
 
 
-@pytest.mark.one_loop
 async def test_the_default_is_what_the_session_aims_at() -> None:
     async with await session_on("memory:recall-target", recall_target=0.95) as session:
         await session.add_batch([str(row) for row in range(3_000)], rows_of(3_000))
@@ -60,7 +58,6 @@ async def test_the_default_is_what_the_session_aims_at() -> None:
         assert (certain.exact, certain.ef_search, certain.recall) == (True, None, 1.0)
 
 
-@pytest.mark.one_loop
 async def test_lists_have_a_line_of_their_own() -> None:
     report = await measured(3_000, old=1_500)
     assert any(point.ef_search for point in report.points)
@@ -110,7 +107,6 @@ async def test_bad_arguments_and_cancellation() -> None:
         await session.recall()
 
 
-@pytest.mark.one_loop
 async def test_the_picture_shows_every_point(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` brings matplotlib")
     report = await measured(2_000, old=1_000)

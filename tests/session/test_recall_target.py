@@ -24,7 +24,7 @@ from fabstir_vectordb import (
 from fabstir_vectordb._native.handle import NativeCancelled
 from fabstir_vectordb.calibration import Asked, Calibration, calibrate
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 COUNT = 2500
 """Enough for a graph, whose calibration then takes milliseconds."""
@@ -84,7 +84,6 @@ async def table(session: VectorDBSession) -> dict[tuple[int, float], int | None]
 # ---- what it becomes
 
 
-@pytest.mark.one_loop
 async def test_a_target_takes_the_candidates_that_were_measured() -> None:
     base, queries = rows(12_000, 12), rows(5, 12, seed=4)
     async with await session_on("memory:", threads=2) as session:
@@ -106,7 +105,6 @@ async def test_a_target_takes_the_candidates_that_were_measured() -> None:
                 assert hits.plan == want.plan == many.plan == ("flat" if ef is None else "graph")
 
 
-@pytest.mark.one_loop
 async def test_all_of_the_nearest_are_found_by_a_scan() -> None:
     async with await session_on("memory:") as session:
         await add_rows(session, COUNT)
@@ -114,7 +112,6 @@ async def test_all_of_the_nearest_are_found_by_a_scan() -> None:
         assert (await session.search(rows(1)[0], 3, threshold=None, recall_target=1)).plan == "flat"
 
 
-@pytest.mark.one_loop
 async def test_a_call_wins_over_the_sessions_target(measured: Measured) -> None:
     query = rows(1, seed=3)[0]
     async with await session_on("memory:", recall_target=1.0) as session:
@@ -169,7 +166,6 @@ def test_the_twin_takes_targets_too() -> None:
 # ---- when rows are measured
 
 
-@pytest.mark.one_loop
 async def test_rows_are_measured_where_there_is_a_graph_and_again_when_half_as_many_came(measured: Measured) -> None:
     async with await session_on("memory:", threads=2) as session:
         await add_rows(session, 200)
@@ -190,7 +186,6 @@ async def test_rows_are_measured_where_there_is_a_graph_and_again_when_half_as_m
         assert len(measured.live) == 3
 
 
-@pytest.mark.one_loop
 async def test_rows_are_measured_again_when_a_vacuum_leaves_less_than_half(measured: Measured) -> None:
     async with await session_on("memory:", threads=2) as session:
         await add_rows(session, 3000)
@@ -307,7 +302,6 @@ async def test_an_add_cancelled_while_it_measures_has_added_its_rows(measured: M
 
 
 @pytest.mark.parametrize("failure", [IndexStateError("no memory"), MemoryError(), NativeCancelled()])
-@pytest.mark.one_loop
 async def test_an_add_that_cannot_measure_has_added_its_rows(failure: Exception, measured: Measured) -> None:
     async with await session_on("memory:") as session:
         measured.fails = failure
@@ -323,7 +317,6 @@ async def test_an_add_that_cannot_measure_has_added_its_rows(failure: Exception,
         assert measured.live[-1] == COUNT + 1
 
 
-@pytest.mark.one_loop
 async def test_a_version_is_the_same_whether_rows_were_measured_or_not(measured: Measured) -> None:
     cids = set()
     for failure in (None, NativeCancelled()):

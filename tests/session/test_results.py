@@ -13,7 +13,7 @@ from saving import rows, session_on
 
 from fabstir_vectordb import SearchResult, sync
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 COUNT = 1_500
 METADATA: list[Any] = [None if i % 3 == 0 else {"n": i, "text": "ß" * (i % 50)} for i in range(COUNT)]
@@ -25,7 +25,6 @@ def as_values(hits: Any) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 @pytest.mark.parametrize("k", [1, 128, 129, 1_600])
-@pytest.mark.one_loop
 async def test_one_search_gives_what_a_batch_gives(metric: str, k: int) -> None:
     async with await session_on("memory:", metric=metric) as session:
         await session.add_batch([f"{i} 漢" for i in range(COUNT)], rows(COUNT, 8), METADATA)

@@ -30,7 +30,7 @@ from fabstir_vectordb.index.aging import TOMBSTONES_MIN
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.sync import VectorDBSession as SyncSession
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 BASE = np.random.default_rng(20_261_126).standard_normal((40, 4)).astype(np.float32)
 IDS = [f"r{row}" for row in range(40)]
@@ -148,7 +148,6 @@ def test_the_synchronous_twin_has_the_same_verbs() -> None:
 # ---- tombstones
 
 
-@pytest.mark.one_loop
 async def test_upserts_of_the_same_rows_never_pile_up_tombstones() -> None:
     rows = np.random.default_rng(1).standard_normal((500, 16)).astype(np.float32)
     ids = [f"r{row}" for row in range(500)]
@@ -161,7 +160,6 @@ async def test_upserts_of_the_same_rows_never_pile_up_tombstones() -> None:
         assert np.array_equal((await session.get(["r7"]))[0].vector, rows[7] + 11)
 
 
-@pytest.mark.one_loop
 async def test_tier_threads_and_budget_do_not_decide_when_tombstones_go(tmp_path: Path) -> None:
     rows = np.random.default_rng(2).standard_normal((600, 16)).astype(np.float32)
     ids = [f"r{row}" for row in range(600)]

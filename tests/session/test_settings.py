@@ -48,7 +48,7 @@ from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.params import LoadFields, SearchFields
 from fabstir_vectordb.s5.phrase import parse_phrase, secret_to_entropy
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 GOOD: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "s"}
 
 
@@ -370,7 +370,6 @@ async def test_named_memory_is_shared_until_it_is_forgotten() -> None:
     [("metric", "cosine", "l2"), ("M", 16, 8), ("ef_construction", 200, 100), ("chunk_size", 64, 128)],
 )
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.one_loop
 async def test_a_setting_that_contradicts_the_stored_index_is_an_error_that_names_both(
     name: str, stored: Any, asked: Any, lazy: bool
 ) -> None:

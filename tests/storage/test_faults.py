@@ -243,7 +243,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fabstir_vectordb.storage.retry._pause", lambda state: 0.0)
 
 
-@pytest.mark.parametrize(("backend", "seeds"), [("asyncio", range(5)), ("trio", range(5, 10))], ids=["asyncio", "trio"])
+@pytest.mark.parametrize(("backend", "seeds"), [("asyncio", range(3)), ("trio", range(3, 6))], ids=["asyncio", "trio"])
 @pytest.mark.parametrize("kind", ["portal+", "gateway+"])
 def test_no_fault_loses_a_version(tmp_path: Path, kind: str, backend: str, seeds: range) -> None:
     faulty = _campaign(tmp_path, kind, backend, seeds)

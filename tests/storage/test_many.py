@@ -16,7 +16,7 @@ from fabstir_vectordb.s5.phrase import encode_phrase
 
 pytestmark = pytest.mark.anyio
 
-USERS = 8
+USERS = 5
 ROUNDS = 3
 
 
@@ -64,7 +64,7 @@ async def test_users_meet_nothing_of_each_other(portal: str) -> None:
     # Fair: nobody had all of it behind them before everybody had begun.
     assert max(behind) < ROUNDS
     assert len(set(cids.values())) == USERS
-    for user in range(0, USERS, 7):
+    for user in range(0, USERS, 4):
         async with await session_of(user, portal) as session:
             await session.load_user_vectors()
             assert {row.id async for row in session.scan()} == {

@@ -37,7 +37,7 @@ from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
 from fabstir_vectordb.storage import Store, open_store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 IDENTITY = Identity(bytes(range(16)))
 SETTINGS = PersistSettings(index_name="default")
