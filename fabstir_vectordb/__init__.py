@@ -4,6 +4,7 @@ from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
 from fabstir_vectordb.errors import (
     ConflictError,
     DecryptionError,
+    EmbeddingError,
     IndexStateError,
     IntegrityError,
     InternalError,
@@ -61,6 +62,7 @@ __all__ = [
     "ConflictError",
     "DecryptionError",
     "DeleteResult",
+    "EmbeddingError",
     "F",
     "FacetCount",
     "FieldInfo",

@@ -12,6 +12,7 @@ VectorDBError
 ├── ConflictError               CONFLICT                    (+ ValueError)
 ├── IntegrityError              INTEGRITY_ERROR             (+ ValueError)
 ├── DecryptionError             DECRYPTION_ERROR            (+ ValueError)
+├── EmbeddingError              EMBEDDING_ERROR             (+ RuntimeError)
 ├── MemoryBudgetExceededError   MEMORY_BUDGET_EXCEEDED      (+ MemoryError)
 └── OperationTimeoutError       TIMEOUT                     (+ TimeoutError)
 """
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 __all__ = [
     "ConflictError",
     "DecryptionError",
+    "EmbeddingError",
     "IndexStateError",
     "IntegrityError",
     "InternalError",
@@ -141,6 +143,15 @@ class DecryptionError(VectorDBError, ValueError):
     """The session's phrase does not open the version."""
 
     code = "DECRYPTION_ERROR"
+
+
+class EmbeddingError(VectorDBError, RuntimeError):
+    """An embedder failed, or gave something else than one finite vector for each text.
+
+    ``details`` has ``embedder``, and ``status`` where an endpoint answered with one.
+    """
+
+    code = "EMBEDDING_ERROR"
 
 
 class MemoryBudgetExceededError(VectorDBError, MemoryError):

@@ -14,6 +14,7 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.params import GROUPED_HITS_MAX, Rerank, SearchRequest
 from fabstir_vectordb.runtime import Runtime
 from fabstir_vectordb.types import RerankedResult, SearchGroup, SearchResults
+from fabstir_vectordb.worker_threads import is_async
 
 __all__ = ["check_blocking", "reranked", "widened"]
 
@@ -31,7 +32,7 @@ def check_blocking(rerank: Rerank) -> None:
     Raises:
         InvalidInputError: it is a coroutine function.
     """
-    if _is_async(rerank):
+    if is_async(rerank):
         raise _needs_a_loop()
 
 
@@ -54,7 +55,7 @@ async def reranked(runtime: Runtime, query: Any, candidates: SearchResults, requ
     assert rerank is not None
     if not candidates:
         return candidates
-    given = rerank(query, candidates) if _is_async(rerank) else await runtime.compute(_call, rerank, query, candidates)
+    given = rerank(query, candidates) if is_async(rerank) else await runtime.compute(_call, rerank, query, candidates)
     if inspect.isawaitable(given):
         try:
             given = await _awaited(given, runtime)
@@ -83,10 +84,6 @@ async def _awaited(given: Awaitable[Any], runtime: Runtime) -> Any:
             given.close()
         raise _needs_a_loop()
     return await given
-
-
-def _is_async(rerank: Rerank) -> bool:
-    return inspect.iscoroutinefunction(rerank) or inspect.iscoroutinefunction(getattr(rerank, "__call__", None))  # noqa: B004
 
 
 def _needs_a_loop() -> InvalidInputError:

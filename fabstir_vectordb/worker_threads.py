@@ -7,18 +7,19 @@ otherwise the allocator keeps it, separately for each thread.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from fabstir_vectordb._native.handle import trim, trim_thread
 
-__all__ = ["Outcome", "run_in_thread", "trim_bytes", "trim_threads"]
+__all__ = ["Outcome", "is_async", "run_in_thread", "trim_bytes", "trim_threads"]
 
 _T = TypeVar("_T")
 
@@ -103,3 +104,8 @@ async def trim_threads() -> None:
         async with anyio.create_task_group() as group:
             for _ in range(_THREADS):
                 group.start_soon(run_in_thread, trim_here, limiter)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a function, or an object's call, is a coroutine function."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -1,9 +1,11 @@
-"""Embedders: a text becomes a vector. The session does not need one; adapters and examples do.
+"""Embedders: a text becomes a vector. `VectorDBSession` takes one as ``embedder=``; `embed` and `aembed` run one alone.
 
-`Embedder` is all that an embedder must be; `embed` and `aembed` run one over many texts. The ready ones are modules of
-their own: ``sentence_transformers`` and ``fastembed``, each behind its extra, and ``openai_compatible``.
+The ready ones are modules of their own: ``sentence_transformers`` and ``fastembed``, each behind its extra, and
+``openai_compatible``.
 """
 
-from fabstir_vectordb.embedders.base import Embedder, EmbeddingError, aembed, embed
+from fabstir_vectordb.embedders.base import aembed, embed
+from fabstir_vectordb.embedding import Embedder
+from fabstir_vectordb.errors import EmbeddingError
 
 __all__ = ["Embedder", "EmbeddingError", "aembed", "embed"]

@@ -1,19 +1,24 @@
-"""What an embedder is, and running one over many texts: in batches, checked, off the event loop."""
+"""Runs an embedder over many texts: in batches, checked, off the event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.errors import InvalidInputError, VectorDBError
+from fabstir_vectordb.embedding import Embedder, EmbedderInfo, check_embedder, info_of
+from fabstir_vectordb.errors import EmbeddingError, InvalidInputError, VectorDBError
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.worker_threads import is_async
 
-__all__ = ["Embedder", "EmbeddingError", "Vectors", "aembed", "embed"]
+__all__ = ["EmbedProgress", "Vectors", "aembed", "check_texts", "embed"]
+
+_T = TypeVar("_T")
 
 Vectors = npt.NDArray[np.float32]
 #: Called with the number of texts that are embedded, and of all texts.
@@ -23,42 +28,13 @@ EmbedProgress = Callable[[int, int], None]
 _BATCH_SIZE: Final = 256
 
 
-class Embedder(Protocol):
-    """A callable that turns texts into vectors. Any function with these two attributes is one.
-
-    Attributes:
-        name: the name of the model: vectors of two embedders with the same name are comparable.
-        dimension: numbers of a vector.
-    """
-
-    @property
-    def name(self) -> str:
-        """The name of the model."""
-
-    @property
-    def dimension(self) -> int:
-        """Numbers of a vector."""
-
-    def __call__(self, texts: Sequence[str], /) -> Any:
-        """The vectors of texts, (n, dimension) numbers. It may take long, and is called from any thread."""
-
-
-class EmbeddingError(VectorDBError, RuntimeError):
-    """An embedder failed, or gave something else than one finite vector for each text.
-
-    ``details`` has ``embedder``, and ``status`` where an endpoint answered with one.
-    """
-
-    code = "EMBEDDING_ERROR"
-
-
 def embed(
     embedder: Embedder, texts: Sequence[str], *, batch_size: int | None = None, progress: EmbedProgress | None = None
 ) -> Vectors:
     """The vectors of texts.
 
     Args:
-        embedder: the embedder.
+        embedder: the embedder, a plain function.
         texts: the texts.
         batch_size: most texts of one call; None for the embedder's own ``batch_size``, or 256.
         progress: called after every call, with the numbers of texts that are done and of all texts.
@@ -67,27 +43,62 @@ def embed(
         (n, dimension) float32, in the order of the texts.
 
     Raises:
-        InvalidInputError: `texts` is no list of strings, or `batch_size` is out of range.
+        InvalidInputError: `texts` is no list of strings that UTF-8 can hold, `batch_size` is out of range, or the
+            embedder has no name or must be awaited.
         EmbeddingError: the embedder failed, or gave other vectors than asked for.
     """
     run = _Run(embedder, texts, batch_size, progress)
+    run.begin(info_of(embedder) if texts else None)
     for batch in run.batches():
-        run.take(batch, _call(embedder, batch))
+        given = run.call(batch)
+        if inspect.isawaitable(given):
+            if inspect.iscoroutine(given):
+                given.close()
+            raise InvalidInputError("this embedder is asynchronous: await aembed, or give it to a session")
+        run.take(given)
     return run.vectors
 
 
 async def aembed(
     embedder: Embedder, texts: Sequence[str], *, batch_size: int | None = None, progress: EmbedProgress | None = None
 ) -> Vectors:
-    """As `embed`, awaited, on asyncio or trio: calls run in a worker thread.
+    """As `embed`, awaited, on asyncio or trio: a plain function runs in a worker thread, a coroutine function here.
 
-    A cancellation is raised at once. The call that is running then ends in its thread, and its result is dropped.
+    A cancellation is raised at once. A call that is running in a thread then ends there, and its result is dropped.
     """
     run = _Run(embedder, texts, batch_size, progress)
+    run.begin(await _in_thread(partial(info_of, embedder)) if texts else None)
     for batch in run.batches():
-        call = partial(_call, embedder, batch)
-        run.take(batch, await anyio.to_thread.run_sync(call, abandon_on_cancel=True))
+        given = run.call(batch) if is_async(embedder) else await _in_thread(partial(run.call, batch))
+        if inspect.isawaitable(given):
+            given = await run.awaited(given)
+            given = await _in_thread(partial(run.checked, given, len(batch)))
+        run.take(given)
     return run.vectors
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
+def check_texts(texts: Any) -> None:
+    """Checks that an argument is a list of texts.
+
+    Raises:
+        InvalidInputError: it is none, or a text is no string that UTF-8 can hold; details then has ``row``.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InvalidInputError(f"texts must be a list of strings, got {type(texts).__name__}")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"text {row} must be a string, got {type(text).__name__}", details={"row": row})
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidInputError(
+                    f"text {row} has a lone surrogate at {error.start}, which UTF-8 cannot hold", details={"row": row}
+                ) from None
 
 
 class _Run:
@@ -96,43 +107,69 @@ class _Run:
     def __init__(
         self, embedder: Embedder, texts: Sequence[str], batch_size: int | None, progress: EmbedProgress | None
     ) -> None:
-        if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
-            raise InvalidInputError("texts must be a list of strings")
+        check_embedder(embedder, InvalidInputError)
+        check_texts(texts)
         size = getattr(embedder, "batch_size", _BATCH_SIZE) if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidInputError(f"batch_size must be None or an integer above zero, got {shown(size)}")
-        self._texts, self._size, self._progress, self._done = texts, size, progress, 0
-        self.vectors = np.empty((len(texts), embedder.dimension if texts else 0), dtype=np.float32)
+        self._embedder, self._texts, self._size, self._progress, self._done = embedder, texts, size, progress, 0
+
+    def begin(self, info: EmbedderInfo | None) -> None:
+        """Makes room for the vectors; None where there is no text."""
+        self._info = info or EmbedderInfo(self._embedder.name, 0)
+        self.vectors = np.empty((len(self._texts), self._info.dimension), dtype=np.float32)
 
     def batches(self) -> Iterator[list[str]]:
         """The texts, batch after batch."""
         for start in range(0, len(self._texts), self._size):
             yield list(self._texts[start : start + self._size])
 
-    def take(self, batch: list[str], vectors: Vectors) -> None:
+    def call(self, batch: list[str]) -> Any:
+        """The vectors of one call, checked; or what must be awaited for them."""
+        try:
+            given = self._embedder(batch)
+        except VectorDBError:
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+        return given if inspect.isawaitable(given) else self.checked(given, len(batch))
+
+    async def awaited(self, given: Awaitable[Any]) -> Any:
+        """The vectors of one call that must be awaited, not checked yet."""
+        try:
+            return await given
+        except VectorDBError:
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+
+    def take(self, vectors: Vectors) -> None:
         """Takes the vectors of the next batch."""
-        self.vectors[self._done : self._done + len(batch)] = vectors
-        self._done += len(batch)
+        self.vectors[self._done : self._done + len(vectors)] = vectors
+        self._done += len(vectors)
         if self._progress is not None:
             self._progress(self._done, len(self._texts))
 
+    def checked(self, given: Any, n: int) -> Vectors:
+        """The vectors of n texts as float32."""
+        shape = (n, self._info.dimension)
+        try:
+            with np.errstate(over="ignore"):  # what is too large for float32 is infinite below
+                vectors = np.asarray(given, dtype=np.float32)
+        except VectorDBError:
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+        if vectors.shape != shape:
+            raise self._failed(f"gave an array of shape {vectors.shape} where {shape} was expected")
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise self._failed(f"gave a number that is not finite, for text {row} of its call")
+        return vectors
 
-def _call(embedder: Embedder, texts: list[str]) -> Vectors:
-    """The vectors of one call, checked."""
-    shape = (len(texts), embedder.dimension)
-    try:
-        vectors = np.asarray(embedder(texts), dtype=np.float32)
-    except VectorDBError:
-        raise
-    except Exception as error:
-        raise _failed(embedder, f"raised {type(error).__name__}: {error}") from error
-    if vectors.shape != shape:
-        raise _failed(embedder, f"gave an array of shape {vectors.shape} where {shape} was expected")
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise _failed(embedder, f"gave a number that is not finite, for text {row} of its call")
-    return vectors
+    def _raised(self, error: Exception) -> EmbeddingError:
+        return self._failed(f"raised {type(error).__name__}: {error}")
 
-
-def _failed(embedder: Embedder, reason: str) -> EmbeddingError:
-    return EmbeddingError(f"the embedder {embedder.name!r} {reason}", details={"embedder": embedder.name})
+    def _failed(self, reason: str) -> EmbeddingError:
+        name = self._info.name
+        return EmbeddingError(f"the embedder {name!r} {reason}", details={"embedder": name})

@@ -35,7 +35,7 @@ class FastEmbedEmbedder:
             install = install_command("fastembed")
             raise InvalidConfigError(f"{error}: this embedder needs fastembed: {install}") from error
         self._model, self._lock, self._batch_size = TextEmbedding(model, **options), threading.Lock(), batch_size
-        self.name = name or model
+        self.name = model if name is None else name
         self.dimension = int(self([self.name]).shape[1])  # fastembed's list of models does not have a user's own
 
     def __repr__(self) -> str:

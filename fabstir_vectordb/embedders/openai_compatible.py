@@ -12,9 +12,11 @@ from typing import Any, Final, Self
 import httpx
 import numpy as np
 
-from fabstir_vectordb.config import SeedPhrase
-from fabstir_vectordb.embedders.base import EmbeddingError, Vectors
-from fabstir_vectordb.errors import InvalidConfigError
+from fabstir_vectordb._native.handle import DIM_MAX
+from fabstir_vectordb.config import TIMEOUT_S_MAX, SeedPhrase
+from fabstir_vectordb.embedders.base import Vectors
+from fabstir_vectordb.embedding import check_embedder, is_dimension
+from fabstir_vectordb.errors import EmbeddingError, InvalidConfigError
 from fabstir_vectordb.metadata.values import shown
 
 __all__ = ["OpenAICompatibleEmbedder"]
@@ -28,14 +30,15 @@ _RETRY_AFTER_MAX_S: Final = 60.0
 #: Most bytes of an answer: a number takes about 12 as JSON, some servers write 25.
 _NUMBER_BYTES: Final = 32
 _ANSWER_BYTES: Final = 65_536
-#: Largest dimension while it is not known yet.
-_DIMENSION_MAX: Final = 65_536
+#: Most seconds from the first to the last byte of an answer: a server that sends a byte now and then has no end.
+_ANSWER_S: Final = 300.0
 
 
 class OpenAICompatibleEmbedder:
     """Embeds texts by ``POST {base_url}/embeddings``. It may be called from any thread; `close` ends its connections.
 
-    Redirects are not followed: the texts and the key go to the given host alone.
+    Redirects are not followed: the texts and the key go to the given host alone. Compressed answers are refused, as a
+    small one could fill the memory.
 
     Args:
         base_url: the endpoint up to its version, as ``http://127.0.0.1:11434/v1``.
@@ -44,7 +47,8 @@ class OpenAICompatibleEmbedder:
         name: the name of the model for an index; None for `model`. It should be the same for the same model elsewhere.
         api_key: sent as a bearer token, without white space around it; never in a repr, log or error.
         batch_size: most texts of one request.
-        timeout_s: most seconds for a connection, or for a pause within an answer.
+        timeout_s: most seconds for a connection, or for a pause within an answer, up to 3,600. An answer may take 300
+            in all.
         max_retries: how often a request is repeated after a timeout, a rate limit or an overload.
         transport: an httpx transport, for tests or proxies.
         sleep: waits between tries, seconds.
@@ -70,16 +74,29 @@ class OpenAICompatibleEmbedder:
         token = None if api_key is None else _token(api_key)
         del api_key
         if not isinstance(base_url, str) or not base_url.startswith(("http://", "https://")):
-            raise InvalidConfigError(f"base_url must begin with http:// or https://, got {shown(base_url)}")
+            raise InvalidConfigError("base_url must begin with http:// or https://")  # it may hold a password
         if not isinstance(model, str) or not model:
             raise InvalidConfigError("model must be the name of a model")
         for field, value, least in (("batch_size", batch_size, 1), ("max_retries", max_retries, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidConfigError(f"{field} must be an integer of at least {least}, got {shown(value)}")
+        if dimension is not None and not is_dimension(dimension):
+            raise InvalidConfigError(f"dimension must be None or from 1 to {DIM_MAX}, got {shown(dimension)}")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= TIMEOUT_S_MAX:
+            raise InvalidConfigError(f"timeout_s must be above zero, at most {TIMEOUT_S_MAX}, got {shown(timeout_s)}")
         self._model, self._dimension, self._retries, self._sleep = model, dimension, max_retries, sleep
-        self.name = name or model
+        self.name = model if name is None else name
         self.batch_size = batch_size
-        self._client = httpx.Client(base_url=base_url.rstrip("/") + "/", timeout=timeout_s, transport=transport)
+        check_embedder(self, InvalidConfigError)
+        try:
+            self._client = httpx.Client(
+                base_url=base_url.rstrip("/") + "/",
+                headers={"Accept-Encoding": "identity"},
+                timeout=timeout_s,
+                transport=transport,
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise InvalidConfigError(f"base_url is no URL: {type(error).__name__}") from None
         if token is not None:
             self._client.headers["Authorization"] = f"Bearer {token.reveal()}"
 
@@ -130,6 +147,7 @@ class OpenAICompatibleEmbedder:
             pause = min(_PAUSE_S * 2**attempt, _PAUSE_MAX_S)
             try:
                 with self._client.stream("POST", "embeddings", json=body) as response:
+                    self._check_plain(response)
                     if response.status_code == 200:
                         return self._vectors(self._read(response, len(texts)), len(texts))
                     if last or response.status_code not in _RETRIED:
@@ -142,19 +160,31 @@ class OpenAICompatibleEmbedder:
                 if last:
                     what = "does not answer in time" if isinstance(error, httpx.TimeoutException) else "is out of reach"
                     raise self._failed(f"{what} ({type(error).__name__}: {error})", retryable=True) from error
+            except EmbeddingError:
+                raise
+            except Exception as error:  # of httpx: an address that is none, a client that was closed
+                refused = self._failed(f"could not be asked ({type(error).__name__})")
             if refused is not None:
                 raise refused
             self._sleep(pause)
         raise AssertionError
 
+    def _check_plain(self, response: httpx.Response) -> None:
+        """Refuses an answer with a coding, which was not asked for and whose size says nothing."""
+        coding = response.headers.get("Content-Encoding", "identity")
+        if coding.strip().lower() not in ("", "identity"):
+            raise self._failed(f"sent an answer in the coding {shown(coding)}, which was not asked for")
+
     def _read(self, response: httpx.Response, texts: int) -> Any:
         """The JSON of an answer, which may not be longer than the vectors that were asked for."""
-        most = _ANSWER_BYTES + texts * (self._dimension or _DIMENSION_MAX) * _NUMBER_BYTES
-        raw = bytearray()
+        most = _ANSWER_BYTES + texts * (self._dimension or DIM_MAX) * _NUMBER_BYTES
+        raw, end = bytearray(), time.monotonic() + _ANSWER_S
         for chunk in response.iter_bytes():
             raw += chunk
             if len(raw) > most:
                 raise self._failed(f"sent more than {most} bytes for {texts} texts")
+            if time.monotonic() > end:
+                raise self._failed(f"sent an answer that took more than {_ANSWER_S:.0f} s", retryable=True)
         try:
             return httpx.Response(200, content=bytes(raw)).json()
         except (ValueError, RecursionError) as error:
@@ -173,9 +203,16 @@ class OpenAICompatibleEmbedder:
         if not dimension or not all(isinstance(row, list) and len(row) == dimension for row in rows):
             sizes = sorted({len(row) if isinstance(row, list) else -1 for row in rows})
             raise self._failed(f"sent vectors of {sizes} numbers where {dimension or 'some'} were expected")
-        if not all(type(number) in (int, float) and math.isfinite(number) for row in rows for number in row):
-            raise self._failed("sent a number that is not finite, or no number")
-        return np.asarray(rows, dtype=np.float32)
+        if not all(type(number) in (int, float) for row in rows for number in row):
+            raise self._failed("sent something else than numbers")
+        try:
+            with np.errstate(over="ignore"):  # what is too large for float32 is infinite below
+                vectors = np.asarray(rows, dtype=np.float32)
+        except OverflowError as error:  # an integer beyond a float64
+            raise self._failed("sent a number that is not finite") from error
+        if not np.isfinite(vectors).all():
+            raise self._failed("sent a number that is not finite")
+        return vectors
 
     def _refused(self, response: httpx.Response) -> EmbeddingError:
         said = bytearray()

@@ -52,7 +52,7 @@ class SentenceTransformerEmbedder:
             model = SentenceTransformer(given, **options)
         self._model, self._lock = model, threading.Lock()
         self._options = {"batch_size": batch_size, "prompt_name": prompt_name, "normalize_embeddings": normalize}
-        self.name = name or str(given)
+        self.name = str(given) if name is None else name
         # Newer versions have another name for it.
         ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
         self.dimension = int(ask())

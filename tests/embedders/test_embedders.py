@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
@@ -70,6 +71,60 @@ async def test_a_cancellation_does_not_wait_for_a_slow_model() -> None:
     go_on.set()
 
 
+@pytest.mark.anyio
+async def test_a_dimension_that_takes_long_is_asked_off_the_event_loop() -> None:
+    class Asks(Lengths):
+        @property
+        def dimension(self) -> int:  # type: ignore[override]
+            self.threads.add(threading.get_ident())
+            return 2
+
+    embedder = Asks()
+    assert (await aembed(embedder, TEXTS)).tolist() == EXPECTED
+    assert threading.get_ident() not in embedder.threads and embedder.threads
+
+
+class Awaited(Lengths):
+    """A coroutine function, as over an asynchronous client."""
+
+    async def __call__(self, texts: Sequence[str], /) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return super().__call__(texts)
+
+
+@pytest.mark.anyio
+async def test_an_embedder_may_be_a_coroutine_function() -> None:
+    embedder = Awaited()
+    assert (await aembed(embedder, TEXTS, batch_size=2)).tolist() == EXPECTED
+    assert embedder.threads == {threading.get_ident()} and len(embedder.calls) == 3
+    with pytest.raises(InvalidInputError, match="aembed"):
+        embed(embedder, TEXTS)
+
+
+@pytest.mark.parametrize("dimension", [0, -1, 5_000, 2.0, True, None, "2", RuntimeError("no answer")])
+def test_a_dimension_is_checked(dimension: Any) -> None:
+    class Odd(Lengths):
+        @property
+        def dimension(self) -> int:  # type: ignore[override]
+            if isinstance(dimension, Exception):
+                raise dimension
+            return dimension  # type: ignore[no-any-return]
+
+    with pytest.raises(EmbeddingError, match="dimension") as raised:
+        embed(Odd(), ["a"])
+    assert raised.value.details["embedder"] == "lengths"
+
+
+@pytest.mark.parametrize("name", ["", None, "a\nb", "x" * 257, 5])
+def test_a_name_is_checked(name: Any) -> None:
+    class Odd(Lengths):
+        pass
+
+    Odd.name = name
+    with pytest.raises(InvalidInputError, match="name"):
+        embed(Odd(), ["a"])
+
+
 def answering(answer: Any) -> Embedder:
     class Bad(Lengths):
         def __call__(self, texts: Sequence[str], /) -> Any:
@@ -93,6 +148,10 @@ def answering(answer: Any) -> Embedder:
         [1.0, 2.0],
         RuntimeError("out of memory"),
         [["a", "b"], ["c", "d"]],
+        np.array([[1e300, 1.0], [1.0, 1.0]]),
+        [[10**400, 1], [1, 1]],
+        StopIteration(),
+        RecursionError("deep"),
     ],
 )
 def test_a_model_that_fails_or_gives_something_else_is_a_typed_error(answer: Any) -> None:
@@ -103,7 +162,8 @@ def test_a_model_that_fails_or_gives_something_else_is_a_typed_error(answer: Any
 
 
 @pytest.mark.parametrize(
-    ("texts", "batch_size"), [("text", None), ([1], None), (None, None), (["a"], 0), (["a"], True), (["a"], "2")]
+    ("texts", "batch_size"),
+    [("text", None), ([1], None), (None, None), (["a"], 0), (["a"], True), (["a"], "2"), (["\ud800"], None)],
 )
 def test_arguments_are_checked(texts: Any, batch_size: Any) -> None:
     with pytest.raises(InvalidInputError):

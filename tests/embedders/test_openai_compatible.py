@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fabstir_vectordb import InvalidConfigError, SeedPhrase
-from fabstir_vectordb.embedders import EmbeddingError, embed
+from fabstir_vectordb.embedders import EmbeddingError, embed, openai_compatible
 from fabstir_vectordb.embedders.openai_compatible import OpenAICompatibleEmbedder
 
 KEY = "sk-a-secret-key"
@@ -124,6 +125,9 @@ def data(change: Callable[[list[dict[str, Any]]], Any]) -> Answer:
         raw('{"data": [{"index": 0, "embedding": [NaN, 1]}, {"index": 1, "embedding": [1, 1]}]}'),
         raw('{"data": [{"index": 0, "embedding": [1e999, 1]}, {"index": 1, "embedding": [1, 1]}]}'),
         raw(" " * 1_000_000),
+        raw('{"data": [{"embedding": [1e300, 1]}, {"embedding": [1, 1]}]}'),
+        raw('{"data": [{"embedding": [1' + "0" * 400 + ', 1]}, {"embedding": [1, 1]}]}'),
+        raw('{"data": [{"embedding": [1' + "0" * 5_000 + ', 1]}, {"embedding": [1, 1]}]}'),
         data(lambda found: found[:1]),
         data(lambda found: [*found, found[0]]),
         data(lambda found: [{**each, "index": 0} for each in found]),
@@ -143,6 +147,43 @@ def test_nonsense_is_a_typed_error_and_not_tried_again(answer: Answer) -> None:
     assert len(endpoint.requests) == 1
 
 
+@pytest.mark.parametrize("coding", ["gzip", "gzip, gzip", "br", "zstd", "x-nonsense"])
+def test_a_compressed_answer_is_refused_unread(coding: str) -> None:
+    """Stacked codings make a few bytes of gigabytes."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+
+        def body() -> Iterator[bytes]:
+            raise AssertionError("it was read")
+            yield gzip.compress(b" ")
+
+        return httpx.Response(200, headers={"Content-Encoding": coding}, content=body())
+
+    endpoint = Endpoint(answer)
+    with pytest.raises(EmbeddingError, match="coding"):
+        embed(endpoint.embedder(), ["a"])
+    assert len(endpoint.requests) == 1
+
+
+def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_compatible, "_ANSWER_S", -1.0)
+    with pytest.raises(EmbeddingError, match="took more than") as raised:
+        embed(Endpoint(right).embedder(), ["a"])
+    assert raised.value.retryable
+
+
+def test_every_error_of_a_request_is_typed() -> None:
+    for trouble in (httpx.DecodingError("x"), httpx.InvalidURL("x"), httpx.TooManyRedirects("x"), RecursionError("x")):
+        with pytest.raises(EmbeddingError, match=type(trouble).__name__) as raised:
+            Endpoint(trouble).embedder()(["a"])
+        assert not raised.value.retryable
+    embedder = Endpoint(right).embedder()
+    embedder.close()
+    with pytest.raises(EmbeddingError, match="could not be asked"):
+        embedder(["a"])
+
+
 def test_an_index_may_be_missing() -> None:
     answer = data(lambda found: [{"embedding": each["embedding"]} for each in reversed(found)])
     assert embed(Endpoint(answer).embedder(), ["a", "bb"]).tolist() == [[1, 0.5], [2, 0.5]]
@@ -155,6 +196,18 @@ def test_settings_are_checked_and_the_key_is_not_shown() -> None:
         {"batch_size": 0},
         {"max_retries": -1},
         {"batch_size": True},
+        {"base_url": "http://[::1"},
+        {"base_url": "http://127.0.0.1:port"},
+        {"base_url": "http://a\nb"},
+        {"dimension": 0},
+        {"dimension": 5_000},
+        {"dimension": 2.0},
+        {"dimension": True},
+        {"name": ""},
+        {"name": "a\nb"},
+        {"timeout_s": 0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": "5"},
     ):
         with pytest.raises(InvalidConfigError):
             OpenAICompatibleEmbedder(**{"base_url": "http://127.0.0.1/v1", "model": "m", **wrong})
