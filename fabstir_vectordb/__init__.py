@@ -1,6 +1,7 @@
 """fabstir_vectordb: an embedded vector database whose index lives encrypted and verifiable on S5."""
 
 from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
+from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import (
     ConflictError,
     DecryptionError,
@@ -26,6 +27,7 @@ from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_ver
 from fabstir_vectordb.storage import forget_memory_store
 from fabstir_vectordb.types import (
     AddResult,
+    AddTextsResult,
     CalibrationPoint,
     DeleteResult,
     FacetCount,
@@ -58,10 +60,12 @@ from fabstir_vectordb.types import (
 __all__ = [
     "UNSET",
     "AddResult",
+    "AddTextsResult",
     "CalibrationPoint",
     "ConflictError",
     "DecryptionError",
     "DeleteResult",
+    "EmbedderInfo",
     "EmbeddingError",
     "F",
     "FacetCount",

@@ -70,6 +70,10 @@ class BlockingRuntime(Runtime):
         """The result of a function on the caller's thread."""
         return function(*args, **kwargs)
 
+    async def awaited(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of an operation, awaited on the event loop of the session's thread."""
+        return await self._on_loop(operation)
+
     async def _ask(self, index: LazyIndex, need: Need, gathered: Gathered) -> Missing:
         return index.missing(need, gathered)
 

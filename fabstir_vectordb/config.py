@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypedDict
 
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
 from fabstir_vectordb.cpus import usable_cpus
+from fabstir_vectordb.embedding import Embedder, check_embedder
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.text.settings import TextSettings, text_settings
@@ -174,6 +175,7 @@ class ConfigFields(TypedDict, total=False):
     text_stop_words: bool | Iterable[str] | None
     text_k1: float | None
     text_b: float | None
+    embedder: Embedder | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +229,9 @@ class VectorDBConfig(metaclass=_Sealing):
             True: the long list of the language. False: none. Or words of your own.
         text_k1: 0 to 1000, BM25's k1: how soon more of the same word stop counting. None is 1.2.
         text_b: 0 to 1, BM25's b: how much long texts are marked down. None is 0.75.
+        embedder: turns texts into vectors, for `VectorDBSession.add_texts` and for searches by a string
+            (docs/embedders.md): a callable, plain or awaited, with ``name`` and ``dimension``. An index stores both of
+            the embedder of its texts, and a load with another one is refused. None for no embedder.
 
     Attributes:
         given: names of the settings that were passed, as opposed to left at their defaults.
@@ -264,6 +269,7 @@ class VectorDBConfig(metaclass=_Sealing):
     text_stop_words: bool | Iterable[str] | None = None
     text_k1: float | None = None
     text_b: float | None = None
+    embedder: Embedder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -294,6 +300,8 @@ class VectorDBConfig(metaclass=_Sealing):
             raise _invalid("recent_window_s", f"recent_window_s must be greater than zero, got {shown(window)}")
         if self.clock is not None and not callable(self.clock):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
+        if self.embedder is not None:
+            check_embedder(self.embedder, InvalidConfigError)
 
     def _check_text(self) -> None:
         if not isinstance(self.session_id, str):

@@ -7,13 +7,15 @@ texts, and a session refuses another one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from fabstir_vectordb._native.handle import DIM_MAX
-from fabstir_vectordb.errors import EmbeddingError, VectorDBError
+from fabstir_vectordb.display import Record
+from fabstir_vectordb.errors import EmbeddingError, InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown
 
-__all__ = ["Embedder", "EmbedderInfo", "check_embedder", "info_of", "is_dimension", "is_name"]
+__all__ = ["Embedder", "EmbedderInfo", "check_embedder", "check_same", "info_of", "is_dimension", "is_name"]
 
 #: Most characters of an embedder's name.
 _NAME_LENGTH_MAX: Final = 256
@@ -46,7 +48,8 @@ class Embedder(Protocol):
         """
 
 
-class EmbedderInfo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EmbedderInfo(Record):
     """The embedder of an index's texts.
 
     Attributes:
@@ -99,6 +102,28 @@ def info_of(embedder: Embedder) -> EmbedderInfo:
             details={"embedder": name, "limit": DIM_MAX},
         )
     return EmbedderInfo(name, dimension)
+
+
+def check_same(stored: EmbedderInfo | None, name: str, dimension: int | None = None) -> None:
+    """Checks that texts may be embedded for an index.
+
+    Args:
+        stored: the embedder of the index's texts; None where there is none yet.
+        name: the name of the session's embedder.
+        dimension: its dimension; None where it is not known yet.
+
+    Raises:
+        InvalidConfigError: it is another one.
+    """
+    if stored is None or (stored.name == name and dimension in (None, stored.dimension)):
+        return
+    given = f"{name!r}" if stored.name != name else f"{name!r} with {dimension} dimensions"
+    raise InvalidConfigError(
+        f"the texts of this index were embedded by {stored.name!r} with {stored.dimension} dimensions, and the "
+        f"embedder of this session is {given}: their vectors cannot be compared. Use the first, a session without an "
+        "embedder to search by vectors, or another index_name for a new index",
+        details={"field": "embedder", "value": name, "stored": stored.name, "stored_dimension": stored.dimension},
+    )
 
 
 def is_name(value: object) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final, NamedTuple, TypeAlias, TypedDict, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from fabstir_vectordb.config import (
     check_recall_target,
     check_threshold,
 )
+from fabstir_vectordb.embedding import Embedder, EmbedderInfo, check_embedder
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.path import check_metadata_field
@@ -86,6 +87,7 @@ class IndexParams:
         ef_construction: candidates while linking.
         chunk_size: rows of a part; None chooses it from the size of a row.
         text: the settings of the text index that a new index begins with; None for none.
+        embedder: the embedder of the index's texts; None where no text was embedded.
     """
 
     metric: Metric = "cosine"
@@ -93,6 +95,7 @@ class IndexParams:
     ef_construction: int = 200
     chunk_size: int | None = None
     text: TextSettings | None = None
+    embedder: EmbedderInfo | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +230,8 @@ class SearchOptions:
         text: words to search for, beside the vector or without one: ``"phrases"``, ``+required``, ``-excluded`` and
             ``pre*`` are understood, and every text is a query. `score` then sets the order: with a vector the fused
             value over its maximum, without one s / (1 + s) of BM25's s. The default threshold does not apply. In
-            `search_batch`, one text for all vectors, or a list with one for each.
+            `search_batch`, one text for all vectors, or a list with one for each. True takes the words of a query that
+            is a string.
         fusion: how the hits of vector and words are joined: ``excess`` (the default: scores in units of each side's own
             first ten), ``rrf`` (reciprocal ranks, k = 60) or ``weighted`` (a sum of min-max normalised scores). Each
             side gives its best 100 rows, or k + 50 where that is more.
@@ -250,7 +254,7 @@ class SearchOptions:
     group_size: int = 1
     rerank: Rerank | None = None
     rerank_k: int | None = None
-    text: str | Sequence[str] | None = None
+    text: str | Sequence[str] | Literal[True] | None = None
     fusion: Fusion | None = None
     alpha: float | None = None
     highlight: bool = False
@@ -274,7 +278,8 @@ class SearchOptions:
             check_mmr(self.mmr, 1)
         check_groups(self.group_by, self.group_size, 1, self.mmr)
         check_rerank(self.rerank, self.rerank_k, 1, self.group_size, self.mmr)
-        check_text(self.text, self.fusion, self.alpha, self.highlight, self.group_by)
+        text = "" if self.text is True else self.text  # the query's own is not known here
+        check_text(text, self.fusion, self.alpha, self.highlight, self.group_by)
 
 
 class SearchFields(TypedDict, total=False):
@@ -292,7 +297,7 @@ class SearchFields(TypedDict, total=False):
     group_size: int
     rerank: Rerank | None
     rerank_k: int | None
-    text: str | Sequence[str] | None
+    text: str | Sequence[str] | Literal[True] | None
     fusion: Fusion | None
     alpha: float | None
     highlight: bool
@@ -327,6 +332,7 @@ class LoadOptions:
         rebuild_text: index the texts anew, by the releases of Unicode and of the libraries that are in use, for a
             version whose text index others made. The version is loaded whole, and the session has unsaved changes.
         progress: called after every part, with a `Progress`.
+        embedder: the session's embedder from this load on, as in VectorDBConfig; None keeps the present one.
 
     Raises:
         InvalidInputError: an option is unknown, of another type or out of range.
@@ -339,6 +345,7 @@ class LoadOptions:
     discard_unsaved: bool = False
     rebuild_text: bool = False
     progress: ProgressCallback | None = None
+    embedder: Embedder | None = field(default=None, repr=False)
 
     def __new__(cls, **given: Any) -> LoadOptions:
         _check_names(cls, given)
@@ -356,6 +363,8 @@ class LoadOptions:
             )
         if self.progress is not None and not callable(self.progress):
             raise InvalidInputError(f"progress must be a function or None, got {type(self.progress).__name__}")
+        if self.embedder is not None:
+            check_embedder(self.embedder, InvalidInputError)
 
 
 class LoadFields(TypedDict, total=False):
@@ -368,6 +377,7 @@ class LoadFields(TypedDict, total=False):
     discard_unsaved: bool
     rebuild_text: bool
     progress: ProgressCallback | None
+    embedder: Embedder | None
 
 
 # ---- Options from what a caller gave -----------------------------------------------------------------------
@@ -401,7 +411,7 @@ def _check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
 
 #: The fields of each kind of options.
 OPTION_NAMES: Final[dict[str, frozenset[str]]] = {
-    kind.__name__: frozenset(field.name for field in fields(kind)) for kind in (SearchOptions, LoadOptions)
+    kind.__name__: frozenset(each.name for each in fields(kind)) for kind in (SearchOptions, LoadOptions)
 }
 
 
@@ -563,6 +573,11 @@ def check_text(text: object, fusion: object, alpha: object, highlight: object, g
         texts: tuple[str, ...] = (text,)
     elif isinstance(text, Sequence) and not isinstance(text, (bytes, bytearray, memoryview)):
         texts = tuple(text)
+    elif text is True:
+        raise InvalidInputError(
+            "text=True takes the words of a query that is a string: give such a query, or text='…'",
+            details={"option": "text"},
+        )
     else:
         raise InvalidInputError(f"text must be a string, got {type(text).__name__}", details={"option": "text"})
     if group_by is not None:

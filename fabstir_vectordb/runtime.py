@@ -221,6 +221,11 @@ class Runtime:
         with self._called():
             return await self.in_thread(function, *args, **kwargs)
 
+    async def awaited(self, operation: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of an operation that uses no index, awaited on the event loop, beside all others."""
+        with self._called():
+            return await operation()
+
     def here(self, read: Callable[[AnyIndex], _T]) -> _T:
         """The result of a read on this thread; it is repeated on the new index where a load replaced the old one."""
         while True:

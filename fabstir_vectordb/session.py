@@ -26,11 +26,12 @@ import numpy as np
 
 from fabstir_vectordb import log_level
 from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
+from fabstir_vectordb.additions import Additions
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, check_recall_target, config_of
+from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
     Index,
-    prepare_batch,
     prepare_queries,
     take_ids,
     take_items,
@@ -60,8 +61,10 @@ from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.searches import Searches, has_large_filter
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.text.settings import text_settings
+from fabstir_vectordb.texts import SessionTexts
 from fabstir_vectordb.types import (
     AddResult,
+    AddTextsResult,
     DeleteResult,
     FacetCount,
     FieldInfo,
@@ -92,7 +95,6 @@ _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
 SCAN_PAGE_ROWS: Final = 512
 _PAGE_ROWS_MAX: Final = 10_000
-_STAMPS_AHEAD_US: Final = 60_000_000
 _KEEP_MAX: Final = 2**63 - 1
 # The range of a clock, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
@@ -147,6 +149,8 @@ class VectorDBSession:
         self._now_us = partial(_clock_us, config.clock)
         runtime = runtime_type(config.session_id)
         self._workspace = Workspace(config, runtime, self._now_us)
+        self._additions = Additions(self._now_us)
+        self._texts = SessionTexts(runtime, self._workspace, self._additions)
         self._aging = Aging(runtime, self._now_us, config.recent_window_s)
         self._recall_target = check_recall_target(config.recall_target, InvalidConfigError)
         self._searches = Searches(runtime, config.session_id, config.default_threshold, self._recall_target)
@@ -239,7 +243,7 @@ class VectorDBSession:
             raise InvalidInputError(f"timestamps must be a mapping of ids, got {type(timestamps).__name__}")
         past, present = (_dated(rows, timestamps or {}) for rows in (historical, recent))
         fill_lists = sum(row.vector is not None for row in past) >= LISTS_ROWS_MIN
-        await self._runtime.change(lambda index, control: self._add_inputs(past, "error", index, control, fill_lists))
+        await self._runtime.change(partial(self._additions.add_inputs, past, "error", for_lists=fill_lists))
         if fill_lists:
             await self._aging.run_for_all()
         await self.add_vectors(present)
@@ -322,7 +326,7 @@ class VectorDBSession:
 
         def add(index: Index, control: Control) -> AddResult:
             rows = [as_input(row, item) for row, item in enumerate(taken_items)]
-            return self._add_inputs(rows, on_conflict, index, control)
+            return self._additions.add_inputs(rows, on_conflict, index, control)
 
         return await self._runtime.change(add)
 
@@ -356,41 +360,45 @@ class VectorDBSession:
             InvalidInputError, ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
         """
         return await self._runtime.change(
-            partial(self._add, ids, vectors, metadata, timestamps, expires_at, on_conflict)
+            partial(self._additions.add, ids, vectors, metadata, timestamps, expires_at, on_conflict)
         )
 
-    def _add(
+    async def add_texts(
         self,
-        ids: Sequence[str],
-        vectors: Any,
-        metadata: Sequence[Any] | None,
-        timestamps: Any,
-        expires_at: Any,
-        on_conflict: str,
-        index: Index,
-        control: Control,
-        for_lists: bool = False,
-    ) -> AddResult:
-        index.check_room(vectors)
-        room = index.metadata_room_bytes
-        now_us = partial(_stamp_us, self._now_us, index.last_change_us)
-        batch = prepare_batch(ids, vectors, metadata, timestamps, now_us, index.vector_dim, expires_at, room)
-        return index.add(batch, on_conflict, control, for_lists)
+        texts: Iterable[str],
+        ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps: Any = None,
+        *,
+        expires_at: Any = None,
+        on_conflict: str = "error",
+        batch_size: int | None = None,
+        progress: EmbedProgress | None = None,
+    ) -> AddTextsResult:
+        """Embeds texts by the session's embedder and adds a row for each: all or nothing.
 
-    def _add_inputs(
-        self, rows: list[VectorInput], on_conflict: str, index: Index, control: Control, for_lists: bool = False
-    ) -> AddResult:
-        return self._add(
-            [row.id for row in rows],
-            [row.vector for row in rows],
-            _none_or([row.metadata for row in rows]),
-            _none_or([row.timestamp for row in rows]),
-            _none_or([row.expires_at for row in rows]),
-            on_conflict,
-            index,
-            control,
-            for_lists,
-        )
+        Ids, metadata, times and conflicts are checked before the first text is embedded, and rows that `on_conflict`
+        leaves out are not embedded. Embedding runs beside other calls, off the event loop. Cancelling it adds nothing.
+
+        Args:
+            texts: n strings.
+            ids: n strings; None makes a random UUID for each.
+            metadata: n dicts, or None for some or all. Each row keeps its text, too: in the first of the index's text
+                fields, so that its words are found, or under ``text`` where there is no text index.
+            timestamps, expires_at, on_conflict: as `add_batch`.
+            batch_size: most texts of one call of the embedder; None for its own ``batch_size``, or 256.
+            progress: called after every such call, with the numbers of texts that are embedded and of all texts.
+
+        Returns:
+            How many rows were added, replaced and skipped, and the id of each text.
+
+        Raises:
+            EmbeddingError: the embedder failed, or gave other vectors than asked for; nothing was added.
+            InvalidConfigError: the index's texts were embedded by another embedder.
+            InvalidInputError: there is no embedder, or an argument is refused; details has ``row``.
+            ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
+        """
+        return await self._texts.add(texts, ids, metadata, timestamps, expires_at, on_conflict, batch_size, progress)
 
     async def update_metadata(
         self,
@@ -566,7 +574,7 @@ class VectorDBSession:
     async def clear(self) -> int:
         """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
 
-        The next row with a vector may have any dimension. Saved versions stay as they are.
+        The next row with a vector may have any dimension, and texts another embedder. Saved versions stay as they are.
 
         Returns:
             How many rows there were.
@@ -691,7 +699,8 @@ class VectorDBSession:
         rows: see SearchOptions, and `get_stats` for the outcome.
 
         Args:
-            query: dim numbers; None with ``text=`` for a search by words alone.
+            query: dim numbers; or a string, which the session's embedder embeds. ``text=True`` then also searches for
+                its words. None with ``text=`` for a search by words alone.
             k: 1 to 10 000; more than the number of rows returns all of them.
             options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
                 a warning is logged.
@@ -701,13 +710,17 @@ class VectorDBSession:
             k hits come whenever k rows match either side.
 
         Raises:
-            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index.
+            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index; or a query
+                is a string, and there is no embedder.
+            EmbeddingError, InvalidConfigError: a query is a string, and as `add_texts`.
             SessionError: the session is destroyed.
         """
         runtime = self._runtime
         if runtime.is_pause_due:
             await runtime.let_others_run()
         runtime.check()
+        if isinstance(query, str):
+            (query,), fields = await self._texts.asked([query], options, fields)
         if (options is not None or "filter" in fields) and has_large_filter(options, fields):
             request = await runtime.compute(self._searches.make, query, k, options, fields)
         else:
@@ -725,7 +738,8 @@ class VectorDBSession:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
         Args:
-            queries: (n, dim) numbers; None with ``text=`` for searches by words alone.
+            queries: (n, dim) numbers, or n strings for the session's embedder; None with ``text=`` for searches by
+                words alone.
             k, options, **fields: as `search`; ``text=`` is one text for all queries, or a list of n texts.
 
         Returns:
@@ -733,10 +747,13 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
+            EmbeddingError, InvalidConfigError: queries are strings, and as `add_texts`.
             SessionError: the session is destroyed.
         """
         runtime = self._runtime
         runtime.check()
+        if isinstance(queries, (list, tuple)) and queries and isinstance(queries[0], str):
+            queries, fields = await self._texts.asked(list(queries), options, fields)
         request = (
             await runtime.compute(self._searches.batch_request, queries, k, options, fields)
             if has_large_filter(options, fields)
@@ -757,7 +774,7 @@ class VectorDBSession:
         threshold: float | Unset | None = UNSET,
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
-        text: str | None = None,
+        text: str | Literal[True] | None = None,
         fusion: Fusion | None = None,
         alpha: float | None = None,
         highlight: bool = False,
@@ -772,7 +789,7 @@ class VectorDBSession:
         of `search`, then the others, with the score 0.
 
         Args:
-            query: dim numbers; None with ``text=`` for a stream by words alone.
+            query: dim numbers, or a string for the session's embedder; None with ``text=`` for a stream by words alone.
             threshold, include_vectors, filter, text, fusion, alpha, highlight: as in SearchOptions.
 
         Yields:
@@ -780,12 +797,15 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the query or an option is refused.
+            EmbeddingError, InvalidConfigError: the query is a string, and as `add_texts`.
             MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         self._runtime.check()
         where = EVERYTHING if filter is None else await self._parsed(filter)
-        asked = {"text": text, "fusion": fusion, "alpha": alpha, "highlight": highlight}
+        asked: Mapping[str, Any] = {"text": text, "fusion": fusion, "alpha": alpha, "highlight": highlight}
+        if isinstance(query, str):
+            (query,), asked = await self._texts.asked([query], None, asked)
         shown = {"threshold": threshold, "include_vectors": include_vectors}
         request = self._searches.make(query, 1, None, {**shown, **asked})
         index, next_hits = await self._runtime.cancellable(
@@ -1023,7 +1043,7 @@ class VectorDBSession:
             IntegrityError: stored bytes do not match their hash, or are damaged.
             InvalidInputError: `cid` is no CID, or not the CID of a version.
             InvalidConfigError: `metric`, `M`, `ef_construction` or `chunk_size` was passed to `create`, and the version
-                has another; the session stays as it was.
+                has another; or its texts were embedded by another embedder. The session stays as it was.
             MemoryBudgetExceededError: the version would not fit.
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.
@@ -1235,6 +1255,7 @@ def _stats_of(
         dirty=is_dirty,
         last_cid=last_cid,
         superseded_bytes=superseded_bytes,
+        embedder=index.params.embedder,
     )
 
 
@@ -1308,26 +1329,12 @@ def _clock_us(clock: Callable[[], float] | None) -> int:
     ) from cause
 
 
-def _stamp_us(clock_us: Callable[[], int], last_us: int) -> int:
-    """The timestamp of the next row: now, or right after the latest one where the clock has not come so far.
-
-    A clock may count whole seconds. One that is further behind the rows is believed: rows may be dated in the future.
-    """
-    now_us = clock_us()
-    return last_us + 1 if last_us and 0 <= last_us - now_us < _STAMPS_AHEAD_US else now_us
-
-
 _INDEX_TYPES: Final[dict[tuple[bool, bool], Literal["flat", "hnsw", "ivf", "hybrid"]]] = {
     (False, False): "flat",
     (True, False): "hnsw",
     (False, True): "ivf",
     (True, True): "hybrid",
 }
-
-
-def _none_or(values: list[Any]) -> list[Any] | None:
-    """The list of values, or None where every value is None."""
-    return values if any(value is not None for value in values) else None
 
 
 def _check_range(name: str, value: int, most: int) -> None:

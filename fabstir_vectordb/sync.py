@@ -12,11 +12,13 @@ from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack
 
 from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
+from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.types import (
     AddResult,
+    AddTextsResult,
     DeleteResult,
     FacetCount,
     FieldInfo,
@@ -198,6 +200,44 @@ class VectorDBSession:
         options = {"expires_at": expires_at, "on_conflict": on_conflict}
         return run_here(self._verbs.add_batch(ids, vectors, metadata, timestamps, **options))
 
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps: Any = None,
+        *,
+        expires_at: Any = None,
+        on_conflict: str = "error",
+        batch_size: int | None = None,
+        progress: EmbedProgress | None = None,
+    ) -> AddTextsResult:
+        """Embeds texts by the session's embedder and adds a row for each: all or nothing.
+
+        Ids, metadata, times and conflicts are checked before the first text is embedded, and rows that `on_conflict`
+        leaves out are not embedded. Embedding runs beside other calls, off the event loop. Cancelling it adds nothing.
+
+        Args:
+            texts: n strings.
+            ids: n strings; None makes a random UUID for each.
+            metadata: n dicts, or None for some or all. Each row keeps its text, too: in the first of the index's text
+                fields, so that its words are found, or under ``text`` where there is no text index.
+            timestamps, expires_at, on_conflict: as `add_batch`.
+            batch_size: most texts of one call of the embedder; None for its own ``batch_size``, or 256.
+            progress: called after every such call, with the numbers of texts that are embedded and of all texts.
+
+        Returns:
+            How many rows were added, replaced and skipped, and the id of each text.
+
+        Raises:
+            EmbeddingError: the embedder failed, or gave other vectors than asked for; nothing was added.
+            InvalidConfigError: the index's texts were embedded by another embedder.
+            InvalidInputError: there is no embedder, or an argument is refused; details has ``row``.
+            ConflictError, MemoryBudgetExceededError, SessionError: as `add_vectors`.
+        """
+        options = {"expires_at": expires_at, "on_conflict": on_conflict, "batch_size": batch_size}
+        return run_here(self._verbs.add_texts(texts, ids, metadata, timestamps, progress=progress, **options))
+
     def update_metadata(
         self,
         id: str | Mapping[str, Any],
@@ -358,7 +398,7 @@ class VectorDBSession:
     def clear(self) -> int:
         """Deletes all rows, at once and for good: no vacuum is needed. The schema stays.
 
-        The next row with a vector may have any dimension. Saved versions stay as they are.
+        The next row with a vector may have any dimension, and texts another embedder. Saved versions stay as they are.
 
         Returns:
             How many rows there were.
@@ -474,7 +514,8 @@ class VectorDBSession:
         rows: see SearchOptions, and `get_stats` for the outcome.
 
         Args:
-            query: dim numbers; None with ``text=`` for a search by words alone.
+            query: dim numbers; or a string, which the session's embedder embeds. ``text=True`` then also searches for
+                its words. None with ``text=`` for a search by words alone.
             k: 1 to 10 000; more than the number of rows returns all of them.
             options, **fields: see SearchOptions. The first time in a session that the default threshold drops hits,
                 a warning is logged.
@@ -484,11 +525,15 @@ class VectorDBSession:
             k hits come whenever k rows match either side.
 
         Raises:
-            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index.
+            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index; or a query
+                is a string, and there is no embedder.
+            EmbeddingError, InvalidConfigError: a query is a string, and as `add_texts`.
             SessionError: the session is destroyed.
         """
         verbs = self._verbs
         verbs._runtime.check()
+        if isinstance(query, str):
+            return run_here(verbs.search(query, k, options, **fields))
         searches = verbs._searches
         request = searches.make(query, k, options, fields)
         found = searches.at_once(request)
@@ -504,7 +549,8 @@ class VectorDBSession:
         """Finds the k rows nearest to each of many queries, in one native call on all threads.
 
         Args:
-            queries: (n, dim) numbers; None with ``text=`` for searches by words alone.
+            queries: (n, dim) numbers, or n strings for the session's embedder; None with ``text=`` for searches by
+                words alone.
             k, options, **fields: as `search`; ``text=`` is one text for all queries, or a list of n texts.
 
         Returns:
@@ -512,6 +558,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: a query (details ``row``), `k` or an option is refused.
+            EmbeddingError, InvalidConfigError: queries are strings, and as `add_texts`.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.search_batch(queries, k, options, **fields))
@@ -523,7 +570,7 @@ class VectorDBSession:
         threshold: float | Unset | None = UNSET,
         include_vectors: bool = False,
         filter: Mapping[str, Any] | None = None,
-        text: str | None = None,
+        text: str | Literal[True] | None = None,
         fusion: Fusion | None = None,
         alpha: float | None = None,
         highlight: bool = False,
@@ -538,7 +585,7 @@ class VectorDBSession:
         of `search`, then the others, with the score 0.
 
         Args:
-            query: dim numbers; None with ``text=`` for a stream by words alone.
+            query: dim numbers, or a string for the session's embedder; None with ``text=`` for a stream by words alone.
             threshold, include_vectors, filter, text, fusion, alpha, highlight: as in SearchOptions.
 
         Yields:
@@ -546,6 +593,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the query or an option is refused.
+            EmbeddingError, InvalidConfigError: the query is a string, and as `add_texts`.
             MemoryBudgetExceededError: the order of the rows, or the columns of the filter, would not fit.
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
@@ -773,7 +821,7 @@ class VectorDBSession:
             IntegrityError: stored bytes do not match their hash, or are damaged.
             InvalidInputError: `cid` is no CID, or not the CID of a version.
             InvalidConfigError: `metric`, `M`, `ef_construction` or `chunk_size` was passed to `create`, and the version
-                has another; the session stays as it was.
+                has another; or its texts were embedded by another embedder. The session stays as it was.
             MemoryBudgetExceededError: the version would not fit.
             StorageError, S5Error: the store failed.
             SessionError: the session is destroyed.

@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from fabstir_vectordb.arrow import data_frame, results_table
 from fabstir_vectordb.display import Record, html_record, html_table, json_ready, short
+from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.plot import draw_recall
 
 __all__ = [
     "AddResult",
+    "AddTextsResult",
     "CalibrationPoint",
     "DefaultSearch",
     "DeleteResult",
@@ -126,6 +128,17 @@ class AddResult(Record):
     added: int
     replaced: int
     skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddTextsResult(AddResult):
+    """What `add_texts` did.
+
+    Attributes:
+        ids: the id of each text, in the order of the texts; of a text that was skipped, too.
+    """
+
+    ids: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -917,6 +930,7 @@ class SessionStats(Record):
         last_cid: the version loaded or saved last, or None.
         superseded_bytes: about how many bytes, before compression, of deleted, replaced and expired rows and of
             replaced metadata that version holds; 0 after a `vacuum` and a save.
+        embedder: name and dimension of the embedder of the index's texts; None where `add_texts` added none.
     """
 
     vector_count: int
@@ -933,3 +947,4 @@ class SessionStats(Record):
     dirty: bool
     last_cid: str | None
     superseded_bytes: int
+    embedder: EmbedderInfo | None

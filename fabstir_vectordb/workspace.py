@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeVar
 import anyio
 
 from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
+from fabstir_vectordb.embedding import Embedder, check_same
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, LazyIndex
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, TextContents, TextShape
@@ -64,6 +65,7 @@ class Workspace:
 
     Attributes:
         store: where versions live.
+        embedder: turns texts into vectors, or None.
         last_cid: CID of the version that was loaded or saved last, or None.
         budget_bytes: most memory of the index and its transfers.
     """
@@ -80,6 +82,7 @@ class Workspace:
         if config.disk_cache_dir is not None:
             directory = Path(os.fspath(config.disk_cache_dir))
             self.store = DiskCache(self.store, directory, config.disk_cache_mb * 1_000_000)
+        self.embedder = config.embedder
         self.last_cid: str | None = None
         self.budget_bytes = config.budget_bytes
         self._config = config.without_secrets()
@@ -195,11 +198,15 @@ class Workspace:
         if loaded is not None and words is not None:
             words.native.close()
             loaded = replace(loaded, text=None)
-        fresh = self._new_index() if loaded is None else await self._restored(loaded, options.become_whole, words)
+        embedder = self.embedder if options.embedder is None else options.embedder
+        if loaded is None:
+            fresh: AnyIndex = self._new_index()
+        else:
+            fresh = await self._restored(loaded, options.become_whole, words, embedder)
         changes = fresh.changes
         if words is not None and isinstance(fresh, Index):
             await self._index_texts(fresh, words.shape)
-        self.budget_bytes = budget
+        self.budget_bytes, self.embedder = budget, embedder
         version, lazy = (None, None) if loaded is None else (loaded.version, loaded.lazy)
         await self._exchange(fresh, version, lazy, changes)
         logger.debug("session %s: loaded %s", self._config.session_id, self.last_cid or "nothing: no version yet")
@@ -279,16 +286,23 @@ class Workspace:
             raise
 
     async def _restored(
-        self, loaded: LoadedVersion, become_whole: bool = True, words: TextContents | None = None
+        self,
+        loaded: LoadedVersion,
+        become_whole: bool = True,
+        words: TextContents | None = None,
+        embedder: Embedder | None = None,
     ) -> AnyIndex:
-        """The index of a version; `words` is its text index where that is made anew."""
+        """The index of a version; `words` is its text index where that is made anew, `embedder` that of the session."""
         try:
             self._check_agrees(loaded, words)
+            if embedder is not None:
+                check_same(loaded.embedder, embedder.name)
             params = IndexParams(
                 metric=loaded.metric,  # type: ignore[arg-type]  # the manifest's reader checked it
                 M=loaded.M,
                 ef_construction=loaded.ef_construction,
                 chunk_size=loaded.chunk_size,
+                embedder=loaded.embedder,
             )
             run, lazy = self._run_params(), loaded.lazy
             if lazy is None:

@@ -16,7 +16,7 @@ from fabstir_vectordb.errors import EmbeddingError, InvalidInputError, VectorDBE
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.worker_threads import is_async
 
-__all__ = ["EmbedProgress", "Vectors", "aembed", "check_texts", "embed"]
+__all__ = ["EmbedProgress", "Vectors", "aembed", "ask_info", "check_texts", "embed"]
 
 _T = TypeVar("_T")
 
@@ -43,8 +43,8 @@ def embed(
         (n, dimension) float32, in the order of the texts.
 
     Raises:
-        InvalidInputError: `texts` is no list of strings that UTF-8 can hold, `batch_size` is out of range, or the
-            embedder has no name or must be awaited.
+        InvalidInputError: `texts` is no list of strings that UTF-8 can hold, `batch_size` or `progress` is refused, or
+            the embedder has no name or must be awaited.
         EmbeddingError: the embedder failed, or gave other vectors than asked for.
     """
     run = _Run(embedder, texts, batch_size, progress)
@@ -67,7 +67,7 @@ async def aembed(
     A cancellation is raised at once. A call that is running in a thread then ends there, and its result is dropped.
     """
     run = _Run(embedder, texts, batch_size, progress)
-    run.begin(await _in_thread(partial(info_of, embedder)) if texts else None)
+    run.begin(await ask_info(embedder) if texts else None)
     for batch in run.batches():
         given = run.call(batch) if is_async(embedder) else await _in_thread(partial(run.call, batch))
         if inspect.isawaitable(given):
@@ -75,6 +75,11 @@ async def aembed(
             given = await _in_thread(partial(run.checked, given, len(batch)))
         run.take(given)
     return run.vectors
+
+
+async def ask_info(embedder: Embedder) -> EmbedderInfo:
+    """`info_of`, awaited: an endpoint may have to be asked. A cancellation does not wait for it."""
+    return await _in_thread(partial(info_of, embedder))
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:
@@ -112,6 +117,8 @@ class _Run:
         size = getattr(embedder, "batch_size", _BATCH_SIZE) if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidInputError(f"batch_size must be None or an integer above zero, got {shown(size)}")
+        if progress is not None and not callable(progress):
+            raise InvalidInputError(f"progress must be a function or None, got {type(progress).__name__}")
         self._embedder, self._texts, self._size, self._progress, self._done = embedder, texts, size, progress, 0
 
     def begin(self, info: EmbedderInfo | None) -> None:

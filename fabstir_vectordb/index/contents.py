@@ -32,6 +32,7 @@ from fabstir_vectordb._native.text import (
     TextPart,
 )
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.params import IndexParams
 from fabstir_vectordb.types import Receipt
 
 __all__ = [
@@ -271,6 +272,8 @@ class IndexSnapshot(Protocol):
     def ef_construction(self) -> int: ...
     @property
     def chunk_size(self) -> int | None: ...
+    @property
+    def params(self) -> IndexParams: ...
     @property
     def native(self) -> NativeParts | None: ...
     @property

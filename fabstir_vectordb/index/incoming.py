@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 _FLOAT32: Final = np.dtype(np.float32)
+_ON_CONFLICT: Final = ("error", "replace", "skip")
 _SEARCH_OPTIONS: Final = OPTION_NAMES["SearchOptions"]
 #: Seconds since 1970 of the years 1 to 9999, the range of a datetime. Present times in milliseconds lie outside.
 _SECONDS_MIN, _SECONDS_END = -62_135_596_800, 253_402_300_800
@@ -142,6 +143,47 @@ def prepare_batch(
         metadata=None if metadata is None else encode_values(taken(metadata, "metadata"), ids, room_bytes),
         copied=matrix is not vectors,
     )
+
+
+def check_ids(batch: Batch) -> None:
+    """Checks the sizes of ids, which the native core would check later.
+
+    Raises:
+        InvalidInputError: an id is empty or longer than ID_BYTES_MAX; details has ``row`` and ``id``.
+    """
+    sizes = np.diff(batch.id_offsets)
+    wrong = np.flatnonzero((sizes == 0) | (sizes > ID_BYTES_MAX))
+    if len(wrong):
+        raise named(InvalidInputError("", details={"row": int(wrong[0])}), batch)
+
+
+def check_on_conflict(on_conflict: object) -> None:
+    """Checks an answer to ids that are live already.
+
+    Raises:
+        InvalidInputError: it is none of ``error``, ``replace`` and ``skip``.
+    """
+    if on_conflict not in _ON_CONFLICT:
+        raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {value_shown(on_conflict)}")
+
+
+def rows_kept(ids: Sequence[str], is_live: Callable[[int], bool], on_conflict: str) -> list[int]:
+    """The places of the rows that an add keeps: of equal ids ``replace`` keeps the last, ``skip`` the first.
+
+    Args:
+        ids: ids of the rows.
+        is_live: whether the id at a place is live already.
+        on_conflict: ``error``, ``replace`` or ``skip``; with ``error`` an add keeps all rows, or is refused.
+    """
+    if on_conflict == "replace":
+        last = {id: row for row, id in enumerate(ids)}
+        return [row for row, id in enumerate(ids) if last[id] == row]
+    if on_conflict == "skip":
+        first: dict[str, int] = {}
+        for row, id in enumerate(ids):
+            first.setdefault(id, row)
+        return [row for row, id in enumerate(ids) if first[id] == row and not is_live(row)]
+    return list(range(len(ids)))
 
 
 def take_items(items: object) -> Sequence[Any]:

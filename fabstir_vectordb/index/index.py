@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, repeat
 from typing import Any, Final, Literal, TypeVar
 
@@ -27,7 +27,7 @@ from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.hybrid import Hybrid, depth_of
-from fabstir_vectordb.index.incoming import Batch, encode_values, prepare_batch, within_room
+from fabstir_vectordb.index.incoming import Batch, check_on_conflict, encode_values, prepare_batch, within_room
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
@@ -36,7 +36,7 @@ from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.update import REPLACE, MetadataUpdate
-from fabstir_vectordb.metadata.values import encode_metadata, shown
+from fabstir_vectordb.metadata.values import encode_metadata
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
 from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import (
@@ -57,7 +57,6 @@ from fabstir_vectordb.types import (
 
 __all__ = ["Index", "Sample", "side_of", "timestamps_of"]
 
-_ON_CONFLICT: Final = ("error", "replace", "skip")
 _NOTHING_MISSING: Final = Missing()
 _T = TypeVar("_T")
 
@@ -380,8 +379,7 @@ class Index:
             MemoryBudgetExceededError: the rows would not fit.
             IndexStateError: there was not enough memory, or no thread could start.
         """
-        if on_conflict not in _ON_CONFLICT:
-            raise InvalidInputError(f"on_conflict must be one of {', '.join(_ON_CONFLICT)}, got {shown(on_conflict)}")
+        check_on_conflict(on_conflict)
         if not len(batch.ids):
             return AddResult(0, 0, 0)
         with self._changing():
@@ -517,7 +515,7 @@ class Index:
     def clear(self) -> int:
         """Removes all rows, at once and for good; returns how many were live. The schema stays."""
         with self._changing():
-            live = self.counts.live
+            live, self.params = self.counts.live, replace(self.params, embedder=None)
             if self.counts.rows:
                 self._cursors.renumber(np.full(self.counts.rows, NO_SLOT, dtype=np.uint32))
                 self._rows.clear()

@@ -21,7 +21,7 @@ from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.incoming import Batch, named, of_row, seeming_shape, shown
+from fabstir_vectordb.index.incoming import Batch, named, of_row, rows_kept, seeming_shape, shown
 from fabstir_vectordb.index.text import StagedText, Texts
 from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
@@ -460,7 +460,7 @@ class Rows:
                 f"Vector dimension mismatch: expected {expected}, got {dim}",
                 details={"expected": expected, "actual": dim},
             )
-        self._check_schema(batch.metadata or [None] * n, batch.ids)
+        check_schema(self.schema, batch.metadata or [None] * n, batch.ids)
         self._check_add_fits(dim, batch)
         staged = None if batch.metadata is None else self.arena.stage(batch.metadata, self.counts.rows + n)
         draft = self._draft(self.counts.rows + n, batch.expires is not None)
@@ -502,16 +502,7 @@ class Rows:
         if self.texts.settings is None:
             return nullcontext(StagedText(self.texts, None))
         live = self.core.find(batch.id_bytes, batch.id_offsets)
-        if on_conflict == "replace":
-            last = {id: row for row, id in enumerate(batch.ids)}
-            taken = [row for row, id in enumerate(batch.ids) if last[id] == row]
-        elif on_conflict == "skip":
-            first: dict[str, int] = {}
-            for row, id in enumerate(batch.ids):
-                first.setdefault(id, row)
-            taken = [row for row, id in enumerate(batch.ids) if first[id] == row and live[row] == NO_SLOT]
-        else:
-            taken = list(range(len(batch.ids)))
+        taken = rows_kept(batch.ids, lambda row: bool(live[row] != NO_SLOT), on_conflict)
         new = np.arange(self.counts.rows, self.counts.rows + len(taken), dtype=np.uint32)
         values = [] if batch.metadata is None else [batch.metadata[row] for row in taken]
         left = np.unique(live[taken])
@@ -574,7 +565,7 @@ class Rows:
         """
         if not len(slots):
             return
-        self._check_schema(encoded, ids)
+        check_schema(self.schema, encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
         scratch = size + self.arena.staging_bytes(end) + self.texts.work_bytes(len(slots), size)
@@ -591,15 +582,6 @@ class Rows:
         self.arena.commit(staged, slots, np.arange(len(slots)))
         self._stored_pages.note(slots.tolist())
         self.changes += 1
-
-    def _check_schema(self, encoded: Sequence[bytes | None], ids: Sequence[str]) -> None:
-        if self.schema is None:
-            return
-        for row, raw in enumerate(encoded):
-            try:
-                self.schema.check(None if raw is None else decode_metadata(raw))
-            except InvalidInputError as error:
-                raise of_row(error, row, ids[row]) from None
 
     def set_schema(self, schema: Schema | None) -> None:
         """Sets the schema of metadata, which every live row must fulfil already.
@@ -706,6 +688,21 @@ class Rows:
         self.texts.close()
         self.arena, self.expiries = MetadataArena(), Expiries()
         self.refresh()
+
+
+def check_schema(schema: Schema | None, encoded: Sequence[bytes | None], ids: Sequence[str]) -> None:
+    """Checks the metadata of new rows.
+
+    Raises:
+        InvalidInputError: a value breaks the schema.
+    """
+    if schema is None:
+        return
+    for row, raw in enumerate(encoded):
+        try:
+            schema.check(None if raw is None else decode_metadata(raw))
+        except InvalidInputError as error:
+            raise of_row(error, row, ids[row]) from None
 
 
 def not_found(id: str) -> NotFoundError:

@@ -13,6 +13,7 @@ from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb._native.text import NativeText
+from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.contents import (
     CHANGES,
@@ -105,6 +106,7 @@ class LoadedVersion:
         changes: the part with metadata that differs from the pages, empty where there is none.
         text: the text index, of a lazy load its heads alone; None where the version has none.
         lazy: the source of the parts that were not loaded; None after a whole load.
+        embedder: the embedder of the index's texts, or None.
     """
 
     version: Version
@@ -125,6 +127,7 @@ class LoadedVersion:
     changes: bytes = field(repr=False)
     text: TextContents | None = None
     lazy: LazyVersion | None = None
+    embedder: EmbedderInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +309,7 @@ def _loaded(
         changes=pages.get(PartKey(CHANGES, 0), b""),
         text=text,
         lazy=lazy,
+        embedder=manifest.embedder,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M_MIN, ROWS_MAX, STEPS_MAX
 from fabstir_vectordb._native.text import CHUNK_BYTES_MIN
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.embedding import EmbedderInfo, is_dimension, is_name
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (
     CHANGES,
@@ -61,12 +62,13 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 3
+DRAFT = 4
 """Newest draft of format 0. A version is written in the oldest draft that has all it needs, so that older releases can
-open it: in draft 1 without second lists and texts, in draft 2 without texts. Drafts 0 (manifests without the key) to 3
-are read; a later one is refused."""
+open it: in draft 1 without second lists, texts and embedder, in draft 2 without texts and embedder, in draft 3 without
+embedder. Drafts 0 (manifests without the key) to 4 are read; a later one is refused."""
 _DRAFT_OF_SECOND_LISTS = 2
 _DRAFT_OF_TEXT = 3
+_DRAFT_OF_EMBEDDER = 4
 MANIFEST_BYTES_MAX = 1024 * 1024
 """Most bytes of a manifest; 900 parts take about 70 KB."""
 
@@ -97,6 +99,7 @@ class Manifest:
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         schema: the schema of metadata, or None.
         text: the text index, or None.
+        embedder: the embedder of the rows' texts, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
     """
 
@@ -120,11 +123,16 @@ class Manifest:
     schema: Schema | None
     parts: tuple[PartRecord, ...]
     text: TextShape | None = None
+    embedder: EmbedderInfo | None = None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The stored bytes of a manifest; equal manifests give equal bytes."""
-    text = {} if manifest.text is None else {"text": _text_document(manifest.text)}
+    optional: dict[str, Any] = {}
+    if manifest.text is not None:
+        optional["text"] = _text_document(manifest.text)
+    if manifest.embedder is not None:
+        optional["embedder"] = {"name": manifest.embedder.name, "dimension": manifest.embedder.dimension}
     return cbor.encode(
         {
             "version": FORMAT_VERSION,
@@ -153,13 +161,15 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "superseded": manifest.superseded,
             "schema": None if manifest.schema is None else manifest.schema.document(),
             "parts": [[part.name, part.hash, part.size, part.codec] for part in manifest.parts],
-            **text,
+            **optional,
         }
     )
 
 
 def _draft_of(manifest: Manifest) -> int:
     """The oldest draft that has all that a version needs."""
+    if manifest.embedder is not None:
+        return _DRAFT_OF_EMBEDDER
     if manifest.text is not None:
         return _DRAFT_OF_TEXT
     return _DRAFT_OF_SECOND_LISTS if _has_second_lists(manifest.parts) else 1
@@ -197,7 +207,11 @@ def decode_manifest(raw: bytes) -> Manifest:
             details={"format_version": version, "draft": draft, "supported": DRAFT},
         )
     keys = _TOP_KEYS if draft else _TOP_KEYS - _NEW_IN_DRAFT_1
-    _exact_keys(top, keys | _NEW_IN_DRAFT_3 if draft == _DRAFT_OF_TEXT else keys, "it")
+    # Draft 3 was for versions with texts only.
+    has_text = draft == _DRAFT_OF_TEXT or (draft > _DRAFT_OF_TEXT and "text" in top)
+    has_embedder = draft >= _DRAFT_OF_EMBEDDER and "embedder" in top
+    keys |= (_NEW_IN_DRAFT_3 if has_text else frozenset()) | (_NEW_IN_DRAFT_4 if has_embedder else frozenset())
+    _exact_keys(top, keys, "it")
     config = top["config"]
     if not isinstance(config, dict):
         raise _broken("config is not a map")
@@ -247,7 +261,8 @@ def decode_manifest(raw: bytes) -> Manifest:
         superseded=superseded,
         timestamp_us=_integer(top, "timestamp", -(2**63), 2**63 - 1),
         schema=_decode_schema(top["schema"]),
-        text=_decode_text(top["text"]) if "text" in top else None,
+        text=_decode_text(top["text"]) if has_text else None,
+        embedder=_decode_embedder(top["embedder"]) if has_embedder else None,
         parts=parts,
     )
 
@@ -346,6 +361,8 @@ _TOP_KEYS = frozenset(
 )
 _NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector", "bits_serve"])
 _NEW_IN_DRAFT_3 = frozenset(["text"])
+_NEW_IN_DRAFT_4 = frozenset(["embedder"])
+_EMBEDDER_KEYS = frozenset(["name", "dimension"])
 _TEXT_KEYS = frozenset(["fields", "k1", "b", "analyzer", "segments", "chunk_bytes"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])
 
@@ -407,6 +424,16 @@ def _decode_text(document: Any) -> TextShape:
         segments=_integer(document, "segments", 0, PARTS_MAX),
         chunk_bytes=_integer(document, "chunk_bytes", CHUNK_BYTES_MIN, PART_BYTES_MAX),
     )
+
+
+def _decode_embedder(document: Any) -> EmbedderInfo:
+    if not isinstance(document, dict):
+        raise _broken("embedder is not a map")
+    _exact_keys(document, _EMBEDDER_KEYS, "embedder")
+    name, dimension = document["name"], document["dimension"]
+    if not is_name(name) or not is_dimension(dimension):
+        raise _broken("embedder has no name and dimension of an embedder")
+    return EmbedderInfo(name, dimension)
 
 
 def _decode_steps(steps: Any, rows: int) -> tuple[int, ...]:

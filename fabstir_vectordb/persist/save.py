@@ -298,6 +298,7 @@ async def _store_parts_and_root(
         timestamp_us=index.last_change_us,
         schema=index.schema,
         text=plan.text,
+        embedder=index.params.embedder,
         parts=tuple(part.record for part in parts),
     )
     manifest_entry, manifest_blob = await workers.run(_seal_manifest, manifest, root_key)

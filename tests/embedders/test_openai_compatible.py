@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fabstir_vectordb import InvalidConfigError, SeedPhrase
+from fabstir_vectordb import InvalidConfigError, SeedPhrase, VectorDBSession, new_seed_phrase
 from fabstir_vectordb.embedders import EmbeddingError, embed, openai_compatible
 from fabstir_vectordb.embedders.openai_compatible import OpenAICompatibleEmbedder
 
@@ -256,3 +256,32 @@ def test_a_request_that_is_refused_before_it_is_sent_does_not_show_its_headers()
         embedder(["a"])
     assert KEY not in "".join(traceback.format_exception(caught.value)) and not caught.value.retryable
     assert caught.value.__cause__ is None and caught.value.__context__ is None and tries == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.one_loop
+async def test_a_session_over_an_endpoint_in_trouble_adds_all_or_nothing() -> None:
+    """Each trouble comes with the second of three requests."""
+    nan = '{"data": [{"index": 0, "embedding": [NaN, 1]}]}'
+    troubles: list[Any] = [
+        httpx.ReadTimeout("slow"),
+        httpx.Response(429),
+        httpx.Response(401),
+        raw(nan),
+        data(lambda found: [{**each, "embedding": [1.0]} for each in found]),
+        data(lambda found: []),
+    ]
+    for trouble in troubles:
+        endpoint = Endpoint(right, trouble)
+        embedder = endpoint.embedder(batch_size=1, max_retries=1)
+        settings: Any = {"s5_portal": "memory:", "user_seed_phrase": new_seed_phrase(), "session_id": "tests"}
+        async with VectorDBSession.create(settings, embedder=embedder, default_threshold=None) as session:
+            with pytest.raises(EmbeddingError):
+                await session.add_texts(["a", "bb", "ccc"], ["1", "2", "3"])
+            assert await session.count() == 0 and not (await session.get_stats()).dirty
+            endpoint.answers[:] = [httpx.Response(503), right]  # it recovers
+            assert (await session.add_texts(["a", "bb", "ccc"], ["1", "2", "3"])).added == 3
+            assert (await session.search("ccc", k=1)).ids == ["3"]
+            endpoint.answers[:] = [trouble]
+            with pytest.raises(EmbeddingError):
+                await session.search("a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -15,6 +16,7 @@ from hypothesis import example, given, settings, strategies as st
 from mutate import SEED, mutated
 
 from fabstir_vectordb import VectorDBError
+from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
 from fabstir_vectordb.metadata.changes import encode_changes, parse_changes
 from fabstir_vectordb.metadata.schema import parse_schema
@@ -134,7 +136,11 @@ TARGETS: dict[str, Target] = {
     ),
     "manifest": Target(
         decode_manifest,
-        [encode_manifest(_manifest(1300)), cbor.encode({"version": 3})],
+        [
+            encode_manifest(_manifest(1300)),
+            encode_manifest(replace(_manifest(1300), embedder=EmbedderInfo("all-MiniLM-L6-v2", 16))),
+            cbor.encode({"version": 3}),
+        ],
         lambda found: decode_manifest(encode_manifest(found)) == found,
     ),
     "directory": Target(decode_directory, [_root(), encode_directory({})]),

@@ -15,7 +15,6 @@ PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
 #: Pages and the packages without which they are skipped.
 NEEDS: dict[str, list[str]] = {
     "dspy": ["dspy"],
-    "embedders": [],
     "haystack": ["haystack"],
     "langchain": ["langchain_core"],
     "llama_index": ["llama_index.core"],

@@ -282,7 +282,7 @@ async def test_bad_arrays_are_refused() -> None:
         ([[1, 2], [1, 2]], 1, {}, "search_batch"),
         ([math.nan, 2], 1, {}, "NaN"),
         ([0, 0], 1, {}, "zero vector"),
-        ("ab", 1, {}, "real numbers"),
+        ("ab", 1, {}, "no embedder"),
         ([1, 2], 1, {"threshold": 2}, "between 0 and 1"),
         ([1, 2], 1, {"threshold": "x"}, "between 0 and 1"),
         ([1, 2], 1, {"ef_search": 0}, "ef_search"),

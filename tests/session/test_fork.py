@@ -25,8 +25,8 @@ BASE = np.random.default_rng(1).standard_normal((1500, 8)).astype(np.float32)
 IDS = [f"r{{row}}" for row in range(1500)]
 
 CALLS = dict(
-    add_vectors=([{{"id": "x", "vector": BASE[0]}}],), add_batch=(["x"], BASE[:1]), update_metadata=("r1", 1),
-    update_vector=("r1", BASE[0]), delete=(["r1"],), clear=(),
+    add_vectors=([{{"id": "x", "vector": BASE[0]}}],), add_batch=(["x"], BASE[:1]), add_texts=(["x"],),
+    update_metadata=("r1", 1), update_vector=("r1", BASE[0]), delete=(["r1"],), clear=(),
     set_schema=(None,), delete_vector=("r1",), delete_by_metadata=({{"n": 1}},), vacuum=(), optimize=(),
     update_by_metadata=({{"n": 1}}, {{"m": 1}}), fields=(), scan_page=(), set_text_fields=(None,),
     get_recent_index=(), get_historical_index=(), get_timestamps=(), search=(BASE[0],), search_batch=(BASE[:3],),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import IntegrityError, StorageError
 from fabstir_vectordb.index.contents import DOCUMENTS, TextShape
 from fabstir_vectordb.metadata.schema import parse_schema
@@ -75,6 +76,9 @@ TEXT = TextShape(
 )
 
 
+EMBEDDER = EmbedderInfo("all-MiniLM-L6-v2", 384)
+
+
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
     top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
     change(top)
@@ -90,6 +94,8 @@ def test_every_field_comes_back() -> None:
         example(graph_rows=4_000, historical=5_000, lists=90),
         example(text=TEXT),
         example(text=replace(TEXT, segments=0, k1=0.0, fields=("a", "b.c"))),
+        example(embedder=EMBEDDER),
+        example(embedder=EMBEDDER, text=TEXT),
     ):
         assert decode_manifest(encode_manifest(manifest)) == manifest
 
@@ -102,14 +108,37 @@ def test_names_of_the_original_layout_are_kept() -> None:
     assert top["timestamp"] == 1_700_000_000_000_000
 
 
-def test_only_a_text_index_makes_another_draft() -> None:
-    """Versions without one keep their bytes, and so their CIDs."""
-    for text, draft in ((None, 1), (TEXT, 3)):
-        top = cbor.decode(encode_manifest(example(text=text)), max_bytes=10**6, what="manifest")
+def test_only_texts_make_another_draft() -> None:
+    """Versions without a text index and an embedder keep their bytes, and so their CIDs."""
+    for text, embedder, draft in ((None, None, 1), (TEXT, None, 3), (None, EMBEDDER, 4), (TEXT, EMBEDDER, 4)):
+        top = cbor.decode(encode_manifest(example(text=text, embedder=embedder)), max_bytes=10**6, what="manifest")
         assert top["draft"] == draft
-        assert ("text" in top) is (text is not None)
-        with pytest.raises(IntegrityError, match="does not have exactly the keys"):
-            decode_manifest(cbor.encode({**top, "draft": 4 - draft}))
+        assert (("text" in top), ("embedder" in top)) == (text is not None, embedder is not None)
+        for other in {1, 3} - {draft}:
+            with pytest.raises(IntegrityError, match="does not have exactly the keys"):
+                decode_manifest(cbor.encode({**top, "draft": other}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {"name": "m"},
+        {"name": "m", "dimension": 384, "more": 1},
+        {"name": "", "dimension": 384},
+        {"name": "m" * 257, "dimension": 384},
+        {"name": "a\nb", "dimension": 384},
+        {"name": b"m", "dimension": 384},
+        {"name": "m", "dimension": 0},
+        {"name": "m", "dimension": 5_000},
+        {"name": "m", "dimension": True},
+        {"name": "m", "dimension": 384.0},
+    ],
+)
+def test_an_embedder_is_checked(value: Any) -> None:
+    with pytest.raises(IntegrityError, match="embedder"):
+        decode_manifest(broken(lambda top: top.update(draft=4, embedder=value)))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +169,7 @@ def test_what_is_said_of_a_text_index_is_checked(key: str, value: Any) -> None:
 
 def test_a_newer_draft_is_refused_by_name() -> None:
     with pytest.raises(
-        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 3: upgrade"
+        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 4: upgrade"
     ) as caught:
         decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
     assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}

@@ -19,8 +19,10 @@ import pytest
 import fabstir_vectordb
 from fabstir_vectordb import (
     AddResult,
+    AddTextsResult,
     CalibrationPoint,
     DeleteResult,
+    EmbedderInfo,
     FacetCount,
     FieldInfo,
     FieldType,
@@ -104,7 +106,10 @@ RECORDS: list[Any] = [
         recall_calibration=(CalibrationPoint(k=10, recall=0.9, ef_search=64),),
         default_search="usual",
         superseded_bytes=0,
+        embedder=EmbedderInfo("m", 3),
     ),
+    EmbedderInfo("m", 3),
+    AddTextsResult(1, 2, 3, ["a"]),
     ScanPage((row(),), "gwEA", False),
     SearchGroup("doc", (hit(),)),
     UpdateResult(3, 1, ["a"]),
