@@ -176,6 +176,7 @@ class ConfigFields(TypedDict, total=False):
     text_k1: float | None
     text_b: float | None
     embedder: Embedder | None
+    tracing: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +233,8 @@ class VectorDBConfig(metaclass=_Sealing):
         embedder: turns texts into vectors, for `VectorDBSession.add_texts` and for searches by a string
             (docs/embedders.md): a callable, plain or awaited, with ``name`` and ``dimension``. An index stores both of
             the embedder of its texts, and a load with another one is refused. None for no embedder.
+        tracing: True makes OpenTelemetry spans of searches, saves, loads and fetches, by the program's tracer provider
+            (extra ``otel``, docs/telemetry.md); a tracer provider takes that one. False makes none.
 
     Attributes:
         given: names of the settings that were passed, as opposed to left at their defaults.
@@ -270,6 +273,7 @@ class VectorDBConfig(metaclass=_Sealing):
     text_k1: float | None = None
     text_b: float | None = None
     embedder: Embedder | None = field(default=None, repr=False)
+    tracing: Any = False
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -302,6 +306,8 @@ class VectorDBConfig(metaclass=_Sealing):
             raise _invalid("clock", "clock must be a function that returns seconds since 1970")
         if self.embedder is not None:
             check_embedder(self.embedder, InvalidConfigError)
+        if not isinstance(self.tracing, bool) and not callable(getattr(self.tracing, "get_tracer", None)):
+            raise _invalid("tracing", f"tracing must be True, False or a tracer provider, got {shown(self.tracing)}")
 
     def _check_text(self) -> None:
         if not isinstance(self.session_id, str):

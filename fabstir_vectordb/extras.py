@@ -23,6 +23,7 @@ EXTRAS: Final = {
     "langchain": ("langchain-core>=1.0",),
     "llama-index": ("llama-index-core>=0.14",),
     "mcp": ("mcp>=2",),
+    "otel": ("opentelemetry-api>=1.27",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.30"),
     "sentence-transformers": ("sentence-transformers>=5",),

@@ -62,6 +62,7 @@ from fabstir_vectordb.searches import Searches, has_large_filter
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.text.settings import text_settings
 from fabstir_vectordb.texts import SessionTexts
+from fabstir_vectordb.tracing import Tracing, trace_verbs
 from fabstir_vectordb.types import (
     AddResult,
     AddTextsResult,
@@ -148,7 +149,8 @@ class VectorDBSession:
             parse_phrase(config.secret.reveal())
         self._now_us = partial(_clock_us, config.clock)
         runtime = runtime_type(config.session_id)
-        self._workspace = Workspace(config, runtime, self._now_us)
+        tracing = Tracing(config) if config.tracing is not False else None
+        self._workspace = Workspace(config, runtime, self._now_us, tracing)
         self._additions = Additions(self._now_us)
         self._texts = SessionTexts(runtime, self._workspace, self._additions)
         self._aging = Aging(runtime, self._now_us, config.recent_window_s)
@@ -156,6 +158,8 @@ class VectorDBSession:
         self._searches = Searches(runtime, config.session_id, config.default_threshold, self._recall_target)
         if config.debug:
             log_level.begin_debug()
+        if tracing is not None and not runtime.is_blocking:
+            trace_verbs(self, tracing)
         self._runtime = runtime  # last: a session that was refused needs no destroy()
         logger.debug("session %s: created", config.session_id)
 

@@ -16,6 +16,7 @@ from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.text.fusion import Fusion
+from fabstir_vectordb.tracing import Tracing, trace_verbs
 from fabstir_vectordb.types import (
     AddResult,
     AddTextsResult,
@@ -60,6 +61,8 @@ class VectorDBSession:
 
     def __init__(self, config: VectorDBConfig) -> None:
         self._verbs = AsyncSession(config, BlockingRuntime)
+        if config.tracing is not False:
+            trace_verbs(self, Tracing(config))
 
     @classmethod
     def create(

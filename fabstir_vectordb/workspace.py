@@ -42,6 +42,7 @@ from fabstir_vectordb.s5.cid import ShareCid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.tracing import Tracing
 from fabstir_vectordb.types import ProgressCallback
 from fabstir_vectordb.worker_threads import trim_threads
 
@@ -62,6 +63,7 @@ class Workspace:
         config: the session's settings.
         runtime: holds the index, which is installed here, and runs long operations.
         now_us: the session's clock, microseconds since 1970.
+        tracing: makes spans of fetches; None makes none.
 
     Attributes:
         store: where versions live.
@@ -70,7 +72,9 @@ class Workspace:
         budget_bytes: most memory of the index and its transfers.
     """
 
-    def __init__(self, config: VectorDBConfig, runtime: Runtime, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, config: VectorDBConfig, runtime: Runtime, now_us: Callable[[], int], tracing: Tracing | None = None
+    ) -> None:
         self.store: Store = open_store(
             config.portal_uri,
             timeout_s=config.timeout_s,
@@ -79,6 +83,8 @@ class Workspace:
             private_redirects=config.allow_private_redirects,
             account_seed=self._account_seed,
         )
+        if tracing is not None:
+            self.store = tracing.traced_store(self.store)
         if config.disk_cache_dir is not None:
             directory = Path(os.fspath(config.disk_cache_dir))
             self.store = DiskCache(self.store, directory, config.disk_cache_mb * 1_000_000)
