@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,7 +17,7 @@ from fabstir_vectordb.errors import EmbeddingError, InvalidInputError, VectorDBE
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.worker_threads import is_async
 
-__all__ = ["EmbedProgress", "Vectors", "aembed", "ask_info", "check_texts", "embed"]
+__all__ = ["EmbedProgress", "Vectors", "aembed", "ask_info", "check_texts", "embed", "loading"]
 
 _T = TypeVar("_T")
 
@@ -104,6 +105,17 @@ def check_texts(texts: Any) -> None:
                 raise InvalidInputError(
                     f"text {row} has a lone surrogate at {error.start}, which UTF-8 cannot hold", details={"row": row}
                 ) from None
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Makes an EmbeddingError of what goes wrong while a model is loaded."""
+    try:
+        yield
+    except Exception as error:
+        raise EmbeddingError(
+            f"the model {name!r} could not be loaded: {type(error).__name__}: {error}", details={"embedder": name}
+        ) from error
 
 
 class _Run:

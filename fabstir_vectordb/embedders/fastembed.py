@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fabstir_vectordb.embedders.base import Vectors
+from fabstir_vectordb.embedders.base import Vectors, loading
+from fabstir_vectordb.embedding import check_embedder
 from fabstir_vectordb.errors import InvalidConfigError
 from fabstir_vectordb.extras import install_command
 
@@ -25,7 +26,8 @@ class FastEmbedEmbedder:
         **options: further arguments of TextEmbedding, as ``cache_dir`` or ``threads``.
 
     Raises:
-        InvalidConfigError: the extra is not installed.
+        InvalidConfigError: the extra is not installed, or `name` is refused.
+        EmbeddingError: the model could not be loaded.
     """
 
     def __init__(self, model: str, *, name: str | None = None, batch_size: int = 64, **options: Any) -> None:
@@ -34,9 +36,12 @@ class FastEmbedEmbedder:
         except ImportError as error:
             install = install_command("fastembed")
             raise InvalidConfigError(f"{error}: this embedder needs fastembed: {install}") from error
-        self._model, self._lock, self._batch_size = TextEmbedding(model, **options), threading.Lock(), batch_size
         self.name = model if name is None else name
-        self.dimension = int(self([self.name]).shape[1])  # fastembed's list of models does not have a user's own
+        check_embedder(self, InvalidConfigError)
+        self._lock, self._batch_size = threading.Lock(), batch_size
+        with loading(self.name):
+            self._model = TextEmbedding(model, **options)
+            self.dimension = int(self([self.name]).shape[1])  # fastembed's list of models does not have a user's own
 
     def __repr__(self) -> str:
         return f"<FastEmbedEmbedder {self.name!r}>"

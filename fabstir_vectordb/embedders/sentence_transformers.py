@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fabstir_vectordb.embedders.base import Vectors
+from fabstir_vectordb.embedders.base import Vectors, loading
+from fabstir_vectordb.embedding import check_embedder
 from fabstir_vectordb.errors import InvalidConfigError
 from fabstir_vectordb.extras import install_command
 
@@ -27,7 +28,9 @@ class SentenceTransformerEmbedder:
         **options: further arguments of SentenceTransformer, as ``device``.
 
     Raises:
-        InvalidConfigError: the extra is not installed, or a model without a name has none here either.
+        InvalidConfigError: the extra is not installed, `name` is refused, or a model without a name has none here
+            either.
+        EmbeddingError: the model could not be loaded.
     """
 
     def __init__(
@@ -43,19 +46,22 @@ class SentenceTransformerEmbedder:
         given = str(model) if isinstance(model, str) or hasattr(model, "__fspath__") else None
         if name is None and given is None:
             raise InvalidConfigError("give name=: a model that is loaded already does not say its own")
+        self.name = str(given) if name is None else name
+        check_embedder(self, InvalidConfigError)
         if given is not None:
             try:
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 install = install_command("sentence-transformers")
                 raise InvalidConfigError(f"{error}: this embedder needs sentence-transformers: {install}") from error
-            model = SentenceTransformer(given, **options)
+            with loading(self.name):
+                model = SentenceTransformer(given, **options)
         self._model, self._lock = model, threading.Lock()
         self._options = {"batch_size": batch_size, "prompt_name": prompt_name, "normalize_embeddings": normalize}
-        self.name = str(given) if name is None else name
-        # Newer versions have another name for it.
-        ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
-        self.dimension = int(ask())
+        with loading(self.name):
+            # Newer versions have another name for it. Some models do not know, and say None.
+            ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+            self.dimension = int(ask() or self([self.name]).shape[1])
 
     def __repr__(self) -> str:
         return f"<SentenceTransformerEmbedder {self.name!r}>"

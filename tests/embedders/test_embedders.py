@@ -224,6 +224,26 @@ def test_a_model_of_fastembed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedder([]).shape == (0, 2)
 
 
+def test_a_model_that_cannot_be_loaded_or_does_not_know_its_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unknown(FakeModel):
+        def get_sentence_embedding_dimension(self) -> int:
+            return None  # type: ignore[return-value]
+
+    def offline(name: str, **options: Any) -> Any:
+        raise OSError("no network")
+
+    assert SentenceTransformerEmbedder(Unknown("x"), name="mine").dimension == 2
+    for library, name, make in (
+        ("sentence_transformers", "SentenceTransformer", SentenceTransformerEmbedder),
+        ("fastembed", "TextEmbedding", FastEmbedEmbedder),
+    ):
+        monkeypatch.setitem(sys.modules, library, types.SimpleNamespace(**{name: offline}))  # type: ignore[arg-type]
+        with pytest.raises(EmbeddingError, match="'x' could not be loaded: OSError: no network"):
+            make("x")
+        with pytest.raises(InvalidConfigError, match="name"):
+            make("x", name="")
+
+
 @pytest.mark.parametrize(
     ("library", "make"),
     [
