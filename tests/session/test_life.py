@@ -459,7 +459,7 @@ def test_every_error_has_a_code_a_builtin_and_survives_a_pickle() -> None:
         if cls is not VectorDBError:
             codes.add(error.code)
             assert len(cls.__bases__) == 2
-    assert len(codes) == 13
+    assert len(codes) == 14
 
 
 def test_import_loads_nothing_that_it_does_not_need() -> None:
