@@ -388,21 +388,28 @@ class VectorDBConfig(metaclass=_Sealing):
         return min(self.threads or usable_cpus(), THREADS_MAX)
 
 
-def config_of(given: Given) -> VectorDBConfig:
+def config_of(given: Given, **defaults: Any) -> VectorDBConfig:
     """Makes the configuration from a caller's settings.
+
+    Args:
+        given: the settings.
+        **defaults: values of settings that are not among them, in place of the usual ones. They do not count as given:
+            a load takes such settings from the version.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
     """
     if given.problem is not None:
         raise _invalid("config", given.problem)
-    if given.config is not None and not given.settings:
+    if given.config is not None and not given.settings and not defaults:
         return given.config
-    if given.config is None:
-        return VectorDBConfig(**given.settings)
-    # Only the passed settings, so that `given` names just these.
-    names = given.config.given
-    return VectorDBConfig(**{**{name: getattr(given.config, name) for name in names}, **given.settings})
+    settings = given.settings
+    if given.config is not None:
+        # Only the passed settings, so that `given` names just these.
+        settings = {**{name: getattr(given.config, name) for name in given.config.given}, **settings}
+    config = VectorDBConfig(**{**defaults, **settings})
+    object.__setattr__(config, "given", config.given - (defaults.keys() - settings.keys()))
+    return config
 
 
 class Given:

@@ -54,6 +54,8 @@ _T = TypeVar("_T")
 
 #: Settings that a version stores. A load is refused where the caller passed another value.
 _STORED_SETTINGS: Final = ("metric", "M", "ef_construction", "chunk_size")
+#: The settings of texts, which are compared together.
+_TEXT_SETTINGS: Final = frozenset({"text_fields", "text_language", "text_stop_words", "text_k1", "text_b"})
 
 
 class Workspace:
@@ -331,7 +333,7 @@ class Workspace:
                 )
         words, of = self._config.text_settings, anew or loaded.text
         stored = None if of is None else settings_of(of.shape, any_release=anew is not None)
-        if words is not None and words != stored:
+        if words is not None and words != stored and _TEXT_SETTINGS & self._config.given:
             raise InvalidConfigError(
                 f"{words} was asked for, and the saved index has {stored or 'no text index'}: leave the settings of "
                 "texts out to open it, then call set_text_fields",

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what one_loop marks on a second event loop."""
+    """Leaves out what one_loop marks on a second event loop, and makes most tests of frameworks' suites long."""
+    suites: Counter[Any] = Counter()
+    for item in items:
+        suite = getattr(item, "cls", None)
+        quick_one_of = getattr(suite, "quick_one_of", 1)  # of so many tests, the first is quick
+        if suites[suite] % quick_one_of:
+            item.add_marker(pytest.mark.long)
+        suites[suite] += 1
     left_out = [item for item in items if item.get_closest_marker("one_loop") and _backend(item) == "trio"]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -1,34 +1,34 @@
 """A LangChain vector store (langchain-core 1.x) over an encrypted index on S5.
 
 A row's metadata is ``{"text": page_content, "metadata": {…}}``: the text is beside the document's metadata, so that no
-field of the one can hide the other.
+field of the one can hide the other. The words of the text are indexed.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
 from fabstir_vectordb.config import Given, VectorDBConfig
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.integrations import needing
-from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.integrations.shared import TEXT, Operation, SharedSession, Store
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
 with needing("langchain"):
+    from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
-    from langchain_core.vectorstores import VectorStore
+    from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
     from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-__all__ = ["FabstirVectorStore"]
+__all__ = ["FabstirRetriever", "FabstirVectorStore"]
 
-#: The fields of a row's metadata.
-_TEXT: Final = "text"
+#: Where a row keeps the metadata of its document.
 _METADATA: Final = "metadata"
 
 
@@ -45,7 +45,8 @@ class FabstirVectorStore(Store, VectorStore):
         embedding: embeds texts and queries.
         config: a VectorDBConfig, or a mapping of settings.
         **settings: single settings, as of VectorDBConfig: ``s5_portal``, ``user_seed_phrase`` and ``session_id`` are
-            required.
+            required. A new index has the words of the texts, unless ``text_fields`` names other paths of a row, as
+            ``("text", "metadata.title")``, or none.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
@@ -168,7 +169,8 @@ class FabstirVectorStore(Store, VectorStore):
             query: the text to embed and search for.
             k: how many documents.
             filter: which documents; None for all.
-            **options: fields of SearchOptions, as ``threshold``, ``recall_target`` or ``ef_search``.
+            **options: fields of SearchOptions, as ``threshold``, ``recall_target`` or ``ef_search``; with ``text`` it
+                is a `hybrid_search` for these words.
 
         Returns:
             The documents, nearest first.
@@ -300,8 +302,145 @@ class FabstirVectorStore(Store, VectorStore):
         search = self._search(embedding, max(k, fetch_k), filter, {**options, "include_vectors": True})
         return _diverse(embedding, await self.arun(search), k, lambda_mult)
 
+    def hybrid_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        text: str | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """The k best documents by embedding and by words.
+
+        Args:
+            query: the text to embed.
+            k: how many documents.
+            filter: which documents; None for all.
+            text: the words, as in SearchOptions; None for those of `query`.
+            **options: fields of SearchOptions, as ``fusion``, ``alpha`` or ``threshold``.
+
+        Returns:
+            The documents, best first.
+
+        Raises:
+            InvalidInputError: an argument is refused, or the index has no text fields.
+        """
+        return _bare(self.hybrid_search_with_score(query, k, filter, text=text, **options))
+
+    async def ahybrid_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        text: str | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """As `hybrid_search`, awaited."""
+        return _bare(await self.ahybrid_search_with_score(query, k, filter, text=text, **options))
+
+    def hybrid_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        text: str | None = None,
+        **options: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `hybrid_search`, with scores in [0, 1], larger is better."""
+        return self.similarity_search_with_score(query, k, filter, text=query if text is None else text, **options)
+
+    async def ahybrid_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        text: str | None = None,
+        **options: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `hybrid_search_with_score`, awaited."""
+        words = query if text is None else text
+        return await self.asimilarity_search_with_score(query, k, filter, text=words, **options)
+
+    def keyword_search(
+        self, query: str, k: int = 4, filter: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[Document]:
+        """The k best documents by words alone (BM25). Nothing is embedded.
+
+        Args:
+            query: the words, as ``text`` in SearchOptions.
+            k, filter: as `hybrid_search`.
+            **options: fields of SearchOptions, as ``threshold``.
+
+        Returns:
+            The documents that have one of the words, best first.
+
+        Raises:
+            InvalidInputError: as `hybrid_search`.
+        """
+        return _bare(self.keyword_search_with_score(query, k, filter, **options))
+
+    async def akeyword_search(
+        self, query: str, k: int = 4, filter: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[Document]:
+        """As `keyword_search`, awaited."""
+        return _bare(await self.akeyword_search_with_score(query, k, filter, **options))
+
+    def keyword_search_with_score(
+        self, query: str, k: int = 4, filter: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[tuple[Document, float]]:
+        """As `keyword_search`, with scores in [0, 1], larger is better."""
+        return _scored(self.run(self._search(None, k, filter, {**options, "text": query})))
+
+    async def akeyword_search_with_score(
+        self, query: str, k: int = 4, filter: Mapping[str, Any] | None = None, **options: Any
+    ) -> list[tuple[Document, float]]:
+        """As `keyword_search_with_score`, awaited."""
+        return _scored(await self.arun(self._search(None, k, filter, {**options, "text": query})))
+
+    def search(self, query: str, search_type: str, **options: Any) -> list[Document]:
+        """The documents that a search of one type finds.
+
+        Args:
+            query: the query.
+            search_type: ``similarity``, ``similarity_score_threshold``, ``mmr``, ``hybrid`` or ``keyword``.
+            **options: arguments of the method of that type.
+
+        Raises:
+            ValueError: there is no such type.
+        """
+        if search_type == "hybrid":
+            return self.hybrid_search(query, **options)
+        if search_type == "keyword":
+            return self.keyword_search(query, **options)
+        return super().search(query, search_type, **options)
+
+    async def asearch(self, query: str, search_type: str, **options: Any) -> list[Document]:
+        """As `search`, awaited."""
+        if search_type == "hybrid":
+            return await self.ahybrid_search(query, **options)
+        if search_type == "keyword":
+            return await self.akeyword_search(query, **options)
+        return await super().asearch(query, search_type, **options)
+
+    def as_retriever(self, **options: Any) -> FabstirRetriever:
+        """A retriever over this store.
+
+        Args:
+            **options: ``search_type``, one of those of `search`; ``search_kwargs``, the arguments of that search; and
+                other fields of a retriever.
+
+        Raises:
+            ValueError: an option is refused.
+        """
+        tags = options.pop("tags", None) or self._get_retriever_tags()
+        return FabstirRetriever(vectorstore=self, tags=tags, **options)
+
     def _search(
-        self, embedding: Sequence[float], k: int, filter: Mapping[str, Any] | None, options: Mapping[str, Any]
+        self, embedding: Sequence[float] | None, k: int, filter: Mapping[str, Any] | None, options: Mapping[str, Any]
     ) -> Callable[[VectorDBSession], Awaitable[SearchResults]]:
         where = self._where(filter)
         return lambda session: session.search(embedding, k, filter=where, **options)
@@ -366,6 +505,22 @@ class FabstirVectorStore(Store, VectorStore):
         return store
 
 
+class FabstirRetriever(VectorStoreRetriever):
+    """A retriever with the search types ``hybrid`` and ``keyword`` beside LangChain's."""
+
+    allowed_search_types: ClassVar[Collection[str]] = (*VectorStoreRetriever.allowed_search_types, "hybrid", "keyword")
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
+    ) -> list[Document]:
+        return self.vectorstore.search(query, self.search_type, **{**self.search_kwargs, **options})
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
+    ) -> list[Document]:
+        return await self.vectorstore.asearch(query, self.search_type, **{**self.search_kwargs, **options})
+
+
 class _Texts:
     """Texts to add, with their metadata and ids, checked before they are embedded."""
 
@@ -384,7 +539,7 @@ class _Texts:
                 raise InvalidInputError(f"{name} must be as many as the texts: got {len(given)} for {count} texts")
         self._ids = [id or str(uuid.uuid4()) for id in ids or [None] * count]
         self._metadata = [
-            {_TEXT: text, _METADATA: dict(metadata or {})}
+            {TEXT: text, _METADATA: dict(metadata or {})}
             for text, metadata in zip(self._texts, metadatas or [{}] * count, strict=True)
         ]
 
@@ -427,7 +582,7 @@ def _inner(key: object, value: Any) -> Any:
 
 def _document(found: Row | SearchResult) -> Document:
     kept = found.metadata if isinstance(found.metadata, Mapping) else {}
-    return Document(id=found.id, page_content=kept.get(_TEXT) or "", metadata=kept.get(_METADATA) or {})
+    return Document(id=found.id, page_content=kept.get(TEXT) or "", metadata=kept.get(_METADATA) or {})
 
 
 def _documents(rows: Iterable[Row | None]) -> list[Document]:
@@ -443,6 +598,7 @@ def _bare(scored: Iterable[tuple[Document, float]]) -> list[Document]:
 
 
 def _diverse(embedding: Sequence[float], hits: SearchResults, k: int, lambda_mult: float) -> list[Document]:
-    vectors = [hit.vector for hit in hits]
+    candidates = [hit for hit in hits if hit.vector is not None]  # a hit by words may have none
+    vectors = [hit.vector for hit in candidates]
     chosen = maximal_marginal_relevance(np.asarray(embedding, dtype=np.float32), vectors, lambda_mult, k)
-    return [_document(hits[at]) for at in chosen]
+    return [_document(candidates[at]) for at in chosen]

@@ -1,7 +1,7 @@
 """A LlamaIndex vector store (llama-index-core 0.14) over an encrypted index on S5.
 
 A row's metadata is ``{"text": …, "metadata": {…}, "ref_doc_id": …, "node": …, "node_type": …}``. The text and the
-metadata of a node are stored once: ``node`` holds the rest of it.
+metadata of a node are stored once: ``node`` holds the rest of it. The words of the text are indexed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from fabstir_vectordb.config import Given, VectorDBConfig
 from fabstir_vectordb.integrations import needing
-from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.integrations.shared import TEXT, Operation, SharedSession, Store
 from fabstir_vectordb.metadata.filter_parse import ID
 from fabstir_vectordb.metadata.values import shown, step
 from fabstir_vectordb.session import VectorDBSession
@@ -49,6 +49,8 @@ _ORDERS: Final = {
     FilterOperator.LT: "$lt",
     FilterOperator.LTE: "$lte",
 }
+#: Modes by words alone.
+_WORDS: Final = (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH)
 #: Candidates of a search by maximal marginal relevance for each node that is wanted, as other stores have it.
 _MMR_PREFETCH: Final = 4
 
@@ -62,7 +64,8 @@ class FabstirVectorStore(Store, BasePydanticVectorStore):
     Args:
         config: a VectorDBConfig, or a mapping of settings.
         **settings: single settings, as of VectorDBConfig: ``s5_portal``, ``user_seed_phrase`` and ``session_id`` are
-            required.
+            required. A new index has the words of the nodes' texts, unless ``text_fields`` names other paths of a row,
+            as ``("text", "metadata.title")``, or none.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
@@ -200,18 +203,22 @@ class FabstirVectorStore(Store, BasePydanticVectorStore):
         return read
 
     def query(self, query: VectorStoreQuery, **options: Any) -> VectorStoreQueryResult:
-        """The nodes nearest to a query.
+        """The nodes that a query finds.
 
         Args:
-            query: the query, with its mode: default or mmr.
-            **options: fields of SearchOptions, as ``threshold`` or ``recall_target``; with mmr also ``mmr_threshold``
-                and ``mmr_prefetch_k``, the number of candidates.
+            query: the query, with its mode: ``default``, ``mmr``; ``hybrid``, by embedding and words; ``sparse`` or
+                ``text_search``, by words alone. `hybrid_top_k` and `sparse_top_k` take the place of `similarity_top_k`
+                in these modes; with `alpha`, ``hybrid`` is the weighted sum, from 0, words alone, to 1.
+            **options: fields of SearchOptions, as ``threshold``, ``recall_target`` or ``fusion``; with mmr also
+                ``mmr_threshold`` and ``mmr_prefetch_k``, the number of candidates.
 
         Returns:
-            Nodes, similarities in [0, 1], and ids, nearest first; with mmr in the order in which they were chosen.
+            Nodes, similarities in [0, 1], and ids, best first; with mmr in the order in which they were chosen.
 
         Raises:
-            ValueError: the mode is not supported, the query has no embedding, or its filters are not understood.
+            ValueError: the mode is not supported, the query lacks its embedding or its text, or its filters are not
+                understood.
+            InvalidInputError: an option is refused, or the index has no text fields.
         """
         return self.run(self._query(query, options))
 
@@ -220,33 +227,29 @@ class FabstirVectorStore(Store, BasePydanticVectorStore):
         return await self.arun(self._query(query, options))
 
     def _query(self, query: VectorStoreQuery, options: dict[str, Any]) -> Operation[VectorStoreQueryResult]:
-        mode = query.mode
-        if mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
-            raise ValueError(f"the query mode {mode.value!r} is not supported: use default or mmr")
-        embedding, k = query.query_embedding, query.similarity_top_k
-        if embedding is None:
-            raise ValueError("the query has no embedding")
+        mode, k = query.mode, query.similarity_top_k
         # An index over a store that keeps texts passes an empty list of ids for "any".
         where = self._where(query.filters, query.node_ids or None, query.doc_ids or None)
-        if mode == VectorStoreQueryMode.DEFAULT:
-
-            async def search(session: VectorDBSession) -> VectorStoreQueryResult:
-                return _result(await session.search(embedding, k, filter=where, **options))
-
-            return search
-
-        chosen = options.pop("mmr_threshold", query.mmr_threshold)
-        candidates = max(k, options.pop("mmr_prefetch_k", _MMR_PREFETCH * k))
-
-        async def choose(session: VectorDBSession) -> VectorStoreQueryResult:
-            hits = await session.search(embedding, candidates, filter=where, include_vectors=True, **options)
-            vectors = [np.asarray(hit.vector, dtype=np.float64) for hit in hits]
-            _, places = get_top_k_mmr_embeddings(
-                embedding, vectors, similarity_top_k=k, embedding_ids=list(range(len(hits))), mmr_threshold=chosen
+        if mode == VectorStoreQueryMode.MMR:
+            return _choice(query, where, options)
+        if mode == VectorStoreQueryMode.HYBRID:
+            k = query.hybrid_top_k or k
+            if query.alpha is not None:
+                options = {"fusion": "weighted", "alpha": query.alpha, **options}
+        elif mode in _WORDS:
+            k = query.sparse_top_k or k
+        elif mode != VectorStoreQueryMode.DEFAULT:
+            raise ValueError(
+                f"the query mode {mode.value!r} is not supported: use default, mmr, hybrid, sparse or text_search"
             )
-            return _result(hits[place] for place in places)
+        embedding = None if mode in _WORDS else _embedding(query)
+        if mode != VectorStoreQueryMode.DEFAULT:
+            options = {"text": _words(query), **options}
 
-        return choose
+        async def search(session: VectorDBSession) -> VectorStoreQueryResult:
+            return _result(await session.search(embedding, k, filter=where, **options))
+
+        return search
 
     # ---- filters
 
@@ -265,6 +268,40 @@ class FabstirVectorStore(Store, BasePydanticVectorStore):
         if doc_ids is not None:
             parts.append({_REF: {"$in": list(doc_ids)}})
         return {"$and": parts} if parts else None
+
+
+# ---- Queries -----------------------------------------------------------------------------------------------
+
+
+def _embedding(query: VectorStoreQuery) -> list[float]:
+    if query.query_embedding is None:
+        raise ValueError("the query has no embedding")
+    return query.query_embedding
+
+
+def _words(query: VectorStoreQuery) -> str:
+    if query.query_str is None:
+        raise ValueError(f"the query has no query_str, whose words the mode {query.mode.value!r} needs")
+    return query.query_str
+
+
+def _choice(
+    query: VectorStoreQuery, where: Mapping[str, Any] | None, options: dict[str, Any]
+) -> Operation[VectorStoreQueryResult]:
+    """A query by maximal marginal relevance."""
+    embedding, k = _embedding(query), query.similarity_top_k
+    chosen = options.pop("mmr_threshold", query.mmr_threshold)
+    candidates = max(k, options.pop("mmr_prefetch_k", _MMR_PREFETCH * k))
+
+    async def choose(session: VectorDBSession) -> VectorStoreQueryResult:
+        hits = await session.search(embedding, candidates, filter=where, include_vectors=True, **options)
+        vectors = [np.asarray(hit.vector, dtype=np.float64) for hit in hits]
+        _, places = get_top_k_mmr_embeddings(
+            embedding, vectors, similarity_top_k=k, embedding_ids=list(range(len(hits))), mmr_threshold=chosen
+        )
+        return _result(hits[place] for place in places)
+
+    return choose
 
 
 # ---- A node to a row and back ------------------------------------------------------------------------------
@@ -288,7 +325,7 @@ def _row(node: BaseNode) -> dict[str, Any]:
     rest.pop("embedding", None)
     metadata = rest.pop("metadata", None) or {}
     return {
-        "text": _text_of(rest).pop("text", None),
+        TEXT: _text_of(rest).pop("text", None),
         "metadata": metadata,
         _REF: node.ref_doc_id,
         "node": {name: value for name, value in rest.items() if value is not None},
@@ -305,8 +342,8 @@ def _text_of(node: dict[str, Any]) -> dict[str, Any]:
 def _node(row: Row | SearchResult) -> BaseNode:
     kept = row.metadata if isinstance(row.metadata, dict) else {}
     rest = kept.get("node") or {"id_": row.id}
-    if kept.get("text") is not None:
-        _text_of(rest)["text"] = kept["text"]
+    if kept.get(TEXT) is not None:
+        _text_of(rest)["text"] = kept[TEXT]
     rest["metadata"] = kept.get("metadata") or {}
     node = metadata_dict_to_node({"_node_content": json.dumps(rest), "_node_type": kept.get("node_type")})
     if row.vector is not None:
@@ -328,20 +365,50 @@ def _result(hits: Iterable[SearchResult]) -> VectorStoreQueryResult:
 
 def _condition(given: MetadataFilters) -> Mapping[str, Any]:
     """The session's filter for filters under one condition."""
-    parts = [_condition(part) if isinstance(part, MetadataFilters) else _comparison(part) for part in given.filters]
     match given.condition:
         case FilterCondition.AND | None:
+            parts = _joined(given.filters, FilterOperator.NE)
             return {"$and": parts} if parts else {}
         case FilterCondition.OR:
+            parts = _joined(given.filters, FilterOperator.EQ)
             return {"$or": parts} if parts else _NOTHING
         case FilterCondition.NOT:  # none of them
+            parts = _joined(given.filters, FilterOperator.EQ)
             return {"$not": {"$or": parts}} if parts else {}
     raise ValueError(f"the condition {shown(given.condition)} is not supported")
 
 
+def _joined(filters: Iterable[MetadataFilter | MetadataFilters], operator: FilterOperator) -> list[Mapping[str, Any]]:
+    """The session's filters for some, where comparisons of one field with many values become one with their list.
+
+    A list has a thousand times as many values as a filter has comparisons.
+
+    Args:
+        filters: filters that are joined by one condition.
+        operator: which comparisons can become one: `EQ` where one filter must match, `NE` where all must.
+    """
+    parts: list[Mapping[str, Any]] = []
+    values: dict[str, list[Any]] = {}
+    for part in filters:
+        if isinstance(part, MetadataFilters):
+            parts.append(_condition(part))
+        elif part.operator == operator and isinstance(part.value, (int, float, str)):
+            values.setdefault(_path(part.key), []).append(part.value)
+        else:
+            parts.append(_comparison(part))
+    for path, among in values.items():
+        one: Mapping[str, Any] = {path: {"$in": among}}
+        parts.append(one if operator == FilterOperator.EQ else {"$not": one})
+    return parts
+
+
+def _path(key: str) -> str:
+    """Where a row keeps a field that a filter names."""
+    return _REF if key in _REF_NAMES else f"metadata.{step(key)}"
+
+
 def _comparison(given: MetadataFilter) -> Mapping[str, Any]:
-    path = _REF if given.key in _REF_NAMES else f"metadata.{step(given.key)}"
-    operator, value = given.operator, given.value
+    path, operator, value = _path(given.key), given.operator, given.value
     match operator:
         case FilterOperator.EQ:  # null equals nothing, as in LlamaIndex's own evaluation
             return _NOTHING if value is None else {path: value}

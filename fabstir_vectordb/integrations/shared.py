@@ -25,12 +25,15 @@ from fabstir_vectordb.params import LoadFields, LoadOptions
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import ProgressCallback
 
-__all__ = ["SharedSession", "Store"]
+__all__ = ["TEXT", "SharedSession", "Store"]
 
 _T = TypeVar("_T")
 
 #: What a caller wants of the session: a function that is called on the session's event loop, and awaited there.
 Operation = Callable[[VectorDBSession], Awaitable[_T]]
+
+#: Where every adapter keeps the text of a row. Its words are indexed, unless the caller names other `text_fields`.
+TEXT: Final = "text"
 
 _CLOSED: Final = "the store is closed"
 _FORKED: Final = (
@@ -40,15 +43,6 @@ _FORKED: Final = (
 _INSIDE: Final = (
     "a callback of this store called the store and would wait for itself: call it when the first call has returned"
 )
-
-
-def _config_of(given: Given) -> VectorDBConfig:
-    """The configuration of an adapter's session, in which no search drops hits unless the caller says so."""
-    config = config_of(given)
-    if "default_threshold" in config.given:
-        return config
-    # Frameworks filter by score themselves; a default that drops hits would look like rows that were lost.
-    return config_of(Given(config, {"default_threshold": None}))
 
 
 @dataclass(eq=False)
@@ -111,15 +105,16 @@ class SharedSession:
     It may be forgotten without `close`: when it is collected, its loop destroys the session and ends.
 
     Args:
-        given: settings of the session, as a caller gave them. No search drops hits unless they have a
-            ``default_threshold``.
+        given: settings of the session, as a caller gave them. Without a ``default_threshold`` among them no search
+            drops hits, and without ``text_fields`` a new index has the words of `TEXT`.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
     """
 
     def __init__(self, given: Given) -> None:
-        config = _config_of(given)
+        # Frameworks filter by score themselves; a default that drops hits would look like rows that were lost.
+        config = config_of(given, default_threshold=None, text_fields=TEXT)
         started: Future[_Home] = Future()
         self._pid = os.getpid()
         self._lock = threading.Lock()

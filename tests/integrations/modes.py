@@ -19,11 +19,13 @@ import pytest
 
 from fabstir_vectordb import VectorDBSession, new_seed_phrase, sync
 from fabstir_vectordb.index import LazyIndex
-from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.integrations.shared import TEXT, Operation, SharedSession, Store
 
 _T = TypeVar("_T")
 
 MODES = ("memory", "saved", "lazy")
+#: The modes as parameters of a test that is quick in memory.
+LONG_MODES = [pytest.param(mode, marks=() if mode == "memory" else pytest.mark.long) for mode in MODES]
 #: Other secrets than a phrase would cost a key derivation a store.
 PHRASE = new_seed_phrase()
 #: What makes a load lazy: bytes enough, rows enough for codes, and rows in clusters, which codes of one bit tell apart.
@@ -115,7 +117,7 @@ def _filler(folder: Path, dim: int) -> Path:
     size = max(0, FILLER_BYTES - vectors.nbytes) // FILLER_ROWS
     metadata = [{"filler": choice.randbytes(size).hex()} for _ in range(FILLER_ROWS)]
     with sync.VectorDBSession.create(
-        s5_portal=path.as_uri(), user_seed_phrase=PHRASE, session_id="filler", memory_budget_mb=512
+        s5_portal=path.as_uri(), user_seed_phrase=PHRASE, session_id="filler", text_fields=TEXT, memory_budget_mb=2_048
     ) as session:
         session.add_batch([f"filler-{row}" for row in range(FILLER_ROWS)], vectors, metadata)
         session.save_to_s5()

@@ -23,10 +23,15 @@ from haystack.errors import FilterError
 from haystack.testing import document_store as suites, document_store_async as async_suites
 from haystack.utils import Secret
 from haystack.utils.filters import document_matches_filter
-from modes import PHRASE, Hidden, anyio_backend, check_mode, reopen, settings  # noqa: F401
+from modes import LONG_MODES, PHRASE, Hidden, anyio_backend, check_mode, reopen, settings  # noqa: F401
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError
-from fabstir_vectordb.integrations.haystack import FabstirDocumentStore, FabstirEmbeddingRetriever
+from fabstir_vectordb.integrations.haystack import (
+    FabstirBM25Retriever,
+    FabstirDocumentStore,
+    FabstirEmbeddingRetriever,
+    FabstirHybridRetriever,
+)
 
 DIM = 768
 
@@ -63,6 +68,7 @@ class Suite(
     """Every suite that Haystack has for stores; its subclasses choose a mode."""
 
     mode: str
+    quick_one_of = 10
 
     @pytest.fixture
     def document_store(self, tmp_path: Path) -> Iterator[FabstirDocumentStore]:
@@ -102,16 +108,15 @@ class TestInMemory(Suite):
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("anyio_backend")
-@pytest.mark.long
 class TestSaved(Suite):
     mode = "saved"
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("anyio_backend")
-@pytest.mark.long
 class TestLazy(Suite):
     mode = "lazy"
+    quick_one_of = 100  # one takes a second
 
 
 # ---- what the suites leave out
@@ -308,6 +313,54 @@ def test_a_retriever_answers_in_pipelines_of_both_kinds(monkeypatch: pytest.Monk
         FabstirEmbeddingRetriever(object())
     with pytest.raises(ValueError, match="top_k"):
         FabstirEmbeddingRetriever(store, top_k=0)
+
+
+@pytest.mark.parametrize("mode", LONG_MODES)
+def test_words_find_documents_alone_and_beside_embeddings(mode: str, tmp_path: Path) -> None:
+    def near(axis: int) -> list[float]:
+        return [1.0 if each == axis else 0.01 for each in range(DIM)]
+
+    with HiddenStore(**settings(mode, tmp_path, DIM)) as store:
+        reopen(store, mode)
+        store.write_documents(
+            [
+                Document(id="rose", content="roses are red", embedding=near(0), meta={"year": 2019}),
+                Document(id="violet", content="violets are blue", embedding=near(1), meta={"year": 2024}),
+                Document(id="note", content="a note on roses", meta={"year": 2024}),
+                Document(id="bare", meta={"text": "roses"}),
+            ]
+        )
+        recent = {"field": "meta.year", "operator": ">", "value": 2020}
+        found = store.bm25_retrieval("roses")
+        assert sorted(hit.id for hit in found) == ["note", "rose"] and all(0 < hit.score < 1 for hit in found)
+        assert [hit.id for hit in store.bm25_retrieval("roses", recent)] == ["note"]
+        assert store.bm25_retrieval("roses", top_k=0) == store.bm25_retrieval("tulips") == []
+        both = store.hybrid_retrieval("note", near(1), top_k=2, return_embedding=True)
+        assert sorted((hit.id, hit.embedding is None) for hit in both) == [("note", True), ("violet", False)]
+        assert [hit.id for hit in store.hybrid_retrieval("+roses", near(1), recent)] == ["note"]
+        assert asyncio.run(store.bm25_retrieval_async("roses")) == found
+        assert asyncio.run(store.hybrid_retrieval_async("note", near(1), top_k=2, return_embedding=True)) == both
+        check_mode(store, mode)
+
+
+def test_retrievers_by_words_answer_in_pipelines_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABSTIR_SEED_PHRASE", PHRASE)
+    with FabstirDocumentStore(s5_portal="memory:") as store:
+        store.write_documents(DOCUMENTS)
+        recent = {"field": "meta.year", "operator": ">", "value": 2020}
+        options = {"fusion": "weighted", "alpha": 0.0}
+        pipeline = Pipeline()
+        pipeline.add_component("words", FabstirBM25Retriever(store, filters=recent, top_k=1))
+        pipeline.add_component("both", FabstirHybridRetriever(store, top_k=1, options=options))
+        asked = {"words": {"query": "blue roses"}, "both": {"query": "blue", "query_embedding": [1.0, 0.1]}}
+        for answer in (pipeline.run(asked), asyncio.run(pipeline.run_async(asked))):
+            assert [hit.id for hit in answer["words"]["documents"]] == ["violet"]
+            assert [hit.id for hit in answer["both"]["documents"]] == ["violet"]
+        again = Pipeline.loads(pipeline.dumps(), allowed_modules=["fabstir_vectordb.integrations.haystack"])
+        for name, kind in (("words", FabstirBM25Retriever), ("both", FabstirHybridRetriever)):
+            other = again.get_component(name)
+            assert type(other) is kind and other.to_dict() == pipeline.get_component(name).to_dict()
+            other.document_store.close()
 
 
 def test_a_store_with_a_bare_phrase_is_not_serialized_and_does_not_show_it(store: FabstirDocumentStore) -> None:

@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
-from modes import PHRASE, Hidden, anyio_backend, check_mode, reopen, settings  # noqa: F401
+from modes import LONG_MODES, PHRASE, Hidden, anyio_backend, check_mode, reopen, settings  # noqa: F401
 
 from fabstir_vectordb import F, InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.integrations.langchain import FabstirVectorStore
@@ -31,6 +31,7 @@ class Suite(VectorStoreIntegrationTests):
     """langchain-tests' suite; its subclasses choose a mode."""
 
     mode: str
+    quick_one_of = 10
 
     @staticmethod
     def get_embeddings() -> Embeddings:
@@ -51,15 +52,14 @@ class TestInMemory(Suite):
 
 
 @pytest.mark.anyio
-@pytest.mark.long
 class TestSaved(Suite):
     mode = "saved"
 
 
 @pytest.mark.anyio
-@pytest.mark.long
 class TestLazy(Suite):
     mode = "lazy"
+    quick_one_of = 100  # one takes a second
 
 
 # ---- what the suite leaves out
@@ -182,6 +182,70 @@ def test_a_retriever_searches(store: FabstirVectorStore, search_type: str) -> No
     retriever = store.as_retriever(search_type=search_type, search_kwargs=options)
     assert sorted(texts(retriever.invoke("blue sky"))) == ["blue sea", "blue sky"]
     assert sorted(texts(asyncio.run(retriever.ainvoke("blue sky")))) == ["blue sea", "blue sky"]
+
+
+@pytest.mark.parametrize("mode", LONG_MODES)
+def test_words_find_documents_alone_and_beside_embeddings(mode: str, tmp_path: Path) -> None:
+    with HiddenStore(TestInMemory.get_embeddings(), **settings(mode, tmp_path, DIM)) as store:
+        reopen(store, mode)
+        metadatas = [{"n": n, "title": f"number {n}"} for n in range(5)]
+        store.add_texts(WORDS, metadatas, ids=list("01234"))
+        assert sorted(texts(store.keyword_search("blue moon"))) == ["blue sea", "blue sky"]
+        assert texts(store.keyword_search("blue +sky")) == ["blue sky"]
+        assert texts(store.keyword_search("blue", 5, {"n": {"$gt": 2}})) == ["blue sky"]
+        assert store.keyword_search("number") == []  # the words of the texts alone
+        scored = store.keyword_search_with_score('"red rose"', threshold=0.01)
+        assert texts([document for document, _ in scored]) == ["red rose"] and 0 < scored[0][1] < 1
+        # What the query embeds is unlike all texts: the words decide.
+        for found in (
+            store.hybrid_search("sky and leaf", 2),
+            store.hybrid_search("nothing", 2, text="sky leaf"),
+            store.similarity_search("nothing", 2, text="sky leaf"),
+            asyncio.run(store.ahybrid_search("sky and leaf", 2)),
+        ):
+            assert sorted(texts(found)) == ["blue sky", "green leaf"]
+        assert len(store.hybrid_search("sky", 5)) == 5 and texts(store.hybrid_search("-red", 5, {"n": 0})) == []
+        exactly = store.hybrid_search_with_score("red rose", 1, fusion="weighted", alpha=1.0)
+        assert texts([document for document, _ in exactly]) == ["red rose"] and 0.9 < exactly[0][1] <= 1
+        assert asyncio.run(store.akeyword_search_with_score('"red rose"')) == scored
+        diverse = store.max_marginal_relevance_search("red rose", 2, text="+red")
+        assert sorted(texts(diverse)) == ["red rose", "red tulip"]
+        check_mode(store, mode)
+
+
+@pytest.mark.parametrize("search_type", ["hybrid", "keyword"])
+def test_a_retriever_searches_for_words(store: FabstirVectorStore, search_type: str) -> None:
+    retriever = store.as_retriever(search_type=search_type, search_kwargs={"k": 1}, tags=["mine"])
+    assert texts(retriever.invoke("sky")) == texts(asyncio.run(retriever.ainvoke("sky"))) == ["blue sky"]
+    assert texts(store.search("sky", search_type, k=1)) == texts(asyncio.run(store.asearch("sky", search_type, k=1)))
+    assert retriever.tags == ["mine"] and "FabstirVectorStore" in (store.as_retriever().tags or [])
+    for refuse in (store.as_retriever, lambda search_type: store.search("sky", search_type)):
+        with pytest.raises(ValueError, match="near"):
+            refuse(search_type="near")
+
+
+def test_words_are_those_of_the_fields_that_were_chosen() -> None:
+    with made(text_fields=("text", "metadata.title"), text_b=0.5) as store:
+        store.add_texts(WORDS, [{"title": f"number {n}"} for n in "01234"])
+        assert texts(store.keyword_search("3")) == ["blue sky"]
+    with made(text_fields=None) as store:
+        store.add_texts(WORDS)
+        with pytest.raises(InvalidInputError, match="no text fields"):
+            store.hybrid_search("sky")
+        store.run(lambda session: session.set_text_fields("text"))
+        assert texts(store.keyword_search("sky")) == ["blue sky"]
+
+
+def test_a_version_without_words_opens_as_it_is(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"s5_portal": tmp_path.as_uri(), "user_seed_phrase": PHRASE, "session_id": "tests"}
+    with FabstirVectorStore.from_texts(WORDS, Axes(), text_fields=None, **options) as store:
+        store.save()
+    with FabstirVectorStore(Axes(), options).load() as again:
+        assert len(again.similarity_search("red rose", 9)) == 5
+        with pytest.raises(InvalidInputError, match="no text fields"):
+            again.keyword_search("sky")
+    with FabstirVectorStore(Axes(), options, text_fields="text") as asked, pytest.raises(InvalidConfigError):
+        asked.load()
 
 
 def test_a_record_manager_keeps_the_store_in_step_with_its_sources() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
 
-from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
+from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.schema import (
     Document,
     ImageNode,
@@ -34,13 +34,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
-from modes import MODES, PHRASE, Hidden, check_mode, reopen, settings
+from modes import LONG_MODES, PHRASE, Hidden, check_mode, reopen, settings
 
 from fabstir_vectordb import ConflictError, InvalidConfigError, InvalidInputError
 from fabstir_vectordb.integrations.llama_index import FabstirVectorStore
 
 DIM, NODES, SEED = 64, 80, 20_261_126
-LONG = [pytest.param(mode, marks=() if mode == "memory" else pytest.mark.long) for mode in MODES]
 
 
 class HiddenStore(Hidden, FabstirVectorStore):
@@ -112,32 +111,62 @@ def some_filters(choice: random.Random, depth: int) -> MetadataFilters:
 
 # ---- the differences
 
+ORDERS = (FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE)
+EQUALITIES = (FilterOperator.EQ, FilterOperator.NE, FilterOperator.IN, FilterOperator.NIN)
+OF_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
+OF_TEXTS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+#: Why the answer for one row may differ from that of `SimpleVectorStore`, and when: for which filter, and which value
+#: of the row.
+DIFFERENCES: dict[str, Callable[[MetadataFilter, Any], bool]] = {
+    "a list matches by any of its values, as in the session's filters": lambda filter, value: (
+        isinstance(value, list) and filter.operator in (*EQUALITIES, *ORDERS)
+    ),
+    "True is no number: Python's True equals 1 and is above 0": lambda filter, value: isinstance(value, bool),
+    "True is no number, also in a list": lambda filter, value: (
+        isinstance(value, list) and any(isinstance(each, bool) for each in value)
+    ),
+    "a list of texts matches by any of them: SimpleVectorStore raises TypeError": lambda filter, value: (
+        isinstance(value, list) and filter.operator in OF_TEXTS
+    ),
+    "a single value is a list of one: SimpleVectorStore raises TypeError, or takes a text for its characters": (
+        lambda filter, value: not isinstance(filter.value, list) and filter.operator in OF_LISTS
+    ),
+    "a node without a source has none: SimpleVectorStore calls it 'None'": lambda filter, value: (
+        filter.key in ("ref_doc_id", "doc_id", "document_id") and value is None
+    ),
+}
+#: What is refused here: SimpleVectorStore raises TypeError when it meets a value that is not null, or compares lists
+#: by their order, or finds no list in another.
+REFUSED = {
+    *((operator, "null") for operator in (*ORDERS, *OF_LISTS, *OF_TEXTS)),
+    *((operator, "list") for operator in (*ORDERS, *OF_TEXTS, FilterOperator.CONTAINS)),
+    *((operator, "number") for operator in OF_TEXTS),
+}
+
+
+def kind_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    return "bool" if isinstance(value, bool) else "number" if is_number(value) else type(value).__name__
+
 
 def differs(filter: MetadataFilter, value: Any) -> str | None:
-    """Why the answer for one row may differ from that of `SimpleVectorStore`; None where it may not.
+    """Why the answer for a row with a value may differ from that of `SimpleVectorStore`; None where it may not."""
+    return next((reason for reason, applies in DIFFERENCES.items() if applies(filter, value)), None)
 
-    Args:
-        filter: the filter.
-        value: the value in the row's metadata.
-    """
-    operator, wanted = filter.operator, filter.value
-    if isinstance(value, list) and operator in (
-        *(FilterOperator.EQ, FilterOperator.NE, FilterOperator.IN, FilterOperator.NIN),
-        *(FilterOperator.GT, FilterOperator.GTE, FilterOperator.LT, FilterOperator.LTE),
-    ):
-        return "a list matches by any of its values, as in the session's filters"
-    if isinstance(value, bool):
-        return "True is no number: Python's True equals 1 and is above 0"
-    if isinstance(value, list) and operator in (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE):
-        return "a list of texts matches by any of them: SimpleVectorStore raises TypeError"
-    if isinstance(value, list) and isinstance(wanted, (bool, int, float)) and True in value:
-        return "True is no number, also in a list"
-    in_one = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
-    if not isinstance(wanted, list) and operator in in_one:
-        return "a single value is a list of one: SimpleVectorStore raises TypeError, or takes a text for its characters"
-    if filter.key in ("ref_doc_id", "doc_id", "document_id") and value is None:
-        return "a node without a source has none: SimpleVectorStore calls it 'None'"
-    return None
+
+def simple_answer(filter: MetadataFilter, metadata: dict[str, Any]) -> bool | None:
+    """LlamaIndex's own evaluation for one row; None where it raises TypeError."""
+    try:
+        return build_metadata_filter_fn(lambda _: metadata, MetadataFilters(filters=[filter]))("x")
+    except TypeError:
+        return None
 
 
 def verdicts(filters: MetadataFilters, metadata: dict[str, Any]) -> set[bool]:
@@ -150,10 +179,7 @@ def verdicts(filters: MetadataFilters, metadata: dict[str, Any]) -> set[bool]:
         if differs(part, metadata.get(part.key)) is not None:
             found.append({True, False})
             continue
-        try:
-            found.append({build_metadata_filter_fn(lambda _: metadata, MetadataFilters(filters=[part]))("x")})
-        except TypeError:  # it cannot compare this type: here no such row matches
-            found.append({False})
+        found.append({bool(simple_answer(part, metadata))})  # a type that it cannot compare matches no row here
     if filters.condition in (FilterCondition.AND, None):
         return {all(True in each for each in found), all(False not in each for each in found)}
     either = {any(True in each for each in found), any(False not in each for each in found)}
@@ -165,7 +191,7 @@ def simple_metadata(node: TextNode) -> dict[str, Any]:
     return {**node.metadata, **names}
 
 
-@pytest.fixture(params=LONG)
+@pytest.fixture(params=LONG_MODES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FabstirVectorStore]:
     with HiddenStore(**settings(request.param, tmp_path, DIM)) as store:
         reopen(store, request.param)
@@ -173,17 +199,60 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FabstirVec
         check_mode(store, request.param)
 
 
+VALUES: list[Any] = [*SCALARS, *LISTS, [True, "a"]]
+WANTED: list[Any] = [None, 0, 1, -3, 2.5, *TEXTS[:5], [], ["a"], ["a", "b"], ["Rose"], [1, 2], [2.5]]
+
+
+def test_every_operator_meets_every_kind_of_value(store: FabstirVectorStore) -> None:
+    """Each answer for each row is SimpleVectorStore's, or its difference is listed. No listed difference is idle."""
+    nodes = [TextNode(id_=f"n{number}", metadata={"x": value}) for number, value in enumerate(VALUES)]
+    nodes.append(TextNode(id_=f"n{len(nodes)}", metadata={}))
+    for node, vector in zip(nodes, vectors(len(nodes)), strict=True):
+        node.embedding = vector
+    store.add(nodes)
+    refused: set[tuple[FilterOperator, str]] = set()
+    met: set[str | None] = set()
+    pairs = [(operator, wanted) for operator in FilterOperator for wanted in WANTED]
+    for operator, wanted in pairs:
+        if operator == FilterOperator.IS_EMPTY and wanted is not None:
+            continue
+        filter = MetadataFilter(key="x", operator=operator, value=wanted)
+        try:
+            kept = {node.node_id for node in store.get_nodes(filters=MetadataFilters(filters=[filter]))}
+        except ValueError:
+            refused.add((operator, kind_of(wanted)))
+            continue
+        for node in nodes:
+            value = node.metadata.get("x")
+            theirs, mine = simple_answer(filter, node.metadata), node.node_id in kept
+            if mine != bool(theirs):
+                reason = differs(filter, value)
+                assert reason is not None, (filter, value, mine, theirs)
+                met.add(reason)
+    assert refused == REFUSED
+    simple = SimpleVectorStore()
+    simple.add(nodes)
+    nameless = MetadataFilter(key="ref_doc_id", value="None")
+    assert store.get_nodes(filters=MetadataFilters(filters=[nameless])) == []
+    assert simple_answer(nameless, simple.data.metadata_dict["n0"])
+    assert met | {differs(nameless, None)} == set(DIFFERENCES)
+
+
 @pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.long)])
 def test_filters_agree_with_llama_indexs_own_evaluation(store: FabstirVectorStore, count: int) -> None:
-    """All 14 operators, all kinds of values, all conditions, nested."""
+    """All 14 operators, all kinds of values, all conditions, nested: as filters of nodes and of queries in turn."""
     nodes = some_nodes()
     assert store.add(nodes) == [node.node_id for node in nodes]
     choice = random.Random(SEED)
     operators: set[Any] = set()
     decided = undecided = 0
-    for _ in range(count):
+    for number in range(count):
         filters = some_filters(choice, 2)
-        kept = {node.node_id for node in store.get_nodes(filters=filters)}
+        if number % 2:
+            kept = {node.node_id for node in store.get_nodes(filters=filters)}
+        else:
+            query = VectorStoreQuery(query_embedding=nodes[0].embedding, similarity_top_k=NODES, filters=filters)
+            kept = set(store.query(query).ids or [])
         for node in nodes:
             possible = verdicts(filters, simple_metadata(node))
             assert (node.node_id in kept) in possible, (filters, node.metadata)
@@ -194,12 +263,14 @@ def test_filters_agree_with_llama_indexs_own_evaluation(store: FabstirVectorStor
     assert decided > 2 * undecided
 
 
-def test_queries_agree_with_the_simple_store(store: FabstirVectorStore) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(60, marks=pytest.mark.long)])
+def test_queries_agree_with_the_simple_store(store: FabstirVectorStore, count: int) -> None:
     nodes, simple = some_nodes(), SimpleVectorStore()
     simple.add(nodes)
     store.add(nodes)
     choice = random.Random(SEED)
-    for number, vector in enumerate(np.random.default_rng(SEED + 1).standard_normal((60, DIM)).astype("f4").tolist()):
+    queries = np.random.default_rng(SEED + 1).standard_normal((count, DIM)).astype(np.float32).tolist()
+    for number, vector in enumerate(queries):
         key, operator, value = choice.choice(
             [
                 ("number", FilterOperator.GTE, 1),
@@ -277,16 +348,74 @@ def test_every_kind_of_node_comes_back(plain: FabstirVectorStore) -> None:
     assert [row.metadata["text"] for row in plain.run(lambda session: session.get(["text", "node"]))] == ["a text", "e"]
 
 
-def test_modes_that_need_words_are_refused(plain: FabstirVectorStore) -> None:
-    for mode in VectorStoreQueryMode:
-        query = VectorStoreQuery(query_embedding=[1.0, 0.0], query_str="a", mode=mode)
-        if mode in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
-            assert plain.query(query).ids == []
-        else:
-            with pytest.raises(ValueError, match=f"'{mode.value}' is not supported"):
-                plain.query(query)
-    with pytest.raises(ValueError, match="no embedding"):
-        plain.query(VectorStoreQuery(query_str="a"))
+def test_query_modes_by_words(store: FabstirVectorStore) -> None:
+    nodes = some_nodes()[:20]
+    for node, text in zip(nodes, ["red rose", "red tulip", "blue sea", "blue sky"] * 5, strict=True):
+        node.set_content(text)
+    store.add(nodes)
+    blue, sky = ({node.node_id for node in nodes if word in node.text} for word in ("blue", "sky"))
+
+    def found(mode: VectorStoreQueryMode, text: str, k: int = 10, **others: Any) -> list[str]:
+        query = VectorStoreQuery(query_str=text, similarity_top_k=k, mode=mode, **others)
+        result = store.query(query)
+        assert [node.node_id for node in result.nodes] == result.ids
+        assert all(0 <= score <= 1 for score in result.similarities)
+        assert asyncio.run(store.aquery(query)).ids == result.ids
+        return result.ids
+
+    for mode in (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH):
+        assert set(found(mode, "blue", 20)) == blue and set(found(mode, "blue sky", 5)) == sky
+        assert len(found(mode, "blue", 10, sparse_top_k=3)) == 3 and found(mode, "tulips") == []
+        assert set(found(mode, "sky", node_ids=["n3", "n4", "n7"])) == {"n3", "n7"}
+    near = nodes[0].embedding
+    hybrid = VectorStoreQueryMode.HYBRID
+    assert set(found(hybrid, "sky", 5, query_embedding=near, alpha=0.0)) == sky
+    assert found(hybrid, "sky", 1, query_embedding=near, alpha=1.0) == ["n0"]
+    assert set(found(hybrid, "sky", 6, query_embedding=near, alpha=0.5)) > sky
+    assert len(found(hybrid, "sky", 2, query_embedding=near, hybrid_top_k=7)) == 7
+    only = MetadataFilters(filters=[MetadataFilter(key="ref_doc_id", operator=FilterOperator.IN, value=["doc1"])])
+    assert {store.get_nodes([id])[0].ref_doc_id for id in found(hybrid, "sky", query_embedding=near, filters=only)} == {
+        "doc1"
+    }
+
+
+def test_modes_that_there_are_not_and_queries_that_lack_something_are_refused(plain: FabstirVectorStore) -> None:
+    modes = VectorStoreQueryMode
+    for mode in (modes.SEMANTIC_HYBRID, modes.SVM, modes.LOGISTIC_REGRESSION, modes.LINEAR_REGRESSION):
+        with pytest.raises(ValueError, match=f"'{mode.value}' is not supported"):
+            plain.query(VectorStoreQuery(query_embedding=[1.0, 0.0], query_str="a", mode=mode))
+    for mode in (modes.DEFAULT, modes.MMR, modes.HYBRID):
+        with pytest.raises(ValueError, match="no embedding"):
+            plain.query(VectorStoreQuery(query_str="a", mode=mode))
+    for mode in (modes.HYBRID, modes.SPARSE, modes.TEXT_SEARCH):
+        with pytest.raises(ValueError, match=f"no query_str, whose words the mode '{mode.value}' needs"):
+            plain.query(VectorStoreQuery(query_embedding=[1.0, 0.0], mode=mode))
+    with (
+        FabstirVectorStore(
+            s5_portal="memory:", user_seed_phrase=PHRASE, session_id="tests", text_fields=None
+        ) as wordless,
+        pytest.raises(InvalidInputError, match="no text fields"),
+    ):
+        wordless.query(VectorStoreQuery(query_str="a", mode=modes.SPARSE))
+
+
+def test_a_filter_may_be_long(plain: FabstirVectorStore) -> None:
+    """More comparisons of one field than a session's filter may have, and thousands of ids."""
+    plain.add(some_nodes())
+    equal, other = (
+        [MetadataFilter(key="n", operator=operator, value=n) for n in range(3, 5_000)]
+        for operator in (FilterOperator.EQ, FilterOperator.NE)
+    )
+    plain.add([TextNode(id_=str(n), metadata={"n": n}, embedding=[1.0] * DIM) for n in range(5)])
+    for filters, condition, kept in (
+        (equal, FilterCondition.OR, {"3", "4"}),
+        (other, FilterCondition.AND, {"0", "1", "2"}),
+        (equal, FilterCondition.NOT, {"0", "1", "2"}),
+    ):
+        where = MetadataFilters(filters=filters, condition=condition)
+        assert {node.node_id for node in plain.get_nodes([*map(str, range(9_000))], where)} == kept
+    query = VectorStoreQuery(query_embedding=[1.0] * DIM, similarity_top_k=9, node_ids=[*map(str, range(2, 9_000))])
+    assert sorted(plain.query(query).ids) == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -317,12 +446,19 @@ def test_an_index_of_llama_index_uses_the_store(tmp_path: Path) -> None:
         found = index.as_retriever(similarity_top_k=5).retrieve("one")
         assert sorted(node.text for node in found) == ["one", "two"]
         assert all(0 <= node.score <= 1 for node in found)
+        by_words = index.as_retriever(vector_store_query_mode="text_search", similarity_top_k=5).retrieve("two")
+        assert [node.text for node in by_words] == ["two"]
+        both = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=2, alpha=0.1).retrieve("two")
+        assert [node.text for node in both] == ["two", "one"]
         index.delete_ref_doc("one")
-        store.persist()
+        context.persist(tmp_path / "rest")  # of the index; the nodes go to the store of the settings
     with FabstirVectorStore(options).load() as again:
         index = VectorStoreIndex.from_vector_store(again, embed_model=model)
         found = asyncio.run(index.as_retriever().aretrieve("anything"))
         assert [(node.text, node.node.ref_doc_id) for node in found] == [("two", "two")]
+        context = StorageContext.from_defaults(vector_store=again, persist_dir=tmp_path / "rest")
+        same = load_index_from_storage(context, embed_model=model)
+        assert [node.text for node in same.as_retriever().retrieve("anything")] == ["two"]
 
 
 def test_every_method_has_a_twin_that_is_awaited(plain: FabstirVectorStore) -> None:

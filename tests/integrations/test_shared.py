@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fabstir_vectordb import InvalidConfigError, SessionError, VectorDBSession, new_seed_phrase
+from fabstir_vectordb import InvalidConfigError, InvalidInputError, SessionError, VectorDBSession, new_seed_phrase
 from fabstir_vectordb.config import Given
 from fabstir_vectordb.integrations.shared import SharedSession, Store
 
@@ -217,6 +217,32 @@ def test_settings_are_checked_when_a_store_is_made() -> None:
     with pytest.raises(InvalidConfigError):
         Plain(user_seed_phrase=" ".join(PHRASE.split()[::-1]))
     assert own_threads() == before
+
+
+def test_words_are_a_default_that_a_saved_index_overrules(tmp_path: Path) -> None:
+    """A new index has them. One that was saved without opens as it is, unless the caller asked for them."""
+    rows = (["a", "b"], [[1.0, 0.0], [0.0, 1.0]], [{"text": "red rose"}, {"text": "blue sea"}])
+
+    def found(store: Plain) -> list[str]:
+        return store.run(lambda session: session.search(text="rose")).ids
+
+    with Plain() as store:
+        store.run(lambda session: session.add_batch(*rows))
+        assert found(store) == ["a"]
+    with Plain(s5_portal=tmp_path.as_uri(), text_fields=None) as store:
+        store.run(lambda session: session.add_batch(*rows))
+        store.save()
+    with Plain(s5_portal=tmp_path.as_uri()).load() as store:
+        with pytest.raises(InvalidInputError, match="no text fields"):
+            found(store)
+        store.run(lambda session: session.set_text_fields("text"))
+        assert found(store) == ["a"]
+        store.save()
+    with Plain(s5_portal=tmp_path.as_uri()).load() as store:
+        assert found(store) == ["a"]
+    for asked in ({"text_fields": "title"}, {"text_b": 0.5}):
+        with Plain(s5_portal=tmp_path.as_uri(), **asked) as store, pytest.raises(InvalidConfigError, match="saved"):
+            store.load()
 
 
 SCRIPT = f"""

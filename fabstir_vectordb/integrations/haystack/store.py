@@ -1,48 +1,35 @@
-"""A Haystack document store (haystack-ai 3.x) over an encrypted index on S5, and its retriever.
-
-A row's metadata is ``{"text": content, "metadata": meta, "moments": …}``, with ``blob``, ``sparse`` and
-``score`` where the document has them. Haystack compares ISO dates in ``meta`` as moments, though they are strings:
-``moments`` holds each of them once more as a datetime, under the same keys, so that a search compares them itself.
-"""
+"""The document store."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, date, datetime
 from typing import Any, Final, Self
-from uuid import UUID
 
 from fabstir_vectordb.config import Given, SeedPhrase
 from fabstir_vectordb.errors import ConflictError
 from fabstir_vectordb.integrations import needing
+from fabstir_vectordb.integrations.haystack.documents import described, document_of, kept, row_of
+from fabstir_vectordb.integrations.haystack.filters import condition_of
 from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
-from fabstir_vectordb.metadata.filter_parse import ID
-from fabstir_vectordb.metadata.values import shown, step
+from fabstir_vectordb.metadata.values import step
 from fabstir_vectordb.session import VectorDBSession
-from fabstir_vectordb.types import Row, SearchResult
 
 with needing("haystack"):
-    from haystack import component, default_from_dict, default_to_dict
-    from haystack.dataclasses import ByteStream, Document, SparseEmbedding
+    from haystack import default_from_dict, default_to_dict
+    from haystack.dataclasses import Document
     from haystack.document_stores.errors import DuplicateDocumentError
-    from haystack.document_stores.types import DuplicatePolicy, FilterPolicy
-    from haystack.document_stores.types.filter_policy import apply_filter_policy
+    from haystack.document_stores.types import DuplicatePolicy
     from haystack.errors import FilterError
     from haystack.utils import Secret
 
-__all__ = ["FabstirDocumentStore", "FabstirEmbeddingRetriever"]
+__all__ = ["FabstirDocumentStore"]
 
-#: Where a row keeps the fields of a document that filters may name.
-_PATHS: Final = {"id": ID, "content": "text", "meta": "metadata", "blob": "blob", "score": "score"}
 _CONFLICTS: Final = {
     DuplicatePolicy.NONE: "error",
     DuplicatePolicy.FAIL: "error",
     DuplicatePolicy.SKIP: "skip",
     DuplicatePolicy.OVERWRITE: "replace",
 }
-_ORDERS: Final = {">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
-_NOTHING: Final[Mapping[str, Any]] = {ID: {"$in": []}}
 #: Names of environment variables, the same as those of the command line.
 _PHRASE_VARIABLE: Final = "FABSTIR_SEED_PHRASE"
 _TOKEN_VARIABLE: Final = "FABSTIR_PORTAL_TOKEN"
@@ -61,7 +48,8 @@ class FabstirDocumentStore(Store):
         session_id: a label in logs and errors.
         load: True loads the newest version at once, or starts empty where none was saved; False loads nothing.
         return_embedding: whether retrieved documents have their embeddings, where a call does not say.
-        **settings: settings of VectorDBConfig, as ``s5_portal``, which is required.
+        **settings: settings of VectorDBConfig, as ``s5_portal``, which is required. A new index has the words of the
+            contents, unless ``text_fields`` names other paths of a row, as ``("text", "metadata.title")``, or none.
 
     Raises:
         InvalidConfigError: a setting is missing, unknown or out of range.
@@ -126,7 +114,7 @@ class FabstirDocumentStore(Store):
         """Writes documents: all or nothing.
 
         Args:
-            documents: the documents; one without an embedding is found by filters only.
+            documents: the documents; one without an embedding is found by words and filters only.
             policy: for ids that are there already; NONE is FAIL.
 
         Returns:
@@ -149,7 +137,7 @@ class FabstirDocumentStore(Store):
             raise ValueError("documents must be a list of Documents")
         ids = [document.id for document in documents]
         vectors = [document.embedding for document in documents]
-        metadata = [_row(document) for document in documents]
+        metadata = [row_of(document) for document in documents]
 
         async def write(session: VectorDBSession) -> int:
             if not ids:
@@ -230,7 +218,7 @@ class FabstirDocumentStore(Store):
         return await self.arun(self._update_by(filters, meta))
 
     def _update_by(self, filters: dict[str, Any], meta: dict[str, Any]) -> Operation[int]:
-        where, update = self._some(filters), _described(meta)
+        where, update = self._some(filters), described(meta)
         # A value takes the place of the old one as a whole, also a dict, and its moments with it.
         replaced = [f"{root}.{step(name)}" for root in update for name in meta]
 
@@ -285,7 +273,7 @@ class FabstirDocumentStore(Store):
         where = self._where(filters)
 
         async def read(session: VectorDBSession) -> list[Document]:
-            return [_document(row) async for row in session.scan(where)]
+            return [document_of(row) async for row in session.scan(where)]
 
         return read
 
@@ -313,7 +301,7 @@ class FabstirDocumentStore(Store):
             FilterError: the filters are not understood.
             InvalidInputError: another argument is refused.
         """
-        return self.run(self._nearest(query_embedding, filters, top_k, return_embedding, options))
+        return self.run(self._retrieve(query_embedding, filters, top_k, return_embedding, options))
 
     async def embedding_retrieval_async(
         self,
@@ -324,11 +312,84 @@ class FabstirDocumentStore(Store):
         **options: Any,
     ) -> list[Document]:
         """As `embedding_retrieval`, awaited."""
-        return await self.arun(self._nearest(query_embedding, filters, top_k, return_embedding, options))
+        return await self.arun(self._retrieve(query_embedding, filters, top_k, return_embedding, options))
 
-    def _nearest(
+    def bm25_retrieval(
         self,
-        query: list[float],
+        query: str,
+        filters: dict[str, Any] | None = None,
+        top_k: int = 10,
+        return_embedding: bool | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """The documents whose content has words of a query, by BM25.
+
+        Args:
+            query: the words, as ``text`` in SearchOptions.
+            filters, top_k, return_embedding, **options: as `embedding_retrieval`.
+
+        Returns:
+            The documents, best first, with scores in [0, 1].
+
+        Raises:
+            FilterError: the filters are not understood.
+            InvalidInputError: another argument is refused, or the index has no text fields.
+        """
+        return self.run(self._retrieve(None, filters, top_k, return_embedding, {**options, "text": query}))
+
+    async def bm25_retrieval_async(
+        self,
+        query: str,
+        filters: dict[str, Any] | None = None,
+        top_k: int = 10,
+        return_embedding: bool | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """As `bm25_retrieval`, awaited."""
+        return await self.arun(self._retrieve(None, filters, top_k, return_embedding, {**options, "text": query}))
+
+    def hybrid_retrieval(
+        self,
+        query: str,
+        query_embedding: list[float],
+        filters: dict[str, Any] | None = None,
+        top_k: int = 10,
+        return_embedding: bool | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """The best documents by embedding and by words, as one ranking.
+
+        Args:
+            query: the words, as ``text`` in SearchOptions.
+            query_embedding: the query's embedding.
+            filters, top_k, return_embedding: as `embedding_retrieval`.
+            **options: fields of SearchOptions, as ``fusion``, ``alpha`` or ``threshold``.
+
+        Returns:
+            The documents, best first, with scores in [0, 1].
+
+        Raises:
+            FilterError, InvalidInputError: as `bm25_retrieval`.
+        """
+        words = {**options, "text": query}
+        return self.run(self._retrieve(query_embedding, filters, top_k, return_embedding, words))
+
+    async def hybrid_retrieval_async(
+        self,
+        query: str,
+        query_embedding: list[float],
+        filters: dict[str, Any] | None = None,
+        top_k: int = 10,
+        return_embedding: bool | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """As `hybrid_retrieval`, awaited."""
+        words = {**options, "text": query}
+        return await self.arun(self._retrieve(query_embedding, filters, top_k, return_embedding, words))
+
+    def _retrieve(
+        self,
+        embedding: list[float] | None,
         filters: dict[str, Any] | None,
         top_k: int,
         return_embedding: bool | None,
@@ -340,8 +401,8 @@ class FabstirDocumentStore(Store):
         async def search(session: VectorDBSession) -> list[Document]:
             if top_k == 0:  # Haystack's retrievers allow it
                 return []
-            hits = await session.search(query, top_k, filter=where, include_vectors=with_vectors, **options)
-            return [_document(hit) for hit in hits]
+            hits = await session.search(embedding, top_k, filter=where, include_vectors=with_vectors, **options)
+            return [document_of(hit) for hit in hits]
 
         return search
 
@@ -475,7 +536,7 @@ class FabstirDocumentStore(Store):
 
     async def _metas(self, session: VectorDBSession, where: Mapping[str, Any] | None) -> AsyncIterator[dict[str, Any]]:
         async for row in session.scan(self._where(None) if where is None else where):
-            yield _kept(row).get("metadata") or {}
+            yield kept(row).get("metadata") or {}
 
     async def _values(
         self, session: VectorDBSession, field: str, where: Mapping[str, Any] | None
@@ -489,7 +550,7 @@ class FabstirDocumentStore(Store):
 
     def _where(self, filters: dict[str, Any] | None) -> Mapping[str, Any] | None:
         """The session's filter for Haystack's filters."""
-        return _condition(filters) if filters else None
+        return condition_of(filters) if filters else None
 
     def _some(self, filters: dict[str, Any]) -> Mapping[str, Any]:
         """As `_where`, for a change of the documents that match."""
@@ -500,190 +561,8 @@ class FabstirDocumentStore(Store):
         return where
 
 
-@component
-class FabstirEmbeddingRetriever:
-    """Retrieves the documents nearest to an embedding, in synchronous and asynchronous pipelines.
-
-    Args:
-        document_store: the store.
-        filters: which documents.
-        top_k: how many documents.
-        filter_policy: whether filters of a run replace those of the retriever, or are merged with them.
-        return_embedding: whether the documents have their embeddings; None for the store's setting.
-        options: fields of SearchOptions, as ``{"threshold": 0.8}``.
-
-    Raises:
-        TypeError: the store is another one.
-        ValueError: `top_k` is not above zero.
-    """
-
-    def __init__(
-        self,
-        document_store: FabstirDocumentStore,
-        filters: dict[str, Any] | None = None,
-        top_k: int = 10,
-        filter_policy: FilterPolicy = FilterPolicy.REPLACE,
-        return_embedding: bool | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        if not isinstance(document_store, FabstirDocumentStore):
-            raise TypeError("document_store must be a FabstirDocumentStore")
-        if top_k <= 0:
-            raise ValueError(f"top_k must be greater than 0, got {top_k}")
-        self.document_store = document_store
-        self.filters = filters
-        self.top_k = top_k
-        self.filter_policy = filter_policy
-        self.return_embedding = return_embedding
-        self.options = options
-
-    def to_dict(self) -> dict[str, Any]:
-        """The retriever and its store as a dict.
-
-        Raises:
-            ValueError: as `FabstirDocumentStore.to_dict`.
-        """
-        return default_to_dict(
-            self,
-            document_store=self.document_store,
-            filters=self.filters,
-            top_k=self.top_k,
-            filter_policy=self.filter_policy.value,
-            return_embedding=self.return_embedding,
-            options=self.options,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> FabstirEmbeddingRetriever:
-        """The retriever that `to_dict` described."""
-        parameters = dict(data.get("init_parameters", {}))
-        if "filter_policy" in parameters:
-            parameters["filter_policy"] = FilterPolicy.from_str(parameters["filter_policy"])
-        if isinstance(parameters.get("document_store"), Mapping):
-            parameters["document_store"] = FabstirDocumentStore.from_dict(parameters["document_store"])
-        return default_from_dict(cls, {**data, "init_parameters": parameters})
-
-    @component.output_types(documents=list[Document])
-    def run(
-        self,
-        query_embedding: list[float],
-        filters: dict[str, Any] | None = None,
-        top_k: int | None = None,
-        return_embedding: bool | None = None,
-    ) -> dict[str, list[Document]]:
-        """Retrieves documents.
-
-        Args:
-            query_embedding: the query.
-            filters: which documents, by the filter policy.
-            top_k: how many documents; None for the retriever's setting.
-            return_embedding: whether they have their embeddings; None for the retriever's setting.
-
-        Returns:
-            ``{"documents": …}``, nearest first.
-        """
-        return {
-            "documents": self.document_store.embedding_retrieval(
-                query_embedding, **self._asked(filters, top_k, return_embedding)
-            )
-        }
-
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self,
-        query_embedding: list[float],
-        filters: dict[str, Any] | None = None,
-        top_k: int | None = None,
-        return_embedding: bool | None = None,
-    ) -> dict[str, list[Document]]:
-        """As `run`, awaited."""
-        return {
-            "documents": await self.document_store.embedding_retrieval_async(
-                query_embedding, **self._asked(filters, top_k, return_embedding)
-            )
-        }
-
-    def _asked(
-        self, filters: dict[str, Any] | None, top_k: int | None, return_embedding: bool | None
-    ) -> dict[str, Any]:
-        return {
-            "filters": apply_filter_policy(self.filter_policy, self.filters, filters),
-            "top_k": self.top_k if top_k is None else top_k,
-            "return_embedding": self.return_embedding if return_embedding is None else return_embedding,
-            **(self.options or {}),
-        }
-
-
 def _resolved(secret: Any) -> Any:
     return secret.resolve_value() if isinstance(secret, Secret) else secret
-
-
-# ---- A document to a row and back --------------------------------------------------------------------------
-
-
-def _row(document: Document) -> dict[str, Any]:
-    row: dict[str, Any] = {"text": document.content, **_described(document.meta)}
-    if document.blob is not None:
-        blob = document.blob
-        data = base64.b64encode(blob.data).decode("ascii")
-        row["blob"] = {"data": data, "meta": dict(blob.meta), "mime_type": blob.mime_type}
-    if document.sparse_embedding is not None:
-        row["sparse"] = document.sparse_embedding.to_dict()
-    if document.score is not None:
-        row["score"] = document.score
-    return row
-
-
-def _described(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """``meta`` and its moments."""
-    return {"metadata": dict(meta), "moments": _moments(meta)}
-
-
-def _moments(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The ISO dates of ``meta`` as datetimes, under the same keys."""
-    found: dict[str, Any] = {}
-    for name, value in meta.items():
-        if isinstance(value, Mapping):
-            if inner := _moments(value):
-                found[name] = inner
-        elif isinstance(value, str) and (moment := _moment(value)) is not None:
-            found[name] = moment
-    return found
-
-
-def _moment(value: object) -> datetime | None:
-    """The moment that a value stands for; without an offset it is in UTC. None if it is no ISO date or datetime."""
-    if isinstance(value, str):
-        if not value[:4].isdigit() or value[4:5] != "-":  # quickly: few strings are dates
-            return None
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if isinstance(value, datetime):
-        try:
-            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-        except OverflowError:  # outside the years 1 to 9999 in UTC
-            return None
-    return None
-
-
-def _kept(row: Row | SearchResult) -> dict[str, Any]:
-    return row.metadata if isinstance(row.metadata, dict) else {}
-
-
-def _document(row: Row | SearchResult) -> Document:
-    kept = _kept(row)
-    blob, sparse = kept.get("blob"), kept.get("sparse")
-    return Document(
-        id=row.id,
-        content=kept.get("text"),
-        meta=kept.get("metadata") or {},
-        blob=None if blob is None else ByteStream(base64.b64decode(blob["data"]), blob["meta"], blob["mime_type"]),
-        sparse_embedding=None if sparse is None else SparseEmbedding.from_dict(sparse),
-        score=row.score if isinstance(row, SearchResult) else kept.get("score"),
-        embedding=None if row.vector is None else row.vector.tolist(),
-    )
 
 
 def _kind(value: object) -> str:
@@ -699,108 +578,3 @@ def _identity(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return "list", tuple(map(_identity, value))
     return type(value).__name__, value
-
-
-# ---- Haystack's filters ------------------------------------------------------------------------------------
-
-
-def _condition(given: Any) -> Mapping[str, Any]:
-    """The session's filter for a filter of Haystack."""
-    if not isinstance(given, Mapping):
-        raise FilterError(f"a filter must be a dict, got {type(given).__name__}")
-    if "field" in given:
-        return _comparison(given)
-    operator, conditions = _required(given, "operator"), _required(given, "conditions")
-    if not isinstance(conditions, (list, tuple)):
-        raise FilterError(f"'conditions' must be a list, got {type(conditions).__name__}")
-    parts = [_condition(part) for part in conditions]
-    match operator:
-        case "AND":
-            return {"$and": parts} if parts else {}
-        case "OR":
-            return {"$or": parts} if parts else _NOTHING
-        case "NOT":
-            return {"$not": {"$and": parts}} if parts else _NOTHING
-    raise FilterError(f"the logical operator {shown(operator)} is unknown: use AND, OR or NOT")
-
-
-def _comparison(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    operator, value = _required(given, "operator"), _required(given, "value")
-    path, moments = _paths(given["field"])
-    match operator:
-        case "==":
-            return _any_of(path, moments, [value])
-        case "!=":
-            return {"$not": _any_of(path, moments, [value])}
-        case "in" | "not in":
-            if not isinstance(value, list):
-                raise FilterError(f"{operator!r} needs a list of values, got {type(value).__name__}")
-            among = _any_of(path, moments, value)
-            return among if operator == "in" else {"$not": among}
-        case ">" | ">=" | "<" | "<=":
-            return _ordered(path, moments, _ORDERS[operator], value)
-    known = ", ".join(["==", "!=", *_ORDERS, "in", "not in"])
-    raise FilterError(f"the comparison operator {shown(operator)} is unknown: use one of {known}")
-
-
-def _required(given: Mapping[str, Any], key: str) -> Any:
-    if key not in given:
-        raise FilterError(f"{key!r} is missing in {shown(dict(given))}")
-    return given[key]
-
-
-def _paths(field: object) -> tuple[str, str | None]:
-    """The path of a field in a row, and that of its moments."""
-    if not isinstance(field, str) or not field:
-        raise FilterError(f"'field' must be a name, got {shown(field)}")
-    root, *steps = field.split(".")
-    if root not in _PATHS and root not in ("embedding", "sparse_embedding"):
-        root, steps = "meta", [root, *steps]  # a field of meta may be named without it
-    if root not in _PATHS or (root == "meta" and not steps):
-        raise FilterError(f"documents cannot be filtered by {field!r}: name a field of meta, or id, content or score")
-    path = ".".join([_PATHS[root], *map(step, steps)])
-    return path, ".".join(["moments", *map(step, steps)]) if root == "meta" else None
-
-
-def _any_of(path: str, moments: str | None, values: list[Any]) -> Mapping[str, Any]:
-    """A filter that matches where a field equals one of the values; None also equals a missing field."""
-    if path == ID:  # a session refuses other types, which equal no id
-        return {ID: {"$in": [value for value in values if isinstance(value, str)]}}
-    plain: list[Any] = []
-    dates: list[datetime] = []
-    parts: list[Mapping[str, Any]] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            parts.append({path: value})
-            continue
-        if isinstance(value, (Mapping, set)):
-            kind = type(value).__name__
-            raise FilterError(f"a field is compared with values and lists, not with the {kind} {shown(value)}")
-        moment = _moment(value) if moments is not None else None
-        if moment is not None:  # `meta` may hold the string, another string for the moment, or a datetime
-            dates.append(moment)
-            plain.append(moment)
-        if moment is None or not isinstance(value, datetime):
-            plain.append(value)
-    if plain or not parts:
-        parts.append({path: {"$in": plain}})
-    if dates and moments is not None:
-        parts.append({moments: {"$in": dates}})
-    if None in plain:
-        parts.append({path: {"$exists": False}})
-    return parts[0] if len(parts) == 1 else {"$or": parts}
-
-
-def _ordered(path: str, moments: str | None, operator: str, value: Any) -> Mapping[str, Any]:
-    if value is None:
-        return _NOTHING
-    if isinstance(value, (str, datetime)):
-        moment = _moment(value)
-        if moment is None or moments is None:
-            raise FilterError(f"{shown(value)} has no order here: compare numbers, or fields of meta with ISO dates")
-        return {"$or": [{moments: {operator: moment}}, {path: {operator: moment}}]}
-    if path == ID or isinstance(value, (bool, UUID, list, tuple, dict, set)):
-        raise FilterError(f"{shown(value)} has no order: compare numbers or dates")
-    if isinstance(value, date):
-        return _ordered(path, moments, operator, datetime(value.year, value.month, value.day, tzinfo=UTC))
-    return {path: {operator: value}}
