@@ -26,7 +26,7 @@ class FabstirRetriever(Store, dspy.Retrieve):
         embedder: embeds queries, and the passages of `add_passages`.
         config: a VectorDBConfig, or a mapping of settings.
         k: how many passages.
-        filter: which rows, as in SearchOptions; None for all.
+        filter: which rows, as in SearchOptions, for every query; None for all.
         **settings: single settings, as of VectorDBConfig.
 
     Raises:
@@ -71,7 +71,8 @@ class FabstirRetriever(Store, dspy.Retrieve):
         Args:
             query: the query.
             k: how many; None for the retriever's setting.
-            **options: fields of SearchOptions, as ``threshold`` or ``filter``.
+            **options: fields of SearchOptions, as ``threshold``, ``filter``, which holds beside the retriever's own, or
+                ``text``, for words that the passages should have, too.
 
         Returns:
             A Prediction with ``passages``, ``ids``, ``scores`` in [0, 1] and ``metadata``, nearest first.
@@ -90,10 +91,12 @@ class FabstirRetriever(Store, dspy.Retrieve):
     aforward = acall
 
     def _search(self, vector: Any, k: int | None, options: Mapping[str, Any]) -> Operation[SearchResults]:
-        fields: dict[str, Any] = {"filter": self._filter, **options}
+        fields = dict(options)
+        filters = [each for each in (self._filter, fields.pop("filter", None)) if each is not None]
 
         async def search(session: VectorDBSession) -> SearchResults:
-            return await session.search(vector, self.k if k is None else k, **fields)
+            where = {"$and": filters} if filters else None
+            return await session.search(vector, self.k if k is None else k, filter=where, **fields)
 
         return search
 

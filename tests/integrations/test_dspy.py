@@ -48,6 +48,16 @@ def test_passages_are_retrieved(retriever: FabstirRetriever) -> None:
     assert asyncio.run(retriever.acall("red roses", k=3)).ids == retriever("red roses", k=3).ids
 
 
+def test_a_filter_of_a_query_holds_beside_the_retrievers_own() -> None:
+    options: Any = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "tests"}
+    with FabstirRetriever(Letters(), options, k=3, filter={"$id": {"$in": ["rose", "leaf"]}}) as retriever:
+        retriever.add_passages(PASSAGES)
+        assert sorted(retriever("red roses").ids) == ["leaf", "rose"]
+        assert retriever("red roses", filter={"text": {"$contains": "green"}}).ids == ["leaf"]
+        assert retriever("red roses", filter={"text": {"$contains": "blue"}}).ids == []
+        assert retriever("red roses", text="+green").ids == ["leaf"]
+
+
 def test_it_is_a_part_of_a_program(retriever: FabstirRetriever) -> None:
     class Program(dspy.Module):
         def __init__(self) -> None:
