@@ -415,6 +415,27 @@ def link(results: Results) -> str:
     return f"{conditions(result)}\n\n{table([head, *modes], rows)}"
 
 
+def link_text(results: Results) -> str:
+    """The first searches after lazy loads: by words, by vector, and by both."""
+    result = results["bench_link_text"]
+    found, sides = result["summary"], {"words": "three words", "vector": "a vector", "both": "both"}
+    rows = [
+        [title, *(median(found[side][name], scale) for side in sides)]
+        for title, name, scale in (
+            ("MB, without pages of metadata", "without_pages_mb", 1.0),
+            ("… % of the version's bytes", "without_pages_over_stored", 100.0),
+            ("… the most, %", "without_pages_over_stored_max", 100.0),
+            ("MB, pages of the hits' metadata", "pages_mb", 1.0),
+            ("requests", "requests", 1.0),
+            ("one after the other", "round_trips", 1.0),
+            ("… the most", "round_trips_max", 1.0),
+            ("s", "seconds", 1.0),
+        )
+    ]
+    head = f"first search of {result['parameters']['searches']}, version of {median(found['stored_mb'])} MB"
+    return f"{conditions(result)}\n\n{table([head, *sides.values()], rows)}"
+
+
 def readme(results: Results) -> str:
     """The short table: search, build and memory of each index, and a line about whole databases."""
     result = results["compare_search"]
@@ -463,6 +484,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "kernels": (kernels, ("bench_kernels",)),
     "life": (life, ()),
     "link": (link, ("bench_link",)),
+    "link-text": (link_text, ("bench_link_text",)),
     "lists": (lists, ("compare_lists",)),
     "filters": (filters, ("bench_filter",)),
 }

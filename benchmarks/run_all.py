@@ -28,6 +28,7 @@ SCRIPTS = (
     "compare_text",
     "bench_save_load",
     "bench_link",
+    "bench_link_text",
     "bench_memory",
     "bench_loop_lag",
     "bench_overhead",

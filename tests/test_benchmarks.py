@@ -30,6 +30,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_growth": ([*ONLY_OURS, "--sizes", "1100,1500"], {"sizes", "evidence"}),
     "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),
     "bench_link": ([], {"recent", "historical", "recent normalised"}),
+    "bench_link_text": ([], {"stored_mb", "words", "vector", "both"}),
     "bench_loop_lag": ([], {"idle", "add", "search_batch", "save", "load"}),
     "bench_memory": (["--cycles", "3"], {"default", "loaded", "compact", "cycles"}),
     "bench_overhead": (["--count", "10"], {"native", "sync_ids", "async_ids", "with_metadata_async_ids_metadata"}),

@@ -7,7 +7,7 @@ wait for each other are counted.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
@@ -22,6 +22,7 @@ LATENCY_S = 0.05
 BYTES_PER_S = 20_000_000
 PARALLEL = 8
 _POINTER_BYTES = 200
+Hash = bytes
 
 
 @dataclass
@@ -33,12 +34,14 @@ class Traffic:
         bytes: bytes in both directions.
         round_trips: length of the longest chain of requests, each sent after the previous one was answered. Waiting for
             the limit of parallel requests does not count.
+        fetched: bytes of each blob that was fetched, by its hash.
     """
 
     requests: int = 0
     uploads: int = 0
     bytes: int = 0
     round_trips: int = 0
+    fetched: dict[Hash, int] = field(default_factory=dict)
 
 
 class Link:
@@ -91,7 +94,9 @@ class LinkStore:
         return await self._link.carry(lambda: self._store.put(data), len(data), lambda _: 0)
 
     async def get(self, hash: bytes, size: int | AtMost) -> bytes:
-        return await self._link.carry(lambda: self._store.get(hash, size), 0, len)
+        raw = await self._link.carry(lambda: self._store.get(hash, size), 0, len)
+        self._link.traffic.fetched[hash] = len(raw)
+        return raw
 
     async def has(self, hash: bytes) -> bool:
         return await self._link.carry(lambda: self._store.has(hash), 0, lambda _: 0)
