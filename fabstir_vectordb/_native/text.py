@@ -36,6 +36,7 @@ __all__ = [
     "PART_TEXT_HEAD",
     "PART_TEXT_POSITIONS",
     "PART_TEXT_POSTINGS",
+    "PART_TEXT_STREAMS",
     "PHRASE",
     "PREFIX",
     "PREFIX_TERMS_MAX",
@@ -77,6 +78,8 @@ PART_TEXT_HEAD: Final = int(lib.FVDB_PART_TEXT_HEAD)
 PART_TEXT_DICTIONARY: Final = int(lib.FVDB_PART_TEXT_DICTIONARY)
 PART_TEXT_POSTINGS: Final = int(lib.FVDB_PART_TEXT_POSTINGS)
 PART_TEXT_POSITIONS: Final = int(lib.FVDB_PART_TEXT_POSITIONS)
+PART_TEXT_STREAMS: Final = (PART_TEXT_DICTIONARY, PART_TEXT_POSTINGS, PART_TEXT_POSITIONS)
+"""Kinds of the parts that follow the heads."""
 
 
 class TextTerm(NamedTuple):
@@ -343,13 +346,22 @@ class NativeText:
 
     @classmethod
     def load(
-        cls, segments: int, chunk_bytes: int, *, k1: float = 1.2, b: float = 0.75, terms: int = TERMS_WORDS
+        cls,
+        segments: int,
+        chunk_bytes: int,
+        stream_bytes: Sequence[int],
+        *,
+        k1: float = 1.2,
+        b: float = 0.75,
+        terms: int = TERMS_WORDS,
     ) -> Self:
         """Begins to load: `load_part` takes the parts, all heads first; then `load_end`, or searches by `missing`.
 
         Args:
             segments: number of parts of kind PART_TEXT_HEAD in the version.
             chunk_bytes: as at the save.
+            stream_bytes: bytes of all parts of each kind in `PART_TEXT_STREAMS`; heads that announce more are refused
+                before they get memory.
             k1, b, terms: as at the save.
 
         Returns:
@@ -361,7 +373,8 @@ class NativeText:
         self = cls.__new__(cls)
         out = ffi.new("fvdb_text **")
         config = ffi.new("fvdb_text_config *", (k1, b, terms, 0))
-        call(lib.fvdb_text_load, config, segments, chunk_bytes, out)
+        sizes = ffi.new(f"uint64_t[{len(PART_TEXT_STREAMS)}]", list(stream_bytes))
+        call(lib.fvdb_text_load, config, segments, chunk_bytes, sizes, out)
         self.pointer = ffi.gc(out[0], lib.fvdb_text_free)
         return self
 

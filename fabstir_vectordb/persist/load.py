@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
-from fabstir_vectordb._native.text import NativeText
+from fabstir_vectordb._native.text import PART_TEXT_STREAMS, NativeText
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.contents import (
@@ -486,7 +486,13 @@ def load_text(manifest: Manifest, pages: dict[PartKey, bytes], whole: bool) -> T
     if shape is None:
         return None
     terms = forms_of(shape.analyzer["language"], shape.analyzer["stop_words"])
-    native = NativeText.load(shape.segments, shape.chunk_bytes, k1=shape.k1, b=shape.b, terms=terms)
+    sizes = dict.fromkeys(PART_TEXT_STREAMS, 0)
+    for part in manifest.parts:
+        kind = split_name(part.name)[0]
+        if kind in sizes:
+            sizes[kind] += part.size
+    stream_bytes = list(sizes.values())
+    native = NativeText.load(shape.segments, shape.chunk_bytes, stream_bytes, k1=shape.k1, b=shape.b, terms=terms)
     try:
         # Heads come first: they say what the other parts are.
         for kind in TEXT_KINDS if whole else (TEXT_HEAD,):

@@ -774,9 +774,11 @@ fvdb_status fvdb_text_parts(fvdb_text *text, uint32_t chunk_bytes, fvdb_part *ou
 fvdb_status fvdb_text_part_write(fvdb_text *text, uint32_t chunk_bytes, uint32_t kind, uint32_t number, uint8_t *out,
                                  uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
 
-/* Makes an index in the state loading, of a version with so many segments.  Returns as fvdb_text_create. */
-fvdb_status fvdb_text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes, fvdb_text **out,
-                           fvdb_diag *diag);
+/* Makes an index in the state loading, of a version with so many segments.  stream_bytes: of all parts with the dictionary, with
+ * postings and with positions, in this order; heads that announce more are refused before they get memory.  Returns as
+ * fvdb_text_create. */
+fvdb_status fvdb_text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes,
+                           const uint64_t *stream_bytes, fvdb_text **out, fvdb_diag *diag);
 
 /* Takes a part: all heads come first, in any order.  Safe on untrusted bytes.                     [writer, loading]
  * Returns FVDB_OK (also for a part that it has), FVDB_ERR_FORMAT, FVDB_ERR_ARGUMENT (a head is missing, or there is no such

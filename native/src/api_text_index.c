@@ -215,13 +215,13 @@ fvdb_status fvdb_text_part_write(fvdb_text *text, uint32_t chunk_bytes, uint32_t
     return status;
 }
 
-fvdb_status fvdb_text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes, fvdb_text **out,
-                           fvdb_diag *diag) {
+fvdb_status fvdb_text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes,
+                           const uint64_t *stream_bytes, fvdb_text **out, fvdb_diag *diag) {
     TRY(check_config(config, diag));
     TRY(check_chunk(chunk_bytes, diag));
     if (segments > FVDB_TEXT_SEGMENTS_MAX)
         return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many segments", 0, FVDB_TEXT_SEGMENTS_MAX, segments);
-    return text_load(config, segments, chunk_bytes, out, diag);
+    return text_load(config, segments, chunk_bytes, stream_bytes, out, diag);
 }
 
 fvdb_status fvdb_text_load_part(fvdb_text *text, uint32_t kind, uint32_t number, const uint8_t *bytes, uint64_t size,

@@ -210,9 +210,11 @@ static fvdb_text *reload(fvdb_text *text, int64_t fail_after, fvdb_status *statu
     fvdb_text *loaded = NULL;
     const fvdb_text_config config = {1.2, 0.75, FVDB_TEXT_WORDS, 0};
     CHECK(fvdb_text_parts(text, FVDB_TEXT_CHUNK_BYTES_MIN, parts, PARTS, &n, NULL) == FVDB_OK);
+    uint64_t sizes[4] = {0};
+    for (uint32_t i = 0; i < n; i++) sizes[parts[i].kind - FVDB_PART_TEXT_HEAD] += parts[i].size;
     for (uint32_t i = 0; i < n; i++) heads += parts[i].kind == FVDB_PART_TEXT_HEAD;
     mem_fail_after(fail_after);
-    *status = fvdb_text_load(&config, heads, FVDB_TEXT_CHUNK_BYTES_MIN, &loaded, NULL);
+    *status = fvdb_text_load(&config, heads, FVDB_TEXT_CHUNK_BYTES_MIN, sizes + 1, &loaded, NULL);
     for (uint32_t i = 0; i < n && *status == FVDB_OK; i++) {
         uint64_t size;
         uint8_t *bytes = malloc(parts[i].size);
@@ -249,7 +251,8 @@ static void test_loads_give_the_index_or_fail(void) {
 static void test_states(void) {
     fvdb_text *loading = NULL, *whole = make_index(FVDB_TEXT_WORDS);
     const fvdb_text_config config = {1.2, 0.75, FVDB_TEXT_WORDS, 0};
-    CHECK(fvdb_text_load(&config, 1, FVDB_TEXT_CHUNK_BYTES_MIN, &loading, NULL) == FVDB_OK);
+    const uint64_t sizes[3] = {0};
+    CHECK(fvdb_text_load(&config, 1, FVDB_TEXT_CHUNK_BYTES_MIN, sizes, &loading, NULL) == FVDB_OK);
     fvdb_text_change *c = NULL;
     fvdb_text_stats stats;
     fvdb_part part;

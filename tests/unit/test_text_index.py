@@ -22,6 +22,7 @@ from fabstir_vectordb._native.text import (
     PART_TEXT_HEAD,
     PART_TEXT_POSITIONS,
     PART_TEXT_POSTINGS,
+    PART_TEXT_STREAMS,
     PHRASE,
     PREFIX,
     PREFIX_TERMS_MAX,
@@ -232,7 +233,8 @@ def parts_of(text: NativeText, chunk_bytes: int = CHUNK_BYTES_MIN) -> dict[tuple
 
 
 def load_begin(parts: dict[tuple[int, int], bytes], terms: int, chunk_bytes: int = CHUNK_BYTES_MIN) -> NativeText:
-    return NativeText.load(sum(kind == PART_TEXT_HEAD for kind, _ in parts), chunk_bytes, terms=terms)
+    sizes = [sum(len(raw) for (of, _), raw in parts.items() if of == kind) for kind in PART_TEXT_STREAMS]
+    return NativeText.load(sum(kind == PART_TEXT_HEAD for kind, _ in parts), chunk_bytes, sizes, terms=terms)
 
 
 def load(parts: dict[tuple[int, int], bytes], terms: int, chunk_bytes: int = CHUNK_BYTES_MIN) -> NativeText:
@@ -772,6 +774,19 @@ def test_sums_of_heads_stay_in_range(good: dict[tuple[int, int], bytes], at: int
     with pytest.raises(IntegrityError, match="out of range"):
         text.load_part(PART_TEXT_HEAD, 0, bytes(head))
     text.close()
+
+
+@pytest.mark.parametrize("at", [56, 60, 64])
+def test_a_head_that_announces_more_than_there_are_parts_for_gets_no_memory(
+    good: dict[tuple[int, int], bytes], at: int
+) -> None:
+    for number in (int.from_bytes(good[PART_TEXT_HEAD, 0][at : at + 4], "little") * 2, 2**32 - 1):
+        head = bytearray(good[PART_TEXT_HEAD, 0])
+        head[at : at + 4] = number.to_bytes(4, "little")
+        text = load_begin(good, TERMS_WORDS)
+        with pytest.raises(IntegrityError, match="announces more bytes"):
+            text.load_part(PART_TEXT_HEAD, 0, bytes(head))
+        text.close()
 
 
 def test_words_whose_rows_all_left_weigh_nothing() -> None:

@@ -238,7 +238,8 @@ struct fvdb_text {
     uint32_t state;
     uint64_t generation; /* commits */
     text_state now;
-    uint32_t chunk_bytes; /* while loading */
+    uint32_t chunk_bytes;             /* while loading */
+    uint64_t announced[TEXT_STREAMS]; /* while loading: bytes that no head has claimed yet */
 };
 
 fvdb_status text_create(const fvdb_text_config *config, fvdb_text **out, fvdb_diag *diag);
@@ -381,8 +382,8 @@ fvdb_status text_parts(const fvdb_text *t, uint32_t chunk_bytes, fvdb_part *out,
                        fvdb_diag *diag);
 fvdb_status text_part_write(const fvdb_text *t, uint32_t chunk_bytes, uint32_t kind, uint32_t number, uint8_t *out,
                             uint64_t capacity, uint64_t *out_size, fvdb_diag *diag);
-fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes, fvdb_text **out,
-                      fvdb_diag *diag);
+fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes,
+                      const uint64_t *stream_bytes, fvdb_text **out, fvdb_diag *diag);
 fvdb_status text_load_part(fvdb_text *t, uint32_t kind, uint32_t number, const uint8_t *bytes, uint64_t size,
                            fvdb_diag *diag);
 fvdb_status text_load_end(fvdb_text *t, fvdb_diag *diag);

@@ -77,8 +77,8 @@ fvdb_status text_part_write(const fvdb_text *t, uint32_t chunk_bytes, uint32_t k
 
 /* ---- load ---- */
 
-fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes, fvdb_text **out,
-                      fvdb_diag *diag) {
+fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_t chunk_bytes,
+                      const uint64_t *stream_bytes, fvdb_text **out, fvdb_diag *diag) {
     fvdb_text *t;
     TRY(text_create(config, &t, diag));
     t->now.segments = mem_alloc_array(segments, sizeof *t->now.segments);
@@ -88,6 +88,7 @@ fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_
     }
     t->now.n = segments;
     t->chunk_bytes = chunk_bytes;
+    for (uint32_t i = 0; i < TEXT_STREAMS; i++) t->announced[i] = stream_bytes[i];
     t->state = TEXT_LOADING;
     *out = t;
     return FVDB_OK;
@@ -96,6 +97,14 @@ fvdb_status text_load(const fvdb_text_config *config, uint32_t segments, uint32_
 static bool has_heads(const fvdb_text *t) {
     for (uint32_t i = 0; i < t->now.n; i++)
         if (!t->now.segments[i]) return false;
+    return true;
+}
+
+/* Before a head gets memory for its streams: three sizes of 32 bits would ask for 12 GB. */
+static bool claim_streams(fvdb_text *t, const text_segment *s) {
+    for (uint32_t i = 0; i < TEXT_STREAMS; i++)
+        if (s->streams[i].size > t->announced[i]) return false;
+    for (uint32_t i = 0; i < TEXT_STREAMS; i++) t->announced[i] -= s->streams[i].size;
     return true;
 }
 
@@ -119,6 +128,10 @@ static fvdb_status load_head(fvdb_text *t, uint32_t number, const uint8_t *bytes
     if (!head) return FAIL_MEMORY(diag);
     memcpy(head, bytes, (size_t)size);
     TRY(segment_open(head, size, &s, diag));
+    if (!claim_streams(t, s)) {
+        segment_drop(s);
+        return FAIL(diag, FVDB_ERR_FORMAT, "the head of words announces more bytes than the version has parts for");
+    }
     if (!make_streams(s, t->chunk_bytes)) {
         segment_drop(s);
         return FAIL_MEMORY(diag);
