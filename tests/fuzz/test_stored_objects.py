@@ -23,15 +23,21 @@ ROWS = 40
 
 
 async def _fill(root: Path, encrypt: bool) -> tuple[list[str], list[Any]]:
-    """Two versions in a store, and the content of each."""
+    """Two versions in a store, with a text index, and the content of each."""
     cids, contents = [], []
-    async with await session_on(root.as_uri(), encrypt_at_rest=encrypt) as session:
+    async with await session_on(root.as_uri(), encrypt_at_rest=encrypt, text_fields="text") as session:
         for first in (0, ROWS):
             await add_rows(session, ROWS, first=first, dim=4)
             await session.delete_vector(f"row-{first + 3:06d}")
             cids.append(await session.save_to_s5())
-            contents.append(await content(session))
+            contents.append(await _content(session))
     return cids, contents
+
+
+async def _content(session: VectorDBSession) -> tuple[list[Any], Any]:
+    """Every row, and what words find, which is None without a text index."""
+    found, hits = await _attempt(session.search(text="sentence +number 3*", k=2 * ROWS))
+    return await content(session), [(hit.id, hit.score) for hit in hits] if found else None
 
 
 async def _attempt(call: Awaitable[Any]) -> tuple[bool, Any]:
@@ -54,19 +60,19 @@ async def _look(root: Path, encrypt: bool, cids: list[str], contents: list[Any])
         for verb in verbs:
             refused += not (await _attempt(verb(session)))[0]
         for cid, expected in ((None, contents[1]), (cids[0], contents[0]), (cids[1], contents[1])):
-            before = await content(session)
+            before = await _content(session)
             loaded, _ = await _attempt(session.load_user_vectors(cid, discard_unsaved=True))
             refused += not loaded
-            assert await content(session) == (expected if loaded else before)
+            assert await _content(session) == (expected if loaded else before)
         await session.add_batch(["new"], [[1, 2, 3, 4]], on_conflict="replace")
         saved, _ = await _attempt(session.save_to_s5(on_conflict="overwrite"))
         refused += not saved
         if saved:
-            expected = await content(session)
+            expected = await _content(session)
             loaded, _ = await _attempt(session.load_user_vectors())
             # Parts that a save reuses may be the damaged ones; `verify_stored` is the way to ask.
             if loaded:
-                assert await content(session) == expected
+                assert await _content(session) == expected
     return refused
 
 

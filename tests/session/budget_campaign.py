@@ -27,7 +27,7 @@ from fabstir_vectordb import MemoryBudgetExceededError, sync
 # A phrase of S5: other secrets take 64 MiB for a moment when keys are first made of them (docs/tuning.md).
 PHRASE = "amid romance hotel blue most myself guess host lobby rubber hook victim about odds child"
 NOW, DAY = 1_700_000_000.0, 86_400.0
-KINDS, ROWS_MOST = 20, 4_000
+KINDS, WORDS, ROWS_MOST = 20, 20_000, 4_000
 _STATUS = Path("/proc/self/status")
 
 
@@ -61,7 +61,11 @@ class Rows:
     def metadata(self) -> list[Any] | None:
         if not self.with_metadata:
             return None
-        return [{"kind": row % KINDS, "text": "word " * (row % 60)} for row in range(len(self.live))]
+        first = 7 * self.number
+        texts = (
+            " ".join(f"w{(first + row * word) % WORDS}" for word in range(row % 40)) for row in range(len(self.live))
+        )
+        return [{"kind": row % KINDS, "text": text} for row, text in enumerate(texts)]
 
     def of_kind(self, kind: int) -> Any:
         kinds = np.arange(len(self.live)) % KINDS == kind
@@ -138,11 +142,14 @@ class Campaign:
         self.lives += 1
         rng = self.rng
         self.dim = int(rng.choice([96, 256, 384, 768] if self.budget < 100_000_000 else [384, 768, 1536]))
+        # Half the sessions have a text index.
+        self.has_text = bool(rng.random() < 0.5)
+        more = {"text_fields": "text"} if self.has_text else {}
         metric, how = str(rng.choice(["cosine", "l2", "dot"])), str(rng.choice(["default", "compact"]))
         where = self.directory / str(self.lives)
         self.batches: dict[int, Rows] = {}
         self.saved = None
-        self.session = self.opened(f"file://{where}", self.budget // 1_000_000, metric=metric, memory=how)
+        self.session = self.opened(f"file://{where}", self.budget // 1_000_000, metric=metric, memory=how, **more)
 
     def end_life(self) -> None:
         self.session.destroy()
@@ -151,8 +158,8 @@ class Campaign:
 
     def run(self, operations: int, a_life: int) -> None:
         names = ["add", "search", "batch", "filter", "delete", "delete_some", "update", "upsert"]
-        names += ["optimize", "vacuum", "save", "load", "warm", "scan", "stream", "check"]
-        weights = np.array([14, 20, 6, 12, 8, 3, 8, 5, 3, 3, 5, 4, 1, 1, 1, 6], dtype=float)
+        names += ["optimize", "vacuum", "save", "load", "warm", "scan", "stream", "words", "check"]
+        weights = np.array([14, 20, 6, 12, 8, 3, 8, 5, 3, 3, 5, 4, 1, 1, 1, 6, 6], dtype=float)
         for operation in range(operations):
             if operation % a_life == 0:
                 if operation:
@@ -210,6 +217,15 @@ class Campaign:
         where = {"kind": kind}
         hits = self.measured("filter", lambda: self.session.search(self.query(), 10, threshold=None, filter=where))
         assert hits is None or len(hits) == min(10, wanted)
+
+    def words(self) -> None:
+        if not self.has_text:
+            return
+        text = f"w{self.rng.integers(WORDS)} w1* -w{self.rng.integers(WORDS)}"
+        self.measured("words", lambda: self.session.search(text=text, k=10))
+        k = min(10, self.count())
+        hits = self.measured("words and vector", lambda: self.session.search(self.query(), 10, text=f"w0 {text[:5]}"))
+        assert hits is None or len(hits) == k
 
     def delete(self) -> None:
         rows = self.some_rows()

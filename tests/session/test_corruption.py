@@ -33,7 +33,7 @@ ROWS = 1030  # the graph begins at 1024 rows
 @pytest.fixture
 async def saved(tmp_path: Path) -> tuple[Path, str]:
     """A store with one version that has every kind of part."""
-    async with await session_on(tmp_path.as_uri()) as session:
+    async with await session_on(tmp_path.as_uri(), text_fields="text") as session:
         await add_rows(session, ROWS)
         await session.delete_vector("row-000005")
         cid = await session.save_to_s5()
@@ -78,6 +78,12 @@ async def test_every_kind_of_object_exists(saved: tuple[Path, str]) -> None:
         "recent.graph.0000",
         "recent.head.0000",
         "documents.0000",
+        "text.head.0000",
+        "text.head.0001",
+        "text.dictionary.0000",
+        "text.dictionary.0001",
+        "text.postings.0000",
+        "text.positions.0000",
     }
 
 
@@ -103,7 +109,7 @@ async def test_a_changed_byte_in_any_object_is_an_integrity_error(saved: tuple[P
 
 @pytest.mark.long
 async def test_each_single_byte_of_each_object_matters(tmp_path: Path) -> None:
-    async with await session_on(tmp_path.as_uri()) as session:
+    async with await session_on(tmp_path.as_uri(), text_fields="text") as session:
         await add_rows(session, 8, dim=2)
         cid = await session.save_to_s5()
     async with await session_on(tmp_path.as_uri()) as session:
@@ -163,7 +169,7 @@ async def test_verify_reads_every_object_and_lists_all_the_bad_ones(saved: tuple
         codes.write_bytes(damages(codes.read_bytes(), 0, 1)[0])
         ids.unlink()
         for wanted in (cid, None):
-            with pytest.raises(IntegrityError, match=r"2 of the 8 parts") as caught:
+            with pytest.raises(IntegrityError, match=r"2 of the 14 parts") as caught:
                 await session.verify(wanted)
             bad = {entry["part"]: entry for entry in caught.value.details["bad"]}
             assert set(bad) == {"codes.0000", "ids.0000"}
