@@ -216,7 +216,8 @@ class SearchOptions:
         group_by: a metadata field: `k` is then a number of groups, each of the rows with one value of the field, and
             hits are the best rows of the groups with the nearest rows: of each document, say, the best chunks. k groups
             come whenever there are k. A row with a list belongs to the group of each of its values; a row without the
-            field to none. ``results.groups`` has the groups. Not together with `mmr`.
+            field to none. ``results.groups`` has the groups. With ``text=``, all rows that match either side are put in
+            order; a lazily loaded index is loaded whole for that. Not together with `mmr`.
         group_size: most hits of a group; k times `group_size` is at most 100,000.
         rerank: a function that is called with the query's vector, or the text of a search with ``text=``, and the
             candidates, a SearchResults, and returns a
@@ -279,7 +280,7 @@ class SearchOptions:
         check_groups(self.group_by, self.group_size, 1, self.mmr)
         check_rerank(self.rerank, self.rerank_k, 1, self.group_size, self.mmr)
         text = "" if self.text is True else self.text  # the query's own is not known here
-        check_text(text, self.fusion, self.alpha, self.highlight, self.group_by)
+        check_text(text, self.fusion, self.alpha, self.highlight)
 
 
 class SearchFields(TypedDict, total=False):
@@ -556,12 +557,12 @@ def check_rerank(rerank: object, rerank_k: object, k: int, group_size: int, mmr:
     return rerank, candidates
 
 
-def check_text(text: object, fusion: object, alpha: object, highlight: object, group_by: object) -> TextRequest | None:
+def check_text(text: object, fusion: object, alpha: object, highlight: object) -> TextRequest | None:
     """The text of a search; None without one.
 
     Raises:
         InvalidInputError: it is no string and no list of strings; the fusion is unknown, or `alpha` out of range; or
-            there is one of these without a text, or `group_by` with one.
+            there is one of these without a text.
     """
     is_highlit = check_bool("highlight", highlight)
     if text is None:
@@ -580,9 +581,5 @@ def check_text(text: object, fusion: object, alpha: object, highlight: object, g
         )
     else:
         raise InvalidInputError(f"text must be a string, got {type(text).__name__}", details={"option": "text"})
-    if group_by is not None:
-        raise InvalidInputError(
-            "group_by groups the rows nearest to a vector: give it or text", details={"option": "text"}
-        )
     kind = check_fusion(fusion)
     return TextRequest(texts, tuple(map(parse_query, texts)), kind, check_alpha(alpha, kind), is_highlit)

@@ -16,15 +16,15 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control
+from fabstir_vectordb._native.handle import NO_SLOT, Control
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.filters import Filters
 from fabstir_vectordb.index.gate import Gate
-from fabstir_vectordb.index.hybrid import Hybrid, Ranking
+from fabstir_vectordb.index.hybrid import RANKING_BYTES_PER_ROW, Hybrid, Ranking
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import Rows, Slots
-from fabstir_vectordb.index.searcher import PLANS, Scorer, Searcher
+from fabstir_vectordb.index.searcher import PLANS, Scorer, Searcher, nearest_first
 from fabstir_vectordb.metadata.filter_eval import bitmap_of, slots_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.values import shown
@@ -41,8 +41,6 @@ _PLACE_FORM: Final = 1
 _PLACE_CHARS_MAX: Final = 2_000
 #: Bytes of a streamed row: slot and distance, their copies while they are sorted, and the order.
 _STREAM_BYTES_PER_ROW: Final = 32
-#: The same with text: what each side gave, and the order, with their copies while they are sorted.
-_TEXT_STREAM_BYTES_PER_ROW: Final = 200
 
 
 class Cursor:
@@ -253,7 +251,7 @@ class Cursors:
             rows = self._rows
             check_query_dim(len(query), rows.vector_dim)
             rows.budget.require("a stream", rows.nbytes + _STREAM_BYTES_PER_ROW * rows.counts.live)
-            slots, _ = self._nearest_first(query, self._filters.match(where).slots(), control)
+            slots, _ = nearest_first(rows, query, self._filters.match(where).slots(), control)
             cursor = Cursor(len(slots))
             cursor.slots = slots
             self._open.add(cursor)
@@ -272,13 +270,13 @@ class Cursors:
 
         def start() -> TextCursor:
             rows, near = self._rows, None
-            rows.budget.require("a stream", rows.nbytes + _TEXT_STREAM_BYTES_PER_ROW * rows.counts.rows)
+            rows.budget.require("a stream", rows.nbytes + RANKING_BYTES_PER_ROW * rows.counts.rows)
             terms = self._hybrid.terms(request, 0)
             allow = self._hybrid.allowed(terms, self._filters.match(where).allow)
             assert allow is not None
             if len(request.query):
                 check_query_dim(len(request.query), rows.vector_dim)
-                near = self._nearest_first(request.query, slots_of(allow, rows.counts.rows), control)
+                near = nearest_first(rows, request.query, slots_of(allow, rows.counts.rows), control)
             cursor = TextCursor(self._hybrid.everything(near, terms, request, allow))
             self._open.add(cursor)
             return cursor
@@ -301,30 +299,6 @@ class Cursors:
             return list(hits)
 
         return self._gate.alone(page)
-
-    def _nearest_first(
-        self, query: npt.NDArray[np.float32], slots: Slots, control: Control | None
-    ) -> tuple[Slots, npt.NDArray[np.float64]]:
-        """Those of live slots that have a vector, in the order of their distances, ties by id; and the distances."""
-        native, slots = self._rows.native, slots[~self._rows.are_vectorless(slots)]
-        if native is None or len(query) != native.dim:
-            return slots[:0], np.empty(0)  # no row has a vector yet
-        found, distances = np.empty_like(slots), np.empty(len(slots))
-        # K_MAX rows a call, the most that a search returns; so each row is scored once.
-        for first in range(0, max(len(slots), 1), K_MAX):
-            some = slots[first : first + K_MAX]
-            hits = native.search(
-                query[np.newaxis],
-                max(len(some), 1),
-                exact=True,
-                allow=bitmap_of(some, self._rows.counts.rows),
-                with_ids=False,
-                control=control,
-            )
-            found[first : first + K_MAX] = hits.slots[0, : len(some)]
-            distances[first : first + K_MAX] = hits.distances[0, : len(some)]
-        order = self._rows.order(found, distances)
-        return found[order], distances[order]
 
     def stream_page(
         self,

@@ -284,6 +284,10 @@ class Efforts:
                 self.find(request.k, _REPLACEMENT_TARGET, control)
         return found
 
+    def find_request_for(self, n: int, request: SearchRequest, control: Control | None = None) -> SearchRequest:
+        """`find_request` for a search that gives n rows, whatever the k of the request. Raises as `find_request`."""
+        return self.find_request(request._replace(k=n), control)._replace(k=request.k)
+
     def default(self, k: int, recall_target: float | None, control: Control | None = None) -> Effort:
         """ef_search, exact and nprobe of a search that names none of them. Raises as `find_request`."""
         request = SearchRequest(np.empty(0, dtype=np.float32), k, recall_target=recall_target)

@@ -20,7 +20,7 @@ from fabstir_vectordb._native.handle import K_MAX
 from fabstir_vectordb.metadata.columns import NONE, Column, Mask, sort_key
 from fabstir_vectordb.metadata.values import Scalar
 
-__all__ = ["Groups", "Hit", "best_of_groups", "groups_of"]
+__all__ = ["Groups", "Hit", "best_of_groups", "first_of_groups", "groups_of"]
 
 #: Distance, id and slot of a row: what hits are sorted by.
 Hit: TypeAlias = tuple[float, bytes, int]
@@ -89,6 +89,42 @@ def groups_of(column: Column) -> Groups:
     # Sorted by slot, each pair once.
     pairs = np.unique(np.stack([listed_slots, listed.astype(np.int64)], axis=1), axis=0)
     return Groups(alone, pairs[:, 0].copy(), pairs[:, 1].astype(np.int32), values)
+
+
+def first_of_groups(groups: Groups, ranked: npt.NDArray[np.uint32], k: int, size: int) -> list[tuple[int, list[int]]]:
+    """The first k groups of rows in an order, and of each the places of its first `size` rows.
+
+    Args:
+        groups: the groups of all rows.
+        ranked: slots, the best first, each once.
+        k: number of groups.
+        size: most rows of a group.
+    """
+    place_of = np.full(len(groups.alone), NONE, dtype=np.int64)
+    place_of[ranked] = np.arange(len(ranked))
+    alone, listed = groups.alone[ranked], place_of[groups.listed_slots]
+    single, several = np.flatnonzero(alone != NONE), listed != NONE
+    of = np.append(alone[single], groups.listed[several])
+    places = np.append(single, listed[several])
+    order = np.lexsort((places, of))
+    of, places = of[order], places[order]
+    starts = np.flatnonzero(np.append(True, of[1:] != of[:-1])) if len(of) else np.empty(0, dtype=np.int64)
+    firsts = places[starts]
+    if len(starts) > k:
+        # Groups of one row, whose value is a list, compete by their values.
+        starts = starts[firsts <= np.partition(firsts, k - 1)[k - 1]]
+    best = sorted(starts.tolist(), key=lambda at: (places[at], sort_key(groups.values[of[at]])))[:k]
+    return [
+        (
+            int(of[at]),
+            [
+                int(place)
+                for place, group in zip(places[at : at + size], of[at : at + size], strict=True)
+                if group == of[at]
+            ],
+        )
+        for at in best
+    ]
 
 
 class Found(NamedTuple):

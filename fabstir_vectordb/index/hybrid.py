@@ -6,7 +6,7 @@ sides. Each side is asked for `depth_for(k)` rows, so k hits come whenever k row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final
@@ -14,20 +14,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import K_MAX, PLAN_FLAT
+from fabstir_vectordb._native.handle import K_MAX, PLAN_FLAT, Control
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.filters import Matches
+from fabstir_vectordb.index.grouping import Groups, first_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.rows import NoRows, Rows, Slots
-from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Scorer
+from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Scorer, nearest_first
 from fabstir_vectordb.metadata.filter_eval import bitmap, slots_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.clauses import TermsQuery
-from fabstir_vectordb.text.fusion import Side, depth_for, fuse, fuse_all, ordered
-from fabstir_vectordb.types import FusedResult, Plan, SearchResults
+from fabstir_vectordb.text.fusion import DEPTH_MIN, Side, depth_for, fuse, fuse_all, ordered
+from fabstir_vectordb.types import FusedResult, Plan, SearchGroup, SearchResult, SearchResults
 
-__all__ = ["Hybrid", "Near", "Ranking", "depth_of", "no_text_index", "passing"]
+__all__ = ["RANKING_BYTES_PER_ROW", "Hybrid", "Near", "Ranking", "depth_of", "no_text_index", "passing"]
 
 Float64Array = npt.NDArray[np.float64]
 Bitmap = npt.NDArray[np.uint64]
@@ -40,6 +41,8 @@ _BESIDE: Final[dict[Plan, Plan]] = {
     "hybrid": "hybrid + words",
     "filtered exact": "filtered exact + words",
 }
+#: Bytes of a row where all are put in order: what each side gave, and the order, with copies while they are sorted.
+RANKING_BYTES_PER_ROW: Final = 200
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
 _NO_SCORES: Final = np.empty(0, dtype=np.float64)
 
@@ -123,6 +126,7 @@ class Hybrid:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self._scorer = Scorer(rows.metric)
 
     def search(
         self, query: npt.NDArray[np.float32], request: SearchRequest, place: int, matches: Matches | None
@@ -187,8 +191,82 @@ class Hybrid:
             return _by_words(self._rows.core.get_ids(said.slots), said.scores), said.slots
         return self._fused(near, self._said(terms, depth_of(request.k), allow), terms, request)
 
+    def best_of_groups(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        matches: Matches,
+        groups: Groups,
+        control: Control | None,
+    ) -> list[SearchResults]:
+        """The best rows of the best groups, of each query: all rows that match either side are put in order.
+
+        Each side gives so many candidates that they are of k groups, at least as many as for k times `group_size` hits.
+
+        Args:
+            queries: the vectors; without components for searches by words alone.
+            request: the search; its own vector is not used.
+            matches: the rows that match the filter.
+            groups: the groups of all rows.
+            control: stops it.
+
+        Raises:
+            MemoryBudgetExceededError: the order of the rows would not fit.
+            InvalidInputError, IndexStateError, NativeCancelled: as `search` and `nearest_first`.
+        """
+        best = self._best_of_groups
+        return [best(query, request, place, matches, groups, control) for place, query in enumerate(queries)]
+
+    def _best_of_groups(
+        self,
+        query: npt.NDArray[np.float32],
+        request: SearchRequest,
+        place: int,
+        matches: Matches,
+        groups: Groups,
+        control: Control | None,
+    ) -> SearchResults:
+        rows, near = self._rows, None
+        rows.budget.require("groups of a search with text", rows.nbytes + RANKING_BYTES_PER_ROW * rows.counts.rows)
+        terms = self.terms(request, place)
+        allow = self.allowed(terms, matches.allow)
+        assert allow is not None
+        if len(query):
+            check_query_dim(len(query), rows.vector_dim)
+            near = nearest_first(rows, query, slots_of(allow, rows.counts.rows), control)
+
+        def depth(side: Side) -> int:
+            found = first_of_groups(groups, side.slots, request.k, 1)
+            least = found[-1][1][0] + 1 if len(found) == request.k else len(side.slots)
+            return max(least, depth_for(request.k * request.group_size))
+
+        ranking = self.everything(near, terms, request, allow, depth)
+        found = first_of_groups(groups, ranking.slots, request.k, request.group_size)
+        at = np.array([one for _, places in found for one in places], dtype=np.intp)
+        hits = ranking.hits(at, rows.core.get_ids(ranking.slots[at]), self._scorer)
+        of = [group for group, places in found for _ in places]
+        kept = [row for row, hit in enumerate(hits) if passes(hit, request)]
+        chosen = [hits[row] for row in kept]
+        self._fill(chosen, ranking.slots[at[kept]], request, terms)
+        members: dict[int, list[SearchResult]] = {}
+        for row in kept:
+            members.setdefault(of[row], []).append(hits[row])
+        plan: Plan = (
+            "words" if near is None else _BESIDE[(PLANS if request.where is None else FILTERED_PLANS)[PLAN_FLAT]]
+        )
+        results = SearchResults(chosen, len(hits) - len(kept), plan)
+        results.groups = tuple(
+            SearchGroup(groups.values[group], tuple(of_group)) for group, of_group in members.items()
+        )
+        return results
+
     def everything(
-        self, near: tuple[Slots, Float64Array] | None, terms: TermsQuery, request: SearchRequest, allow: Bitmap
+        self,
+        near: tuple[Slots, Float64Array] | None,
+        terms: TermsQuery,
+        request: SearchRequest,
+        allow: Bitmap,
+        depth: Callable[[Side], int] = lambda _: DEPTH_MIN,
     ) -> Ranking:
         """All rows that match either side, in order.
 
@@ -197,6 +275,7 @@ class Hybrid:
             terms: the text.
             request: the search.
             allow: as `allowed` gives it.
+            depth: how many rows of a side are its candidates; those beyond have the score 0 where both sides are asked.
         """
         rows, asked = self._rows, request.text
         assert asked is not None
@@ -208,7 +287,8 @@ class Hybrid:
         if near is None:
             ranks = np.arange(1, len(order) + 1)
             return Ranking(words.slots, words.values / (1.0 + words.values), words.values, ranks, None, None)
-        fused, after = fuse_all(asked.fusion, asked.alpha, Side(near[0], -near[1]), words)
+        vector = Side(near[0], -near[1])
+        fused, after = fuse_all(asked.fusion, asked.alpha, vector, words, (depth(vector), depth(words)))
         places = rows.order(fused.slots, -fused.scores, -after)
         found = fused.slots[places]
         text_scores = np.zeros(rows.counts.rows)
@@ -291,15 +371,18 @@ class Hybrid:
         self, hits: list[FusedResult], slots: Slots, request: SearchRequest, terms: TermsQuery, plan: Plan
     ) -> SearchResults:
         """The hits whose score passes the threshold, with metadata, and with vectors if asked for."""
-        rows, n = self._rows, passing(hits, request)
-        kept = slots[:n]
-        for hit, metadata in zip(hits, rows.arena.get_many(kept.tolist()), strict=False):
-            self.describe(hit, metadata, request, terms)
-        if request.include_vectors and n:
-            vectors, vectorless = rows.core.get_vectors(kept), rows.are_vectorless(kept).tolist()
-            for place in range(n):
-                hits[place].vector = None if vectorless[place] else vectors[place]
+        n = passing(hits, request)
+        self._fill(hits[:n], slots[:n], request, terms)
         return SearchResults(hits[:n], len(hits) - n, plan)
+
+    def _fill(self, hits: Sequence[FusedResult], slots: Slots, request: SearchRequest, terms: TermsQuery) -> None:
+        rows = self._rows
+        for hit, metadata in zip(hits, rows.arena.get_many(slots.tolist()), strict=True):
+            self.describe(hit, metadata, request, terms)
+        if request.include_vectors and hits:
+            vectors, vectorless = rows.core.get_vectors(slots), rows.are_vectorless(slots).tolist()
+            for hit, vector, is_vectorless in zip(hits, vectors, vectorless, strict=True):
+                hit.vector = None if is_vectorless else vector
 
     def describe(self, hit: FusedResult, metadata: bytearray, request: SearchRequest, terms: TermsQuery) -> None:
         """Gives a hit its stored metadata, and the places of the words if asked for."""
@@ -309,8 +392,13 @@ class Hybrid:
 
 def passing(hits: Sequence[FusedResult], request: SearchRequest) -> int:
     """How many hits pass the threshold. Scores fall, so these are the first ones."""
+    return sum(passes(hit, request) for hit in hits)
+
+
+def passes(hit: FusedResult, request: SearchRequest) -> bool:
+    """Whether a hit passes the threshold; the default one does not apply with text."""
     least = request.threshold
-    return len(hits) if least is None or isinstance(least, Unset) else sum(hit.score >= least for hit in hits)
+    return least is None or isinstance(least, Unset) or hit.score >= least
 
 
 def _by_words(ids: Sequence[str], raw: Float64Array) -> list[FusedResult]:

@@ -308,7 +308,7 @@ def make_request(
         text, fusion, alpha, highlight = chosen.text, chosen.fusion, chosen.alpha, chosen.highlight
     said = None
     if text is not None or fusion is not None or alpha is not None or highlight is not False:
-        said = check_text(text, fusion, alpha, highlight, group_by)
+        said = check_text(text, fusion, alpha, highlight)
     if threshold is UNSET:
         # A default is meant for the metric's scores; with text, scores are others.
         threshold = default_threshold if said is None else None

@@ -655,7 +655,7 @@ class Index:
         asked = request
         if queries.shape[1]:
             # What is measured is the recall of a search by vector, for as many rows as that gives.
-            asked = self.efforts.find_request(request._replace(k=depth_of(request.k)), control)._replace(k=request.k)
+            asked = self.efforts.find_request_for(depth_of(request.k), request, control)
 
         def found(matches: Matches | None) -> list[SearchResults]:
             return [self._hybrid.search(query, asked, place, matches) for place, query in enumerate(queries)]
@@ -720,15 +720,15 @@ class Index:
     ) -> list[SearchResults]:
         """The best rows of the groups with the nearest rows, of each query."""
         assert request.group_by is not None
-        k, searcher = request.k, self._searcher
-        request = self.efforts.find_request(request._replace(k=min(k * request.group_size, K_MAX)), control)
-        request = request._replace(k=k)
+        best = self._searcher.best_of_groups if request.text is None else self._hybrid.best_of_groups
+        if request.text is None:
+            request = self.efforts.find_request_for(min(request.k * request.group_size, K_MAX), request, control)
 
         def search(matches: Matches, groups: Groups) -> list[SearchResults]:
-            return [searcher.best_of_groups(query, request, matches, groups, control) for query in queries]
+            return best(queries, request, matches, groups, control)
 
         results = self._filters.read_groups(request.where or EVERYTHING, request.group_by or "", search)
-        searcher.note(results)
+        self._searcher.note(results)
         return results
 
     # ---- other reads

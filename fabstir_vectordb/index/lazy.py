@@ -327,7 +327,7 @@ class LazyIndex:
     def _missing_of_search(
         self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
     ) -> Missing:
-        if request.exact:
+        if request.exact or (request.text is not None and request.group_by is not None):
             return _WHOLE
         if request.text is not None:
             return _missing_of_text(self, queries, request, gathered)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import (
+    K_MAX,
     PLAN_FLAT,
     PLAN_GRAPH,
     PLAN_HYBRID,
@@ -25,9 +26,9 @@ from fabstir_vectordb.config import METRICS, Unset
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
-from fabstir_vectordb.index.rows import NoRows, Rows
+from fabstir_vectordb.index.rows import NoRows, Rows, Slots
 from fabstir_vectordb.metadata.columns import Mask
-from fabstir_vectordb.metadata.filter_eval import bitmap
+from fabstir_vectordb.metadata.filter_eval import bitmap, bitmap_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import Plan, SearchGroup, SearchResult, SearchResults, results_of
 
@@ -111,6 +112,36 @@ def results_of_groups(
     results = SearchResults((hit for hits in members.values() for hit in hits), len(flat) - len(kept), plan)
     results.groups = tuple(SearchGroup(groups.values[group], tuple(hits)) for group, hits in members.items())
     return results
+
+
+def nearest_first(
+    rows: Rows, query: npt.NDArray[np.float32], slots: Slots, control: Control | None
+) -> tuple[Slots, npt.NDArray[np.float64]]:
+    """Those of live slots that have a vector, in the order of their distances, ties by id; and the distances.
+
+    Raises:
+        InvalidInputError: the query is not finite, or zero under cosine.
+        IndexStateError, NativeCancelled: as `Searcher.nearest_of_each`.
+    """
+    native, slots = rows.native, slots[~rows.are_vectorless(slots)]
+    if native is None or len(query) != native.dim:
+        return slots[:0], np.empty(0)  # no row has a vector yet
+    found, distances = np.empty_like(slots), np.empty(len(slots))
+    # K_MAX rows a call, the most that a search returns; so each row is scored once.
+    for first in range(0, max(len(slots), 1), K_MAX):
+        some = slots[first : first + K_MAX]
+        hits = native.search(
+            query[np.newaxis],
+            max(len(some), 1),
+            exact=True,
+            allow=bitmap_of(some, rows.counts.rows),
+            with_ids=False,
+            control=control,
+        )
+        found[first : first + K_MAX] = hits.slots[0, : len(some)]
+        distances[first : first + K_MAX] = hits.distances[0, : len(some)]
+    order = rows.order(found, distances)
+    return found[order], distances[order]
 
 
 # ---- Searches ----------------------------------------------------------------------------------------------
@@ -203,17 +234,27 @@ class Searcher:
 
     def best_of_groups(
         self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        matches: Matches,
+        groups: Groups,
+        control: Control | None,
+    ) -> list[SearchResults]:
+        """The best rows of the groups with the nearest rows, of each query; the request's own query is not used.
+
+        Raises:
+            InvalidInputError, IndexStateError, NativeCancelled: as `nearest_of_each`.
+        """
+        return [self._best_of_groups(query, request, matches, groups, control) for query in queries]
+
+    def _best_of_groups(
+        self,
         query: npt.NDArray[np.float32],
         request: SearchRequest,
         matches: Matches,
         groups: Groups,
         control: Control | None,
     ) -> SearchResults:
-        """The best rows of the groups with the nearest rows; the request's own query is not used.
-
-        Raises:
-            InvalidInputError, IndexStateError, NativeCancelled: as `nearest_of_each`.
-        """
         rows, core = self._rows, self._rows.core
         plans = PLANS if request.where is None else FILTERED_PLANS
         if len(query) != core.dim or isinstance(core, NoRows):

@@ -118,13 +118,19 @@ def fuse(fusion: Fusion, alpha: float, vector: Side, words: Side) -> Fused:
     return Fused(slots.astype(np.uint32), np.minimum(scores, 1.0), *ranks)
 
 
-def fuse_all(fusion: Fusion, alpha: float, vector: Side, words: Side) -> tuple[Fused, Values]:
-    """Scores all rows of both sides: those of `fuse` for the first `DEPTH_MIN` of each side, 0 for all others.
+def fuse_all(
+    fusion: Fusion, alpha: float, vector: Side, words: Side, depths: tuple[int, int] = (DEPTH_MIN, DEPTH_MIN)
+) -> tuple[Fused, Values]:
+    """Scores all rows of both sides: those of `fuse` for the first ones of each side, 0 for all others.
+
+    Args:
+        fusion, alpha, vector, words: as for `fuse`.
+        depths: how many rows are the first ones, by vector and by words.
 
     Returns:
         The rows, and the order of those with the score 0: the sum of their reciprocal ranks, larger first; else 0.
     """
-    first = fuse(fusion, alpha, vector.first(DEPTH_MIN), words.first(DEPTH_MIN))
+    first = fuse(fusion, alpha, vector.first(depths[0]), words.first(depths[1]))
     everything = fuse("rrf", alpha, vector, words)
     scores = np.zeros(len(everything.slots))
     scores[np.searchsorted(everything.slots, first.slots)] = first.scores

@@ -221,9 +221,56 @@ def test_a_reranker_gets_the_text_and_the_hits_of_both_sides(session: VectorDBSe
     assert asked == ["apple", "apple", "red"]
 
 
-def test_groups_are_of_vectors_alone(session: VectorDBSession) -> None:
-    with pytest.raises(InvalidInputError, match="give it or text"):
-        session.search(VECTORS[0], 2, text="apple", group_by="n")
+def first_groups(stream: list[Any], k: int, size: int) -> list[tuple[str, list[str]]]:
+    """The first groups of hits in order, by a plain loop."""
+    found: dict[str, list[str]] = {}
+    for hit in stream:
+        group = hit.metadata.get("of", [])
+        for one in sorted(set(group)) if isinstance(group, list) else [group]:
+            found.setdefault(one, []).append(hit.id)
+    return [(group, ids[:size]) for group, ids in list(found.items())[:k]]
+
+
+@pytest.mark.parametrize("n", [90, 1_200])
+@pytest.mark.parametrize("by_vector", [True, False])
+def test_groups_are_those_of_all_rows_in_order(n: int, by_vector: bool) -> None:
+    rng = np.random.default_rng(n)
+    groups: list[Any] = [["a", "b"], ["b"], "a", "c", *(f"g{m % 40}" for m in range(60))]
+    with opened(text_fields="text") as session:
+        # Most of the rows that are near, and that say w0, are of few groups.
+        of = [groups[int(m)] if m < len(groups) else None for m in rng.integers(0, 80, n)]
+        rows = [
+            {"text": " ".join(f"w{m}" for m in rng.integers(0, 9, 4)), **({} if one is None else {"of": one})}
+            for one in of
+        ]
+        session.add_batch([f"r{row:04}" for row in range(n)], rng.standard_normal((n, 4)), rows)
+        session.add_batch(["only words"], None, [{"text": "w0 w1 w2", "of": "late"}])
+        query = rng.standard_normal(4) if by_vector else None
+        for text, k, size in (("w0", 3, 2), ("+w1 -w2", 7, 4), ("w3 w4", 200, 1), ("plum", 2, 1)):
+            found = session.search(query, k, text=text, group_by="of", group_size=size)
+            stream = list(session.search_stream(query, text=text))
+            expected = first_groups(stream, k, size)
+            if by_vector and n > 100:
+                # A stream's scores are of the best 100 rows of each side; groups take deeper sides.
+                assert len(found.groups) == len(expected)
+                assert {one.value for one in found.groups} <= {one for one, _ in first_groups(stream, n, 1)}
+                assert [len(one.hits) for one in found.groups] == [
+                    min(size, len(dict(first_groups(stream, n, n))[one.value])) for one in found.groups
+                ]
+            else:
+                assert [(one.value, [hit.id for hit in one.hits]) for one in found.groups] == expected
+            assert [hit for one in found.groups for hit in one.hits] == list(found)
+            best = [one.hits[0].score for one in found.groups]
+            assert best == sorted(best, reverse=True)
+        assert session.search_batch([query] * 2 if by_vector else None, 3, text=["w0", "w1"], group_by="of")[0] == (
+            session.search(query, 3, text="w0", group_by="of")
+        )
+        above = session.search(query, 5, text="w0 w1", group_by="of", threshold=0.3, include_vectors=True)
+        assert all(hit.score >= 0.3 for hit in above)
+        where = {"of": {"$in": ["a", "c"]}}
+        filtered = session.search(query, 5, text="w0 -w1", group_by="of", filter=where, highlight=True)
+        assert {one.value for one in filtered.groups} <= {"a", "b", "c"}
+        assert filtered[0].highlights is not None
 
 
 def test_filters_and_recall_targets_hold(session: VectorDBSession) -> None:
