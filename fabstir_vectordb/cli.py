@@ -36,27 +36,22 @@ from tqdm import tqdm
 from fabstir_vectordb.cli_import import export, import_
 from fabstir_vectordb.cli_mcp import mcp
 from fabstir_vectordb.cli_migrate import migrate
+from fabstir_vectordb.cli_search import search
 from fabstir_vectordb.cli_support import (
     INPUT,
-    STANDARD,
     Bar,
     OutputError,
     Settings,
-    array_of,
-    file_name,
     load,
     note,
     open_session,
     portal_token,
-    reading,
     say,
 )
 from fabstir_vectordb.demo.story import tell
-from fabstir_vectordb.display import json_text
 from fabstir_vectordb.errors import (
     IntegrityError,
     InvalidConfigError,
-    InvalidInputError,
     NotFoundError,
     S5Error,
     VectorDBError,
@@ -230,6 +225,7 @@ cli.add_command(import_)
 cli.add_command(export)
 cli.add_command(migrate)
 cli.add_command(mcp)
+cli.add_command(search)
 
 
 @cli.command()
@@ -245,71 +241,6 @@ def new_phrase() -> None:
 
 
 # ---- reading
-
-
-def _read_query(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return array_of(path).reshape(-1)
-    try:
-        with reading(path) as stream:
-            return json.loads(stream.read())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{file_name(path)} is not JSON: {error}") from None
-
-
-def _vector_of(session: VectorDBSession, id: str) -> Any:
-    row = session.get([id])[0]
-    if row is None:
-        raise NotFoundError(f"the index has no row with id {id!r}", details={"id": id})
-    if row.vector is None:
-        raise InvalidInputError(f"row {id!r} has no vector: use a row with a vector, or --vector", details={"id": id})
-    return row.vector
-
-
-@cli.command()
-@click.option("--like", help="Id of a row whose vector is the query.")
-@click.option(
-    "--vector",
-    type=INPUT,
-    help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
-)
-@click.option("--text", help="Words to search for, beside a vector or without one.")
-@click.option("-k", default=10, show_default=True, help="Most hits.")
-@click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
-@click.option("--cid", help="CID of the version; by default the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit.")
-@click.pass_obj
-def search(
-    settings: Settings,
-    like: str | None,
-    vector: Path | None,
-    text: str | None,
-    k: int,
-    threshold: float | None,
-    cid: str | None,
-    as_json: bool,
-) -> None:
-    """Find the rows nearest to a query vector, those that have the words of a text, or both."""
-    if like is not None and vector is not None:
-        raise click.UsageError("give either --like ID or --vector FILE")
-    if like is None and vector is None and text is None:
-        raise click.UsageError("give either --like ID or --vector FILE, or --text WORDS")
-    if vector == STANDARD == settings.phrase_file:
-        raise click.UsageError("stdin cannot hold both the query and the phrase")
-    query = None if vector is None else _read_query(vector)
-    with open_session(settings) as session:
-        load(session, cid)
-        asked: Any = {} if text is None else {"text": text}
-        hits = session.search(_vector_of(session, like) if like is not None else query, k, threshold=threshold, **asked)
-        for hit in hits:
-            if as_json:
-                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
-                if text is not None:
-                    record |= {"vector_score": hit.vector_score, "text_score": hit.text_score}
-                say(json.dumps(record, ensure_ascii=False))
-            else:
-                shown = "" if hit.metadata is None else json_text(hit.metadata)
-                say(f"{hit.score:.4f}  {hit.id}  {shown}")
 
 
 @cli.command()

@@ -461,6 +461,27 @@ def test_words_are_searched_from_a_shell(run: Run, tmp_path: Path) -> None:
     assert found[0]["text_score"] > 0
     both = run("search", "--like", "b", "--text", "apple").out.splitlines()
     assert len(both) == 2
+    fused = run("search", "--like", "b", "--text", "apple", "--fusion", "weighted", "--alpha", "1", "--json").out
+    assert [json.loads(line)["id"] for line in fused.splitlines()] == ["b", "a"]
+    only = run(
+        "search", "--text", "apple sky", "--filter", '{"text": {"$startsWith": "red"}}', "--highlight", "--json"
+    ).out
+    assert json.loads(only)["highlights"] == [["text", 0, 4, 9]]
+    grouped = run(
+        "search", "--text", "blue apple sky", "--group-by", "text", "--group-size", "2", "-k", "1"
+    ).out.splitlines()
+    assert (grouped[0], len(grouped)) == ('"blue sky":', 2)
+    assert (
+        json.loads(run("search", "--like", "b", "--group-by", "text", "-k", "1", "--json").out)["group"] == "blue sky"
+    )
+    trouble(run("search", "--text", "sky", "--filter", "{"), "--filter is not JSON")
+    trouble(run("search", "--text", "sky", "--alpha", "0.5"), "alpha is the vector's share")
+    for wrong in (
+        ["--text", "sky", "--highlight"],
+        ["--like", "b", "--highlight", "--json"],
+        ["--text", "sky", "--fusion", "x"],
+    ):
+        assert run("search", *wrong).code == 2
 
 
 def test_trouble_with_files_is_one_line(run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

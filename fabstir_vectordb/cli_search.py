@@ -1,0 +1,129 @@
+"""The command `search`: by a vector, by words, or by both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fabstir_vectordb.cli_support import (
+    INPUT,
+    STANDARD,
+    Settings,
+    array_of,
+    file_name,
+    load,
+    open_session,
+    reading,
+    say,
+)
+from fabstir_vectordb.display import json_text
+from fabstir_vectordb.errors import InvalidInputError, NotFoundError
+from fabstir_vectordb.sync import VectorDBSession
+from fabstir_vectordb.text.fusion import FUSIONS
+from fabstir_vectordb.types import FusedResult, SearchResult
+
+__all__ = ["search"]
+
+
+def _read_query(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return array_of(path).reshape(-1)
+    try:
+        with reading(path) as stream:
+            return json.loads(stream.read())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{file_name(path)} is not JSON: {error}") from None
+
+
+def _read_filter(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"--filter is not JSON: {error}") from None
+
+
+def _vector_of(session: VectorDBSession, id: str) -> Any:
+    row = session.get([id])[0]
+    if row is None:
+        raise NotFoundError(f"the index has no row with id {id!r}", details={"id": id})
+    if row.vector is None:
+        raise InvalidInputError(f"row {id!r} has no vector: use a row with a vector, or --vector", details={"id": id})
+    return row.vector
+
+
+@click.command()
+@click.option("--like", help="Id of a row whose vector is the query.")
+@click.option(
+    "--vector",
+    type=INPUT,
+    help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
+)
+@click.option("--text", help="Words to search for, beside a vector or without one.")
+@click.option("--fusion", type=click.Choice(FUSIONS), help="How the hits of a vector and of --text are joined.")
+@click.option("--alpha", type=float, help="The vector's share in --fusion weighted, 0 to 1.")
+@click.option("--filter", "where", metavar="JSON", help='Only rows that match: \'{"year": {"$gte": 2020}}\'.')
+@click.option("--group-by", metavar="FIELD", help="Find -k groups of rows by a metadata field.")
+@click.option("--group-size", type=int, help="Most hits of a group.")
+@click.option("-k", default=10, show_default=True, help="Most hits; most groups with --group-by.")
+@click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
+@click.option("--cid", help="CID of the version; by default the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit.")
+@click.option("--highlight", is_flag=True, help="With --json: where the texts have the words of --text.")
+@click.pass_obj
+def search(
+    settings: Settings,
+    /,
+    like: str | None,
+    vector: Path | None,
+    text: str | None,
+    where: str | None,
+    k: int,
+    cid: str | None,
+    as_json: bool,
+    highlight: bool,
+    **options: Any,
+) -> None:
+    """Find the rows nearest to a query vector, those that have the words of a text, or both."""
+    if like is not None and vector is not None:
+        raise click.UsageError("give either --like ID or --vector FILE")
+    if like is None and vector is None and text is None:
+        raise click.UsageError("give either --like ID or --vector FILE, or --text WORDS")
+    if vector == STANDARD == settings.phrase_file:
+        raise click.UsageError("stdin cannot hold both the query and the phrase")
+    if highlight and not as_json:
+        raise click.UsageError("--highlight gives places of words: give --json, too")
+    query = None if vector is None else _read_query(vector)
+    asked = {name: value for name, value in options.items() if value is not None} | {"threshold": options["threshold"]}
+    if text is not None:
+        asked |= {"text": text, "highlight": highlight}
+    elif highlight:
+        raise click.UsageError("--highlight needs --text WORDS")
+    if where is not None:
+        asked["filter"] = _read_filter(where)
+    with open_session(settings) as session:
+        load(session, cid)
+        hits = session.search(_vector_of(session, like) if like is not None else query, k, **asked)
+        if not hits.groups:
+            _print(hits, as_json, {})
+        for group in hits.groups:
+            if not as_json:
+                say(f"{json_text(group.value)}:")
+            _print(group.hits, as_json, {"group": group.value})
+
+
+def _print(hits: Sequence[SearchResult], as_json: bool, more: dict[str, Any]) -> None:
+    for hit in hits:
+        if as_json:
+            record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"], **more}
+            if isinstance(hit, FusedResult):
+                record |= {"vector_score": hit.vector_score, "text_score": hit.text_score}
+                if hit.highlights is not None:
+                    record["highlights"] = [tuple(place) for place in hit.highlights]
+            say(json.dumps(record, ensure_ascii=False))
+        else:
+            shown = "" if hit.metadata is None else json_text(hit.metadata)
+            say(f"{hit.score:.4f}  {hit.id}  {shown}")
