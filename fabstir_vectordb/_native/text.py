@@ -574,6 +574,26 @@ class NativeText:
         )
         return out
 
+    def mask(self, query: TextQuery, rows: int) -> UInt64Array:
+        """The rows that match all REQUIRED and no EXCLUDED clauses of a query; its other clauses have no effect.
+
+        A signed PREFIX stands for all terms that begin so, not only for those that are scored.
+
+        Args:
+            query: the clauses.
+            rows: number of slots.
+
+        Returns:
+            A bitmap of slots, 64 a word; slots without text have no word.
+
+        Raises:
+            InvalidInputError: the query is malformed; or parts are missing while loading.
+            VectorDBError: memory ran out.
+        """
+        out = np.empty((rows + 63) // 64, dtype=np.uint64)
+        call(lib.fvdb_text_mask, self.pointer, query.pointer, rows, pointer("uint64_t[]", out))
+        return out
+
     # ---- Save and load ---------------------------------------------------------------------------------------
 
     def parts(self, chunk_bytes: int) -> list[TextPart]:

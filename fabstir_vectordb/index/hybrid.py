@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX, PLAN_FLAT, Control
+from fabstir_vectordb._native.text import TextQuery
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.filters import Matches
@@ -163,17 +164,14 @@ class Hybrid:
 
     def allowed(self, terms: TermsQuery, allow: Bitmap | None) -> Bitmap | None:
         """The rows that hits may be, by the filter and by required and excluded clauses; None for all."""
-        if terms.required is None and terms.excluded is None:
-            return allow
-        count, texts = self._rows.counts.rows, self._rows.texts
-        slots = np.arange(count, dtype=np.uint32)
-        mask = np.ones(count, dtype=np.bool_)
-        if terms.required is not None:
-            mask &= texts.scores(terms.required, slots) > 0.0
-        if terms.excluded is not None:
-            mask &= texts.scores(terms.excluded, slots) == 0.0
-        found = bitmap(mask)
-        return found if allow is None else found & allow
+        texts, count = self._rows.texts, self._rows.counts.rows
+        for query in terms.signed:
+            found = texts.mask(query, count)
+            allow = found if allow is None else found & allow
+        for query in terms.refused:
+            others = bitmap(np.ones(count, dtype=np.bool_)) if allow is None else allow
+            allow = others & ~texts.mask(query, count)
+        return allow
 
     def joined(
         self, near: Near | None, terms: TermsQuery, request: SearchRequest, allow: Bitmap | None
@@ -325,7 +323,10 @@ class Hybrid:
         while True:
             asked = min(asked + 1, K_MAX)
             slots, scores, _ = texts.search(terms.scored, asked, allow)
-            if len(slots) < asked or asked == K_MAX or scores[n - 1] > scores[-1]:
+            if len(slots) < asked or scores[n - 1] > scores[-1]:
+                break
+            if asked == K_MAX:  # more rows have that score than a search gives
+                slots, scores = self._all_said(terms.scored, allow, float(scores[n - 1]))
                 break
             asked *= 2
         if len(slots) and int(slots.max()) >= self._rows.counts.rows:
@@ -333,6 +334,13 @@ class Hybrid:
         core = self._rows.core
         order = ordered(scores, n, lambda places: core.get_ids(slots[places]))
         return Said(slots[order], scores[order])
+
+    def _all_said(self, query: TextQuery, allow: Bitmap | None, least: float) -> tuple[Slots, Float64Array]:
+        """All rows with a score of at least `least`, which is above 0."""
+        count = self._rows.counts.rows
+        slots = np.arange(count, dtype=np.uint32) if allow is None else slots_of(allow, count)
+        scores = self._rows.texts.scores(query, slots)
+        return slots[scores >= least], scores[scores >= least]
 
     # ---- hits
 

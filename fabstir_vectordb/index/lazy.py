@@ -649,7 +649,7 @@ def _missing_of_text(
                 return lacking
         asked = [index._hybrid.terms(request, place) for place in range(len(queries))]
         wanted = [key for terms in asked for key in index._rows.texts.missing(terms)]
-        waits = wanted and any(terms.required is not None or terms.excluded is not None for terms in asked)
+        waits = wanted and any(terms.has_signs for terms in asked)
         if by_vector and queries.shape[1] == index._native.dim and not gathered.candidates and not waits:
             index._find_candidates(queries, request, gathered, asked)
         near = [key for one in gathered.candidates for key in (*one.parts, *index._pages_of(one.slots))]

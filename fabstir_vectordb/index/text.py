@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import NO_SLOT, Control
 from fabstir_vectordb._native.text import (
-    STEM_MARK,
     TERMS_BOTH,
     TERMS_STEMS,
     TERMS_WORDS,
@@ -283,24 +282,19 @@ class Texts:
         """The places of a row's texts that have words of a query, by its metadata."""
         settings = self.settings
         assert settings is not None
-        wanted = {term.removeprefix(STEM_MARK) for term in terms.terms}
-        analyzer = None if settings.language is None else self.analyzer
         return [
             Highlight(path, item, start, end)
             for path in settings.fields
             for item, (_, text) in enumerate(texts_of([path], [value]))
-            for start, end in highlight(text, wanted, prefixes=terms.prefixes, analyzer=analyzer)
+            for start, end in highlight(
+                text, terms.words, stems=terms.stems, prefixes=terms.prefixes, analyzer=self.analyzer
+            )
         ]
 
     def missing(self, terms: TermsQuery) -> list[PartKey]:
         """The parts that a query still needs while most of the index is in a store; none of a whole index."""
         assert self._native is not None
-        found = (
-            part
-            for query in (terms.scored, terms.required, terms.excluded)
-            if query
-            for part in self._native.missing(query)
-        )
+        found = (part for query in terms.queries for part in self._native.missing(query))
         return list(dict.fromkeys(PartKey(part.kind, part.number) for part in found))
 
     def take(self, key: PartKey, raw: bytes) -> None:
@@ -320,6 +314,11 @@ class Texts:
         """The k rows with the highest scores, ties by slot."""
         assert self._native is not None
         return self._native.search(query, k, allow)
+
+    def mask(self, query: TextQuery, rows: int) -> npt.NDArray[np.uint64]:
+        """A bitmap of the rows that match the required clauses, and no excluded one."""
+        assert self._native is not None
+        return self._native.mask(query, rows)
 
     def scores(self, query: TextQuery, slots: Slots) -> npt.NDArray[np.float64]:
         """The scores of rows; 0 for a row that does not match."""

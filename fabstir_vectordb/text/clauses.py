@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,40 +34,68 @@ class TermsQuery:
     """A query in terms of the index.
 
     Attributes:
-        scored: all clauses, for scores; None where no row can score.
-        required, excluded: the clauses that every hit, and no hit, matches; None where there are none.
-        terms: the words and stems that a hit may hold, for highlights; without prefixes.
+        scored: the clauses that give scores, without signs; None where no row can score.
+        signed: queries of required and excluded clauses: every hit matches all of the former, and none of the latter.
+        refused: queries of required clauses: no hit matches all of one of them.
+        words, stems: the words, and the stems, that a hit may hold, for highlights; without prefixes.
         prefixes: the beginnings of such words.
     """
 
     scored: TextQuery | None
-    required: TextQuery | None
-    excluded: TextQuery | None
-    terms: frozenset[str]
+    signed: tuple[TextQuery, ...]
+    refused: tuple[TextQuery, ...]
+    words: frozenset[str]
+    stems: frozenset[str]
     prefixes: tuple[str, ...]
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether some rows cannot be hits, of either side."""
+        return bool(self.signed or self.refused)
+
+    @property
+    def queries(self) -> Iterator[TextQuery]:
+        """All of its queries."""
+        if self.scored is not None:
+            yield self.scored
+        yield from self.signed
+        yield from self.refused
 
 
 def compile_query(query: ParsedQuery, analyzer: Analyzer) -> TermsQuery:
     """Divides a query into terms.
 
     A word with a sign that the rules for words divide, such as ``+e-mail``, is a phrase of its parts. Stop words are
-    left out. A query has at most QUERY_TERMS_MAX different terms; later ones are left out.
+    left out. Signs always hold; scores are of the first QUERY_TERMS_MAX terms, those with a sign before others.
 
     Args:
         query: the query.
         analyzer: gives words their stems, as it did for the rows.
     """
-    clauses = _within_limit(clause for part in query.clauses for clause in _clauses_of(part, analyzer))
-    wanted = [clause for clause in clauses if not clause.flags & EXCLUDED]
-    required = [clause for clause in wanted if clause.flags & REQUIRED]
-    excluded = [TextClause(clause.terms, clause.flags & ~EXCLUDED) for clause in clauses if clause.flags & EXCLUDED]
-    prefixes = tuple(term.term for clause in wanted if clause.flags & PREFIX for term in clause.terms)
+    wanted: list[TextClause] = []
+    signed: list[TextClause] = []
+    refused: list[TextQuery] = []
+    for part in query.clauses:
+        clauses = [one for one in map(_bounded, _clauses_of(part, analyzer)) if one.terms]
+        if part.need != "not":
+            wanted += clauses
+        if part.need == "may":
+            continue
+        if len(clauses) > 1 and part.need == "not":
+            # Rows that match all of them are excluded, not those that match one.
+            refused.append(TextQuery(TextClause(terms, flags ^ EXCLUDED | REQUIRED) for terms, flags in clauses))
+        else:
+            signed += clauses
+    first = sorted(wanted, key=lambda clause: not clause.flags & REQUIRED)
+    scored = _within_limit(TextClause(clause.terms, clause.flags & ~REQUIRED) for clause in first)
+    terms = [term.term for clause in wanted if not clause.flags & PREFIX for term in clause.terms]
     return TermsQuery(
-        TextQuery(clauses) if wanted else None,
-        TextQuery(required) if required else None,
-        TextQuery(excluded) if excluded else None,
-        frozenset(term.term for clause in wanted if not clause.flags & PREFIX for term in clause.terms),
-        prefixes,
+        TextQuery(scored) if scored else None,
+        tuple(map(TextQuery, _in_queries(signed))),
+        tuple(refused),
+        frozenset(term for term in terms if not term.startswith(STEM_MARK)),
+        frozenset(term.removeprefix(STEM_MARK) for term in terms if term.startswith(STEM_MARK)),
+        tuple(term.term for clause in wanted if clause.flags & PREFIX for term in clause.terms),
     )
 
 
@@ -76,9 +104,12 @@ def _clauses_of(clause: Clause, analyzer: Analyzer) -> Iterator[TextClause]:
     found = [word.term for word in words(clause.text)]
     if not found:
         return
-    if clause.kind == "prefix" and len(found) == 1:
-        yield TextClause([TextTerm(found[0])], flags | PREFIX)
-        return
+    if clause.kind == "prefix":
+        *found, last = found
+        yield TextClause([TextTerm(last)], flags | PREFIX)
+        # What the rules divide before the star is a word or a phrase of its own.
+        if not found:
+            return
     # A word without a stem is a stop word.
     stems = analyzer.stem_all(found)
     kept = [(offset, word) for offset, word in enumerate(found) if stems[offset]]
@@ -104,14 +135,39 @@ def _forms(word: str, stem: str, has_stems: bool) -> list[str]:
     return [word, STEM_MARK + stem] if has_stems else [word]
 
 
-def _within_limit(clauses: Iterator[TextClause]) -> list[TextClause]:
-    """The first clauses, with at most QUERY_TERMS_MAX terms; a prefix counts as many as it may stand for."""
+def _bounded(clause: TextClause) -> TextClause:
+    """A clause without terms that no index has, and of a very long phrase the beginning."""
+    terms = [term for term in clause.terms if len(term.term.encode()) < TERM_BYTES_MAX]
+    if clause.flags & PHRASE:
+        terms = terms[:QUERY_TERMS_MAX]
+    return TextClause(terms, clause.flags)
+
+
+def _size(clause: TextClause) -> int:
+    """The terms that a clause may have in the core: a prefix as many as it may stand for."""
+    return len(clause.terms) * (PREFIX_TERMS_MAX if clause.flags & PREFIX else 1)
+
+
+def _within_limit(clauses: Iterable[TextClause]) -> list[TextClause]:
+    """The first clauses, with at most QUERY_TERMS_MAX terms; of words as many as there is room for."""
     kept, left = [], QUERY_TERMS_MAX
     for clause in clauses:
-        takes = PREFIX_TERMS_MAX if clause.flags & PREFIX else 1
-        terms = [term for term in clause.terms if len(term.term.encode()) < TERM_BYTES_MAX][: left // takes]
-        if not terms or (clause.flags & PHRASE and len(terms) < len(clause.terms)):
-            continue
-        kept.append(TextClause(terms, clause.flags))
-        left -= takes * len(terms)
+        if _size(clause) > left:
+            if clause.flags & (PHRASE | PREFIX) or not left:
+                continue
+            clause = TextClause(clause.terms[:left], clause.flags)
+        kept.append(clause)
+        left -= _size(clause)
     return kept
+
+
+def _in_queries(clauses: Iterable[TextClause]) -> Iterator[list[TextClause]]:
+    """All clauses, in queries of at most QUERY_TERMS_MAX terms."""
+    some: list[TextClause] = []
+    for clause in clauses:
+        if sum(map(_size, some)) + _size(clause) > QUERY_TERMS_MAX:
+            yield some
+            some = []
+        some.append(clause)
+    if some:
+        yield some

@@ -11,15 +11,21 @@ __all__ = ["highlight"]
 
 
 def highlight(
-    text: str, terms: Collection[str], *, prefixes: Collection[str] = (), analyzer: Analyzer | None = None
+    text: str,
+    terms: Collection[str],
+    *,
+    stems: Collection[str] = (),
+    prefixes: Collection[str] = (),
+    analyzer: Analyzer | None = None,
 ) -> list[tuple[int, int]]:
     """The places of a text that have words of a query.
 
     Args:
         text: the text of a hit.
-        terms: terms of the query: folded words, or stems if an analyzer is given.
+        terms: words of the query, folded.
+        stems: stems, each of which stands for all words that have it.
         prefixes: folded beginnings of words, each of which stands for all words that begin so.
-        analyzer: the analyzer of the index; a word is found by its stem, too.
+        analyzer: the analyzer of the index, where there are stems.
 
     Returns:
         ``(start, end)`` for each place, in order: ``text[start:end]`` is the word as it is written. Words that overlap,
@@ -37,9 +43,9 @@ def highlight(
     found = words(text)
     distinct = list(dict.fromkeys(word.term for word in found))
     hits = {term for term in distinct if term in wanted or term.startswith(beginnings)}
-    if analyzer is not None:
-        stems = analyzer.stem_all(distinct)
-        hits.update(term for term, stem in zip(distinct, stems, strict=True) if stem and stem in wanted)
+    if stems and analyzer is not None:
+        stem_of = zip(distinct, analyzer.stem_all(distinct), strict=True)
+        hits.update(term for term, stem in stem_of if stem in stems)
     places: list[tuple[int, int]] = []
     for word in found:
         if word.term not in hits:

@@ -706,8 +706,9 @@ fvdb_status fvdb_text_validate(fvdb_text *text, fvdb_diag *diag);
 
 #define FVDB_TEXT_REQUIRED 1 /* only rows that match the clause */
 #define FVDB_TEXT_EXCLUDED 2 /* no row that matches the clause; it gives no score */
-#define FVDB_TEXT_PREFIX 4   /* the terms are prefixes: each stands for the terms that begin with it */
-#define FVDB_TEXT_PHRASE 8   /* a row matches that has each term at its offset from one place */
+#define FVDB_TEXT_PREFIX \
+    4 /* the terms are prefixes: each stands for the terms that begin with it, with a sign for all of them */
+#define FVDB_TEXT_PHRASE 8 /* a row matches that has each term at its offset from one place */
 
 typedef struct fvdb_text_term {
     uint32_t start, size; /* the term's place in query.bytes */
@@ -754,6 +755,11 @@ fvdb_status fvdb_text_search_words(fvdb_text *text, const uint8_t *bytes, uint64
 /* The scores of n given slots, in any order: 0 for a row that the query does not match.  As fvdb_text_search. */
 fvdb_status fvdb_text_score_slots(fvdb_text *text, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,
                                   double *out_scores, fvdb_diag *diag);
+
+/* The rows that match all required and no excluded clauses of a query, whatever its other clauses: out has (n_slots + 63) / 64
+ * words of 64 bits, one bit a slot; slots without text have no word.  As fvdb_text_search. */
+fvdb_status fvdb_text_mask(fvdb_text *text, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,
+                           fvdb_diag *diag);
 
 /* ---- Text: save and load --------------------------------------------------------------------------------------- */
 

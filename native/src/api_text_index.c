@@ -190,6 +190,15 @@ fvdb_status fvdb_text_score_slots(fvdb_text *text, const fvdb_text_query *query,
     return status;
 }
 
+fvdb_status fvdb_text_mask(fvdb_text *text, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,
+                           fvdb_diag *diag) {
+    if (n_slots > FVDB_ROWS_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "too many rows", 0, FVDB_ROWS_MAX, n_slots);
+    TRY(enter_read(text, WHOLE | LOADING, diag));
+    fvdb_status status = text_mask(text, query, n_slots, out, diag);
+    rwlock_read_done(text->lock);
+    return status;
+}
+
 /* ---- save and load ---- */
 
 static fvdb_status check_chunk(uint32_t chunk_bytes, fvdb_diag *diag) {

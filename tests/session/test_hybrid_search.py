@@ -82,6 +82,33 @@ def test_signs_hold_for_the_hits_of_the_vector_too(session: VectorDBSession) -> 
     assert session.search(VECTORS[0], 10, text="+plum").ids == []
 
 
+def test_signs_hold_for_long_queries_common_prefixes_and_divided_words() -> None:
+    with opened(text_fields="text") as session:
+        n = 400
+        rows = [{"text": f"{'pre' if row % 2 else 'other'}{row} word"} for row in range(n)]
+        session.add_batch([f"r{row:03}" for row in range(n)], None, rows)
+        session.add_batch(["mail"], None, [{"text": "word e-mail"}])
+        odd, even = ([f"r{row:03}" for row in range(start, n, 2)] for start in (1, 0))
+        # 200 words begin with pre, and 128 of them give scores; a sign is about all of them.
+        assert sorted(session.search(text="word -pre*", k=n).ids) == ["mail", *even]
+        assert set(session.search(text="word +pre*", k=n).ids) == set(odd)
+        long = " ".join(f"x{word}" for word in range(1_100))
+        assert session.search(text=f"{long} +word +other8", k=n).ids == ["r008"]
+        assert len(session.search(text=f"word {long} -word", k=n)) == 0
+        assert session.search(text="+e-mai*", k=n).ids == ["mail"]
+        assert "mail" not in session.search(text="word -e-mai*", k=n + 1).ids
+        assert len(session.search(text="word -x-pre*", k=n + 1)) == n + 1
+
+
+def test_more_equal_scores_than_a_search_gives_are_in_the_order_of_ids() -> None:
+    n = 10_500
+    with opened(text_fields="text") as session:
+        session.add_batch([f"r{n - row:05}" for row in range(n)], None, [{"text": "word"}] * n)
+        assert session.search(text="word", k=3).ids == ["r00001", "r00002", "r00003"]
+        filtered = session.search(text="word", k=2, filter={"$id": {"$gte": "r00007"}})
+        assert filtered.ids == ["r00007", "r00008"]
+
+
 def test_lists_and_nested_fields_count_as_one_text(session: VectorDBSession) -> None:
     metadata = {"text": ["plum", "jam"], "note": {"tags": ["plum"]}}
     session.add_vectors([{"id": "g", "vector": None, "metadata": metadata}])
@@ -292,6 +319,15 @@ def test_highlights_are_places_in_the_texts(session: VectorDBSession) -> None:
     assert session.search(text="red", k=1)[0].highlights is None
 
 
+def test_a_quoted_word_is_highlighted_in_that_form_alone() -> None:
+    pytest.importorskip("Stemmer")
+    with opened(text_fields="text", text_language="english") as session:
+        session.add_vectors([{"id": "a", "vector": None, "metadata": {"text": "sky and skies"}}])
+        found = {text: session.search(text=text, k=1, highlight=True)[0].highlights for text in ("sky", '"sky"', "sk*")}
+        places = {text: [tuple(place)[2:] for place in of or []] for text, of in found.items()}
+        assert places == {"sky": [(0, 3), (8, 13)], '"sky"': [(0, 3)], "sk*": [(0, 3), (8, 13)]}
+
+
 # ---- settings
 
 
@@ -434,7 +470,7 @@ def filled(uri: str, **fields: Any) -> VectorDBSession:
 
 def answers(session: VectorDBSession, with_vectors: bool = True) -> list[Any]:
     rng = np.random.default_rng(10)
-    asked = ["w1 w50 w700", '"w1 w2"', "+w3 -w1 w9", "w12*", "w3999"]
+    asked = ["w1 w50 w700", '"w1 w2"', "+w3 -w1 w9", "w12*", "w3999 w2 -w1*"]
     found: list[Any] = [session.search(text=text, k=20) for text in asked]
     vectors = rng.standard_normal((len(asked), DIM))
     if with_vectors:

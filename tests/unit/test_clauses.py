@@ -9,7 +9,6 @@ from fabstir_vectordb._native.text import (
     EXCLUDED,
     PHRASE,
     PREFIX,
-    PREFIX_TERMS_MAX,
     QUERY_TERMS_MAX,
     REQUIRED,
     TERM_BYTES_MAX,
@@ -19,7 +18,7 @@ from fabstir_vectordb._native.text import (
 from fabstir_vectordb.metadata.texts import texts_of
 from fabstir_vectordb.metadata.values import encode_metadata
 from fabstir_vectordb.text.analyzer import Analyzer
-from fabstir_vectordb.text.clauses import _clauses_of, _within_limit, compile_query
+from fabstir_vectordb.text.clauses import _bounded, _clauses_of, _in_queries, _size, _within_limit, compile_query
 from fabstir_vectordb.text.query import parse_query
 
 
@@ -40,7 +39,11 @@ def test_a_divided_word_with_a_sign_is_a_phrase() -> None:
 
 def test_a_prefix_is_one_word() -> None:
     assert clauses("+Appl*") == [(REQUIRED | PREFIX, [("appl", 1.0, 0)])]
-    assert clauses("e-mai*") == [(0, [("e", 1.0, 0), ("mai", 1.0, 0)])]
+    assert clauses("e-mai*") == [(PREFIX, [("mai", 1.0, 0)]), (0, [("e", 1.0, 0)])]
+    assert clauses("+a-b-c*") == [
+        (REQUIRED | PREFIX, [("c", 1.0, 0)]),
+        (REQUIRED | PHRASE, [("a", 1.0, 0), ("b", 1.0, 1)]),
+    ]
 
 
 def test_stop_words_leave_their_places_in_a_phrase() -> None:
@@ -60,10 +63,23 @@ def test_stems_stand_beside_their_words() -> None:
 
 def test_a_query_of_signs_alone_scores_nothing() -> None:
     found = compile_query(parse_query("-red -green"), Analyzer())
-    assert (found.scored, found.required) == (None, None)
-    assert found.excluded is not None
+    assert (found.scored, len(found.signed), found.refused) == (None, 1, ())
     found = compile_query(parse_query("?! ()"), Analyzer())
-    assert (found.scored, found.required, found.excluded) == (None, None, None)
+    assert (found.scored, found.has_signs) == (None, False)
+    found = compile_query(parse_query("-e-mai*"), Analyzer())
+    assert (found.scored, found.signed, len(found.refused)) == (None, (), 1)
+
+
+def test_signed_clauses_stay_however_many_terms_there_are() -> None:
+    words = " ".join(f"w{n}" for n in range(QUERY_TERMS_MAX))
+    found = compile_query(parse_query(f"{words} a* b* -red +late"), Analyzer())
+    assert found.scored is not None
+    assert (found.scored.pointer.n_terms, len(found.signed)) == (QUERY_TERMS_MAX, 1)
+    assert found.signed[0].pointer.n_terms == 2
+    many = compile_query(parse_query(" ".join(f"+p{n}* -n{n}" for n in range(20))), Analyzer())
+    assert sum(query.pointer.n_clauses for query in many.signed) == 40
+    long = compile_query(parse_query(f'+"{words} more"'), Analyzer())
+    assert [query.pointer.n_terms for query in long.signed] == [QUERY_TERMS_MAX]
 
 
 @given(
@@ -72,8 +88,10 @@ def test_a_query_of_signs_alone_scores_nothing() -> None:
 def test_a_query_has_no_more_terms_than_the_core_takes(sizes: list[tuple[int, int]]) -> None:
     given_clauses = [TextClause([TextTerm(f"w{n}") for n in range(size)], flags) for size, flags in sizes]
     kept = _within_limit(iter(given_clauses))
-    total = sum(len(one.terms) * (PREFIX_TERMS_MAX if one.flags & PREFIX else 1) for one in kept)
-    assert total <= QUERY_TERMS_MAX
+    assert sum(map(_size, kept)) <= QUERY_TERMS_MAX
+    parts = list(_in_queries(given_clauses))
+    assert [one for part in parts for one in part] == given_clauses
+    assert all(sum(map(_size, part)) <= QUERY_TERMS_MAX for part in parts if len(part) > 1)
     for one in kept:
         whole = next(
             other for other in given_clauses if other.flags == one.flags and len(other.terms) >= len(one.terms)
@@ -83,9 +101,7 @@ def test_a_query_has_no_more_terms_than_the_core_takes(sizes: list[tuple[int, in
 
 
 def test_a_term_that_no_index_holds_is_left_out() -> None:
-    assert _within_limit(iter([TextClause([TextTerm("a" * TERM_BYTES_MAX), TextTerm("b")])]))[0].terms == [
-        TextTerm("b")
-    ]
+    assert _bounded(TextClause([TextTerm("a" * TERM_BYTES_MAX), TextTerm("b")])).terms == [TextTerm("b")]
 
 
 def test_the_texts_of_rows_are_their_strings_in_order() -> None:

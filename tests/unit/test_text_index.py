@@ -814,7 +814,7 @@ def test_damaged_parts_that_come_one_by_one_do_no_harm(seed: int) -> None:
         TextQuery([TextClause([TextTerm("w1"), TextTerm("w5")])]),
         TextQuery([TextClause([TextTerm("w1"), TextTerm("w2", offset=1)], PHRASE)]),
         TextQuery([TextClause([TextTerm("w")], PREFIX)]),
-        TextQuery([TextClause([TextTerm("w1")], REQUIRED), TextClause([TextTerm("w2")], EXCLUDED)]),
+        TextQuery([TextClause([TextTerm("w1")], REQUIRED), TextClause([TextTerm("w2")], EXCLUDED | PREFIX)]),
     ]
     slots = np.arange(1_600, dtype=np.uint32)
     for _ in range(60):
@@ -829,6 +829,7 @@ def test_damaged_parts_that_come_one_by_one_do_no_harm(seed: int) -> None:
                     for part in missing:
                         text.load_part(part.kind, part.number, parts[part.kind, part.number])
                 text.search(query, 10)
+                assert len(text.mask(query, 1_600)) == 25
                 scores = text.score_slots(query, slots)
                 assert np.isfinite(scores).all()
                 assert (scores >= 0).all()

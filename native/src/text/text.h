@@ -130,6 +130,10 @@ void terms_begin(term_cursor *c, const text_segment *s);
 bool terms_next(term_cursor *c);
 /* Goes to the first term that is not below the given one; false where there is none. */
 bool terms_seek(term_cursor *c, const text_segment *s, const uint8_t *term, uint32_t size);
+/* Whether the cursor's term begins with a prefix. */
+static inline bool terms_has_prefix(const term_cursor *c, const uint8_t *prefix, uint32_t size) {
+    return c->size >= size && (size == 0 || memcmp(c->term, prefix, size) == 0);
+}
 /* The block that has a term if there is one; TEXT_NONE before the first. */
 uint32_t terms_block(const text_segment *s, const uint8_t *term, uint32_t size);
 static inline uint32_t block_field(const text_segment *s, uint32_t block, uint32_t field) {
@@ -339,6 +343,7 @@ typedef struct query_term {
 
 typedef struct query_clause {
     uint32_t flags;
+    const fvdb_text_clause *given;
     uint32_t n;
     uint32_t *terms;  /* in query->terms; for a clause that is not a phrase: distinct */
     int32_t *offsets; /* of a phrase */
@@ -346,6 +351,7 @@ typedef struct query_clause {
 
 typedef struct text_query {
     const fvdb_text *t;
+    const fvdb_text_query *query; /* the caller's */
     const text_state *state;
     query_term *terms;
     uint32_t n_terms;
@@ -375,6 +381,8 @@ fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t s
                               uint64_t *out_matches, fvdb_diag *diag);
 fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,
                              double *out_scores, fvdb_diag *diag);
+fvdb_status text_mask(const fvdb_text *t, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,
+                      fvdb_diag *diag);
 
 /* ---- text_parts.c: save and load ---- */
 

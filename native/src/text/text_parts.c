@@ -221,6 +221,18 @@ static void want_terms(wanted *w, uint32_t segment, const uint8_t *term, uint32_
     }
 }
 
+/* The postings of all words with a prefix, which a sign needs. */
+static void want_prefix(wanted *w, const fvdb_text_query *query, const fvdb_text_term *term) {
+    const text_state *state = &w->t->now;
+    const uint8_t *prefix = query->bytes + term->start;
+    for (uint32_t i = 0; i < state->n; i++) {
+        term_cursor c;
+        for (bool has = terms_seek(&c, state->segments[i], prefix, term->size);
+             has && terms_has_prefix(&c, prefix, term->size); has = terms_next(&c))
+            want(w, i, TEXT_POSTINGS, c.info.postings_at, c.info.postings_size);
+    }
+}
+
 static fvdb_status want_postings(wanted *w, const fvdb_text_query *query, fvdb_diag *diag) {
     text_query q;
     TRY(query_open(&q, w->t, query, diag));
@@ -230,6 +242,11 @@ static fvdb_status want_postings(wanted *w, const fvdb_text_query *query, fvdb_d
             want(w, j, TEXT_POSTINGS, info->postings_at, info->postings_size);
             if (q.terms[i].of_phrase) want(w, j, TEXT_POSITIONS, info->positions_at, info->positions_size);
         }
+    for (uint32_t i = 0; i < q.n_clauses; i++) {
+        const query_clause *c = &q.clauses[i];
+        if (!(c->flags & FVDB_TEXT_PREFIX) || !(c->flags & (FVDB_TEXT_REQUIRED | FVDB_TEXT_EXCLUDED))) continue;
+        for (uint32_t j = 0; j < c->given->n; j++) want_prefix(w, query, &query->terms[c->given->first + j]);
+    }
     query_close(&q);
     return FVDB_OK;
 }

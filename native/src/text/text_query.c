@@ -150,7 +150,7 @@ static bool expand(text_query *q, const uint8_t *prefix, uint32_t size, expansio
         for (uint32_t i = 0; i < segments; i++)
             if (has[i] && (!first || compare_bytes(cursors[i].term, cursors[i].size, first->term, first->size) < 0))
                 first = &cursors[i];
-        if (!first || first->size < size || (size && memcmp(first->term, prefix, size))) break;
+        if (!first || !terms_has_prefix(first, prefix, size)) break;
         expansion e = {term, first->size, 0};
         memcpy(term, first->term, e.size);
         for (uint32_t i = 0; i < segments; i++) {
@@ -212,6 +212,7 @@ static fvdb_status add_clause(text_query *q, const fvdb_text_query *query, const
     const uint32_t from = q->n_terms;
     const uint32_t room = is_prefix ? FVDB_TEXT_QUERY_TERMS_MAX : given->n;
     *c = (query_clause){.flags = given->flags,
+                        .given = given,
                         .terms = query_alloc(q, room, sizeof *c->terms),
                         .offsets = query_alloc(q, given->n, sizeof *c->offsets)};
     if (!c->terms || !c->offsets) return FAIL_MEMORY(diag);
@@ -310,7 +311,7 @@ static fvdb_status open_query(text_query *q, const fvdb_text_query *query, fvdb_
 }
 
 fvdb_status query_open(text_query *q, const fvdb_text *t, const fvdb_text_query *query, fvdb_diag *diag) {
-    *q = (text_query){.t = t, .state = &t->now};
+    *q = (text_query){.t = t, .query = query, .state = &t->now};
     fvdb_status status = open_query(q, query, diag);
     if (status != FVDB_OK) query_close(q);
     return status;

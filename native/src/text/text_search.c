@@ -292,6 +292,28 @@ static void mark(const text_segment *s, uint32_t doc, uint64_t *slots) {
     if (bit_get(s->alive, doc)) bit_set(slots, segment_slot(s, doc));
 }
 
+static void mark_term(search *x, const term_info *info, uint64_t *slots) {
+    posting_cursor cursor;
+    if (!postings_open(&cursor, x->s, info)) return;
+    for (uint32_t block = 0; block < cursor.n_blocks; block++) {
+        postings_load(&cursor, block);
+        for (uint32_t at = 0; at < cursor.count; at++) mark(x->s, cursor.docs[at], slots);
+    }
+}
+
+/* All words with the prefixes of a clause, not only those that are scored: of -pre* no row may have any. */
+static void mark_prefixes(search *x, const query_clause *c, uint64_t *slots) {
+    const fvdb_text_query *query = x->q->query;
+    for (uint32_t i = 0; i < c->given->n; i++) {
+        const fvdb_text_term *term = &query->terms[c->given->first + i];
+        const uint8_t *prefix = query->bytes + term->start;
+        term_cursor at;
+        for (bool has = terms_seek(&at, x->s, prefix, term->size); has && terms_has_prefix(&at, prefix, term->size);
+             has = terms_next(&at))
+            mark_term(x, &at.info, slots);
+    }
+}
+
 /* Marks the slots of rows that match a clause. */
 static bool mark_clause(search *x, const query_clause *c, uint64_t *slots) {
     bool had = true;
@@ -302,14 +324,11 @@ static bool mark_clause(search *x, const query_clause *c, uint64_t *slots) {
             had = find_phrase(x, c, i, &l);
             for (uint32_t j = 0; had && j < l.n; j++) mark(x->s, l.docs[j], slots);
         }
-        for (uint32_t j = 0; j < c->n && !(c->flags & FVDB_TEXT_PHRASE); j++) {
-            posting_cursor cursor;
-            if (!postings_open(&cursor, x->s, &x->q->terms[c->terms[j]].infos[i])) continue;
-            for (uint32_t block = 0; block < cursor.n_blocks; block++) {
-                postings_load(&cursor, block);
-                for (uint32_t at = 0; at < cursor.count; at++) mark(x->s, cursor.docs[at], slots);
-            }
-        }
+        const bool is_signed = c->flags & (FVDB_TEXT_REQUIRED | FVDB_TEXT_EXCLUDED);
+        if (is_signed && (c->flags & FVDB_TEXT_PREFIX)) mark_prefixes(x, c, slots);
+        else
+            for (uint32_t j = 0; j < c->n && !(c->flags & FVDB_TEXT_PHRASE); j++)
+                mark_term(x, &x->q->terms[c->terms[j]].infos[i], slots);
         query_close(&x->room);
     }
     return had;
@@ -682,6 +701,30 @@ fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, c
     fvdb_status status = open_search(x, &q, NULL, 0, diag);
     if (status == FVDB_OK) status = score_keys(x, keys, n, out_scores, diag);
     mem_free(keys);
+    search_free(x, &q);
+    return status;
+}
+
+fvdb_status text_mask(const fvdb_text *t, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,
+                      fvdb_diag *diag) {
+    text_query q;
+    TRY(text_check_present(t, query, diag));
+    TRY(query_open(&q, t, query, diag));
+    search *x = mem_alloc_array(1, sizeof *x);
+    if (!x) {
+        query_close(&q);
+        return FAIL_MEMORY(diag);
+    }
+    fvdb_status status = open_search(x, &q, NULL, 0, diag);
+    if (status == FVDB_OK) {
+        bool is_required = false;
+        for (uint32_t i = 0; i < q.n_clauses; i++) is_required = is_required || q.clauses[i].flags & FVDB_TEXT_REQUIRED;
+        const size_t words = (n_slots + 63u) / 64;
+        /* Rows past those of the index of words have no word. */
+        for (size_t w = 0; w < words; w++)
+            out[w] = x->mask && w < x->allow_words ? x->mask[w] : is_required ? 0 : UINT64_MAX;
+        if (n_slots % 64) out[words - 1] &= (UINT64_C(1) << n_slots % 64) - 1;
+    }
     search_free(x, &q);
     return status;
 }
