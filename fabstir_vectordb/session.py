@@ -527,8 +527,8 @@ class VectorDBSession:
             b: 0 to 1, BM25's b; None is 0.75.
 
         Raises:
-            InvalidInputError, InvalidConfigError: a path or a setting is refused, the language is unknown, or the
-                extra ``text`` is not installed; the old text index stays.
+            InvalidInputError: a path or a setting is refused, or the language is unknown; the old text index stays.
+            InvalidConfigError: the extra ``text`` is not installed; the old text index stays.
             MemoryBudgetExceededError: the text index would not fit; the old one stays.
             SessionError: the session is destroyed.
         """
@@ -893,6 +893,9 @@ class VectorDBSession:
     async def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
         """The metadata fields that rows have, each with its types and their least and largest values.
 
+        A row counts once for a field, and once for each type that it has there: a list has its own type and those of
+        its values, so counts of types may add up to more than the field's.
+
         It reads the metadata of each row, 100,000 rows in about a second.
 
         Args:
@@ -982,7 +985,8 @@ class VectorDBSession:
             cursor: the cursor of the page before; None for the first rows.
 
         Returns:
-            The rows, the cursor after them, and whether there are more.
+            The rows, the cursor after them, and whether there are more: pages end where ``has_more`` is False, as the
+            last one has a cursor, too.
 
         Raises:
             InvalidInputError: the filter, `limit` or `cursor` is refused.
@@ -1172,7 +1176,8 @@ class VectorDBSession:
 
         Raises:
             IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part.
-            NotFoundError, InvalidInputError, DecryptionError, StorageError, S5Error: as `load_user_vectors`.
+            NotFoundError, InvalidInputError, DecryptionError, StorageError, S5Error: as `load_user_vectors`; so a
+                version whose texts another release indexed is refused, once all its parts were found to be whole.
             SessionError: the session is destroyed.
         """
 

@@ -1,6 +1,6 @@
 """Searches with text: by words alone, or by vector and words, whose candidates are fused.
 
-With text the score sets the order, ties by id. `required` and `excluded` clauses of the query hold for the hits of both
+With text the score sets the order, ties by id. Required and excluded clauses of the query hold for the hits of both
 sides. Each side is asked for `depth_for(k)` rows, so k hits come whenever k rows match either side.
 """
 

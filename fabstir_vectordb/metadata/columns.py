@@ -137,6 +137,8 @@ class Column:
         self._keys: list[Key] = []
         self._key_bytes = 0
         self._ranks: dict[type, tuple[list[Any], npt.NDArray[np.int32]]] = {}
+        self._folded: list[str | None] = []
+        self._folded_bytes = 0
 
     @property
     def n(self) -> int:
@@ -150,7 +152,8 @@ class Column:
         ranks = sum(8 * len(keys) + codes.nbytes for keys, codes in self._ranks.values())
         aside = 100 * len(self._wide) + 80 * len(self._large)
         arrays: tuple[npt.NDArray[Any], ...] = (*by_slot, *self._listed, *(self._lists or ()))
-        return sum(array.nbytes for array in arrays) + self._key_bytes + ranks + aside
+        folded = 8 * len(self._folded) + self._folded_bytes
+        return sum(array.nbytes for array in arrays) + self._key_bytes + ranks + folded + aside
 
     # ---- keeping up to date
 
@@ -291,6 +294,7 @@ class Column:
         self._code_of = {key: code for code, key in enumerate(self._keys)}
         self._key_bytes = sum(sys.getsizeof(key) + _ENTRY_BYTES for key in self._keys)
         self._ranks = {}
+        self._folded, self._folded_bytes = [], 0
 
     # ---- comparisons: each gives a new mask of n slots
 
@@ -335,7 +339,7 @@ class Column:
     def _textual(self, op: str, value: str) -> Mask:
         """The mask of strings that begin with a string, or contain it in any case; of lists, some string does."""
         if op == "$icontains":
-            wanted = [code for code, key in enumerate(self._keys) if isinstance(key, str) and value in key.casefold()]
+            wanted = [code for code, text in enumerate(self._folded_keys()) if text is not None and value in text]
             return self._coded(np.array(wanted, dtype=np.int64))
         ranked, codes = self._ranked(str)
         start = bisect_left(ranked, value)
@@ -456,6 +460,18 @@ class Column:
             ranked: list[Any] = sorted(key for key in self._keys if type(key) is kind)
             self._ranks[kind] = ranked, np.array([self._code_of[key] for key in ranked], dtype=np.int32)
         return self._ranks[kind]
+
+    def _folded_keys(self) -> list[str | None]:
+        """The keys without case, by code; None for those that are no strings. Each is folded once."""
+        for key in self._keys[len(self._folded) :]:
+            if not isinstance(key, str):
+                self._folded.append(None)
+                continue
+            text = key.casefold()
+            if text != key:
+                self._folded_bytes += sys.getsizeof(text)
+            self._folded.append(key if text == key else text)  # equal ones are no second copy
+        return self._folded
 
     def _contains(self, value: Scalar) -> Mask:
         """The mask of lists that hold a value, and of strings that contain a string."""

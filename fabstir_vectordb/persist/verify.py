@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, NotFoundError
 from fabstir_vectordb.index.contents import CODES, TEXT_KINDS, PartKey
+from fabstir_vectordb.index.text import settings_of
 from fabstir_vectordb.persist.load import begin_load, finish_load, load_text, no_version, take_part
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.open import OpenedVersion, open_version
@@ -68,6 +69,8 @@ async def verify_version(
         IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part with its name, CID and
             reason.
         NotFoundError, InvalidInputError, DecryptionError, StorageError: as in `load_version`, for the root.
+        StorageError, InvalidConfigError: all parts are whole, and a load would be refused for its text index, as
+            `settings_of` says.
         MemoryBudgetExceededError: the index, which is built to check it, would not fit.
     """
     workers = Workers(settings.threads, settings.spare_bytes)
@@ -142,11 +145,12 @@ async def verify_version(
 
 
 def _check_text(manifest: Manifest, words: dict[PartKey, bytes]) -> None:
-    """Builds the text index, to check it."""
+    """Builds the text index, to check it, and checks that queries here would find its words."""
     found = load_text(manifest, words, True)
     if found is not None:
         try:
             found.native.validate()
+            settings_of(found.shape)
         finally:
             found.native.close()
 

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from fabstir_vectordb.errors import VectorDBError
-from fabstir_vectordb.metadata.path import check_field
+from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
+from fabstir_vectordb.metadata.path import check_metadata_field
 from fabstir_vectordb.metadata.values import shown
-from fabstir_vectordb.text.analyzer import STOP_WORDS_MAX
+from fabstir_vectordb.text.analyzer import STOP_WORDS_MAX, Analyzer
 
 __all__ = ["FIELDS_MAX", "TextSettings", "text_settings"]
 
@@ -98,7 +98,8 @@ def text_settings(
         error: the error to raise.
 
     Raises:
-        error: a setting is of another type, or out of range; details has ``field``.
+        error: a setting is of another type, or out of range, or there is no such language; details has ``field``.
+        InvalidConfigError: the extra ``text`` is not installed.
     """
     paths = _paths(fields, error)
     if not paths:
@@ -112,13 +113,27 @@ def text_settings(
             f"text_language must be the name of a language or None, got {shown(language)}",
             details={"field": "text_language"},
         )
-    return TextSettings(
+    settings = TextSettings(
         fields=paths,
         language=language,
         stop_words=_stop_words(stop_words, language, error),
         k1=_number("text_k1", k1, _K1, 1000, error),
         b=_number("text_b", b, _B, 1, error),
     )
+    if settings.language is not None or settings.stop_words:
+        _check_analyzer(settings, error)
+    return settings
+
+
+def _check_analyzer(settings: TextSettings, error: type[VectorDBError]) -> None:
+    """Raises as the analyzer does; what is wrong with an argument is the caller's error, a missing extra is not."""
+    try:
+        Analyzer(settings.language, settings.stop_words)
+    except InvalidConfigError as refused:
+        if "extra" in refused.details:
+            raise
+        field = "text_language" if "language" in refused.details else "text_stop_words"
+        raise error(refused.message, details={**refused.details, "field": field}) from None
 
 
 def _stop_words(given: object, language: str | None, error: type[VectorDBError]) -> bool | tuple[str, ...]:
@@ -147,7 +162,7 @@ def _paths(fields: object, error: type[VectorDBError]) -> tuple[str, ...]:
         if len(paths) == FIELDS_MAX:
             raise error(f"text_fields has more than {FIELDS_MAX} paths", details={"field": "text_fields"})
         try:
-            paths.append(check_field(path))
+            paths.append(check_metadata_field(path, "a text index"))
         except VectorDBError as refused:
             raise error(f"text_fields: {refused.message}", details={"field": "text_fields"}) from None
     if len(set(paths)) < len(paths):

@@ -384,6 +384,8 @@ def test_a_search_needs_a_vector_or_a_text(session: VectorDBSession) -> None:
         ({"text_fields": "a", "text_k1": -1}, "text_k1 must be None or a number from 0 to 1000"),
         ({"text_fields": "a", "text_b": 1.5}, "text_b must be None or a number from 0 to 1"),
         ({"text_fields": "a", "text_language": 1}, "text_language must be the name"),
+        ({"text_fields": "a", "text_stop_words": True}, "stop_words=True needs a language"),
+        ({"text_fields": "$id"}, "text_fields: a text index takes fields of metadata"),
         ({"text_fields": "a", "text_stop_words": "the"}, "text_stop_words must be"),
         ({"text_fields": "a", "text_stop_words": [1]}, "text_stop_words must be"),
     ],
@@ -395,6 +397,11 @@ def test_wrong_settings_are_refused(fields: Any, match: str) -> None:
     names = {name.removeprefix("text_"): value for name, value in fields.items()}
     with opened() as session, pytest.raises(InvalidInputError, match=match):
         session.set_text_fields(names.pop("fields", None), **names)
+
+
+def test_an_unknown_language_is_the_callers_error() -> None:
+    pytest.importorskip("Stemmer")
+    test_wrong_settings_are_refused({"text_fields": "a", "text_language": "klingon"}, "no stemmer for the language")
 
 
 def test_stop_words_are_left_out_with_and_without_a_language() -> None:
@@ -641,8 +648,10 @@ def test_another_release_of_the_rules_for_words_is_refused_by_name(tmp_path: Pat
         session.add_vectors([{"id": "a", "vector": None, "metadata": {"text": "word"}}])
         with patch("fabstir_vectordb.text.analyzer.UNICODE_VERSION", "9.0.0"):
             cid = session.save_to_s5()
-    with opened(tmp_path.as_uri()) as session, pytest.raises(StorageError, match=r"9\.0\.0"):
-        session.load_user_vectors(cid)
+    with opened(tmp_path.as_uri()) as session:
+        for call in (session.load_user_vectors, session.verify):
+            with pytest.raises(StorageError, match=r"9\.0\.0"):
+                call(cid)
 
 
 @pytest.mark.parametrize("fields", [{}, {"text_fields": "text"}])
