@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from fabstir_vectordb.text.clauses import TermsQuery
 from fabstir_vectordb.text.fusion import DEPTH_MIN, Side, depth_for, fuse, fuse_all, ordered
 from fabstir_vectordb.types import FusedResult, Plan, SearchGroup, SearchResult, SearchResults
 
-__all__ = ["RANKING_BYTES_PER_ROW", "Hybrid", "Near", "Ranking", "depth_of", "no_text_index", "passing"]
+__all__ = ["RANKING_BYTES_PER_ROW", "Hybrid", "Near", "Ranking", "Stored", "depth_of", "no_text_index"]
 
 Float64Array = npt.NDArray[np.float64]
 Bitmap = npt.NDArray[np.uint64]
@@ -116,6 +116,13 @@ class Ranking:
                 ids, *columns, distances, near, vector_ranks, strict=False
             )
         ]
+
+
+class Stored(NamedTuple):
+    """What rows hold, by their slots: metadata as it is stored, and vectors as rows of an array."""
+
+    metadata: Callable[[Slots], Iterable[bytearray]]
+    vectors: Callable[[Slots], npt.NDArray[np.float32]]
 
 
 class Hybrid:
@@ -376,31 +383,44 @@ class Hybrid:
         return scores
 
     def described(
-        self, hits: list[FusedResult], slots: Slots, request: SearchRequest, terms: TermsQuery, plan: Plan
+        self,
+        hits: list[FusedResult],
+        slots: Slots,
+        request: SearchRequest,
+        terms: TermsQuery,
+        plan: Plan,
+        stored: Stored | None = None,
     ) -> SearchResults:
-        """The hits whose score passes the threshold, with metadata, and with vectors if asked for."""
-        n = passing(hits, request)
-        self._fill(hits[:n], slots[:n], request, terms)
+        """The hits whose score passes the threshold, with metadata, and with vectors if asked for.
+
+        Args:
+            hits, slots: the hits, scores falling, and their slots.
+            request, terms, plan: the search, its text, and how it went.
+            stored: what the rows hold; None for rows in memory.
+        """
+        # Scores fall, so those that pass are the first ones.
+        n = sum(passes(hit, request) for hit in hits)
+        self._fill(hits[:n], slots[:n], request, terms, stored)
         return SearchResults(hits[:n], len(hits) - n, plan)
 
-    def _fill(self, hits: Sequence[FusedResult], slots: Slots, request: SearchRequest, terms: TermsQuery) -> None:
+    def _fill(
+        self,
+        hits: Sequence[FusedResult],
+        slots: Slots,
+        request: SearchRequest,
+        terms: TermsQuery,
+        stored: Stored | None = None,
+    ) -> None:
         rows = self._rows
-        for hit, metadata in zip(hits, rows.arena.get_many(slots.tolist()), strict=True):
-            self.describe(hit, metadata, request, terms)
+        if stored is None:
+            stored = Stored(lambda slots: rows.arena.get_many(slots.tolist()), rows.core.get_vectors)
+        is_highlit = request.text is not None and request.text.highlight
+        for hit, metadata in zip(hits, stored.metadata(slots), strict=True):
+            hit.describe(metadata, rows.texts.highlights(metadata, terms) if is_highlit else None)
         if request.include_vectors and hits:
-            vectors, vectorless = rows.core.get_vectors(slots), rows.are_vectorless(slots).tolist()
+            vectors, vectorless = stored.vectors(slots), rows.are_vectorless(slots).tolist()
             for hit, vector, is_vectorless in zip(hits, vectors, vectorless, strict=True):
                 hit.vector = None if is_vectorless else vector
-
-    def describe(self, hit: FusedResult, metadata: bytearray, request: SearchRequest, terms: TermsQuery) -> None:
-        """Gives a hit its stored metadata, and the places of the words if asked for."""
-        is_highlit = request.text is not None and request.text.highlight
-        hit.describe(metadata, self._rows.texts.highlights(metadata, terms) if is_highlit else None)
-
-
-def passing(hits: Sequence[FusedResult], request: SearchRequest) -> int:
-    """How many hits pass the threshold. Scores fall, so these are the first ones."""
-    return sum(passes(hit, request) for hit in hits)
 
 
 def passes(hit: FusedResult, request: SearchRequest) -> bool:

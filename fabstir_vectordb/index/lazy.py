@@ -11,25 +11,27 @@ replaces it by a whole index.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice, repeat
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
+from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeIndex, NativeStats
 from fabstir_vectordb._native.text import NativeText
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import InternalError
 from fabstir_vectordb.index.budget import Budget
-from fabstir_vectordb.index.contents import DOCUMENTS, VECTORS, IndexContents, LazyShape, PartKey, PartSource
-from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
+from fabstir_vectordb.index.contents import VECTORS, IndexContents, LazyShape, PartSource
+from fabstir_vectordb.index.filters import FilterCache, Filters
 from fabstir_vectordb.index.gate import Gate
-from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
-from fabstir_vectordb.index.hybrid import Hybrid, Near, depth_of, passing
+from fabstir_vectordb.index.hybrid import Hybrid
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.index import fresh_stats, timestamps_of
+from fabstir_vectordb.index.lazy_near import LazyNear
+from fabstir_vectordb.index.lazy_rows import NOTHING, WHOLE, LazyRows
+from fabstir_vectordb.index.lazy_text import LazyText
 from fabstir_vectordb.index.protocol import (
     BatchNeed,
     Candidates,
@@ -39,18 +41,13 @@ from fabstir_vectordb.index.protocol import (
     Need,
     Reach,
     RowsNeed,
-    TextAnswer,
 )
-from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.index.rows import Rows
 from fabstir_vectordb.index.searcher import Scorer, results_of_groups
-from fabstir_vectordb.metadata.arena import page_row
 from fabstir_vectordb.metadata.census import FacetQuery
-from fabstir_vectordb.metadata.columns import Mask
-from fabstir_vectordb.metadata.filter_eval import bitmap
-from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
+from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest
-from fabstir_vectordb.text.clauses import TermsQuery
 from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import (
     CalibrationPoint,
@@ -64,20 +61,12 @@ from fabstir_vectordb.types import (
     SearchResults,
 )
 
-__all__ = ["LazyIndex", "candidates_for"]
+__all__ = ["LazyIndex"]
 
-# Recall target, and candidates as a multiple of k: on 100,000 sentence embeddings the parts of these candidates hold
-# 96, 99 and 99.7 % of the ten nearest (docs/decisions/0016).
-_CANDIDATES: Final[tuple[tuple[float, float], ...]] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
 # Share of the parts with vectors in the cache from which on the rest is fetched.
 _NEARLY_SHARE: Final = 0.75
-_CANDIDATES_MIN: Final = 8
-_CANDIDATES_MAX: Final = 10_000
 # Most queries of a call: each reads all codes, in some five milliseconds for 100,000 rows.
 _BATCH_MAX: Final = 64
-
-_NOTHING: Final = Missing()
-_WHOLE: Final = Missing(whole=True)
 
 
 class LazyIndex:
@@ -118,9 +107,9 @@ class LazyIndex:
         self._rows.counts = self._of_version(self._rows.counts)
         self._filters = Filters(self._rows, self.gate, self._cache)
         self._scorer = Scorer(params.metric)
-        self._hybrid = Hybrid(self._rows)
-        self._changed = self._rows.parse_changes(contents)
-        self._has_metadata = False
+        self._held = LazyRows(self._rows, parts, shape, self._rows.parse_changes(contents), self.gate, self._budget)
+        self._near = LazyNear(self._rows, self._held, self._filters)
+        self._text = LazyText(self._rows, self._held, self._near, Hybrid(self._rows))
         self._stays_lazy = not become_whole
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.changes = 0
@@ -308,195 +297,64 @@ class LazyIndex:
 
     def _missing(self, need: Need, gathered: Gathered) -> Missing:
         if need is Reach.IDS:
-            return _NOTHING
+            return NOTHING
         if isinstance(need, RowsNeed):
             if gathered.slots is None:
                 slots = self._rows.find(need.ids)
                 gathered.slots = slots[slots != NO_SLOT]
-            return self._lacking([*self._parts_of(gathered.slots), *self._pages_of(gathered.slots)], gathered)
+            return self._held.lacking(
+                [*self._held.parts_of(gathered.slots), *self._held.pages_of(gathered.slots)], gathered
+            )
         if isinstance(need, FilterNeed):
-            return self._missing_metadata(gathered) if need.metadata else _NOTHING
+            return self._held.missing_metadata(gathered) if need.metadata else NOTHING
         if isinstance(need, BatchNeed):
             if len(need.queries) > _BATCH_MAX:
-                return _WHOLE
+                return WHOLE
             return self._missing_of_search(need.queries, need.request, gathered)
         if isinstance(need, SearchRequest):
             return self._missing_of_search(need.query[np.newaxis], need, gathered)
-        return _WHOLE
+        return WHOLE
 
     def _missing_of_search(
         self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
     ) -> Missing:
         if request.exact or (request.text is not None and request.group_by is not None):
-            return _WHOLE
-        if request.text is not None:
-            return _missing_of_text(self, queries, request, gathered)
-        if self._is_nearly_here():
+            return WHOLE
+        if (request.text is None or queries.size) and self._is_nearly_here():
             return Missing(whole=True, optional=True)
+        if request.text is not None:
+            return self._text.missing(queries, request, gathered)
         if not len(queries):
-            return _NOTHING
+            return NOTHING
         check_query_dim(queries.shape[1], self.vector_dim)
         if queries.shape[1] != self._native.dim:
-            return _NOTHING  # no row has a vector
+            return NOTHING  # no row has a vector
         if not gathered.candidates:
             if request.group_by is not None or (request.where is not None and request.where.needs_metadata):
-                lacking = self._missing_metadata(gathered)
-                if lacking is not _NOTHING:
+                lacking = self._held.missing_metadata(gathered)
+                if lacking is not NOTHING:
                     return lacking
             if request.group_by is None:
-                self._find_candidates(queries, request, gathered)
+                self._near.find_candidates(queries, request, gathered, [self._near.allowed(request)] * len(queries))
             else:
-                self._find_candidates_of_groups(queries, request, request.group_by, gathered)
+                self._near.find_candidates_of_groups(queries, request, request.group_by, gathered)
         # Pages of metadata begin at the same rows as parts: the candidates' pages mostly cover the other rows of their
         # parts, too.
-        keys = [key for one in gathered.candidates for key in (*one.parts, *self._pages_of(one.slots))]
-        lacking = self._lacking(keys, gathered)
-        if lacking is not _NOTHING:
+        keys = [key for one in gathered.candidates for key in (*one.parts, *self._held.pages_of(one.slots))]
+        lacking = self._held.lacking(keys, gathered)
+        if lacking is not NOTHING:
             return lacking
         for query, one in zip(queries, gathered.candidates, strict=True):
             if one.hits is None:
-                one.hits = self._nearest(query, request, one, gathered)
+                one.hits = self._near.nearest(query, request, one, gathered)
         nearest = [slot for one in gathered.candidates for _, _, slot in one.hits or ()]
-        return self._lacking(self._pages_of(np.array(nearest, dtype=np.uint32)), gathered)
-
-    def _find_candidates(
-        self,
-        queries: npt.NDArray[np.float32],
-        request: SearchRequest,
-        gathered: Gathered,
-        asked: Sequence[TermsQuery] = (),
-    ) -> None:
-        """The likeliest rows of those that the filter and, where a search has text, its signed clauses take."""
-        allow = self._allowed(request)
-        most = candidates_for(request.k, request.ef_search, request.recall_target)
-        for place, query in enumerate(queries):
-            taken = self._hybrid.allowed(asked[place], allow) if asked else allow
-            likely = self._native.candidates(query, most, taken)
-            gathered.candidates.append(Candidates(taken, likely, self._parts_of(likely)))
-
-    def _allowed(self, request: SearchRequest) -> npt.NDArray[np.uint64] | None:
-        if request.where is not None:
-            return self._filters.read(request.where, lambda matches: matches.allow)
-        return self._rows.hidden().allow
-
-    def _find_candidates_of_groups(
-        self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
-    ) -> None:
-        """The likeliest rows of the groups with the likeliest rows."""
-
-        def of_all(matches: Matches, groups: Groups) -> tuple[Mask, Groups]:
-            slots = matches.slots()
-            mask = np.zeros(matches.rows, dtype=np.bool_)
-            mask[slots[~self._rows.are_vectorless(slots)]] = True
-            return mask, groups
-
-        mask, groups = self._filters.read_groups(request.where or EVERYTHING, group_by, of_all)
-        # So many groups, which takes about as many rows as a search for all their hits without groups.
-        hits = min(request.k * request.group_size, _CANDIDATES_MAX)
-        most = candidates_for(hits, request.ef_search, request.recall_target)
-        for query in queries:
-            places = count()
-
-            def by_code(
-                mask: Mask, most: int, exact: bool, query: Any = query, places: Iterator[int] = places
-            ) -> Iterable[Hit]:
-                # The place among all candidates stands for the distance.
-                slots = self._native.candidates(query, most, bitmap(mask))
-                return [(float(next(places)), b"", slot) for slot in slots.tolist()]
-
-            found = best_of_groups(groups, mask, most, request.group_size, by_code)
-            likely = np.unique([hit[2] for _, hits in found.groups for hit in hits]).astype(np.uint32)
-            gathered.candidates.append(Candidates(bitmap(mask), likely, self._parts_of(likely), groups=groups))
-
-    def _nearest(
-        self, query: npt.NDArray[np.float32], request: SearchRequest, one: Candidates, gathered: Gathered
-    ) -> list[Hit]:
-        """The nearest rows in the candidates' parts; with `group_by`, those of the groups found there."""
-        rows: list[Hit] = []
-        k = request.k if one.groups is None else min(self._shape.rows_per_part, K_MAX)
-        for key in one.parts:
-            slots, distances = self._native.search_part(gathered.parts[key], query, k, one.allow)
-            ids = (id.encode() for id in self._native.get_ids(slots))
-            rows += zip(distances.tolist(), ids, slots.tolist(), strict=True)
-        rows.sort()
-        if one.groups is None:
-            return rows[:k]
-
-        def search(mask: Mask, most: int, exact: bool) -> Iterable[Hit]:
-            return islice((hit for hit in rows if mask[hit[2]]), most)
-
-        mask = np.zeros(self.counts.rows, dtype=np.bool_)
-        mask[[slot for _, _, slot in rows]] = True
-        one.found = best_of_groups(one.groups, mask, request.k, request.group_size, search).groups
-        return [hit for _, hits in one.found for hit in hits]
-
-    def _lacking(self, keys: Iterable[PartKey], gathered: Gathered) -> Missing:
-        """The keys that must be fetched; the parts of the other keys are put into `gathered`."""
-        parts = gathered.parts
-        wanted = [key for key in dict.fromkeys(keys) if key not in parts]
-        if not wanted:
-            return _NOTHING
-        if self.parts.size([*parts, *wanted]) > self.parts.room_bytes:
-            return _WHOLE
-        lacking = []
-        for key in wanted:
-            raw = self.parts.find(key)
-            if raw is None:
-                lacking.append(key)
-            else:
-                parts[key] = raw
-        return Missing(tuple(lacking)) if lacking else _NOTHING
+        return self._held.lacking(self._held.pages_of(np.array(nearest, dtype=np.uint32)), gathered)
 
     def _is_nearly_here(self) -> bool:
         """Whether most parts are in memory, so that a whole index, a hundred times as fast, is worth loading."""
         if self._stays_lazy:
             return False
         return self.parts.count(VECTORS) >= _NEARLY_SHARE * len(self.parts.numbers(VECTORS))
-
-    def _missing_metadata(self, gathered: Gathered) -> Missing:
-        """The pages that are missing of all metadata, for a filter. Where none is, the arena holds the metadata."""
-        if self._has_metadata:
-            return _NOTHING
-        keys = [PartKey(DOCUMENTS, number) for number in self.parts.numbers(DOCUMENTS)]
-        self._budget.require("metadata", self._rows.nbytes + self.parts.size(keys))
-        lacking = self._lacking(keys, gathered)
-        if lacking is _NOTHING:
-            pages = [(key.number, gathered.parts.pop(key)) for key in keys]
-            with self.gate.lock:
-                if not self._has_metadata:
-                    self._rows.restore_metadata(pages, self._shape.document_rows, self._changed)
-                    self._has_metadata = True
-        return lacking
-
-    # ---- parts of rows
-
-    def _parts_of(self, slots: Slots) -> list[PartKey]:
-        """The parts with the vectors of slots."""
-        return [PartKey(VECTORS, number) for number in np.unique(slots // self._shape.rows_per_part).tolist()]
-
-    def _pages_of(self, slots: Slots) -> list[PartKey]:
-        """The pages with the metadata of slots; none where all metadata is in memory."""
-        if self._has_metadata:
-            return []
-        numbers = np.unique(slots // self._shape.document_rows).tolist()
-        return [key for number in numbers if self.parts.has(key := PartKey(DOCUMENTS, number))]
-
-    def _metadata_of(self, slot: int, gathered: Gathered) -> bytes | None:
-        if self._has_metadata:
-            return self._rows.arena.get(slot)
-        if slot in self._changed:
-            return self._changed[slot]
-        number, rows_per_page = slot // self._shape.document_rows, self._shape.document_rows
-        page = gathered.parts.get(PartKey(DOCUMENTS, number))
-        return None if page is None else page_row(number, rows_per_page, page, self.counts.rows, slot)
-
-    def _vectors_of(self, slots: Slots, gathered: Gathered) -> npt.NDArray[np.float32]:
-        out = np.empty((len(slots), self._native.dim), dtype=np.float32)
-        numbers = slots // self._shape.rows_per_part
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
-            out[here] = self._native.part_vectors(gathered.parts[PartKey(VECTORS, number)], slots[here])
-        return out
 
     # ---- searches
 
@@ -535,10 +393,7 @@ class LazyIndex:
                 if gathered is None or len(gathered.answers) != len(queries):
                     raise InternalError("a lazily loaded index is asked what it misses first")
                 plan: Plan = "lazy + words" if queries.shape[1] else "words"
-                return [
-                    _text_results(self, answer, request, place, plan, gathered)
-                    for place, answer in enumerate(gathered.answers)
-                ]
+                return self._text.results(request, plan, gathered)
             if not len(queries) or queries.shape[1] != self._native.dim:
                 return [SearchResults([], 0, "lazy") for _ in queries]
             if gathered is None or len(gathered.candidates) != len(queries):
@@ -552,7 +407,7 @@ class LazyIndex:
 
     def _results(self, one: Candidates, request: SearchRequest, gathered: Gathered) -> SearchResults:
         results = self._hits(one, request, gathered) if one.groups is None else self._grouped(one, request, gathered)
-        used = {*one.parts, *self._pages_of(one.slots)}
+        used = {*one.parts, *self._held.pages_of(one.slots)}
         cached = max(len(used) - gathered.requests, 0)
         results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
         return results
@@ -561,7 +416,7 @@ class LazyIndex:
         def describe(slots: list[int]) -> Iterable[tuple[bytearray, npt.NDArray[np.float32] | None]]:
             vectors: Iterable[Any] = repeat(None)
             if request.include_vectors:
-                vectors = self._vectors_of(np.array(slots, dtype=np.uint32), gathered)
+                vectors = self._held.vectors_of(np.array(slots, dtype=np.uint32), gathered)
             return zip(self._rows.arena.get_many(slots), vectors, strict=False)
 
         assert one.groups is not None
@@ -573,10 +428,10 @@ class LazyIndex:
         n, scores = int(self._scorer.passing(scored, request.threshold)), scored.tolist()
         slots = np.array([slot for _, _, slot in nearest[:n]], dtype=np.uint32)
         vectors: Iterable[npt.NDArray[np.float32] | None] = (
-            self._vectors_of(slots, gathered) if request.include_vectors else repeat(None)
+            self._held.vectors_of(slots, gathered) if request.include_vectors else repeat(None)
         )
         hits = [
-            SearchResult(id.decode(), score, distance, bytearray(self._metadata_of(slot, gathered) or b""), vector)
+            SearchResult(id.decode(), score, distance, bytearray(self._held.metadata_of(slot, gathered) or b""), vector)
             for (distance, id, slot), score, vector in zip(nearest[:n], scores, vectors, strict=False)
         ]
         return SearchResults(hits, len(scores) - n, "lazy")
@@ -597,8 +452,8 @@ class LazyIndex:
             live = [slot in known for slot in slots.tolist()]
             found = [id for id, is_live in zip(ids, live, strict=True) if is_live]
             of = slots[np.array(live, dtype=np.bool_)]
-            metadata = [self._metadata_of(slot, gathered) for slot in of.tolist()]
-            made = iter(self._rows.made(of, found, self._vectors_of(of, gathered), metadata))
+            metadata = [self._held.metadata_of(slot, gathered) for slot in of.tolist()]
+            made = iter(self._rows.made(of, found, self._held.vectors_of(of, gathered), metadata))
             return [next(made) if is_live else None for is_live in live]
 
         return self.gate.within(rows)
@@ -623,102 +478,3 @@ class LazyIndex:
         """Counts of the version, and memory, without expired rows in `vectorless`, and the number of expired rows."""
         stats, hidden = self.gate.alone(fresh_stats, self._rows)
         return self._of_version(stats), hidden
-
-
-# ---- Searches with text ---------------------------------------------------------------------------------------------
-
-
-def _missing_of_text(
-    index: LazyIndex, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
-) -> Missing:
-    """The parts that a search with text lacks. Words and vectors are fetched side by side.
-
-    The vector's side fetches no more than a search without text: its candidates are the best of all rows of the
-    parts that such a search fetches. Required and excluded clauses say which rows may be candidates, so with such
-    clauses the words come first.
-    """
-    by_vector = len(queries) > 0 and queries.shape[1] > 0
-    if by_vector:
-        if index._is_nearly_here():
-            return Missing(whole=True, optional=True)
-        check_query_dim(queries.shape[1], index.vector_dim)
-    if not gathered.answers:
-        if request.where is not None and request.where.needs_metadata:
-            lacking = index._missing_metadata(gathered)
-            if lacking is not _NOTHING:
-                return lacking
-        asked = [index._hybrid.terms(request, place) for place in range(len(queries))]
-        wanted = [key for terms in asked for key in index._rows.texts.missing(terms)]
-        waits = wanted and any(terms.has_signs for terms in asked)
-        if by_vector and queries.shape[1] == index._native.dim and not gathered.candidates and not waits:
-            index._find_candidates(queries, request, gathered, asked)
-        near = [key for one in gathered.candidates for key in (*one.parts, *index._pages_of(one.slots))]
-        lacking = index._lacking([*wanted, *near], gathered)
-        if lacking is not _NOTHING:
-            return lacking
-        if wanted:
-            for key in dict.fromkeys(wanted):
-                index._rows.texts.take(key, gathered.parts.pop(key))
-            return _missing_of_text(index, queries, request, gathered)  # words are known now, and need postings
-        for place, terms in enumerate(asked):
-            gathered.answers.append(_answer(index, queries[place], request, terms, place, gathered))
-    found = [slot for answer in gathered.answers for slot in answer.slots.tolist()]
-    slots = np.array(found, dtype=np.uint32)
-    keys = index._pages_of(slots)
-    if request.include_vectors and len(slots):
-        keys = [*keys, *index._parts_of(slots)]
-    return index._lacking(keys, gathered)
-
-
-def _answer(
-    index: LazyIndex,
-    query: npt.NDArray[np.float32],
-    request: SearchRequest,
-    terms: TermsQuery,
-    place: int,
-    gathered: Gathered,
-) -> TextAnswer:
-    one = gathered.candidates[place] if gathered.candidates else None
-    allow = one.allow if one else index._hybrid.allowed(terms, index._allowed(request))
-    near = None
-    if len(query):
-        rows: list[tuple[float, bytes, int]] = []
-        if one:
-            rows = index._nearest(query, request._replace(k=depth_of(request.k)), one, gathered)
-        distances = [distance for distance, _, _ in rows]
-        slots = np.array([slot for _, _, slot in rows], dtype=np.uint32)
-        near = Near(slots, distances, index._scorer.scores(distances).tolist(), "lazy")
-    return TextAnswer(*index._hybrid.joined(near, terms, request, allow))
-
-
-def _text_results(
-    index: LazyIndex, answer: TextAnswer, request: SearchRequest, place: int, plan: Plan, gathered: Gathered
-) -> SearchResults:
-    hits, n = answer.hits, passing(answer.hits, request)
-    terms = index._hybrid.terms(request, place)
-    for hit, slot in zip(hits[:n], answer.slots.tolist(), strict=False):
-        index._hybrid.describe(hit, bytearray(index._metadata_of(slot, gathered) or b""), request, terms)
-    if request.include_vectors and n:
-        kept = answer.slots[:n]
-        vectors, vectorless = index._vectors_of(kept, gathered), index._rows.are_vectorless(kept).tolist()
-        for row in range(n):
-            hits[row].vector = None if vectorless[row] else vectors[row]
-    results = SearchResults(hits[:n], len(hits) - n, plan)
-    cached = max(len(gathered.parts) - gathered.requests, 0)
-    results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached)
-    return results
-
-
-def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:
-    """The number of candidates: the nearest rows by code, whose parts a search fetches.
-
-    Args:
-        k: rows asked for.
-        ef_search: the number of candidates where it is given; 0 for none.
-        recall_target: share of the k nearest rows asked for, or None.
-    """
-    if ef_search:
-        return min(max(k, ef_search), _CANDIDATES_MAX)
-    target = recall_target or 0.0
-    share = next((share for recall, share in _CANDIDATES if target <= recall), _CANDIDATES[-1][1])
-    return min(max(int(share * k + 0.5), _CANDIDATES_MIN), _CANDIDATES_MAX)

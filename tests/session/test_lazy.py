@@ -29,7 +29,8 @@ from fabstir_vectordb import (
     sync,
 )
 from fabstir_vectordb._native.handle import NativeIndex
-from fabstir_vectordb.index.lazy import LazyIndex, candidates_for
+from fabstir_vectordb.index.lazy import LazyIndex
+from fabstir_vectordb.index.lazy_near import candidates_for
 from fabstir_vectordb.index.protocol import Gathered, Missing, Reach
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.persist import load as load_module

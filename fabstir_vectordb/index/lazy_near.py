@@ -1,0 +1,131 @@
+"""Searches by vector of a lazily loaded index: the likeliest rows by code, then exact scores in the parts of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import K_MAX
+from fabstir_vectordb.index.filters import Filters, Matches
+from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
+from fabstir_vectordb.index.lazy_rows import LazyRows
+from fabstir_vectordb.index.protocol import Candidates, Gathered
+from fabstir_vectordb.index.rows import Rows
+from fabstir_vectordb.metadata.columns import Mask
+from fabstir_vectordb.metadata.filter_eval import bitmap
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING
+from fabstir_vectordb.params import SearchRequest
+
+__all__ = ["LazyNear", "candidates_for"]
+
+Bitmap = npt.NDArray[np.uint64]
+
+# Recall target, and candidates as a multiple of k: on 100,000 sentence embeddings the parts of these candidates hold
+# 96, 99 and 99.7 % of the ten nearest (docs/decisions/0016).
+_CANDIDATES: Final[tuple[tuple[float, float], ...]] = ((0.95, 1.2), (0.99, 2.4), (1.0, 6.0))
+_CANDIDATES_MIN: Final = 8
+_CANDIDATES_MAX: Final = 10_000
+
+
+class LazyNear:
+    """Searches by vector. Each method is a read, and is called inside the gate.
+
+    Args:
+        rows: the rows.
+        held: their parts.
+        filters: the filters of the index.
+    """
+
+    def __init__(self, rows: Rows, held: LazyRows, filters: Filters) -> None:
+        self._rows = rows
+        self._held = held
+        self._filters = filters
+
+    def find_candidates(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered,
+        taken: Sequence[Bitmap | None],
+    ) -> None:
+        """The likeliest rows for each query among those that it may take; None for all."""
+        most = candidates_for(request.k, request.ef_search, request.recall_target)
+        for query, allow in zip(queries, taken, strict=True):
+            likely = self._held.native.candidates(query, most, allow)
+            gathered.candidates.append(Candidates(allow, likely, self._held.parts_of(likely)))
+
+    def allowed(self, request: SearchRequest) -> Bitmap | None:
+        """The rows that the filter takes and that have not expired; None for all."""
+        if request.where is not None:
+            return self._filters.read(request.where, lambda matches: matches.allow)
+        return self._rows.hidden().allow
+
+    def find_candidates_of_groups(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
+    ) -> None:
+        """The likeliest rows of the groups with the likeliest rows."""
+
+        def of_all(matches: Matches, groups: Groups) -> tuple[Mask, Groups]:
+            slots = matches.slots()
+            mask = np.zeros(matches.rows, dtype=np.bool_)
+            mask[slots[~self._rows.are_vectorless(slots)]] = True
+            return mask, groups
+
+        mask, groups = self._filters.read_groups(request.where or EVERYTHING, group_by, of_all)
+        # So many groups, which takes about as many rows as a search for all their hits without groups.
+        hits = min(request.k * request.group_size, _CANDIDATES_MAX)
+        most = candidates_for(hits, request.ef_search, request.recall_target)
+        for query in queries:
+            places = count()
+
+            def by_code(
+                mask: Mask, most: int, exact: bool, query: Any = query, places: Iterator[int] = places
+            ) -> Iterable[Hit]:
+                # The place among all candidates stands for the distance.
+                slots = self._held.native.candidates(query, most, bitmap(mask))
+                return [(float(next(places)), b"", slot) for slot in slots.tolist()]
+
+            found = best_of_groups(groups, mask, most, request.group_size, by_code)
+            likely = np.unique([hit[2] for _, hits in found.groups for hit in hits]).astype(np.uint32)
+            gathered.candidates.append(Candidates(bitmap(mask), likely, self._held.parts_of(likely), groups=groups))
+
+    def nearest(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, one: Candidates, gathered: Gathered
+    ) -> list[Hit]:
+        """The nearest rows in the candidates' parts; with `group_by`, those of the groups found there."""
+        rows: list[Hit] = []
+        k = request.k if one.groups is None else min(self._held.shape.rows_per_part, K_MAX)
+        for key in one.parts:
+            slots, distances = self._held.native.search_part(gathered.parts[key], query, k, one.allow)
+            ids = (id.encode() for id in self._held.native.get_ids(slots))
+            rows += zip(distances.tolist(), ids, slots.tolist(), strict=True)
+        rows.sort()
+        if one.groups is None:
+            return rows[:k]
+
+        def search(mask: Mask, most: int, exact: bool) -> Iterable[Hit]:
+            return islice((hit for hit in rows if mask[hit[2]]), most)
+
+        mask = np.zeros(self._rows.counts.rows, dtype=np.bool_)
+        mask[[slot for _, _, slot in rows]] = True
+        one.found = best_of_groups(one.groups, mask, request.k, request.group_size, search).groups
+        return [hit for _, hits in one.found for hit in hits]
+
+
+def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:
+    """The number of candidates: the nearest rows by code, whose parts a search fetches.
+
+    Args:
+        k: rows asked for.
+        ef_search: the number of candidates where it is given; 0 for none.
+        recall_target: share of the k nearest rows asked for, or None.
+    """
+    if ef_search:
+        return min(max(k, ef_search), _CANDIDATES_MAX)
+    target = recall_target or 0.0
+    share = next((share for recall, share in _CANDIDATES if target <= recall), _CANDIDATES[-1][1])
+    return min(max(int(share * k + 0.5), _CANDIDATES_MIN), _CANDIDATES_MAX)
