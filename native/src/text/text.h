@@ -171,12 +171,10 @@ bool postings_open(posting_cursor *c, const text_segment *s, const term_info *in
 bool postings_load(posting_cursor *c, uint32_t block);
 /* The first posting of the block from `at` on whose document is not below `doc`. */
 static inline uint32_t postings_from(const posting_cursor *c, uint32_t at, uint32_t doc) {
-    for (;;) {
-        uint32_t below = 0;
-        for (uint32_t i = 0; i < POSTING_STEP; i++) below += (int32_t)c->docs[at + i] < (int32_t)doc;
-        at += below;
-        if (below < POSTING_STEP) return at;
-    }
+    while ((int32_t)c->docs[at + POSTING_STEP - 1] < (int32_t)doc) at += POSTING_STEP;
+    uint32_t below = 0;
+    for (uint32_t i = 0; i < POSTING_STEP; i++) below += (int32_t)c->docs[at + i] < (int32_t)doc;
+    return at + below;
 }
 /* Unpacks its frequencies, too. */
 void postings_freqs(posting_cursor *c);

@@ -37,7 +37,8 @@ typedef struct search {
     uint32_t n_lists, *order;
     uint64_t *best; /* keys of the best, the worst of them first once there are k */
     uint32_t k, found;
-    uint32_t need; /* no lower score comes among the best of this window */
+    uint32_t floor; /* so many documents have at least this score that no lower one comes among the best */
+    uint32_t need;  /* the same for a window, by what was found before it */
     uint32_t scores[WINDOW];
     uint64_t touched[WINDOW_WORDS];
     uint32_t docs[WINDOW], sums[WINDOW];
@@ -367,8 +368,8 @@ static inline uint32_t key_slot(uint64_t key) { return UINT32_MAX - (uint32_t)ke
 
 /* The lowest score with which rows of slots from `slot` on come among the best. */
 static uint32_t score_needed(const search *x, uint32_t slot) {
-    if (x->found < x->k) return 0;
-    return (uint32_t)(x->best[0] >> 32) + (slot > key_slot(x->best[0]));
+    if (x->found < x->k) return x->floor;
+    return max_u32(x->floor, (uint32_t)(x->best[0] >> 32) + (slot > key_slot(x->best[0])));
 }
 
 static void offer(search *x, uint32_t score, uint32_t slot) {
@@ -379,6 +380,35 @@ static void offer(search *x, uint32_t score, uint32_t slot) {
     } else if (key > x->best[0]) {
         x->best[0] = key;
         best_sink(NULL, x->best, x->k, 0);
+    }
+}
+
+static bool is_candidate(const search *x, uint32_t doc) {
+    return bit_get(x->s->alive, doc) && (!x->allow || bit_within(x->allow, x->allow_words, segment_slot(x->s, doc)));
+}
+
+/* Lists of most postings that are looked at for a floor, and of most documents asked for. */
+#define FLOOR_POSTINGS 1024u
+#define FLOOR_K 128u
+
+/* The k-th best score of one list is a floor, as no document has less than one of its terms gives.  Rare words, whose lists are
+ * short, give much; without a floor, lists could be left out only once k documents are found. */
+static void raise_floor(search *x) {
+    uint32_t best[FLOOR_K];
+    for (uint32_t i = 0; i < x->n_lists; i++) {
+        const list *l = &x->lists[i];
+        uint32_t n = 0;
+        if (l->blocks || l->n < x->k || l->n > FLOOR_POSTINGS || x->k > FLOOR_K) continue;
+        for (uint32_t j = 0; j < l->n; j++) {
+            const uint32_t score = l->scores[j];
+            if (n == x->k && score <= best[n - 1]) continue;
+            if (score <= x->floor || !is_candidate(x, l->docs[j])) continue;
+            n += n < x->k;
+            uint32_t at = n - 1;
+            for (; at && best[at - 1] < score; at--) best[at] = best[at - 1];
+            best[at] = score;
+        }
+        if (n == x->k) x->floor = best[n - 1];
     }
 }
 
@@ -482,10 +512,8 @@ static uint32_t take_many(search *x, uint32_t base, uint32_t size, uint32_t leas
 static uint32_t keep_allowed(search *x, uint32_t n) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t doc = x->docs[i];
-        if (!bit_get(x->s->alive, doc)) continue;
-        if (x->allow && !bit_within(x->allow, x->allow_words, segment_slot(x->s, doc))) continue;
-        x->docs[kept] = doc;
+        if (!is_candidate(x, x->docs[i])) continue;
+        x->docs[kept] = x->docs[i];
         x->sums[kept++] = x->sums[i];
     }
     return kept;
@@ -527,7 +555,7 @@ static void search_window(search *x, uint32_t base, uint32_t end) {
 
 /* Windows grow: until k documents are known, no list can be left out. */
 static void search_lists(search *x) {
-    uint32_t size = x->found < x->k ? WINDOW_FIRST : WINDOW;
+    uint32_t size = x->found < x->k && !x->floor ? WINDOW_FIRST : WINDOW;
     for (uint32_t base = 0;; size = min_u32(size * 2, WINDOW)) {
         uint32_t next = TEXT_NONE;
         for (uint32_t i = 0; i < x->n_lists; i++) {
@@ -595,7 +623,10 @@ static fvdb_status search_query(search *x, uint32_t k, uint64_t *out_matches, fv
     if (!x->best) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < x->q->state->n; i++) {
         const bool had = open_lists(x, i);
-        if (had) search_lists(x);
+        if (had) {
+            raise_floor(x);
+            search_lists(x);
+        }
         query_close(&x->room);
         if (!had) return FAIL_MEMORY(diag);
     }
