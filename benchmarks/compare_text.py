@@ -2,7 +2,8 @@
 
 One thread; CPU time counts, as others may use the cores. Taking queries apart is part of a search. bm25s gets the
 tokens of this library, so that its answers can be compared: `agree` is the share of queries whose ten scores are the
-same within 1e-5. tantivy has its own words, and lengths rounded to a byte.
+same within 1e-5. tantivy has its own words, and lengths rounded to a byte. With --language, words stand beside their
+stems, and a query goes the way of a session's: through the query language.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ import numpy as np
 from harness import curves, datasets, rounds
 from harness.contract import K
 
-from fabstir_vectordb._native.text import NativeText
+from fabstir_vectordb._native.text import STEM_MARK, NativeText
 from fabstir_vectordb._native.words import words
+from fabstir_vectordb.index.text import Texts
+from fabstir_vectordb.metadata.values import encode_metadata
+from fabstir_vectordb.text.analyzer import Analyzer
+from fabstir_vectordb.text.query import parse_query
+from fabstir_vectordb.text.settings import TextSettings
 
 K1, B = 1.2, 0.75
 OURS = "fabstir"
@@ -33,8 +39,10 @@ SEED = 20_261_126
 Search = Callable[[str], Sequence[float]]
 
 
-def build_ours(texts: list[str]) -> tuple[Search, dict[str, float]]:
+def build_ours(texts: list[str], language: str | None) -> tuple[Search, dict[str, float]]:
     """Our index, and the bytes that it takes for a row."""
+    if language is not None:
+        return build_stemmed(texts, language)
     index = NativeText(k1=K1, b=B)
     change = index.stage(np.arange(len(texts), dtype=np.uint32), texts)
     change.prepare()
@@ -48,15 +56,40 @@ def build_ours(texts: list[str]) -> tuple[Search, dict[str, float]]:
     return search, {"bytes_per_row": index.stats().bytes_total / len(texts)}
 
 
-def build_bm25s(texts: list[str]) -> tuple[Search, dict[str, float]]:
+def build_stemmed(texts: list[str], language: str) -> tuple[Search, dict[str, float]]:
+    """The same with stems."""
+    index = Texts(TextSettings(fields=("text",), language=language, k1=K1, b=B))
+    values = [encode_metadata({"text": text}) for text in texts]
+    with index.staged(np.arange(len(texts), dtype=np.uint32), values) as change:
+        change.commit()
+
+    def search(query: str) -> Sequence[float]:
+        terms = index.compile(parse_query(query)).scored
+        found: list[float] = [] if terms is None else index.search(terms, K, None).scores.tolist()
+        return found
+
+    return search, {"bytes_per_row": index.stats.bytes_total / len(texts)}
+
+
+def terms_of(text: str, analyzer: Analyzer) -> list[str]:
+    """The terms that our index has of a text."""
+    found = [word.term for word in words(text)]
+    if analyzer.language is None:
+        return found
+    stems = [STEM_MARK + stem for stem in analyzer.stem_all(found)]
+    return [term for pair in zip(found, stems, strict=True) for term in pair]
+
+
+def build_bm25s(texts: list[str], language: str | None) -> tuple[Search, dict[str, float]]:
     """bm25s over our tokens."""
     bm25s: Any = importlib.import_module("bm25s")
 
+    analyzer = Analyzer(language)
     index = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numba")
-    index.index([[word.term for word in words(text)] for text in texts], show_progress=False)
+    index.index([terms_of(text, analyzer) for text in texts], show_progress=False)
 
     def search(query: str) -> Sequence[float]:
-        tokens = [[word.term for word in words(query)]]
+        tokens = [terms_of(query, analyzer)]
         scores = index.retrieve(tokens, k=min(K, len(texts)), show_progress=False, n_threads=0).scores[0]
         return [float(score) for score in scores if score > 0]
 
@@ -64,12 +97,12 @@ def build_bm25s(texts: list[str]) -> tuple[Search, dict[str, float]]:
     return search, {}
 
 
-def build_tantivy(texts: list[str]) -> tuple[Search, dict[str, float]]:
+def build_tantivy(texts: list[str], language: str | None) -> tuple[Search, dict[str, float]]:
     """tantivy with its default tokens, in one segment in memory."""
     tantivy: Any = importlib.import_module("tantivy")
 
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("text", stored=False)
+    builder.add_text_field("text", stored=False, tokenizer_name="default" if language is None else "en_stem")
     index = tantivy.Index(builder.build())
     writer = index.writer(heap_size=200_000_000, num_threads=1)
     for text in texts:
@@ -132,6 +165,7 @@ def summarise(results: rounds.ResultFile, engines: list[str], kinds: list[str]) 
 def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__, rounds=5)
+    parser.add_argument("--language", choices=["english"], help="stems beside the words")
     parser.add_argument("--queries", type=Path, help="a file as queries.jsonl.gz of wordnet-examples")
     rounds.add_engines_argument(parser, BUILDERS)
     options = parser.parse_args()
@@ -145,7 +179,8 @@ def main() -> None:
     lacking = {name: [one for one in NEEDS.get(name, ()) if importlib.util.find_spec(one) is None] for name in wanted}
     skipped = {name: f"{', '.join(modules)} not installed" for name, modules in lacking.items() if modules}
     engines = [name for name in wanted if name not in skipped]
-    parameters = {"set": folder.name, "rows": len(texts), "k": K, "queries": {k: len(v) for k, v in queries.items()}}
+    counts = {kind: len(of) for kind, of in queries.items()}
+    parameters = {"set": folder.name, "rows": len(texts), "k": K, "language": options.language, "queries": counts}
     results = rounds.ResultFile(options, "compare_text", parameters, skipped)
     built: dict[str, Search] = {}
     with rounds.Pinned(1):
@@ -153,7 +188,7 @@ def main() -> None:
 
             def measure(engine: str = engine) -> dict[str, Any]:
                 before = time.process_time_ns()
-                built[engine], found = BUILDERS[engine](texts)
+                built[engine], found = BUILDERS[engine](texts, options.language)
                 found["build_s"] = (time.process_time_ns() - before) / 1e9
                 found |= {f"{kind}_us": timed_us(built[engine], of) for kind, of in queries.items()}
                 if engine == "bm25s" and OURS in built:
