@@ -22,7 +22,19 @@ from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.text.settings import TextSettings, text_settings
 
-__all__ = ["UNSET", "ConfigFields", "Memory", "Metric", "SeedPhrase", "Unset", "VectorDBConfig", "config_of"]
+__all__ = [
+    "UNSET",
+    "ConfigFields",
+    "Memory",
+    "Metric",
+    "NoPhrase",
+    "SeedPhrase",
+    "ShareFields",
+    "Unset",
+    "VectorDBConfig",
+    "config_of",
+    "share_config",
+]
 
 Metric = Literal["cosine", "l2", "dot"]
 Memory = Literal["default", "compact"]
@@ -94,6 +106,13 @@ class SeedPhrase:
 
     def __reduce__(self) -> str:
         raise TypeError("a seed phrase is not written to pickles")
+
+
+class NoPhrase(SeedPhrase):
+    """Stands for the phrase in the settings of a session that a share CID opened: there is none."""
+
+    def __init__(self) -> None:
+        super().__init__("none")
 
 
 class _Token(str):
@@ -177,6 +196,26 @@ class ConfigFields(TypedDict, total=False):
     text_b: float | None
     embedder: Embedder | None
     tracing: Any
+
+
+class ShareFields(TypedDict, total=False):
+    """The settings of VectorDBConfig that a session by share CID takes."""
+
+    session_id: str
+    memory_budget_mb: int
+    cache_size_mb: int
+    disk_cache_dir: str | os.PathLike[str] | None
+    disk_cache_mb: int
+    debug: bool
+    memory: Memory
+    recall_target: float | None
+    default_threshold: float | Unset | None
+    timeout_s: float
+    max_retries: int
+    portal_token: str | None
+    allow_private_redirects: bool
+    clock: Callable[[], float] | None
+    threads: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +425,17 @@ class VectorDBConfig(metaclass=_Sealing):
     def native_threads(self) -> int:
         """Threads of a native call."""
         return min(self.threads or usable_cpus(), THREADS_MAX)
+
+
+def share_config(s5_portal: str | os.PathLike[str], given: Mapping[str, Any]) -> VectorDBConfig:
+    """The configuration of a session by share CID.
+
+    Raises:
+        InvalidConfigError: a setting is unknown, out of range, or none of a session without a phrase.
+    """
+    for name in given:
+        check_known(name, ShareFields.__annotations__, "a setting of a session by share CID", InvalidConfigError)
+    return VectorDBConfig(**{"session_id": "share", **given, "s5_portal": s5_portal, "user_seed_phrase": NoPhrase()})
 
 
 def config_of(given: Given, **defaults: Any) -> VectorDBConfig:

@@ -32,7 +32,7 @@ from fabstir_vectordb.index import Index, IndexClosed, LazyIndex
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.worker_threads import Outcome, run_in_thread, trim_bytes, trim_threads
 
-__all__ = ["DESTROYED", "AnyIndex", "Runtime"]
+__all__ = ["DESTROYED", "READ_ONLY", "AnyIndex", "Runtime"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -47,6 +47,11 @@ _PAUSE_S: Final = 0.005
 
 #: Why a destroyed session refuses a call.
 DESTROYED: Final = "Session already destroyed"
+#: Why a session without a phrase refuses changes and saves.
+READ_ONLY: Final = (
+    "this session was opened by a share CID, without a phrase: it only reads. To change the rows, load the share CID "
+    "in a session of your own"
+)
 _FORKED: Final = (
     "this session was made before os.fork(), and a child process cannot use it: its threads and locks stayed in the "
     "parent. Create a session in the child, or start processes with the method 'spawn' or 'forkserver'"
@@ -97,6 +102,7 @@ class Runtime:
 
     Attributes:
         index: the current index; a load replaces it while it has the turn.
+        is_read_only: whether changes are refused.
     """
 
     is_blocking: ClassVar[bool] = False
@@ -105,6 +111,7 @@ class Runtime:
 
     def __init__(self, session_id: str) -> None:
         self._session_id = session_id
+        self.is_read_only = False
         self._ended: str | None = None
         self._binding: _Binding | None = None
         self._binding_lock = threading.Lock()
@@ -142,6 +149,16 @@ class Runtime:
         binding = self._binding
         if binding is None or binding.thread != get_ident():
             self._bind()
+
+    def check_writes(self) -> None:
+        """Checks that the session may change rows and save.
+
+        Raises:
+            SessionError: it is destroyed, or only reads.
+        """
+        self._check_open()
+        if self.is_read_only:
+            raise self._refused(READ_ONLY)
 
     def _check_open(self) -> None:
         if self._ended is not None:
@@ -194,11 +211,21 @@ class Runtime:
         return await self._on_loop(partial(self._exclusive, operation))
 
     async def change(self, function: Callable[[Index, Control], _T]) -> _T:
-        """The result of a change. It waits for its turn and runs in a worker thread on the current index."""
+        """The result of a change. It waits for its turn and runs in a worker thread on the current index.
+
+        Raises:
+            SessionError: the session only reads.
+        """
+        self.check_writes()
         return await self._on_loop(partial(self._change, function))
 
     async def concurrent(self, function: Callable[[Index, Control], _T]) -> _T:
-        """The result of a change beside which reads run on."""
+        """The result of a change beside which reads run on.
+
+        Raises:
+            SessionError: the session only reads.
+        """
+        self.check_writes()
         return await self._on_loop(partial(self._concurrent, function))
 
     async def read(self, need: Need, function: Callable[[Any, Gathered], _T]) -> _T:

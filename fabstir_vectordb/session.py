@@ -9,11 +9,13 @@ then raises the cancellation. By then the change is complete, or left no trace.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -27,7 +29,18 @@ import numpy as np
 from fabstir_vectordb import log_level
 from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
 from fabstir_vectordb.additions import Additions
-from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, check_recall_target, config_of
+from fabstir_vectordb.config import (
+    UNSET,
+    ConfigFields,
+    Given,
+    NoPhrase,
+    ShareFields,
+    Unset,
+    VectorDBConfig,
+    check_recall_target,
+    config_of,
+    share_config,
+)
 from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
@@ -57,6 +70,7 @@ from fabstir_vectordb.params import (
 from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.runtime import AnyIndex, Runtime
+from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.searches import Searches, has_large_filter
 from fabstir_vectordb.text.fusion import Fusion
@@ -144,11 +158,13 @@ class VectorDBSession:
 
     def __init__(self, config: VectorDBConfig, runtime_type: type[Runtime] = Runtime) -> None:
         self._config = config.without_secrets()
-        if len(config.secret.reveal().split()) == PHRASE_WORDS:
+        has_phrase = not isinstance(config.secret, NoPhrase)
+        if has_phrase and len(config.secret.reveal().split()) == PHRASE_WORDS:
             # Fifteen words must be a valid S5 phrase: a mistyped word would otherwise open another, empty identity.
             parse_phrase(config.secret.reveal())
         self._now_us = partial(_clock_us, config.clock)
         runtime = runtime_type(config.session_id)
+        runtime.is_read_only = not has_phrase
         tracing = Tracing(config) if config.tracing is not False else None
         self._workspace = Workspace(config, runtime, self._now_us, tracing)
         self._additions = Additions(self._now_us)
@@ -220,6 +236,43 @@ class VectorDBSession:
         """
         return Creation(cls._from_parts(cls._create(Given(config, settings)), recent, historical, timestamps))
 
+    @classmethod
+    def open_share(
+        cls,
+        cid: str,
+        s5_portal: str | os.PathLike[str],
+        /,
+        *,
+        lazy_load: bool = True,
+        become_whole: bool = True,
+        **settings: Unpack[ShareFields],
+    ) -> Creation[Self]:
+        """Opens a shared version without a phrase, to read it.
+
+        The session has every verb that reads. Changes, saves, `history`, `prune_history`, `share` and `list_indexes`
+        raise SessionError. `load_user_vectors` takes another share CID. The arguments can be sent to any process: a
+        share CID and the store's address are all that it takes.
+
+        Args:
+            cid: a share CID, as `share` returns it.
+            s5_portal: where the version lives, as in VectorDBConfig.
+            lazy_load, become_whole: as in LoadOptions.
+            **settings: `session_id`, `memory_budget_mb`, `cache_size_mb`, `disk_cache_dir`, `disk_cache_mb`, `debug`,
+                `memory`, `recall_target`, `default_threshold`, `timeout_s`, `max_retries`, `portal_token`,
+                `allow_private_redirects`, `clock` and `threads`, as in VectorDBConfig.
+
+        Returns:
+            A session that holds the version.
+
+        Raises:
+            InvalidConfigError: a setting is unknown or out of range.
+            InvalidInputError: `cid` is no share CID.
+            NotFoundError, DecryptionError, IntegrityError, MemoryBudgetExceededError, StorageError, S5Error: as
+                `load_user_vectors`; no session was made.
+        """
+        options: LoadFields = {"lazy_load": lazy_load, "become_whole": become_whole}
+        return Creation(_opened_share(cls, cid, partial(share_config, s5_portal, settings), options))
+
     @staticmethod
     async def _from_parts(
         creation: Coroutine[Any, Any, _S],
@@ -228,12 +281,8 @@ class VectorDBSession:
         timestamps: Mapping[str, float] | None,
     ) -> _S:
         session = await creation
-        try:
+        async with _destroyed_on_error(session):
             await session._fill(recent, historical, timestamps)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await session.destroy()
-            raise
         return session
 
     async def _fill(
@@ -1202,6 +1251,24 @@ class VectorDBSession:
     def _stats(self, index: AnyIndex) -> SessionStats:
         workspace = self._workspace
         return _stats_of(index, *index.stats(), workspace.is_dirty, workspace.last_cid, workspace.superseded_bytes)
+
+
+@asynccontextmanager
+async def _destroyed_on_error(session: VectorDBSession) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await session.destroy()
+        raise
+
+
+async def _opened_share(cls: type[_S], cid: str, config: Callable[[], VectorDBConfig], options: LoadFields) -> _S:
+    check_share_cid(cid)
+    session = cls(config())
+    async with _destroyed_on_error(session):
+        await session.load_user_vectors(cid, **options)
+    return session
 
 
 class Creation(Coroutine[Any, Any, _S], Generic[_S]):

@@ -6,14 +6,25 @@ with the first of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack
 
 from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
-from fabstir_vectordb.config import UNSET, ConfigFields, Given, Unset, VectorDBConfig, config_of
+from fabstir_vectordb.config import (
+    UNSET,
+    ConfigFields,
+    Given,
+    ShareFields,
+    Unset,
+    VectorDBConfig,
+    config_of,
+    share_config,
+)
 from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
+from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.tracing import Tracing, trace_verbs
@@ -120,6 +131,49 @@ class VectorDBSession:
         session = cls(config_of(given))
         try:
             run_here(session._verbs._fill(recent, historical, timestamps))
+        except BaseException:
+            session.destroy()
+            raise
+        return session
+
+    @classmethod
+    def open_share(
+        cls,
+        cid: str,
+        s5_portal: str | os.PathLike[str],
+        /,
+        *,
+        lazy_load: bool = True,
+        become_whole: bool = True,
+        **settings: Unpack[ShareFields],
+    ) -> Self:
+        """Opens a shared version without a phrase, to read it.
+
+        The session has every verb that reads. Changes, saves, `history`, `prune_history`, `share` and `list_indexes`
+        raise SessionError. `load_user_vectors` takes another share CID. The arguments can be sent to any process: a
+        share CID and the store's address are all that it takes.
+
+        Args:
+            cid: a share CID, as `share` returns it.
+            s5_portal: where the version lives, as in VectorDBConfig.
+            lazy_load, become_whole: as in LoadOptions.
+            **settings: `session_id`, `memory_budget_mb`, `cache_size_mb`, `disk_cache_dir`, `disk_cache_mb`, `debug`,
+                `memory`, `recall_target`, `default_threshold`, `timeout_s`, `max_retries`, `portal_token`,
+                `allow_private_redirects`, `clock` and `threads`, as in VectorDBConfig.
+
+        Returns:
+            A session that holds the version.
+
+        Raises:
+            InvalidConfigError: a setting is unknown or out of range.
+            InvalidInputError: `cid` is no share CID.
+            NotFoundError, DecryptionError, IntegrityError, MemoryBudgetExceededError, StorageError, S5Error: as
+                `load_user_vectors`; no session was made.
+        """
+        check_share_cid(cid)
+        session = cls(share_config(s5_portal, settings))
+        try:
+            session.load_user_vectors(cid, lazy_load=lazy_load, become_whole=become_whole)
         except BaseException:
             session.destroy()
             raise

@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeVar
 
 import anyio
 
-from fabstir_vectordb.config import SeedPhrase, VectorDBConfig
+from fabstir_vectordb.config import NoPhrase, SeedPhrase, VectorDBConfig
 from fabstir_vectordb.embedding import Embedder, check_same
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, LazyIndex
@@ -37,8 +37,8 @@ from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
 from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version
-from fabstir_vectordb.runtime import AnyIndex, Runtime
-from fabstir_vectordb.s5.cid import ShareCid
+from fabstir_vectordb.runtime import READ_ONLY, AnyIndex, Runtime
+from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.phrase import secret_to_entropy
 from fabstir_vectordb.storage import Store, open_store
@@ -83,7 +83,7 @@ class Workspace:
             max_retries=config.max_retries,
             token=config.portal_token,
             private_redirects=config.allow_private_redirects,
-            account_seed=self._account_seed,
+            account_seed=None if isinstance(config.secret, NoPhrase) else self._account_seed,
         )
         if tracing is not None:
             self.store = tracing.traced_store(self.store)
@@ -140,6 +140,7 @@ class Workspace:
         self, on_conflict: Literal["error", "overwrite"], verify_stored: bool, progress: ProgressCallback | None
     ) -> str:
         """Stores the index as a new version, and returns its CID."""
+        self._runtime.check_writes()
         settings = self._persist_settings()
         unchanged = (
             not self.is_dirty and not verify_stored and await is_base_stored(self.store, self._lineage, settings)
@@ -189,7 +190,7 @@ class Workspace:
         if options.memory_budget_mb is not None:
             budget = options.memory_budget_mb * 1_000_000
         cache_bytes = self._config.cache_size_mb * 1_000_000
-        keys = await self._keys()
+        keys = await self._keys(cid)
         loaded = await self._with_room(
             lambda settings: load_version(
                 self.store,
@@ -251,7 +252,7 @@ class Workspace:
         """Reads every object of a version and checks all of it."""
         return await verify_version(
             self.store,
-            await self._keys(),
+            await self._keys(cid),
             self._lineage,
             self._persist_settings(),
             cid,
@@ -372,8 +373,16 @@ class Workspace:
                 raise
         return await load(self._persist_settings())
 
-    async def _keys(self) -> Identity:
-        """The user's keys, derived at first use, as Argon2id is slow for secrets that are no S5 phrase."""
+    async def _keys(self, cid: str | None = None) -> Identity:
+        """The user's keys, derived at first use, as Argon2id is slow for secrets that are no S5 phrase.
+
+        Args:
+            cid: the version that is to be opened, if any: a share CID has its own key, and needs none of the user.
+        """
+        if isinstance(self._secret, NoPhrase):
+            if cid is None or not isinstance(parse_cid(cid), ShareCid):
+                raise SessionError(READ_ONLY, details={"session_id": self._config.session_id})
+            return _nobody()
         if self._identity is None:
             if self._secret is None:
                 raise SessionError("Session already destroyed", details={"session_id": self._config.session_id})
@@ -382,6 +391,13 @@ class Workspace:
 
     async def _account_seed(self, authority: str) -> bytes:
         return (await self._keys()).own_account_seed(authority)
+
+
+def _nobody() -> Identity:
+    """An identity without a secret: its keys are asked for by mistake only, which raises SessionError."""
+    identity = Identity(bytes(16))
+    identity.wipe()
+    return identity
 
 
 def _entropy_of(secret: SeedPhrase) -> bytes:

@@ -33,7 +33,7 @@ CLASS_LINES_MAX = 400
 
 #: The verbs of a session, as README and docs/reference.md show them.
 VERBS = {
-    *("create", "from_parts", "destroy"),
+    *("create", "from_parts", "open_share", "destroy"),
     *("add_vectors", "add_batch", "add_texts", "update_metadata", "update_by_metadata", "update_vector", "set_schema"),
     "set_text_fields",
     *("delete", "delete_vector", "delete_by_metadata", "clear", "vacuum", "optimize"),

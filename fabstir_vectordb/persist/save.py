@@ -47,7 +47,7 @@ from fabstir_vectordb.s5.keys import Identity, PathKeys, root_nonce
 from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX, Store
 from fabstir_vectordb.types import ProgressCallback
 
-__all__ = ["SavedVersion", "is_base_stored", "save_version"]
+__all__ = ["SavedVersion", "StoredVersion", "is_base_stored", "save_version", "store_version"]
 
 _MEDIA_TYPE_MANIFEST = "application/cbor"
 # Largest metadata page in bytes; where a page would be larger, pages cover fewer rows.
@@ -125,9 +125,11 @@ async def save_version(
         version, counts = lineage.base, (0, len(lineage.base.parts), 0)
     else:
         workers = Workers(settings.threads, settings.spare_bytes)
-        version, counts, changed = await _store_parts_and_root(
+        stored = await store_version(
             store, keys, index, lineage, settings, workers=workers, verify_stored=verify_stored, progress=progress
         )
+        version, changed = stored.version, stored.changed_rows
+        counts = stored.parts_stored, stored.parts_reused, stored.bytes_stored
     # Shielded: after a cancellation it would be unknown whether the version is the newest. The store's timeout bounds
     # it.
     refused_entry: HistoryEntry | None = None
@@ -222,7 +224,25 @@ class _Plan:
     text: TextShape | None
 
 
-async def _store_parts_and_root(
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version that is stored, and that no pointer names yet.
+
+    Attributes:
+        version: the version.
+        directory: its root in clear, a secret.
+        parts_stored, parts_reused, bytes_stored, changed_rows: as in `SavedVersion`.
+    """
+
+    version: Version
+    directory: bytes = field(repr=False)
+    parts_stored: int
+    parts_reused: int
+    bytes_stored: int
+    changed_rows: Sequence[int] = field(repr=False)
+
+
+async def store_version(
     store: Store,
     keys: PathKeys,
     index: IndexSnapshot,
@@ -232,12 +252,20 @@ async def _store_parts_and_root(
     workers: Workers,
     verify_stored: bool,
     progress: ProgressCallback | None,
-) -> tuple[Version, tuple[int, int, int], Sequence[int]]:
-    """Stores parts, manifest and root.
+) -> StoredVersion:
+    """Stores parts, manifest and root, and moves no pointer.
+
+    Args:
+        store, index, lineage, settings, verify_stored, progress: as in `save_version`.
+        keys: of the path whose encryption key seals them.
+        workers: for hashing and the cipher.
 
     Returns:
-        The version; counts of parts stored, parts reused and bytes stored; and the rows whose metadata differs from
-        the pages.
+        The version.
+
+    Raises:
+        StorageError: the version breaks a limit of the layout (nothing was stored), or the store failed.
+        VectorDBError: the store failed in another way.
     """
     root_key = keys.encryption_key if settings.encrypt_at_rest else None
     reusable = _reusable_parts(lineage.base, settings)
@@ -305,12 +333,19 @@ async def _store_parts_and_root(
     manifest_id = await store.put(manifest_blob)
     files = {part.record.name: part.entry for part in parts}
     files[MANIFEST_NAME] = with_hash(manifest_entry, manifest_id.hash)
-    root_blob = await workers.run(_seal_root, files, root_key)
+    directory = await workers.run(encode_directory, files)
+    root_blob = directory if root_key is None else await workers.run(_seal_root, directory, root_key)
     root_id = await store.put(root_blob)
     meter.stage("pointer")
     version = Version.of(root_id, manifest, parts, own=True, encrypted=settings.encrypt_at_rest)
-    counts = parts_stored, len(parts) - parts_stored, bytes_stored + len(manifest_blob) + len(root_blob)
-    return version, counts, plan.changed
+    return StoredVersion(
+        version,
+        directory,
+        parts_stored,
+        len(parts) - parts_stored,
+        bytes_stored + len(manifest_blob) + len(root_blob),
+        plan.changed,
+    )
 
 
 async def _kept(
@@ -522,8 +557,5 @@ def _seal_manifest(manifest: Manifest, root_key: bytes | None) -> tuple[FileEntr
     return seal(encode_manifest(manifest), root_key, _MEDIA_TYPE_MANIFEST)
 
 
-def _seal_root(files: dict[str, FileEntry], root_key: bytes | None) -> bytes:
-    directory = encode_directory(files)
-    if root_key is None:
-        return directory
+def _seal_root(directory: bytes, root_key: bytes) -> bytes:
     return encrypt_mutable(root_key, root_nonce(root_key, directory), directory)

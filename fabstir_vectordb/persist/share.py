@@ -26,7 +26,7 @@ from fabstir_vectordb.s5.cipher import encrypt_mutable
 from fabstir_vectordb.s5.keys import Identity, root_nonce, share_key
 from fabstir_vectordb.storage.base import Store
 
-__all__ = ["share_version"]
+__all__ = ["share_version", "store_copy"]
 
 
 async def share_version(
@@ -66,8 +66,28 @@ async def share_version(
     expired = await _expired_rows(store, workers, manifest, parts, settings.clock())
     if manifest.superseded or expired:
         raise _not_clean(root_id, manifest.superseded, expired)
-    key = share_key(identity.path_keys(index_path(root.index_name)).encryption_key, root_id.hash)
-    shared = await store.put(await workers.run(_sealed, key, root.plain))
+    root_key = identity.path_keys(index_path(root.index_name)).encryption_key
+    return await store_copy(store, workers, root_key, root_id, root.plain)
+
+
+async def store_copy(store: Store, workers: Workers, root_key: bytes, root_id: BlobId, plain: bytes) -> ShareCid:
+    """Stores a copy of a root under its own key, whatever its parts hold.
+
+    Args:
+        store: where the version lives.
+        workers: for the cipher.
+        root_key: encryption key of the index, 32 bytes.
+        root_id: CID of the root.
+        plain: the root in clear.
+
+    Returns:
+        The share CID.
+
+    Raises:
+        VectorDBError: the store failed.
+    """
+    key = share_key(root_key, root_id.hash)
+    shared = await store.put(await workers.run(_sealed, key, plain))
     return ShareCid(key, shared.hash)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "EncryptedBlobCid",
     "ShareCid",
     "blake3_hash",
+    "check_share_cid",
     "multibase_decode",
     "multibase_encode",
     "parse_cid",
@@ -258,6 +259,16 @@ def parse_cid(text: str) -> BlobId | ShareCid:
     """
     raw = multibase_decode(text)
     return ShareCid.from_bytes(raw) if raw[:3] == _SHARE_MAGIC else BlobId.from_bytes(raw)
+
+
+def check_share_cid(text: object) -> None:
+    """Refuses a text that is no share CID, without showing it.
+
+    Raises:
+        InvalidInputError: the text is no CID, or the CID of a version.
+    """
+    if not isinstance(parse_cid(text), ShareCid):  # type: ignore[arg-type]  # it refuses what is no string
+        raise InvalidInputError("this is the CID of a version, which needs its owner's phrase: give a share CID")
 
 
 def multibase_encode(raw: bytes, base: Base = "base64url") -> str:

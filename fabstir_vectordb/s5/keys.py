@@ -34,6 +34,7 @@ __all__ = [
     "part_key",
     "portal_challenge_response",
     "root_nonce",
+    "shard_key",
     "share_key",
 ]
 
@@ -47,6 +48,7 @@ _ROTATION: Final = 0
 _ACCOUNTS: Final = 65
 _HIDDEN_DB: Final = 66
 _FILE_SYSTEM: Final = 67
+_SHARD_CONTEXT: Final = "fabstir-vectordb 2026-11-26 key of a shard of a collection"
 
 
 def derive_int(base: bytes | bytearray, tweak: int) -> bytes:
@@ -107,6 +109,25 @@ def share_key(root_key: bytes, root_hash: bytes) -> bytes:
         32 bytes, the same for the same version.
     """
     return keyed_hash(root_key, b"share" + root_hash)
+
+
+def shard_key(root_key: bytes, collection: str, shard: int) -> bytes:
+    """Return the key of one shard of a collection, from which `Identity.from_key` makes the shard's identity.
+
+    BLAKE3's derive-key mode over root key ‖ shard number as 8 little-endian bytes ‖ UTF-8 of the name. A worker that
+    has this key cannot compute the root key or the key of another shard.
+
+    Args:
+        root_key: encryption key of the collection's root index, 32 bytes.
+        collection: index name of the root.
+        shard: number of the shard; a collection never uses a number twice.
+
+    Returns:
+        32 bytes.
+    """
+    return blake3(
+        root_key + shard.to_bytes(8, "little") + collection.encode("utf-8"), derive_key_context=_SHARD_CONTEXT
+    ).digest()
 
 
 def ed25519_public_key(seed: bytes) -> bytes:
@@ -189,6 +210,22 @@ class Identity:
             raise InvalidInputError(f"The entropy of an identity has 16 bytes, got {len(entropy)}")
         # `wipe` can overwrite a bytearray. The immutable copies made by a derivation cannot be overwritten.
         self._seed = bytearray(blake3_hash(entropy))
+
+    @classmethod
+    def from_key(cls, key: bytes) -> Identity:
+        """Return the identity of a derived key, which no phrase has.
+
+        Args:
+            key: 32 bytes, as `shard_key` derives them; the identity seed.
+
+        Raises:
+            InvalidInputError: the key has another size.
+        """
+        if len(key) != KEY_BYTES:
+            raise InvalidInputError(f"The key of an identity has {KEY_BYTES} bytes, got {len(key)}")
+        self = object.__new__(cls)
+        self._seed = bytearray(key)
+        return self
 
     def __repr__(self) -> str:
         return f"<Identity{'' if self._seed else ' (wiped)'}>"
