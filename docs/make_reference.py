@@ -176,11 +176,19 @@ def commands() -> Iterator[str]:
     yield f"`fabstir-vectordb [OPTIONS] COMMAND`. {prose(cli.help or '')} {prose(cli.epilog or '')}"
     yield "\n".join(options(cli))
     for name, command in sorted(cli.commands.items()):
-        arguments = [p.human_readable_name.upper() for p in command.params if isinstance(p, click.Argument)]
-        yield f"### `{' '.join(['fabstir-vectordb', name, *arguments])}`"
-        yield prose(command.help or "")
-        if lines := list(options(command)):
-            yield "\n".join(lines)
+        yield from described_command(name, command)
+
+
+def described_command(name: str, command: click.Command) -> Iterator[str]:
+    """A command with its arguments and options, and after it those of its group."""
+    arguments = [p.human_readable_name.upper() for p in command.params if isinstance(p, click.Argument)]
+    yield f"### `{' '.join(['fabstir-vectordb', name, *arguments])}`"
+    yield prose(command.help or "")
+    if lines := list(options(command)):
+        yield "\n".join(lines)
+    if isinstance(command, click.Group):
+        for inner, one in sorted(command.commands.items()):
+            yield from described_command(f"{name} {inner}", one)
 
 
 def options(command: click.Command) -> Iterator[str]:

@@ -33,6 +33,7 @@ import click
 import platformdirs
 from tqdm import tqdm
 
+from fabstir_vectordb.cli_collection import collection
 from fabstir_vectordb.cli_import import export, import_
 from fabstir_vectordb.cli_mcp import mcp
 from fabstir_vectordb.cli_migrate import migrate
@@ -221,6 +222,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
     _show_log(context, context.obj.debug)
 
 
+cli.add_command(collection)
 cli.add_command(import_)
 cli.add_command(export)
 cli.add_command(migrate)

@@ -13,11 +13,9 @@ from fabstir_vectordb.cli_support import (
     INPUT,
     STANDARD,
     Settings,
-    array_of,
-    file_name,
     load,
     open_session,
-    reading,
+    query_of,
     say,
 )
 from fabstir_vectordb.display import json_text
@@ -27,16 +25,6 @@ from fabstir_vectordb.text.fusion import FUSIONS
 from fabstir_vectordb.types import FusedResult, SearchResult
 
 __all__ = ["search"]
-
-
-def _read_query(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return array_of(path).reshape(-1)
-    try:
-        with reading(path) as stream:
-            return json.loads(stream.read())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{file_name(path)} is not JSON: {error}") from None
 
 
 def _read_filter(text: str) -> Any:
@@ -96,7 +84,7 @@ def search(
         raise click.UsageError("stdin cannot hold both the query and the phrase")
     if highlight and not as_json:
         raise click.UsageError("--highlight gives places of words: give --json, too")
-    query = None if vector is None else _read_query(vector)
+    query = None if vector is None else query_of(vector)
     asked = {name: value for name, value in options.items() if value is not None} | {"threshold": options["threshold"]}
     if text is not None:
         asked |= {"text": text, "highlight": highlight}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
+import json
 import logging
 import os
 import sys
@@ -37,6 +38,7 @@ __all__ = [
     "note",
     "open_session",
     "portal_token",
+    "query_of",
     "reading",
     "rows_bar",
     "say",
@@ -158,6 +160,24 @@ def array_of(path: Path) -> npt.NDArray[Any]:
         return np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         raise InvalidInputError(f"{path} is not a .npy file of numbers: {error}") from None
+
+
+def query_of(path: Path) -> Any:
+    """The query vector in a file: .npy, or a JSON array.
+
+    Raises:
+        InvalidInputError: the file holds neither.
+    """
+    if path.suffix == ".npy":
+        return array_of(path).reshape(-1)
+    try:
+        with reading(path) as stream:
+            query = json.loads(stream.read())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{file_name(path)} is not JSON: {error}") from None
+    if isinstance(query, str):
+        raise InvalidInputError(f"{file_name(path)} is a text, where a query is an array of real numbers")
+    return query
 
 
 class OutputError(Exception):

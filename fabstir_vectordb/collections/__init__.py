@@ -1,5 +1,25 @@
-"""Collections of shards, for more rows than one process holds."""
+"""Collections of shards, for more rows than one process holds: see docs/collections.md."""
 
+from fabstir_vectordb.collections.build import build
+from fabstir_vectordb.collections.collection import Collection
 from fabstir_vectordb.collections.engines import Engine, over, threads
+from fabstir_vectordb.collections.types import (
+    CollectionProgress,
+    CollectionReport,
+    CollectionStats,
+    ShardedResults,
+    ShardInfo,
+)
 
-__all__ = ["Engine", "over", "threads"]
+__all__ = [
+    "Collection",
+    "CollectionProgress",
+    "CollectionReport",
+    "CollectionStats",
+    "Engine",
+    "ShardInfo",
+    "ShardedResults",
+    "build",
+    "over",
+    "threads",
+]

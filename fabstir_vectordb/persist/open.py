@@ -31,6 +31,7 @@ from fabstir_vectordb.storage.base import Store
 __all__ = [
     "OpenedVersion",
     "UnlockedRoot",
+    "open_shared",
     "open_version",
     "read_directory",
     "read_manifest",
@@ -94,7 +95,7 @@ async def open_version(
         root_id = BlobId(asked.hash, len(root_blob))
         if isinstance(asked, ShareCid):
             # The parts have the keys of another user: a later save must not reuse them.
-            files, own = await workers.run(_open_shared, asked, root_blob), False
+            files, own = await workers.run(open_shared, asked, root_blob), False
         else:
             files, own = await _open_root(
                 store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
@@ -241,7 +242,13 @@ async def unlock_root(
     )
 
 
-def _open_shared(share: ShareCid, blob: bytes) -> dict[str, FileEntry]:
+def open_shared(share: ShareCid, blob: bytes) -> dict[str, FileEntry]:
+    """The files of a shared root.
+
+    Raises:
+        DecryptionError: the share CID's key does not open it.
+        IntegrityError: it is no root of a version.
+    """
     plain = _try_key(share.key, blob)
     if plain is None:
         raise DecryptionError("the key in this share CID does not open the version it names")

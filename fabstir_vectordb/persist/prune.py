@@ -25,7 +25,7 @@ from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.s5.registry import pointer_hash
 from fabstir_vectordb.storage.base import Store
 
-__all__ = ["PrunedHistory", "prune_history"]
+__all__ = ["PrunedHistory", "delete_blobs", "prune_history"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ async def prune_history(
     deleted = 0
     if not dry_run:
         # Roots last: they list the other blobs, which an interrupted prune must find again.
-        deleted = await _delete(store, files) + await _delete(store, roots)
+        deleted = await delete_blobs(store, files) + await delete_blobs(store, roots)
         await cut_history(store, identity, settings, lineage, cut)
     size = sum(files.values()) + sum(roots.values())
     # A version with a second entry above the cut stays: it became the newest again, or was refused at first.
@@ -162,7 +162,12 @@ async def _read_root(
     return len(blob), await workers.run(read_directory, root.plain)
 
 
-async def _delete(store: Store, blobs: Iterable[bytes]) -> int:
+async def delete_blobs(store: Store, blobs: Iterable[bytes]) -> int:
+    """Deletes blobs, a few at a time; returns how many the store reports as deleted.
+
+    Raises:
+        VectorDBError: the store failed.
+    """
     deleted = 0
 
     async def delete(digest: bytes) -> None:

@@ -1,0 +1,151 @@
+"""The commands `collection …`: building and reading a collection of shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from fabstir_vectordb.cli_support import Settings, query_of, say, session_settings
+from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
+from fabstir_vectordb.collections.records import ROUTES
+from fabstir_vectordb.display import json_text
+from fabstir_vectordb.errors import InvalidInputError, NotFoundError
+
+__all__ = ["collection"]
+
+_PROCESSES = click.option(
+    "--processes", type=click.IntRange(min=0), default=0, show_default=True, help="Processes to use; 0 for threads."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@contextmanager
+def _engine(processes: int) -> Iterator[Engine | None]:
+    if not processes:
+        yield None
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield over(pool)
+
+
+@contextmanager
+def _shards_bar(title: str) -> Iterator[Any]:
+    """A function that takes the progress of a build or a verification; shows it if stderr is a terminal."""
+    with tqdm(desc=title, unit="shard", leave=False, disable=None) as bar:
+
+        def tell(state: CollectionProgress) -> None:
+            bar.total = state.total
+            bar.update(state.done - bar.n)
+
+        yield tell
+
+
+@click.group()
+def collection() -> None:
+    """Build, search and check a collection: an index of many shards, named by --index-name."""
+
+
+@collection.command()
+@click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.option("--shards", type=int, default=8, show_default=True, help="Number of shards.")
+@click.option("--route", type=click.Choice(ROUTES), default="nearest", show_default=True, help="How rows go to shards.")
+@click.option(
+    "--metric", type=click.Choice(["cosine", "l2", "dot"]), default="cosine", show_default=True, help="Metric."
+)
+@_PROCESSES
+@click.pass_obj
+def build(settings: Settings, table: Path, shards: int, route: Any, metric: Any, processes: int) -> None:
+    """Build a collection from TABLE, a Parquet or Arrow file or a folder of Parquet files, and print its CID.
+
+    Columns are id, vector or embedding, and timestamp and expires_at where there are any; all others are metadata.
+    """
+    fields = session_settings(settings, metric=metric)
+    with _engine(processes) as engine, _shards_bar("build") as tell:
+        cid = sync.build(fields, table, shards=shards, route=route, engine=engine, progress=tell)
+    say(cid)
+
+
+@collection.command()
+@click.option("--like", help="Id of a row whose vector is the query.")
+@click.option(
+    "--vector",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
+)
+@click.option("-k", default=10, show_default=True, help="Most hits.")
+@click.option("--shards", type=int, help="How many shards to ask, the most promising ones; by default all.")
+@click.option("--recall-target", type=float, help="Share of the nearest rows to find; chooses how many shards to ask.")
+@click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
+@_PROCESSES
+@_JSON
+@click.pass_obj
+def search(
+    settings: Settings,
+    like: str | None,
+    vector: Path | None,
+    k: int,
+    shards: int | None,
+    recall_target: float | None,
+    threshold: float | None,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Find the rows nearest to a query vector."""
+    if (like is None) is (vector is None):
+        raise click.UsageError("give either --like ID or --vector FILE")
+    query = None if vector is None else query_of(vector)
+    with _engine(processes) as engine, sync.Collection.open(session_settings(settings), engine=engine) as many:
+        if like is not None:
+            row = many.get([like])[0]
+            if row is None:
+                raise NotFoundError(f"the collection has no row with id {like!r}", details={"id": like})
+            if row.vector is None:
+                raise InvalidInputError(f"row {like!r} has no vector", details={"id": like})
+            query = row.vector
+        hits = many.search(query, k, shards=shards, recall_target=recall_target, threshold=threshold)
+        for hit in hits:
+            if as_json:
+                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
+                say(json.dumps(record, ensure_ascii=False))
+            else:
+                say(f"{hit.score:.4f}  {hit.id}  {'' if hit.metadata is None else json_text(hit.metadata)}")
+
+
+@collection.command()
+@_JSON
+@click.pass_obj
+def stats(settings: Settings, as_json: bool) -> None:
+    """Show the shards of the collection, and how many of the nearest rows the most promising ones have."""
+    with sync.Collection.open(session_settings(settings)) as many:
+        found = many.stats()
+    if as_json:
+        say(json_text(found))
+        return
+    say(f"{found.rows} rows in {len(found.shards)} shards by {found.route}, {found.metric}, {found.cid}")
+    for shard in found.shards:
+        note = "  (holds deleted rows)" if shard.superseded else ""
+        say(f"{shard.number:>6}  {shard.rows:>10} rows{note}")
+    if found.curve:
+        say("nearest rows in the most promising shards: " + ", ".join(f"{share:.3f}" for share in found.curve))
+
+
+@collection.command()
+@_PROCESSES
+@click.pass_obj
+def verify(settings: Settings, processes: int) -> None:
+    """Read every object of the collection and check all bytes."""
+    with (
+        _engine(processes) as engine,
+        sync.Collection.open(session_settings(settings), engine=engine) as many,
+        _shards_bar("verify") as tell,
+    ):
+        report = many.verify(progress=tell)
+    say(f"{report.shards} shards, {report.parts} parts, {report.bytes} bytes, {report.rows} rows: undamaged")

@@ -1,0 +1,199 @@
+"""Building a collection: rows to shards, shards to an engine, and one root at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Unpack
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb.collections.engines import Engine, OwnedEngine
+from fabstir_vectordb.collections.fanout import Job, run_all
+from fabstir_vectordb.collections.keys import ShardKeys
+from fabstir_vectordb.collections.placement import Placement, place, scale_of
+from fabstir_vectordb.collections.records import ROUTES, Recipe, Route, Settings, Shard
+from fabstir_vectordb.collections.root import Snapshot, write_root
+from fabstir_vectordb.collections.routing import sample_of
+from fabstir_vectordb.collections.rows import picked, take_batches, with_vector
+from fabstir_vectordb.collections.shards import Built, ShardVersion, build_shard
+from fabstir_vectordb.collections.types import ProgressCallback, Teller
+from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
+from fabstir_vectordb.errors import ConflictError, InvalidInputError
+from fabstir_vectordb.index.incoming import Batch
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import IndexParams, wall_clock_us
+from fabstir_vectordb.session import VectorDBSession
+
+__all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "shard_of"]
+
+#: Shards whose rows are with the engine at a time, beside the rows of the caller.
+BUILDS_IN_FLIGHT: Final = 8
+SHARDS_MAX: Final = 65_536
+#: Rows whose neighbours are looked for in all shards, to measure how many shards have them.
+_CURVE_QUERIES: Final = 128
+_CURVE_K: Final = 10
+
+
+async def build(
+    config: VectorDBConfig | Mapping[str, Any] | None,
+    batches: Any,
+    /,
+    *,
+    shards: int = 8,
+    route: Route = "nearest",
+    engine: Engine | None = None,
+    progress: ProgressCallback | None = None,
+    **settings: Unpack[ConfigFields],
+) -> str:
+    """Builds a collection of shards, as the first version of an index.
+
+    The rows are in the memory of the caller's process while it divides them among shards; an engine builds the shards.
+    The CID depends on the rows, the settings and the phrase: not on the engine, on the order of the rows, or on tasks
+    that ran twice. Rows without a timestamp get that of the build's beginning, all the same.
+
+    Args:
+        config, **settings: as `VectorDBSession.create`; `index_name` names the collection. `metric`, `M`,
+            `ef_construction` and `chunk_size` hold for all shards, `memory_budget_mb` for each process of the engine.
+        batches: a table of Arrow or the path of a Parquet file, as `tables.add_table` takes them; or an iterable of
+            such tables, of mappings with the arguments of `add_batch`, or of lists of VectorInputs.
+        shards: number of shards, 1 to 65,536; fewer are made where there are too few different rows.
+        route: how rows go to shards. ``nearest``: near rows to one shard, so that a search need not ask all of them.
+            ``hash``: by the BLAKE3 of the id. ``range``: by ranges of ids. With the last two, `get` asks one shard.
+        engine: where shards are built; None for threads of this process.
+        progress: called with a CollectionProgress, on the event loop's thread.
+
+    Returns:
+        The CID of the root. `Collection.open` opens it.
+
+    Raises:
+        InvalidConfigError: a setting is refused; or the store is ``memory:``, which one session has for itself.
+        InvalidInputError: a row is refused, there are no rows, or `shards` or `route` is.
+        ConflictError: an id occurs twice (details ``ids``), or the index has a version already.
+        MemoryBudgetExceededError: the rows of a shard do not fit in the budget: build more shards.
+        StorageError, S5Error, SessionError: the store or the engine failed. Nothing but unnamed objects was stored, and
+            a second build uses them.
+    """
+    config = config_of(Given(config, settings))
+    recipe = Recipe.of(config, lazy_load=True, become_whole=True)
+    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= SHARDS_MAX:
+        raise InvalidInputError(
+            f"shards must be an integer from 1 to {SHARDS_MAX}, got {shown(shards)}", details={"limit": SHARDS_MAX}
+        )
+    if route not in ROUTES:
+        raise InvalidInputError(f"route must be one of {', '.join(ROUTES)}, got {shown(route)}")
+    owned = OwnedEngine(engine)
+    tell = Teller(progress)
+    async with VectorDBSession.create(config) as session:
+        await _check_free(session, config.index_name)
+        tell("rows", 0, shards)
+        now_us = wall_clock_us() if config.clock is None else round(config.clock() * 1e6)
+        rows = take_batches(batches, now_us)
+        if not rows.ids:
+            raise InvalidInputError("there are no rows: a collection is built of at least one")
+        tell("routes", 0, shards)
+        params = IndexParams(
+            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+        )
+        scale = await anyio.to_thread.run_sync(scale_of, rows)
+        plan = await anyio.to_thread.run_sync(place, route, rows, range(shards), params.metric, scale)
+        queries = await anyio.to_thread.run_sync(_curve_queries, rows, plan)
+        keys = await ShardKeys.of(config)
+        async with owned as chosen:
+            built: list[Built] = (
+                await run_all(
+                    chosen,
+                    build_jobs(recipe, keys, params, rows, plan, rows.vectors[queries]),
+                    in_flight=BUILDS_IN_FLIGHT,
+                    done=tell.counter("shards", len(plan.numbers)),
+                )
+            ).results
+        made = {
+            number: shard_of(number, one.stored, plan.firsts.get(number))
+            for number, one in zip(plan.numbers, built, strict=True)
+        }
+        common = Settings(
+            route=route,
+            dim=rows.vectors.shape[1] if with_vector(rows).any() else None,
+            params=params,
+            next_shard=max(made) + 1,
+            scale=scale,
+            curve=_curve(plan, rows, queries, built),
+        )
+        await write_root(session, None, Snapshot(common, made, plan.centroids))
+        cid = await session.save_to_s5()
+        tell("root", len(made), len(made))
+        return cid
+
+
+async def _check_free(session: VectorDBSession, index_name: str) -> None:
+    await session.load_user_vectors(missing_ok=True)
+    if (await session.get_stats()).last_cid is not None:
+        raise ConflictError(
+            f"index {index_name!r} has a version already: build the collection under another index_name, or open it",
+            details={"index_name": index_name},
+        )
+
+
+def build_jobs(
+    recipe: Recipe,
+    keys: ShardKeys,
+    params: IndexParams,
+    rows: Batch,
+    plan: Placement,
+    queries: npt.NDArray[np.float32],
+) -> list[Job]:
+    """The tasks that build the shards of a placement, by number. Each cuts its rows out when it is its turn."""
+
+    def args(number: int) -> Sequence[Any]:
+        own = picked(rows, np.flatnonzero(plan.homes == number))
+        return recipe, keys.of_shard(number), params, own, queries, _CURVE_K + 1
+
+    return [Job(number, keys.hint(number), build_shard, partial(args, number)) for number in plan.numbers]
+
+
+def shard_of(number: int, stored: ShardVersion, first: str | None) -> Shard:
+    """A shard of the root, of a version that a task stored."""
+    return Shard(
+        number=number,
+        cid=stored.cid,
+        share=stored.share,
+        rows=stored.rows,
+        superseded=stored.superseded,
+        first=first,
+    )
+
+
+# ---- how many shards have the nearest rows
+
+
+def _curve_queries(rows: Batch, plan: Placement) -> npt.NDArray[np.intp]:
+    """The places of the rows whose neighbours are looked for; none where all shards are asked anyway."""
+    if plan.centroids is None or len(plan.numbers) == 1:
+        return np.empty(0, dtype=np.intp)
+    there = np.flatnonzero(with_vector(rows))
+    sample = sample_of([rows.ids[place] for place in there.tolist()], _CURVE_QUERIES)[:_CURVE_QUERIES]
+    return there[sample]
+
+
+def _curve(plan: Placement, rows: Batch, queries: npt.NDArray[np.intp], built: Sequence[Built]) -> tuple[float, ...]:
+    """The share of the nearest rows that are in the n most promising shards, for n from 1 on."""
+    if plan.centroids is None:
+        return ()
+    if not len(queries):
+        return (1.0,)
+    ranked = plan.centroids.ranked(rows.vectors[queries])
+    counts = np.zeros(len(plan.numbers), dtype=np.int64)
+    for query, place_of_row in enumerate(queries.tolist()):
+        near = sorted(
+            (distance, id, number)
+            for number, one in zip(plan.numbers, built, strict=True)
+            for id, distance in one.neighbours[query]
+            if id != rows.ids[place_of_row]
+        )
+        for _, _, number in near[:_CURVE_K]:
+            counts[np.flatnonzero(ranked[query] == number)[0]] += 1
+    return tuple((np.cumsum(counts) / max(1, counts.sum())).tolist())

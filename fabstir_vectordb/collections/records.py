@@ -1,0 +1,242 @@
+"""What a collection knows of its shards, and how a process opens one: small frozen values that can be pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self, cast
+
+from fabstir_vectordb.config import Memory, ShareFields, VectorDBConfig
+from fabstir_vectordb.errors import IntegrityError, InvalidConfigError
+from fabstir_vectordb.params import IndexParams
+
+__all__ = ["ROUTES", "SHARD_INDEX", "Recipe", "Route", "Settings", "Shard", "ShardKey"]
+
+Route = Literal["nearest", "hash", "range"]
+ROUTES: Final[tuple[Route, ...]] = ("nearest", "hash", "range")
+
+#: Index name of every shard; its key makes the difference.
+SHARD_INDEX: Final = "shard"
+_FORM: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a process opens shards: the store, and limits of memory and time. It holds no key.
+
+    Attributes:
+        s5_portal, portal_token, timeout_s, max_retries, allow_private_redirects, disk_cache_dir, disk_cache_mb, memory,
+            threads, memory_budget_mb, cache_size_mb, clock: as in VectorDBConfig. The budget is that of all shards that
+            a process has open.
+        lazy_load, become_whole: as in LoadOptions.
+    """
+
+    s5_portal: str
+    portal_token: str | None = field(repr=False)
+    timeout_s: float
+    max_retries: int
+    allow_private_redirects: bool
+    disk_cache_dir: str | None
+    disk_cache_mb: int
+    memory: Memory
+    threads: int | None
+    memory_budget_mb: int
+    cache_size_mb: int
+    clock: Callable[[], float] | None
+    lazy_load: bool
+    become_whole: bool
+
+    @classmethod
+    def of(cls, config: VectorDBConfig, *, lazy_load: bool, become_whole: bool) -> Self:
+        """The recipe of a collection.
+
+        Raises:
+            InvalidConfigError: shards could not be opened elsewhere: the store is one session's own memory, or versions
+                are not encrypted, or there are texts, which shards do not index.
+        """
+        if config.portal_uri.removeprefix("memory:").strip("/") == "":
+            raise InvalidConfigError(
+                "memory: is the memory of one session: give a collection memory:name, file:///… or a portal",
+                details={"field": "s5_portal"},
+            )
+        if not config.encrypt_at_rest:
+            raise InvalidConfigError(
+                "a collection is always encrypted: leave out encrypt_at_rest=False",
+                details={"field": "encrypt_at_rest"},
+            )
+        if config.text_settings is not None:
+            raise InvalidConfigError(
+                "collections have no text index: leave out text_fields", details={"field": "text_fields"}
+            )
+        return cls(
+            s5_portal=config.portal_uri,
+            portal_token=config.portal_token,
+            timeout_s=config.timeout_s,
+            max_retries=config.max_retries,
+            allow_private_redirects=config.allow_private_redirects,
+            disk_cache_dir=None if config.disk_cache_dir is None else str(config.disk_cache_dir),
+            disk_cache_mb=config.disk_cache_mb,
+            memory=config.memory,
+            threads=config.threads,
+            memory_budget_mb=config.memory_budget_mb,
+            cache_size_mb=config.cache_size_mb,
+            clock=config.clock,
+            lazy_load=lazy_load,
+            become_whole=become_whole,
+        )
+
+    def fields(self) -> ShareFields:
+        """The settings of a session that reads a shard. It keeps all hits: the collection applies the threshold."""
+        return {
+            "session_id": "shard",
+            "memory_budget_mb": self.memory_budget_mb,
+            "cache_size_mb": self.cache_size_mb,
+            "disk_cache_dir": self.disk_cache_dir,
+            "disk_cache_mb": self.disk_cache_mb,
+            "memory": self.memory,
+            "default_threshold": None,
+            "timeout_s": self.timeout_s,
+            "max_retries": self.max_retries,
+            "portal_token": self.portal_token,
+            "allow_private_redirects": self.allow_private_redirects,
+            "clock": self.clock,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShardKey:
+    """The key of a shard, on its way to a worker.
+
+    Attributes:
+        key: 32 bytes, as `s5.keys.shard_key` derives them.
+    """
+
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A shard as the root names it.
+
+    Attributes:
+        number: never used again by this collection.
+        cid: CID of its root, which the shard's key opens, for changes.
+        share: share CID, for readers; a secret.
+        rows: live rows.
+        superseded: whether its parts may hold deleted or replaced rows or metadata.
+        first: least key of its range, with the routes ``hash`` and ``range``; None with ``nearest``.
+    """
+
+    number: int
+    cid: str
+    share: str = field(repr=False)
+    rows: int
+    superseded: bool
+    first: str | None
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The metadata of its row in the root."""
+        return {
+            "kind": "shard",
+            "shard": self.number,
+            "cid": self.cid,
+            "share": self.share,
+            "rows": self.rows,
+            "superseded": self.superseded,
+            "first": self.first,
+        }
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """The shard of a row's metadata.
+
+        Raises:
+            IntegrityError: it is no shard's.
+        """
+        number, cid, share, rows = (metadata.get(name) for name in ("shard", "cid", "share", "rows"))
+        superseded, first = metadata.get("superseded"), metadata.get("first")
+        if (
+            type(number) is not int
+            or type(cid) is not str
+            or type(share) is not str
+            or type(rows) is not int
+            or type(superseded) is not bool
+            or not (first is None or type(first) is str)
+        ):
+            raise IntegrityError("a row of the root is no shard's: this is not a collection")
+        return cls(number=number, cid=cid, share=share, rows=rows, superseded=superseded, first=first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all shards of a collection have in common.
+
+    Attributes:
+        route: how rows go to shards.
+        dim: components of a vector; None where no row has one.
+        params: metric, M, ef_construction and chunk_size.
+        next_shard: the number of the next new shard.
+        scale: largest component of the sample, the unit of the integers that routes are computed with.
+        curve: with ``nearest``, the expected share of the 10 nearest rows that are in the n most promising shards, for
+            n from 1 on, as measured when the collection was built; else empty.
+    """
+
+    route: Route
+    dim: int | None
+    params: IndexParams
+    next_shard: int
+    scale: float
+    curve: tuple[float, ...]
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The metadata of its row in the root."""
+        return {
+            "kind": "collection",
+            "form": _FORM,
+            "route": self.route,
+            "dim": self.dim,
+            "metric": self.params.metric,
+            "M": self.params.M,
+            "ef_construction": self.params.ef_construction,
+            "chunk_size": self.params.chunk_size,
+            "next_shard": self.next_shard,
+            "scale": self.scale,
+            "curve": list(self.curve),
+        }
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """The settings of a row's metadata.
+
+        Raises:
+            IntegrityError: a newer release wrote it, or it is no collection's.
+        """
+        route, dim, scale = metadata.get("route"), metadata.get("dim"), metadata.get("scale")
+        numbers = [metadata.get(name) for name in ("M", "ef_construction", "next_shard")]
+        curve, chunk_size = metadata.get("curve"), metadata.get("chunk_size")
+        if (
+            metadata.get("form") != _FORM
+            or route not in ROUTES
+            or metadata.get("metric") not in ("cosine", "l2", "dot")
+            or not all(type(number) is int for number in numbers)
+            or not all(value is None or type(value) is int for value in (dim, chunk_size))
+            or type(scale) not in (int, float)
+            or type(curve) is not list
+            or not all(type(value) in (int, float) for value in curve)
+        ):
+            raise IntegrityError("the root is not that of a collection, or a newer release wrote it")
+        params = IndexParams(
+            metric=metadata["metric"],
+            M=metadata["M"],
+            ef_construction=metadata["ef_construction"],
+            chunk_size=chunk_size,
+        )
+        return cls(
+            route=cast(Route, route),
+            dim=dim,
+            params=params,
+            next_shard=metadata["next_shard"],
+            scale=float(cast(float, scale)),
+            curve=tuple(map(float, curve)),
+        )

@@ -1,0 +1,241 @@
+"""Which shard a row belongs to, and which shards are worth asking for a query.
+
+With ``nearest``, each shard has many centroids, and a row goes to the shard of its nearest one. k-means (Lloyd 1982)
+finds the centroids on a sample; then they are grouped, near ones together, so that shards have about equally many rows.
+As few centroids as shards would make shards of very different sizes. With ``hash`` and ``range``, each shard has a
+range of keys: the BLAKE3 of the id, or the id itself.
+
+A collection's CID must not depend on a machine, and a matrix product in floats does: libraries add in different orders.
+So vectors are rounded to integers, whose products and sums are exact in float64, in whatever order they are added.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb.config import Metric
+from fabstir_vectordb.s5.cid import blake3_hash
+
+__all__ = [
+    "CENTROIDS_PER_SHARD",
+    "Centroids",
+    "hash_key",
+    "ranges",
+    "sample_of",
+    "shard_of_key",
+    "train",
+    "unit_of",
+]
+
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.intp]
+
+#: Fewer make shards of less equal sizes, and more make the root larger and a query's choice of shards slower.
+CENTROIDS_PER_SHARD: Final = 16
+#: Rows of the sample for each centroid, and in all: 65,536 x 384 numbers take 200 MB while they are trained.
+_SAMPLE_PER_CENTROID: Final = 64
+_SAMPLE_MAX: Final = 65_536
+_ROUNDS: Final = 10
+#: The largest integer of a component. A product of two rows of 4,096 components is below 2^43, far from 2^53.
+_UNIT: Final = 2.0**15
+#: Components of rows outside the sample's range. Products stay below 2^48.
+_FAR: Final = 2.0**20
+_BLOCK_BYTES: Final = 16_000_000
+
+
+def unit_of(sample: npt.NDArray[np.float32]) -> float:
+    """The scale of the integers: the largest component of a sample, 1 where it has no other than 0."""
+    return float(np.abs(sample).max(initial=0.0)) or 1.0
+
+
+def _integers(rows: npt.NDArray[np.float32], metric: Metric, scale: float) -> Floats:
+    """Rows as integers in float64. Under cosine rows are divided by their length, and `scale` has no meaning."""
+    wide = rows.astype(np.float64)
+    if metric != "cosine":
+        return np.clip(np.rint(wide / scale * _UNIT), -_FAR, _FAR)
+    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0.0)
+    # Integers first, so that the sum of squares is exact, and with it the length.
+    whole = np.rint(wide / np.where(largest > 0, largest, 1.0) * _UNIT)
+    length = np.sqrt(np.square(whole).sum(axis=1, keepdims=True))
+    return np.rint(whole / np.where(length > 0, length, 1.0) * _UNIT)
+
+
+def _distances(rows: Floats, centroids: Floats) -> Floats:
+    """Squared distances without the part that is the same for all centroids, exactly."""
+    product = rows @ centroids.T
+    product *= -2.0
+    product += np.square(centroids).sum(axis=1)
+    return product
+
+
+def _nearest(rows: Floats, centroids: Floats) -> Numbers:
+    """The nearest centroid of each row, the first of equally near ones."""
+    block = max(1, _BLOCK_BYTES // (8 * len(centroids)))
+    found = [_distances(rows[start : start + block], centroids).argmin(axis=1) for start in range(0, len(rows), block)]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.intp)
+
+
+def sample_of(ids: Sequence[str], centroids: int) -> Numbers:
+    """The places of the sample's rows: those with the smallest BLAKE3 of their id, in this order.
+
+    It depends on the ids alone, not on the order in which they come.
+    """
+    digests = [blake3_hash(id.encode("utf-8")) for id in ids]
+    order = sorted(range(len(ids)), key=digests.__getitem__)
+    return np.array(order[: min(_SAMPLE_PER_CENTROID * centroids, _SAMPLE_MAX)], dtype=np.intp)
+
+
+def train(sample: npt.NDArray[np.float32], count: int, metric: Metric, scale: float) -> npt.NDArray[np.float32]:
+    """Centroids of a sample, by k-means.
+
+    Args:
+        sample: (n, dim) rows in the order of `sample_of`; the first ones are the first centroids.
+        count: number of centroids.
+        metric, scale: of the collection.
+
+    Returns:
+        At most `count` centroids: those without rows are left out. Under cosine none is zero.
+    """
+    rows = _integers(sample, metric, scale)
+    centroids = np.unique(rows[: 4 * count], axis=0, return_index=True)[1]
+    chosen = rows[np.sort(centroids)[:count]]
+    for _ in range(_ROUNDS):
+        of_row = _nearest(rows, chosen)
+        order = np.argsort(of_row, kind="stable")
+        starts = np.unique(of_row[order], return_index=True)[1]
+        sums = np.add.reduceat(rows[order], starts, axis=0)  # of integers, so exact
+        means = sums / np.diff([*starts, len(rows)])[:, np.newaxis]
+        if metric == "cosine":
+            # A mean of opposite directions has none; its first row stands for it.
+            zero = ~means.any(axis=1)
+            means[zero] = rows[order[starts[zero]]]
+            means = _integers(means.astype(np.float32), metric, scale)
+        means = np.rint(means)
+        if np.array_equal(means, chosen):
+            break
+        chosen = means
+    unit = 1.0 if metric == "cosine" else scale
+    return (chosen / _UNIT * unit).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """The centroids of shards.
+
+    Attributes:
+        vectors: (n, dim) float32, as the root has them.
+        shards: the number of the shard of each.
+        metric, scale: of the collection.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    shards: Numbers
+    metric: Metric
+    scale: float
+    _integers: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_integers", _integers(self.vectors, self.metric, self.scale))
+
+    @classmethod
+    def grouped(
+        cls,
+        vectors: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.float32],
+        numbers: Sequence[int],
+        metric: Metric,
+        scale: float,
+    ) -> Centroids:
+        """Centroids in shards of about equally many rows.
+
+        Args:
+            vectors: the centroids, at least as many as shards.
+            rows: (n, dim) rows whose shards are to be equally large.
+            numbers: of the shards.
+            metric, scale: of the collection.
+
+        Returns:
+            The centroids with their shards.
+        """
+        alone = cls(vectors, np.arange(len(vectors)), metric, scale)
+        weights = np.bincount(alone.nearest(rows), minlength=len(vectors))
+        groups = np.zeros(len(vectors), dtype=np.intp)
+        _group(alone._integers, weights, np.arange(len(vectors)), numbers, groups)
+        return cls(vectors, groups, metric, scale)
+
+    def nearest(self, rows: npt.NDArray[np.float32]) -> Numbers:
+        """The number of the shard of each row."""
+        block = max(1, _BLOCK_BYTES // (8 * rows.shape[1])) if rows.size else 1
+        found = [
+            self.shards[_nearest(_integers(rows[start : start + block], self.metric, self.scale), self._integers)]
+            for start in range(0, len(rows), block)
+        ]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.intp)
+
+    def ranked(self, queries: npt.NDArray[np.float32]) -> Numbers:
+        """The numbers of all shards for each query, the most promising first.
+
+        A shard is as promising as its nearest centroid; under the metric ``dot``, as the one with the largest product.
+        Shards whose centroids are equally near come in the order of their numbers.
+        """
+        numbers = np.unique(self.shards)
+        asked = _integers(queries, self.metric, self.scale)
+        scores = -(asked @ self._integers.T) if self.metric == "dot" else _distances(asked, self._integers)
+        best = np.stack([scores[:, self.shards == number].min(axis=1) for number in numbers], axis=1)
+        return np.asarray(numbers[np.argsort(best, axis=1, kind="stable")])
+
+
+def _group(
+    centroids: Floats, weights: npt.NDArray[np.integer], members: Numbers, numbers: Sequence[int], groups: Numbers
+) -> None:
+    """Divides centroids among shards: in two, along the line of two far ones, then each half in the same way."""
+    if len(numbers) == 1:
+        groups[members] = numbers[0]
+        return
+    left = len(numbers) // 2
+    points = centroids[members]
+    one = points[np.square(points - points[0]).sum(axis=1).argmax()]
+    other = points[np.square(points - one).sum(axis=1).argmax()]
+    order = np.argsort(points @ (other - one), kind="stable")
+    before = np.cumsum(weights[members[order]])
+    target = int(before[-1]) * left / len(numbers)
+    # Each side needs a centroid for each of its shards.
+    cut = int(np.abs(before - target).argmin()) + 1
+    cut = min(max(cut, left), len(members) - (len(numbers) - left))
+    _group(centroids, weights, members[order[:cut]], numbers[:left], groups)
+    _group(centroids, weights, members[order[cut:]], numbers[left:], groups)
+
+
+# ---- by keys
+
+
+def hash_key(id: str) -> str:
+    """The key of an id with the route ``hash``: the first 8 bytes of its BLAKE3, in hex."""
+    return blake3_hash(id.encode("utf-8"))[:8].hex()
+
+
+def ranges(keys: Sequence[str], parts: int, first: str = "") -> list[str]:
+    """Divides rows into ranges of about equally many.
+
+    Args:
+        keys: the key of each row.
+        parts: number of ranges.
+        first: least key of the first range.
+
+    Returns:
+        The least key of each range, ascending; fewer than `parts` where there are fewer different keys.
+    """
+    ordered = sorted(keys)
+    cuts = {ordered[len(ordered) * part // parts] for part in range(1, parts)} if ordered else set()
+    return [first, *sorted(cut for cut in cuts if cut > first)]
+
+
+def shard_of_key(firsts: Sequence[str], key: str) -> int:
+    """The place of the range that has a key, among the ascending least keys of ranges."""
+    return max(0, bisect_right(firsts, key) - 1)

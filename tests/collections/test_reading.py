@@ -1,0 +1,203 @@
+"""A collection answers as one index with the same rows does, bit for bit, whatever runs its tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from gathering import ROWS, batch, bits, seen, settings, single, vectors
+
+from fabstir_vectordb import F, IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, SessionError
+from fabstir_vectordb.collections import Collection, build, over
+from fabstir_vectordb.collections.open_shards import open_count
+from fabstir_vectordb.collections.records import ROUTES
+
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
+
+FILTERS: list[Any] = [None, {"kind": "a"}, {"n": {"$lt": 50}, "tags": 3}, F("n") >= 115]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stores with a collection of three shards by each route; that of ``hash`` is made by its test."""
+    folder = tmp_path_factory.mktemp("stores")
+
+    async def make() -> None:
+        for route in ("nearest", "range"):
+            await build(settings(folder / route), [batch()], shards=3, route=route)
+
+    anyio.run(make)
+    return {route: folder / route for route in ROUTES}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("route", ["nearest", "range", pytest.param("hash", marks=pytest.mark.long)])
+async def test_it_answers_as_one_index(stored: dict[str, Path], route: str) -> None:
+    queries = vectors(6, seed=9)
+    if route == "hash":
+        await build(settings(stored[route]), [batch()], shards=3, route=route)
+    async with await single() as one, await Collection.open(settings(stored[route])) as many:
+        for where in FILTERS:
+            for k in (7, ROWS + 5):
+                fields = {"filter": where, "exact": True, "threshold": None, "include_vectors": k == 7}
+                for expected, found in zip(
+                    await one.search_batch(queries, k, **fields),
+                    await many.search_batch(queries, k, **fields),
+                    strict=True,
+                ):
+                    assert seen(found) == seen(expected)
+                    assert found.shards == (0, 1, 2)
+            assert seen(await many.search(queries[0], 5, filter=where)) == seen(
+                await one.search(queries[0], 5, filter=where)
+            )
+            dropped = [(await db.search(queries[0], 90, filter=where)).below_threshold for db in (many, one)]
+            assert dropped[0] == dropped[1]
+            assert await many.count(where) == await one.count(where)
+            for field, options in (("kind", {}), ("tags", {"limit": 3, "offset": 1}), ("n", {"order": "-value"})):
+                assert await many.facets(field, where, **options) == await one.facets(field, where, **options)
+            assert [bits(row) async for row in many.scan(where)] == [bits(row) async for row in one.scan(where)]
+        ids = ["row-0007", "nothing", "row-0001", "row-0007"]
+        assert [bits(row) for row in await many.get(ids)] == [bits(row) for row in await one.get(ids)]
+        assert await many.get([]) == []
+        assert await many.search_batch(np.empty((0, 8), np.float32), 3) == []
+        stats = await many.stats()
+        assert (stats.rows, stats.route, len(stats.shards)) == (ROWS, route, 3)
+        assert (await many.verify()).rows == ROWS
+    assert open_count() == 0
+
+
+async def test_a_pool_of_processes_gives_the_same_answers(stored: dict[str, Path], pool: ProcessPoolExecutor) -> None:
+    where, query = {"kind": "a"}, vectors(1, seed=9)[0]
+    answers = []
+    for engine in (None, over(pool)):
+        async with await Collection.open(settings(stored["nearest"]), engine=engine) as many:
+            answers.append(
+                (
+                    seen(await many.search(query, 20, filter=where, threshold=None)),
+                    await many.count(where),
+                    await many.facets("kind"),
+                    [bits(row) async for row in many.scan(where)],
+                    [bits(row) for row in await many.get(["row-0003"])],
+                )
+            )
+            with pytest.raises(InvalidInputError) as wrong:
+                await many.search(query, 3, ef_search=5, exact=True)
+            assert wrong.value.code == "INVALID_INPUT"
+    assert answers[0] == answers[1]
+
+
+async def test_a_build_has_one_cid_whatever_the_engine_the_order_and_the_batches(
+    stored: dict[str, Path], pool: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    rows = batch()
+    order = np.random.default_rng(1).permutation(ROWS)
+    pieces = [
+        {
+            "ids": [rows["ids"][place] for place in piece],
+            "vectors": rows["vectors"][piece],
+            "metadata": [rows["metadata"][place] for place in piece],
+            "timestamps": [rows["timestamps"][place] for place in piece],
+        }
+        for piece in np.array_split(order, 3)
+    ]
+    other = await build(settings(tmp_path), iter(pieces), shards=3, engine=over(pool))
+    async with await Collection.open(settings(stored["nearest"])) as first:
+        assert other == (await first.stats()).cid
+
+
+async def test_a_share_opens_all_of_it_without_the_phrase(stored: dict[str, Path]) -> None:
+    query = vectors(1, seed=9)[0]
+    async with await Collection.open(settings(stored["range"])) as own:
+        share = await own.share()
+        expected = seen(await own.search(query, 9, threshold=None))
+    uri = settings(stored["range"])["s5_portal"]
+    async with await Collection.open_share(share, uri, threads=1) as many:
+        assert seen(await many.search(query, 9, threshold=None)) == expected
+        assert (await many.verify()).shards == 3
+        assert await many.refresh() is False
+        for verb in (many.share, many.vacuum, many.history, many.rebalance, lambda: many.prune_history(1), many.change):
+            with pytest.raises(SessionError, match="share CID"):
+                await verb()
+    with pytest.raises(SessionError, match="closed"):
+        await many.count()
+    with pytest.raises(InvalidInputError):
+        await Collection.open_share("nothing", uri)
+
+
+async def test_few_shards_have_most_of_the_nearest_rows(stored: dict[str, Path]) -> None:
+    queries = vectors(40, seed=9)
+    async with await Collection.open(settings(stored["nearest"])) as many:
+        truth = await many.search_batch(queries, 5, exact=True, threshold=None)
+        two = await many.search_batch(queries, 5, exact=True, threshold=None, shards=2)
+        curve = (await many.stats()).curve
+        assert list(curve) == sorted(curve)
+        assert curve[-1] == 1.0
+        assert all(len(found.shards) == 2 for found in two)
+        recall = np.mean([len({*one.ids} & {*other.ids}) / 5 for one, other in zip(truth, two, strict=True)])
+        assert recall >= 0.85
+        assert len((await many.search(queries[0], 5, recall_target=0.5)).shards) < 3
+        assert len((await many.search(queries[0], 5, recall_target=1.0)).shards) == next(
+            n for n, share in enumerate(curve, 1) if share == 1.0
+        )
+        with pytest.raises(InvalidInputError, match="shards"):
+            await many.search(queries[0], 5, shards=0)
+    async with await Collection.open(settings(stored["range"])) as many:
+        with pytest.raises(InvalidInputError, match="route"):
+            await many.search(queries[0], 5, shards=2)
+
+
+async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: dict[str, Path]) -> None:
+    async with await Collection.open(settings(stored["range"])) as many:
+        for call in (
+            lambda: many.search([1.0, 2.0], 3),
+            lambda: many.search(vectors(1)[0], 0),
+            lambda: many.search(vectors(1)[0], 3, mmr=0.5),
+            lambda: many.search(vectors(1)[0], 3, text="word"),
+            lambda: many.search(vectors(1)[0], 3, filter={"n": {"$near": 1}}),
+            lambda: many.count({"n": {"$near": 1}}),
+            lambda: many.facets("$id"),
+            lambda: many.get("row-0001"),
+        ):
+            with pytest.raises(InvalidInputError):
+                await call()
+        assert open_count() == 0
+    for wrong in ({"s5_portal": "memory:"}, {"encrypt_at_rest": False}, {"text_fields": "kind"}, {"engine": 7}):
+        with pytest.raises(InvalidConfigError):
+            await Collection.open({**settings(stored["range"])}, **wrong)
+    with pytest.raises(NotFoundError):
+        await Collection.open(settings(stored["range"], index_name="other"))
+
+
+async def test_a_damaged_shard_is_named_and_a_missing_one_only_where_that_was_allowed(tmp_path: Path) -> None:
+    await build(settings(tmp_path), [batch()], shards=3, route="range")
+    async with await Collection.open(settings(tmp_path)) as many:
+        share_hash = next(iter(many._snapshot.shards.values())).share
+        from fabstir_vectordb.collections.prune import _cid_of
+        from fabstir_vectordb.s5.cid import multibase_encode
+
+        name = multibase_encode(_cid_of(share_hash).hash)[1:]
+        path = tmp_path / "blobs" / name[:2] / name
+        whole = path.read_bytes()
+        path.unlink()
+        with pytest.raises(NotFoundError, match="shard 0") as lost:
+            await many.search(vectors(1)[0], 3)
+        assert lost.value.details["shard"] == 0
+        found = await many.search(vectors(1)[0], 300, missing_ok=True, threshold=None)
+        assert (found.missing, found.shards, len(found)) == ((0,), (1, 2), 80)
+        assert found.to_dict()["missing"] == [0]
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(IntegrityError, match="shard 0"):
+            await many.verify()
+        with pytest.raises(IntegrityError, match="shard 0"):
+            await many.count({"n": 1})
