@@ -8,7 +8,7 @@ shard. What the engine itself raises, such as the loss of a process, becomes a r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,6 +111,7 @@ async def run_all(
     outcomes: dict[int, tuple[Job, Any]] = {}
     failures: dict[int, VectorDBError] = {}
     missing: list[int] = []
+    is_broken = False
     arrivals = _Arrivals()
     try:
         while True:
@@ -125,6 +126,7 @@ async def run_all(
                 try:
                     outcomes[place] = job, future.result()
                 except Exception as error:
+                    is_broken = is_broken or isinstance(error, BrokenExecutor)
                     failure = _of_shard(error, job.shard)
                     if missing_ok and isinstance(failure, _OF_A_SHARD):
                         missing.append(job.shard)
@@ -135,7 +137,8 @@ async def run_all(
             if failures:
                 raise failures[min(failures)]
     finally:
-        for future in running:
+        # A broken executor ends all of its futures itself, and the thread of CPython 3.11's dies of a cancelled one.
+        for future in () if is_broken else running:
             future.cancel()
         failures.clear()  # an error in a frame of its own traceback would keep the arguments alive
     answered = [outcomes[place] for place in sorted(outcomes)]

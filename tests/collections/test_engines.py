@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from typing import Any
 
 import pytest
@@ -78,6 +78,16 @@ async def test_one_failure_cancels_the_rest_and_keeps_its_code_and_details() -> 
     helper.join()
     assert caught.value.details == {"shard": 7, "part": "ids.0000"}
     assert engine.begun[1][0].cancelled()
+
+
+async def test_a_broken_executor_ends_its_futures_itself() -> None:
+    engine = Late()
+    helper = threading.Thread(target=wait_and_run, args=[engine])
+    helper.start()
+    with pytest.raises(SessionError, match="the engine failed: BrokenExecutor"):
+        await run_all(engine, [job(7, fail, BrokenExecutor("a process ended")), job(8, int, 1)])
+    helper.join()
+    assert not engine.begun[1][0].cancelled()
 
 
 def wait_and_run(engine: Late) -> None:
