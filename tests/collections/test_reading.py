@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from gathering import ROWS, batch, bits, seen, settings, single, vectors
 from fabstir_vectordb import F, IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, SessionError
 from fabstir_vectordb.collections import Collection, build, over
 from fabstir_vectordb.collections.open_shards import open_count
-from fabstir_vectordb.collections.records import ROUTES
+from fabstir_vectordb.collections.records import Route
+from fabstir_vectordb.s5.cid import multibase_encode, parse_cid
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
@@ -24,16 +26,11 @@ FILTERS: list[Any] = [None, {"kind": "a"}, {"n": {"$lt": 50}, "tags": 3}, F("n")
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Stores with a collection of three shards by each route; that of ``hash`` is made by its test."""
-    folder = tmp_path_factory.mktemp("stores")
-
-    async def make() -> None:
-        for route in ("nearest", "range"):
-            await build(settings(folder / route), [batch()], shards=3, route=route)
-
-    anyio.run(make)
-    return {route: folder / route for route in ROUTES}
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a collection of three shards."""
+    folder = tmp_path_factory.mktemp("store")
+    anyio.run(partial(build, settings(folder), [batch()], shards=3))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +39,15 @@ def pool() -> Iterator[ProcessPoolExecutor]:
         yield executor
 
 
-@pytest.mark.parametrize("route", ["nearest", "range", pytest.param("hash", marks=pytest.mark.long)])
-async def test_it_answers_as_one_index(stored: dict[str, Path], route: str) -> None:
+@pytest.mark.parametrize(
+    "route", ["nearest", *(pytest.param(one, marks=pytest.mark.long) for one in ("hash", "range"))]
+)
+async def test_it_answers_as_one_index(stored: Path, tmp_path: Path, route: Route) -> None:
     queries = vectors(6, seed=9)
-    if route == "hash":
-        await build(settings(stored[route]), [batch()], shards=3, route=route)
-    async with await single() as one, await Collection.open(settings(stored[route])) as many:
+    folder = stored if route == "nearest" else tmp_path
+    if route != "nearest":
+        await build(settings(folder), [batch()], shards=3, route=route)
+    async with await single() as one, await Collection.open(settings(folder)) as many:
         for where in FILTERS:
             for k in (7, ROWS + 5):
                 fields = {"filter": where, "exact": True, "threshold": None, "include_vectors": k == 7}
@@ -77,29 +77,10 @@ async def test_it_answers_as_one_index(stored: dict[str, Path], route: str) -> N
     assert open_count() == 0
 
 
-async def test_a_pool_of_processes_gives_the_same_answers(stored: dict[str, Path], pool: ProcessPoolExecutor) -> None:
-    where, query = {"kind": "a"}, vectors(1, seed=9)[0]
-    answers = []
-    for engine in (None, over(pool)):
-        async with await Collection.open(settings(stored["nearest"]), engine=engine) as many:
-            answers.append(
-                (
-                    seen(await many.search(query, 20, filter=where, threshold=None)),
-                    await many.count(where),
-                    await many.facets("kind"),
-                    [bits(row) async for row in many.scan(where)],
-                    [bits(row) for row in await many.get(["row-0003"])],
-                )
-            )
-            with pytest.raises(InvalidInputError) as wrong:
-                await many.search(query, 3, ef_search=5, exact=True)
-            assert wrong.value.code == "INVALID_INPUT"
-    assert answers[0] == answers[1]
-
-
-async def test_a_build_has_one_cid_whatever_the_engine_the_order_and_the_batches(
-    stored: dict[str, Path], pool: ProcessPoolExecutor, tmp_path: Path
+async def test_a_pool_of_processes_gives_the_same_cid_and_the_same_answers(
+    stored: Path, pool: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
+    """Also for rows in another order, and in other batches."""
     rows = batch()
     order = np.random.default_rng(1).permutation(ROWS)
     pieces = [
@@ -111,17 +92,30 @@ async def test_a_build_has_one_cid_whatever_the_engine_the_order_and_the_batches
         }
         for piece in np.array_split(order, 3)
     ]
-    other = await build(settings(tmp_path), iter(pieces), shards=3, engine=over(pool))
-    async with await Collection.open(settings(stored["nearest"])) as first:
-        assert other == (await first.stats()).cid
+    await build(settings(tmp_path), iter(pieces), shards=3, engine=over(pool))
+    where, query = {"kind": "a"}, vectors(1, seed=9)[0]
+    answers = []
+    for folder, engine in ((stored, None), (tmp_path, over(pool))):
+        async with await Collection.open(settings(folder), engine=engine) as many:
+            answers.append(
+                (
+                    (await many.stats()).cid,
+                    seen(await many.search(query, 20, filter=where, threshold=None)),
+                    await many.count(where),
+                    await many.facets("kind"),
+                    [bits(row) async for row in many.scan(where)],
+                    [bits(row) for row in await many.get(["row-0003"])],
+                )
+            )
+    assert answers[0] == answers[1]
 
 
-async def test_a_share_opens_all_of_it_without_the_phrase(stored: dict[str, Path]) -> None:
+async def test_a_share_opens_all_of_it_without_the_phrase(stored: Path) -> None:
     query = vectors(1, seed=9)[0]
-    async with await Collection.open(settings(stored["range"])) as own:
+    async with await Collection.open(settings(stored)) as own:
         share = await own.share()
         expected = seen(await own.search(query, 9, threshold=None))
-    uri = settings(stored["range"])["s5_portal"]
+    uri = settings(stored)["s5_portal"]
     async with await Collection.open_share(share, uri, threads=1) as many:
         assert seen(await many.search(query, 9, threshold=None)) == expected
         assert (await many.verify()).shards == 3
@@ -135,9 +129,9 @@ async def test_a_share_opens_all_of_it_without_the_phrase(stored: dict[str, Path
         await Collection.open_share("nothing", uri)
 
 
-async def test_few_shards_have_most_of_the_nearest_rows(stored: dict[str, Path]) -> None:
+async def test_few_shards_have_most_of_the_nearest_rows(stored: Path) -> None:
     queries = vectors(40, seed=9)
-    async with await Collection.open(settings(stored["nearest"])) as many:
+    async with await Collection.open(settings(stored)) as many:
         truth = await many.search_batch(queries, 5, exact=True, threshold=None)
         two = await many.search_batch(queries, 5, exact=True, threshold=None, shards=2)
         curve = (await many.stats()).curve
@@ -152,13 +146,10 @@ async def test_few_shards_have_most_of_the_nearest_rows(stored: dict[str, Path])
         )
         with pytest.raises(InvalidInputError, match="shards"):
             await many.search(queries[0], 5, shards=0)
-    async with await Collection.open(settings(stored["range"])) as many:
-        with pytest.raises(InvalidInputError, match="route"):
-            await many.search(queries[0], 5, shards=2)
 
 
-async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: dict[str, Path]) -> None:
-    async with await Collection.open(settings(stored["range"])) as many:
+async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: Path) -> None:
+    async with await Collection.open(settings(stored)) as many:
         for call in (
             lambda: many.search([1.0, 2.0], 3),
             lambda: many.search(vectors(1)[0], 0),
@@ -174,20 +165,19 @@ async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: dic
         assert open_count() == 0
     for wrong in ({"s5_portal": "memory:"}, {"encrypt_at_rest": False}, {"text_fields": "kind"}, {"engine": 7}):
         with pytest.raises(InvalidConfigError):
-            await Collection.open({**settings(stored["range"])}, **wrong)
+            await Collection.open({**settings(stored)}, **wrong)
     with pytest.raises(NotFoundError):
-        await Collection.open(settings(stored["range"], index_name="other"))
+        await Collection.open(settings(stored, index_name="other"))
 
 
 async def test_a_damaged_shard_is_named_and_a_missing_one_only_where_that_was_allowed(tmp_path: Path) -> None:
     await build(settings(tmp_path), [batch()], shards=3, route="range")
     async with await Collection.open(settings(tmp_path)) as many:
-        share_hash = next(iter(many._snapshot.shards.values())).share
-        from fabstir_vectordb.collections.prune import _cid_of
-        from fabstir_vectordb.s5.cid import multibase_encode
-
-        name = multibase_encode(_cid_of(share_hash).hash)[1:]
+        share = parse_cid(many._snapshot.shards[0].share)
+        name = multibase_encode(share.hash)[1:]
         path = tmp_path / "blobs" / name[:2] / name
+        with pytest.raises(InvalidInputError, match="route"):
+            await many.search(vectors(1)[0], 5, shards=2)
         whole = path.read_bytes()
         path.unlink()
         with pytest.raises(NotFoundError, match="shard 0") as lost:

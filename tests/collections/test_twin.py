@@ -8,12 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 from gathering import PHRASE, ROWS, batch, settings, vectors
 
-from fabstir_vectordb import SessionError
+from fabstir_vectordb import SessionError, forget_memory_store
 from fabstir_vectordb.collections import Collection, sync
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,10 @@ def test_it_has_the_same_verbs_with_the_same_arguments() -> None:
         assert signature.parameters == direct[name].parameters, name
 
 
-def test_it_does_the_whole_job(tmp_path: Path) -> None:
-    cid = sync.build(settings(tmp_path), [batch()], shards=2, route="range")
-    with sync.Collection.open(settings(tmp_path)) as many:
+def test_it_does_the_whole_job() -> None:
+    uri = f"memory:{uuid.uuid4()}"
+    cid = sync.build(settings(uri), [batch()], shards=2, route="range")
+    with sync.Collection.open(settings(uri)) as many:
         assert many.stats().cid == cid
         assert many.count() == ROWS == len(list(many.scan()))
         assert many.search_batch(vectors(2), 3)[0] == many.search(vectors(2)[0], 3)
@@ -48,8 +50,9 @@ def test_it_does_the_whole_job(tmp_path: Path) -> None:
     many.close()
     with pytest.raises(SessionError, match="closed"):
         many.count()
-    with sync.Collection.open_share(share, settings(tmp_path)["s5_portal"]) as reader:
+    with sync.Collection.open_share(share, uri) as reader:
         assert reader.facets("kind", limit=1)[0].count == 40
+    forget_memory_store(uri.removeprefix("memory:"))
 
 
 @pytest.mark.long
