@@ -49,6 +49,7 @@ from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
 from fabstir_vectordb.runtime import READ_ONLY
+from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import FacetCount, PruneReport, Row, VersionInfo
 
@@ -114,12 +115,15 @@ class Collection:
 
         Raises:
             InvalidConfigError: a setting is refused, or shards cannot be opened by it.
+            InvalidInputError: `cid` is a share CID, or no CID.
             NotFoundError: no version was saved under this phrase and index name.
             IntegrityError: the index is no collection, or its root is damaged.
             VectorDBError: as `VectorDBSession.load_user_vectors`.
         """
         config = config_of(Given(config, settings))
         recipe = Recipe.of(config, lazy_load=lazy_load, become_whole=become_whole)
+        if cid is not None and isinstance(parse_cid(cid), ShareCid):
+            raise InvalidInputError("this is a share CID: Collection.open_share opens it, to read")
         owned = OwnedEngine(engine)
         session = await VectorDBSession.create(config)
         self = cls(session, recipe, owned, config)

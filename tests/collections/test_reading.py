@@ -127,6 +127,8 @@ async def test_a_share_opens_all_of_it_without_the_phrase(stored: Path) -> None:
         await many.count()
     with pytest.raises(InvalidInputError):
         await Collection.open_share("nothing", uri)
+    with pytest.raises(InvalidInputError, match="open_share"):
+        await Collection.open(settings(stored), cid=share)
 
 
 async def test_few_shards_have_most_of_the_nearest_rows(stored: Path) -> None:
