@@ -11,7 +11,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from heapq import heappop, heappush
 from types import TracebackType
@@ -42,7 +42,7 @@ from fabstir_vectordb.collections.types import (
     Teller,
 )
 from fabstir_vectordb.config import ConfigFields, Given, ShareFields, Unset, VectorDBConfig, config_of, share_config
-from fabstir_vectordb.errors import ConflictError, InvalidInputError, SessionError
+from fabstir_vectordb.errors import ConflictError, InvalidInputError, SessionError, VectorDBError
 from fabstir_vectordb.index.incoming import make_request, prepare_queries, prepare_query, take_ids
 from fabstir_vectordb.metadata.census import make_facet_query
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
@@ -703,6 +703,7 @@ class Collection:
         assert self._keys is not None
         tell = Teller(progress)
         async with self._turn:
+            await self._restore_root()
             at = self._current()
             changes = Changes(at, self._recipe, self._keys, self._engine.engine, tell)
             after: Snapshot = await change(changes)
@@ -712,13 +713,19 @@ class Collection:
             assert self._cid is not None
             return self._cid
 
+    async def _restore_root(self) -> None:
+        """Makes the session hold the root of the snapshot, where a change or a prune has left it with another one."""
+        stats = await self._session.get_stats()
+        if stats.dirty or stats.last_cid != self._cid:
+            await self._session.load_user_vectors(self._cid, lazy_load=False, discard_unsaved=True)
+
     async def _move(self, at: Snapshot, after: Snapshot) -> None:
         """Makes a snapshot the newest root. If that fails, the collection and its root stay as they were."""
         try:
             cid = await moved_root(self._session, at, after)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._session.load_user_vectors(self._cid, lazy_load=False, discard_unsaved=True)
+            with anyio.CancelScope(shield=True), suppress(VectorDBError):  # the next change tries again
+                await self._restore_root()
             raise
         self._snapshot, self._cid = after, cid
 

@@ -146,7 +146,7 @@ async def test_a_refused_change_changes_nothing(memory: str) -> None:
 
 
 class Full:
-    """A disk that has room for so many more objects."""
+    """A disk that has room for so many more objects, and is gone after one too many."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.room = 0
@@ -158,7 +158,15 @@ class Full:
                 raise StorageError("the disk is full")
             return await self.real(store, data)
 
+        real_get = LocalDirStore.get
+
+        async def get(store: LocalDirStore, *args: Any) -> Any:
+            if self.room < 0:
+                raise StorageError("the disk is gone")
+            return await real_get(store, *args)
+
         patch.setattr(LocalDirStore, "put", put)
+        patch.setattr(LocalDirStore, "get", get)
 
 
 async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +181,7 @@ async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatc
                 await many.change([row(50, 0), row(51, 20)], ["row-0003"])
                 break
             except StorageError:
+                store.room = 1_000
                 assert await rows_of(many) == expected
                 fails_at += 8
         assert fails_at > 6
