@@ -24,6 +24,12 @@
 /* A query whose largest weight is outside of this range has an infinite or zero scale: it quantises to zeros. */
 #define CODE_WEIGHT_MIN 1e-30f
 #define CODE_WEIGHT_MAX 3e38f
+/* Codes of links, 32 to a group: byte 32j + i holds dimensions 8j .. 8j + 7 of link i, the first in the lowest bit.  A query
+ * for them is 16 bytes for every 4 dimensions: the sum of its weights, -7 .. 7, whose bit is set, plus EDGE_TABLE_ZERO. */
+#define EDGE_LANES 32
+#define EDGE_TABLE_BYTES 16
+#define EDGE_TABLE_ZERO 28
+#define EDGE_WEIGHT_MAX 7
 
 typedef struct kernel_table {
     const char *name;
@@ -59,6 +65,22 @@ typedef struct kernel_table {
      * high + s * dim16.  The caller has fetched the rows. */
     void (*high_dot)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
     void (*high_l2)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
+
+    /* Turns x, dim64 float32, by a rotation that is the same for all: signs from a hash, and Walsh-Hadamard transforms. */
+    void (*edge_rotate)(float *x, size_t dim64);
+    /* Codes the rotated difference of a neighbour to a node as link `lane` of a group of codes.  With s the signs of the
+     * difference, +1 for 0: its squared norm, its product with s (the sum of sizes), and the product of node and s. */
+    void (*edge_code)(const float *difference, const float *node, size_t dim64, uint32_t lane, uint8_t *codes,
+                      float *norm2, float *sizes, float *product);
+    /* A rotated query for edge_near.  x is quantised to weights of 1 / 7 of its largest component, and the product of the
+     * weights with a link's signs is scale x sum + offset, sum that of the link's table entries.  error: the squared norm of
+     * what quantising lost.  tables: dim64 / 4 x EDGE_TABLE_BYTES. */
+    void (*edge_prepare)(const float *x, size_t dim64, uint8_t *tables, float *scale, float *offset, float *error);
+    /* Estimates of the links of a group, factor x (scale x sum + offset) + addend, each operation rounded, into out
+     * (EDGE_LANES).  Returns the bits of those that are not `most` or more: NaN counts as near.  factors: the high halves of
+     * EDGE_LANES factors, then of as many addends. */
+    uint32_t (*edge_near)(const uint8_t *tables, const uint8_t *codes, const uint16_t *factors, size_t dim64,
+                          float scale, float offset, float most, float *out);
 } kernel_table;
 
 extern const kernel_table kernels_scalar;

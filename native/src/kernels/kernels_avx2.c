@@ -288,6 +288,8 @@ KERNEL_TARGET void high_l2_avx2(const float *q, const uint16_t *high, size_t dim
     high_avx2(true, q, high, dim16, slots, n, out);
 }
 
+#include "edge_avx2.h"
+
 const kernel_table kernels_avx2 = {
     .name = "avx2",
     .split_planes = split_planes,
@@ -300,5 +302,9 @@ const kernel_table kernels_avx2 = {
     .code_decode = code_decode_avx2,
     .high_dot = high_dot_avx2,
     .high_l2 = high_l2_avx2,
+    .edge_rotate = edge_rotate,
+    .edge_code = edge_code,
+    .edge_prepare = edge_prepare,
+    .edge_near = edge_near_avx2,
 };
 #endif

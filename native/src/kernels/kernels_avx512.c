@@ -64,6 +64,8 @@ static KERNEL_TARGET void code_dot_avx512(const int8_t *q_lo, const int8_t *q_hi
     }
 }
 
+#include "edge_avx512.h"
+
 const kernel_table kernels_avx512 = {
     .name = "avx512",
     .split_planes = split_planes,
@@ -76,5 +78,9 @@ const kernel_table kernels_avx512 = {
     .code_decode = code_decode,
     .high_dot = high_dot_avx2,
     .high_l2 = high_l2_avx2,
+    .edge_rotate = edge_rotate,
+    .edge_code = edge_code,
+    .edge_prepare = edge_prepare,
+    .edge_near = edge_near_avx512,
 };
 #endif

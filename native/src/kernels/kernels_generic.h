@@ -164,8 +164,10 @@ static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, s
     }
 }
 
-/* A table of the kernels above, but for code_dot. */
-#define KERNEL_TABLE(isa, dot)           \
+#include "edge_generic.h"
+
+/* A table of the kernels above, but for code_dot and edge_near. */
+#define KERNEL_TABLE(isa, dot, near)     \
     const kernel_table kernels_##isa = { \
         .name = #isa,                    \
         .split_planes = split_planes,    \
@@ -178,4 +180,8 @@ static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, s
         .code_decode = code_decode,      \
         .high_dot = high_dot,            \
         .high_l2 = high_l2,              \
+        .edge_rotate = edge_rotate,      \
+        .edge_code = edge_code,          \
+        .edge_prepare = edge_prepare,    \
+        .edge_near = near,               \
     }

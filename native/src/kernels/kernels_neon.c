@@ -38,5 +38,7 @@ static KERNEL_TARGET void code_dot_neon(const int8_t *q_lo, const int8_t *q_hi, 
     }
 }
 
-KERNEL_TABLE(neon, code_dot_neon);
+#include "edge_neon.h"
+
+KERNEL_TABLE(neon, code_dot_neon, edge_near_neon);
 #endif

@@ -2,4 +2,4 @@
 #define KERNEL_TARGET
 #include "kernels_generic.h"
 
-KERNEL_TABLE(scalar, code_dot);
+KERNEL_TABLE(scalar, code_dot, edge_near);
