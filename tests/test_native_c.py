@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "native").glob("test_*.c"))
 
 TESTS = [
-    (program, test)
+    pytest.param(program, test, id=f"{program}-{test}", marks=[pytest.mark.long] if how == "RUN_LONG" else [])
     for program in PROGRAMS
-    for test in re.findall(r"\bRUN\((\w+)\)", (ROOT / "tests" / "native" / f"{program}.c").read_text(encoding="utf-8"))
+    for how, test in re.findall(
+        r"\b(RUN|RUN_LONG)\((\w+)\)", (ROOT / "tests" / "native" / f"{program}.c").read_text(encoding="utf-8")
+    )
 ]
 
 # Undefined behaviour ends the program; misaligned loads and wrapped sizes would otherwise go unseen.
@@ -76,7 +78,7 @@ def compile_test(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
     return compile_one
 
 
-@pytest.mark.parametrize(("program", "test"), TESTS, ids=["-".join(pair) for pair in TESTS])
+@pytest.mark.parametrize(("program", "test"), TESTS)
 def test_native(program: str, test: str, compile_test: Callable[[str], Path]) -> None:
     result = subprocess.run(
         [compile_test(program)],

@@ -120,8 +120,9 @@ void fvdb_trim_thread(void);
 #define FVDB_METRIC_L2 1     /* distance = Euclidean distance */
 #define FVDB_METRIC_DOT 2    /* distance = -(inner product) */
 
-#define FVDB_MEMORY_DEFAULT 0 /* 4-bit codes beside the rows: fastest */
+#define FVDB_MEMORY_DEFAULT 0 /* 4-bit codes beside the rows */
 #define FVDB_MEMORY_COMPACT 1 /* no codes, packed links: smallest */
+#define FVDB_MEMORY_FAST 2    /* 4-bit codes, and 1-bit codes of a row's neighbours beside its links: fastest */
 
 typedef struct fvdb_index fvdb_index;
 

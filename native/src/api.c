@@ -56,7 +56,7 @@ static fvdb_status check_range(uint32_t value, uint32_t low, uint32_t high, cons
 static fvdb_status check_config(const fvdb_config *c, fvdb_diag *diag) {
     TRY(check_range(c->dim, 1, FVDB_DIM_MAX, "dim is out of range", diag));
     TRY(check_range(c->metric, FVDB_METRIC_COSINE, FVDB_METRIC_DOT, "unknown metric", diag));
-    TRY(check_range(c->memory, FVDB_MEMORY_DEFAULT, FVDB_MEMORY_COMPACT, "unknown memory setting", diag));
+    TRY(check_range(c->memory, FVDB_MEMORY_DEFAULT, FVDB_MEMORY_FAST, "unknown memory setting", diag));
     TRY(check_range(c->M, FVDB_M_MIN, FVDB_M_MAX, "M is out of range", diag));
     TRY(check_range(c->ef_construction, 1, FVDB_EF_MAX, "ef_construction is out of range", diag));
     return check_range(c->threads, 1, FVDB_THREADS_MAX, "threads is out of range", diag);

@@ -31,6 +31,9 @@ static inline int check_wanted(const char *test) {
         fflush(stdout);                                                                \
     } while (0)
 
+/* The same for a test that takes long: tests/test_native_c.py marks it. */
+#define RUN_LONG(test) RUN(test)
+
 static inline int check_done(void) {
     printf("%d checks, %d failed\n", check_count, check_failures);
     return check_failures ? 1 : 0;

@@ -1,7 +1,9 @@
-/* Edge codes: their kernels on each instruction set against the scalar ones, bit for bit, and what they estimate. */
+/* memory="fast": edge codes, their kernels on each instruction set against the scalar ones, bit for bit, and what they
+ * estimate; then blocks through the life of an index, and walks by them. */
 #include "check.h"
 #include "data.h"
-#include "hnsw/hnsw.h"
+#include "index/index.h"
+#include "saved.h"
 
 #include <float.h>
 #include <math.h>
@@ -158,7 +160,273 @@ static void test_estimates_are_as_good_as_promised(void) {
     }
 }
 
+/* ---- blocks ---- */
+
+enum { N = 2000, QUERIES = 30 };
+
+static fvdb_index *create(uint32_t dim, uint32_t metric, uint32_t memory, uint32_t M, uint32_t threads) {
+    fvdb_config config = {dim, metric, memory, M, 60, threads, 7};
+    fvdb_index *index = NULL;
+    CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
+    return index;
+}
+
+static fvdb_status add_rows(fvdb_index *index, test_rows *t, uint32_t first, uint32_t end, fvdb_control *control) {
+    fvdb_rows rows = t->rows;
+    rows.n = end - first;
+    rows.vectors += (size_t)first * index->config.dim;
+    rows.id_offsets += first;
+    rows.timestamps += first;
+    return fvdb_add(index, &rows, 0, t->slots, t->replaced, control, NULL);
+}
+
+/* Blocks are those that all links coded anew have: whatever led here, and whichever thread or kernel it is. */
+static void check_blocks(fvdb_index *index) {
+    hnsw *g = &index->graph;
+    const region *blocks = &g->edges.blocks;
+    thread_pool *c;
+    if (hnsw_rows(g) == 0) return;
+    CHECK(blocks->used == hnsw_rows(g) * blocks_block_bytes(&g->edges) && g->edges.n_entries > 0);
+    for (uint32_t row = 0; row < hnsw_rows(g); row++) CHECK(g->edges.stale.base[row] == 0);
+    uint8_t *before = malloc(blocks->used), *entries = malloc(g->edges.entry_groups.used);
+    memcpy(before, blocks->base, blocks->used);
+    memcpy(entries, g->edges.entry_groups.base, g->edges.entry_groups.used);
+    memset(g->edges.stale.base, EDGE_STALE_BLOCK, hnsw_rows(g));
+    g->edges.n_entries = 0;
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
+    CHECK(hnsw_code_edges(g, &index->store, c, NULL));
+    thread_pool_stop(c);
+    CHECK(memcmp(before, blocks->base, blocks->used) == 0);
+    CHECK(memcmp(entries, g->edges.entry_groups.base, g->edges.entry_groups.used) == 0);
+    free(before);
+    free(entries);
+}
+
+static uint64_t hash_of_parts(fvdb_index *index) {
+    saved s = {0};
+    uint64_t hash = 0;
+    save(index, &s);
+    for (uint32_t i = 0; i < s.n; i++)
+        for (uint64_t b = 0; b < s.size[i]; b++) hash = mix64(hash ^ s.bytes[i][b]);
+    free_saved(&s);
+    return hash;
+}
+
+static double recall(fvdb_index *index, const float *queries, const uint64_t *allow, uint64_t words) {
+    uint32_t slots[2][10], counts[2], plan, hits = 0, all = 0;
+    double distances[2][10];
+    for (uint32_t q = 0; q < QUERIES; q++) {
+        for (uint32_t exact = 0; exact < 2; exact++) {
+            fvdb_search_params params = {.k = 10, .exact = exact, .ef_search = 30};
+            CHECK(fvdb_search(index, queries + (size_t)q * index->config.dim, 1, &params, allow, words, slots[exact],
+                              distances[exact], &counts[exact], &plan, NULL, 0, NULL, NULL, NULL) == FVDB_OK);
+        }
+        CHECK(counts[0] == counts[1]);
+        all += counts[1];
+        for (uint32_t i = 0; i < counts[0]; i++) {
+            CHECK(!allow || bit_get(allow, slots[0][i]));
+            for (uint32_t j = 0; j < counts[1]; j++) hits += slots[0][i] == slots[1][j];
+        }
+    }
+    return all ? (double)hits / all : 1;
+}
+
+static void vacuum(fvdb_index *index) {
+    uint32_t *map = malloc((index->store.n + 1) * sizeof *map);
+    CHECK(fvdb_vacuum(index, map, index->store.n, NULL, NULL) == FVDB_OK);
+    free(map);
+}
+
+static void delete_every(fvdb_index *index, test_rows *t, uint32_t nth, uint32_t from) {
+    uint32_t slot;
+    for (uint32_t i = from; i < N; i += nth)
+        CHECK(fvdb_delete(index, t->ids, t->offsets + i, 1, 1, &slot, NULL) == FVDB_OK);
+}
+
+/* One step in the life of an index. */
+static void live(fvdb_index *index, test_rows *t, uint32_t step) {
+    uint32_t moved, next = 0, *order;
+    switch (step) {
+    case 0: CHECK(add_rows(index, t, 0, 1400, NULL) == FVDB_OK); return;
+    case 1:
+        for (uint32_t at = 1400; at < 1600; at += 50) CHECK(add_rows(index, t, at, at + 50, NULL) == FVDB_OK);
+        return;
+    case 2: CHECK(add_rows(index, t, 1600, N, NULL) == FVDB_OK); return;
+    case 3: delete_every(index, t, 10, 0); return;
+    case 4: vacuum(index); return; /* a repair */
+    case 5:
+        order = malloc((index->store.n + 1) * sizeof *order);
+        CHECK(fvdb_locality_order(index, order, index->store.n, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_renumber(index, order, index->store.n, NULL) == FVDB_OK);
+        free(order);
+        return;
+    case 6: CHECK(fvdb_train(index, t->times[700], NULL, NULL) == FVDB_OK); return;
+    case 7: CHECK(fvdb_migrate(index, t->times[700], N, &next, &moved, NULL) == FVDB_OK && moved > 0); return;
+    case 8: delete_every(index, t, 10, 1); return;
+    case 9: vacuum(index); return; /* a graph anew, behind lists */
+    default: CHECK(fvdb_migrate(index, INT64_MAX, N, &next, &moved, NULL) == FVDB_OK); vacuum(index);
+    }
+}
+enum { STEPS = 11 };
+
+/* The same life under both settings: what a save writes is the same, and what searches find as good. */
+static void check_life(uint32_t dim, uint32_t metric, uint32_t M) {
+    fvdb_index *fast = create(dim, metric, FVDB_MEMORY_FAST, M, 2);
+    fvdb_index *other = create(dim, metric, FVDB_MEMORY_DEFAULT, M, 1);
+    test_rows t = make_rows(N, dim, "row", 0, 3 + metric);
+    float *queries = make_vectors(QUERIES, dim, 20, 99);
+    uint64_t allow[N / 64 + 1];
+    for (uint32_t i = 0; i < N / 64 + 1; i++) allow[i] = mix64(i) | mix64(i + 1000);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        live(fast, &t, step);
+        live(other, &t, step);
+        check_blocks(fast);
+        CHECK((hnsw_rows(&fast->graph) > 0) == (step + 1 < STEPS));
+        CHECK(hash_of_parts(fast) == hash_of_parts(other));
+        double found[2] = {recall(fast, queries, NULL, 0), recall(fast, queries, allow, N / 64 + 1)};
+        double by_codes[2] = {recall(other, queries, NULL, 0), recall(other, queries, allow, N / 64 + 1)};
+        printf("  dim %u step %u: %.4f %.4f, by codes %.4f %.4f\n", dim, step, found[0], found[1], by_codes[0],
+               by_codes[1]);
+        CHECK(found[0] >= by_codes[0] - 0.03 && found[1] >= by_codes[1] - 0.03);
+    }
+    CHECK(hnsw_rows(&fast->graph) == 0 && hnsw_resident(&fast->graph) == 0);
+    fvdb_free(fast);
+    fvdb_free(other);
+    free_rows(&t);
+    free(queries);
+}
+
+static void test_blocks_follow_the_graph_through_a_life(void) { check_life(33, FVDB_METRIC_L2, 5); }
+
+static void test_blocks_follow_the_graph_by_other_metrics(void) {
+    check_life(48, FVDB_METRIC_COSINE, 16);
+    check_life(65, FVDB_METRIC_DOT, 24);
+}
+
+static void test_a_walk_by_blocks_finds_what_a_walk_by_codes_finds(void) {
+    for (uint32_t metric = FVDB_METRIC_L2; metric <= FVDB_METRIC_DOT; metric++) {
+        fvdb_index *index = create(96, metric, FVDB_MEMORY_FAST, 16, 2);
+        test_rows t = make_rows(N, 96, "row", 0, 3);
+        float *queries = make_vectors(QUERIES, 96, 20, 99);
+        CHECK(add_rows(index, &t, 0, N, NULL) == FVDB_OK);
+        double by_blocks = recall(index, queries, NULL, 0);
+        index->graph.edges.kept = false; /* what searches ask */
+        double by_codes = recall(index, queries, NULL, 0);
+        index->graph.edges.kept = true;
+        printf("  metric %u: %.4f by blocks, %.4f by codes\n", metric, by_blocks, by_codes);
+        CHECK(by_blocks >= by_codes - 0.01);
+        fvdb_free(index);
+        free_rows(&t);
+        free(queries);
+    }
+}
+
+static void test_all_kernels_make_the_same_blocks_and_answers(void) {
+    fvdb_index *index = create(100, FVDB_METRIC_L2, FVDB_MEMORY_FAST, 16, 1);
+    test_rows t = make_rows(N, 100, "row", 0, 3);
+    float *queries = make_vectors(QUERIES, 100, 20, 99);
+    const kernel_table *tables[4];
+    uint32_t slots[2][QUERIES * 10], counts[QUERIES], plans[QUERIES];
+    double distances[QUERIES * 10];
+    fvdb_search_params params = {.k = 10};
+    CHECK(add_rows(index, &t, 0, N, NULL) == FVDB_OK);
+    for (size_t n = kernels_available(tables); n-- > 0;) {
+        index->store.kernels = tables[n];
+        check_blocks(index);
+        CHECK(fvdb_search(index, queries, QUERIES, &params, NULL, 0, slots[1], distances, counts, plans, NULL, 0, NULL,
+                          NULL, NULL) == FVDB_OK);
+        CHECK(plans[0] == FVDB_PLAN_GRAPH);
+        if (n + 1 < kernels_available(tables)) CHECK(memcmp(slots[0], slots[1], sizeof slots[0]) == 0);
+        memcpy(slots[0], slots[1], sizeof slots[0]);
+    }
+    fvdb_free(index);
+    free_rows(&t);
+    free(queries);
+}
+
+static void test_a_version_of_any_setting_loads_with_blocks(void) {
+    fvdb_index *fast = create(48, FVDB_METRIC_COSINE, FVDB_MEMORY_FAST, 16, 2);
+    test_rows t = make_rows(N, 48, "row", 0, 3);
+    CHECK(add_rows(fast, &t, 0, N, NULL) == FVDB_OK);
+    for (uint32_t memory = FVDB_MEMORY_DEFAULT; memory <= FVDB_MEMORY_COMPACT; memory++) {
+        fvdb_index *index = create(48, FVDB_METRIC_COSINE, memory, 16, 1), *loaded;
+        saved s = {0};
+        CHECK(add_rows(index, &t, 0, N, NULL) == FVDB_OK);
+        save(index, &s);
+        s.config = fast->config;
+        fvdb_load what = what_to_load(&s);
+        CHECK(fvdb_load_begin(&s.config, &what, &loaded, NULL) == FVDB_OK);
+        for (uint32_t i = 0; i < s.n; i++) CHECK(fvdb_load_part(loaded, s.bytes[i], s.size[i], NULL) == FVDB_OK);
+        CHECK(fvdb_load_end(loaded, NULL, 0, NULL, NULL) == FVDB_OK);
+        check_blocks(loaded);
+        if (memory != FVDB_MEMORY_COMPACT) /* whose walks, and links, are by high planes */
+            CHECK(memcmp(loaded->graph.edges.blocks.base, fast->graph.edges.blocks.base,
+                         fast->graph.edges.blocks.used) == 0);
+        fvdb_free(loaded);
+        fvdb_free(index);
+        free_saved(&s);
+    }
+    fvdb_free(fast);
+    free_rows(&t);
+}
+
+static void test_failed_allocations_and_cancelled_adds_leave_no_trace(void) {
+    test_rows t = make_rows(N, 48, "row", 0, 3);
+    fvdb_index *index = create(48, FVDB_METRIC_COSINE, FVDB_MEMORY_FAST, 16, 1);
+    CHECK(add_rows(index, &t, 0, 1100, NULL) == FVDB_OK);
+    uint64_t before = hash_of_parts(index);
+    bool failed = true;
+    for (int64_t nth = 1; failed; nth++) {
+        mem_fail_after(nth);
+        fvdb_status status = add_rows(index, &t, 1100, 1150, NULL);
+        mem_fail_after(0);
+        failed = status != FVDB_OK;
+        if (failed) CHECK(status == FVDB_ERR_MEMORY && hash_of_parts(index) == before);
+        check_blocks(index);
+    }
+    before = hash_of_parts(index);
+    fvdb_control control = {.cancel = 1};
+    CHECK(add_rows(index, &t, 1150, N, &control) == FVDB_ERR_CANCELLED);
+    CHECK(hash_of_parts(index) == before);
+    check_blocks(index);
+    /* In the middle of coding: blocks of which some have been written. */
+    thread_pool *c;
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
+    memset(index->graph.edges.stale.base, EDGE_STALE_LINKS, 700);
+    CHECK(!hnsw_code_edges(&index->graph, &index->store, c, &control));
+    CHECK(!hnsw_has_edges(&index->graph) && index->graph.edges.stale.base[5] == EDGE_STALE_BLOCK);
+    CHECK(hnsw_code_edges(&index->graph, &index->store, c, NULL) && hnsw_has_edges(&index->graph));
+    thread_pool_stop(c);
+    check_blocks(index);
+    fvdb_free(index);
+    free_rows(&t);
+}
+
+static void test_memory_is_counted_and_foretold(void) {
+    for (uint32_t dim = 24; dim <= 96; dim *= 4) {
+        fvdb_index *index = create(dim, FVDB_METRIC_COSINE, FVDB_MEMORY_FAST, 16, 1);
+        test_rows t = make_rows(N, dim, "row", 0, 3);
+        fvdb_stats stats;
+        CHECK(add_rows(index, &t, 0, N, NULL) == FVDB_OK);
+        fvdb_get_stats(index, &stats, NULL);
+        double want = (double)fvdb_estimate_bytes(&index->config, N, N, 0, stats.id_bytes);
+        printf("  dim %u: %.0f bytes a row, %.0f foretold, raw %u\n", dim, (double)stats.bytes_total / N, want / N,
+               dim * 4);
+        CHECK(stats.bytes_total < want * 1.05 && stats.bytes_total > want * 0.9);
+        CHECK(stats.bytes_graph >= index->graph.edges.blocks.used);
+        fvdb_free(index);
+        free_rows(&t);
+    }
+}
+
 int main(void) {
+    RUN(test_blocks_follow_the_graph_through_a_life);
+    RUN_LONG(test_blocks_follow_the_graph_by_other_metrics);
+    RUN_LONG(test_a_walk_by_blocks_finds_what_a_walk_by_codes_finds);
+    RUN(test_all_kernels_make_the_same_blocks_and_answers);
+    RUN(test_a_version_of_any_setting_loads_with_blocks);
+    RUN(test_failed_allocations_and_cancelled_adds_leave_no_trace);
+    RUN(test_memory_is_counted_and_foretold);
     RUN(test_all_tables_give_the_same_bits);
     RUN(test_sums_are_those_of_the_bits_that_are_set);
     RUN(test_a_rotation_keeps_lengths_and_angles);

@@ -15,6 +15,30 @@
 #define HNSW_LEVEL_MAX 15
 #define HNSW_M0_MAX (2 * FVDB_M_MAX)
 
+/* ---- hnsw_edges.c: a code for each link (memory="fast") ---- */
+
+/* For each linked row a block: its links, then for every 32 of them their factors and codes (kernels.h, edge_near).  Blocks
+ * follow from links and rows: they are in no version, and linking does not look at them. */
+typedef struct edge_blocks {
+    bool kept;
+    uint32_t dim64, links, groups; /* a row's links, and groups of EDGE_LANES of them */
+    size_t links_bytes, group_bytes;
+    region blocks; /* rows x block */
+    region stale;  /* rows x uint8: 0, or what of a block does not follow from its row any more */
+    region
+        mean; /* dim64 float32: the middle of the rows, as the codebook knows it; the origin of codes but under dot */
+    /* Rows of the highest levels, in groups like those of a block, as if they were neighbours of the mean. */
+    uint32_t n_entries;
+    region entries;      /* slots */
+    region entry_groups; /* EDGE_ENTRIES_MAX / EDGE_LANES groups */
+} edge_blocks;
+#define EDGE_ENTRIES_MAX 512u
+#define EDGE_STALE_LINKS 1u /* it is that of other links */
+#define EDGE_STALE_BLOCK 2u /* it is that of none (with links or not: 2 or 3) */
+/* Where the codes of a group begin, behind its factors. */
+#define EDGE_CODES_AT (2 * EDGE_LANES * sizeof(uint16_t))
+static inline size_t blocks_block_bytes(const edge_blocks *e) { return e->links_bytes + e->groups * e->group_bytes; }
+
 typedef struct hnsw {
     uint32_t M, M0, ef_construction;
     uint32_t first, n; /* rows linked: slots first .. n-1; none where they are equal */
@@ -29,13 +53,44 @@ typedef struct hnsw {
     region upper_start; /* upper_n uint32: first block of a row in upper_links, in blocks of M cells */
     uint32_t upper_blocks;
     region upper_links; /* upper_blocks x M uint32 */
+    edge_blocks edges;
 } hnsw;
+
+void blocks_init(edge_blocks *e, const fvdb_config *config);
+void blocks_free(edge_blocks *e);
+/* Room for the blocks of so many rows; shrinking cannot fail. */
+bool blocks_resize(edge_blocks *e, uint32_t rows);
+size_t blocks_resident(const edge_blocks *e);
+/* Bytes of the blocks of so many rows, and those that coding all of them takes meanwhile; 0 where none are kept. */
+uint64_t blocks_bytes(const fvdb_config *config, uint64_t rows);
+uint64_t blocks_scratch(const fvdb_config *config, uint64_t rows);
+/* Codes the links that changed since the last time.  Nothing where no blocks are kept.  False where it was cancelled: then
+ * no walk may look at blocks before it was done again.  Fails for no other reason. */
+bool hnsw_code_edges(hnsw *g, const store *s, thread_pool *c, const fvdb_control *control);
+/* The square of the sum of a vector of length 1 times signs that do not tell its direction: 1 - 0.8^2. */
+#define EDGE_SPREAD2 0.36f
+/* Neighbours are passed over that would have to be nearer than estimated by this many spreads.  Fewer lose neighbours and
+ * take more expansions, more fetch codes in vain: 0.25 .. 0.75 are equally good at recall 0.95 and 0.99. */
+#define EDGE_SPREADS 0.5f
+/* The links of a row in its block; then group g of its codes. */
+static inline const uint32_t *blocks_links(const hnsw *g, uint32_t slot) {
+    return (const uint32_t *)(g->edges.blocks.base + (size_t)(slot - g->first) * blocks_block_bytes(&g->edges));
+}
+
+/* A query prepared for edge_near. */
+typedef struct edge_query {
+    float *x;        /* dim64 float32: rotated */
+    uint8_t *tables; /* dim64 / 4 x EDGE_TABLE_BYTES */
+    float scale, offset, error;
+} edge_query;
+fvdb_status edge_query_init(edge_query *q, const store *s);
+void edge_query_free(edge_query *q);
 
 /* ---- hnsw_graph.c: nodes, links, levels ---- */
 
 void hnsw_init(hnsw *g, const fvdb_config *config);
 void hnsw_free(hnsw *g);
-/* Gives back memory of the links that no row uses. */
+/* Gives back memory of links and blocks that no row uses. */
 void hnsw_trim(const hnsw *g);
 static inline uint32_t hnsw_rows(const hnsw *g) { return g->n - g->first; }
 /* Room for links of rows up to n; new rows have none.  Widens packed links when slots need more bits. */
@@ -104,6 +159,7 @@ typedef struct search_scratch {
     const hnsw *g;
     scorer query;
     scorer pair;      /* distances between stored rows, while linking */
+    edge_query edge;  /* of w->query, where the graph keeps edge blocks */
     uint8_t *visited; /* epoch marks by node: one byte, so 100 K rows stay in L2 */
     uint32_t visited_size;
     uint8_t epoch;
@@ -127,7 +183,11 @@ fvdb_status scratch_reserve_room(search_scratch *w, size_t bytes);
 
 /* Starts a new set of marked nodes; scratch_mark is false for a node marked already. */
 void scratch_begin_marks(search_scratch *w);
-bool scratch_mark(search_scratch *w, uint32_t node);
+static inline bool scratch_mark(search_scratch *w, uint32_t node) {
+    if (w->visited[node] == w->epoch) return false;
+    w->visited[node] = w->epoch;
+    return true;
+}
 
 /* Rows a search may return; the others still guide it. */
 typedef struct row_filter {
@@ -148,6 +208,13 @@ uint32_t hnsw_descend(search_scratch *w, uint32_t level);
 /* Search of one level from `entry` (Alg. 2): afterwards w->pool holds the nearest found, with up to ef allowed ones.
  * filter: NULL allows all. */
 void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter);
+/* ---- hnsw_edge_walk.c ---- */
+
+/* Search of level 0 by edge codes, where hnsw_has_edges: as hnsw_walk_level, from the nearest rows of the highest levels. */
+void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter);
+static inline bool hnsw_has_edges(const hnsw *g) { return g->edges.kept && g->edges.n_entries; }
+/* Puts a node into the pool, behind all that are as near; returns where. */
+uint32_t scratch_insert(search_scratch *w, float distance, uint32_t node);
 /* Puts a node into the pool as a walk would; `capacity` bounds the pool. */
 void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity);
 

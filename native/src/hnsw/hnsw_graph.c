@@ -16,9 +16,13 @@ void hnsw_init(hnsw *g, const fvdb_config *config) {
     g->packed = config->memory == FVDB_MEMORY_COMPACT;
     g->link_bits = g->packed ? LINK_BITS_MIN : 32;
     g->links0.scattered = true;
+    blocks_init(&g->edges, config);
 }
 
-void hnsw_trim(const hnsw *g) { region_trim(&g->links0); }
+void hnsw_trim(const hnsw *g) {
+    region_trim(&g->links0);
+    region_trim(&g->edges.blocks);
+}
 
 void hnsw_free(hnsw *g) {
     region_free(&g->links0);
@@ -26,13 +30,14 @@ void hnsw_free(hnsw *g) {
     region_free(&g->upper_level);
     region_free(&g->upper_start);
     region_free(&g->upper_links);
+    blocks_free(&g->edges);
     g->first = g->n = g->upper_n = g->upper_blocks = g->max_level = 0;
     g->entry = FVDB_NO_SLOT;
 }
 
 size_t hnsw_resident(const hnsw *g) {
     return region_resident(&g->links0) + region_resident(&g->upper_slot) + region_resident(&g->upper_level) +
-           region_resident(&g->upper_start) + region_resident(&g->upper_links);
+           region_resident(&g->upper_start) + region_resident(&g->upper_links) + blocks_resident(&g->edges);
 }
 
 /* ---- packed cells ---- */
@@ -95,6 +100,7 @@ fvdb_status hnsw_reserve(hnsw *g, uint32_t n, fvdb_diag *diag) {
     uint32_t bits = g->packed ? max_u32(g->link_bits, hnsw_link_bits(n)) : 32, rows = n - g->first;
     size_t old_rows = g->links0.used / hnsw_row_bytes0(g->M0, g->link_bits);
     if (rows <= old_rows && bits == g->link_bits) return FVDB_OK;
+    if (!blocks_resize(&g->edges, max_u32(rows, (uint32_t)old_rows))) return FAIL_MEMORY(diag);
     if (!region_resize(&g->links0, max_u32(rows, (uint32_t)old_rows) * hnsw_row_bytes0(g->M0, bits)))
         return FAIL_MEMORY(diag);
     if (bits != g->link_bits) widen(g, (uint32_t)old_rows, bits);
@@ -108,6 +114,7 @@ void hnsw_unpack0(const hnsw *g, uint32_t slot, uint32_t *out) { unpack(row0(g, 
 void hnsw_set_links0(hnsw *g, uint32_t slot, const uint32_t *links, uint32_t n) {
     assert(n <= g->M0);
     pack(row0(g, slot), g->link_bits, g->M0, links, n);
+    if (g->edges.kept) g->edges.stale.base[slot - g->first] |= EDGE_STALE_LINKS;
 }
 
 uint32_t hnsw_links(const hnsw *g, uint32_t level, uint32_t node, uint32_t *out) {
@@ -159,6 +166,7 @@ void hnsw_truncate(hnsw *g, uint32_t n, uint32_t upper_n) {
     g->upper_n = upper_n;
     /* Shrinking a region cannot fail. */
     region_resize(&g->links0, (n - g->first) * hnsw_row_bytes0(g->M0, g->link_bits));
+    blocks_resize(&g->edges, n - g->first);
     region_resize(&g->upper_slot, (size_t)upper_n * sizeof(uint32_t));
     region_resize(&g->upper_level, upper_n);
     region_resize(&g->upper_start, (size_t)upper_n * sizeof(uint32_t));

@@ -22,13 +22,17 @@ fvdb_status scratch_init(search_scratch *w, const store *s, const hnsw *g) {
     *w = (search_scratch){.s = s, .g = g, .bytes = sizeof *w};
     TRY(scorer_init(&w->query, s));
     fvdb_status status = scorer_init(&w->pair, s);
-    if (status != FVDB_OK) scorer_free(&w->query);
+    if (status == FVDB_OK && g->edges.kept) status = edge_query_init(&w->edge, s);
+    if (status == FVDB_OK) return FVDB_OK;
+    scorer_free(&w->query);
+    scorer_free(&w->pair);
     return status;
 }
 
 void scratch_free(search_scratch *w) {
     scorer_free(&w->query);
     scorer_free(&w->pair);
+    edge_query_free(&w->edge);
     mem_free(w->visited);
     mem_free(w->pool);
     mem_free(w->hits);
@@ -88,12 +92,6 @@ void scratch_begin_marks(search_scratch *w) {
     w->visited[w->visited_size - 1] = w->epoch;
 }
 
-bool scratch_mark(search_scratch *w, uint32_t node) {
-    if (w->visited[node] == w->epoch) return false;
-    w->visited[node] = w->epoch;
-    return true;
-}
-
 /* ---- pool ---- */
 
 /* Where a distance belongs: after everything nearer or equal, so that equals keep their order of arrival.  No branch
@@ -110,13 +108,15 @@ static uint32_t pool_position(const search_scratch *w, float distance) {
     return (uint32_t)(from - w->pool) + (from->distance <= distance);
 }
 
-static uint32_t pool_insert(search_scratch *w, float distance, uint32_t node) {
+static inline uint32_t pool_insert(search_scratch *w, float distance, uint32_t node) {
     uint32_t at = pool_position(w, distance);
     memmove(w->pool + at + 1, w->pool + at, (w->pool_n - at) * sizeof *w->pool);
     w->pool[at] = (candidate){distance, node};
     w->pool_n++;
     return at;
 }
+
+uint32_t scratch_insert(search_scratch *w, float distance, uint32_t node) { return pool_insert(w, distance, node); }
 
 void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity) {
     if (w->pool_n == capacity) {

@@ -166,6 +166,7 @@ static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
     store_truncate(s, undo->rows);
     if (undo->retrained) codes_encode(s, 0, s->n, c);
     if (undo->retrained) ivf_copies_fill(&index->lists, s);
+    hnsw_code_edges(&index->graph, s, c, NULL);
 }
 
 /* ---- 4. commit: cannot fail ---- */
@@ -199,13 +200,15 @@ fvdb_status index_repeat_steps(fvdb_index *index, const uint32_t *steps, uint32_
     hnsw_undo undo; /* of nothing: a load that fails is thrown away */
     index->steps = (graph_steps){.stored = hnsw_rows(g) ? g->n : 0, .n = n};
     for (uint32_t i = 0; i < n; i++) index->steps.ends[i] = steps[i];
-    if (n == 0) return FVDB_OK;
+    if (n == 0 && !g->edges.kept) return FVDB_OK;
     TRY(workers_start(index, FVDB_THREADS_MAX, 1, &w, diag));
     fvdb_status status = hnsw_undo_begin(&undo, g, diag);
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
         progress_range linking = {control, 0, 0, 0, steps[i] - g->n};
         status = hnsw_link(g, &index->store, steps[i], w.scratch, w.pool, &undo, &linking, diag);
     }
+    if (status == FVDB_OK && !hnsw_code_edges(g, &index->store, w.pool, control))
+        status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     hnsw_undo_free(&undo);
     workers_stop(index, &w);
     return status;
@@ -220,6 +223,8 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
     if (status == FVDB_OK) {
         codes_encode(s, undo.rows, s->n, w->pool);
         status = link_rows(index, rows->for_lists != 0, w, &undo, control, diag);
+        if (status == FVDB_OK && !hnsw_code_edges(&index->graph, s, w->pool, control))
+            status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         if (status != FVDB_OK) take_back(index, &undo, w->pool);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
         if (status == FVDB_OK && undo.retrained) {

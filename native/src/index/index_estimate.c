@@ -10,13 +10,13 @@ static uint32_t to_rows(uint64_t n) { return n < FVDB_ROWS_MAX ? (uint32_t)n : F
 
 /* Level-0 links of a row, where slots go up to `rows`. */
 static uint64_t link_bytes(const fvdb_config *config, uint64_t rows) {
-    if (config->memory == FVDB_MEMORY_DEFAULT) return 2 * (uint64_t)config->M * SLOT_BYTES;
+    if (config->memory != FVDB_MEMORY_COMPACT) return 2 * (uint64_t)config->M * SLOT_BYTES;
     return hnsw_row_bytes0(2 * config->M, hnsw_link_bits(to_rows(rows)));
 }
 
 static uint64_t graph_bytes(const fvdb_config *config, uint64_t graph_rows, uint64_t rows) {
     const uint64_t M = config->M, upper = graph_rows / M + 1;
-    return graph_rows * link_bytes(config, rows) + upper * (2 * SLOT_BYTES + 1) +
+    return graph_rows * link_bytes(config, rows) + blocks_bytes(config, graph_rows) + upper * (2 * SLOT_BYTES + 1) +
            (upper + upper / (M - 1) + 1) * M * SLOT_BYTES;
 }
 
@@ -27,7 +27,7 @@ static uint64_t lists_bytes(const fvdb_config *config, uint64_t rows, uint64_t h
     if (historical == 0) return 0;
     const uint64_t nlist = ivf_nlist(to_rows(historical)), code = code_bytes(config);
     const uint64_t centroids = nlist * (code + sizeof(float) + 2 * sizeof(ivf_list) + SLOT_BYTES);
-    const uint64_t copies = config->memory == FVDB_MEMORY_DEFAULT ? (historical < settled ? historical : settled) : 0;
+    const uint64_t copies = config->memory != FVDB_MEMORY_COMPACT ? (historical < settled ? historical : settled) : 0;
     const uint64_t seconds = (historical * 2 * SLOT_BYTES + copies * code) * IVF_SECOND_TENTHS / 10;
     return centroids + rows / 8 + historical * SLOT_BYTES + seconds;
 }
@@ -42,7 +42,7 @@ uint64_t index_estimate(const fvdb_config *config, uint64_t rows, uint64_t graph
                         uint64_t id_bytes) {
     uint64_t dim16 = round_up(config->dim, PLANE_LANES), code = code_bytes(config);
     uint64_t row = dim16 * 2 * sizeof(uint16_t) + sizeof(int64_t) + 1;
-    if (config->memory == FVDB_MEMORY_DEFAULT) row += code + sizeof(float) + sizeof(uint16_t);
+    if (config->memory != FVDB_MEMORY_COMPACT) row += code + sizeof(float) + sizeof(uint16_t);
     else row += config->metric == FVDB_METRIC_COSINE ? sizeof(float) : 0;
     /* Row offsets of the id arena, its table, and one walk of search memory per thread. */
     return rows * row + graph_bytes(config, graph_rows, rows) +
@@ -67,7 +67,8 @@ static uint64_t codebook_bytes(const fvdb_config *config, uint64_t rows) {
 static uint64_t renumbering_bytes(const fvdb_config *config, const index_work *w) {
     const uint64_t orders = 4 * w->rows * SLOT_BYTES + w->rows / 4;
     return orders + w->id_bytes + w->rows * (SLOT_BYTES + sizeof(int64_t)) +
-           graph_bytes(config, w->graph_rows, w->rows) + 3 * SLOT_BYTES * (w->graph_rows / config->M + 1) + w->rows / 8;
+           graph_bytes(config, w->graph_rows, w->rows) + blocks_scratch(config, w->graph_rows) +
+           3 * SLOT_BYTES * (w->graph_rows / config->M + 1) + w->rows / 8;
 }
 
 static uint64_t adding_bytes(const fvdb_config *config, const index_work *w) {
@@ -78,7 +79,8 @@ static uint64_t adding_bytes(const fvdb_config *config, const index_work *w) {
     const uint64_t undo = before / 8 + touched * (3 + M0 + 1) * SLOT_BYTES;
     return checks + table_bytes(w->rows) / 2 + undo + hnsw_link_scratch(config->M, w->added) +
            (refines ? hnsw_refine_scratch(config->M, to_rows(w->graph_rows)) : 0) + codebook_bytes(config, w->rows) +
-           walk_bytes(config, w->rows, max_u32(config->ef_construction, HNSW_MERGED_MAX));
+           walk_bytes(config, w->rows, max_u32(config->ef_construction, HNSW_MERGED_MAX)) +
+           blocks_scratch(config, w->graph_rows);
 }
 
 static uint64_t vacuum_bytes(const fvdb_config *config, const index_work *w) {

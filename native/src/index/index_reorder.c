@@ -93,7 +93,7 @@ static fvdb_status renumber_lists(const fvdb_index *index, const reordering *row
     return status;
 }
 
-static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
+static fvdb_status run(fvdb_index *index, reordering *rows, const workers *w, fvdb_diag *diag) {
     hnsw graph;
     ivf lists = {0};
     TRY(reordering_prepare(rows, &index->store, diag));
@@ -105,6 +105,7 @@ static fvdb_status run(fvdb_index *index, reordering *rows, fvdb_diag *diag) {
         hnsw old = index->graph;
         index->graph = graph;
         graph = old;
+        hnsw_code_edges(&index->graph, &index->store, w->pool, NULL);
         if (index->lists.centroids.nlist) {
             ivf_exchange_rows(&index->lists, &lists);
             ivf_copies_fill(&index->lists, &index->store);
@@ -127,7 +128,12 @@ fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *
     if (status == FVDB_OK) {
         if (n) memcpy(rows.order, order, n * sizeof *order);
         rows.kept = n;
-        status = run(index, &rows, diag);
+        workers w;
+        status = workers_start(index, index->graph.edges.kept ? FVDB_THREADS_MAX : 1, 0, &w, diag);
+        if (status == FVDB_OK) {
+            status = run(index, &rows, &w, diag);
+            workers_stop(index, &w);
+        }
     }
     reordering_free(&rows);
     return status;

@@ -201,7 +201,9 @@ static uint32_t rescore(const search_job *job, search_scratch *w) {
 }
 
 static void walk_graph(const search_job *job, search_scratch *w) {
-    hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, job->filtered ? &job->filter : NULL);
+    const row_filter *filter = job->filtered ? &job->filter : NULL;
+    if (hnsw_has_edges(w->g)) hnsw_walk_edges(w, job->ef, filter);
+    else hnsw_walk_level(w, 0, hnsw_descend(w, 0), job->ef, filter);
     if (job->filtered) keep_allowed(job, w);
 }
 

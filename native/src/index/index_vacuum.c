@@ -186,6 +186,7 @@ static fvdb_status run(vacuum *v, fvdb_diag *diag) {
         TRY(rebuild(v, diag));
     }
     store_reordered(&index->store);
+    hnsw_code_edges(&index->graph, &index->store, v->workers->pool, NULL); /* there is no way back */
     if (index->lists.centroids.nlist) install_lists(v);
     assert(index->store.n == index->store.live_count && index_moved(index) == 0);
     index->steps = (graph_steps){0};

@@ -100,7 +100,7 @@ typedef struct store {
     uint32_t live_count;
     region high, low;  /* n x dim16 uint16 */
     region inv_norm;   /* cosine: n float32, 1 / |row| */
-    region codes;      /* default: n x code_bytes, once the codebook is trained */
+    region codes;      /* but for compact: n x code_bytes, once the codebook is trained */
     region code_norm2; /* with codes, but for cosine: n float32, squared norm of the decoded row */
     region
         code_error; /* with codes: n uint16, upper halves of float32: no row is farther than this from its decoded self */
@@ -146,7 +146,7 @@ static inline const uint64_t *store_found(const store *s) {
 }
 /* Rows with a vector, tombstones included: what codes are trained on. */
 static inline uint32_t store_with_vector(const store *s) { return s->n - s->vectorless_count; }
-static inline bool store_has_codes(const store *s) { return s->memory == FVDB_MEMORY_DEFAULT && s->book.trained_rows; }
+static inline bool store_has_codes(const store *s) { return s->memory != FVDB_MEMORY_COMPACT && s->book.trained_rows; }
 
 void store_init(store *s, const kernel_table *kernels, const fvdb_config *config);
 void store_free(store *s);

@@ -1,0 +1,173 @@
+/* The walk of level 0 by edge codes (memory="fast"): the best-first search of SymphonyQG (Gou et al. 2025, Alg. 1), but that
+ * estimates only choose which neighbours' 4-bit codes are fetched.
+ *
+ * A node's block is 28 cache lines at 384 dimensions, one after the other in one page; the neighbours' own codes would be 96
+ * lines in 32 places.  Of 100 estimates some 20 call for a code.  The pool holds distances by code, as in the other
+ * tiers, so filters, tombstones and rescoring mean the same; candidates that are passed over are not marked, as another
+ * node may tell more of them.
+ *
+ * Departs from the descent of Malkov & Yashunin, too: a walk begins with the nearest, by estimate, of the some hundreds of
+ * rows of the highest levels, which lie together, instead of passing through these levels one fetch after the other. */
+#include "hnsw.h"
+
+#include <math.h>
+
+/* Expanded in a step; the blocks of the next step are on their way meanwhile. */
+#define BLOCKS_A_STEP 2u
+/* Rows of the highest levels that a walk begins with. */
+#define ENTRIES_TAKEN 4u
+
+/* ---- the query ---- */
+
+fvdb_status edge_query_init(edge_query *q, const store *s) {
+    const size_t floats = s->dim64 * sizeof(float);
+    uint8_t *p = mem_alloc_array(1, floats + s->dim64 / 4 * EDGE_TABLE_BYTES);
+    if (!p) return FVDB_ERR_MEMORY;
+    *q = (edge_query){.x = (float *)p, .tables = p + floats};
+    return FVDB_OK;
+}
+
+void edge_query_free(edge_query *q) { mem_free(q->x); }
+
+static void set_query(search_scratch *w) {
+    const store *s = w->s;
+    const float *mean = (const float *)w->g->edges.mean.base;
+    edge_query *q = &w->edge;
+    for (uint32_t d = 0; d < s->dim64; d++) q->x[d] = w->query.x[d] - mean[d];
+    s->kernels->edge_rotate(q->x, s->dim64);
+    s->kernels->edge_prepare(q->x, s->dim64, q->tables, &q->scale, &q->offset, &q->error);
+}
+
+/* The offset of edge_near for the links of a node at a walk distance: its estimates are then distances less the node's, and
+ * lower than expected by EDGE_SPREADS of what they are off by. */
+static float offset_at(const search_scratch *w, float distance) {
+    const edge_query *q = &w->edge;
+    float gap2 = distance; /* |q - c|^2 */
+    if (w->s->metric == FVDB_METRIC_COSINE) gap2 = 2 * distance;
+    if (w->s->metric == FVDB_METRIC_DOT) gap2 = w->query.norm2;
+    return q->offset + EDGE_SPREADS * sqrtf(EDGE_SPREAD2 * (gap2 > 0 ? gap2 : 0) + q->error);
+}
+
+/* ---- the walk ---- */
+
+/* Rows to score, on their way from memory. */
+typedef struct frontier {
+    uint32_t n, slots[BLOCKS_A_STEP * HNSW_M0_MAX];
+} frontier;
+
+/* What a walk looks for, and how far it has come. */
+typedef struct walk {
+    search_scratch *w;
+    const row_filter *filter;
+    uint32_t ef, capacity;
+    uint32_t cursor;  /* all candidates before it were expanded */
+    uint32_t allowed; /* candidates that may be returned */
+    float limit;      /* only nearer rows are of use */
+    frontier f;
+} walk;
+
+static uint32_t estimate(const walk *k, const uint8_t *group, float offset, float most, float *out) {
+    const search_scratch *w = k->w;
+    return w->s->kernels->edge_near(w->edge.tables, group + EDGE_CODES_AT, (const uint16_t *)group, w->s->dim64,
+                                    w->edge.scale, offset, most, out);
+}
+
+static void ask_for(walk *k, uint32_t slot) {
+    if (!scratch_mark(k->w, slot)) return;
+    k->f.slots[k->f.n++] = slot;
+    scorer_prefetch(&k->w->query, slot);
+}
+
+static void find_entries(walk *k) {
+    const edge_blocks *e = &k->w->g->edges;
+    const uint32_t *slots = (const uint32_t *)e->entries.base;
+    float distances[ENTRIES_TAKEN], estimates[EDGE_LANES];
+    uint32_t nearest[ENTRIES_TAKEN], n = 0;
+    for (uint32_t first = 0; first < e->n_entries; first += EDGE_LANES) {
+        const uint8_t *group = e->entry_groups.base + first / EDGE_LANES * e->group_bytes;
+        const float most = n == ENTRIES_TAKEN ? distances[ENTRIES_TAKEN - 1] : INFINITY;
+        uint32_t near = estimate(k, group, k->w->edge.offset, most, estimates);
+        for (; near; near &= near - 1) {
+            const uint32_t lane = (uint32_t)__builtin_ctz(near);
+            if (n == ENTRIES_TAKEN && !(estimates[lane] < distances[ENTRIES_TAKEN - 1])) continue;
+            uint32_t at = n < ENTRIES_TAKEN ? n++ : ENTRIES_TAKEN - 1;
+            for (; at && distances[at - 1] > estimates[lane]; at--) {
+                distances[at] = distances[at - 1];
+                nearest[at] = nearest[at - 1];
+            }
+            distances[at] = estimates[lane];
+            nearest[at] = slots[first + lane];
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) ask_for(k, nearest[i]);
+}
+
+static inline bool returns(const walk *k, uint32_t slot) { return !k->filter || row_allowed(k->filter, slot); }
+
+static float limit(const walk *k) {
+    const bool full = k->allowed >= k->ef || k->w->pool_n >= k->capacity;
+    return full ? k->w->pool[k->w->pool_n - 1].distance : INFINITY;
+}
+
+/* Scores the rows that were asked for, and takes what is near enough into the pool. */
+static void take_near(walk *k) {
+    search_scratch *w = k->w;
+    float distances[BLOCKS_A_STEP * HNSW_M0_MAX];
+    scorer_prefetched(&w->query, k->f.slots, k->f.n, distances);
+    for (uint32_t i = 0; i < k->f.n; i++) {
+        if (distances[i] >= k->limit) continue;
+        k->cursor = min_u32(k->cursor, scratch_insert(w, distances[i], k->f.slots[i]));
+        k->allowed += returns(k, k->f.slots[i]);
+        /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */
+        while (w->pool_n > k->capacity || k->allowed > k->ef)
+            k->allowed -= returns(k, w->pool[--w->pool_n].node & ~CANDIDATE_SEEN);
+        k->limit = limit(k);
+    }
+    k->f.n = 0;
+}
+
+/* The nearest candidates that were not expanded yet, whose blocks are asked for; returns how many. */
+static uint32_t choose(walk *k, candidate *out) {
+    const hnsw *g = k->w->g;
+    uint32_t n = 0;
+    for (; k->cursor < k->w->pool_n && n < BLOCKS_A_STEP; k->cursor++) {
+        candidate *c = k->w->pool + k->cursor;
+        if (c->node & CANDIDATE_SEEN) continue;
+        prefetch_bytes(blocks_links(g, c->node), blocks_block_bytes(&g->edges));
+        out[n++] = *c;
+        c->node |= CANDIDATE_SEEN;
+    }
+    return n;
+}
+
+/* Asks for the neighbours of a candidate that by estimate may belong into the pool. */
+static void expand(walk *k, candidate from) {
+    const edge_blocks *e = &k->w->g->edges;
+    const uint32_t *links = blocks_links(k->w->g, from.node);
+    const uint8_t *group = (const uint8_t *)links + e->links_bytes;
+    const float offset = offset_at(k->w, from.distance);
+    const float most = k->limit - from.distance;
+    float estimates[EDGE_LANES];
+    for (uint32_t g = 0; g < e->groups; g++, group += e->group_bytes, links += EDGE_LANES)
+        for (uint32_t near = estimate(k, group, offset, most, estimates); near; near &= near - 1)
+            ask_for(k, links[__builtin_ctz(near)]);
+}
+
+void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter) {
+    candidate expanded[2][BLOCKS_A_STEP], *now = expanded[0], *next = expanded[1];
+    walk k = {.w = w, .filter = filter, .ef = ef, .capacity = filter ? filter->pool_most : ef, .limit = INFINITY};
+    scratch_begin_marks(w);
+    w->pool_n = 0;
+    set_query(w);
+    find_entries(&k);
+    for (uint32_t n_now = 0, n_next;; n_now = n_next) {
+        take_near(&k);
+        n_next = choose(&k, next);
+        if (n_now + n_next == 0) break;
+        for (uint32_t i = 0; i < n_now; i++) expand(&k, now[i]);
+        candidate *done = now;
+        now = next;
+        next = done;
+    }
+    for (uint32_t i = 0; i < w->pool_n; i++) w->pool[i].node &= ~CANDIDATE_SEEN;
+}
