@@ -26,7 +26,7 @@ def one_round(session: VectorDBSession, data: datasets.Dataset) -> dict[str, Any
 def main() -> None:
     """Command line entry point."""
     parser = datasets.parser(__doc__)
-    parser.add_argument("--memory", choices=["default", "compact"], default="default")
+    parser.add_argument("--memory", choices=["fast", "default", "compact"], default="default")
     options = parser.parse_args()
     data = datasets.load(options)
     parameters = {"rows": len(data.base), "dim": data.base.shape[1], "k": K, "memory": options.memory}

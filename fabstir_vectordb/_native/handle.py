@@ -117,7 +117,11 @@ __all__ = [
 ]
 
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
-_MEMORY = {"default": lib.FVDB_MEMORY_DEFAULT, "compact": lib.FVDB_MEMORY_COMPACT}
+_MEMORY = {
+    "fast": lib.FVDB_MEMORY_FAST,
+    "default": lib.FVDB_MEMORY_DEFAULT,
+    "compact": lib.FVDB_MEMORY_COMPACT,
+}
 
 
 def scores_of(metric: str, distances: Float64Array) -> Float64Array:
@@ -225,7 +229,7 @@ class NativeIndex(Aging, Search, Parts, Lazy):
     Args:
         dim: components of a vector, 1 to DIM_MAX.
         metric: ``cosine``, ``l2`` or ``dot``.
-        memory: ``default`` or ``compact``.
+        memory: ``fast``, ``default`` or ``compact``.
         M: links of a row on upper levels, M_MIN to M_MAX.
         ef_construction: candidates while linking, 1 to EF_MAX.
         threads: most threads that a call may use.

@@ -48,7 +48,7 @@ class PersistSettings:
     Attributes:
         index_name: name of the index, which selects keys and pointer.
         encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
-        memory: native memory setting of a loaded index, ``default`` or ``compact``.
+        memory: native memory setting of a loaded index, ``fast``, ``default`` or ``compact``.
         threads: most threads a native call may use.
         hash_seed: seed of a loaded index's id table; random, so that ids cannot be chosen that collide.
         budget_bytes: most bytes of memory during a load, the session's own included; None for no limit.

@@ -213,7 +213,7 @@ def campaign(rows: int, metric: str, rounds: int, random_: random.Random) -> tup
                 use_lazily(lazy, parts, rows)
                 lazy.close()
         try:
-            index = load(parts, rows, metric, random_.choice(("default", "compact")))
+            index = load(parts, rows, metric, random_.choice(("fast", "default", "compact")))
         except VectorDBError:
             refused += 1
             continue

@@ -150,7 +150,7 @@ def test_the_default_finds_the_nearest_on_other_data_than_sentences(kind: str, m
         assert report.default.exact is (told == "exact")
 
 
-@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("memory", ["fast", "default", "compact"])
 @pytest.mark.parametrize("old", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)

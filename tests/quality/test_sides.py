@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_recall import DATASET, FIELDS, exact, recall
+from test_recall import DATASET, FIELDS, MEMORIES, exact, recall
 
 from fabstir_vectordb.demo import load_demo_queries, load_demo_rows
 from fabstir_vectordb.sync import VectorDBSession
@@ -50,7 +50,7 @@ def journey(
         floors(session, queries, left)
 
 
-@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("old", [0.5, 1.0])
 def test_recall_on_demo_rows(memory: str, old: float) -> None:
     base, queries = load_demo_rows().vectors, load_demo_queries().vectors
@@ -58,7 +58,7 @@ def test_recall_on_demo_rows(memory: str, old: float) -> None:
 
 
 @pytest.mark.skipif(DATASET is None, reason="FVDB_DATASET names the folder of the 100 K set")
-@pytest.mark.parametrize("memory", ["default", "compact"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("old", [0.5, 1.0])
 @pytest.mark.long
 def test_recall_on_a_hundred_thousand_rows(memory: str, old: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -56,6 +57,7 @@ class SessionAgainstDict(RuleBasedStateMachine):
         super().__init__()
         self.now = 10.0
         self.uri = f"memory:{uuid.uuid4()}"
+        self.memories = itertools.cycle(["fast", "default", "compact"])
         self.session = self.opened()
         self.rows: dict[str, Held] = {}
         self.saved: tuple[str, dict[str, Held]] | None = None
@@ -63,7 +65,9 @@ class SessionAgainstDict(RuleBasedStateMachine):
     def opened(self) -> VectorDBSession:
         fields = {"user_seed_phrase": PHRASE, "session_id": "test", "metric": "l2", "clock": lambda: self.now}
         # Rows are old after some seconds, and parts are so small that lazy loads have some to fetch.
-        return VectorDBSession.create(s5_portal=self.uri, threads=1, recent_window_s=4.0, chunk_size=128, **fields)
+        # A session after a load has another memory setting than the one that saved.
+        fields |= {"memory": next(self.memories), "threads": 1}
+        return VectorDBSession.create(s5_portal=self.uri, recent_window_s=4.0, chunk_size=128, **fields)
 
     def teardown(self) -> None:
         self.session.destroy()

@@ -729,16 +729,17 @@ class Course:
         assert all(done[name] for name in (*CHANGES, *READS)), done
 
 
-def fields(clock: list[float]) -> dict[str, Any]:
-    return {"clock": lambda: clock[0], "metric": "l2", "memory_budget_mb": BUDGET_MB, "chunk_size": 128, "threads": 1}
+def fields(clock: list[float], memory: str) -> dict[str, Any]:
+    settings = {"metric": "l2", "memory": memory, "memory_budget_mb": BUDGET_MB, "chunk_size": 128, "threads": 1}
+    return {"clock": lambda: clock[0], **settings}
 
 
-async def in_tasks(rounds: int, seconds: float) -> None:
+async def in_tasks(memory: str, rounds: int, seconds: float) -> None:
     async def pause(seconds: float) -> None:
         await anyio.sleep(seconds)
 
     clock = [NOW]
-    open_one = partial(session_on, f"memory:{uuid.uuid4()}", **fields(clock))
+    open_one = partial(session_on, f"memory:{uuid.uuid4()}", **fields(clock, memory))
     async with await open_one() as session:
         course = Course(session, open_one, clock, pause, rounds, seconds)
 
@@ -758,12 +759,13 @@ async def in_tasks(rounds: int, seconds: float) -> None:
         course.report()
 
 
-def in_threads(rounds: int, seconds: float) -> None:
+def in_threads(memory: str, rounds: int, seconds: float) -> None:
     async def pause(seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # a thread of its own
 
     clock = [NOW]
-    settings = {"s5_portal": f"memory:{uuid.uuid4()}", "user_seed_phrase": PHRASE, "session_id": "s", **fields(clock)}
+    settings = {"s5_portal": f"memory:{uuid.uuid4()}", "user_seed_phrase": PHRASE, "session_id": "s"}
+    settings |= fields(clock, memory)
 
     async def open_another() -> Session:
         return Awaited(sync.VectorDBSession.create(settings))
@@ -784,6 +786,10 @@ def in_threads(rounds: int, seconds: float) -> None:
         course.report()
 
 
+#: Each form has another memory setting.
+MEMORY = {"asyncio": "fast", "trio": "default", "threads": "compact"}
+
+
 def run(form: str, rounds: int, seconds: float) -> None:
     """In a thread of its own: a loop that hangs must not hang the tests."""
     failures: list[BaseException] = []
@@ -791,9 +797,9 @@ def run(form: str, rounds: int, seconds: float) -> None:
     def target() -> None:
         try:
             if form == "threads":
-                in_threads(rounds, seconds)
+                in_threads(MEMORY[form], rounds, seconds)
             else:
-                anyio.run(in_tasks, rounds, seconds, backend=form)
+                anyio.run(in_tasks, MEMORY[form], rounds, seconds, backend=form)
         except BaseException as error:
             failures.append(error)
 
@@ -807,15 +813,12 @@ def run(form: str, rounds: int, seconds: float) -> None:
         raise failures[0]
 
 
-FORMS = ("asyncio", "trio", "threads")
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MEMORY)
 def test_every_read_beside_every_change_is_of_one_state(form: str) -> None:
     run(form, 1, 0.0)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MEMORY)
 def test_every_read_beside_every_change_is_of_one_state_for_a_minute(form: str) -> None:
     run(form, 1, 60.0)
