@@ -13,7 +13,7 @@ from fabstir_vectordb._native.handle import Control
 from fabstir_vectordb.config import Unset
 from fabstir_vectordb.diversity import search_batch_diverse, search_diverse, widened
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.index import Index, IndexClosed, LazyIndex, make_request, prepare_query
+from fabstir_vectordb.index import Index, IndexClosed, LazyIndex, Repeat, make_request, prepare_query
 from fabstir_vectordb.index.incoming import check_query_dim, seeming_shape
 from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need
 from fabstir_vectordb.metadata.filter_parse import Filter, is_large
@@ -54,6 +54,8 @@ class Searches:
         self._default_threshold, self._default_target = default_threshold, default_target
         # k and fields of the last search, and what `check` made of them.
         self._last: tuple[Any, Mapping[str, Any], tuple[Any, ...]] = (None, {}, ())
+        # The same of the last search that can be repeated; one attribute, as any thread may search.
+        self._again: tuple[Any, Mapping[str, Any], tuple[Any, ...], Repeat] | None = None
         self._told_of_default = False
 
     # ---- requests
@@ -124,6 +126,29 @@ class Searches:
 
     # ---- runs
 
+    def again(
+        self, query: Any, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchResults | None:
+        """The answer of a search that asks as the last one did; None where it does not, or would take long.
+
+        The session is alive. This takes half of the time that `make` and `at_once` add to a search.
+        """
+        again = self._again
+        if again is None or options is not None:
+            return None
+        last_k, last_fields, last, repeat = again
+        if k is not last_k or len(fields) != len(last_fields):
+            return None
+        for name, value in fields.items():
+            if name not in last_fields or value is not last_fields[name]:  # by identity, as in `make`
+                return None
+        results = repeat.search(query)
+        if results is None:
+            self._again = None
+        elif results.below_threshold:
+            self.tell_of_default(results.below_threshold, last[1])
+        return results
+
     def at_once(self, request: SearchRequest) -> SearchResults | None:
         """A search on this thread, or None where it would take long. It is no coroutine, which would take 1 us more."""
         if request.mmr is not None or request.rerank is not None:
@@ -139,15 +164,21 @@ class Searches:
                 results = index.search(request)
             except IndexClosed:  # `aside` asks the next index, or raises where there is none
                 return None
-        if results is not None and results.below_threshold:
-            self.tell_of_default(results.below_threshold, request)
+        if results is None:
+            return None
+        if results.below_threshold:
+            self.tell_of_default(results.below_threshold, request.threshold)
+        last_k, last_fields, last = self._last
+        if request.where is None and request[1:] == last:
+            repeat = index.repeat(request, not runtime.is_blocking)
+            self._again = None if repeat is None else (last_k, last_fields, last, repeat)
         return results
 
     async def aside(self, request: SearchRequest) -> SearchResults:
         """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
         wide = request if request.rerank is None else widened_for_rerank(request)
         results = await self._runtime.cancellable(*search_of(wide))
-        self.tell_of_default(results.below_threshold, request)
+        self.tell_of_default(results.below_threshold, request.threshold)
         if wide is request:
             return results
         query = request.query if request.text is None else request.text.text(0)
@@ -158,16 +189,16 @@ class Searches:
         check_texts(request, len(queries))
         wide = request if request.rerank is None else widened_for_rerank(request)
         results = await self._runtime.cancellable(*search_batch_of(queries, wide))
-        self.tell_of_default(sum(each.below_threshold for each in results), request)
+        self.tell_of_default(sum(each.below_threshold for each in results), request.threshold)
         if wide is not request:
             for place, vector in enumerate(queries):
                 query = vector if request.text is None else request.text.text(place)
                 results[place] = await reranked(self._runtime, query, results[place], request)
         return results
 
-    def tell_of_default(self, dropped: int, request: SearchRequest) -> None:
+    def tell_of_default(self, dropped: int, threshold: float | Unset | None) -> None:
         """Logs a warning, once a session, when the default threshold dropped hits."""
-        if dropped and not self._told_of_default and isinstance(request.threshold, Unset):
+        if dropped and not self._told_of_default and isinstance(threshold, Unset):
             self._told_of_default = True
             logger.warning(
                 "session %s: the default threshold of metric %r dropped %d of the nearest rows: pass threshold=None to "
@@ -190,7 +221,7 @@ class Searches:
             first, shows = cursor.next, (request.threshold, request.include_vectors)
             hits = index.stream_page(cursor, request.query, STREAM_PAGE_ROWS, *shows)
             if first < cursor.end == cursor.next:
-                self.tell_of_default(cursor.end - first - len(hits), request)
+                self.tell_of_default(cursor.end - first - len(hits), request.threshold)
             return hits
 
         return index, next_hits

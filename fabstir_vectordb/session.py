@@ -774,6 +774,9 @@ class VectorDBSession:
         runtime.check()
         if isinstance(query, str):
             (query,), fields = await self._texts.asked([query], options, fields)
+        found = self._searches.again(query, k, options, fields)
+        if found is not None:
+            return found
         if (options is not None or "filter" in fields) and has_large_filter(options, fields):
             request = await runtime.compute(self._searches.make, query, k, options, fields)
         else:

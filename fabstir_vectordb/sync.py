@@ -592,6 +592,9 @@ class VectorDBSession:
         if isinstance(query, str):
             return run_here(verbs.search(query, k, options, **fields))
         searches = verbs._searches
+        found = searches.again(query, k, options, fields)
+        if found is not None:
+            return found
         request = searches.make(query, k, options, fields)
         found = searches.at_once(request)
         return run_here(searches.aside(request)) if found is None else found

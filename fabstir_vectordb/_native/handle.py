@@ -63,7 +63,7 @@ from fabstir_vectordb._native.lazy import Lazy
 from fabstir_vectordb._native.library import ffi, lib
 from fabstir_vectordb._native.parts import PartInfo, Parts
 from fabstir_vectordb._native.rows import NativeStats
-from fabstir_vectordb._native.search import Search, SearchHits
+from fabstir_vectordb._native.search import Asked, OneAnswer, Search, SearchHits
 
 __all__ = [
     "DIM_MAX",
@@ -98,6 +98,7 @@ __all__ = [
     "WORK_REORDER",
     "WORK_TRAIN",
     "WORK_VACUUM",
+    "Asked",
     "Control",
     "NativeBusy",
     "NativeCancelled",
@@ -105,6 +106,7 @@ __all__ = [
     "NativeStats",
     "NativeTooFew",
     "NativeUntrained",
+    "OneAnswer",
     "PartInfo",
     "SearchHits",
     "estimate_bytes",

@@ -47,6 +47,8 @@ class SearchHits(NamedTuple):
 
 #: Slots, distances, ids, plan, scores, and how many of the k nearest the threshold left out.
 OneAnswer: TypeAlias = tuple[Sequence[int], Sequence[float], list[str], int, Sequence[float], int]
+#: k, ef_search, exact, nowait, nprobe and threshold of a search.
+Asked: TypeAlias = tuple[int, int, bool, bool, int, float]
 
 _FLOATS = ffi.typeof("float[]")
 _search_one = lib.fvdb_search_one
@@ -83,11 +85,12 @@ class _Answer:
         self.c = ffi.cast("fvdb_answer *", self._memory)
         self.c.slots, self.c.distances, self.c.id_ends = self.slots, self._numbers, self.id_ends
         # Most searches ask as the last one did: what is asked is written only when it differs.
-        self.params, self.asked = ffi.new("fvdb_search_params *"), (0, 0, False, False, 0, 0.0)
+        self.params = ffi.new("fvdb_search_params *")
+        self.asked: Asked = (0, 0, False, False, 0, 0.0)
         self.reserve(k * ID_ROOM_PER_HIT)
 
-    def ask(self, asked: tuple[int, int, bool, bool, int, float]) -> None:
-        """Writes what is asked: k, ef_search, exact, nowait, nprobe and the threshold."""
+    def ask(self, asked: Asked) -> None:
+        """Writes what is asked."""
         params = self.params
         params.k, params.ef_search, params.exact, params.nowait, params.nprobe, self.c.threshold = asked
         self.c.scores = self._numbers + asked[0]
@@ -170,15 +173,30 @@ class Search(Owner):
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
             IndexStateError: there was not enough memory.
         """
+        return self.search_again(query, (k, ef_search, exact, nowait, nprobe, threshold), with_slots, allow)
+
+    def search_again(
+        self, query: Float32Array, asked: Asked, with_slots: bool, allow: UInt64Array | None = None
+    ) -> OneAnswer | None:
+        """`search_one` for a caller that keeps what it asks, beside the query, from search to search.
+
+        Args:
+            query: dim float32, C-contiguous.
+            asked: what is asked.
+            with_slots, allow: as of `search_one`.
+
+        Raises:
+            InvalidInputError, IndexStateError: as `search_one`.
+        """
         if query.nbytes != self._query_bytes:
             expect("query", query, np.float32, (self.dim,))
-        spare = self._spare
+        spare, k = self._spare, asked[0]
         try:
             answer = spare.pop() if k <= _SPARE_K else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
-        c, asked = answer.c, (k, ef_search, exact, nowait, nprobe, threshold)
-        if asked != answer.asked:
+        c = answer.c
+        if asked is not answer.asked and asked != answer.asked:
             answer.ask(asked)
         if allow is not None:
             bitmap = bitmap_of(allow)  # a name keeps it alive

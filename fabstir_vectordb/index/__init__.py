@@ -15,6 +15,7 @@ from fabstir_vectordb.index.incoming import (
 )
 from fabstir_vectordb.index.index import Index
 from fabstir_vectordb.index.lazy import LazyIndex
+from fabstir_vectordb.index.repeat import Repeat
 from fabstir_vectordb.index.searcher import SCORES
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "IndexClosed",
     "LazyIndex",
     "Matches",
+    "Repeat",
     "make_request",
     "prepare_batch",
     "prepare_queries",

@@ -21,6 +21,7 @@ __all__ = ["BUSY", "Busy", "Gate", "IndexClosed"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+_A = TypeVar("_A")
 _Ts = TypeVarTuple("_Ts")
 _CLOSE_WAIT_S: Final = 0.1
 
@@ -112,6 +113,26 @@ class Gate:
                         return result
             with self.lock:
                 return read(*args)
+        finally:
+            inside.pop()
+            if not inside[0] and len(inside) == 1:
+                self._empty.set()
+
+    def read_at(self, generation: int, read: Callable[[_A], _T], argument: _A) -> _T | Busy:
+        """`read` at an even generation: BUSY where it is another one before or after it, or the index is closed."""
+        inside = self._inside
+        try:
+            inside.append(True)
+            if self.generation == generation and inside[0]:
+                try:
+                    result = read(argument)
+                except Exception:
+                    if self.generation == generation:
+                        raise
+                else:
+                    if self.generation == generation:
+                        return result
+            return BUSY
         finally:
             inside.pop()
             if not inside[0] and len(inside) == 1:

@@ -29,6 +29,7 @@ from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.hybrid import Hybrid, depth_of
 from fabstir_vectordb.index.incoming import Batch, check_on_conflict, encode_values, prepare_batch, within_room
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need
+from fabstir_vectordb.index.repeat import Repeat, repeat_of
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
 from fabstir_vectordb.metadata.census import FacetQuery
@@ -686,6 +687,15 @@ class Index:
             return None
         searcher.plans_used[found.plan] += 1
         return found
+
+    def repeat(self, request: SearchRequest, nowait: bool) -> Repeat | None:
+        """A search that was done, for other queries; None where it has to be resolved anew each time.
+
+        Args:
+            request: the search.
+            nowait: whether it was done by `search_at_once`.
+        """
+        return repeat_of(self.gate, self.efforts, self._searcher, self._rows, request, nowait)
 
     def search_batch(
         self,

@@ -362,6 +362,10 @@ class LazyIndex:
         """None: every search is long."""
         return
 
+    def repeat(self, request: SearchRequest, nowait: bool) -> None:
+        """None: each search asks first which parts it lacks."""
+        return
+
     def search(
         self, request: SearchRequest, gathered: Gathered | None = None, control: Control | None = None
     ) -> SearchResults:

@@ -19,6 +19,7 @@ from fabstir_vectordb._native.handle import (
     PLAN_LISTS,
     Control,
     NativeIndex,
+    OneAnswer,
     SearchHits,
     scores_of,
 )
@@ -151,6 +152,7 @@ class Searcher:
     """Searches of the rows in memory. Each method is a read, and is called inside the gate.
 
     Attributes:
+        scorer: scores and thresholds.
         plans_used: searches so far by plan.
 
     Args:
@@ -159,7 +161,7 @@ class Searcher:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._scorer = Scorer(rows.metric)
+        self.scorer = Scorer(rows.metric)
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
 
     def note(self, results: Sequence[SearchResults]) -> None:
@@ -191,10 +193,14 @@ class Searcher:
             check_query_dim(len(query), rows.vector_dim)
             return SearchResults([], 0, plans[PLAN_FLAT])  # no row has a vector yet
         with_slots = include_vectors or not rows.arena.is_empty
-        least = -math.inf if threshold is None else self._scorer.least(threshold)
+        least = -math.inf if threshold is None else self.scorer.least(threshold)
         answer = core.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow, least)
-        if answer is None:
-            return None
+        return None if answer is None else self.results_of_one(core, answer, plans, include_vectors)
+
+    def results_of_one(
+        self, core: NativeIndex, answer: OneAnswer, plans: Mapping[int, Plan], include_vectors: bool
+    ) -> SearchResults:
+        """The hits of an answer, with the present metadata of their slots, and with vectors if asked for."""
         slots, distances, ids, plan, scores, below = answer
         if not slots:
             return results_of(map(SearchResult, ids, scores, distances), below, plans[plan])
@@ -287,7 +293,7 @@ class Searcher:
             vectors = core.get_vectors(np.array(slots, dtype=np.uint32)) if request.include_vectors else repeat(None)
             return zip(rows.arena.get_many(slots), vectors, strict=False)
 
-        return results_of_groups(found.groups, groups, self._scorer, request.threshold, describe, plan)
+        return results_of_groups(found.groups, groups, self.scorer, request.threshold, describe, plan)
 
     def results(
         self,
@@ -299,8 +305,8 @@ class Searcher:
     ) -> list[SearchResults]:
         """Hits of the rows found for each query."""
         # One call for all of them, as a call takes as long as the scores of fifty queries.
-        scores = self._scorer.scores(hits.distances)
-        passing = np.minimum(self._scorer.passing(scores, threshold), hits.counts)
+        scores = self.scorer.scores(hits.distances)
+        passing = np.minimum(self.scorer.passing(scores, threshold), hits.counts)
         arrays = hits.slots, hits.distances, scores, hits.counts, passing, hits.plans
         each = zip(hits.ids, *(array.tolist() for array in arrays), strict=True)
         return [

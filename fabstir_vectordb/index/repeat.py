@@ -1,0 +1,109 @@
+"""A search that is asked again with another query. All else of it is resolved once, and holds while no row changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import Asked, NativeIndex
+from fabstir_vectordb.index.efforts import Efforts, Verdict
+from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.rows import NoRows, Rows
+from fabstir_vectordb.index.searcher import PLANS, Searcher
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.types import SearchResults
+
+__all__ = ["Repeat", "repeat_of"]
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Repeat:
+    """The last search, ready for another query.
+
+    It holds while the generation of the index, and the verdict on its default search, are those it was made under: the
+    rows, their metadata, and what the search takes of them are the same then.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_core",
+        "_efforts",
+        "_gate",
+        "_generation",
+        "_query_bytes",
+        "_searcher",
+        "_verdict",
+        "_with_slots",
+    )
+
+    def __init__(
+        self,
+        gate: Gate,
+        generation: int,
+        efforts: Efforts,
+        verdict: Verdict | None,
+        searcher: Searcher,
+        core: NativeIndex,
+        asked: Asked,
+        with_slots: bool,
+    ) -> None:
+        self._gate, self._generation = gate, generation
+        self._efforts, self._verdict = efforts, verdict
+        self._searcher, self._core, self._asked, self._with_slots = searcher, core, asked, with_slots
+        self._query_bytes = 4 * core.dim
+
+    def search(self, query: Any) -> SearchResults | None:
+        """The answer; None for a query that must be checked first, and where the search does not hold any more.
+
+        Raises:
+            InvalidInputError: the query is not finite, or zero under cosine.
+            IndexStateError: there was not enough memory.
+        """
+        if (
+            type(query) is not np.ndarray
+            or query.dtype is not _FLOAT32
+            or query.nbytes != self._query_bytes
+            or query.ndim != 1
+            or not query.flags.c_contiguous
+            or self._efforts.verdict is not self._verdict
+        ):
+            return None
+        found = self._gate.read_at(self._generation, self._find, query)
+        if not isinstance(found, SearchResults):  # a change came, or it would have to wait
+            return None
+        self._searcher.plans_used[found.plan] += 1
+        return found
+
+    def _find(self, query: npt.NDArray[np.float32]) -> SearchResults | None:
+        answer = self._core.search_again(query, self._asked, self._with_slots)
+        return None if answer is None else self._searcher.results_of_one(self._core, answer, PLANS, False)
+
+
+def repeat_of(
+    gate: Gate, efforts: Efforts, searcher: Searcher, rows: Rows, request: SearchRequest, nowait: bool
+) -> Repeat | None:
+    """A search that was done, for other queries; None where it has to be resolved anew each time.
+
+    Args:
+        gate, efforts, searcher, rows: of the index.
+        request: the search.
+        nowait: whether it must not wait, as of `Searcher.nearest`.
+    """
+    generation, core, verdict = gate.generation, rows.core, efforts.verdict
+    is_plain = request.where is None and request.text is None and request.group_by is None
+    if generation & 1 or not is_plain or request.include_vectors or isinstance(core, NoRows):
+        return None
+    if not rows.expiries.is_empty:  # rows expire without a change
+        return None
+    # Else the candidates are measured, and measured again.
+    is_settled = verdict is not None and verdict.suffices and not verdict.misses_widely
+    if request.recall_target is not None or not (request.exact or is_settled):
+        return None
+    if nowait and not searcher.is_short(request, None):
+        return None
+    least = searcher.scorer.least(request.threshold)
+    asked = request.k, request.ef_search, request.exact, nowait, request.nprobe, least
+    return Repeat(gate, generation, efforts, verdict, searcher, core, asked, not rows.arena.is_empty)
