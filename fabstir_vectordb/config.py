@@ -30,6 +30,7 @@ __all__ = [
     "NoPhrase",
     "SeedPhrase",
     "ShareFields",
+    "Tier",
     "Unset",
     "VectorDBConfig",
     "config_of",
@@ -37,10 +38,11 @@ __all__ = [
 ]
 
 Metric = Literal["cosine", "l2", "dot"]
-Memory = Literal["fast", "default", "compact"]
+Tier = Literal["fast", "default", "compact"]
+Memory = Literal["auto", "fast", "default", "compact"]
 
 METRICS = ("cosine", "l2", "dot")
-MEMORIES = ("fast", "default", "compact")
+MEMORIES = ("auto", "fast", "default", "compact")
 _INDEX_NAME = re.compile(r"[a-z0-9._-]{1,64}")
 
 #: Most rows of a part. A part is one blob and must stay far below 2 GiB.
@@ -242,8 +244,10 @@ class VectorDBConfig(metaclass=_Sealing):
         debug: log at DEBUG level on the logger ``fabstir_vectordb``.
         encrypt_at_rest: False stores versions in clear.
         metric: ``cosine``, ``l2`` or ``dot``.
-        memory: ``fast`` (at most 2.5 times the raw rows from 384 dimensions on), ``default`` (1.25 times) or
-            ``compact`` (1.1 times, slowest). A version opens under each; ``fast`` and ``default`` store the same.
+        memory: ``fast`` (at most 2.5 times the raw rows from 384 dimensions on), ``default`` (1.25 times),
+            ``compact`` (1.1 times, slowest), or ``auto``: ``fast`` while the index takes at most half of
+            `memory_budget_mb` under it, else ``default``; `get_stats` tells which. A version opens under each; all but
+            ``compact`` store the same.
         M: links of a row in the HNSW graph, M_MIN to M_MAX (Malkov & Yashunin 2018: 5 to 48, 16 is common).
         ef_construction: candidates while linking; more is slower to build and finds more.
         recent_window_s: seconds after which `optimize` moves a row from the recent to the historical side.

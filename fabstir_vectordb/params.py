@@ -103,7 +103,7 @@ class RunParams:
     """Parameters of an index in this process. They change no answer and no stored byte.
 
     Attributes:
-        memory: ``fast``, ``default`` or ``compact``.
+        memory: ``auto``, ``fast``, ``default`` or ``compact``.
         threads: most threads of a native call.
         budget_bytes: most bytes of memory; None for no limit.
         now_us: the clock, microseconds since 1970.

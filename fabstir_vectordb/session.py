@@ -76,6 +76,7 @@ from fabstir_vectordb.searches import Searches, has_large_filter
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.text.settings import text_settings
 from fabstir_vectordb.texts import SessionTexts
+from fabstir_vectordb.tiers import TIERS
 from fabstir_vectordb.tracing import Tracing, trace_verbs
 from fabstir_vectordb.types import (
     AddResult,
@@ -1327,6 +1328,7 @@ def _stats_of(
         ivf_vector_count=native.historical,
         deleted_count=native.rows - native.live + expired,
         without_vector_count=native.vectorless,
+        memory=TIERS[native.memory],
         memory_bytes=kinds,
         plans=dict(index.plans_used),
         recall_calibration=index.recall_calibration,

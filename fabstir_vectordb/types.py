@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.arrow import data_frame, results_table
+from fabstir_vectordb.config import Tier
 from fabstir_vectordb.display import Record, html_record, html_table, json_ready, short
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.metadata.values import decode_metadata
@@ -918,6 +919,7 @@ class SessionStats(Record):
         ivf_vector_count: live rows on lists.
         deleted_count: tombstones that a vacuum would remove, expired rows included.
         without_vector_count: live rows that have no vector; they are included in `vector_count`.
+        memory: the memory setting that the index has: what ``auto`` is at present, else the setting itself.
         memory_bytes: resident bytes by kind.
         plans: number of searches so far by plan.
         default_search: how a search that names no setting goes, as measured on the index's own rows: ``usual`` where
@@ -940,6 +942,7 @@ class SessionStats(Record):
     ivf_vector_count: int
     deleted_count: int
     without_vector_count: int
+    memory: Tier
     memory_bytes: Mapping[str, int]
     plans: Mapping[str, int]
     recall_calibration: tuple[CalibrationPoint, ...]

@@ -73,6 +73,7 @@ __all__ = [
     "K_MAX",
     "LISTS_MAX",
     "LISTS_ROWS_MIN",
+    "MEMORY_NUMBERS",
     "M_MAX",
     "M_MIN",
     "NO_SLOT",
@@ -119,7 +120,8 @@ __all__ = [
 ]
 
 _METRICS = {"cosine": lib.FVDB_METRIC_COSINE, "l2": lib.FVDB_METRIC_L2, "dot": lib.FVDB_METRIC_DOT}
-_MEMORY = {
+#: Numbers of memory settings, as `NativeStats` has them.
+MEMORY_NUMBERS = {
     "fast": lib.FVDB_MEMORY_FAST,
     "default": lib.FVDB_MEMORY_DEFAULT,
     "compact": lib.FVDB_MEMORY_COMPACT,
@@ -145,7 +147,7 @@ def _config(dim: int, metric: str, memory: str, M: int, ef_construction: int, th
         {
             "dim": dim,
             "metric": _METRICS[metric],
-            "memory": _MEMORY[memory],
+            "memory": MEMORY_NUMBERS[memory],
             "M": M,
             "ef_construction": ef_construction,
             "threads": threads,
@@ -315,6 +317,15 @@ class NativeIndex(Aging, Search, Parts, Lazy):
         self = cls.__new__(cls)
         self._own(index, dim)
         return self
+
+    def set_memory(self, memory: str) -> None:
+        """Gives an index with ``fast`` the setting ``default``, or the other way, in place.
+
+        Raises:
+            InvalidInputError: one of the two is ``compact``.
+            IndexStateError: there was not enough memory; nothing changed.
+        """
+        call(lib.fvdb_set_memory, self._index, MEMORY_NUMBERS[memory])
 
     def with_dim(self, dim: int) -> NativeIndex:
         """A copy of the index for vectors of another dimension, with the same rows in the same slots.

@@ -41,6 +41,7 @@ class NativeStats(NamedTuple):
     lists: int
     nprobe: int
     training_due: int
+    memory: int
     bits_serve: int
     bytes_vectors: int
     bytes_codes: int

@@ -18,6 +18,7 @@ from fabstir_vectordb.errors import MemoryBudgetExceededError
 from fabstir_vectordb.index.cursor import Cursors
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache
+from fabstir_vectordb.index.fitting import after_give_way, forecast_of, give_way
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.types import VacuumStats
@@ -76,9 +77,10 @@ class Aging:
 
         def check() -> None:
             if self._rows.native is not None:
-                forecast = self._rows.forecast()
-                self._require("training lists", forecast.train())
-                self._require("a vacuum", forecast.vacuum() + self._renumbering_bytes())
+                held, forecast = after_give_way(self._rows)
+                budget = self._rows.budget
+                budget.require_work("training lists", held, forecast.train())
+                budget.require_work("a vacuum", held, forecast.vacuum() + self._renumbering_bytes())
 
         self._gate.alone(check)
 
@@ -94,7 +96,7 @@ class Aging:
             counts, native = self._rows.counts, self._rows.native
             if native is None or (counts.lists and not counts.training_due):
                 return False
-            self._require("training lists", self._rows.forecast().train())
+            self._require("training lists", forecast_of(self._rows).train())
             try:
                 native.train(cutoff_us, control)
             except NativeTooFew:
@@ -112,7 +114,7 @@ class Aging:
             native = self._rows.native
             if native is None or not self._rows.counts.lists:
                 return 0, None
-            self._require("moving rows", self._rows.forecast().migrate(step))
+            self._require("moving rows", forecast_of(self._rows).migrate(step))
             moved, after = native.migrate(cutoff_us, step, first)
             if moved:
                 self._sides_changed()
@@ -137,7 +139,8 @@ class Aging:
                 rows.forget_superseded()
                 self._cache.clear()
             return VacuumStats(0, 0, 0)
-        self._require("a vacuum", rows.forecast().vacuum() + self._renumbering_bytes())
+        give_way(rows, forecast_of(rows).vacuum() + self._renumbering_bytes())
+        self._require("a vacuum", forecast_of(rows).vacuum() + self._renumbering_bytes())
         # The new order is known in advance, so metadata can be renumbered before the native core changes.
         self._renumber(native.vacuum_order(), lambda: native.vacuum(control))
         from_lists = before.historical_deleted
@@ -149,7 +152,8 @@ class Aging:
         native = rows.native
         if native is None or rows.counts.graph_rows < ARRANGED_ROWS_MIN:
             return False
-        self._require("an arrangement", rows.forecast().arrange() + self._renumbering_bytes())
+        give_way(rows, forecast_of(rows).arrange() + self._renumbering_bytes())
+        self._require("an arrangement", forecast_of(rows).arrange() + self._renumbering_bytes())
         order = native.locality_order(control)
         slot_map = np.empty_like(order)
         slot_map[order] = np.arange(len(order), dtype=np.uint32)

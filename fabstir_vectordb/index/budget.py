@@ -18,6 +18,7 @@ from fabstir_vectordb._native.handle import (
     estimate_bytes,
     estimate_work,
 )
+from fabstir_vectordb.config import Tier
 from fabstir_vectordb.errors import MemoryBudgetExceededError
 from fabstir_vectordb.params import IndexParams, RunParams
 
@@ -129,12 +130,14 @@ class Forecast:
 
     Attributes:
         dim, params, run: dimension and parameters of the index.
+        memory: its memory setting.
         counts: its present counts.
     """
 
     dim: int
     params: IndexParams
     run: RunParams
+    memory: Tier
     counts: NativeStats
 
     @property
@@ -156,7 +159,7 @@ class Forecast:
         return estimate_bytes(
             self.dim,
             metric=self.params.metric,
-            memory=self.run.memory,
+            memory=self.memory,
             M=self.params.M,
             ef_construction=self.params.ef_construction,
             threads=self.run.threads,
@@ -171,7 +174,7 @@ class Forecast:
             self.dim,
             kind,
             metric=self.params.metric,
-            memory=self.run.memory,
+            memory=self.memory,
             M=self.params.M,
             ef_construction=self.params.ef_construction,
             threads=self.run.threads,

@@ -106,6 +106,8 @@ class Efforts:
         self._missed_by_code: float | None = None
         # One of _WIDENINGS.
         self._widening = 1
+        # The memory setting under which it was measured: walks of another one take other candidates.
+        self._memory = rows.counts.memory
         self.verdict: Verdict | None = _FINE
         """How the default stands; None where that is still to be measured."""
 
@@ -113,7 +115,7 @@ class Efforts:
 
     def loaded(self) -> None:
         """The rows came from a version."""
-        self._rows_then = self._rows.counts.live
+        self._rows_then, self._memory = self._rows.counts.live, self._rows.counts.memory
         self.verdict = None if self._is_measured else _FINE
 
     def added(self, count: int) -> None:
@@ -123,6 +125,10 @@ class Efforts:
     def changed(self) -> None:
         """The rows, or their sides, changed: efforts are found out anew. Called after the new counts are there."""
         self._efforts = {}
+        if self._rows.counts.memory != self._memory:
+            self._memory = self._rows.counts.memory
+            self.calibration = None
+            self._rows_since = max(self._rows_since, self._rows_then)  # it is due
         if not self._is_measured:
             self.verdict = _FINE
             self._rows_then = self._rows_since = 0

@@ -24,6 +24,7 @@ from fabstir_vectordb.index.contents import IndexContents, TextShape
 from fabstir_vectordb.index.cursor import Cursor, Cursors, Place, TextCursor, encode_place
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import FilterCache, Filters, Matches
+from fabstir_vectordb.index.fitting import check_room
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.hybrid import Hybrid, depth_of
@@ -295,7 +296,7 @@ class Index:
         Raises:
             MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
         """
-        self._rows.check_room(vectors)
+        check_room(self._rows, vectors)
 
     @property
     def metadata_room_bytes(self) -> int | None:

@@ -16,20 +16,22 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import DIM_MAX, NO_SLOT, Control, NativeIndex, NativeStats, pack_ids
+from fabstir_vectordb._native.handle import MEMORY_NUMBERS, NO_SLOT, Control, NativeIndex, NativeStats, pack_ids
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from fabstir_vectordb.index.budget import Budget, Forecast
+from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.incoming import Batch, named, of_row, rows_kept, seeming_shape, shown
+from fabstir_vectordb.index.fitting import require_for_good, take_memory
+from fabstir_vectordb.index.incoming import Batch, named, of_row, rows_kept, shown
 from fabstir_vectordb.index.text import StagedText, Texts
-from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, Staged
+from fabstir_vectordb.metadata.arena import MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.metadata.values import decode_metadata
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.text.settings import TextSettings
+from fabstir_vectordb.tiers import TIERS, tier_of
 from fabstir_vectordb.types import AddResult, Row
 
 __all__ = ["NO_STATS", "NoRows", "Rows", "Slots", "Tally"]
@@ -38,10 +40,6 @@ Slots = npt.NDArray[np.uint32]
 
 NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
-#: Overhead of a bytes object, and its entry in a list.
-_BYTES_OBJECT: Final = 48
-#: The expiry time of a row, in a draft.
-_EXPIRY_BYTES_PER_ROW: Final = 8
 
 
 class NoRows:
@@ -124,6 +122,7 @@ class Rows:
         counts: native counts and memory after the last change. An event loop's thread reads these, as the native lock
             could make it wait for a whole change.
         tally: the counts and expiries after the last change.
+        memory: the memory setting that the native rows have, or get when the first comes.
         vector_dim: components that a vector must have; None while no row has one.
         schema: the schema of metadata, or None.
         changes: number of changes; a session is dirty while it differs from the number at the last save or load.
@@ -142,8 +141,9 @@ class Rows:
         self.arena = MetadataArena()
         self.expiries = Expiries()
         self.texts = Texts(params.text)
-        self.counts = NO_STATS
-        self.tally = Tally()
+        self.memory = tier_of(run.memory, 0, budget.limit_bytes)
+        self.counts = NO_STATS._replace(memory=MEMORY_NUMBERS[self.memory])
+        self.tally = Tally(self.counts)
         self.vector_dim: int | None = None
         self.schema: Schema | None = None
         self.changes = 0
@@ -177,13 +177,6 @@ class Rows:
     def nbytes(self) -> int:
         """Bytes of rows, metadata and words."""
         return self.counts.bytes_total + self.metadata_bytes + self.texts.nbytes
-
-    def forecast(self) -> Forecast:
-        """The memory that changes of the present rows would take."""
-        return self._forecast(max(self.core.dim, 1))
-
-    def _forecast(self, dim: int) -> Forecast:
-        return Forecast(dim=dim, params=self.params, run=self.run, counts=self.counts)
 
     # ---- which rows
 
@@ -356,48 +349,15 @@ class Rows:
         """Notes that the stored pages hold the metadata of all rows, except of those that differ."""
         self._stored_pages = StoredPages(rows_per_page, self.counts.rows, changed)
 
-    # ---- room
-
-    def check_room(self, vectors: Any) -> None:
-        """Refuses vectors that cannot fit in the budget, before an array is made from a caller's list of them.
-
-        Raises:
-            MemoryBudgetExceededError: with the shortest ids and no metadata they would not fit.
-        """
-        n, dim = seeming_shape(vectors)
-        if 4 * n * dim > self.budget.reserve > 0:
-            self._require_for_good(f"adding {n} rows", self._forecast(min(dim, DIM_MAX)).after_add(n, n), 0)
-
-    def _check_add_fits(self, dim: int, batch: Batch) -> None:
-        n, rows, forecast = len(batch.ids), self.counts.rows + len(batch.ids), self._forecast(dim)
-        content = forecast.after_add(n, len(batch.id_bytes))
-        scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
-        metadata_bytes = batch.metadata_bytes
-        if metadata_bytes:
-            content += metadata_bytes + metadata_bytes // 8 + TABLE_BYTES_PER_ROW * rows
-            scratch += metadata_bytes + _BYTES_OBJECT * n + self.arena.staging_bytes(rows)
-            of_words, work = self.texts.added_bytes(batch.metadata or ())
-            content, scratch = content + of_words, scratch + work
-        if batch.expires is not None or not self.expiries.is_empty:
-            content += _EXPIRY_BYTES_PER_ROW * rows
-        if self.native is not None and self.core.dim != dim:
-            scratch += self.counts.bytes_total + 4 * dim * self.counts.live
-        self._require_for_good(f"adding {n} rows", content, scratch)
-
-    def _require_for_good(self, what: str, content: int, scratch: int) -> None:
-        """Refuses a change that does not fit; `content` excludes the present metadata and words."""
-        way_out = "raise memory_budget_mb, or use memory='compact'"
-        deleted = self.counts.rows - self.counts.live
-        if deleted:
-            way_out = f"call vacuum(), which frees {deleted} deleted rows, {way_out}"
-        self.budget.require_for_good(what, self.metadata_bytes + self.texts.nbytes + content, scratch, way_out)
-
     # ---- changes
 
     def refresh(self) -> None:
         """Reads the counts again, after a change."""
         core = self.core
-        self.counts = counts = core.stats()
+        counts = core.stats()
+        if isinstance(core, NoRows):
+            counts = counts._replace(memory=MEMORY_NUMBERS[self.memory])
+        self.counts, self.memory = counts, TIERS[counts.memory]
         self.vector_dim = core.dim if counts.with_vector else None
         vectorless = (
             self.expiries.among(core.are_vectorless) if counts.vectorless and not self.expiries.is_empty else Expiries()
@@ -461,7 +421,7 @@ class Rows:
                 details={"expected": expected, "actual": dim},
             )
         check_schema(self.schema, batch.metadata or [None] * n, batch.ids)
-        self._check_add_fits(dim, batch)
+        take_memory(self, dim, batch)
         staged = None if batch.metadata is None else self.arena.stage(batch.metadata, self.counts.rows + n)
         draft = self._draft(self.counts.rows + n, batch.expires is not None)
         core: NativeIndex | None = self.native
@@ -514,7 +474,7 @@ class Rows:
         return NativeIndex(
             dim,
             params.metric,
-            run.memory,
+            self.memory,
             params.M,
             params.ef_construction,
             run.threads,
@@ -569,7 +529,7 @@ class Rows:
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
         scratch = size + self.arena.staging_bytes(end) + self.texts.work_bytes(len(slots), size)
-        self._require_for_good(what, self.counts.bytes_total + size, scratch)
+        require_for_good(self, what, self.counts.bytes_total + size, scratch)
         staged = self.arena.stage(encoded, end)
         try:
             with self.texts.staged(slots, encoded, slots, self.arena.get_many(slots.tolist())) as words:
@@ -619,7 +579,7 @@ class Rows:
         slots = self.core.live_slots(0, self.counts.live)
         values = self.arena.get_many(slots.tolist()) if settings is not None else []
         of_words, work = texts.added_bytes(values)
-        self._require_for_good("a text index", self.counts.bytes_total + of_words, work)
+        require_for_good(self, "a text index", self.counts.bytes_total + of_words, work)
         try:
             with texts.staged(slots, values, control=control) as words:
                 words.commit()

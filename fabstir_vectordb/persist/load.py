@@ -53,6 +53,7 @@ from fabstir_vectordb.persist.transfer import (
     Meter,
     Workers,
     fetch_part,
+    memory_of,
     run_bounded,
     too_large,
     transfers_beside,
@@ -444,7 +445,7 @@ def begin_load(manifest: Manifest, settings: PersistSettings) -> NativeIndex | N
         return NativeIndex.load_begin(
             dim=manifest.dim,
             metric=manifest.metric,
-            memory=settings.memory,
+            memory=memory_of(manifest, settings),
             M=manifest.M,
             ef_construction=manifest.ef_construction,
             threads=settings.threads,

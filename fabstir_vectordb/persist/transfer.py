@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import anyio
 
 from fabstir_vectordb._native.handle import WORK_ADD, estimate_bytes, estimate_work
+from fabstir_vectordb.config import Tier
 from fabstir_vectordb.errors import InvalidInputError, MemoryBudgetExceededError
 from fabstir_vectordb.index.budget import kept_bytes
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IDS, TEXT_KINDS
@@ -22,6 +23,7 @@ from fabstir_vectordb.persist.version import PersistSettings
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.cipher import MUTABLE_BLOB_BYTES_MAX
 from fabstir_vectordb.storage.base import AtMost, Store
+from fabstir_vectordb.tiers import tier_of
 from fabstir_vectordb.types import Progress, ProgressCallback
 from fabstir_vectordb.worker_threads import run_in_thread, trim_bytes, trim_threads
 
@@ -33,6 +35,7 @@ __all__ = [
     "fetch_part",
     "fetch_root",
     "is_on_this_machine",
+    "memory_of",
     "run_bounded",
     "too_large",
     "transfers_beside",
@@ -154,14 +157,8 @@ def transfers_for(largest_part_bytes: int, spare_bytes: int | None) -> int:
     return max(1, min(PARALLEL_TRANSFERS, spare_bytes // (BUFFERS_PER_TRANSFER * largest_part_bytes)))
 
 
-def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
-    """How many parts of a version may be in flight, beside the memory of the loaded index.
-
-    Raises:
-        MemoryBudgetExceededError: not even one part fits.
-    """
-    if settings.spare_bytes is None:
-        return PARALLEL_TRANSFERS
+def _needed_bytes(manifest: Manifest, settings: PersistSettings, memory: Tier) -> tuple[int, int]:
+    """Bytes of a loaded index, and of the work at the end of its load, under a memory setting."""
     sizes = [(split_name(part.name)[0], part.size) for part in manifest.parts]
     # Pages, and the arena that is made from them at the end.
     pages = sum(size for kind, size in sizes if kind in (DOCUMENTS, CHANGES))
@@ -170,29 +167,56 @@ def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
     needed += 2 * sum(size for kind, size in sizes if kind in TEXT_KINDS)
     if any(kind == EXPIRIES for kind, _ in sizes):
         needed += 8 * manifest.rows  # an expiry time for every row
-    steps = 0
-    if manifest.dim:
-        of_index: dict[str, Any] = {
-            "metric": manifest.metric,
-            "memory": settings.memory,
-            "M": manifest.M,
-            "ef_construction": manifest.ef_construction,
-            "threads": settings.threads,
-            "rows": manifest.rows,
-            "graph_rows": manifest.graph_rows,
-        }
-        # Rows that are linked to the stored graph after the last part.
-        added = manifest.rows - manifest.stored_rows if manifest.steps else 0
-        steps = estimate_work(manifest.dim, WORK_ADD, **of_index, added=added)
-        needed += estimate_bytes(
-            manifest.dim,
-            **of_index,
-            # Tombstones may be on lists, too.
-            historical=manifest.historical and manifest.historical + manifest.rows - manifest.live,
-            # An ids part holds 2 bytes more for each id; the excess is on the safe side.
-            id_bytes=sum(size for kind, size in sizes if kind == IDS),
-        )
-    largest = max((size for _, size in sizes), default=0)
+    if not manifest.dim:
+        return needed, 0
+    of_index: dict[str, Any] = {
+        "metric": manifest.metric,
+        "memory": memory,
+        "M": manifest.M,
+        "ef_construction": manifest.ef_construction,
+        "threads": settings.threads,
+        "rows": manifest.rows,
+        "graph_rows": manifest.graph_rows,
+    }
+    # Rows that are linked to the stored graph after the last part.
+    added = manifest.rows - manifest.stored_rows if manifest.steps else 0
+    steps = estimate_work(manifest.dim, WORK_ADD, **of_index, added=added)
+    needed += estimate_bytes(
+        manifest.dim,
+        **of_index,
+        # Tombstones may be on lists, too.
+        historical=manifest.historical and manifest.historical + manifest.rows - manifest.live,
+        # An ids part holds 2 bytes more for each id; the excess is on the safe side.
+        id_bytes=sum(size for kind, size in sizes if kind == IDS),
+    )
+    return needed, steps
+
+
+def _largest_part(manifest: Manifest) -> int:
+    return max((part.size for part in manifest.parts), default=0)
+
+
+def memory_of(manifest: Manifest, settings: PersistSettings) -> Tier:
+    """The memory setting of a version that is loaded."""
+    if settings.memory != "auto":
+        return settings.memory
+    needed, steps = _needed_bytes(manifest, settings, "fast")
+    memory = tier_of("auto", needed, settings.budget_bytes)
+    beside = max(BUFFERS_PER_TRANSFER * _largest_part(manifest), steps)
+    fits = settings.spare_bytes is None or needed + beside <= settings.spare_bytes
+    return memory if fits else "default"
+
+
+def transfers_beside(manifest: Manifest, settings: PersistSettings) -> int:
+    """How many parts of a version may be in flight, beside the memory of the loaded index.
+
+    Raises:
+        MemoryBudgetExceededError: not even one part fits.
+    """
+    if settings.spare_bytes is None:
+        return PARALLEL_TRANSFERS
+    needed, steps = _needed_bytes(manifest, settings, memory_of(manifest, settings))
+    largest = _largest_part(manifest)
     spare = settings.spare_bytes - needed
     if spare < max(BUFFERS_PER_TRANSFER * largest, steps):
         raise too_large("", needed + max(BUFFERS_PER_TRANSFER * largest, steps), settings, ", or use memory='compact'")

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fabstir_vectordb.config import Memory
 from fabstir_vectordb.index.budget import kept_bytes
 from fabstir_vectordb.params import wall_clock_us
 from fabstir_vectordb.persist.manifest import Manifest
@@ -48,7 +49,7 @@ class PersistSettings:
     Attributes:
         index_name: name of the index, which selects keys and pointer.
         encrypt_at_rest: False stores parts and root in clear, and accepts such a root.
-        memory: native memory setting of a loaded index, ``fast``, ``default`` or ``compact``.
+        memory: memory setting of a loaded index; `transfer.memory_of` says what ``auto`` is.
         threads: most threads a native call may use.
         hash_seed: seed of a loaded index's id table; random, so that ids cannot be chosen that collide.
         budget_bytes: most bytes of memory during a load, the session's own included; None for no limit.
@@ -58,7 +59,7 @@ class PersistSettings:
 
     index_name: str
     encrypt_at_rest: bool = True
-    memory: str = "default"
+    memory: Memory = "default"
     threads: int = 1
     hash_seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"), repr=False)
     budget_bytes: int | None = None

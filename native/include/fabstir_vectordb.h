@@ -277,6 +277,12 @@ fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t 
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (dim is out of range, a row has a vector) or FVDB_ERR_MEMORY. */
 fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag);
 
+/* Gives an index another memory setting in place: FVDB_MEMORY_FAST for FVDB_MEMORY_DEFAULT, or the other way.  Codes of
+ * neighbours are made, or freed; links, answers' exactness and parts stay what they are.             [writer, whole]
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT (it is, or should become, FVDB_MEMORY_COMPACT, under which rows are linked by other
+ * distances), FVDB_ERR_MEMORY or FVDB_ERR_THREAD; nothing has changed on error. */
+fvdb_status fvdb_set_memory(fvdb_index *index, uint32_t memory, fvdb_diag *diag);
+
 /* For each slot 1 where its row has no vector, else 0.                                       [reader, whole or lazy]
  * Returns FVDB_OK or FVDB_ERR_NOT_FOUND. */
 fvdb_status fvdb_are_vectorless(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag);
@@ -375,6 +381,7 @@ typedef struct fvdb_stats {
     uint64_t nprobe;             /* lists that a search for 10 rows looks at by default */
     uint64_t training_due;       /* 1: four times as many rows are on lists as at training, or those that came since lie
                                     1.25 times as far (squared) from their centroids */
+    uint64_t memory;             /* FVDB_MEMORY_* */
     uint64_t bits_serve;         /* 1: bit codes were found to tell the nearest rows from the rest */
     uint64_t bytes_vectors;      /* resident bytes of the two planes */
     uint64_t bytes_codes;

@@ -378,6 +378,14 @@ fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvd
     return status;
 }
 
+fvdb_status fvdb_set_memory(fvdb_index *index, uint32_t memory, fvdb_diag *diag) {
+    TRY(check_range(memory, FVDB_MEMORY_DEFAULT, FVDB_MEMORY_FAST, "unknown memory setting", diag));
+    TRY(enter_write(index, WHOLE, diag));
+    fvdb_status status = index_set_memory(index, memory, diag);
+    leave_write(index);
+    return status;
+}
+
 fvdb_status fvdb_are_vectorless(fvdb_index *index, const uint32_t *slots, uint32_t n, uint8_t *out, fvdb_diag *diag) {
     TRY(enter_read(index, WHOLE | LAZY, diag));
     fvdb_status status = check_slots(index, slots, n, diag);

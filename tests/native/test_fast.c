@@ -402,6 +402,39 @@ static void test_failed_allocations_and_cancelled_adds_leave_no_trace(void) {
     free_rows(&t);
 }
 
+static void test_a_setting_changes_in_place(void) {
+    test_rows t = make_rows(N, 33, "row", 0, 3);
+    fvdb_index *index = create(33, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 8, 2);
+    float *queries = make_vectors(QUERIES, 33, 20, 99);
+    fvdb_stats stats;
+    CHECK(fvdb_set_memory(index, FVDB_MEMORY_FAST, NULL) == FVDB_OK); /* of no row */
+    CHECK(fvdb_set_memory(index, FVDB_MEMORY_DEFAULT, NULL) == FVDB_OK);
+    CHECK(add_rows(index, &t, 0, 1100, NULL) == FVDB_OK);
+    const uint64_t hash = hash_of_parts(index);
+    double found = recall(index, queries, NULL, 0);
+    bool failed = true;
+    for (int64_t nth = 1; failed; nth++) {
+        mem_fail_after(nth);
+        fvdb_status status = fvdb_set_memory(index, FVDB_MEMORY_FAST, NULL);
+        mem_fail_after(0);
+        failed = status != FVDB_OK;
+        if (failed) CHECK(status == FVDB_ERR_MEMORY && index->config.memory == FVDB_MEMORY_DEFAULT);
+    }
+    fvdb_get_stats(index, &stats, NULL);
+    CHECK(stats.memory == FVDB_MEMORY_FAST && stats.bytes_graph >= index->graph.edges.blocks.used);
+    check_blocks(index);
+    CHECK(recall(index, queries, NULL, 0) >= found - 0.03 && hash_of_parts(index) == hash);
+    CHECK(add_rows(index, &t, 1100, 1200, NULL) == FVDB_OK);
+    check_blocks(index);
+    CHECK(fvdb_set_memory(index, FVDB_MEMORY_DEFAULT, NULL) == FVDB_OK && index->graph.edges.blocks.mapped == 0);
+    recall(index, queries, NULL, 0);
+    CHECK(fvdb_set_memory(index, FVDB_MEMORY_COMPACT, NULL) == FVDB_ERR_ARGUMENT);
+    CHECK(fvdb_set_memory(index, 3, NULL) == FVDB_ERR_ARGUMENT);
+    fvdb_free(index);
+    free_rows(&t);
+    free(queries);
+}
+
 static void test_memory_is_counted_and_foretold(void) {
     for (uint32_t dim = 24; dim <= 96; dim *= 4) {
         fvdb_index *index = create(dim, FVDB_METRIC_COSINE, FVDB_MEMORY_FAST, 16, 1);
@@ -426,6 +459,7 @@ int main(void) {
     RUN(test_all_kernels_make_the_same_blocks_and_answers);
     RUN(test_a_version_of_any_setting_loads_with_blocks);
     RUN(test_failed_allocations_and_cancelled_adds_leave_no_trace);
+    RUN(test_a_setting_changes_in_place);
     RUN(test_memory_is_counted_and_foretold);
     RUN(test_all_tables_give_the_same_bits);
     RUN(test_sums_are_those_of_the_bits_that_are_set);

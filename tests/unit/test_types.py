@@ -102,7 +102,8 @@ RECORDS: list[Any] = [
     Receipt(requests=1),
     SessionStats(
         vector_count=1, memory_usage_mb=0.5, index_type="flat", hnsw_vector_count=0, ivf_vector_count=0,
-        deleted_count=0, without_vector_count=0, memory_bytes={"rows": 5}, plans={"flat": 1}, dirty=True, last_cid=None,
+        deleted_count=0, without_vector_count=0, memory="default", memory_bytes={"rows": 5}, plans={"flat": 1},
+        dirty=True, last_cid=None,
         recall_calibration=(CalibrationPoint(k=10, recall=0.9, ef_search=64),),
         default_search="usual",
         superseded_bytes=0,

@@ -34,7 +34,7 @@ void index_free(fvdb_index *index) {
     if (!index) return;
     assert(!index->loading); /* format/ frees what it made, before */
     bit_codes_free(&index->bit_codes);
-    for (uint32_t i = 0; i < index->n_idle; i++) delete_scratch(index->idle[i]);
+    index_drop_scratch(index);
     mem_free(index->idle);
     hnsw_free(&index->graph);
     ivf_free(&index->lists);
@@ -61,6 +61,13 @@ search_scratch *index_take_scratch(fvdb_index *index) {
         return NULL;
     }
     return w;
+}
+
+void index_drop_scratch(fvdb_index *index) {
+    mutex_lock(&index->idle_lock);
+    for (; index->n_idle; index->n_idle--) delete_scratch(index->idle[index->n_idle - 1]);
+    index->idle_bytes = 0;
+    mutex_unlock(&index->idle_lock);
 }
 
 void index_give_scratch(fvdb_index *index, search_scratch *w) {
@@ -138,6 +145,7 @@ void index_stats(fvdb_index *index, fvdb_stats *out) {
     out->lists = lists->centroids.nlist;
     out->nprobe = ivf_probes(lists, ivf_ks[0], IVF_RECALL_DEFAULT);
     out->training_due = ivf_training_is_due(lists);
+    out->memory = index->config.memory;
     out->bits_serve = s->book.bits_serve;
     out->bytes_lists = ivf_resident(lists, s->dim64);
     out->bytes_vectors = region_resident(&s->high) + region_resident(&s->low);

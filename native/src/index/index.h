@@ -60,11 +60,15 @@ fvdb_status index_create(const fvdb_config *config, fvdb_index **out, fvdb_diag 
 void index_free(fvdb_index *index);
 /* A new index with the same rows, none of which has a vector, under another config. */
 fvdb_status index_with_dim(const fvdb_index *index, const fvdb_config *config, fvdb_index **out, fvdb_diag *diag);
+/* index_memory.c */
+fvdb_status index_set_memory(fvdb_index *index, uint32_t memory, fvdb_diag *diag);
 void index_stats(fvdb_index *index, fvdb_stats *out);
 fvdb_status index_delete(fvdb_index *index, const uint8_t *id_bytes, const uint64_t *id_offsets, uint32_t n,
                          bool missing_ok, uint32_t *out_slots, fvdb_diag *diag);
 /* In debug builds: what holds whenever nobody changes the index.  api.c asks before each call and after each change. */
 void index_assert(const fvdb_index *index);
+/* Frees all search memory that is idle. */
+void index_drop_scratch(fvdb_index *index);
 /* Search memory for one thread: from the idle ones, or new. */
 search_scratch *index_take_scratch(fvdb_index *index);
 void index_give_scratch(fvdb_index *index, search_scratch *w);
