@@ -278,7 +278,7 @@ fvdb_status fvdb_get_vectors(fvdb_index *index, const uint32_t *slots, uint32_t 
 fvdb_status fvdb_with_dim(fvdb_index *index, uint32_t dim, fvdb_index **out, fvdb_diag *diag);
 
 /* Gives an index another memory setting in place: FVDB_MEMORY_FAST for FVDB_MEMORY_DEFAULT, or the other way.  Codes of
- * neighbours are made, or freed; links, answers' exactness and parts stay what they are.             [writer, whole]
+ * neighbours are made, or freed; links, exact answers and parts stay what they are.                 [writer, whole]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT (it is, or should become, FVDB_MEMORY_COMPACT, under which rows are linked by other
  * distances), FVDB_ERR_MEMORY or FVDB_ERR_THREAD; nothing has changed on error. */
 fvdb_status fvdb_set_memory(fvdb_index *index, uint32_t memory, fvdb_diag *diag);

@@ -145,7 +145,7 @@ class Campaign:
         # Half the sessions have a text index.
         self.has_text = bool(rng.random() < 0.5)
         more = {"text_fields": "text"} if self.has_text else {}
-        metric, how = str(rng.choice(["cosine", "l2", "dot"])), str(rng.choice(["fast", "default", "compact"]))
+        metric, how = str(rng.choice(["cosine", "l2", "dot"])), str(rng.choice(["auto", "fast", "default", "compact"]))
         where = self.directory / str(self.lives)
         self.batches: dict[int, Rows] = {}
         self.saved = None
