@@ -72,13 +72,8 @@ class Searches:
             return self._by_words(k, options, fields)
         vector = prepare_query(query, self._runtime.index.vector_dim)
         last_k, last_fields, last = self._last
-        if k is last_k and options is None and len(fields) == len(last_fields):
-            for name, value in fields.items():
-                # By identity: True equals 1, but is no number of rows.
-                if name not in last_fields or value is not last_fields[name]:
-                    break
-            else:
-                return tuple.__new__(SearchRequest, (vector, *last))
+        if k is last_k and options is None and _are_same(fields, last_fields):
+            return tuple.__new__(SearchRequest, (vector, *last))
         request = self.check(vector, k, options, fields)
         check_texts(request, 1)
         if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
@@ -137,11 +132,8 @@ class Searches:
         if again is None or options is not None:
             return None
         last_k, last_fields, last, repeat = again
-        if k is not last_k or len(fields) != len(last_fields):
+        if k is not last_k or not _are_same(fields, last_fields):
             return None
-        for name, value in fields.items():
-            if name not in last_fields or value is not last_fields[name]:  # by identity, as in `make`
-                return None
         results = repeat.search(query)
         if results is None:
             self._again = None
@@ -225,6 +217,17 @@ class Searches:
             return hits
 
         return index, next_hits
+
+
+def _are_same(fields: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    """Whether fields are those of the last search, by identity: True equals 1, but is no number of rows."""
+    if len(fields) == len(last):
+        for name, value in fields.items():
+            if name not in last or value is not last[name]:
+                break
+        else:
+            return True
+    return False
 
 
 def search_of(request: SearchRequest) -> tuple[Need, Callable[..., SearchResults]]:
