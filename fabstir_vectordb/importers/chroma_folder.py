@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from fabstir_vectordb.importers.base import (
     read_file,
     storable,
 )
-from fabstir_vectordb.importers.hnswlib_file import is_deleted, read_elements
+from fabstir_vectordb.importers.hnswlib_file import HEADER_BYTES, is_deleted, read_elements
 from fabstir_vectordb.importers.pickles import Inert, read_pickle
 from fabstir_vectordb.importers.sqlite_file import SqliteFile
 
@@ -266,7 +267,7 @@ class ChromaFolder(Source):
         labels = self._pickled().get("id_to_label")
         if not isinstance(labels, dict):
             raise IntegrityError("index_metadata.pickle has no labels")
-        header = map_file(folder / "header.bin")[_FORMAT_BYTES:]
+        header = map_file(folder / "header.bin")[_FORMAT_BYTES : _FORMAT_BYTES + HEADER_BYTES]
         data = map_file(folder / "data_level0.bin")
         elements = read_elements(header, data, 0, f"chroma {folder.name}")
         return _Stored(labels, elements, {int(label): at for at, label in enumerate(elements["label"])})
@@ -292,17 +293,17 @@ class _Stored(NamedTuple):
 def _space(text: Any) -> Any:
     """The space that a JSON configuration names, wherever it stands in it."""
     try:
-        pending = [json.loads(text)] if isinstance(text, str) else []
+        pending = deque([json.loads(text)] if isinstance(text, str) else [])
     except (ValueError, RecursionError):
         return None
     while pending:
-        value = pending.pop(0)
+        value = pending.popleft()
         if isinstance(value, dict):
             if isinstance(value.get("space"), str):
                 return value["space"]
-            pending += value.values()
+            pending.extend(value.values())
         elif isinstance(value, list):
-            pending += value
+            pending.extend(value)
     return None
 
 

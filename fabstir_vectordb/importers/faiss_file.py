@@ -86,7 +86,6 @@ class FaissFile(Source):
         """The rows: those of lists in the order of the lists."""
         parsed = self._parsed
         maps = [np.frombuffer(self._raw, "<i8", parsed.total, at) for at in parsed.id_maps]
-        seen: set[str] = set()
         for label, vector in self._labelled():
             number = label
             for ids in maps:
@@ -94,11 +93,6 @@ class FaissFile(Source):
                     raise IntegrityError(f"the index has a row {number}, and ids for {len(ids)}")
                 number = int(ids[number])
             id = self._sidecars.id(number, self.notes)
-            if id in seen:
-                self.notes.collide(id)
-                self.notes.left_out["with an id that a row before has"] += 1
-                continue
-            seen.add(id)
             yield ForeignRow(id, vector, storable(self._sidecars.metadata(number), self.notes))
 
     def _labelled(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:

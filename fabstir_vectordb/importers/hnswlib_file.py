@@ -19,11 +19,12 @@ from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.importers.base import ForeignRow, Metric, Source, check_dim, map_file, storable
 from fabstir_vectordb.importers.sidecars import Sidecars
 
-__all__ = ["HnswlibFile", "is_deleted", "read_elements"]
+__all__ = ["HEADER_BYTES", "HnswlibFile", "is_deleted", "read_elements"]
 
 # offsetLevel0, max_elements, cur_element_count, size_data_per_element, label_offset, offsetData, maxlevel,
 # enterpoint_node, maxM, maxM0, M, mult, ef_construction
 _HEADER: Final = struct.Struct("<6QiI3QdQ")
+HEADER_BYTES: Final = _HEADER.size
 _LABEL_BYTES: Final = 8
 _LINKS_HEAD_BYTES: Final = 4
 #: The byte of the links' head, and its bit, that mark a deleted element.
@@ -35,7 +36,7 @@ class _Layout:
     """Where the fields of elements are, from a checked header."""
 
     def __init__(self, raw: bytes | mmap.mmap, what: str, data_bytes: int) -> None:
-        if len(raw) < _HEADER.size:
+        if len(raw) < HEADER_BYTES:
             raise IntegrityError(f"{what} is too short for an index of hnswlib")
         fields = _HEADER.unpack_from(raw)
         start, _, count, size, label_at, data_at = fields[:6]
@@ -123,7 +124,7 @@ class HnswlibFile(Source):
         self.metric = metric
         raw = map_file(Path(path))
         self._sidecars = Sidecars(ids, metadata)
-        self._elements = read_elements(raw, raw, _HEADER.size, Path(path).name)
+        self._elements = read_elements(raw, raw, HEADER_BYTES, Path(path).name)
         if metric is None:
             self.notes.say("hnswlib stores no metric: choose that of the space with which the index was made")
         if metric == "cosine":
@@ -131,18 +132,10 @@ class HnswlibFile(Source):
 
     def rows(self) -> Iterator[ForeignRow]:
         """The elements that are not deleted."""
-        seen: set[str] = set()
         for element in self._elements:
             if is_deleted(element):
                 self.notes.deleted += 1
                 continue
             label = int(element["label"])
-            id = self._sidecars.id(label, self.notes)
-            if id in seen:
-                self.notes.collide(id)
-                self.notes.left_out["with an id that a row before has"] += 1
-                continue
-            seen.add(id)
-            yield ForeignRow(
-                id, element["vector"].astype(np.float32), storable(self._sidecars.metadata(label), self.notes)
-            )
+            id, metadata = self._sidecars.id(label, self.notes), self._sidecars.metadata(label)
+            yield ForeignRow(id, element["vector"].astype(np.float32), storable(metadata, self.notes))

@@ -80,16 +80,10 @@ class LanceTable(Source):
         reader = self._batches()
         if self._id is None:
             self.notes.say("the table has no column id, so rows got their numbers as ids")
-        seen: set[str] = set()
         for batch in batches_of(reader, self._columns, MIGRATE_ROWS):
             times = _listed(batch.timestamps, len(batch.ids))
             metadata = batch.metadata or [None] * len(batch.ids)
             for id, vector, value, time in zip(batch.ids, batch.vectors, metadata, times, strict=True):
-                if id in seen:
-                    self.notes.collide(id)
-                    self.notes.left_out["with an id that a row before has"] += 1
-                    continue
-                seen.add(id)
                 numbers = None if vector is None else np.asarray(vector, dtype=np.float32)
                 yield ForeignRow(id, numbers, storable(value, self.notes), time)
 

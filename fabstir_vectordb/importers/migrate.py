@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -21,6 +22,7 @@ from fabstir_vectordb.sync import VectorDBSession as BlockingSession
 
 __all__ = ["FORMATS", "migrate", "open_source"]
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: Formats of stores, and the module and class that read each.
 _SOURCES: Final = {
     "chroma": ("chroma_folder", "ChromaFolder"),
@@ -74,7 +76,7 @@ class _Batch(NamedTuple):
 
 @overload
 def migrate(
-    session: BlockingSession,
+    session: BlockingSession | None,
     source: Source,
     *,
     on_conflict: str = "error",
@@ -92,16 +94,6 @@ def migrate(
     schema: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Awaitable[MigrationReport]: ...
-@overload
-def migrate(
-    session: None,
-    source: Source,
-    *,
-    on_conflict: str = "error",
-    dry_run: bool = False,
-    schema: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> MigrationReport: ...
 def migrate(
     session: BlockingSession | VectorDBSession | None,
     source: Source,
@@ -114,15 +106,16 @@ def migrate(
     """Brings the rows of a foreign store into a session. It saves nothing: `save_to_s5` does.
 
     Rows come in batches of 4,096, each whole or not at all; an error leaves the batches before it in the session. Rows
-    that an index cannot hold are left out and counted: an empty or too long id, a vector of another dimension than the
-    first, NaN or infinity in a vector, more than 1 MiB of metadata.
+    that an index cannot hold are left out and counted: an empty or too long id, the id of a row before, a vector of
+    another dimension than the first, NaN or infinity in a vector, more than 1 MiB of metadata. A row whose time is
+    before the year 1 or after 9999 gets the time of the import.
 
     Args:
         session: where the rows go, a session of either kind: the asynchronous one gets an awaitable. Make it with the
             metric of the source. None for a dry run without a session.
         source: from `open_source`.
         on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``.
-        dry_run: only read the store and report.
+        dry_run: only read the store and report what would come; `on_conflict` and the session's rows play no part.
         schema: set the store's schema as the session's after the last row. Where a row breaks it, which other stores
             allow, it is not set, and the report says so.
         progress: called with the number of rows after each batch.
@@ -192,6 +185,7 @@ class _Work:
         self.source = source
         self._dim: int | None = None
         self._rows = 0
+        self._ids: set[str] = set()
         self._counts = [0, 0, 0]
 
     def count(self, done: Any, progress: Callable[[int], None] | None) -> None:
@@ -213,7 +207,8 @@ class _Work:
             if (reason := self._hinders(row)) is not None:
                 self.source.notes.left_out[reason] += 1
                 continue
-            rows.append(row)
+            self._ids.add(row.id)
+            rows.append(self._with_time(row))
             if len(rows) == MIGRATE_ROWS:
                 yield self._batch(rows)
                 rows = []
@@ -240,7 +235,20 @@ class _Work:
             encode_metadata(row.metadata)
         except InvalidInputError as error:
             return f"with metadata that an index cannot hold: {error.message[:100]}"
+        if row.id in self._ids:
+            self.source.notes.collide(row.id)
+            return "with an id that a row before has"
         return None
+
+    def _with_time(self, row: ForeignRow) -> ForeignRow:
+        """A row, without its time where an index cannot hold that."""
+        try:
+            if row.timestamp is not None and not isinstance(row.timestamp, datetime):
+                _EPOCH + timedelta(seconds=row.timestamp)
+        except (OverflowError, ValueError):
+            self.source.notes.say("rows whose time is no moment of the years 1 to 9999 got the time of the import")
+            return row._replace(timestamp=None)
+        return row
 
     def _batch(self, rows: list[ForeignRow]) -> _Batch:
         self._rows += len(rows)

@@ -118,7 +118,6 @@ class SdkStore(Source):
 
     def rows(self) -> Iterator[ForeignRow]:
         """The rows of all chunks, with the time at which their chunk was written."""
-        seen: set[str] = set()
         count = 0
         for path, updated in self._chunks:
             time = updated / 1000 if isinstance(updated, (int, float)) and abs(updated) < 1e14 else None
@@ -126,11 +125,7 @@ class SdkStore(Source):
                 count += 1
                 if self._is_deleted:
                     self.notes.deleted += 1
-                elif id in seen:
-                    self.notes.collide(id)
-                    self.notes.left_out["with an id that a row before has"] += 1
                 else:
-                    seen.add(id)
                     yield ForeignRow(id, vector, storable(metadata, self.notes), time)
         if self._expected != count:
             self.notes.say(f"the manifest says {self._expected} rows, the chunks have {count}")

@@ -24,6 +24,8 @@ __all__ = ["SqliteFile"]
 #: Most bytes of one value or row.
 _VALUE_BYTES_MAX: Final = 64 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\- ]{1,200}")
+#: Bytes at the start of a journal that SQLite clears when a change has ended (``zeroJournalHdr``).
+_JOURNAL_HEAD_BYTES: Final = 28
 _MAGIC: Final = b"SQLite format 3\x00"
 #: SQLite keeps every declaration in this form. A comment between the words could hide ``VIRTUAL``.
 _PLAIN: Final = re.compile(r"\s*CREATE\s+TABLE\b", re.IGNORECASE)
@@ -50,17 +52,18 @@ class SqliteFile:
             with path.open("rb") as stream:
                 if stream.read(len(_MAGIC)) != _MAGIC:
                     raise IntegrityError(f"{path} is no SQLite database", details={"path": str(path)})
-            if self._is_filled(path, "-journal"):
+            if self._is_hot(path.with_name(path.name + "-journal")):
                 raise IntegrityError(
                     f"{path} was left in the middle of a change, with a journal: open it once with its own program, "
                     "then import it",
                     details={"path": str(path)},
                 )
-            if self._is_filled(path, "-wal"):
+            log = path.with_name(path.name + "-wal")
+            if log.exists() and regular_size(log) > 0:
                 self._folder = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
                 target = Path(self._folder.name) / "copy.sqlite"
                 shutil.copyfile(path, target)
-                shutil.copyfile(path.with_name(path.name + "-wal"), target.with_name(target.name + "-wal"))
+                shutil.copyfile(log, target.with_name(target.name + "-wal"))
                 uri = f"{target.as_uri()}?mode=ro"
             else:
                 # Without locks and without files beside it. Another program must not write meanwhile.
@@ -87,9 +90,12 @@ class SqliteFile:
             raise
 
     @staticmethod
-    def _is_filled(path: Path, suffix: str) -> bool:
-        beside = path.with_name(path.name + suffix)
-        return beside.exists() and regular_size(beside) > 0
+    def _is_hot(journal: Path) -> bool:
+        """Whether a journal belongs to a change that did not end; PERSIST clears the journal's head at the end."""
+        if not journal.exists() or regular_size(journal) == 0:
+            return False
+        with journal.open("rb") as stream:
+            return any(stream.read(_JOURNAL_HEAD_BYTES))
 
     def _tables(self) -> dict[str, str]:
         """The SQL of each table by its name; views are no tables."""

@@ -21,9 +21,8 @@ from fabstir_vectordb.importers.sqlite_file import SqliteFile
 
 __all__ = ["SqliteVecTable"]
 
-_CREATE: Final = re.compile(
-    r"\s*CREATE\s+VIRTUAL\s+TABLE\s.+?\busing\s+vec0\s*\((.*)\)\s*;?\s*", re.IGNORECASE | re.DOTALL
-)
+_CREATE: Final = re.compile(r"\s*CREATE\s+VIRTUAL\s+TABLE\s", re.IGNORECASE)
+_USING: Final = re.compile(r"\busing\s+vec0\s*\(", re.IGNORECASE)
 _VECTOR: Final = re.compile(
     r"(\S+)\s+(float|f32|int8|i8|bit)\s*\[\s*([0-9]{1,6})\s*\]\s*(.*)", re.IGNORECASE | re.DOTALL
 )
@@ -73,9 +72,8 @@ class SqliteVecTable(Source):
         super().__init__()
         self._file = SqliteFile(Path(path))
         try:
-            tables = {
-                name: sql for name, sql in self._file.tables.items() if len(sql) <= _SQL_MAX and _CREATE.fullmatch(sql)
-            }
+            declared = ((name, _declared(sql)) for name, sql in self._file.tables.items())
+            tables = {name: columns for name, columns in declared if columns is not None}
             self._table = one_name("table of sqlite-vec", list(tables), table)
             self._columns = _columns_of(tables[self._table])
             chosen = one_name("column of vectors", [one.name for one in self._columns.vectors], vector)
@@ -181,12 +179,20 @@ def _array(raw: Any, type: Any, count: int) -> npt.NDArray[Any]:
     return np.frombuffer(raw, type, count)
 
 
-def _columns_of(sql: str) -> _Columns:
-    """The columns of a vec0 table, from its declaration."""
+def _declared(sql: str) -> str | None:
+    """What a vec0 table's declaration has in brackets, None for another table; in time linear in its length."""
+    head = _CREATE.match(sql) if len(sql) <= _SQL_MAX else None
+    using = None if head is None else _USING.search(sql, head.end())
+    end = sql.rstrip().removesuffix(";").rstrip()
+    if using is None or not end.endswith(")") or len(end) <= using.end():
+        return None
+    return end[using.end() : -1]
+
+
+def _columns_of(declared: str) -> _Columns:
+    """The columns of a vec0 table, from what its declaration has in brackets."""
     found = _Columns([], [], [], [])
-    matched = _CREATE.fullmatch(sql)
-    assert matched is not None
-    for part in matched[1].split(","):
+    for part in declared.split(","):
         text = part.strip()
         is_option = "=" in text.split(None, 1)[0] if text else True
         if is_option or _PRIMARY.fullmatch(text):

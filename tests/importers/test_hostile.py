@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from fabstir_vectordb import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
-from fabstir_vectordb.importers import Notes, base, migrate, open_source, pickles
+from fabstir_vectordb.importers import Notes, base, chroma_folder, migrate, open_source, pickles, sqlite_vec_file
 from fabstir_vectordb.importers.base import Unstorable, parse_json, read_file, storable
 from fabstir_vectordb.importers.cbor_reader import CborReader
 from fabstir_vectordb.importers.pickles import Inert, read_pickle
@@ -428,6 +428,29 @@ def test_a_journal_is_refused_and_the_file_that_it_names_stays(tmp_path: Path, l
     assert tried("sqlite-vec", copied / "d.db", {}) == "IntegrityError"
     assert victim.read_bytes() == b"of the user"
     assert {entry.name: entry.read_bytes() for entry in copied.iterdir()} == before
+
+
+def test_a_journal_of_a_change_that_ended_is_no_hindrance(tmp_path: Path) -> None:
+    """PERSIST leaves the journal beside the file, its head cleared."""
+    path = database(tmp_path / "d.db", "PRAGMA journal_mode=PERSIST", "CREATE TABLE t(a)", "INSERT INTO t VALUES (1)")
+    journal = path.with_name("d.db-journal")
+    assert journal.stat().st_size > 0
+    with SqliteFile(path) as file:
+        assert list(file.rows("SELECT a FROM t")) == [(1,)]
+    journal.write_bytes(b"\0" * 27 + b"x" + b"\0" * 500)
+    with pytest.raises(IntegrityError, match="open it once with its own program"):
+        SqliteFile(path)
+
+
+def test_long_declarations_take_linear_time() -> None:
+    """What grew with the square of the length took minutes here."""
+    head = "CREATE VIRTUAL TABLE t "
+    for filling in (" ", "using ", "using vec0(", ") ;"):
+        text = head + filling * (65_000 // len(filling))
+        assert sqlite_vec_file._declared(text) is None
+    assert sqlite_vec_file._declared(f"{head}USING vec0( a float[2] ) ;\n") == " a float[2] "
+    assert sqlite_vec_file._declared("CREATE VIRTUAL TABLE t using vec0(") is None
+    assert chroma_folder._space(json.dumps([[n] for n in range(100_000)] + [{"space": "ip"}])) == "ip"
 
 
 @pytest.mark.parametrize(

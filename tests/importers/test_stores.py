@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pickle
 import shutil
@@ -583,6 +584,25 @@ def test_rows_that_an_index_cannot_hold_are_left_out_and_counted(session: sync.V
     assert {row.id for row in session.scan()} == {"good", "none"}
     assert session.get(["good"])[0].timestamp == 5.0
     assert report.to_dict()["left_out"] == report.left_out
+
+
+def test_two_rows_of_one_id_and_times_that_are_none_are_told_by_a_dry_run(session: sync.VectorDBSession) -> None:
+    rows = [
+        ForeignRow("a", vector(1, np.nan), None, 5.0),
+        ForeignRow("a", vector(1, 2), None, 1e300),
+        ForeignRow("a", vector(2, 2), None, 6.0),
+        ForeignRow("b", vector(3, 2), None, math.nan),
+        ForeignRow("c", vector(4, 2), None, -62_135_596_800.0),
+    ]
+    dry, done = migrate(None, Made(rows), dry_run=True), migrate(session, Made(rows))
+    assert (dry.rows, dry.left_out, dry.collisions, dry.notes) == (3, done.left_out, done.collisions, done.notes)
+    assert done.left_out["with an id that a row before has"] == 1
+    assert (done.added, done.collisions) == (3, ("a",))
+    assert "got the time of the import" in done.notes[0]
+    a, b, c = session.get(["a", "b", "c"])
+    assert a.vector.tolist() == [1, 2]
+    assert min(a.timestamp, b.timestamp) > 1_700_000_000
+    assert c.timestamp == -62_135_596_800
 
 
 def test_a_dry_run_adds_nothing(session: sync.VectorDBSession) -> None:
