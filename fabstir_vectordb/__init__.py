@@ -1,5 +1,6 @@
 """fabstir_vectordb: an embedded vector database whose index lives encrypted and verifiable on S5."""
 
+from fabstir_vectordb.arrow import TableColumns
 from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import (
@@ -103,6 +104,7 @@ __all__ = [
     "SessionError",
     "SessionStats",
     "StorageError",
+    "TableColumns",
     "UpdateResult",
     "VacuumStats",
     "VectorDBConfig",

@@ -86,8 +86,9 @@ class TableColumns:
         vector: column of the vectors: a list of numbers in each row, best FixedSizeList<float>. None looks for
             ``vector`` and ``embedding``, then for the only column of such lists.
         metadata: columns that become metadata; None for all others.
-        timestamp, expires_at: columns of times: timestamps (without a zone they are UTC) or seconds since 1970; None
-            for none. A column that the table lacks is ignored where its name is the default.
+        timestamp: column of the rows' times: timestamps (without a zone they are UTC) or seconds since 1970; None for
+            none. A column that the table lacks is ignored where its name is the default.
+        expires_at: column of the times when rows expire, in the same forms; a null means never.
     """
 
     id: str = "id"

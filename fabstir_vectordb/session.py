@@ -29,6 +29,7 @@ import numpy as np
 from fabstir_vectordb import log_level
 from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
 from fabstir_vectordb.additions import Additions
+from fabstir_vectordb.arrow import TableColumns, data_frame, load_pyarrow
 from fabstir_vectordb.config import (
     UNSET,
     ConfigFields,
@@ -73,6 +74,7 @@ from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
 from fabstir_vectordb.searches import Searches, has_large_filter
+from fabstir_vectordb.tables import add_batches, rows_table
 from fabstir_vectordb.text.fusion import Fusion
 from fabstir_vectordb.text.settings import text_settings
 from fabstir_vectordb.texts import SessionTexts
@@ -416,6 +418,33 @@ class VectorDBSession:
         return await self._runtime.change(
             partial(self._additions.add, ids, vectors, metadata, timestamps, expires_at, on_conflict)
         )
+
+    async def add_table(
+        self, table: Any, columns: TableColumns | None = None, *, on_conflict: str = "error"
+    ) -> AddResult:
+        """Adds the rows of a table. Vectors are read where Arrow has them, without an object for each row.
+
+        Rows are added in pieces of at most 131,072, from files of 16,384. Each piece is added whole or not at all; an
+        error leaves the pieces before it in the session.
+
+        Args:
+            table: an object with the Arrow PyCapsule interface (of pyarrow, polars, pandas, DuckDB), or the path of a
+                Parquet file, an Arrow file, or a folder of Parquet files. An object is read on the
+                caller's thread, a file in a worker thread.
+            columns: which column is what; by default ``id``, ``vector`` or ``embedding``, and ``timestamp`` and
+                ``expires_at`` where the table has them. All other columns are metadata; a null leaves the field out.
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+            InvalidInputError: the table lacks a column, or a row is refused.
+            OSError: the file cannot be read.
+            ConflictError, MemoryBudgetExceededError, SessionError: as `add_batch`.
+        """
+        return await add_batches(self.add_batch, self._runtime.compute, table, columns, on_conflict)
 
     async def add_texts(
         self,
@@ -1022,6 +1051,38 @@ class VectorDBSession:
         while rows := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_rows)):
             for row in rows:
                 yield row
+
+    async def to_arrow(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pyarrow Table.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            A table with the columns id, vector, timestamp, expires_at if a row expires, and one for each field of the
+            metadata.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+            InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
+        """
+        load_pyarrow()
+        return await self._runtime.compute(rows_table, [row async for row in self.scan(filter)])
+
+    async def to_pandas(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pandas DataFrame with the columns of `to_arrow`.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            The DataFrame.
+
+        Raises:
+            InvalidConfigError: pyarrow or pandas is not installed.
+            InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
+        """
+        return await self._runtime.compute(data_frame, await self.to_arrow(filter))
 
     async def scan_page(
         self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None

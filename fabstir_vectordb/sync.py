@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack
 
+from fabstir_vectordb.arrow import TableColumns
 from fabstir_vectordb.blocking import BlockingRuntime, iterate_here, run_here
 from fabstir_vectordb.config import (
     UNSET,
@@ -294,6 +295,30 @@ class VectorDBSession:
         """
         options = {"expires_at": expires_at, "on_conflict": on_conflict, "batch_size": batch_size}
         return run_here(self._verbs.add_texts(texts, ids, metadata, timestamps, progress=progress, **options))
+
+    def add_table(self, table: Any, columns: TableColumns | None = None, *, on_conflict: str = "error") -> AddResult:
+        """Adds the rows of a table. Vectors are read where Arrow has them, without an object for each row.
+
+        Rows are added in pieces of at most 131,072, from files of 16,384. Each piece is added whole or not at all; an
+        error leaves the pieces before it in the session.
+
+        Args:
+            table: an object with the Arrow PyCapsule interface (of pyarrow, polars, pandas, DuckDB), or the path of a
+                Parquet file, an Arrow file, or a folder of Parquet files.
+            columns: which column is what; by default ``id``, ``vector`` or ``embedding``, and ``timestamp`` and
+                ``expires_at`` where the table has them. All other columns are metadata; a null leaves the field out.
+            on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``.
+
+        Returns:
+            How many rows were added, replaced and skipped.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+            InvalidInputError: the table lacks a column, or a row is refused.
+            OSError: the file cannot be read.
+            ConflictError, MemoryBudgetExceededError, SessionError: as `add_batch`.
+        """
+        return run_here(self._verbs.add_table(table, columns, on_conflict=on_conflict))
 
     def update_metadata(
         self,
@@ -807,6 +832,37 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.get_stats())
+
+    def to_arrow(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pyarrow Table.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            A table with the columns id, vector, timestamp, expires_at if a row expires, and one for each field of the
+            metadata.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+            InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
+        """
+        return run_here(self._verbs.to_arrow(filter))
+
+    def to_pandas(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pandas DataFrame with the columns of `to_arrow`.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            The DataFrame.
+
+        Raises:
+            InvalidConfigError: pyarrow or pandas is not installed.
+            InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
+        """
+        return run_here(self._verbs.to_pandas(filter))
 
     def scan_page(
         self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None

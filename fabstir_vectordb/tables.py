@@ -1,44 +1,35 @@
 """Tables in and out of a session: Arrow objects, Parquet and Arrow files, and folders of them (extra `arrow`).
 
-The functions take either kind of session. For one without ``await`` they return the result, for an asynchronous one an
-awaitable of it. The names are those that users of peers know: `add_table` adds as LanceDB's ``Table.add`` does,
-`to_arrow` and `to_pandas` read everything, and `write_table` writes a file.
+A session has the verbs of LanceDB's users: `add_table`, `to_arrow` and `to_pandas`. `write_table` writes a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from io import RawIOBase
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final, overload
-
-import anyio.to_thread
+from typing import IO, Any, Final, Protocol
 
 from fabstir_vectordb.arrow import (
     TableBatch,
     TableColumns,
     TableWriter,
     batches_of,
-    data_frame,
     load_pyarrow,
     stream_of,
 )
 from fabstir_vectordb.errors import InvalidInputError, VectorDBError
 from fabstir_vectordb.output_file import writing
-from fabstir_vectordb.session import VectorDBSession
-from fabstir_vectordb.sync import VectorDBSession as BlockingSession
 from fabstir_vectordb.types import AddResult, Row
 
 __all__ = [
     "TABLE_SUFFIXES",
     "TableColumns",
-    "add_table",
+    "add_batches",
     "open_table",
     "read_batches",
-    "to_arrow",
-    "to_pandas",
+    "rows_table",
     "write_rows",
     "write_table",
 ]
@@ -184,63 +175,36 @@ def read_batches(table: Any, columns: TableColumns | None = None) -> Iterator[Ta
     return batches_of(reader, columns or TableColumns(), _FILE_ROWS if is_file else _MEMORY_ROWS)
 
 
-@overload
-def add_table(
-    session: BlockingSession, table: Any, columns: TableColumns | None = None, *, on_conflict: str = "error"
-) -> AddResult: ...
-@overload
-def add_table(
-    session: VectorDBSession, table: Any, columns: TableColumns | None = None, *, on_conflict: str = "error"
-) -> Awaitable[AddResult]: ...
-def add_table(
-    session: BlockingSession | VectorDBSession,
+async def add_batches(
+    add_batch: Callable[..., Awaitable[AddResult]],
+    compute: Callable[..., Awaitable[Any]],
     table: Any,
-    columns: TableColumns | None = None,
-    *,
-    on_conflict: str = "error",
-) -> AddResult | Awaitable[AddResult]:
-    """Adds the rows of a table. Vectors are read where Arrow has them, without an object for each row.
-
-    Rows are added in pieces of at most 131,072, from files of 16,384. Each piece is added whole or not at all; an error
-    leaves the pieces before it in the session.
+    columns: TableColumns | None,
+    on_conflict: str,
+) -> AddResult:
+    """Adds the rows of a table piece by piece: the body of `VectorDBSession.add_table`.
 
     Args:
-        session: where the rows go.
-        table: an object with the Arrow PyCapsule interface, or the path of a Parquet file, an Arrow file, or a folder
-            of Parquet files. An object is read on the caller's thread, a file of an asynchronous session in a worker
-            thread.
-        columns: which column is what; by default ``id``, ``vector`` or ``embedding``, and ``timestamp`` and
-            ``expires_at`` where the table has them. All other columns are metadata; a null leaves the field out.
-        on_conflict: for ids that are live already: ``error``, ``replace`` or ``skip``.
+        add_batch: the session's.
+        compute: runs a function where it keeps no event loop waiting; files are read with it.
+        table, columns, on_conflict: as `add_table`.
 
     Returns:
         How many rows were added, replaced and skipped.
 
     Raises:
-        InvalidConfigError: pyarrow is not installed.
-        InvalidInputError: the table lacks a column, or a row is refused.
-        OSError: the file cannot be read.
-        ConflictError, MemoryBudgetExceededError, SessionError: as `add_batch`.
+        InvalidConfigError, InvalidInputError, OSError, ConflictError, MemoryBudgetExceededError, SessionError: as
+            `add_table`.
     """
-    if isinstance(session, BlockingSession):
-        total = AddResult(0, 0, 0)
-        for batch in read_batches(table, columns):
-            total = _sum(total, session.add_batch(*batch[:4], expires_at=batch.expires_at, on_conflict=on_conflict))
-        return total
-    return _add_table(session, table, columns, on_conflict)
-
-
-async def _add_table(session: VectorDBSession, table: Any, columns: TableColumns | None, on_conflict: str) -> AddResult:
-    """`add_table` for an asynchronous session."""
     is_file = isinstance(table, (str, Path))
 
-    async def call(function: Callable[[], Any]) -> Any:
-        return await anyio.to_thread.run_sync(function) if is_file else function()
+    async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await compute(function, *arguments) if is_file else function(*arguments)
 
-    batches = await call(partial(read_batches, table, columns))
+    batches = await call(read_batches, table, columns)
     total = AddResult(0, 0, 0)
-    while (batch := await call(partial(next, batches, None))) is not None:
-        done = await session.add_batch(*batch[:4], expires_at=batch.expires_at, on_conflict=on_conflict)
+    while (batch := await call(next, batches, None)) is not None:
+        done = await add_batch(*batch[:4], expires_at=batch.expires_at, on_conflict=on_conflict)
         total = _sum(total, done)
     return total
 
@@ -252,16 +216,11 @@ def _sum(one: AddResult, other: AddResult) -> AddResult:
 # ---- out
 
 
-@overload
-def to_arrow(session: BlockingSession, filter: Mapping[str, Any] | None = None) -> Any: ...
-@overload
-def to_arrow(session: VectorDBSession, filter: Mapping[str, Any] | None = None) -> Awaitable[Any]: ...
-def to_arrow(session: BlockingSession | VectorDBSession, filter: Mapping[str, Any] | None = None) -> Any:
-    """All rows, or those that match a filter, as a pyarrow Table.
+def rows_table(rows: Sequence[Row]) -> Any:
+    """Rows as a pyarrow Table.
 
     Args:
-        session: whose rows.
-        filter: as in SearchOptions; None for all rows.
+        rows: the rows.
 
     Returns:
         A table with the columns id, vector, timestamp, expires_at if a row expires, and one for each field of the
@@ -269,52 +228,20 @@ def to_arrow(session: BlockingSession | VectorDBSession, filter: Mapping[str, An
 
     Raises:
         InvalidConfigError: pyarrow is not installed.
-        InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
     """
-    load_pyarrow()
-    if isinstance(session, BlockingSession):
-        return _table_of(list(session.scan(filter)))
-    return _to_arrow(session, filter)
-
-
-async def _to_arrow(session: VectorDBSession, filter: Mapping[str, Any] | None) -> Any:
-    return _table_of([row async for row in session.scan(filter)])
-
-
-def _table_of(rows: Sequence[Row]) -> Any:
     writer = TableWriter()
     for row in rows:
         writer.see(row)
     return load_pyarrow().Table.from_batches([writer.batch(rows)])
 
 
-@overload
-def to_pandas(session: BlockingSession, filter: Mapping[str, Any] | None = None) -> Any: ...
-@overload
-def to_pandas(session: VectorDBSession, filter: Mapping[str, Any] | None = None) -> Awaitable[Any]: ...
-def to_pandas(session: BlockingSession | VectorDBSession, filter: Mapping[str, Any] | None = None) -> Any:
-    """All rows, or those that match a filter, as a pandas DataFrame with the columns of `to_arrow`.
+class _Scanned(Protocol):
+    """A session of `fabstir_vectordb.sync`."""
 
-    Args:
-        session, filter: as `to_arrow`.
-
-    Returns:
-        The DataFrame.
-
-    Raises:
-        InvalidConfigError: pyarrow or pandas is not installed.
-        InvalidInputError, MemoryBudgetExceededError, SessionError: as `scan`.
-    """
-    if isinstance(session, BlockingSession):
-        return data_frame(to_arrow(session, filter))
-    return _to_pandas(session, filter)
+    def scan(self, filter: Mapping[str, Any] | None = None) -> Iterator[Row]: ...
 
 
-async def _to_pandas(session: VectorDBSession, filter: Mapping[str, Any] | None) -> Any:
-    return data_frame(await to_arrow(session, filter))
-
-
-def write_table(session: BlockingSession, target: str | Path, *, filter: Mapping[str, Any] | None = None) -> int:
+def write_table(session: _Scanned, target: str | Path, *, filter: Mapping[str, Any] | None = None) -> int:
     """Writes all rows, or those that match a filter, to a Parquet or Arrow file.
 
     The rows are read twice, first for the types of the columns; a few thousand are in memory at a time. They go to a
@@ -336,7 +263,7 @@ def write_table(session: BlockingSession, target: str | Path, *, filter: Mapping
         OSError: the file cannot be written.
         MemoryBudgetExceededError, SessionError: as `scan`.
     """
-    if isinstance(session, VectorDBSession):
+    if not isinstance(session.scan(filter), Iterator):
         raise InvalidInputError("write_table takes a session of fabstir_vectordb.sync, got an asynchronous one")
     path = Path(target)
     if path.suffix.lower() not in TABLE_SUFFIXES:

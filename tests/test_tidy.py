@@ -34,7 +34,8 @@ CLASS_LINES_MAX = 400
 #: The verbs of a session, as README and docs/reference.md show them.
 VERBS = {
     *("create", "from_parts", "open_share", "destroy"),
-    *("add_vectors", "add_batch", "add_texts", "update_metadata", "update_by_metadata", "update_vector", "set_schema"),
+    *("add_vectors", "add_batch", "add_texts", "add_table"),
+    *("update_metadata", "update_by_metadata", "update_vector", "set_schema"),
     "set_text_fields",
     *("delete", "delete_vector", "delete_by_metadata", "clear", "vacuum", "optimize"),
     *(
@@ -45,6 +46,8 @@ VERBS = {
         "count",
         "scan",
         "scan_page",
+        "to_arrow",
+        "to_pandas",
         "facets",
         "fields",
         "recall",

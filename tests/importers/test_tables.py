@@ -27,7 +27,7 @@ from fabstir_vectordb import (
     arrow as arrow_module,
     sync,
 )
-from fabstir_vectordb.tables import TableColumns, add_table, open_table, to_arrow, to_pandas, write_table
+from fabstir_vectordb.tables import TableColumns, open_table, write_table
 from fabstir_vectordb.types import results_of
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -61,7 +61,7 @@ def rows_of(session: sync.VectorDBSession) -> dict[str, tuple[Any, Any]]:
 
 def refused(session: sync.VectorDBSession, table: Any, message: str, columns: TableColumns | None = None) -> Any:
     with pytest.raises(InvalidInputError, match=message) as caught:
-        add_table(session, table, columns)
+        session.add_table(table, columns)
     assert session.count() == 0
     return caught.value.details
 
@@ -88,7 +88,7 @@ def test_every_row_of_a_table_comes_in(session: sync.VectorDBSession) -> None:
             "expires_at": pa.array([None, datetime(2200, 1, 1, tzinfo=UTC), None]),
         }
     )
-    assert add_table(session, table) == AddResult(3, 0, 0)
+    assert session.add_table(table) == AddResult(3, 0, 0)
     assert rows_of(session) == {
         "a": (
             vectors[0].tolist(),
@@ -134,15 +134,15 @@ def test_vectors_of_every_list_type_come_in(session: sync.VectorDBSession, type:
         column = pa.array([[number(v) for v in row] for row in vectors], types[type])
         columns = None
     table = pa.table({"id": pa.array(range(5)), "vector": column}).slice(1, 3)
-    add_table(session, table, columns)
+    session.add_table(table, columns)
     assert rows_of(session) == {str(n): (vectors[n].tolist(), None) for n in (1, 2, 3)}
 
 
 def test_the_column_of_vectors_is_found_or_named(session: sync.VectorDBSession) -> None:
     vectors = listed(vectors_of(1))
-    add_table(session, pa.table({"id": ["a"], "numbers": vectors}))
-    add_table(session, pa.table({"id": ["b"], "other": vectors, "embedding": vectors}), TableColumns(metadata=[]))
-    add_table(session, pa.table({"key": ["c"], "x": vectors, "y": vectors}), TableColumns(id="key", vector="y"))
+    session.add_table(pa.table({"id": ["a"], "numbers": vectors}))
+    session.add_table(pa.table({"id": ["b"], "other": vectors, "embedding": vectors}), TableColumns(metadata=[]))
+    session.add_table(pa.table({"key": ["c"], "x": vectors, "y": vectors}), TableColumns(id="key", vector="y"))
     assert set(rows_of(session)) == {"a", "b", "c"}
     assert session.get(["b"])[0].metadata is None
     assert list(session.get(["c"])[0].metadata) == ["x"]
@@ -151,7 +151,7 @@ def test_the_column_of_vectors_is_found_or_named(session: sync.VectorDBSession) 
 def test_rows_without_a_vector_come_in(session: sync.VectorDBSession) -> None:
     for n, type in enumerate([pa.list_(pa.float32(), 2), pa.list_(pa.float32())]):
         column = pa.array([[1.0, 2.0], None, [3.0, 4.0]], type)
-        add_table(session, pa.table({"id": [f"{n}{i}" for i in range(3)], "vector": column}))
+        session.add_table(pa.table({"id": [f"{n}{i}" for i in range(3)], "vector": column}))
     assert rows_of(session)["01"] == rows_of(session)["11"] == (None, None)
     assert rows_of(session)["12"] == ([3.0, 4.0], None)
 
@@ -204,7 +204,7 @@ def test_a_stream_that_fails_is_a_typed_error(session: sync.VectorDBSession) -> 
         raise OSError("the source is gone")
 
     with pytest.raises(InvalidInputError, match=r"after 1 rows: .*the source is gone"):
-        add_table(session, pa.RecordBatchReader.from_batches(batch.schema, batches()))
+        session.add_table(pa.RecordBatchReader.from_batches(batch.schema, batches()))
 
 
 def test_tables_of_other_libraries_come_in(session: sync.VectorDBSession) -> None:
@@ -216,16 +216,16 @@ def test_tables_of_other_libraries_come_in(session: sync.VectorDBSession) -> Non
         pass
     else:
         frame = pl.DataFrame({"id": ["p0", "p1", "p2"], "n": [1, 2, 3], "vector": vectors})
-        added += add_table(session, frame).added
+        added += session.add_table(frame).added
         lists = pl.DataFrame({"id": ["q0"], "vector": [[1.0, 2.0, 3.0, 4.0]]})
-        added += add_table(session, lists).added
+        added += session.add_table(lists).added
     try:
         import pandas as pd
     except ImportError:
         pass
     else:
         frame = pd.DataFrame({"id": ["d0", "d1", "d2"], "n": [1, None, 3], "vector": list(vectors)})
-        added += add_table(session, frame).added
+        added += session.add_table(frame).added
         assert session.get(["d1"])[0].metadata is None
     try:
         import duckdb
@@ -233,9 +233,9 @@ def test_tables_of_other_libraries_come_in(session: sync.VectorDBSession) -> Non
         pass
     else:
         query = "select 'k' || i as id, i as n, [i, 0, 0, 0]::float[4] as vector from range(3) t(i)"
-        added += add_table(session, duckdb.sql(query)).added
+        added += session.add_table(duckdb.sql(query)).added
         assert rows_of(session)["k2"] == ([2, 0, 0, 0], {"n": 2})
-    added += add_table(session, pa.record_batch({"id": ["r"], "vector": listed(vectors[:1])})).added
+    added += session.add_table(pa.record_batch({"id": ["r"], "vector": listed(vectors[:1])})).added
     assert session.count() == added
 
 
@@ -260,9 +260,9 @@ def test_an_asynchronous_session_takes_tables_and_files(tmp_path: Path) -> None:
 
     async def run() -> tuple[AddResult, AddResult, Any]:
         async with VectorDBSession.create(s5_portal="memory:", user_seed_phrase="tables", session_id="t") as session:
-            first = await add_table(session, table)
-            second = await add_table(session, path, on_conflict="skip")
-            return first, second, (await to_arrow(session, {"n": 2}), await to_arrow(session))
+            first = await session.add_table(table)
+            second = await session.add_table(path, on_conflict="skip")
+            return first, second, (await session.to_arrow({"n": 2}), await session.to_arrow())
 
     first, second, (one, both) = asyncio.run(run())
     assert (first, second) == (AddResult(2, 0, 0), AddResult(0, 0, 2))
@@ -291,7 +291,7 @@ def test_every_row_comes_back_from_a_file(session: sync.VectorDBSession, tmp_pat
     path = tmp_path / f"rows{suffix}"
     assert write_table(session, path) == len(ids)
     with new_session() as other:
-        assert add_table(other, str(path)) == AddResult(len(ids), 0, 0)
+        assert other.add_table(str(path)) == AddResult(len(ids), 0, 0)
         for id in ids:
             (one,), (copy,) = session.get([id]), other.get([id])
             assert copy == one
@@ -303,7 +303,7 @@ def test_a_folder_of_parquet_files_comes_in(session: sync.VectorDBSession, tmp_p
         folder.mkdir(parents=True)
         table = pa.table({"id": [f"{year}-{n}" for n in range(3)], "vector": listed(vectors_of(3))})
         parquet.write_table(table, folder / "part-0.parquet")
-    assert add_table(session, tmp_path / "data") == AddResult(6, 0, 0)
+    assert session.add_table(tmp_path / "data") == AddResult(6, 0, 0)
     assert session.get(["2024-1"])[0].metadata == {"year": 2024}
 
 
@@ -342,7 +342,7 @@ def test_damaged_files_are_typed_errors(session: sync.VectorDBSession, tmp_path:
                 bad = tmp_path / f"bad{path.suffix}"
                 bad.write_bytes(content)
                 try:
-                    add_table(other, bad, on_conflict="replace")
+                    other.add_table(bad, on_conflict="replace")
                 except (InvalidInputError, OSError):
                     continue
                 assert other.count() >= 0
@@ -385,7 +385,7 @@ def test_a_stream_that_was_cut_between_batches_is_refused(
             read(raw[:-8])
     (tmp_path / "t.arrow").write_bytes(raw[:-8])
     with pytest.raises(InvalidInputError, match="no end marker"):
-        add_table(session, tmp_path / "t.arrow")
+        session.add_table(tmp_path / "t.arrow")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
@@ -418,7 +418,7 @@ def test_a_table_is_written_whole_or_the_file_stays(
     assert target.read_bytes() == b"of the user"
     assert [entry.name for entry in tmp_path.iterdir()] == [target.name]
     assert write_table(session, target) == 2
-    assert to_arrow(session).num_rows == open_table(target).read_all().num_rows == 2
+    assert session.to_arrow().num_rows == open_table(target).read_all().num_rows == 2
     assert target.stat().st_mode & 0o777 == 0o640
     assert [entry.name for entry in tmp_path.iterdir()] == [target.name]
 
@@ -443,20 +443,20 @@ def test_rows_with_more_keys_than_columns_have_one_column(session: sync.VectorDB
     write_table(session, path)
     assert open_table(path).schema.names == ["id", "vector", "timestamp", "metadata"]
     with new_session() as other:
-        add_table(other, path)
+        other.add_table(path)
         assert rows_of(other) == rows_of(session)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_no_rows_and_no_vectors_are_tables_too(session: sync.VectorDBSession, tmp_path: Path, suffix: str) -> None:
-    assert to_arrow(session).num_rows == 0
+    assert session.to_arrow().num_rows == 0
     path = tmp_path / f"rows{suffix}"
     assert write_table(session, path) == 0
-    assert add_table(session, path) == AddResult(0, 0, 0)
+    assert session.add_table(path) == AddResult(0, 0, 0)
     session.add_batch(["a", "b"], None, [{"n": 1}, None])
     assert write_table(session, path) == 2
     with new_session() as other:
-        add_table(other, path)
+        other.add_table(path)
         assert rows_of(other) == {"a": (None, {"n": 1}), "b": (None, None)}
 
 
@@ -479,7 +479,7 @@ def test_hits_become_tables_and_frames(session: sync.VectorDBSession) -> None:
     frame = hits.to_pandas()
     assert list(frame["id"]) == ["a", "b"]
     assert isinstance(frame, pandas.DataFrame)
-    assert len(to_pandas(session)) == 2
+    assert len(session.to_pandas()) == 2
 
 
 def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +487,7 @@ def test_without_pyarrow_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidConfigError, match=r"tables need pyarrow: .* install 'pyarrow"):
         results_of([], 0, "flat").to_arrow()
     with new_session() as session, pytest.raises(InvalidConfigError, match="pyarrow"):
-        add_table(session, object())
+        session.add_table(object())
 
 
 def test_numbers_of_a_mark_that_is_damaged_are_refused(session: sync.VectorDBSession) -> None:
@@ -504,5 +504,5 @@ def test_numbers_of_a_mark_that_is_damaged_are_refused(session: sync.VectorDBSes
     refused(session, table(b'{"kind": "json"}', pa.array(["{"])), "row 0 is no json")
     refused(session, table(b'{"kind": "json"}', pa.array(["[" * 100_000])), "row 0 is no json")
     refused(session, table(b'{"kind": "uuid"}', good), "row 0 is no uuid")
-    add_table(session, table(b'{"kind": "row"}', good))
+    session.add_table(table(b'{"kind": "row"}', good))
     assert rows_of(session)["a"][1] == {"a": 1}
