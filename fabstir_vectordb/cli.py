@@ -5,6 +5,8 @@ No argument takes either: every user of a machine can read arguments, and shell 
 
 Results go to stdout. Errors (one line each), warnings, and progress bars go to stderr; progress bars appear only on a
 terminal. `-` in place of a file is stdin or stdout. An output file is written completely or not at all.
+
+The commands stand in the files cli_*.py, and in one table at the end of this one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import logging
 import os
 import signal
@@ -20,8 +21,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,38 +32,36 @@ import click
 import platformdirs
 from tqdm import tqdm
 
+from fabstir_vectordb.cli_care import optimize, recall, vacuum
 from fabstir_vectordb.cli_collection import collection
 from fabstir_vectordb.cli_import import export, import_
 from fabstir_vectordb.cli_mcp import mcp
 from fabstir_vectordb.cli_migrate import migrate
+from fabstir_vectordb.cli_rows import count, delete, facets, get, list_
 from fabstir_vectordb.cli_search import search
 from fabstir_vectordb.cli_support import (
     INPUT,
-    Bar,
     OutputError,
     Settings,
-    load,
+    json_option,
     note,
-    open_session,
+    plain,
     portal_token,
     say,
+    tell,
 )
-from fabstir_vectordb.demo.story import tell
+from fabstir_vectordb.cli_versions import history, indexes, prune, share, stats, verify
+from fabstir_vectordb.demo import story
 from fabstir_vectordb.errors import (
     IntegrityError,
     InvalidConfigError,
-    NotFoundError,
     S5Error,
     VectorDBError,
 )
 from fabstir_vectordb.extras import install_command
-from fabstir_vectordb.output_file import writing
-from fabstir_vectordb.plot import check_picture
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import get_platform_info, get_version
 from fabstir_vectordb.storage import open_store
-from fabstir_vectordb.sync import VectorDBSession
-from fabstir_vectordb.types import RecallPoint
 
 __all__ = ["cli"]
 
@@ -102,6 +99,26 @@ def _terminate(number: int, _: FrameType | None) -> None:
 
 class _Cli(click.Group):
     """The command group. Every command ends with an exit code and, after an error, one line on stderr."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Adds commands, which the help lists under a title."""
+        self._sections[title] = commands
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands of each section, with a line each."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in self._sections.items():
+            with formatter.section(title):
+                limit = formatter.width - width - 6
+                formatter.write_dl(
+                    [(f"{command.name:{width}}", command.get_short_help_str(limit)) for command in commands]
+                )
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Runs a command and ends the process with its exit code."""
@@ -152,8 +169,8 @@ class _Cli(click.Group):
         except (VectorDBError, OSError) as error:
             settings: Settings | None = context.obj
             if settings is not None and settings.debug:
-                with contextlib.suppress(OSError):
-                    traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    note(line)
             else:
                 note(_one_line(error, settings.store if settings is not None else ""))
             raise click.exceptions.Exit(EXIT_ERROR) from None
@@ -179,7 +196,8 @@ class _Log(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            for line in self.format(record).split("\n"):  # a traceback has several
+                tqdm.write(plain(line), file=self.stream)
         except OSError:  # stderr is closed; the command goes on
             pass
 
@@ -201,13 +219,27 @@ def _show_log(context: click.Context, debug: bool) -> None:
 
 
 _EPILOG = """Exit codes: 0 success; 1 an error, one line on stderr; 2 wrong usage; 130 interrupted (Ctrl-C);
-141 the reader of stdout closed it; 143 terminated. Output files are written completely or not at all."""
+141 the reader of stdout closed it; 129, 143 ended by SIGHUP, SIGTERM. Output files are written completely or not at
+all."""
 
 
 @click.group(cls=_Cli, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(get_version(), prog_name="fabstir-vectordb")
-@click.option("--store", envvar="FABSTIR_STORE", default=_default_store, help="Address of the store (s5_portal).")
-@click.option("--index-name", default="default", show_default=True, help="Name of the index.")
+@click.option(
+    "--store",
+    envvar="FABSTIR_STORE",
+    show_envvar=True,
+    default=_default_store,
+    help="Address of the store (s5_portal).",
+)
+@click.option(
+    "--index-name",
+    envvar="FABSTIR_INDEX_NAME",
+    show_envvar=True,
+    default="default",
+    show_default=True,
+    help="Name of the index.",
+)
 @click.option(
     "--phrase-file",
     type=INPUT,
@@ -222,147 +254,29 @@ def cli(context: click.Context, /, **options: Any) -> None:
     _show_log(context, context.obj.debug)
 
 
-cli.add_command(collection)
-cli.add_command(import_)
-cli.add_command(export)
-cli.add_command(migrate)
-cli.add_command(mcp)
-cli.add_command(search)
-
-
-@cli.command()
+@click.command()
 def demo() -> None:
     """Add, search, save, load and delete demo rows in a temporary store."""
-    anyio.run(tell, say)
+
+    def say_lines(text: str) -> None:
+        for line in text.split("\n"):
+            say(line)
+
+    anyio.run(story.tell, say_lines)
 
 
-@cli.command("new-phrase")
-def new_phrase() -> None:
+@click.command("new-phrase")
+@json_option()
+def new_phrase(as_json: bool) -> None:
     """Print a new seed phrase. Keep it: nothing else opens the data that is saved under it."""
-    say(new_seed_phrase())
+    phrase = new_seed_phrase()
+    tell(as_json, {"seed_phrase": phrase}, phrase)
 
 
-# ---- reading
+# ---- portal and platform
 
 
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per version.")
-@click.pass_obj
-def history(settings: Settings, as_json: bool) -> None:
-    """List the versions of the index, newest first."""
-    with open_session(settings) as session:
-        versions = session.history()
-        if not versions:
-            raise _nothing(settings, session)
-    for version in versions:
-        if as_json:
-            say(json.dumps(asdict(version)))
-            continue
-        when = datetime.fromtimestamp(version.saved_at, UTC).isoformat(timespec="seconds")
-        rows = "unknown" if version.vector_count is None else version.vector_count
-        note = "  (refused: another session saved first)" if version.refused else ""
-        say(f"{version.revision:>5}  {when}  {rows} rows  {version.cid}{note}")
-
-
-def _nothing(settings: Settings, session: VectorDBSession) -> NotFoundError:
-    """The error for an index without versions; it lists the indexes of the phrase."""
-    names = session.list_indexes()
-    known = f"this phrase has {', '.join(map(repr, names))}" if names else "this phrase has saved no index here"
-    return NotFoundError(
-        f"no version of index {settings.index_name!r} in {settings.store}: {known}; check the phrase for typos",
-        details={"index_name": settings.index_name, "indexes": names},
-    )
-
-
-@cli.command()
-@click.option("--keep", required=True, type=click.IntRange(1), help="Number of newest versions to keep.")
-@click.option("--delete", is_flag=True, help="Delete; without it only print what would be deleted.")
-@click.pass_obj
-def prune(settings: Settings, keep: int, delete: bool) -> None:
-    """Remove old versions from the history, and delete the objects that only they use."""
-    with open_session(settings) as session:
-        report = session.prune_history(keep, dry_run=not delete)
-        if not report.versions and not session.history():
-            raise _nothing(settings, session)
-    done = f"deleted {report.blobs_deleted} of" if delete else "would delete"
-    say(f"{len(report.versions)} versions: {done} {report.blobs} objects, {report.bytes:,} bytes")
-
-
-@cli.command()
-@click.argument("cid")
-@click.pass_obj
-def share(settings: Settings, cid: str) -> None:
-    """Print a share CID, which opens the version CID without the phrase. It is a secret."""
-    with open_session(settings) as session:
-        say(session.share(cid))
-
-
-@cli.command()
-@click.pass_obj
-def indexes(settings: Settings) -> None:
-    """List the names of the user's indexes."""
-    with open_session(settings) as session:
-        names = session.list_indexes()
-        if not names:
-            raise _nothing(settings, session)
-    for name in names:
-        say(name)
-
-
-@cli.command()
-@click.option("--cid", help="CID of the version; by default the newest.")
-@click.pass_obj
-def verify(settings: Settings, cid: str | None) -> None:
-    """Read and check every object of a version."""
-    with open_session(settings) as session, Bar("verify") as bar:
-        report = session.verify(cid, progress=bar)
-    say(f"{report.cid}\n{report.parts} parts, {report.bytes:,} bytes, {report.rows} rows: all intact")
-
-
-@cli.command()
-@click.option("--sample", default=200, show_default=True, type=click.IntRange(1, 10_000), help="Rows used as queries.")
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1_000), help="Hits per query.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw a plot: .svg, .png or .pdf.")
-@click.pass_obj
-def recall(settings: Settings, sample: int, k: int, plot: Path | None) -> None:
-    """Measure recall and latency of searches in the newest version."""
-    if plot is not None:
-        check_picture(plot)
-    # The plot's file is created first: an unwritable path is reported before the measurement, which takes minutes.
-    with contextlib.nullcontext() if plot is None else writing(plot) as picture:
-        with open_session(settings) as session:
-            load(session, lazy_load=False)
-            report = session.recall(sample, k=k)
-        if picture is not None:
-            report.plot(picture)
-    say(f"recall@{report.k}, {report.sample} of {report.rows:,} rows as queries; microseconds per search")
-    for name, point in [("default", report.default), *((_setting(point), point) for point in report.points)]:
-        times = f"p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}"
-        say(f"{name:>14}  {point.recall:.4f}  {times}  {point.queries_per_s:9,.0f} QPS")
-
-
-def _setting(point: RecallPoint) -> str:
-    if point.exact:
-        return "exact"
-    return f"ef_search {point.ef_search}" if point.ef_search else f"nprobe {point.nprobe}"
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_obj
-def stats(settings: Settings, as_json: bool) -> None:
-    """Load the newest version and show its counts, settings and memory."""
-    with open_session(settings) as session:
-        load(session)
-        found = asdict(session.get_stats())
-    if as_json:
-        say(json.dumps(found))
-        return
-    for name, value in found.items():
-        say(f"{name}: {value}")
-
-
-@cli.command()
+@click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=5522, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
@@ -372,9 +286,16 @@ def stats(settings: Settings, as_json: bool) -> None:
 )
 @click.option("--allow-host", multiple=True, help="Another host name of the portal; may be repeated.")
 @click.option("--allow-origin", multiple=True, help="Let web pages of this origin use the portal; may be repeated.")
+@json_option()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def portal(
-    host: str, port: int, accounts: bool, allow_host: tuple[str, ...], allow_origin: tuple[str, ...], directory: Path
+    host: str,
+    port: int,
+    accounts: bool,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    as_json: bool,
+    directory: Path,
 ) -> None:
     """Serve DIRECTORY as a small S5 node and gateway, for development (extra `portal`).
 
@@ -396,22 +317,24 @@ def portal(
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"{shown}:{port}") from None
     with listener:
-        say(f"Serving {directory} at http://{shown}:{listener.getsockname()[1]}; Ctrl-C ends it.")
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        tell(as_json, {"directory": str(directory), "url": url}, f"Serving {directory} at {url}; Ctrl-C ends it.")
         server = uvicorn.Server(server_config(app))
         # uvicorn shuts the server down on Ctrl-C and raises it again afterwards. It is the usual end, not an error.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
 
-@cli.command()
+@click.command()
+@json_option()
 @click.pass_obj
-def doctor(settings: Settings) -> None:
+def doctor(settings: Settings, as_json: bool) -> None:
     """Show the platform and the SIMD kernels in use, and test the store."""
-    say(f"fabstir_vectordb: {get_version()}")
-    for name, value in get_platform_info().items():
-        say(f"{name}: {value}")
+    found = {"fabstir_vectordb": get_version(), **get_platform_info()}
+    if not as_json:  # before the store is tried: it may be the one that fails
+        tell(False, {}, *(f"{name}: {value}" for name, value in found.items()))
     anyio.run(partial(_try_store, settings.store))
-    say(f"store: {settings.store} can be written and read")
+    tell(as_json, {**found, "store": settings.store}, f"store: {settings.store} can be written and read")
 
 
 async def _try_store(uri: str) -> None:
@@ -424,3 +347,13 @@ async def _try_store(uri: str) -> None:
         await store.delete(blob.hash)
     finally:
         await store.aclose()
+
+
+# ---- the table of commands
+
+cli.add_section("Rows in and out", import_, export, migrate)
+cli.add_section("Rows", search, get, list_, count, facets, delete)
+cli.add_section("Versions", history, indexes, stats, verify, prune, share)
+cli.add_section("Care", optimize, vacuum, recall)
+cli.add_section("Collections", collection)
+cli.add_section("Tools", new_phrase, doctor, portal, mcp, demo)

@@ -5,7 +5,6 @@ The name is free: what moves rows from the graph to lists is called `optimize` f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -13,7 +12,18 @@ from typing import Any, Final
 
 import click
 
-from fabstir_vectordb.cli_support import Bar, Settings, changes, load, note, open_session, rows_bar, say
+from fabstir_vectordb.cli_support import (
+    Settings,
+    changes,
+    json_line,
+    json_option,
+    load,
+    note,
+    open_session,
+    rows_bar,
+    save,
+    say,
+)
 from fabstir_vectordb.importers import FORMATS, MigrationReport, Source, migrate as migrate_rows, open_source
 
 __all__ = ["migrate"]
@@ -56,7 +66,7 @@ def _reader_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--schema", is_flag=True, help="Also take the schema of SOURCE, where it has one.")
 @click.option("--dry-run", is_flag=True, help="Read everything and report; add and save nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@json_option("the report as one JSON object")
 @click.pass_obj
 def migrate(
     settings: Settings,
@@ -88,8 +98,7 @@ def migrate(
         with open_session(settings, metric=chosen) as session, changes(session):
             load(session, missing_ok=True)
             report = _rows_of(session, opened, "add", on_conflict=on_conflict, schema=schema)
-            with Bar("save") as bar:
-                cid = session.save_to_s5(progress=bar)
+            cid = save(session)
     _tell(report, cid, as_json)
 
 
@@ -104,7 +113,7 @@ def _rows_of(session: Any, opened: Source, title: str, **options: Any) -> Migrat
 def _tell(report: MigrationReport, cid: str | None, as_json: bool) -> None:
     """Prints the report, and on stderr what else there is to know."""
     if as_json:
-        say(json.dumps({**report.to_dict(), "cid": cid}, ensure_ascii=False))
+        say(json_line({**report.to_dict(), "cid": cid}))
         return
     metric = report.metric or "unknown"
     say(f"{report.rows} rows of {report.format}, {report.dim or 0} dimensions, metric {metric}")

@@ -1,6 +1,7 @@
-"""What the commands of the command line share: the session, input and output, progress bars.
+"""What the commands of the command line share: the session, options, input and output, progress bars.
 
-An output file is written completely or not at all; `-` in place of a file is stdin or stdout.
+An output file is written completely or not at all; `-` in place of a file is stdin or stdout. Names, ids and metadata
+may come from strangers: on their way to a terminal, control characters become escapes as in JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
@@ -21,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fabstir_vectordb.display import json_ready
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
 from fabstir_vectordb.sync import VectorDBSession
-from fabstir_vectordb.types import Progress
+from fabstir_vectordb.types import OptimizeProgress, Progress, Row
 
 __all__ = [
     "INPUT",
@@ -31,23 +33,45 @@ __all__ = [
     "Bar",
     "OutputError",
     "Settings",
+    "StageBars",
     "array_of",
     "changes",
+    "cid_option",
     "file_name",
+    "filter_option",
+    "json_line",
+    "json_option",
     "load",
+    "loaded",
     "note",
     "open_session",
+    "plain",
     "portal_token",
     "query_of",
     "reading",
+    "row_record",
     "rows_bar",
+    "save",
     "say",
     "session_settings",
+    "tell",
 ]
 
 #: The argument that stands for stdin or stdout.
 STANDARD: Final = Path("-")
 INPUT: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+#: Characters that steer a terminal, end a line, or turn the direction of text.
+_CONTROLS: Final = {
+    code: f"\\u{code:04x}"
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        0x061C,
+        *(0x200E, 0x200F),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+}
 
 
 class Settings(NamedTuple):
@@ -132,6 +156,41 @@ def session_settings(settings: Settings, *, ask: bool = True, **fields: Any) -> 
     )
 
 
+@contextlib.contextmanager
+def loaded(settings: Settings, cid: str | None = None, **fields: Any) -> Iterator[VectorDBSession]:
+    """A session with a saved version, by default the newest."""
+    with open_session(settings, **fields) as session:
+        load(session, cid)
+        yield session
+
+
+# ---- options
+
+
+def _filter_of(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    try:
+        found = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"it is not JSON: {error}") from None
+    if text is not None and not isinstance(found, dict):
+        raise click.BadParameter("a filter is a JSON object")
+    return found
+
+
+filter_option: Final = click.option(
+    "--filter",
+    metavar="JSON",
+    callback=_filter_of,
+    help="""Only rows that match, as '{"year": {"$gte": 2020}}' (docs/filters.md).""",
+)
+cid_option: Final = click.option("--cid", help="CID of the version; by default the newest.")
+
+
+def json_option(what: str = "one JSON object") -> Callable[[Any], Any]:
+    """The option --json of a command that prints what `what` says."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what}.")
+
+
 # ---- input and output
 
 
@@ -188,18 +247,43 @@ class OutputError(Exception):
         self.reader_has_gone = cause.errno == errno.EPIPE
 
 
+def plain(text: str) -> str:
+    """Text in one line, without characters that steer a terminal; JSON stays the same JSON."""
+    return text.translate(_CONTROLS)
+
+
+def json_line(record: Any) -> str:
+    """A record as JSON, in one line that a terminal can show."""
+    return plain(json.dumps(record, ensure_ascii=False, default=json_ready))
+
+
 def say(text: str) -> None:
     """Prints a line of the result to stdout."""
     try:
-        click.echo(text)
+        click.echo(plain(text))
     except OSError as error:
         raise OutputError(error) from None
 
 
+def tell(as_json: bool, record: Mapping[str, Any], *lines: str) -> None:
+    """Prints a result: one JSON object, or lines for people."""
+    for line in (json_line(record),) if as_json else lines:
+        say(line)
+
+
 def note(text: str) -> None:
-    """Prints a message to stderr; ignores a failure to write it."""
+    """Prints a message of one line to stderr; ignores a failure to write it."""
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(plain(text), err=True)
+
+
+def row_record(row: Row, *, vectors: bool = True) -> dict[str, Any]:
+    """A row in the form that `import` reads."""
+    record: dict[str, Any] = {"id": row.id}
+    if vectors:
+        record["vector"] = None if row.vector is None else row.vector.tolist()
+    record |= {"timestamp": row.timestamp, "metadata": row.metadata}
+    return record if row.expires_at is None else {**record, "expires_at": row.expires_at}
 
 
 @contextlib.contextmanager
@@ -230,7 +314,7 @@ class Bar:
 
     def __call__(self, state: Progress) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc=self._title, unit="B", unit_scale=True, leave=False, disable=None, file=sys.stderr)
+            self._bar = _bar(self._title, unit="B", unit_scale=True)
         self._bar.total = state.bytes_total
         self._bar.update(state.bytes_done - self._bar.n)
 
@@ -242,12 +326,46 @@ class Bar:
             self._bar.close()
 
 
-def rows_bar(title: str, total: int | None = None) -> Any:
+class StageBars:
+    """Progress bars of an `optimize`, one after the other for its stages."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._bar: Any = None
+
+    def __call__(self, state: OptimizeProgress) -> None:
+        if state.stage != self._stage:
+            self.__exit__()
+            self._stage, self._bar = state.stage, rows_bar(state.stage)
+        self._bar.total = state.rows_total
+        self._bar.update(state.rows_done - self._bar.n)
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def rows_bar(title: str, total: int | None = None, *, hidden: bool = False) -> Any:
     """A progress bar that counts rows."""
-    return tqdm(desc=title, total=total, unit="row", leave=False, disable=None, file=sys.stderr)
+    return _bar(title, total=total, unit="row", hidden=hidden)
+
+
+def _bar(title: str, *, hidden: bool = False, **how: Any) -> Any:
+    """A bar on stderr, if that is a terminal; it goes when it is closed."""
+    disable = True if hidden else None
+    return tqdm(desc=title, leave=False, disable=disable, dynamic_ncols=True, file=sys.stderr, **how)
 
 
 def load(session: VectorDBSession, cid: str | None = None, **fields: Any) -> None:
     """Loads a version, with a progress bar."""
     with Bar("load") as bar:
         session.load_user_vectors(cid, progress=bar, **fields)
+
+
+def save(session: VectorDBSession) -> str:
+    """Saves the index, with a progress bar; returns the CID of the new version."""
+    with Bar("save") as bar:
+        return session.save_to_s5(progress=bar)

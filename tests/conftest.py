@@ -21,6 +21,8 @@ if "PYTHONPYCACHEPREFIX" not in os.environ:
     os.environ["PYTHONPYCACHEPREFIX"] = compiled = tempfile.mkdtemp(prefix="fabstir-vectordb-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
+pytest_plugins = ["commands"]
+
 #: Files whose tests run in one of several processes, as what they share takes long to make.
 TOGETHER = {
     "tests/session/test_lazy.py",  # a version of many parts
