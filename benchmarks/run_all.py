@@ -30,6 +30,7 @@ SCRIPTS = (
     "bench_link",
     "bench_link_text",
     "bench_memory",
+    "bench_tables",
     "bench_loop_lag",
     "bench_overhead",
     "bench_growth",

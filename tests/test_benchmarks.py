@@ -36,6 +36,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_overhead": (["--count", "10"], {"native", "sync_ids", "async_ids", "with_metadata_async_ids_metadata"}),
     "bench_save_load": ([], {"save_s", "save_unchanged_s", "load_s", "verify_s", "copy_s", "stored_mb"}),
     "bench_search": ([], {"points"}),
+    "bench_tables": (["--file-rows", "2500"], {"rates", "file"}),
     "compare_build": (["--engines", "fabstir,fabstir-compact"], {"fabstir", "fabstir-compact"}),
     "compare_flat": (ONLY_OURS, {"single-1", "batch-1", "batch-2"}),
     "compare_lists": (ONLY_OURS, {"fabstir"}),
@@ -43,7 +44,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "compare_session": (ONLY_OURS, {"fabstir"}),
     "compare_text": (ONLY_OURS, {"fabstir"}),
 }
-NEEDS_PROC = {"bench_memory"}
+NEEDS_PROC = {"bench_memory", "bench_tables"}
 #: Runs as its users run it, its jobs in workers; the others run here, as most of such a run is interpreters' starts.
 IN_PROCESSES = "compare_search"
 
