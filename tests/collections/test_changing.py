@@ -183,7 +183,7 @@ async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatc
             except StorageError:
                 store.room = 1_000
                 assert await rows_of(many) == expected
-                fails_at += 8
+                fails_at += 12
         assert fails_at > 6
         assert await many.count() == 41
 

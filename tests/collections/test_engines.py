@@ -22,10 +22,13 @@ class Late:
     def __init__(self) -> None:
         self.begun: list[tuple[Future[Any], Callable[[], Any]]] = []
         self.most = 0
+        self.two = threading.Event()
 
     def submit(self, key: str, task: Callable[..., Any], /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self.begun.append((future, lambda: task(*args)))
+        if len(self.begun) == 2:
+            self.two.set()
         self.most = max(self.most, sum(not one.done() for one, _ in self.begun))
         return future
 
@@ -91,8 +94,7 @@ async def test_a_broken_executor_ends_its_futures_itself() -> None:
 
 
 def wait_and_run(engine: Late) -> None:
-    while len(engine.begun) < 2:
-        pass
+    engine.two.wait(60)
     engine.run(0)
 
 
