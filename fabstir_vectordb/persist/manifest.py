@@ -52,6 +52,7 @@ from fabstir_vectordb.text.settings import text_settings
 
 __all__ = [
     "DRAFT",
+    "DRAFT_OF_SEPARATE_KEYS",
     "FORMAT_VERSION",
     "MANIFEST_BYTES_MAX",
     "Manifest",
@@ -62,10 +63,11 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 4
-"""Newest draft of format 0. A version is written in the oldest draft that has all it needs, so that older releases can
-open it: in draft 1 without second lists, texts and embedder, in draft 2 without texts and embedder, in draft 3 without
-embedder. Drafts 0 (manifests without the key) to 4 are read; a later one is refused."""
+DRAFT = 5
+"""Newest draft of format 0, in which versions are written. Drafts 0 (manifests without the key) to 5 are read; a later
+one is refused."""
+DRAFT_OF_SEPARATE_KEYS = 5
+"""First draft whose part keys have a key of their own (`s5.keys`)."""
 _DRAFT_OF_SECOND_LISTS = 2
 _DRAFT_OF_TEXT = 3
 _DRAFT_OF_EMBEDDER = 4
@@ -101,6 +103,7 @@ class Manifest:
         text: the text index, or None.
         embedder: the embedder of the rows' texts, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
+        draft: the draft in which the version was written.
     """
 
     dim: int
@@ -124,6 +127,7 @@ class Manifest:
     parts: tuple[PartRecord, ...]
     text: TextShape | None = None
     embedder: EmbedderInfo | None = None
+    draft: int = DRAFT
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -136,7 +140,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return cbor.encode(
         {
             "version": FORMAT_VERSION,
-            "draft": _draft_of(manifest),
+            "draft": manifest.draft,
             "config": {
                 "dim": manifest.dim,
                 "metric": manifest.metric,
@@ -164,15 +168,6 @@ def encode_manifest(manifest: Manifest) -> bytes:
             **optional,
         }
     )
-
-
-def _draft_of(manifest: Manifest) -> int:
-    """The oldest draft that has all that a version needs."""
-    if manifest.embedder is not None:
-        return _DRAFT_OF_EMBEDDER
-    if manifest.text is not None:
-        return _DRAFT_OF_TEXT
-    return _DRAFT_OF_SECOND_LISTS if _has_second_lists(manifest.parts) else 1
 
 
 def decode_manifest(raw: bytes) -> Manifest:
@@ -263,6 +258,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         schema=_decode_schema(top["schema"]),
         text=_decode_text(top["text"]) if has_text else None,
         embedder=_decode_embedder(top["embedder"]) if has_embedder else None,
+        draft=draft,
         parts=parts,
     )
 

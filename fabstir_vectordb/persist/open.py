@@ -6,7 +6,13 @@ import logging
 from dataclasses import dataclass, field
 
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, VectorDBError
-from fabstir_vectordb.persist.manifest import MANIFEST_BYTES_MAX, Manifest, check_complete, decode_manifest
+from fabstir_vectordb.persist.manifest import (
+    DRAFT_OF_SEPARATE_KEYS,
+    MANIFEST_BYTES_MAX,
+    Manifest,
+    check_complete,
+    decode_manifest,
+)
 from fabstir_vectordb.persist.parts import (
     MANIFEST_NAME,
     StoredPart,
@@ -101,8 +107,11 @@ async def open_version(
                 store, identity, lineage, settings, workers=workers, root_id=root_id, blob=root_blob
             )
 
-    manifest, parts, size = await read_manifest(store, workers, root_id, files, encrypted=is_mutable(root_blob))
-    version = Version.of(root_id, manifest, parts, own=own, encrypted=is_mutable(root_blob))
+    encrypted = is_mutable(root_blob)
+    manifest, parts, size = await read_manifest(store, workers, root_id, files, encrypted=encrypted)
+    # The keys of an earlier draft's parts are not those of today: the next save stores all parts again.
+    own = own and (not encrypted or manifest.draft >= DRAFT_OF_SEPARATE_KEYS)
+    version = Version.of(root_id, manifest, parts, own=own, encrypted=encrypted)
     return OpenedVersion(version, revision, manifest, parts, len(root_blob) + size)
 
 

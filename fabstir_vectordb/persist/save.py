@@ -156,7 +156,7 @@ async def save_version(
 
 
 async def is_base_stored(store: Store, lineage: Lineage, settings: PersistSettings) -> bool:
-    """Whether the base can be the saved version as it is: it has this index's own key, and the store has its root."""
+    """Whether the base can be the saved version as it is: it has this index's own keys, and the store has its root."""
     base = lineage.base
     return (
         base is not None and base.own and base.encrypted is settings.encrypt_at_rest and await store.has(base.cid.hash)

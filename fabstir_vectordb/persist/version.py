@@ -79,7 +79,7 @@ class Version:
 
     Attributes:
         cid: blob id of its root.
-        own: whether its root has this index's own key, so that its parts may be reused.
+        own: whether root and parts have this index's own keys, so that parts may be reused.
         encrypted: whether its parts and root are encrypted.
         live: rows that searches can return.
         rows: slots, tombstones included.

@@ -7,7 +7,9 @@
     sub-seed = derive_int(derive_int(public or private, 0), number)        the 0 is the key rotation index
     private: 65 storage accounts, 66 hidden DB, 67 file system, …    public: 2 signing, 3 encryption, …
 
-The keys of an index come from its path in the hidden DB: its encryption key, and the key that signs its pointer.
+The keys of an index come from its path in the hidden DB: its encryption key, and the key that signs its pointer. S5
+itself seals the path's blobs with the encryption key, so that is all that this key does. Part keys, nonces and
+share keys come from three other keys, which BLAKE3's derive_key mode makes of it, each under a context of its own.
 """
 
 from __future__ import annotations
@@ -50,6 +52,11 @@ _HIDDEN_DB: Final = 66
 _FILE_SYSTEM: Final = 67
 _SHARD_CONTEXT: Final = "fabstir-vectordb 2026-11-26 key of a shard of a collection"
 
+# Contexts of derive_key. BLAKE3 asks for fixed texts that no other program uses: name, date, purpose.
+_PART_KEYS: Final = "fabstir_vectordb 2026-11-26 part keys"
+_NONCES: Final = "fabstir_vectordb 2026-11-26 nonces"
+_SHARE_KEYS: Final = "fabstir_vectordb 2026-11-26 share keys"
+
 
 def derive_int(base: bytes | bytearray, tweak: int) -> bytes:
     """Return BLAKE3(base ‖ tweak as 32 little-endian bytes), S5's derivation by number."""
@@ -74,8 +81,13 @@ def keyed_hash(key: bytes, message: bytes | bytearray | memoryview) -> bytes:
     return blake3(memoryview(message).cast("B"), key=key).digest()
 
 
+def _derived_key(key: bytes, context: str) -> bytes:
+    """Return the key of one purpose: BLAKE3 of ``key`` in derive_key mode, 32 bytes."""
+    return blake3(key, derive_key_context=context).digest()
+
+
 def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> bytes:
-    """Return the key of one part: the keyed BLAKE3 of exactly the bytes given to the cipher.
+    """Return the key of one part: a keyed BLAKE3 of exactly the bytes given to the cipher.
 
     The same bytes give the same ciphertext, so an unchanged part is not uploaded again. No key ever encrypts two
     plaintexts, which the fixed nonces of static encryption require.
@@ -87,15 +99,22 @@ def part_key(root_key: bytes, stored_plain: bytes | bytearray | memoryview) -> b
     Returns:
         32 bytes.
     """
-    return keyed_hash(root_key, stored_plain)
+    return keyed_hash(_derived_key(root_key, _PART_KEYS), stored_plain)
 
 
-def root_nonce(root_key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
-    """Return the nonce of a root blob: the keyed BLAKE3 of its plaintext, cut to 24 bytes.
+def root_nonce(key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
+    """Return the nonce of a root or a record: a keyed BLAKE3 of its plaintext, cut to 24 bytes.
 
-    Equal content has an equal CID. Two different contents have the same nonce with a probability of 2^-96.
+    Equal content has an equal CID. Two different contents have the same nonce with a probability of 2^-192.
+
+    Args:
+        key: the key that seals it, 32 bytes.
+        plaintext: the directory or the record.
+
+    Returns:
+        24 bytes.
     """
-    return keyed_hash(root_key, plaintext)[:NONCE_BYTES]
+    return keyed_hash(_derived_key(key, _NONCES), plaintext)[:NONCE_BYTES]
 
 
 def share_key(root_key: bytes, root_hash: bytes) -> bytes:
@@ -108,7 +127,7 @@ def share_key(root_key: bytes, root_hash: bytes) -> bytes:
     Returns:
         32 bytes, the same for the same version.
     """
-    return keyed_hash(root_key, b"share" + root_hash)
+    return keyed_hash(_derived_key(root_key, _SHARE_KEYS), root_hash)
 
 
 def shard_key(root_key: bytes, collection: str, shard: int) -> bytes:

@@ -66,8 +66,12 @@ async def test_what_a_version_of_draft_0_holds_of_removed_rows_is_known(store: P
 async def test_a_session_goes_on_from_a_version_of_draft_0(store: Path) -> None:
     async with await opened(store) as session:
         await session.load_user_vectors()
-        assert await session.save_to_s5() == EXPECTED["second"]  # nothing changed, nothing is stored
-        before = Objects(store).files(EXPECTED["second"])
+        # Nothing changed, but the keys: all parts are stored again under those of draft 5.
+        again = await session.save_to_s5()
+        before, earlier = (Objects(store).files(cid) for cid in (again, EXPECTED["second"]))
+        assert before["ids.0000"].hash != earlier["ids.0000"].hash
+        assert [version.cid for version in await session.history()] == [again, EXPECTED["second"], EXPECTED["first"]]
+        assert await session.save_to_s5() == again
         await add_rows(session, 1, first=9_000, dim=4)
         cid = await session.save_to_s5()
         after = Objects(store).files(cid)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from blake3 import blake3
 
 from fabstir_vectordb.errors import InvalidInputError, SessionError
 from fabstir_vectordb.s5.cid import blake3_hash
-from fabstir_vectordb.s5.keys import Identity, keyed_hash, part_key, root_nonce
+from fabstir_vectordb.s5.keys import Identity, keyed_hash, part_key, root_nonce, share_key
 
 ENTROPY = bytes(range(16))
 
@@ -89,12 +90,19 @@ def test_unknown_sub_seed_is_refused() -> None:
             identity.sub_seed(number)
 
 
+def test_each_use_of_an_encryption_key_has_a_key_of_its_own() -> None:
+    key, text = b"k" * 32, b"t" * 32
+    purposes = {
+        name: blake3(key, derive_key_context=f"fabstir_vectordb 2026-11-26 {name}").digest()
+        for name in ("part keys", "nonces", "share keys")
+    }
+    assert part_key(key, text) == keyed_hash(purposes["part keys"], text)
+    assert root_nonce(key, text) == keyed_hash(purposes["nonces"], text)[:24]
+    assert share_key(key, text) == keyed_hash(purposes["share keys"], text)
+    assert len({key, *purposes.values()}) == 4
+
+
 def test_part_key_depends_on_root_key_and_on_every_stored_byte() -> None:
-    assert part_key(b"k" * 32, b"data") == keyed_hash(b"k" * 32, b"data")
     keys = {part_key(key * 32, data) for key in (b"k", b"l") for data in (b"data", b"datb", b"")}
     assert len(keys) == 6
     assert part_key(b"k" * 32, b"data") != blake3_hash(b"data")
-
-
-def test_root_nonce_is_the_start_of_the_keyed_hash() -> None:
-    assert root_nonce(b"k" * 32, b"root") == keyed_hash(b"k" * 32, b"root")[:24]
