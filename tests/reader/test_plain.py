@@ -1,0 +1,82 @@
+"""A reader written from docs/format.md alone reads every golden store to the bit, and finds the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import plain
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STORES = sorted(path.parent for path in GOLDEN.glob("*/expected.json"))
+
+
+def expected_of(store: Path) -> Any:
+    return json.loads((store / "expected.json").read_text(encoding="utf-8"))
+
+
+VERSIONS = [(store, version) for store in STORES for version in expected_of(store).get("versions", ())]
+
+
+@pytest.mark.parametrize(("store", "version"), VERSIONS, ids=[f"{s.name}-{v['cid'][5:12]}" for s, v in VERSIONS])
+def test_a_golden_version_is_read_to_the_bit_and_searched(store: Path, version: dict[str, Any]) -> None:
+    expected = expected_of(store)
+    entropy, now = bytes.fromhex(expected["entropy"]), expected["now_us"]
+    found = plain.open_cid(plain.Store(store / "store"), version["cid"], entropy, version["index"])
+    digest = hashlib.sha256()
+    rows = found.rows_by_id(now)
+    for id, vector, timestamp, expires, metadata in rows:
+        line = [id, vector and vector.hex(), str(timestamp), expires and str(expires), plain.in_json(metadata)]
+        text = json.dumps(line, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        digest.update(text.encode() + b"\n")
+    assert len(rows) == version["rows"]
+    assert digest.hexdigest() == version["sha256"]
+    for search in version["searches"]:
+        hits = found.search(search["query"], len(search["ids"]), now)
+        assert [id for id, _, _ in hits] == search["ids"]
+        assert [distance for _, distance, _ in hits] == pytest.approx(search["distances"], abs=1e-6)
+        assert [score for _, _, score in hits] == pytest.approx(search["scores"], abs=1e-6)
+    if found.key is not None and version["index"] is not None:
+        found.check_keys()
+    if "text" in found.manifest:
+        words: dict[int, list[bytes]] = {}
+        for segment in found.segments():
+            for slot in segment.left:
+                words.pop(slot, None)
+            words |= {slot: [word for _, word in sorted(of_row)] for slot, of_row in segment.words.items()}
+        texts = {slot: found.metadata[slot] for slot in range(found.rows) if found.live[slot]}
+        assert {slot: of_row for slot, of_row in words.items() if of_row} == {
+            slot: [word.encode() for word in re.findall(r"\w+", metadata["text"].casefold())]
+            for slot, metadata in texts.items()
+        }
+
+
+def test_the_store_of_draft_0_is_read() -> None:
+    store = GOLDEN / "draft-0"
+    expected, entropy = expected_of(store), bytes.fromhex(expected_of(GOLDEN / "draft-5")["entropy"])
+    for name in ("first", "second"):
+        found = plain.open_cid(plain.Store(store / "store"), expected[name], entropy, "default")
+        found.check_keys()
+    assert len(found.rows_by_id(0)) == expected["rows"]
+    nearest = found.search([1.0, 0.5, -0.5, 0.25], 5, 0)
+    assert [id for id, _, _ in nearest] == expected["nearest"]
+
+
+@pytest.mark.parametrize("store", STORES, ids=[store.name for store in STORES])
+def test_pointers_histories_and_the_catalogue_are_read(store: Path) -> None:
+    there = plain.Store(store / "store")
+    entropy = bytes.fromhex(expected_of(GOLDEN / "draft-5")["entropy"])
+    names = plain.catalogue(there, entropy)["names"]
+    for name in names:
+        entries = plain.history(there, entropy, name)["entries"]
+        assert entries[0]["cid"][3:35] == plain.newest(there, entropy, name)
+        assert [entry["revision"] for entry in entries] == list(range(len(entries), 0, -1))
+    versions = expected_of(store).get("versions", ())
+    assert {version["index"] for version in versions} - {None} <= set(names)
