@@ -2,6 +2,7 @@
 
 from fabstir_vectordb.arrow import TableColumns
 from fabstir_vectordb.config import UNSET, SeedPhrase, VectorDBConfig
+from fabstir_vectordb.core_dumps import forbid_core_dumps
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import (
     ConflictError,
@@ -114,6 +115,7 @@ __all__ = [
     "VerifyReport",
     "VersionInfo",
     "Where",
+    "forbid_core_dumps",
     "forget_memory_store",
     "get_platform_info",
     "get_version",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from fabstir_vectordb.core_dumps import forbid_core_dumps
 from fabstir_vectordb.extras import install_command
 
 __all__ = ["main"]
@@ -18,6 +19,8 @@ def main() -> None:
             raise
         print(f"the command line needs {error.name}: {install_command('cli')}", file=sys.stderr)
         raise SystemExit(1) from None
+    # Its memory has the phrase, or keys made of it.
+    forbid_core_dumps()
     cli()
 
 

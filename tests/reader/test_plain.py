@@ -69,6 +69,20 @@ def test_the_store_of_draft_0_is_read() -> None:
     assert [id for id, _, _ in nearest] == expected["nearest"]
 
 
+@pytest.mark.parametrize("name", ["drafts-1-3", "draft-5"])
+def test_a_share_has_the_key_of_its_version(name: str) -> None:
+    store = GOLDEN / name
+    entropy = bytes.fromhex(expected_of(store)["entropy"])
+    key = plain.derive(plain.path_key(entropy, "fabstir-vectordb/index/graph"), 3)
+    root = plain.newest(plain.Store(store / "store"), entropy, "graph")
+    (cid,) = (version["cid"] for version in expected_of(store)["versions"] if version["index"] is None)
+    if name == "drafts-1-3":
+        expected = plain.blake3(b"share" + root, key=key).digest()
+    else:
+        expected = plain.blake3(root, key=plain.purpose_key(key, "share keys")).digest()
+    assert plain.base64url(cid[1:])[3:35] == expected
+
+
 @pytest.mark.parametrize("store", STORES, ids=[store.name for store in STORES])
 def test_pointers_histories_and_the_catalogue_are_read(store: Path) -> None:
     there = plain.Store(store / "store")
