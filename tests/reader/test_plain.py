@@ -22,10 +22,20 @@ def expected_of(store: Path) -> Any:
     return json.loads((store / "expected.json").read_text(encoding="utf-8"))
 
 
-VERSIONS = [(store, version) for store in STORES for version in expected_of(store).get("versions", ())]
+# What an earlier draft wrote changes no more, and its reader rarely.
+VERSIONS = [
+    pytest.param(
+        store,
+        version,
+        id=f"{store.name}-{version['cid'][5:12]}",
+        marks=() if store.name == "draft-5" else pytest.mark.long,
+    )
+    for store in STORES
+    for version in expected_of(store).get("versions", ())
+]
 
 
-@pytest.mark.parametrize(("store", "version"), VERSIONS, ids=[f"{s.name}-{v['cid'][5:12]}" for s, v in VERSIONS])
+@pytest.mark.parametrize(("store", "version"), VERSIONS)
 def test_a_golden_version_is_read_to_the_bit_and_searched(store: Path, version: dict[str, Any]) -> None:
     expected = expected_of(store)
     entropy, now = bytes.fromhex(expected["entropy"]), expected["now_us"]
