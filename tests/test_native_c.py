@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,6 +93,34 @@ def test_native(program: str, test: str, compile_test: Callable[[str], Path]) ->
     assert result.returncode == 0, f"{program} failed"
     assert f"ok   {test}\n" in result.stdout
     assert re.search(r"^[1-9]\d* checks, 0 failed$", result.stdout, re.MULTILINE)
+
+
+WRAPPED = ("malloc", "calloc", "realloc", "free", "mmap", "mremap", "munmap")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the linker wraps the allocator on Linux")
+@pytest.mark.long
+@pytest.mark.parametrize("sanitizer", ["undefined", "address"])
+def test_every_failed_allocation_is_survived(sanitizer: str, build: ModuleType, tmp_path: Path) -> None:
+    """Each allocation of each call fails once: a status, nothing changed, what is written loads, nothing is left."""
+    command = [*build.compiler(build.host_target()), *build.FLAGS]
+    if sanitizer == "address":
+        gcc = shutil.which("gcc")
+        if gcc is None:
+            pytest.skip("zig brings no address sanitiser, and gcc is not installed")
+        command = [gcc, "-std=c17", "-pthread"]
+    target = tmp_path / sanitizer
+    options = ["-O1", "-g", "-UNDEBUG", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    includes = ["-Inative/include", "-Inative/src", "-Itests/native"]
+    files = ["tests/native/failing_allocations.c", *map(str, build.sources())]
+    wraps = [f"-Wl,--wrap={name}" for name in WRAPPED]
+    subprocess.run([*command, *options, *includes, *files, *wraps, "-o", str(target), "-lm"], cwd=ROOT, check=True)
+    result = subprocess.run([target], capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    print(result.stdout, result.stderr)
+    assert result.returncode == 0
+    survived = re.search(r"^(\d+) failed allocations survived$", result.stdout, re.MULTILINE)
+    assert survived is not None
+    assert int(survived[1]) > 4_000
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zig brings a thread sanitiser for Linux")
