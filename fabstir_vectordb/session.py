@@ -68,6 +68,7 @@ from fabstir_vectordb.params import (
     check_bool,
     make_options,
 )
+from fabstir_vectordb.persist.prune import PrunedHistory
 from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.runtime import AnyIndex, Runtime
@@ -1229,13 +1230,7 @@ class VectorDBSession:
         """
         _check_range("keep", keep, _KEEP_MAX)
         dry_run = check_bool("dry_run", dry_run)
-        pruned = await self._runtime.exclusive(partial(self._workspace.prune, keep, dry_run))
-        return PruneReport(
-            versions=_as_infos(pruned.versions),
-            blobs=pruned.blobs,
-            bytes=pruned.bytes,
-            blobs_deleted=pruned.blobs_deleted,
-        )
+        return _as_report(await self._runtime.exclusive(partial(self._workspace.prune, keep, dry_run)))
 
     async def share(self, cid: str) -> str:
         """Makes a CID that opens one version, and no other, without the phrase.
@@ -1398,6 +1393,15 @@ def _stats_of(
         last_cid=last_cid,
         superseded_bytes=superseded_bytes,
         embedder=index.params.embedder,
+    )
+
+
+def _as_report(pruned: PrunedHistory) -> PruneReport:
+    return PruneReport(
+        versions=_as_infos(pruned.versions),
+        blobs=pruned.blobs,
+        bytes=pruned.bytes,
+        blobs_deleted=pruned.blobs_deleted,
     )
 
 
