@@ -25,7 +25,7 @@
 #define CALL_ROWS 32u
 
 /* The compiler's own loops: with AVX2 on x86-64, with what every CPU has elsewhere. */
-static KERNEL_TABLE(plain, code_dot);
+static KERNEL_TABLE(plain, code_dot, edge_near);
 #define TABLES_MAX 5
 
 typedef struct rows {

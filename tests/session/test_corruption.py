@@ -21,7 +21,7 @@ from fabstir_vectordb.persist.parts import MANIFEST_NAME, PartRecord, seal, with
 from fabstir_vectordb.persist.save import _seal_root
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import ShareCid, blake3_hash
-from fabstir_vectordb.s5.dirv1 import FileEntry
+from fabstir_vectordb.s5.dirv1 import FileEntry, encode_directory
 from fabstir_vectordb.storage import open_store
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
@@ -216,7 +216,7 @@ async def forge(root: Path, cid: str, change: Callable[[Manifest, dict[str, File
     plain = manifest if isinstance(manifest, bytes) else encode_manifest(manifest)
     entry, blob = seal(plain, key, "application/cbor")
     files[MANIFEST_NAME] = with_hash(entry, (await store.put(blob)).hash)
-    return str(await store.put(_seal_root(files, key)))
+    return str(await store.put(_seal_root(encode_directory(files), key)))
 
 
 def with_part(manifest: Manifest, name: str, **changes: Any) -> Manifest:
@@ -284,7 +284,7 @@ async def test_a_version_whose_writer_left_a_part_out_is_refused_at_load(
             fewer = replace(manifest, parts=tuple(part for part in manifest.parts if part.name != name))
             entry, blob = seal(encode_manifest(fewer), key, "application/cbor")
             files[MANIFEST_NAME] = with_hash(entry, (await store.put(blob)).hash)
-            root = await store.put(_seal_root(files, key))
+            root = await store.put(_seal_root(encode_directory(files), key))
             async with await session_on(tmp_path.as_uri(), user_seed_phrase="a reader's secret") as session:
                 with pytest.raises(IntegrityError) as caught:
                     await session.load_user_vectors(ShareCid(key, root.hash).reveal())

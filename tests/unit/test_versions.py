@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -59,6 +60,7 @@ class Texts:
     last_change_us: int = 7
     schema: None = None
     text_superseded_bytes: int = 0
+    params: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(embedder=None))
     asked: list[int] = field(default_factory=list)
 
     def expiry_parts(self, rows_per_page: int) -> Sequence[tuple[int, bytes]]:
