@@ -12,8 +12,12 @@ __all__ = ["writing"]
 
 
 @contextlib.contextmanager
-def writing(target: Path) -> Iterator[Path]:
+def writing(target: Path, *, private: bool = False) -> Iterator[Path]:
     """Opens a new file that replaces the target if the block succeeds; after an exception the target is unchanged.
+
+    Args:
+        target: the file.
+        private: give the file the mode 0600, whatever mode the target had.
 
     Raises:
         OSError: the new file cannot be created; the error names the target. The block is not entered.
@@ -24,7 +28,7 @@ def writing(target: Path) -> Iterator[Path]:
         return
     fresh = real.with_name(f".{real.stem[:64]}-{secrets.token_hex(8)}{real.suffix}")
     try:
-        mode = real.stat().st_mode & 0o777 if real.exists() else None
+        mode = 0o600 if private else real.stat().st_mode & 0o777 if real.exists() else None
         # The system applies the umask. Asking for it would change it for all threads of a program.
         os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
     except OSError as error:
