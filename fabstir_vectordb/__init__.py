@@ -24,6 +24,7 @@ from fabstir_vectordb.errors import (
 from fabstir_vectordb.maintenance import Maintainer
 from fabstir_vectordb.metadata.filter_build import F, Where
 from fabstir_vectordb.params import LoadOptions, SearchOptions
+from fabstir_vectordb.report import IndexReport
 from fabstir_vectordb.s5.phrase import new_seed_phrase
 from fabstir_vectordb.session import VectorDBSession, get_platform_info, get_version
 from fabstir_vectordb.storage import forget_memory_store
@@ -75,6 +76,7 @@ __all__ = [
     "FieldType",
     "FusedResult",
     "Highlight",
+    "IndexReport",
     "IndexSide",
     "IndexStateError",
     "IntegrityError",

@@ -37,6 +37,7 @@ from fabstir_vectordb.cli_collection import collection
 from fabstir_vectordb.cli_import import export, import_
 from fabstir_vectordb.cli_mcp import mcp
 from fabstir_vectordb.cli_migrate import migrate
+from fabstir_vectordb.cli_report import report
 from fabstir_vectordb.cli_rows import count, delete, facets, get, list_
 from fabstir_vectordb.cli_search import search
 from fabstir_vectordb.cli_support import (
@@ -354,6 +355,6 @@ async def _try_store(uri: str) -> None:
 cli.add_section("Rows in and out", import_, export, migrate)
 cli.add_section("Rows", search, get, list_, count, facets, delete)
 cli.add_section("Versions", history, indexes, stats, verify, prune, share)
-cli.add_section("Care", optimize, vacuum, recall)
+cli.add_section("Care", optimize, vacuum, recall, report)
 cli.add_section("Collections", collection)
 cli.add_section("Tools", new_phrase, doctor, portal, mcp, demo)

@@ -29,6 +29,7 @@ EXTRAS: Final = {
     "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
     "txtai": ("txtai>=9",),
+    "umap": ("umap-learn>=0.5.6",),
     "vectordbbench": ("vectordb-bench>=2",),
 }
 

@@ -27,7 +27,7 @@ import anyio
 import numpy as np
 
 from fabstir_vectordb import log_level
-from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, NativeStats, kernels
+from fabstir_vectordb._native.handle import LISTS_ROWS_MIN, Control, kernels
 from fabstir_vectordb.additions import Additions
 from fabstir_vectordb.arrow import TableColumns, data_frame, load_pyarrow
 from fabstir_vectordb.config import (
@@ -71,6 +71,7 @@ from fabstir_vectordb.params import (
 from fabstir_vectordb.persist.prune import PrunedHistory
 from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
+from fabstir_vectordb.report import IndexReport, make_report, make_request
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
@@ -171,6 +172,7 @@ class VectorDBSession:
         runtime.is_read_only = not has_phrase
         tracing = Tracing(config) if config.tracing is not False else None
         self._workspace = Workspace(config, runtime, self._now_us, tracing)
+        self._stats = partial(_stats_of, self._workspace)
         self._additions = Additions(self._now_us)
         self._texts = SessionTexts(runtime, self._workspace, self._additions)
         self._aging = Aging(runtime, self._now_us, config.recent_window_s)
@@ -546,7 +548,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
             SessionError: the session is destroyed.
         """
-        where, update = await self._parsed(filter), make_update(merge, remove, metadata)
+        where, update = await _parsed(self._runtime, filter), make_update(merge, remove, metadata)
         if where.is_empty and update.merge is False:
             raise InvalidInputError("an empty filter would replace the metadata of every row: name a field")
         return await self._runtime.change(lambda index, _: index.update_where(where, metadata, update))
@@ -682,7 +684,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
-        where = await self._parsed(filter)
+        where = await _parsed(self._runtime, filter)
         if where.is_empty:
             raise InvalidInputError("an empty filter would delete every row: name a field, as in {'kind': 'draft'}")
         return await self._runtime.change(lambda index, _: index.delete_where(where))
@@ -889,7 +891,7 @@ class VectorDBSession:
             SessionError: the session is destroyed, or a load replaced what was being read.
         """
         self._runtime.check()
-        where = EVERYTHING if filter is None else await self._parsed(filter)
+        where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
         asked: Mapping[str, Any] = {"text": text, "fusion": fusion, "alpha": alpha, "highlight": highlight}
         if isinstance(query, str):
             (query,), asked = await self._texts.asked([query], None, asked)
@@ -935,7 +937,7 @@ class VectorDBSession:
         if filter is None:
             self._runtime.check()
             return self._runtime.here(lambda index: index.live_count)
-        where = await self._parsed(filter)
+        where = await _parsed(self._runtime, filter)
         need = FilterNeed(metadata=where.needs_metadata)
         return await self._runtime.read(need, lambda index, _: index.count_where(where))
 
@@ -969,7 +971,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed.
         """
-        where = EVERYTHING if filter is None else await self._parsed(filter)
+        where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
         query = make_facet_query(field, where, order, limit, offset, search)
         return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(query))
 
@@ -992,7 +994,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the metadata, or the columns of the filter, would not fit.
             SessionError: the session is destroyed.
         """
-        where = EVERYTHING if filter is None else await self._parsed(filter)
+        where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
         return await self._runtime.read(FilterNeed(), lambda index, _: index.fields(where))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
@@ -1019,6 +1021,39 @@ class VectorDBSession:
         return await self._runtime.cancellable(
             Reach.WHOLE, lambda index, _, control: measure_recall(index, sample, k, self._recall_target, control)
         )
+
+    async def report(
+        self, fields: Iterable[str] = (), *, sample: int = 5_000, recall_sample: int = 200, projection: str = "pca"
+    ) -> IndexReport:
+        """Makes a page for a browser that shows the index.
+
+        Counts of rows by side, memory by kind, versions with what each save stored, recall against latency, and a map
+        of the embeddings in two dimensions. The page is one file without network requests. It holds decrypted data:
+        values of the fields that are named here, for the rows of the map, and no CIDs or keys. ``report.write(path)``
+        makes a file of it that its owner alone can read. The whole index is loaded, and so are the roots of the newest
+        30 versions.
+
+        Args:
+            fields: paths of the fields whose values the map shows, at most 20; ``$id`` and ``$timestamp`` are the row's
+                own. Each can colour the map, at first the first one; the page's search looks into all of them.
+            sample: most rows of the map, chosen at random, always the same ones: 0 (no map) to 20,000. Fewer are drawn
+                where their vectors would take more than 64 MB.
+            recall_sample: queries of the measurement of recall, 0 (none) to 10,000; see `recall`.
+            projection: ``pca``, or ``umap`` (extra `umap`), which takes up to minutes and is not stopped by a
+                cancellation. Fewer than 16 rows are drawn by PCA.
+
+        Returns:
+            The page.
+
+        Raises:
+            InvalidInputError: an argument is not understood or out of range.
+            InvalidConfigError: the projection is ``umap``, and umap-learn is not installed.
+            MemoryBudgetExceededError: the whole index would not fit.
+            IntegrityError, NotFoundError, DecryptionError, StorageError, S5Error: versions or parts cannot be read.
+            SessionError: the session is destroyed.
+        """
+        request = make_request(fields, sample, recall_sample, projection)
+        return await make_report(self._runtime, self._workspace, request, self._stats, self._recall_target)
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -1047,7 +1082,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns that are read would not fit.
             SessionError: the session is destroyed, or a load replaced what was being scanned.
         """
-        where = None if filter is None else await self._parsed(filter)
+        where = None if filter is None else await _parsed(self._runtime, filter)
         index, next_rows = await self._runtime.read(Reach.WHOLE, partial(_start_of_scan, where, order))
         while rows := await self._runtime.read(Reach.IDS, partial(_next_page, index, next_rows)):
             for row in rows:
@@ -1108,7 +1143,7 @@ class VectorDBSession:
             MemoryBudgetExceededError: the columns of the filter would not fit.
             SessionError: the session is destroyed.
         """
-        where = EVERYTHING if filter is None else await self._parsed(filter)
+        where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
         _check_range("limit", limit, _PAGE_ROWS_MAX)
         place = None if cursor is None else decode_place(cursor)
         return await self._runtime.read(Reach.WHOLE, lambda index, _: index.scan_page(place, limit, where))
@@ -1305,13 +1340,6 @@ class VectorDBSession:
         self._runtime.check()
         return self._runtime.here(self._stats)
 
-    async def _parsed(self, filter: Mapping[str, Any]) -> Filter:
-        return await self._runtime.compute(parse_filter, filter) if is_large(filter) else parse_filter(filter)
-
-    def _stats(self, index: AnyIndex) -> SessionStats:
-        workspace = self._workspace
-        return _stats_of(index, *index.stats(), workspace.is_dirty, workspace.last_cid, workspace.superseded_bytes)
-
 
 @asynccontextmanager
 async def _destroyed_on_error(session: VectorDBSession) -> AsyncGenerator[None, None]:
@@ -1364,9 +1392,12 @@ class Creation(Coroutine[Any, Any, _S], Generic[_S]):
             await self._session.__aexit__(kind, error, trace)
 
 
-def _stats_of(
-    index: AnyIndex, native: NativeStats, expired: int, is_dirty: bool, last_cid: str | None, superseded_bytes: int
-) -> SessionStats:
+async def _parsed(runtime: Runtime, filter: Mapping[str, Any]) -> Filter:
+    return await runtime.compute(parse_filter, filter) if is_large(filter) else parse_filter(filter)
+
+
+def _stats_of(workspace: Workspace, index: AnyIndex) -> SessionStats:
+    native, expired = index.stats()
     kinds = {
         name.removeprefix("bytes_"): value
         for name, value in native._asdict().items()
@@ -1389,9 +1420,9 @@ def _stats_of(
         plans=dict(index.plans_used),
         recall_calibration=index.recall_calibration,
         default_search=index.default_search,
-        dirty=is_dirty,
-        last_cid=last_cid,
-        superseded_bytes=superseded_bytes,
+        dirty=workspace.is_dirty,
+        last_cid=workspace.last_cid,
+        superseded_bytes=workspace.superseded_bytes,
         embedder=index.params.embedder,
     )
 

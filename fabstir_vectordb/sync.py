@@ -25,6 +25,7 @@ from fabstir_vectordb.config import (
 )
 from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.params import LoadFields, LoadOptions, SearchFields, SearchOptions
+from fabstir_vectordb.report import IndexReport
 from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.session import VectorDBSession as AsyncSession
 from fabstir_vectordb.text.fusion import Fusion
@@ -795,6 +796,38 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.recall(sample, k=k))
+
+    def report(
+        self, fields: Iterable[str] = (), *, sample: int = 5_000, recall_sample: int = 200, projection: str = "pca"
+    ) -> IndexReport:
+        """Makes a page for a browser that shows the index.
+
+        Counts of rows by side, memory by kind, versions with what each save stored, recall against latency, and a map
+        of the embeddings in two dimensions. The page is one file without network requests. It holds decrypted data:
+        values of the fields that are named here, for the rows of the map, and no CIDs or keys. ``report.write(path)``
+        makes a file of it that its owner alone can read. The whole index is loaded, and so are the roots of the newest
+        30 versions.
+
+        Args:
+            fields: paths of the fields whose values the map shows, at most 20; ``$id`` and ``$timestamp`` are the row's
+                own. Each can colour the map, at first the first one; the page's search looks into all of them.
+            sample: most rows of the map, chosen at random, always the same ones: 0 (no map) to 20,000. Fewer are drawn
+                where their vectors would take more than 64 MB.
+            recall_sample: queries of the measurement of recall, 0 (none) to 10,000; see `recall`.
+            projection: ``pca``, or ``umap`` (extra `umap`), which takes up to minutes and is not stopped by a
+                cancellation. Fewer than 16 rows are drawn by PCA.
+
+        Returns:
+            The page.
+
+        Raises:
+            InvalidInputError: an argument is not understood or out of range.
+            InvalidConfigError: the projection is ``umap``, and umap-learn is not installed.
+            MemoryBudgetExceededError: the whole index would not fit.
+            IntegrityError, NotFoundError, DecryptionError, StorageError, S5Error: versions or parts cannot be read.
+            SessionError: the session is destroyed.
+        """
+        return run_here(self._verbs.report(fields, sample=sample, recall_sample=recall_sample, projection=projection))
 
     def scan(self, filter: Mapping[str, Any] | None = None, *, order: str | None = None) -> Iterator[Row]:
         """Yields the live rows that match a filter, in the order of insertion or of a field.

@@ -37,6 +37,7 @@ from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
 from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version
+from fabstir_vectordb.persist.version_sizes import VersionSize, measure_versions
 from fabstir_vectordb.runtime import READ_ONLY, AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.s5.keys import Identity
@@ -56,6 +57,8 @@ _T = TypeVar("_T")
 _STORED_SETTINGS: Final = ("metric", "M", "ef_construction", "chunk_size")
 #: The settings of texts, which are compared together.
 _TEXT_SETTINGS: Final = frozenset({"text_fields", "text_language", "text_stop_words", "text_k1", "text_b"})
+#: Versions of a report. The root of each is read: a request of up to some hundred kilobytes.
+_VERSIONS_MEASURED_MAX: Final = 30
 
 
 class Workspace:
@@ -72,6 +75,8 @@ class Workspace:
         embedder: turns texts into vectors, or None.
         last_cid: CID of the version that was loaded or saved last, or None.
         budget_bytes: most memory of the index and its transfers.
+        index_name: name of the index.
+        now_us: the session's clock, microseconds since 1970.
     """
 
     def __init__(
@@ -99,7 +104,8 @@ class Workspace:
         self._lineage = Lineage()
         self._lazy: LazyVersion | None = None
         self._saved_changes = 0
-        self._now_us = now_us
+        self.index_name = config.index_name
+        self.now_us = now_us
         self._runtime = runtime
         runtime.install(self._new_index(), self.load_rest)
 
@@ -235,6 +241,16 @@ class Workspace:
         """The versions of the index, newest first, and the hash of the newest one."""
         return await list_versions(self.store, await self._keys(), self._persist_settings(), self._lineage)
 
+    async def version_sizes(self) -> tuple[list[VersionSize], int] | None:
+        """The newest versions and what they take in the store, newest first, and the number of all versions.
+
+        None for a session without a phrase: it sees no history.
+        """
+        if isinstance(self._secret, NoPhrase):
+            return None
+        keys, settings = await self._keys(), self._persist_settings()
+        return await measure_versions(self.store, keys, self._lineage, settings, _VERSIONS_MEASURED_MAX)
+
     async def prune(self, keep: int, dry_run: bool) -> PrunedHistory:
         """Forgets all but the newest versions, and deletes the objects that only the others use."""
         settings = self._persist_settings()
@@ -282,7 +298,7 @@ class Workspace:
             memory=self._config.memory,
             threads=self._config.native_threads,
             budget_bytes=self.budget_bytes,
-            now_us=self._now_us,
+            now_us=self.now_us,
         )
 
     async def _index_texts(self, fresh: Index, shape: TextShape) -> None:
@@ -361,7 +377,7 @@ class Workspace:
             threads=self._config.native_threads,
             budget_bytes=self.budget_bytes,
             held_bytes=self._runtime.index.held_bytes,
-            clock=self._now_us,
+            clock=self.now_us,
         )
 
     async def _with_room(self, load: Callable[[PersistSettings], Awaitable[_T]]) -> _T:

@@ -51,6 +51,7 @@ VERBS = {
         "facets",
         "fields",
         "recall",
+        "report",
         "get_stats",
     ),
     *("get_recent_index", "get_historical_index", "get_timestamps"),
