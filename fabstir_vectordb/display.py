@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import fields
 from datetime import date
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import numpy as np
 
-__all__ = ["Record", "html_record", "html_table", "json_ready", "json_text", "short"]
+__all__ = ["Record", "RecordList", "html_record", "html_table", "json_ready", "json_text", "short"]
+
+_R = TypeVar("_R", bound="Record")
 
 #: Rows that a table in a notebook shows.
 _ROWS_SHOWN_MAX: Final = 50
@@ -75,6 +77,17 @@ class Record:
 
     def _repr_html_(self) -> str:
         return html_record(type(self).__name__, self.to_dict())
+
+
+class RecordList(list[_R]):
+    """A list of results of one kind, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>none</p>"
+        columns = [field.name for field in fields(self[0])]  # type: ignore[arg-type]
+        rows = ([json_ready(getattr(record, column)) for column in columns] for record in self)
+        return html_table(f"{len(self)} × {type(self[0]).__name__}", columns, rows, len(self))
 
 
 def html_record(title: str, values: Mapping[str, Any]) -> str:

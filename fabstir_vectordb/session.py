@@ -42,6 +42,7 @@ from fabstir_vectordb.config import (
     config_of,
     share_config,
 )
+from fabstir_vectordb.display import RecordList, html_record
 from fabstir_vectordb.embedders.base import EmbedProgress
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, SessionError
 from fabstir_vectordb.index import (
@@ -331,6 +332,10 @@ class VectorDBSession:
 
     def __repr__(self) -> str:
         return f"<VectorDBSession {self._config.session_id!r} index={self._config.index_name!r}>"
+
+    def _repr_html_(self) -> str | None:
+        # A destroyed session has no counts: the notebook shows its repr.
+        return html_record(repr(self), self._runtime.here(self._stats).to_dict()) if self._runtime.is_open else None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         self._runtime.__reduce_ex__(protocol)
@@ -973,7 +978,7 @@ class VectorDBSession:
         """
         where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
         query = make_facet_query(field, where, order, limit, offset, search)
-        return await self._runtime.read(FilterNeed(), lambda index, _: index.facets(query))
+        return RecordList(await self._runtime.read(FilterNeed(), lambda index, _: index.facets(query)))
 
     async def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
         """The metadata fields that rows have, each with its types and their least and largest values.
@@ -995,7 +1000,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
-        return await self._runtime.read(FilterNeed(), lambda index, _: index.fields(where))
+        return RecordList(await self._runtime.read(FilterNeed(), lambda index, _: index.fields(where)))
 
     async def recall(self, sample: int = 200, *, k: int = 10) -> RecallReport:
         """Measures recall and speed on the index's own rows, over `ef_search` and `nprobe`.
@@ -1437,7 +1442,7 @@ def _as_report(pruned: PrunedHistory) -> PruneReport:
 
 
 def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> list[VersionInfo]:
-    return [
+    return RecordList(
         VersionInfo(
             cid=str(entry.cid),
             saved_at=entry.saved_us / 1e6,
@@ -1448,7 +1453,7 @@ def _as_infos(entries: Iterable[HistoryEntry], head: bytes | None = None) -> lis
             head=entry.cid.hash == head,
         )
         for entry in entries
-    ]
+    )
 
 
 def _start_of_scan(

@@ -192,6 +192,9 @@ class VectorDBSession:
     def __repr__(self) -> str:
         return repr(self._verbs) if hasattr(self, "_verbs") else f"<{type(self).__name__} that could not be made>"
 
+    def _repr_html_(self) -> str | None:
+        return self._verbs._repr_html_()
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         self._verbs.__reduce_ex__(protocol)
 

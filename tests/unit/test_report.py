@@ -330,3 +330,21 @@ def test_umap_is_used_where_it_is_installed(saved: VectorDBSession, monkeypatch:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InvalidConfigError, match=r"needs umap-learn: .* -m pip install 'umap-learn"):
         saved.report(projection="umap")
+
+
+# ---- notebooks
+
+
+def test_sessions_histories_and_lists_of_results_show_themselves(saved: VectorDBSession) -> None:
+    shown = saved._repr_html_()
+    assert shown and "vector_count" in shown and "&lt;VectorDBSession &#x27;report&#x27;" in shown
+    history = saved.history()
+    assert history == list(history) and isinstance(history, list)
+    table = history._repr_html_()  # type: ignore[attr-defined]
+    assert table.count("<tr>") == len(history) + 1 and "revision" in table
+    assert "another" in saved.facets("topic")._repr_html_()  # type: ignore[attr-defined]
+    assert "string" in saved.fields()._repr_html_()  # type: ignore[attr-defined]
+    assert saved.facets("nothing")._repr_html_() == "<p>none</p>"  # type: ignore[attr-defined]
+    session = session_on("memory:")
+    session.destroy()
+    assert session._repr_html_() is None
