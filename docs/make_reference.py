@@ -29,6 +29,10 @@ SECTIONS = {
 }
 
 
+#: Modules whose names users import, too.
+MODULES = ["collections", "embedders", "importers", "tables"]
+
+
 def public() -> tuple[griffe.Module, list[str]]:
     """The package as griffe sees it, and the names of its `__all__`."""
     logging.getLogger("griffe").setLevel(logging.ERROR)
@@ -158,6 +162,33 @@ def klass(item: griffe.Class, heading: str) -> Iterator[str]:
             yield from described(member)
 
 
+def entry(item: griffe.Object, heading: str, name: str) -> Iterator[str]:
+    """Any public name."""
+    if isinstance(item, griffe.Class):
+        yield from klass(item, heading)
+    elif isinstance(item, griffe.Function):
+        yield from function(item, heading, name)
+    else:
+        yield heading
+        yield from described(item)
+
+
+def modules(package: griffe.Module, known: set[str]) -> Iterator[str]:
+    """The names of `MODULES`; those in `known` have an entry of their own already."""
+    for title in MODULES:
+        module = package[title]
+        yield f"## Module `{title}`"
+        yield f"Names of `fabstir_vectordb.{title}`."
+        yield from described(module)
+        for name in module.exports or ():
+            heading = f"### `{title}.{name}`"
+            if str(name) in known:
+                yield heading
+                yield f"The same as `{name}`."
+            else:
+                yield from entry(target(module[str(name)]), heading, str(name))
+
+
 def is_field(member: griffe.Object) -> bool:
     """Whether a member is an annotated field, as dataclasses have them."""
     return (
@@ -229,13 +260,8 @@ def page() -> str:
     for title in ["Settings and options", "Results and other types", "Errors", "Functions"]:
         lines.append(f"## {title}")
         for name in sections[title]:
-            item = items[name]
-            if isinstance(item, griffe.Class):
-                lines += klass(item, f"### `{name}`")
-            elif isinstance(item, griffe.Function):
-                lines += function(item, f"### `{name}`", name)
-            else:
-                lines += [f"### `{name}`", *described(item)]
+            lines += entry(items[name], f"### `{name}`", name)
+    lines += modules(package, set(names))
     lines += commands()
     return "\n\n".join(lines) + "\n"
 

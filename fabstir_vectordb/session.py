@@ -159,6 +159,7 @@ class VectorDBSession:
         ... ) as session:
         ...     await session.add_vectors([VectorInput("a", [1.0, 0.0])])
         ...     [hit.id for hit in await session.search([1.0, 0.1], k=1)]
+        AddResult(added=1, replaced=0, skipped=0)
         ['a']
     """
 
