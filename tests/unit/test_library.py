@@ -254,7 +254,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     assert {name: list(packages) for name, packages in extras.EXTRAS.items()} == {
         name: optional[name] for name in extras.EXTRAS
     }
-    assert set(optional) - set(extras.EXTRAS) == {"test"}
+    assert set(optional) - set(extras.EXTRAS) == {"docs", "test"}
     assert shlex.split(extras.install_command("plot")) == [sys.executable, "-m", "pip", "install", *optional["plot"]]
 
 
