@@ -167,7 +167,7 @@ def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
     found, skipped = registry.present(registry.ENGINES)
-    assert found == ["fabstir", "fabstir-compact"]
+    assert found == ["fabstir", "fabstir-fast", "fabstir-compact"]
     assert skipped.keys() == registry.ENGINES.keys() - set(found)
     assert skipped["faiss-hnsw"] == "not installed: pip install faiss-cpu"
 

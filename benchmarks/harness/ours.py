@@ -70,6 +70,12 @@ class Fabstir(Engine):
         self._session.add_batch([str(number)], vector[None])
 
 
+class FabstirFast(Fabstir):
+    """The synchronous session with memory="fast"."""
+
+    memory = "fast"
+
+
 class FabstirCompact(Fabstir):
     """The synchronous session with memory="compact"."""
 

@@ -43,6 +43,7 @@ _US = ("fabstir_vectordb", "fabstir_vectordb")
 ENGINES: dict[str, Entry[Engine]] = dict(
     (
         _engine("fabstir", ours.Fabstir, *_US, "fabstir_vectordb"),
+        _engine("fabstir-fast", ours.FabstirFast, *_US, "fabstir_vectordb, fast"),
         _engine("fabstir-compact", ours.FabstirCompact, *_US, "fabstir_vectordb, compact"),
         _engine("hnswlib", peers.Hnswlib, "hnswlib", "hnswlib", "hnswlib"),
         _engine("zvec-hnsw", peers.Zvec, "zvec", "zvec", "zvec, HNSW, 8 bits"),
