@@ -105,3 +105,14 @@ async def test_what_blocks_take_is_counted() -> None:
     more = taken["fast"]["graph"] - taken["default"]["graph"]
     assert FEW * (block + 1) + entries <= more <= FEW * (block + 1) + entries + 5 * 4_096
     assert taken["fast"]["vectors"] == taken["default"]["vectors"]
+
+
+@pytest.mark.one_loop
+async def test_estimates_that_overflow_lead_to_rows_alone() -> None:
+    """A query near the end of the float32 range has no estimates: then lanes without a link are near, too."""
+    async with await session_on(memory_uri(), metric="l2", memory="fast", M=5, ef_construction=40) as session:
+        await add_rows(session, FEW, dim=DIM)
+        for size in (1e19, 1e25, 1e37):
+            for query in rows(3, DIM, seed=7):
+                hits = await session.search(query * size, K, threshold=None, ef_search=40)
+                assert len({hit.id for hit in hits}) == K

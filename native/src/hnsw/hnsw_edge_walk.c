@@ -66,10 +66,13 @@ typedef struct walk {
     frontier f;
 } walk;
 
-static uint32_t estimate(const walk *k, const uint8_t *group, float offset, float most, float *out) {
+/* Of the first n lanes of a group those whose estimate is not `most` or more.  Where a huge query's estimates overflow, to
+ * NaN, all lanes are near, even those without a link. */
+static uint32_t estimate(const walk *k, const uint8_t *group, uint32_t n, float offset, float most, float *out) {
     const search_scratch *w = k->w;
-    return w->s->kernels->edge_near(w->edge.tables, group + EDGE_CODES_AT, (const uint16_t *)group, w->s->dim64,
-                                    w->edge.scale, offset, most, out);
+    const uint32_t near = w->s->kernels->edge_near(w->edge.tables, group + EDGE_CODES_AT, (const uint16_t *)group,
+                                                   w->s->dim64, w->edge.scale, offset, most, out);
+    return n < EDGE_LANES ? near & ((1u << n) - 1) : near;
 }
 
 static void ask_for(walk *k, uint32_t slot) {
@@ -86,7 +89,7 @@ static void find_entries(walk *k) {
     for (uint32_t first = 0; first < e->n_entries; first += EDGE_LANES) {
         const uint8_t *group = e->entry_groups.base + first / EDGE_LANES * e->group_bytes;
         const float most = n == ENTRIES_TAKEN ? distances[ENTRIES_TAKEN - 1] : INFINITY;
-        uint32_t near = estimate(k, group, k->w->edge.offset, most, estimates);
+        uint32_t near = estimate(k, group, e->n_entries - first, k->w->edge.offset, most, estimates);
         for (; near; near &= near - 1) {
             const uint32_t lane = (uint32_t)__builtin_ctz(near);
             if (n == ENTRIES_TAKEN && !(estimates[lane] < distances[ENTRIES_TAKEN - 1])) continue;
@@ -148,9 +151,11 @@ static void expand(walk *k, candidate from) {
     const float offset = offset_at(k->w, from.distance);
     const float most = k->limit - from.distance;
     float estimates[EDGE_LANES];
-    for (uint32_t g = 0; g < e->groups; g++, group += e->group_bytes, links += EDGE_LANES)
-        for (uint32_t near = estimate(k, group, offset, most, estimates); near; near &= near - 1)
-            ask_for(k, links[__builtin_ctz(near)]);
+    for (uint32_t first = 0; first < e->links; first += EDGE_LANES, group += e->group_bytes)
+        for (uint32_t near = estimate(k, group, e->links - first, offset, most, estimates); near; near &= near - 1) {
+            const uint32_t slot = links[first + (uint32_t)__builtin_ctz(near)];
+            if (slot != FVDB_NO_SLOT) ask_for(k, slot);
+        }
 }
 
 void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter) {
