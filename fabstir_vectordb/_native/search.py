@@ -191,8 +191,9 @@ class Search(Owner):
         if query.nbytes != self._query_bytes:
             expect("query", query, np.float32, (self.dim,))
         spare, k = self._spare, asked[0]
+        is_kept = k <= _SPARE_K
         try:
-            answer = spare.pop() if k <= _SPARE_K else _Answer(k)
+            answer = spare.pop() if is_kept else _Answer(k)
         except IndexError:
             answer = _Answer(_SPARE_K)
         c = answer.c
@@ -204,13 +205,13 @@ class Search(Owner):
         vector = ffi.from_buffer(_FLOATS, query)
         while status := _search_one(self._index, vector, answer.params, c):
             if status == lib.FVDB_ERR_BUSY:
-                c.allow, c.allow_words = ffi.NULL, 0
-                spare.append(answer)
+                if is_kept:
+                    c.allow, c.allow_words = ffi.NULL, 0
+                    spare.append(answer)
                 return None
             if status != lib.FVDB_ERR_BUFFER:
                 raise_status(status, c.diag)
             answer.reserve(int(c.diag.expected))
-        is_kept = k <= _SPARE_K
         found = (_FOUND[k] if is_kept else _reader(k))(answer.found)
         n = found[1]
         slots: Sequence[int] = ()
