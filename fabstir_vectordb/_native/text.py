@@ -258,6 +258,12 @@ class TextChange:
         call(lib.fvdb_text_change_words, self._change, out, size[0], pointer("uint64_t[]", offsets), n[0])
         return unpack_ids(bytes(ffi.buffer(out, int(size[0]))), offsets)
 
+    def counts(self) -> tuple[int, int]:
+        """How many words the texts of a staged change have, and how many of them are distinct."""
+        words, distinct = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+        call(lib.fvdb_text_change_counts, self._change, words, distinct)
+        return int(words[0]), int(distinct[0])
+
     def set_terms(self, terms: Sequence[str]) -> None:
         """Gives the terms of all words.
 
@@ -463,18 +469,20 @@ class NativeText:
         return int(lib.fvdb_text_estimate_bytes(rows, text_bytes))
 
     @staticmethod
-    def estimate_work(index_bytes: int, rows: int, text_bytes: int) -> int:
+    def estimate_change(terms: int, index_bytes: int, rows: int, words: int, distinct: int) -> int:
         """Most bytes that a change takes beside the index, from stage until it is closed.
 
         Args:
+            terms: TERMS_WORDS, TERMS_STEMS or TERMS_BOTH.
             index_bytes: `TextStats.bytes_total`.
             rows: rows of the change, those that come and those that leave.
-            text_bytes: bytes of their texts.
+            words: words of their texts.
+            distinct: how many of them are distinct.
 
         Returns:
             The bytes.
         """
-        return int(lib.fvdb_text_estimate_work(index_bytes, rows, text_bytes))
+        return int(lib.fvdb_text_estimate_change(terms, index_bytes, rows, words, distinct))
 
     def stats(self) -> TextStats:
         """Counts and memory, in constant time.

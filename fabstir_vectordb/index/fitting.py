@@ -5,6 +5,7 @@ The setting is changed inside a change, before its own work, so that no search m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,7 @@ from fabstir_vectordb.metadata.expiry import Expiries
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.tiers import TIERS, tier_of
 
-__all__ = ["FittedRows", "after_give_way", "check_room", "forecast_of", "give_way", "require_for_good", "take_memory"]
+__all__ = ["FittedRows", "after_give_way", "check_room", "forecast_of", "give_way", "require_with_words", "take_memory"]
 
 #: Overhead of a bytes object, and its entry in a list.
 _BYTES_OBJECT: Final = 48
@@ -104,13 +105,12 @@ def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier) -> None:
     if metadata_bytes:
         content += metadata_bytes + metadata_bytes // 8 + TABLE_BYTES_PER_ROW * count
         scratch += metadata_bytes + _BYTES_OBJECT * n + rows.arena.staging_bytes(count)
-        of_words, work = rows.texts.added_bytes(batch.metadata or ())
-        content, scratch = content + of_words, scratch + work
+        content += rows.texts.added_bytes(batch.metadata or ())
     if batch.expires is not None or not rows.expiries.is_empty:
         content += _EXPIRY_BYTES_PER_ROW * count
     if rows.native is not None and rows.native.dim != dim:
         scratch += rows.counts.bytes_total + 4 * dim * rows.counts.live
-    require_for_good(rows, f"adding {n} rows", content, scratch)
+    require_with_words(rows, rows.texts, batch.metadata or (), f"adding {n} rows", content, scratch)
 
 
 def require_for_good(rows: FittedRows, what: str, content: int, scratch: int) -> None:
@@ -124,6 +124,23 @@ def require_for_good(rows: FittedRows, what: str, content: int, scratch: int) ->
     if deleted:
         way_out = f"call vacuum(), which frees {deleted} deleted rows, {way_out}"
     rows.budget.require_for_good(what, rows.metadata_bytes + rows.texts.nbytes + content, scratch, way_out)
+
+
+def require_with_words(
+    rows: FittedRows, texts: Texts, metadata: Sequence[bytes | bytearray | None], what: str, content: int, scratch: int
+) -> None:
+    """As `require_for_good`, for a change that brings metadata; `scratch` excludes the work of the text index.
+
+    The words are counted only where that decides: where the quick bound of that work, which holds for any text, is what
+    would not fit.
+
+    Raises:
+        MemoryBudgetExceededError: as `require_for_good`.
+    """
+    work, needed = texts.work_bytes(metadata), rows.metadata_bytes + rows.texts.nbytes + content + scratch
+    if rows.budget.is_over(needed + work) and not rows.budget.is_over(needed):
+        work = min(work, texts.counted_work_bytes(metadata))
+    require_for_good(rows, what, content, scratch + work)
 
 
 # ---- Other changes -----------------------------------------------------------------------------------------

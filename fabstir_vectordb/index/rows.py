@@ -21,7 +21,7 @@ from fabstir_vectordb.config import Metric
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.fitting import require_for_good, take_memory
+from fabstir_vectordb.index.fitting import require_with_words, take_memory
 from fabstir_vectordb.index.incoming import Batch, named, of_row, rows_kept, shown
 from fabstir_vectordb.index.text import StagedText, Texts
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged
@@ -528,8 +528,8 @@ class Rows:
         check_schema(self.schema, encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
-        scratch = size + self.arena.staging_bytes(end) + self.texts.work_bytes(len(slots), size)
-        require_for_good(self, what, self.counts.bytes_total + size, scratch)
+        scratch = size + self.arena.staging_bytes(end)
+        require_with_words(self, self.texts, encoded, what, self.counts.bytes_total + size, scratch)
         staged = self.arena.stage(encoded, end)
         try:
             with self.texts.staged(slots, encoded, slots, self.arena.get_many(slots.tolist())) as words:
@@ -578,9 +578,9 @@ class Rows:
         texts = Texts(settings)
         slots = self.core.live_slots(0, self.counts.live)
         values = self.arena.get_many(slots.tolist()) if settings is not None else []
-        of_words, work = texts.added_bytes(values)
-        require_for_good(self, "a text index", self.counts.bytes_total + of_words, work)
         try:
+            content = self.counts.bytes_total + texts.added_bytes(values)
+            require_with_words(self, texts, values, "a text index", content, 0)
             with texts.staged(slots, values, control=control) as words:
                 words.commit()
         except BaseException:

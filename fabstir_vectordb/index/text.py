@@ -6,6 +6,7 @@ fail; `Staged.commit` follows after the rows themselves have changed, and cannot
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -44,6 +45,13 @@ _NO_STATS: Final = TextStats(*[0] * len(TextStats._fields))
 #: there would be more parts, as each upload takes 1-2 s.
 _TEXT_CHUNK_BYTES: Final = 256 * 1024
 _TEXT_PARTS_MAX: Final = 256
+#: Least bytes of text for a word, and for a distinct one of many: "a ", and "word ".
+_WORD_BYTES_MIN: Final = 2
+_DISTINCT_BYTES_MIN: Final = 5
+#: Bytes whose words are counted at a time: their distinct words take at most some 10 MB.
+_SLICE_BYTES: Final = 1 << 18
+#: Copies of the texts of a change beside their metadata: strings, their bytes, and these joined.
+_COPIES: Final = 3
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
 
 
@@ -229,16 +237,53 @@ class Texts:
 
     # ---- memory
 
-    def added_bytes(self, values: Sequence[bytes | bytearray | None]) -> tuple[int, int]:
-        """Bytes that the texts of new rows will take for good, and while they are added."""
-        if self.settings is None:
-            return 0, 0
-        n, size = len(values), sum(len(value) for value in values if value is not None)
-        return NativeText.estimate_bytes(n, size), NativeText.estimate_work(self.nbytes, n, size)
+    def added_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
+        """Bytes that the texts of new rows will take for good."""
+        return 0 if self.settings is None else NativeText.estimate_bytes(len(values), _size_of(values))
 
-    def work_bytes(self, rows: int, size: int) -> int:
-        """Bytes that a change of so many rows, with so many bytes of metadata, takes while it runs."""
-        return 0 if self.settings is None else NativeText.estimate_work(self.nbytes, rows, size)
+    def work_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
+        """Bytes that a change with such metadata takes while it runs, at most, from the size of the metadata alone."""
+        if self.settings is None:
+            return 0
+        size = _size_of(values)
+        return self._change_bytes(len(values), size // _WORD_BYTES_MIN, size // _DISTINCT_BYTES_MIN, size)
+
+    def counted_work_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
+        """As `work_bytes`, but nearer: the words are counted, which takes about as long as half of the change.
+
+        A word of two slices counts as two distinct ones, so that the count itself takes little memory.
+        """
+        if self._native is None:
+            return 0
+        words = distinct = size = 0
+        for texts in self._slices(values):
+            change = self._native.stage(np.zeros(len(texts), dtype=np.uint32), texts)
+            try:
+                of_slice = change.counts()
+            finally:
+                change.close()
+            words, distinct = words + of_slice[0], distinct + of_slice[1]
+            size += sum(map(sys.getsizeof, texts))
+        return self._change_bytes(len(values), words, distinct, size)
+
+    def _change_bytes(self, rows: int, words: int, distinct: int, size: int) -> int:
+        return NativeText.estimate_change(self._forms, self.nbytes, rows, words, distinct) + _COPIES * size
+
+    def _slices(self, values: Sequence[bytes | bytearray | None]) -> Iterator[list[str]]:
+        """The texts of rows, about `_SLICE_BYTES` at a time; a longer text is cut."""
+        first = size = 0
+        for row, value in enumerate(values):
+            size += 0 if value is None else len(value)
+            if size < _SLICE_BYTES and row + 1 < len(values):
+                continue
+            texts = [text for _, text in self.texts_of(values[first : row + 1])]
+            if size <= 2 * _SLICE_BYTES:
+                yield texts
+            else:
+                for text in texts:
+                    for at in range(0, len(text), _SLICE_BYTES):
+                        yield [text[at : at + _SLICE_BYTES]]
+            first, size = row + 1, 0
 
     @property
     def superseded_bytes(self) -> int:
@@ -346,6 +391,10 @@ def settings_of(shape: TextShape, *, any_release: bool = False) -> TextSettings:
     analyzer = Analyzer.from_dict(shape.analyzer, any_release=any_release)
     language, stop_words = analyzer.language, analyzer.stop_words
     return TextSettings(fields=shape.fields, language=language, stop_words=stop_words, k1=shape.k1, b=shape.b)
+
+
+def _size_of(values: Sequence[bytes | bytearray | None]) -> int:
+    return sum(len(value) for value in values if value is not None)
 
 
 def _by_slot(slots: Slots, texts: Sequence[tuple[int, str]]) -> dict[int, list[str]]:

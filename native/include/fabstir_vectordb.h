@@ -656,6 +656,10 @@ void fvdb_text_change_free(fvdb_text_change *change);
 fvdb_status fvdb_text_change_size(const fvdb_text_change *change, uint32_t *out_words, uint64_t *out_bytes,
                                   fvdb_diag *diag);
 
+/* Words of the rows that come and leave with a staged change, and how many of them are distinct. */
+fvdb_status fvdb_text_change_counts(const fvdb_text_change *change, uint64_t *out_words, uint32_t *out_distinct,
+                                    fvdb_diag *diag);
+
 /* The distinct words themselves, in the order of first use: their bytes, and n + 1 offsets.
  * Returns FVDB_OK or FVDB_ERR_BUFFER. */
 fvdb_status fvdb_text_change_words(const fvdb_text_change *change, uint8_t *out_bytes, uint64_t capacity,
@@ -687,9 +691,13 @@ fvdb_status fvdb_text_stage_map(fvdb_text *text, const uint32_t *map, uint32_t n
                                 fvdb_text_change **out, fvdb_diag *diag);
 
 /* Most bytes that an index of `rows` texts of `text_bytes` bytes in all is likely to take (a sum over the rows that it
- * has), and most bytes that a change takes beside an index of index_bytes bytes, until it is freed. */
+ * has). */
 uint64_t fvdb_text_estimate_bytes(uint64_t rows, uint64_t text_bytes);
-uint64_t fvdb_text_estimate_work(uint64_t index_bytes, uint64_t rows, uint64_t text_bytes);
+
+/* Most bytes that a change of so many words, of which so many are distinct, takes beside an index of index_bytes bytes,
+ * until it is freed.  terms: FVDB_TEXT_WORDS, _STEMS or _BOTH. */
+uint64_t fvdb_text_estimate_change(uint32_t terms, uint64_t index_bytes, uint64_t rows, uint64_t words,
+                                   uint64_t distinct);
 
 typedef struct fvdb_text_stats {
     uint64_t rows;  /* with text */

@@ -53,8 +53,9 @@ void fvdb_text_free(fvdb_text *text) { text_free(text); }
 
 uint64_t fvdb_text_estimate_bytes(uint64_t rows, uint64_t text_bytes) { return text_estimate(rows, text_bytes); }
 
-uint64_t fvdb_text_estimate_work(uint64_t index_bytes, uint64_t rows, uint64_t text_bytes) {
-    return text_estimate_work(index_bytes, rows, text_bytes);
+uint64_t fvdb_text_estimate_change(uint32_t terms, uint64_t index_bytes, uint64_t rows, uint64_t words,
+                                   uint64_t distinct) {
+    return text_estimate_change(terms, index_bytes, rows, words, distinct);
 }
 
 fvdb_status fvdb_text_get_stats(fvdb_text *text, fvdb_text_stats *out, fvdb_diag *diag) {
@@ -100,6 +101,14 @@ fvdb_status fvdb_text_change_size(const fvdb_text_change *change, uint32_t *out_
     if (!change) return FAIL(diag, FVDB_ERR_ARGUMENT, "there is no change");
     *out_words = words_to_give(change);
     *out_bytes = *out_words ? change->words.bytes.used : 0;
+    return FVDB_OK;
+}
+
+fvdb_status fvdb_text_change_counts(const fvdb_text_change *change, uint64_t *out_words, uint32_t *out_distinct,
+                                    fvdb_diag *diag) {
+    if (!change) return FAIL(diag, FVDB_ERR_ARGUMENT, "there is no change");
+    *out_words = (change->removed.tokens.used + change->added.tokens.used) / sizeof(uint32_t);
+    *out_distinct = change->words.n;
     return FVDB_OK;
 }
 

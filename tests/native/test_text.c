@@ -296,7 +296,8 @@ static void test_estimates_are_not_passed(void) {
     CHECK(change(text, NULL, &rows->rows) == FVDB_OK);
     fvdb_text_get_stats(text, &stats, NULL);
     CHECK(stats.bytes_total < fvdb_text_estimate_bytes(ROWS, bytes));
-    CHECK(fvdb_text_estimate_work(stats.bytes_total, ROWS, bytes) > stats.bytes_total);
+    CHECK(fvdb_text_estimate_change(FVDB_TEXT_WORDS, stats.bytes_total, ROWS, bytes / 2, bytes / 5) >
+          stats.bytes_total);
     fvdb_text_free(text);
     free(rows);
 }

@@ -456,6 +456,19 @@ def test_the_words_count_for_the_budget(session: VectorDBSession) -> None:
         assert plain.count() == 1_000
 
 
+@pytest.mark.parametrize("rows", [5_000, 1])
+def test_texts_whose_words_repeat_need_less_of_the_budget_than_any_texts(rows: int) -> None:
+    text = " ".join(f"word{n % 5_000}" for n in range(100_000))
+    size = len(text) // rows
+    metadata = [{"text": text[n * size : (n + 1) * size]} for n in range(rows)]
+    ids = [str(n) for n in range(rows)]
+    with opened(memory_budget_mb=24, text_fields="text") as session, opened(memory_budget_mb=24) as plain:
+        session.add_batch(ids, None, metadata)
+        plain.add_batch(ids, None, metadata)
+        plain.set_text_fields("text")
+        assert session.search(text="word77", k=1).ids == plain.search(text="word77", k=1).ids != []
+
+
 # ---- versions
 
 

@@ -250,7 +250,7 @@ void text_stats(const fvdb_text *t, fvdb_text_stats *out);
 /* The same for segments alone. */
 void state_stats(const text_state *state, uint32_t chunk_bytes, fvdb_text_stats *out);
 uint64_t text_estimate(uint64_t rows, uint64_t text_bytes);
-uint64_t text_estimate_work(uint64_t index_bytes, uint64_t rows, uint64_t text_bytes);
+uint64_t text_estimate_change(uint32_t terms, uint64_t index_bytes, uint64_t rows, uint64_t words, uint64_t distinct);
 /* Sums and norms of a list of segments. */
 void state_sum(text_state *state, const fvdb_text_config *config);
 void state_drop(text_state *state);

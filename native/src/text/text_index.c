@@ -101,11 +101,12 @@ uint64_t text_estimate(uint64_t rows, uint64_t text_bytes) {
     return BYTES_PER_INDEX + rows * BYTES_PER_ROW + text_bytes;
 }
 
-/* Staged: 4 to 6 bytes a word, 8 or 16 more when it is sorted by term, and 80 to 100 for a distinct one; a word takes two bytes
- * of text or more, one that is mostly distinct from others four.
- * Prepared: the new segment, and with a merge the whole index again, with 28 bytes for each posting of one term. */
-uint64_t text_estimate_work(uint64_t index_bytes, uint64_t rows, uint64_t text_bytes) {
-    return BYTES_PER_INDEX + 2 * index_bytes + rows * 64 + text_bytes * 32;
+/* A word: up to 6 bytes staged, 8 sorted by each of its terms, and up to 8 in the new segment for each.
+ * A distinct word: 100; where terms are not the words, theirs is a second table, and both are strings of the caller.
+ * With a merge the whole index is there again, with 28 bytes for each posting of one term. */
+uint64_t text_estimate_change(uint32_t terms, uint64_t index_bytes, uint64_t rows, uint64_t words, uint64_t distinct) {
+    const uint64_t per_word = terms == FVDB_TEXT_BOTH ? 38 : 22, per_distinct = terms == FVDB_TEXT_WORDS ? 100 : 400;
+    return BYTES_PER_INDEX + 2 * index_bytes + rows * 64 + words * per_word + distinct * per_distinct;
 }
 
 /* ---- the segments together ---- */
