@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fabstir_vectordb.config import Given, VectorDBConfig
-from fabstir_vectordb.embedders import Embedder, aembed, embed
+from fabstir_vectordb.embedders import Embedder
 from fabstir_vectordb.integrations import needing
-from fabstir_vectordb.integrations.shared import Operation, SharedSession, Store
+from fabstir_vectordb.integrations.shared import TEXT, Operation, SharedSession, Store
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.types import SearchResults
@@ -23,7 +23,8 @@ class FabstirRetriever(Store, dspy.Retrieve):
     """Retrieves passages: call it with a query, or await `acall`. It serves any thread and any event loop.
 
     Args:
-        embedder: embeds queries, and the passages of `add_passages`.
+        embedder: the session's embedder: of queries, and of the passages of `add_passages`. An index that another one
+            filled is refused.
         config: a VectorDBConfig, or a mapping of settings.
         k: how many passages.
         filter: which rows, as in SearchOptions, for every query; None for all.
@@ -42,10 +43,9 @@ class FabstirRetriever(Store, dspy.Retrieve):
         filter: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        given = Given(config, settings)
+        given = Given(config, {**settings, "embedder": embedder})
         del config, settings  # what fails from here on has no bare secret in its traceback
         super().__init__(k=k)
-        self._embedder = embedder
         self._filter = filter
         self._shared = SharedSession(given)
 
@@ -58,12 +58,12 @@ class FabstirRetriever(Store, dspy.Retrieve):
 
         Raises:
             EmbeddingError, InvalidInputError, ConflictError: nothing was added.
+            InvalidConfigError: the passages of the index have another embedder.
         """
-        texts = list(passages.values())
-        vectors = embed(self._embedder, texts)
-        if texts:
-            metadata = [{"text": text} for text in texts]
-            self.run(lambda session: session.add_batch(list(passages), vectors, metadata, on_conflict=on_conflict))
+        ids, texts = list(passages), list(passages.values())
+        # Passages are read from there, whatever field the words of the index are in.
+        metadata = [{TEXT: text} for text in texts]
+        self.run(lambda session: session.add_texts(texts, ids, metadata, on_conflict=on_conflict))
 
     def forward(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
         """The passages nearest to a query.
@@ -80,23 +80,21 @@ class FabstirRetriever(Store, dspy.Retrieve):
         Raises:
             EmbeddingError, InvalidInputError: the query could not be embedded, or an argument is refused.
         """
-        [vector] = embed(self._embedder, [_text(query)])
-        return _prediction(self.run(self._search(vector, k, options)))
+        return _prediction(self.run(self._search(_text(query), k, options)))
 
     async def acall(self, query: str, k: int | None = None, **options: Any) -> dspy.Prediction:
         """As a call, awaited."""
-        [vector] = await aembed(self._embedder, [_text(query)])
-        return _prediction(await self.arun(self._search(vector, k, options)))
+        return _prediction(await self.arun(self._search(_text(query), k, options)))
 
     aforward = acall
 
-    def _search(self, vector: Any, k: int | None, options: Mapping[str, Any]) -> Operation[SearchResults]:
+    def _search(self, query: str, k: int | None, options: Mapping[str, Any]) -> Operation[SearchResults]:
         fields = dict(options)
         filters = [each for each in (self._filter, fields.pop("filter", None)) if each is not None]
 
         async def search(session: VectorDBSession) -> SearchResults:
             where = {"$and": filters} if filters else None
-            return await session.search(vector, self.k if k is None else k, filter=where, **fields)
+            return await session.search(query, self.k if k is None else k, filter=where, **fields)
 
         return search
 
@@ -110,7 +108,7 @@ def _text(query: object) -> str:
 def _prediction(hits: SearchResults) -> dspy.Prediction:
     metadata = [hit.metadata if isinstance(hit.metadata, Mapping) else {} for hit in hits]
     return dspy.Prediction(
-        passages=[kept.get("text") or "" for kept in metadata],
+        passages=[kept.get(TEXT) or "" for kept in metadata],
         ids=[hit.id for hit in hits],
         scores=[hit.score for hit in hits],
         metadata=metadata,

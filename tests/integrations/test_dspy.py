@@ -13,7 +13,7 @@ pytest.importorskip("dspy", reason="dspy is not installed")
 
 import dspy
 
-from fabstir_vectordb import InvalidInputError, new_seed_phrase
+from fabstir_vectordb import EmbedderInfo, InvalidConfigError, InvalidInputError, new_seed_phrase
 from fabstir_vectordb.embedders import EmbeddingError
 from fabstir_vectordb.integrations.dspy import FabstirRetriever
 
@@ -68,6 +68,20 @@ def test_it_is_a_part_of_a_program(retriever: FabstirRetriever) -> None:
             return dspy.Prediction(context=self.retrieve(question).passages)
 
     assert Program()(question="blue violets").context[0] == "violets are blue"
+
+
+def test_passages_of_another_embedder_are_refused(retriever: FabstirRetriever, tmp_path: Path) -> None:
+    class Others(Letters):
+        name = "others"
+
+    cid = retriever.save()
+    assert retriever.run(lambda session: session.get_stats()).embedder == EmbedderInfo("letters", 26)
+    options: Any = {"s5_portal": tmp_path.as_uri(), "user_seed_phrase": PHRASE, "session_id": "tests"}
+    with FabstirRetriever(Others(), options) as other, pytest.raises(InvalidConfigError, match="letters"):
+        other.load(cid)
+    with FabstirRetriever(Letters(), options, text_fields="words") as same:
+        same.add_passages(PASSAGES)
+        assert same("red roses", k=1).passages == ["roses are red"]
 
 
 def test_versions_and_refusals(retriever: FabstirRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
