@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 5
+#define FVDB_ABI_VERSION 6
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
