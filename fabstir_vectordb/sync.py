@@ -151,9 +151,9 @@ class VectorDBSession:
     ) -> Self:
         """Opens a shared version without a phrase, to read it.
 
-        The session has every verb that reads. Changes, saves, `history`, `prune_history`, `share` and `list_indexes`
-        raise SessionError. `load_user_vectors` takes another share CID. The arguments can be sent to any process: a
-        share CID and the store's address are all that it takes.
+        The session has every verb that reads. Changes, saves, `history`, `is_newest`, `prune_history`, `share` and
+        `list_indexes` raise SessionError. `load_user_vectors` takes another share CID. The arguments can be sent to
+        any process: a share CID and the store's address are all that it takes.
 
         Args:
             cid: a share CID, as `share` returns it.
@@ -994,6 +994,22 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         run_here(self._verbs.warm(progress))
+
+    def is_newest(self) -> bool:
+        """Whether the version that the session is based on is the newest one: whether a load would bring nothing new.
+
+        It asks the store for the index's pointer alone, however long the history is. Unsaved changes do not count.
+
+        Returns:
+            False where another session has saved since the last load or save of this one; True also where no version
+            was saved yet.
+
+        Raises:
+            IntegrityError: the pointer is damaged, or the store rolled it back.
+            StorageError, S5Error: the store failed.
+            SessionError: the session is destroyed.
+        """
+        return run_here(self._verbs.is_newest())
 
     def history(self) -> list[VersionInfo]:
         """The versions of this index, newest first, each once; `VersionInfo.head` marks the newest one.

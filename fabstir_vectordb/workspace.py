@@ -31,12 +31,13 @@ from fabstir_vectordb.params import IndexParams, LoadOptions, RunParams
 from fabstir_vectordb.persist.disk_cache import DiskCache
 from fabstir_vectordb.persist.load import LazyVersion, LoadedVersion, load_rest, load_version
 from fabstir_vectordb.persist.part_source import shape_of
+from fabstir_vectordb.persist.pointer import is_newest
 from fabstir_vectordb.persist.prune import PrunedHistory, prune_history
 from fabstir_vectordb.persist.records import list_versions, read_catalogue, record_version
 from fabstir_vectordb.persist.save import is_base_stored, save_version
 from fabstir_vectordb.persist.share import share_version
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
-from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version
+from fabstir_vectordb.persist.version import HistoryEntry, Lineage, PersistSettings, Version, index_path
 from fabstir_vectordb.persist.version_sizes import VersionSize, measure_versions
 from fabstir_vectordb.runtime import READ_ONLY, AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
@@ -236,6 +237,12 @@ class Workspace:
                 fresh.count_plans(index.plans_used)
             await self._exchange(fresh, self._lineage.base, None, fresh.changes)
             logger.debug("session %s: loaded the rest", self._config.session_id)
+
+    async def is_newest(self) -> bool:
+        """Whether no version came after the base."""
+        name = self._config.index_name
+        keys = (await self._keys()).path_keys(index_path(name))
+        return await is_newest(self.store, keys.public_key, self._lineage, name)
 
     async def history(self) -> tuple[list[HistoryEntry], bytes | None]:
         """The versions of the index, newest first, and the hash of the newest one."""

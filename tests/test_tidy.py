@@ -55,7 +55,8 @@ VERBS = {
         "get_stats",
     ),
     *("get_recent_index", "get_historical_index", "get_timestamps"),
-    *("load_user_vectors", "save_to_s5", "warm", "history", "list_indexes", "prune_history", "verify", "share"),
+    *("load_user_vectors", "save_to_s5", "warm", "is_newest", "history", "list_indexes", "prune_history", "verify"),
+    "share",
 }
 
 #: Folders of the core, each includes only what stands below it; hnsw and ivf none of each other, nor metadata or text.

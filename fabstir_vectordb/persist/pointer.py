@@ -12,7 +12,7 @@ from fabstir_vectordb.s5.keys import PathKeys
 from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry, pointer_data, pointer_hash
 from fabstir_vectordb.storage.base import Store
 
-__all__ = ["OnConflict", "RefusedError", "checked_pointer", "conflict", "head_cid_of", "move_pointer"]
+__all__ = ["OnConflict", "RefusedError", "checked_pointer", "conflict", "head_cid_of", "is_newest", "move_pointer"]
 
 OnConflict = Literal["error", "overwrite"]
 _POINTER_TRIES = 5
@@ -55,6 +55,17 @@ async def checked_pointer(store: Store, public_key: bytes, lineage: Lineage, wha
         )
     lineage.seen[public_key] = max(revision, lineage.seen.get(public_key, 0))
     return entry
+
+
+async def is_newest(store: Store, public_key: bytes, lineage: Lineage, index_name: str) -> bool:
+    """Whether the session's base is the newest version, by the pointer alone; True where neither exists.
+
+    Raises:
+        IntegrityError, VectorDBError: as `checked_pointer`.
+    """
+    head = await checked_pointer(store, public_key, lineage, f"index {index_name!r}")
+    base = lineage.base
+    return (None if head is None else pointer_hash(head.data)) == (None if base is None else base.cid.hash)
 
 
 async def move_pointer(

@@ -31,7 +31,8 @@ CALLS = dict(
     update_by_metadata=({{"n": 1}}, {{"m": 1}}), fields=(), scan_page=(), set_text_fields=(None,),
     get_recent_index=(), get_historical_index=(), get_timestamps=(), search=(BASE[0],), search_batch=(BASE[:3],),
     search_stream=(BASE[0],), get=(["r1"],), count=(), facets=("n",), recall=(5,), scan=(), get_stats=(), save_to_s5=(),
-    report=(), load_user_vectors=(), warm=(), history=(), prune_history=(1,), share=("u",), list_indexes=(), verify=(),
+    report=(), load_user_vectors=(), warm=(), is_newest=(), history=(), prune_history=(1,), share=("u",),
+    list_indexes=(), verify=(),
 )
 # Those that make or end a session, and those of tables, which are made of the calls.
 OTHERS = {{"create", "from_parts", "open_share", "destroy", "add_table", "to_arrow", "to_pandas"}}

@@ -51,6 +51,28 @@ async def test_versions_are_listed_newest_first(uri: str) -> None:
             assert len(await content(other)) == 2 * position + 2
 
 
+async def test_whether_a_newer_version_exists_is_learnt_from_the_pointer_alone(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await session_on(uri) as one, await session_on(uri) as other:
+        assert await one.is_newest() and await other.is_newest()  # there is no version yet
+        await add_rows(one, 2)
+        await one.save_to_s5()
+        assert await one.is_newest() and not await other.is_newest()
+        with monkeypatch.context() as patch:
+            patch.setattr(other._workspace.store, "get", None)  # no object is read
+            assert not await other.is_newest()
+        await other.load_user_vectors()
+        await add_rows(other, 1, first=2)
+        assert await other.is_newest()  # what is not saved does not count
+        cid = await other.save_to_s5()
+        assert await other.is_newest() and not await one.is_newest()
+        await one.load_user_vectors(cid)
+        assert await one.is_newest()
+        await other.load_user_vectors((await other.history())[1].cid)
+        assert not await other.is_newest()
+
+
 async def test_index_names_are_listed_sorted(uri: str) -> None:
     async with await session_on(uri) as session:
         assert await session.list_indexes() == []

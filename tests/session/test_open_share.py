@@ -43,6 +43,7 @@ async def test_it_reads_what_its_owner_has_and_writes_nothing(tmp_path: Path) ->
             reader.optimize,
             reader.save_to_s5,
             reader.history,
+            reader.is_newest,
             reader.list_indexes,
             lambda: reader.share(cid),
             lambda: reader.prune_history(1),
