@@ -18,7 +18,8 @@ import anyio
 from blake3 import blake3
 
 from fabstir_vectordb.config import VectorDBConfig
-from fabstir_vectordb.embedders import Embedder, aembed
+from fabstir_vectordb.embedders import Embedder
+from fabstir_vectordb.embedding import check_embedder
 from fabstir_vectordb.errors import (
     ConflictError,
     DecryptionError,
@@ -30,6 +31,7 @@ from fabstir_vectordb.errors import (
     S5Error,
     StorageError,
 )
+from fabstir_vectordb.mcp_server.kept_vectors import KeptVectors
 from fabstir_vectordb.mcp_server.notes import (
     ID_CHARS_MAX,
     NOTE_CHARS_MAX,
@@ -114,20 +116,20 @@ class Saved:
 class _Remember:
     """Adds a note, or the tags that it lacks."""
 
-    def __init__(self, text: str, tags: tuple[str, ...], vector: Any, model: str | None) -> None:
+    def __init__(self, text: str, tags: tuple[str, ...], has_embedder: bool) -> None:
         self.id = id_of(text)
         self.is_new = False
-        self._tags, self._vector = tags, vector
-        self._metadata: dict[str, Any] = {"text": text, "tags": list(tags)}
-        if model is not None:
-            self._metadata["embedder"] = model
+        self._text, self._tags, self._has_embedder = text, tags, has_embedder
 
     async def apply(self, session: VectorDBSession) -> None:
         [row] = await session.get([self.id])
         self.is_new = row is None
         if row is None:
-            vectors = None if self._vector is None else [self._vector]
-            await session.add_batch([self.id], vectors, [self._metadata])
+            ids, metadata = [self.id], [{"text": self._text, "tags": list(self._tags)}]
+            if self._has_embedder:
+                await session.add_texts([self._text], ids, metadata)
+            else:
+                await session.add_batch(ids, None, metadata)
             return
         known = note_of(row, row.timestamp).tags
         tags = tuple(dict.fromkeys((*known, *self._tags)))
@@ -154,18 +156,19 @@ class Memory:
 
     Args:
         session: the session that holds the notes; the memory destroys it at its end.
-        embedder: finds notes also by meaning; None for words alone.
+        embedder: the session's embedder, which finds notes also by meaning; None for words alone.
         language: language of the notes of a new memory; None takes words as they stand.
     """
 
-    def __init__(self, session: VectorDBSession, embedder: Embedder | None = None, language: str | None = None) -> None:
+    def __init__(
+        self, session: VectorDBSession, embedder: KeptVectors | None = None, language: str | None = None
+    ) -> None:
         self._session = session
         self._language = language
         self._embedder = embedder
         self._turn = anyio.Lock()
         self._pending: list[_Remember | _Forget] = []
         self._is_behind = False
-        self._other_model: str | None = None
         self._saves_in_a_row = 0
         self._save_s = 0.0
         self._saved_at = 0.0
@@ -195,10 +198,12 @@ class Memory:
             VectorDBError: as `VectorDBSession.load_user_vectors`.
         """
         words: Any = {} if language is None else {"text_fields": "text", "text_language": language}
-        memory = cls(await VectorDBSession.create(config, **words), embedder, language)
+        if embedder is not None:
+            check_embedder(embedder, InvalidConfigError)
+        kept = None if embedder is None else KeptVectors(embedder)
+        memory = cls(await VectorDBSession.create(config, embedder=kept, **words), kept, language)
         try:
             await memory._load(missing_ok=True)
-            memory._check_model()
             if await memory._last_cid() is not None:
                 await memory._check_words()
         except BaseException:
@@ -250,7 +255,8 @@ class Memory:
             VectorDBError: the store failed. The change stays in this memory, and is saved by the next call that saves.
         """
         note, labels = check_text("text", text, NOTE_CHARS_MAX), check_tags(tags)
-        change = _Remember(note, labels, await self._vector_of(note), self.embedder_name)
+        await self._embed(note)
+        change = _Remember(note, labels, self._embedder is not None)
         async with self._turn:
             await self._make(change)
             return Remembered(change.id, change.is_new, await self._session.count())
@@ -290,6 +296,7 @@ class Memory:
             return Saved(cid, await self._session.count())
 
     async def _make(self, change: _Remember | _Forget) -> None:
+        await self._refresh()  # a save that another memory came before stores parts for nothing
         await self._catch_up()
         self._pending.append(change)
         try:
@@ -302,7 +309,6 @@ class Memory:
     async def _catch_up(self) -> None:
         """Applies the unsaved changes to what was loaded since they were made."""
         if self._is_behind:
-            self._check_model()
             for change in self._pending:
                 await change.apply(self._session)
             self._is_behind = False
@@ -321,7 +327,11 @@ class Memory:
                 if attempt == _SAVES_MAX:
                     raise
                 await anyio.sleep(random.uniform(0.0, _JITTER_S))
-                await self._load()
+                try:
+                    await self._load()
+                except InvalidConfigError:  # the first notes of another embedder: no change of this one can be saved
+                    self._pending.clear()
+                    raise
             else:
                 self._pending.clear()
                 self._saves_in_a_row += 1
@@ -360,16 +370,15 @@ class Memory:
         """
         words, labels = check_text("query", query, QUERY_CHARS_MAX), check_tags(tags)
         limit, start = check_limit(limit), _place_of(check_cursor(cursor), words, labels)
-        vector = await self._vector_of(words)
+        await self._embed(words)
         async with self._turn:
             is_stale = not await self._refresh()
-            self._check_model()
             stats = await self._session.get_stats()
-            if stats.vector_count == stats.without_vector_count:
-                vector = None
+            has_vectors = self._embedder is not None and stats.vector_count > stats.without_vector_count
             hits: Sequence[SearchResult] = ()
             if stats.vector_count:  # a new memory has no text index before its first save
-                hits = await self._session.search(vector, _HITS_MAX, text=words, filter=_having(labels))
+                meaning = words if has_vectors else None
+                hits = await self._session.search(meaning, _HITS_MAX, text=words, filter=_having(labels))
             chosen = hits[start : start + limit]
             times = await self._session.get_timestamps([hit.id for hit in chosen])
             notes = [note_of(hit, times.get(hit.id, 0.0)) for hit in chosen]
@@ -390,6 +399,7 @@ class Memory:
 
         Raises:
             InvalidInputError: an argument is refused.
+            InvalidConfigError: the memory has vectors of another embedder.
             VectorDBError: parts of a lazily loaded version cannot be fetched.
         """
         where, limit, place = _having(check_tags(tags)), check_limit(limit), check_cursor(cursor)
@@ -409,6 +419,7 @@ class Memory:
 
         Raises:
             InvalidInputError: `id` is refused.
+            InvalidConfigError: the memory has vectors of another embedder.
             VectorDBError: parts of a lazily loaded version cannot be fetched.
         """
         wanted = check_text("id", id, ID_CHARS_MAX)
@@ -467,9 +478,6 @@ class Memory:
     async def _load(self, missing_ok: bool = False) -> None:
         await self._session.load_user_vectors(missing_ok=missing_ok, discard_unsaved=True)
         self._is_behind = True
-        if self._embedder is not None:
-            facets = await self._session.facets("embedder", {"embedder": {"$ne": self._embedder.name}}, limit=1)
-            self._other_model = str(facets[0].value) if facets else None
 
     async def _refresh(self) -> bool:
         """Loads the newest version if it is another one; False where the store cannot be asked.
@@ -479,8 +487,7 @@ class Memory:
         if self._pending:
             return False
         try:
-            head = next((version.cid for version in await self._session.history() if version.head), None)
-            if head is not None and head != await self._last_cid():
+            if not await self._session.is_newest():
                 await self._load()
         except _OUT_OF_REACH as error:
             logger.warning("newer notes cannot be read: %s", error)
@@ -491,18 +498,10 @@ class Memory:
         """The CID of the version that the notes come from; None before the first save."""
         return (await self._session.get_stats()).last_cid
 
-    async def _vector_of(self, text: str) -> Any:
-        if self._embedder is None:
-            return None
-        self._check_model()
-        return (await aembed(self._embedder, [text]))[0]
-
-    def _check_model(self) -> None:
-        if self._embedder is not None and self._other_model is not None:
-            raise InvalidConfigError(
-                f"the memory has vectors of {self._other_model!r}, and the embedder is {self._embedder.name!r}: use "
-                "the same model, none, or another index"
-            )
+    async def _embed(self, text: str) -> None:
+        """Embeds a text before the turn: the session then finds its vector kept."""
+        if self._embedder is not None:
+            await self._embedder([text])
 
     async def _check_words(self) -> None:
         try:

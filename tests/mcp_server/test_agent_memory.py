@@ -95,7 +95,10 @@ async def test_meaning_finds_what_words_do_not(uri: str) -> None:
 async def test_another_embedder_is_refused(uri: str) -> None:
     async with await opened(uri, embedder=Meanings()) as memory, await opened(uri) as plain:
         await memory.remember("a rose")
-        with pytest.raises(InvalidConfigError, match="vectors of 'meanings', and the embedder is 'others'"):
+        with pytest.raises(
+            InvalidConfigError,
+            match="embedded by 'meanings' with 4 dimensions, and the embedder of this session is 'others'",
+        ):
             await opened(uri, embedder=Meanings("others"))
         await plain.remember("a note without a vector")
         assert (await memory.remember("a car")).count == 3
@@ -105,9 +108,9 @@ async def test_another_embedder_that_came_first_is_noticed_before_anything_is_mi
     async with await opened(uri, embedder=Meanings()) as one, await opened(uri, embedder=Meanings("others")) as other:
         await one.remember("a rose")
         for _ in range(2):
-            with pytest.raises(InvalidConfigError, match="vectors of 'meanings'"):
+            with pytest.raises(InvalidConfigError, match="embedded by 'meanings'"):
                 await other.remember("a tulip")
-            with pytest.raises(InvalidConfigError, match="vectors of 'meanings'"):
+            with pytest.raises(InvalidConfigError, match="embedded by 'meanings'"):
                 await other.recall("tulip")
         assert (await one.list_notes()).notes[0].text == "a rose" and await one.count() == 1
 
@@ -185,18 +188,62 @@ async def test_a_change_that_could_not_be_saved_is_saved_by_the_next_call(uri: s
         assert (await other.history())[0][0].cid == saved.cid == (await other.verify()).cid
 
 
-async def test_a_load_that_fails_half_way_loses_no_change(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: object, **__: object) -> Any:
-        raise StorageError("the disk is gone")
+async def no_newer(*_: object) -> bool:
+    """Stands for a `_refresh` that came just before another memory's save."""
+    return True
 
+
+async def test_a_change_that_cannot_be_applied_again_yet_is_kept(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with await opened(uri, embedder=Meanings()) as memory, await opened(uri, embedder=Meanings()) as other:
         await other.remember("a tulip")
+        get, calls = memory._session.get, []
+
+        async def fail_again(ids: Any) -> Any:
+            calls.append(ids)
+            if len(calls) == 2:  # once the newest version is loaded
+                raise StorageError("the disk is gone")
+            return await get(ids)
+
         with monkeypatch.context() as patch:
-            patch.setattr(memory._session, "facets", fail)  # asked for once the newest version is loaded
+            patch.setattr(memory, "_refresh", no_newer)
+            patch.setattr(memory._session, "get", fail_again)
             with pytest.raises(StorageError):
                 await memory.remember("a rose")
+        assert memory.unsaved == 1
         assert (await memory.remember("a dog")).count == 3 and memory.unsaved == 0
         assert [note.text for note in (await other.list_notes()).notes] == ["a tulip", "a rose", "a dog"]
+
+
+async def test_another_embedder_that_came_first_by_a_moment_leaves_nothing_unsaved(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await opened(uri, embedder=Meanings()) as one, await opened(uri, embedder=Meanings("others")) as other:
+        await one.remember("a rose")
+        with monkeypatch.context() as patch:
+            patch.setattr(other, "_refresh", no_newer)
+            with pytest.raises(InvalidConfigError, match="embedded by 'meanings'"):
+                await other.remember("a tulip")
+        assert other.unsaved == 0
+        with pytest.raises(InvalidConfigError, match="embedded by 'meanings'"):
+            await other.list_notes()
+        assert await one.count() == 1
+
+
+async def test_a_change_that_is_applied_again_is_embedded_once(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Meanings):
+        asked = 0
+
+        def __call__(self, texts: Any, /) -> Any:
+            self.asked += len(texts)
+            return super().__call__(texts)
+
+    counted = Counted()
+    async with await opened(uri, embedder=counted) as memory, await opened(uri) as other:
+        await other.remember("a tulip")
+        monkeypatch.setattr(memory, "_refresh", no_newer)
+        assert (await memory.remember("a rose")).count == 2 and counted.asked == 1
+        assert (await memory._session.get_stats()).embedder.name == "meanings"
+        assert [set(row.metadata) async for row in memory._session.scan()] == [{"text", "tags"}] * 2
 
 
 async def test_reads_go_on_where_the_store_is_out_of_reach(uri: str, caplog: pytest.LogCaptureFixture) -> None:
