@@ -30,6 +30,7 @@ from fabstir_vectordb.errors import (
     OperationTimeoutError,
     S5Error,
     StorageError,
+    VectorDBError,
 )
 from fabstir_vectordb.mcp_server.kept_vectors import KeptVectors
 from fabstir_vectordb.mcp_server.notes import (
@@ -65,6 +66,9 @@ _JITTER_S: Final = 0.02
 #: whose load and save take longer than each of these saves, would not be the first otherwise until they are over.
 _SAVES_IN_A_ROW: Final = 16
 _REST_SAVES: Final = 6
+
+#: Notes without a vector that one call embeds at most: other calls wait for it.
+_FILLED_MAX: Final = 64
 
 #: What a store or a damaged version raises. A read then answers from the notes that are loaded.
 _OUT_OF_REACH: Final = (S5Error, StorageError, OperationTimeoutError, NotFoundError, IntegrityError, DecryptionError)
@@ -169,6 +173,7 @@ class Memory:
         self._turn = anyio.Lock()
         self._pending: list[_Remember | _Forget] = []
         self._is_behind = False
+        self._filled_to: str | None = None
         self._saves_in_a_row = 0
         self._save_s = 0.0
         self._saved_at = 0.0
@@ -285,13 +290,20 @@ class Memory:
     async def save(self) -> Saved:
         """Saves what is not saved yet, and stores parts of the newest version again that the store has lost.
 
+        With an embedder, notes that were remembered without one get vectors, up to 64 by each `save` and
+        `remember`.
+
         Returns:
             The newest version.
 
         Raises:
+            InvalidConfigError: the memory has vectors of another embedder.
             VectorDBError: the store failed.
         """
         async with self._turn:
+            await self._refresh()
+            await self._catch_up()
+            await self._fill()
             cid = await self._commit(verify_stored=True)
             return Saved(cid, await self._session.count())
 
@@ -304,7 +316,33 @@ class Memory:
         except BaseException:
             self._pending.remove(change)
             raise
+        if isinstance(change, _Remember):
+            await self._fill()
         await self._commit()
+
+    async def _fill(self) -> None:
+        """Embeds the next notes that have no vector. What a refused save loses of that, a later call makes up for."""
+        stats = await self._session.get_stats()
+        if self._embedder is None or not stats.without_vector_count:
+            return
+        while True:
+            page = await self._session.scan_page(limit=_FILLED_MAX, cursor=self._filled_to)
+            found = [row for row in page.rows if row.vector is None and note_of(row, row.timestamp).text]
+            if found or not page.has_more:
+                break
+            self._filled_to = page.cursor
+        try:
+            await self._session.add_texts(
+                [row.metadata["text"] for row in found],
+                [row.id for row in found],
+                [row.metadata for row in found],
+                timestamps=[row.timestamp for row in found],
+                expires_at=[row.expires_at for row in found],
+                on_conflict="replace",
+            )
+            self._filled_to = page.cursor
+        except VectorDBError as error:  # the change itself is not to fail for it
+            logger.warning("%d notes without a vector are found by words alone: %s", len(found), error)
 
     async def _catch_up(self) -> None:
         """Applies the unsaved changes to what was loaded since they were made."""
@@ -478,6 +516,7 @@ class Memory:
     async def _load(self, missing_ok: bool = False) -> None:
         await self._session.load_user_vectors(missing_ok=missing_ok, discard_unsaved=True)
         self._is_behind = True
+        self._filled_to = None
 
     async def _refresh(self) -> bool:
         """Loads the newest version if it is another one; False where the store cannot be asked.

@@ -92,6 +92,30 @@ async def test_meaning_finds_what_words_do_not(uri: str) -> None:
         assert await texts(memory, "car") == [] and await texts(memory, "hound") == ["a hound barked"]
 
 
+async def test_notes_of_before_the_embedder_get_vectors_with_later_changes(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fabstir_vectordb.mcp_server.memory._FILLED_MAX", 2)
+    before = ["the tulip on the desk", "a hound barked", "her automobile is red"]
+    async with await opened(uri) as memory:
+        for text in before:
+            await memory.remember(text, ["old"])
+        kept = (await memory.list_notes(tags=["old"])).notes
+    async with await opened(uri, embedder=Meanings()) as memory:
+        await memory.remember("a note of today")
+        assert (await memory._session.get_stats()).without_vector_count == 1
+        monkeypatch.setattr(Meanings, "dimension", 9)
+        await memory.save()  # does not fail, as the embedder does
+        assert "1 notes without a vector are found by words alone" in caplog.text
+        monkeypatch.undo()
+        await memory.remember("another note of today")
+        assert (await memory._session.get_stats()).without_vector_count == 0
+        assert (await memory.list_notes(tags=["old"])).notes == kept
+    async with await opened(uri, embedder=Meanings()) as memory:
+        for query, text in zip(("rose", "puppy", "car"), before, strict=True):
+            assert (await texts(memory, query))[0] == text
+
+
 async def test_another_embedder_is_refused(uri: str) -> None:
     async with await opened(uri, embedder=Meanings()) as memory, await opened(uri) as plain:
         await memory.remember("a rose")
