@@ -70,6 +70,7 @@ ENTRY(fvdb_get_timestamps) { return fvdb_get_timestamps(index, room.slots, 0, ro
 ENTRY(fvdb_get_ids) { return fvdb_get_ids(index, room.slots, 0, room.bytes, sizeof room.bytes, room.offsets, diag); }
 ENTRY(fvdb_live_slots) { return fvdb_live_slots(index, 0, room.slots, ROWS, &room.n, diag); }
 ENTRY(fvdb_live_bitmap) { return fvdb_live_bitmap(index, room.words, 64, diag); }
+ENTRY(fvdb_set_memory) { return fvdb_set_memory(index, FVDB_MEMORY_DEFAULT, diag); }
 ENTRY(fvdb_train) { return fvdb_train(index, INT64_MAX, NULL, diag); }
 ENTRY(fvdb_migrate) {
     uint32_t next = 0;
@@ -130,6 +131,7 @@ static const struct {
     ROW(fvdb_get_ids, EMPTY | WHOLE | LAZY),
     ROW(fvdb_live_slots, EMPTY | WHOLE | LAZY),
     ROW(fvdb_live_bitmap, EMPTY | WHOLE | LAZY),
+    ROW(fvdb_set_memory, EMPTY | WHOLE),
     ROW(fvdb_train, EMPTY | WHOLE),
     ROW(fvdb_migrate, EMPTY | WHOLE),
     ROW(fvdb_historical, EMPTY | WHOLE),
