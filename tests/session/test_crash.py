@@ -83,7 +83,7 @@ async def crash(tmp_path: Path, times: int) -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_killed_save_leaves_the_previous_or_the_new_version(tmp_path: Path) -> None:
-    await crash(tmp_path, 8)
+    await crash(tmp_path, 5)
 
 
 @pytest.mark.long

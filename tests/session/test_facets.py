@@ -42,7 +42,7 @@ def place(value: Any) -> tuple[int, Any]:
     return ORDER.index(kind_of(value)), 0 if value is None else value
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.lists(SCALARS | st.lists(SCALARS, max_size=3), max_size=12),
     st.sampled_from(["count", "-count", "value", "-value"]),
@@ -120,7 +120,7 @@ def every_path(value: Any) -> set[tuple[str, ...]]:
     return set()
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(st.none() | VALUES, max_size=8))
 def test_fields_are_those_that_rows_have(table: list[Any]) -> None:
     names = {bool: "boolean", float: "number", str: "string", date: "date", list: "array", dict: "object"}

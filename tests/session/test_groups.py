@@ -41,7 +41,7 @@ def shape(results: SearchResults) -> list[tuple[Any, list[str]]]:
 VALUES = st.sampled_from(["a", "b", "c", 1, 1.0, 2.5, 2**60 + 1, True, None, "missing"])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.lists(VALUES | st.lists(VALUES.filter(lambda value: value != "missing"), max_size=3), min_size=1, max_size=25),
     st.integers(1, 6),
@@ -87,7 +87,7 @@ def test_a_row_of_a_found_group_and_another_one_does_not_pass_over_nearer_rows()
     assert shape(results) == [("A", ["r0", "r1"]), ("B", ["r5", "r6"]), ("C", ["r7"])]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.integers(0, 3),
     st.lists(

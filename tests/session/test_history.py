@@ -22,7 +22,7 @@ from fabstir_vectordb.s5.keys import root_nonce
 from fabstir_vectordb.s5.registry import RegistryEntry, pointer_data
 from fabstir_vectordb.storage import LocalDirStore, MemoryStore, open_store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -381,7 +381,6 @@ async def test_a_store_that_deletes_nothing_keeps_records(tmp_path: Path, monkey
         assert len(await session.history()) == 2
 
 
-@pytest.mark.one_loop
 async def test_many_small_saves_grow_a_store_by_what_they_store() -> None:
     """Records together would grow with the square of the number of saves."""
     uri = f"memory:{uuid.uuid4()}"

@@ -11,7 +11,7 @@ from saving import Objects, add_rows, content, session_on
 from fabstir_vectordb import IntegrityError, InvalidInputError, NotFoundError, StorageError, VectorDBSession
 from fabstir_vectordb.storage import LocalDirStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 @pytest.fixture(params=["file", "memory"])

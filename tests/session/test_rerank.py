@@ -228,6 +228,7 @@ def test_the_example_runs_against_a_fake(
     assert capsys.readouterr().out.splitlines() == ["-13.0 doc1 roses are red", "-16.0 doc2 violets are blue"]
 
 
+@pytest.mark.long  # mypy reads numpy and the package first
 def test_the_example_has_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     for number, block in enumerate(BLOCKS):

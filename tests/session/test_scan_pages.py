@@ -75,7 +75,7 @@ async def test_scans_are_in_the_order_of_insertion_also_after_saves_and_loads(cl
         assert (await scanned(other))[-1] == "newer"
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgé"), st.integers(0, 3)), max_size=12),
     st.integers(1, 5),

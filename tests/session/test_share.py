@@ -16,7 +16,7 @@ from fabstir_vectordb.s5.cipher import decrypt_mutable
 from fabstir_vectordb.s5.dirv1 import decode_directory
 from fabstir_vectordb.storage import open_store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 STRANGER = "cause volume could code victim murder reflect often opinion well enough tired advice client father"
 

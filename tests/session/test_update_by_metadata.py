@@ -61,7 +61,7 @@ def drop(value: Any, keys: list[str]) -> None:
                 drop(item, keys)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     ROWS,
     st.lists(

@@ -220,7 +220,7 @@ class WordsAgainstDict(RuleBasedStateMachine):
 
 TestWordsAgainstDict = WordsAgainstDict.TestCase
 TestWordsAgainstDict.settings = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -14,7 +14,7 @@ from serving import serving
 from fabstir_vectordb import ConflictError, DecryptionError, NotFoundError, VectorDBSession
 from fabstir_vectordb.s5.phrase import encode_phrase
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 USERS = 5
 ROUNDS = 3

@@ -480,7 +480,7 @@ async def test_many_users_share_a_portal(portal: str) -> None:
             assert [row.id async for row in session.scan()] == [f"row {number}"]
 
     async with anyio.create_task_group() as group:
-        for number in range(12):
+        for number in range(6):
             group.start_soon(use, number)
 
 

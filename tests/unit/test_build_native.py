@@ -181,6 +181,7 @@ def test_the_command_line_builds_where_it_is_told(tmp_path: Path, another_compil
     assert "-DNDEBUG" not in asked
 
 
+@pytest.mark.long  # compiles the whole core
 def test_a_debug_build_has_its_assertions(build: ModuleType, tmp_path: Path) -> None:
     """zig cc leaves them out of whatever it optimises, unless told otherwise."""
     assertion = b"s->live_count <= s->n"

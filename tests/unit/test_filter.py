@@ -229,7 +229,7 @@ FILTERS = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(ROWS, st.lists(FILTERS, min_size=1, max_size=3))
 def test_columns_agree_with_a_row_by_row_evaluator(rows: list[Any], filters: list[Any]) -> None:
     arena, columns = arena_of(rows), Columns()
@@ -239,7 +239,7 @@ def test_columns_agree_with_a_row_by_row_evaluator(rows: list[Any], filters: lis
         ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_columns_follow_what_happens_to_the_rows(data: st.DataObject) -> None:
     rows = data.draw(ROWS)

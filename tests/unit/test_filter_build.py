@@ -64,7 +64,7 @@ def test_an_expression_makes_the_tree_of_its_dict(built: Where, written: dict[st
     assert parse_filter(pickle.loads(pickle.dumps(built))) == parse_filter(written)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.data())
 def test_combinations_nest_as_their_dicts_do(data: st.DataObject) -> None:
     both = st.recursive(

@@ -304,7 +304,7 @@ def test_long_postings_over_many_blocks() -> None:
     text, model = numbered(3_000)
     rng = random.Random(SEED)
     text.validate()
-    for _ in range(8):
+    for _ in range(4):
         clauses = random_query(rng, model)
         query, expected = TextQuery(clauses), model.search(clauses)
         check_search(text, expected, query, rng.choice((1, 10, 100)), None)
@@ -405,7 +405,7 @@ def test_the_best_prefix_terms_are_those_in_most_rows() -> None:
 def test_lengths_beyond_a_byte() -> None:
     text, model = NativeText(), Model(TERMS_WORDS)
     rng = random.Random(SEED)
-    long = {slot: [" ".join(random_text(rng, 40)[0] for _ in range(slot * 8))] for slot in range(12)}
+    long = {slot: [" ".join(random_text(rng, 40)[0] for _ in range(slot * 4))] for slot in range(12)}
     change(text, model, long)
     check(text, model, rng)
     change(text, model, {20: ["abc " * 70_000 + "b"], 21: [""], 22: ["b"]})
