@@ -33,7 +33,9 @@ TOGETHER = {
 
 # A failure here is a failure anywhere: no example depends on the clock, on chance or on an earlier run.
 # `pytest --hypothesis-profile=explore` looks at others.
-hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "same", max_examples=50, derandomize=True, database=None, deadline=None, print_blob=True
+)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=1_000)
 hypothesis.settings.load_profile("same")
 

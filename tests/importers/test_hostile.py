@@ -88,7 +88,7 @@ def test_damaged_stores_end_in_rows_or_a_typed_error(
     assert tried(format, copy, options) == "rows"
     files = sorted(path for path in copy.rglob("*") if path.is_file()) if copy.is_dir() else [copy]
     ends = set()
-    tries = (24 if format == "fabstir-node" else 40) // len(files)
+    tries = (16 if format == "fabstir-node" else 24) // len(files)
     for path in files:
         raw = path.read_bytes()
         with bounded():
