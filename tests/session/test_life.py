@@ -370,10 +370,10 @@ def test_threads_search_one_session_while_another_changes_it() -> None:
 VERBS = {
     "add_batch", "add_table", "add_texts", "add_vectors", "clear", "count", "create", "delete", "delete_by_metadata",
     "delete_vector", "destroy", "facets", "fields", "from_parts", "get", "get_historical_index", "get_recent_index",
-    "get_stats", "get_timestamps", "history", "is_newest", "list_indexes", "load_user_vectors", "open_share", "optimize",
-    "prune_history", "recall", "report", "save_to_s5", "scan", "scan_page", "search", "search_batch", "search_stream",
-    "set_schema", "set_text_fields", "share", "to_arrow", "to_pandas", "update_by_metadata", "update_metadata",
-    "update_vector", "vacuum", "verify", "warm",
+    "get_stats", "get_timestamps", "history", "is_newest", "list_indexes", "load_user_vectors", "open_share",
+    "optimize", "prune_history", "recall", "report", "save_to_s5", "scan", "scan_page", "search", "search_batch",
+    "search_stream", "set_schema", "set_text_fields", "share", "to_arrow", "to_pandas", "update_by_metadata",
+    "update_metadata", "update_vector", "vacuum", "verify", "warm",
 }  # fmt: skip
 
 
