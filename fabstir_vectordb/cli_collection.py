@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,18 +12,17 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from fabstir_vectordb.cli_support import Settings, query_of, say, session_settings
+from fabstir_vectordb.cli_support import Settings, json_option, query_of, say, session_settings, tell_hit, vector_of
 from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
 from fabstir_vectordb.collections.records import ROUTES
 from fabstir_vectordb.display import json_text
-from fabstir_vectordb.errors import InvalidInputError, NotFoundError
 
 __all__ = ["collection"]
 
 _PROCESSES = click.option(
     "--processes", type=click.IntRange(min=0), default=0, show_default=True, help="Processes to use; 0 for threads."
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_JSON = json_option("JSON")
 
 
 @contextmanager
@@ -104,19 +102,10 @@ def search(
     query = None if vector is None else query_of(vector)
     with _engine(processes) as engine, sync.Collection.open(session_settings(settings), engine=engine) as many:
         if like is not None:
-            row = many.get([like])[0]
-            if row is None:
-                raise NotFoundError(f"the collection has no row with id {like!r}", details={"id": like})
-            if row.vector is None:
-                raise InvalidInputError(f"row {like!r} has no vector", details={"id": like})
-            query = row.vector
+            query = vector_of(many.get([like])[0], like, "collection")
         hits = many.search(query, k, shards=shards, recall_target=recall_target, threshold=threshold)
         for hit in hits:
-            if as_json:
-                record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"]}
-                say(json.dumps(record, ensure_ascii=False))
-            else:
-                say(f"{hit.score:.4f}  {hit.id}  {'' if hit.metadata is None else json_text(hit.metadata)}")
+            tell_hit(as_json, hit)
 
 
 @collection.command()

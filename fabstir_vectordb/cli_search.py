@@ -13,14 +13,16 @@ from fabstir_vectordb.cli_support import (
     INPUT,
     STANDARD,
     Settings,
-    load,
-    open_session,
+    cid_option,
+    json_option,
+    loaded,
     query_of,
     say,
+    tell_hit,
+    vector_of,
 )
 from fabstir_vectordb.display import json_text
-from fabstir_vectordb.errors import InvalidInputError, NotFoundError
-from fabstir_vectordb.sync import VectorDBSession
+from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.text.fusion import FUSIONS
 from fabstir_vectordb.types import FusedResult, SearchResult
 
@@ -32,15 +34,6 @@ def _read_filter(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"--filter is not JSON: {error}") from None
-
-
-def _vector_of(session: VectorDBSession, id: str) -> Any:
-    row = session.get([id])[0]
-    if row is None:
-        raise NotFoundError(f"the index has no row with id {id!r}", details={"id": id})
-    if row.vector is None:
-        raise InvalidInputError(f"row {id!r} has no vector: use a row with a vector, or --vector", details={"id": id})
-    return row.vector
 
 
 @click.command()
@@ -58,8 +51,8 @@ def _vector_of(session: VectorDBSession, id: str) -> Any:
 @click.option("--group-size", type=int, help="Most hits of a group.")
 @click.option("-k", default=10, show_default=True, help="Most hits; most groups with --group-by.")
 @click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
-@click.option("--cid", help="CID of the version; by default the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit.")
+@cid_option
+@json_option("one JSON object per hit")
 @click.option("--highlight", is_flag=True, help="With --json: where the texts have the words of --text.")
 @click.pass_obj
 def search(
@@ -92,9 +85,8 @@ def search(
         raise click.UsageError("--highlight needs --text WORDS")
     if where is not None:
         asked["filter"] = _read_filter(where)
-    with open_session(settings) as session:
-        load(session, cid)
-        hits = session.search(_vector_of(session, like) if like is not None else query, k, **asked)
+    with loaded(settings, cid) as session:
+        hits = session.search(query if like is None else vector_of(session.get([like])[0], like), k, **asked)
         if not hits.groups:
             _print(hits, as_json, {})
         for group in hits.groups:
@@ -103,15 +95,11 @@ def search(
             _print(group.hits, as_json, {"group": group.value})
 
 
-def _print(hits: Sequence[SearchResult], as_json: bool, more: dict[str, Any]) -> None:
+def _print(hits: Sequence[SearchResult], as_json: bool, of_group: dict[str, Any]) -> None:
     for hit in hits:
-        if as_json:
-            record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"], **more}
-            if isinstance(hit, FusedResult):
-                record |= {"vector_score": hit.vector_score, "text_score": hit.text_score}
-                if hit.highlights is not None:
-                    record["highlights"] = [tuple(place) for place in hit.highlights]
-            say(json.dumps(record, ensure_ascii=False))
-        else:
-            shown = "" if hit.metadata is None else json_text(hit.metadata)
-            say(f"{hit.score:.4f}  {hit.id}  {shown}")
+        more = dict(of_group)
+        if isinstance(hit, FusedResult):
+            more |= {"vector_score": hit.vector_score, "text_score": hit.text_score}
+            if hit.highlights is not None:
+                more["highlights"] = [tuple(place) for place in hit.highlights]
+        tell_hit(as_json, hit, more)

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from fabstir_vectordb.display import json_ready
-from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError
+from fabstir_vectordb.display import json_ready, json_text
+from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError, NotFoundError
 from fabstir_vectordb.sync import VectorDBSession
-from fabstir_vectordb.types import OptimizeProgress, Progress, Row
+from fabstir_vectordb.types import OptimizeProgress, Progress, Row, SearchResult
 
 __all__ = [
     "INPUT",
@@ -55,6 +55,8 @@ __all__ = [
     "say",
     "session_settings",
     "tell",
+    "tell_hit",
+    "vector_of",
 ]
 
 #: The argument that stands for stdin or stdout.
@@ -239,6 +241,20 @@ def query_of(path: Path) -> Any:
     return query
 
 
+def vector_of(found: Row | None, id: str, what: str = "index") -> npt.NDArray[Any]:
+    """The vector of the row that `get` found for an id.
+
+    Raises:
+        NotFoundError: there is none.
+        InvalidInputError: it has no vector.
+    """
+    if found is None:
+        raise NotFoundError(f"the {what} has no row with id {id!r}", details={"id": id})
+    if found.vector is None:
+        raise InvalidInputError(f"row {id!r} has no vector: use a row with a vector, or --vector", details={"id": id})
+    return found.vector
+
+
 class OutputError(Exception):
     """Stdout cannot be written: the disk is full, or the reader has closed it."""
 
@@ -269,6 +285,12 @@ def tell(as_json: bool, record: Mapping[str, Any], *lines: str) -> None:
     """Prints a result: one JSON object, or lines for people."""
     for line in (json_line(record),) if as_json else lines:
         say(line)
+
+
+def tell_hit(as_json: bool, hit: SearchResult, more: Mapping[str, Any] | None = None) -> None:
+    """Prints a hit; JSON has more than its own record."""
+    record = {"id": hit.id, "score": hit.score, "distance": hit.distance, "metadata": hit["metadata"], **(more or {})}
+    tell(as_json, record, f"{hit.score:.4f}  {hit.id}  {'' if hit.metadata is None else json_text(hit.metadata)}")
 
 
 def note(text: str) -> None:

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import PHRASE, Ended, Run
+from commands import PHRASE, Ended, Run, records
 
 from fabstir_vectordb import __main__, get_version, sync
 from fabstir_vectordb.demo import story
@@ -427,6 +427,15 @@ def test_bad_queries(run: Run, rows: Path, tmp_path: Path) -> None:
         ended = run("search", *arguments)
         assert ended.code == 2
         assert "either --like ID or --vector FILE" in ended.err
+
+
+def test_groups_by_a_date_are_json(run: Run, tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    with sync.VectorDBSession.create(s5_portal=store, user_seed_phrase=PHRASE, session_id="s") as session:
+        session.add_batch(["a"], [[1.0, 0.0]], [{"day": date(2026, 11, 27)}])
+        session.save_to_s5()
+    (found,) = records(run("search", "--like", "a", "--group-by", "day", "--json"))
+    assert (found["id"], found["group"], found["metadata"]) == ("a", "2026-11-27", {"day": "2026-11-27"})
 
 
 def test_words_are_searched_from_a_shell(run: Run, tmp_path: Path) -> None:
