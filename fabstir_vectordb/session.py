@@ -72,7 +72,7 @@ from fabstir_vectordb.params import (
 from fabstir_vectordb.persist.prune import PrunedHistory
 from fabstir_vectordb.persist.version import HistoryEntry
 from fabstir_vectordb.recall import measure_recall
-from fabstir_vectordb.report import IndexReport, make_report, make_request
+from fabstir_vectordb.report import IndexReport
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.s5.cid import check_share_cid
 from fabstir_vectordb.s5.phrase import PHRASE_WORDS, parse_phrase
@@ -1058,8 +1058,7 @@ class VectorDBSession:
             IntegrityError, NotFoundError, DecryptionError, StorageError, S5Error: versions or parts cannot be read.
             SessionError: the session is destroyed.
         """
-        request = make_request(fields, sample, recall_sample, projection)
-        return await make_report(self._runtime, self._workspace, request, self._stats, self._recall_target)
+        return await _report(self, fields, sample, recall_sample, projection)
 
     async def scan(
         self, filter: Mapping[str, Any] | None = None, *, order: str | None = None
@@ -1447,6 +1446,14 @@ def _stats_of(workspace: Workspace, index: AnyIndex) -> SessionStats:
         superseded_bytes=workspace.superseded_bytes,
         embedder=index.params.embedder,
     )
+
+
+async def _report(session: VectorDBSession, *asked: object) -> IndexReport:
+    from fabstir_vectordb.report.make import make_report, make_request
+
+    request = make_request(*asked)
+    target = session._recall_target
+    return await make_report(session._runtime, session._workspace, request, session._stats, target)
 
 
 def _as_report(pruned: PrunedHistory) -> PruneReport:

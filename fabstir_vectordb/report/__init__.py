@@ -1,6 +1,8 @@
-"""Reports: one self-contained page that shows an index, its versions, its recall and a map of its embeddings."""
+"""Reports: one self-contained page that shows an index, its versions, its recall and a map of its embeddings.
 
-from fabstir_vectordb.report.make import make_report, make_request
-from fabstir_vectordb.report.page import IndexReport
+What makes the page is imported where one is asked for: most programs make none.
+"""
 
-__all__ = ["IndexReport", "make_report", "make_request"]
+from fabstir_vectordb.report.index_report import IndexReport
+
+__all__ = ["IndexReport"]

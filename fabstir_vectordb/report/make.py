@@ -17,7 +17,8 @@ from fabstir_vectordb.metadata.filter_parse import check_field
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.report.columns import column_of
-from fabstir_vectordb.report.page import Contents, IndexReport, MapContents, page_of
+from fabstir_vectordb.report.index_report import IndexReport
+from fabstir_vectordb.report.page import Contents, MapContents, page_of
 from fabstir_vectordb.report.projection import PROJECTIONS, SEED, Method, check_umap, project
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.types import Row, SessionStats

@@ -14,7 +14,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,15 +23,14 @@ from typing import Any, Final
 import numpy as np
 
 from fabstir_vectordb.config import Metric
-from fabstir_vectordb.display import html_record
-from fabstir_vectordb.output_file import writing
 from fabstir_vectordb.persist.version_sizes import VersionSize
 from fabstir_vectordb.report.charts import bars, data_size, recall_chart, setting
 from fabstir_vectordb.report.columns import Column
+from fabstir_vectordb.report.index_report import IndexReport
 from fabstir_vectordb.report.projection import Projection
 from fabstir_vectordb.types import RecallReport, SessionStats
 
-__all__ = ["Contents", "IndexReport", "MapContents", "page_of"]
+__all__ = ["Contents", "MapContents", "page_of"]
 
 #: Coordinates of the map are integers from 0 to this: finer than any screen.
 _GRID: Final = 16_383
@@ -76,42 +75,6 @@ class Contents:
     versions: Sequence[VersionSize] | None
     version_count: int
     map: MapContents | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexReport:
-    """A report of an index: a page for a browser, which holds decrypted data.
-
-    Attributes:
-        html: the page.
-        index_name: name of the index.
-        rows: live rows.
-        rows_drawn: rows on the map.
-        fields: paths of the fields whose values the page holds.
-    """
-
-    html: str = field(repr=False)
-    index_name: str
-    rows: int
-    rows_drawn: int
-    fields: tuple[str, ...]
-
-    def write(self, path: str | Path) -> None:
-        """Writes the page to a file that its owner alone can read (mode 0600), completely or not at all.
-
-        Args:
-            path: the file, which is replaced.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        with writing(Path(path), private=True) as fresh:
-            fresh.write_text(self.html, encoding="utf-8", newline="\n")
-
-    def _repr_html_(self) -> str:
-        # Not the page: a notebook is saved with its outputs, and this one is read by whoever gets the notebook.
-        shown = {name: getattr(self, name) for name in ("index_name", "rows", "rows_drawn")}
-        return html_record("IndexReport", {**shown, "fields": list(self.fields), "bytes": len(self.html.encode())})
 
 
 def page_of(contents: Contents) -> IndexReport:
