@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -35,9 +36,33 @@ def running(app: Callable[..., object]) -> Iterator[str]:
         yield address
 
 
+class _Server(uvicorn.Server):
+    """A server that ends when it is told to: uvicorn looks every 0.1 s, and tests start hundreds."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        if not self.should_exit:
+            await self._end.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for closed in (*self.servers, *(sockets or ())):
+            closed.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks)
+        await asyncio.sleep(0)  # transports that are closing close in the loop's next turn
+
+    def end(self) -> None:
+        """Tells the server to end, from another thread."""
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._end.set)
+
+
 @contextmanager
 def _served(config: uvicorn.Config, sockets: list[socket.socket] | None = None) -> Iterator[str]:
-    server = uvicorn.Server(config)
+    server = _Server(config)
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     while not server.started:
@@ -47,7 +72,7 @@ def _served(config: uvicorn.Config, sockets: list[socket.socket] | None = None) 
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.end()
         thread.join(30)
         assert not thread.is_alive()
 

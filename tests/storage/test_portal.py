@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from contract import PUBLIC_KEY, entry  # noqa: E402
 from serving import serving  # noqa: E402
 
 from fabstir_vectordb.portal import app  # noqa: E402
+from fabstir_vectordb.portal.server import listen  # noqa: E402
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode  # noqa: E402
 
 SMALL, LARGE = b"hello", bytes(range(256)) * 1_100
@@ -118,6 +120,13 @@ def test_the_registry_takes_higher_revisions_only(client: httpx.Client) -> None:
     too_low = client.post("/s5/registry", json=entry(3).to_portal_json())
     assert "Revision number too low" in too_low.text
     assert client.get("/s5/registry", params={"pk": "AAAA"}).status_code == 400
+
+
+def test_answers_leave_without_waiting_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_who_it_is(client: httpx.Client) -> None:

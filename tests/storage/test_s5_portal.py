@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -404,8 +405,10 @@ async def test_busy_for_ever_ends_with_an_error() -> None:
 
 @pytest.mark.anyio
 async def test_a_silent_portal_is_a_timeout_and_a_closed_one_an_error() -> None:
+    over = threading.Event()
+
     async def silent(request: Request) -> Response:
-        await anyio.sleep(3)
+        await anyio.to_thread.run_sync(over.wait)
         return Response()
 
     with running(Recorder(silent)) as address:
@@ -413,6 +416,7 @@ async def test_a_silent_portal_is_a_timeout_and_a_closed_one_an_error() -> None:
             with pytest.raises(OperationTimeoutError) as caught:
                 await store.put(b"x")
             assert caught.value.retryable
+        over.set()
     async with aclosing(open_store(f"portal+{address}", max_retries=1)) as store:
         with pytest.raises(S5Error):
             await store.put(b"x")
