@@ -217,7 +217,7 @@ class SessionAgainstDict(RuleBasedStateMachine):
 
 TestSessionAgainstDict = SessionAgainstDict.TestCase
 TestSessionAgainstDict.settings = settings(
-    max_examples=16, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

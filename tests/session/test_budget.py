@@ -34,8 +34,8 @@ def _campaign(budget_mb: int, operations: int, seed: int) -> dict[str, Any]:
 
 
 def test_a_process_stays_within_the_budget() -> None:
-    told = _campaign(40, 80, seed=2)
-    assert sum(told["done"].values()) >= 55
+    told = _campaign(40, 45, seed=6)
+    assert sum(told["done"].values()) >= 30
     assert told["done"]["words"]
 
 

@@ -115,22 +115,22 @@ async def test_a_row_on_two_lists_is_found_once(clock: Clock, memory: str, tmp_p
 
 
 async def test_old_rows_move_and_both_sides_are_searched(session: VectorDBSession) -> None:
-    await fill(session, 5_000, 30, "old", 1)
-    await fill(session, 4_000, 1, "new", 2)
+    await fill(session, 2_500, 30, "old", 1)
+    await fill(session, 2_000, 1, "new", 2)
     before = await session.get_stats()
-    assert (before.index_type, before.hnsw_vector_count, before.ivf_vector_count) == ("hnsw", 9_000, 0)
+    assert (before.index_type, before.hnsw_vector_count, before.ivf_vector_count) == ("hnsw", 4_500, 0)
     told: list[OptimizeProgress] = []
     done = await session.optimize(told.append)
-    assert (done.trained, done.migrated, done.vacuum.total_removed) == (True, 5_000, 0)
+    assert (done.trained, done.migrated, done.vacuum.total_removed) == (True, 2_500, 0)
     assert {step.stage for step in told} == {"train", "migrate", "vacuum"}
     assert all(step.rows_done <= step.rows_total for step in told)
     stats = await session.get_stats()
-    assert (stats.index_type, stats.hnsw_vector_count, stats.ivf_vector_count) == ("hybrid", 4_000, 5_000)
+    assert (stats.index_type, stats.hnsw_vector_count, stats.ivf_vector_count) == ("hybrid", 2_000, 2_500)
     assert stats.memory_bytes["graph"] < before.memory_bytes["graph"] / 2
     recent, historical = await session.get_recent_index(), await session.get_historical_index()
-    assert (recent.index_type, recent.vector_count, historical.index_type) == ("hnsw", 4_000, "ivf")
-    assert set(recent.ids) == {f"new{i}" for i in range(4_000)}
-    assert set(historical.ids) == {f"old{i}" for i in range(5_000)}
+    assert (recent.index_type, recent.vector_count, historical.index_type) == ("hnsw", 2_000, "ivf")
+    assert set(recent.ids) == {f"new{i}" for i in range(2_000)}
+    assert set(historical.ids) == {f"old{i}" for i in range(2_500)}
     assert await recall(session) >= 0.95
     assert await recall(session, nprobe=historical.list_count) >= 0.97
     assert {"hybrid"} <= {plan for plan, n in (await session.get_stats()).plans.items() if n}
@@ -199,8 +199,8 @@ async def test_a_saved_version_has_both_sides(clock: Clock) -> None:
 
 
 async def test_a_recall_that_is_asked_for_is_met_on_both_sides(session: VectorDBSession) -> None:
-    await fill(session, 6_000, 30, "old", 1)
-    await fill(session, 6_000, 1, "new", 2)
+    await fill(session, 3_000, 30, "old", 1)
+    await fill(session, 3_000, 1, "new", 2)
     for _ in range(2):
         for target in (0.9, 0.98):
             assert await recall(session, recall_target=target) >= target - 0.02
@@ -232,8 +232,8 @@ async def test_rows_that_left_do_not_make_a_default_scan_all_rows(clock: Clock) 
 
 
 async def test_what_codes_lose_is_found_all_the_same(session: VectorDBSession) -> None:
-    narrow = CENTRES[np.arange(6_000) % 30] + np.random.default_rng(3).standard_normal((6_000, DIM)) * 0.02
-    await session.add_batch([str(i) for i in range(6_000)], narrow, timestamps=np.full(6_000, NOW - 30 * DAY))
+    narrow = CENTRES[np.arange(3_000) % 30] + np.random.default_rng(3).standard_normal((3_000, DIM)) * 0.02
+    await session.add_batch([str(i) for i in range(3_000)], narrow, timestamps=np.full(3_000, NOW - 30 * DAY))
     await session.optimize()
     for fields in ({}, {"recall_target": 0.98}):
         found = [await session.search(query, 10, threshold=None, **fields) for query in narrow[:50]]
@@ -244,9 +244,9 @@ async def test_what_codes_lose_is_found_all_the_same(session: VectorDBSession) -
 
 async def test_filters_find_what_there_is_on_both_sides(session: VectorDBSession) -> None:
     for prefix, age, seed in (("old", 30, 1), ("new", 1, 2)):
-        tags = [{"n": i % 100} for i in range(4_000)]
+        tags = [{"n": i % 100} for i in range(2_000)]
         await session.add_batch(
-            [f"{prefix}{i}" for i in range(4_000)], rows(4_000, seed), tags, np.full(4_000, NOW - age * DAY)
+            [f"{prefix}{i}" for i in range(2_000)], rows(2_000, seed), tags, np.full(2_000, NOW - age * DAY)
         )
     for _ in range(2):
         for below in (1, 10, 60):
@@ -254,7 +254,7 @@ async def test_filters_find_what_there_is_on_both_sides(session: VectorDBSession
             hits = await session.search(rows(1, 60)[0], 30, threshold=None, filter=where)
             assert len(hits) == 30
             assert all(hit.metadata["n"] < below for hit in hits)
-        assert await session.count({"n": 5}) == 80
+        assert await session.count({"n": 5}) == 40
         await session.optimize()
 
 
@@ -305,13 +305,13 @@ async def test_searches_meanwhile_miss_nothing(session: VectorDBSession) -> None
 
 def test_threads_that_search_meanwhile_miss_nothing(clock: Clock) -> None:
     with sync.VectorDBSession.create(settings(clock)) as session:
-        vectors = rows(6_000, 1)
-        session.add_batch([f"r{i}" for i in range(6_000)], vectors, timestamps=np.full(6_000, NOW - 30 * DAY))
+        vectors = rows(3_000, 1)
+        session.add_batch([f"r{i}" for i in range(3_000)], vectors, timestamps=np.full(3_000, NOW - 30 * DAY))
         stop, wrong = threading.Event(), []
 
         def look(first: int) -> None:
             while not stop.is_set():
-                for i in range(first, 6_000, 500):
+                for i in range(first, 3_000, 500):
                     ids = [hit.id for hit in session.search(vectors[i], 5, threshold=None)]
                     if ids[0] != f"r{i}" or len(set(ids)) != 5:
                         wrong.append((i, ids))
@@ -320,7 +320,7 @@ def test_threads_that_search_meanwhile_miss_nothing(clock: Clock) -> None:
         for thread in threads:
             thread.start()
         session.optimize()
-        for i in range(1, 6_000, 500):
+        for i in range(1, 3_000, 500):
             session.delete_vector(f"r{i}")
         session.vacuum()
         session.add_batch([f"s{i}" for i in range(1_500)], rows(1_500, 2), timestamps=np.full(1_500, NOW - 20 * DAY))

@@ -109,8 +109,8 @@ async def test_bad_arguments_and_cancellation() -> None:
 
 async def test_the_picture_shows_every_point(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` brings matplotlib")
-    report = await measured(2_000, old=1_000)
-    for suffix in (".svg", ".png", ".pdf"):
+    report = await measured(400, old=200)
+    for suffix in (".svg", ".png"):
         report.plot(tmp_path / f"recall{suffix}")
         assert (tmp_path / f"recall{suffix}").stat().st_size > 1_000
     few = dataclasses.replace(report, points=report.points[-1:])
