@@ -268,4 +268,4 @@ def test_the_search_box_finds_every_public_name(tmp_path: Path) -> None:
 
 def test_the_readme_is_one_screen() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 115
+    assert len(lines) <= 120
