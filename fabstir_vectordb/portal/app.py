@@ -1,7 +1,7 @@
 """The portal's routes: S5's HTTP API (uploads, downloads, registry), and the files of a Fabstir gateway.
 
 Answers follow the S5 reference, including its oddities: a request that a node rejects gets a 500 with plain text.
-A malformed request gets a 400, so that clients do not retry it.
+A malformed request gets a 400, so that clients do not retry it. The gateway answers as Fabstir's newest bridge does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
@@ -184,13 +185,15 @@ class _Portal:
             return PlainTextResponse("not found", 404)
         return Response(status_code=200)
 
-    # ---- a gateway's files (version A of the reference)
+    # ---- a gateway's files
 
     async def health(self, request: Request) -> Response:
+        """The fields of the newest bridge, and those of version A."""
         count = await anyio.to_thread.run_sync(self._files.count)
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
-        state = {"status": "ok", "mode": "mock", "initialized": True, "port": port, "portal": "none"}
-        return JSONResponse({**state, "storage_size": count})
+        bridge = {"service": "fabstir_vectordb portal", "timestamp": datetime.now(UTC).isoformat(), "connected": True}
+        state = {"status": "healthy", "mode": "mock", "initialized": True, "port": port, "portal": "none"}
+        return JSONResponse({**bridge, **state, "peerCount": 0, "storage_size": count})
 
     async def file(self, request: Request) -> Response:
         # The undecoded path: after decoding, a slash within a name looks like a slash between names.
@@ -203,10 +206,12 @@ class _Portal:
         if request.method == "PUT":
             blob = await self.store.put(await _body(request))
             await anyio.to_thread.run_sync(self._files.set, path, blob)
-            return JSONResponse({"success": True, "cid": str(blob)})
+            # Fabstir's host software knows CIDs in base32 only.
+            stored = {"success": True, "path": path, "size": blob.size, "cid": blob.to_text("base32")}
+            return JSONResponse(stored, 201)
         if request.method == "DELETE":
-            is_gone = await anyio.to_thread.run_sync(self._files.remove, path)
-            return JSONResponse({"success": True}) if is_gone else _no_path()
+            await anyio.to_thread.run_sync(self._files.remove, path)
+            return Response(status_code=204)
         found = await anyio.to_thread.run_sync(self._files.get, path)
         return _no_path() if found is None else Response(await self._read(found.hash), media_type=_OCTETS)
 

@@ -1,4 +1,4 @@
-"""The files of a Fabstir gateway (version A of the S5 reference), stored as blobs of the S5 node.
+"""The files of a Fabstir gateway, stored as blobs of the S5 node.
 
 Each gateway path is a small file that holds the CID of the content. The content itself is a blob of the node, stored
 once, and can also be read by its CID, as behind a real gateway.

@@ -69,7 +69,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def fill(client: httpx.Client) -> None:
-    assert client.put("/s5/fs/home/kept", content=b"kept").status_code == 200
+    assert client.put("/s5/fs/home/kept", content=b"kept").status_code == 201
 
 
 def state(root: Path) -> dict[str, bytes]:
@@ -427,7 +427,7 @@ def test_old_and_bare_requests_are_answered(root: Path, version: bytes) -> None:
         host = b"" if version == b"1.0" else b"Host: localhost\r\n"
         one.sendall(b"PUT /s5/fs/home/empty HTTP/" + version + b"\r\n" + host + b"Connection: close\r\n\r\n")
         one.settimeout(20)
-        assert b" 200 OK" in one.recv(65_536)
+        assert b" 201 Created" in one.recv(65_536)
 
 
 # ---- accounts and revisions
@@ -493,10 +493,15 @@ def test_a_gateways_list_names_files_and_directories(root: Path) -> None:
     with serving(root) as address, httpx.Client(base_url=address) as client:
         for path, content in (("home/a", b"1"), ("home/b/c", b"22"), ("home/b/d/e", b"333"), ("home/b.bin", b"")):
             put = client.put(f"/s5/fs/{path}", content=content)
-            assert put.json() == {"success": True, "cid": str(BlobId.of(content))}
+            assert put.status_code == 201
+            stored = {"path": path, "size": len(content), "cid": BlobId.of(content).to_text("base32")}
+            assert put.json() == {"success": True, **stored}
         assert client.get("/s5/fs/home/").json() == [
             {"name": "a", "size": 1, "type": "file"},
             {"name": "b.bin", "size": 0, "type": "file"},
             {"name": "b", "size": 5, "type": "directory"},
         ]
         assert client.get("/s5/fs/nothing/").json() == []
+        for _ in range(2):
+            assert client.delete("/s5/fs/home/a").status_code == 204
+        assert client.get("/s5/fs/home/a").status_code == 404
