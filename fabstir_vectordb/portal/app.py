@@ -1,7 +1,8 @@
 """The portal's routes: S5's HTTP API (uploads, downloads, registry), and the files of a Fabstir gateway.
 
 Answers follow the S5 reference, including its oddities: a request that a node rejects gets a 500 with plain text.
-A malformed request gets a 400, so that clients do not retry it. The gateway answers as Fabstir's newest bridge does.
+A malformed request gets a 400, so that clients do not retry it. Ranges and conditions are those of HTTP on every route,
+where a node knows them on some. The gateway answers as Fabstir's newest bridge does.
 """
 
 from __future__ import annotations
@@ -28,37 +29,26 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
+from fabstir_vectordb.portal import body
 from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, TOKEN_S, Accounts
+from fabstir_vectordb.portal.download import BlobResponse
 from fabstir_vectordb.portal.gateway import GatewayFiles
 from fabstir_vectordb.portal.guard import Guard
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
-from fabstir_vectordb.storage.base import BLOB_BYTES_MAX, UPLOAD_BYTES_MAX, AtMost, check_hash
+from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX, check_hash
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 
 __all__ = ["create_app"]
 
 #: Most bytes of a multipart form besides its file.
 _FORM_BYTES_MAX: Final = 4_096
-#: The Range header is ignored for blobs up to this size, as on a node.
-_RANGES_FROM: Final = 262_144
 #: Highest revision that nodes accept.
 _REVISION_MAX: Final = 2**48
-#: Most seconds between two pieces of a request's body.
-BODY_S: float = 30.0
-_OCTETS: Final = "application/octet-stream"
 
 logger = logging.getLogger(__name__)
 
 _Handler = Callable[[Request], Awaitable[Response]]
-
-
-class _TooLargeError(Exception):
-    """An upload is larger than the limit."""
-
-
-class _TooSlowError(Exception):
-    """The next piece of a request's body did not come in time."""
 
 
 class _Portal:
@@ -120,12 +110,14 @@ class _Portal:
 
     async def upload(self, request: Request) -> Response:
         kind = request.headers.get("content-type", "")
-        body = await _body(request)
-        data = _file_of(body, kind) if kind.lower().startswith("multipart/form-data") else body
-        if data is None:
-            return PlainTextResponse("there is no part named file", 400)
+        data = await _body(request)
+        if kind.lower().startswith("multipart/form-data"):
+            file = _file_of(data, kind)
+            if file is None:
+                return PlainTextResponse("there is no part named file", 400)
+            data = file
         if len(data) > UPLOAD_BYTES_MAX:
-            raise _TooLargeError
+            raise body.TooLargeError
         blob = await self.store.put(data)
         return JSONResponse({"cid": multibase_encode(blob.to_old_bytes(), "base58btc")})
 
@@ -137,25 +129,14 @@ class _Portal:
         return RedirectResponse(f"{request.scope.get('root_path', '')}/s5/storage/{_base64url(blob.hash)}", 307)
 
     async def storage(self, request: Request) -> Response:
-        return Response(await self._read(_from_base64url(request.path_params["hash"])), media_type=_OCTETS)
-
-    async def download(self, request: Request) -> Response:
-        blob = _blob_of(request)
-        data = await self._read(blob.hash)
-        return Response(data, media_type=_OCTETS, headers={"ETag": f'"{_base64url(bytes([0x1F]) + blob.hash)}"'})
+        return self._content(request, _from_base64url(request.path_params["hash"]))
 
     async def content(self, request: Request) -> Response:
-        blob = _blob_of(request)
-        data = await self._read(blob.hash)
-        wanted = request.headers.get("range")
-        if wanted is None or blob.size <= _RANGES_FROM:
-            return Response(data, media_type=_OCTETS)
-        return _range(data, wanted)
+        return self._content(request, _blob_of(request).hash)
 
-    async def _read(self, hash: bytes) -> bytes:
-        """The stored bytes of a blob, unchecked: clients check the hash, and must be able to detect damage."""
+    def _content(self, request: Request, hash: bytes) -> Response:
         check_hash(hash)
-        return await anyio.to_thread.run_sync(self.store.read_unchecked, hash, AtMost(BLOB_BYTES_MAX))
+        return BlobResponse(request, self.store, hash)
 
     async def locations(self, request: Request) -> Response:
         multihash = _from_base64url(request.path_params["multihash"])
@@ -213,7 +194,7 @@ class _Portal:
             await anyio.to_thread.run_sync(self._files.remove, path)
             return Response(status_code=204)
         found = await anyio.to_thread.run_sync(self._files.get, path)
-        return _no_path() if found is None else Response(await self._read(found.hash), media_type=_OCTETS)
+        return _no_path() if found is None else self._content(request, found.hash)
 
 
 def create_app(
@@ -249,7 +230,7 @@ def create_app(
         ("/s5/upload", restricted(portal.upload), ["POST"]),
         ("/s5/blob/{cid}", portal.blob, ["GET"]),
         ("/s5/storage/{hash}", portal.storage, ["GET"]),
-        ("/s5/download/{cid}", restricted(portal.download), ["GET"]),
+        ("/s5/download/{cid}", restricted(portal.content), ["GET"]),
         ("/s5/debug/storage_locations/{multihash}", portal.locations, ["GET"]),
         ("/s5/registry", portal.get_entry, ["GET"]),
         ("/s5/registry", restricted(portal.set_entry), ["POST"]),
@@ -262,8 +243,8 @@ def create_app(
         InvalidInputError: partial(_answered, 400),
         VectorDBError: partial(_answered, 500),
         OSError: _broken,
-        _TooLargeError: _too_large,
-        _TooSlowError: _too_slow,
+        body.TooLargeError: _too_large,
+        body.SlowClientError: _too_slow,
     }
     app = Starlette(
         routes=[Route(path, handler, methods=methods) for path, handler, methods in routes], exception_handlers=handlers
@@ -321,20 +302,7 @@ def _field(document: Any, name: str) -> bytes:
 
 
 async def _body(request: Request) -> bytes:
-    data = bytearray()
-    try:
-        while True:
-            with anyio.fail_after(BODY_S):
-                message = await request.receive()
-            if message["type"] != "http.request":
-                raise _TooSlowError  # the client has gone
-            data += message.get("body", b"")
-            if len(data) > UPLOAD_BYTES_MAX + _FORM_BYTES_MAX:
-                raise _TooLargeError
-            if not message.get("more_body", False):
-                return bytes(data)
-    except TimeoutError:
-        raise _TooSlowError from None
+    return await body.whole(request, UPLOAD_BYTES_MAX + _FORM_BYTES_MAX)
 
 
 def _file_of(body: bytes, content_type: str) -> bytes | None:
@@ -348,18 +316,6 @@ def _file_of(body: bytes, content_type: str) -> bytes | None:
         if re.search(rb'content-disposition:[^\r\n]*;\s*name="?file"?\s*(;|\r|$)', head, re.IGNORECASE):
             return content
     return None
-
-
-def _range(data: bytes, wanted: str) -> Response:
-    """One range of a blob, as a node answers: the whole blob if the range ends past it, 416 if it is malformed."""
-    match = re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", wanted.strip())
-    if match is None or int(match[1]) >= len(data):
-        return Response(status_code=416)
-    first, last = int(match[1]), int(match[2] or len(data) - 1)
-    if last >= len(data) or last < first:
-        return Response(data, media_type=_OCTETS)
-    headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-    return Response(data[first : last + 1], 206, headers, _OCTETS)
 
 
 def _base64url(raw: bytes) -> str:

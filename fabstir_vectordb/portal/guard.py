@@ -57,7 +57,7 @@ class Guard:
             allow_origins=self._origins,
             allow_methods=_METHODS,
             allow_headers=["*"],
-            expose_headers=["Content-Range", "ETag"],
+            expose_headers=["Accept-Ranges", "Content-Range", "ETag"],
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,7 +29,7 @@ from contract import PUBLIC_KEY, entry  # noqa: E402
 from serving import serving  # noqa: E402
 
 from fabstir_vectordb.errors import InvalidConfigError, InvalidInputError  # noqa: E402
-from fabstir_vectordb.portal import app, server  # noqa: E402
+from fabstir_vectordb.portal import body, server  # noqa: E402
 from fabstir_vectordb.portal.accounts import Accounts  # noqa: E402
 from fabstir_vectordb.portal.app import create_app  # noqa: E402
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode  # noqa: E402
@@ -388,7 +388,7 @@ def _closes(connection: socket.socket, within_s: float = 20) -> bool:
 )
 def test_a_request_that_is_never_finished_is_closed(root: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     monkeypatch.setattr(server, "HEAD_S", 0.2)
-    monkeypatch.setattr(app, "BODY_S", 0.2)
+    monkeypatch.setattr(body, "BODY_S", 0.2)
     with serving(root) as address:
         port = int(address.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as connection:

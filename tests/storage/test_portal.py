@@ -78,24 +78,53 @@ def test_what_is_not_there(client: httpx.Client) -> None:
     assert client.delete(f"/s5/delete/{old(NOWHERE)}").status_code == 404
 
 
-def test_ranges_are_those_of_a_node(client: httpx.Client) -> None:
-    large, small = old(upload(client, LARGE)), old(upload(client, SMALL))
-    size = len(LARGE)
-
-    def asked(cid: str, wanted: str) -> httpx.Response:
-        return client.get(f"/{cid}", headers={"Range": wanted})
-
-    answer = asked(large, "bytes=10-19")
-    assert (answer.status_code, answer.content) == (206, LARGE[10:20])
-    assert answer.headers["content-range"] == f"bytes 10-19/{size}"
-    assert asked(large, f"bytes={size - 3}-").content == LARGE[-3:]
+def test_every_download_route_serves_ranges_and_conditions(client: httpx.Client) -> None:
+    size, blob = len(LARGE), upload(client, LARGE)
+    assert client.put("/s5/fs/home/large", content=LARGE).status_code == 201
+    storage = client.get(f"/s5/blob/{old(blob)}").headers["location"]
+    tag = client.head(storage).headers["etag"]
     many = "9" * 5_000
-    wrong = ("bytes=5", "bytes=-5", f"bytes={size}-", "lines=1-2", "bytes=0-1,4-5", f"bytes={many}-", f"bytes=0-{many}")
-    for bad in wrong:
-        assert asked(large, bad).status_code == 416
-    # Past the end, and for small blobs, all of it.
-    assert (asked(large, f"bytes=0-{size}").status_code, asked(small, "bytes=1-2").content) == (200, SMALL)
-    assert client.get(f"/s5/download/{large}", headers={"Range": "bytes=0-1"}).content == LARGE
+    for path in (storage, f"/s5/download/{old(blob)}", f"/{old(blob)}", "/s5/fs/home/large"):
+
+        def asked(path: str = path, **headers: str) -> httpx.Response:
+            return client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+        for wanted, part in (
+            ("bytes=10-19", slice(10, 20)),
+            (f"bytes={size - 3}-", slice(size - 3, size)),
+            ("bytes=-3", slice(size - 3, size)),
+            (f"bytes=-{size + 1}", slice(0, size)),
+            (f"bytes=5-{size + 7}", slice(5, size)),
+        ):
+            answer = asked(Range=wanted)
+            assert (answer.status_code, answer.content) == (206, LARGE[part])
+            assert answer.headers["content-range"] == f"bytes {part.start}-{part.stop - 1}/{size}"
+        for wrong in (
+            "bytes=5",
+            "bytes=-",
+            "bytes=-0",
+            f"bytes={size}-",
+            "bytes=5-4",
+            f"bytes={many}-",
+            f"bytes=0-{many}",
+        ):
+            refused = asked(Range=wrong)
+            assert (refused.status_code, refused.headers["content-range"]) == (416, f"bytes */{size}")
+        for ignored in ({"Range": "lines=1-2"}, {"Range": "bytes=0-1,4-5"}, {"Range": "bytes=0-1", "If_Range": '"x"'}):
+            assert (asked(**ignored).status_code, asked(**ignored).content) == (200, LARGE)
+        assert asked(Range="bytes=0-1", If_Range=tag).content == LARGE[:2]
+        for known in (tag, f'"x", W/{tag}', "*"):
+            unchanged = asked(If_None_Match=known)
+            assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", tag)
+        assert asked(If_None_Match='"x"').content == LARGE
+        head = client.head(path)
+        assert (head.headers["content-length"], head.headers["accept-ranges"], head.content) == (
+            str(size),
+            "bytes",
+            b"",
+        )
+    assert client.get(f"/{old(upload(client, SMALL))}", headers={"Range": "bytes=1-2"}).content == SMALL[1:3]
+    assert client.get(f"/{old(upload(client, b''))}", headers={"Range": "bytes=0-"}).status_code == 416
 
 
 def test_an_upload_that_is_too_large_is_refused(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,10 @@ def test_the_gateway_answers_as_the_captured_one_or_the_newest_bridge(portal: st
                 content=None if body is None else body.encode(),
                 headers=one.get("request_headers"),
             )
-            assert answer.status_code == BRIDGE_STATUS.get(one["method"], one["status"]), one
+            status = BRIDGE_STATUS.get(one["method"], one["status"])
+            if "Range" in (one.get("request_headers") or {}):
+                status = 206  # neither gateway knows ranges
+            assert answer.status_code == status, one
             if one["method"] == "DELETE":
                 assert answer.content == b""
             elif isinstance(one["body"], (dict, list)):
