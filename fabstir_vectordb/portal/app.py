@@ -34,6 +34,7 @@ from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, TOKEN_S, Accounts
 from fabstir_vectordb.portal.download import BlobResponse
 from fabstir_vectordb.portal.gateway import GatewayFiles
 from fabstir_vectordb.portal.guard import Guard
+from fabstir_vectordb.portal.tus import Uploads
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX, check_hash
@@ -54,6 +55,7 @@ _Handler = Callable[[Request], Awaitable[Response]]
 class _Portal:
     def __init__(self, root: Path, token: str | None, accounts: bool) -> None:
         self.store = LocalDirStore(root, revision_max=_REVISION_MAX)
+        self.uploads = Uploads(root / "uploads", self.store)
         self._files = GatewayFiles(root / "gateway")
         self._accounts = Accounts(root / "accounts") if accounts else None
         self._token = token
@@ -208,7 +210,8 @@ def create_app(
     """The portal as an ASGI application.
 
     Args:
-        root: a directory with the layout of a ``file:`` store, and the folders ``gateway`` and ``accounts``.
+        root: a directory with the layout of a ``file:`` store, and the folders ``gateway``, ``uploads`` and
+            ``accounts``.
         token: token that uploads, downloads and registry writes require as ``Authorization: Bearer``; None for no
             token.
         accounts: also let in clients that have registered and logged in. Registering requires the token, if there is
@@ -220,14 +223,18 @@ def create_app(
         InvalidConfigError: a host or an origin is malformed.
     """
     portal = _Portal(root, token, accounts)
-    restricted = portal.restricted
-    routes = [
+    restricted, uploads = portal.restricted, portal.uploads
+    routes: list[tuple[str, _Handler, list[str]]] = [
         ("/", portal.hello, ["GET"]),
         ("/health", portal.health, ["GET"]),
         ("/s5/version", portal.version, ["GET"]),
         ("/s5/account/register", portal.account, ["GET", "POST"]),
         ("/s5/account/login", portal.account, ["GET", "POST"]),
         ("/s5/upload", restricted(portal.upload), ["POST"]),
+        ("/s5/upload/tus", restricted(uploads.create), ["POST"]),
+        ("/s5/upload/tus", uploads.options, ["OPTIONS"]),
+        ("/s5/upload/tus/{id}", uploads.state, ["HEAD"]),
+        ("/s5/upload/tus/{id}", uploads.append, ["PATCH"]),
         ("/s5/blob/{cid}", portal.blob, ["GET"]),
         ("/s5/storage/{hash}", portal.storage, ["GET"]),
         ("/s5/download/{cid}", restricted(portal.content), ["GET"]),
@@ -258,7 +265,7 @@ async def _answered(status: int, request: Request, error: Exception) -> Response
 
 
 async def _too_large(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"the upload is larger than {UPLOAD_BYTES_MAX} bytes", 500)
+    return PlainTextResponse(f"more than {UPLOAD_BYTES_MAX} bytes: /s5/upload/tus takes them", 500)
 
 
 async def _too_slow(request: Request, error: Exception) -> Response:

@@ -25,7 +25,19 @@ _AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?:
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 #: Values of Sec-Fetch-Site for a request by a page of the portal itself, or by the browser's user.
 _OWN_SITES: Final = (b"same-origin", b"none")
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+#: Headers of answers that pages may read.
+_EXPOSED: Final = (
+    "Accept-Ranges",
+    "Content-Range",
+    "ETag",
+    "Location",
+    "Tus-Resumable",
+    "Upload-Expires",
+    "Upload-Length",
+    "Upload-Offset",
+    "X-S5-CID",
+)
 #: Tell the browser not to embed the answer in pages of other origins, and not to guess its type.
 _OWN_HEADERS: Final = [(b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff")]
 #: Header of a preflight in which some browsers ask whether a public page may use a portal in a private network.
@@ -57,7 +69,7 @@ class Guard:
             allow_origins=self._origins,
             allow_methods=_METHODS,
             allow_headers=["*"],
-            expose_headers=["Accept-Ranges", "Content-Range", "ETag"],
+            expose_headers=_EXPOSED,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

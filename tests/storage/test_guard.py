@@ -58,6 +58,9 @@ REQUESTS = [
     ("PUT", "/s5/fs/home/kept"),
     ("DELETE", "/s5/fs/home/kept"),
     ("OPTIONS", "/s5/upload"),
+    ("POST", "/s5/upload/tus"),
+    ("OPTIONS", "/s5/upload/tus"),
+    ("PATCH", f"/s5/upload/tus/{'0' * 32}"),
     ("GET", "/no/such/route"),
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -101,7 +104,8 @@ def test_nothing_is_answered_to_what_is_foreign(root: Path, headers: dict[str, s
         fill(client)
         before = state(root)
         for method, path in REQUESTS:
-            answer = client.request(method, path, headers=headers, content=b"x" if method in ("PUT", "POST") else None)
+            content = b"x" if method in ("PUT", "POST", "PATCH") else None
+            answer = client.request(method, path, headers=headers, content=content)
             assert answer.status_code == 403, (method, path)
             assert "access-control-allow-origin" not in answer.headers
             assert b"kept" not in answer.content

@@ -95,6 +95,9 @@ ROUTES = (
     ("PUT", "/s5/fs/{}"),
     ("POST", "/s5/fs/{}"),
     ("POST", "/s5/upload?{}"),
+    ("POST", "/s5/upload/tus?{}"),
+    ("HEAD", "/s5/upload/tus/{}"),
+    ("PATCH", "/s5/upload/tus/{}"),
     ("POST", "/s5/registry?auth_token={}"),
     ("POST", "/s5/account/register?x={}"),
     ("POST", "/s5/account/login?x={}"),
@@ -110,8 +113,14 @@ def _requests() -> Iterator[dict[str, Any]]:
                 "range": choice.choice(RANGES),
                 "cookie": choice.choice(("", ";;=", "s5-auth-token=\xff", "a" * 5_000)),
                 "authorization": choice.choice(("", "Bearer", "Bearer \xff", "Basic x")),
+                "if-none-match": choice.choice(("", "*", '"', 'W/"\xff"')),
             }
-            content = choice.choice(DOCUMENTS) if method in ("PUT", "POST") else None
+            if "tus" in route:
+                headers |= {"tus-resumable": "1.0.0", "content-type": "application/offset+octet-stream"}
+                numbers = ("", "0", "7", "-1", "\xb2", "9" * 5_000)
+                headers |= {"upload-length": choice.choice(numbers), "upload-offset": choice.choice(numbers)}
+                headers["upload-metadata"] = choice.choice(("", "hash", "hash \xff", "hash =", "hash QUFBQQ==", ","))
+            content = choice.choice(DOCUMENTS) if method in ("PUT", "POST", "PATCH") else None
             raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items() if value]
             yield {"method": method, "url": route.format(text), "headers": raw, "content": content}
 
@@ -133,7 +142,7 @@ def test_no_input_ends_in_an_exception(tmp_path: Path, accounts: bool) -> None:
 
     anyio.run(ask)
     assert {200, 400, 404} <= statuses.keys() or accounts
-    assert {entry.name for entry in tmp_path.iterdir()} <= {"blobs", "gateway", "accounts", "tmp"}
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"blobs", "gateway", "uploads", "accounts", "tmp"}
 
 
 def test_a_disk_that_fails_is_a_500_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
