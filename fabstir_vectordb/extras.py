@@ -25,7 +25,7 @@ EXTRAS: Final = {
     "mcp": ("mcp>=2",),
     "otel": ("opentelemetry-api>=1.27",),
     "plot": ("matplotlib>=3.9",),
-    "portal": ("starlette>=0.40", "uvicorn>=0.30"),
+    "portal": ("starlette>=0.40", "uvicorn>=0.46", "wsproto>=1.2"),
     "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
     "txtai": ("txtai>=9",),

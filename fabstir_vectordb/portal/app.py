@@ -1,4 +1,4 @@
-"""The portal's routes: S5's HTTP API (uploads, downloads, registry), and the files of a Fabstir gateway.
+"""The portal's routes: S5's HTTP API (uploads, downloads, registry), its websocket, and the files of a Fabstir gateway.
 
 Answers follow the S5 reference, including its oddities: a request that a node rejects gets a 500 with plain text.
 A malformed request gets a 400, so that clients do not retry it. Ranges and conditions are those of HTTP on every route,
@@ -23,10 +23,11 @@ from urllib.parse import unquote
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError, VectorDBError
 from fabstir_vectordb.portal import body
@@ -34,6 +35,8 @@ from fabstir_vectordb.portal.accounts import LOGIN, REGISTER, TOKEN_S, Accounts
 from fabstir_vectordb.portal.download import BlobResponse
 from fabstir_vectordb.portal.gateway import GatewayFiles
 from fabstir_vectordb.portal.guard import Guard
+from fabstir_vectordb.portal.messages import FILE_LOCATION
+from fabstir_vectordb.portal.p2p import Peers
 from fabstir_vectordb.portal.tus import Uploads
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
@@ -55,6 +58,7 @@ _Handler = Callable[[Request], Awaitable[Response]]
 class _Portal:
     def __init__(self, root: Path, token: str | None, accounts: bool) -> None:
         self.store = LocalDirStore(root, revision_max=_REVISION_MAX)
+        self.peers = Peers(self.store)
         self.uploads = Uploads(root / "uploads", self.store)
         self._files = GatewayFiles(root / "gateway")
         self._accounts = Accounts(root / "accounts") if accounts else None
@@ -145,7 +149,7 @@ class _Portal:
         check_hash(multihash[1:])
         found = await self.store.has(multihash[1:])
         here = f"{str(request.base_url).rstrip('/')}/s5/storage/{_base64url(multihash[1:])}"
-        place = {"type": 5, "parts": [here], "expiry": 2**31 - 1, "nodeId": "z", "score": 1}
+        place = {"type": FILE_LOCATION, "parts": [here], "expiry": 2**31 - 1, "nodeId": "z", "score": 1}
         return JSONResponse({"locations": [place] if found else []})
 
     async def get_entry(self, request: Request) -> Response:
@@ -159,8 +163,17 @@ class _Portal:
             entry.verify()
         except IntegrityError as error:
             raise InvalidInputError(error.message) from None
-        await self.store.set_pointer(entry)
+        await self.peers.set(entry)
         return Response(status_code=204)
+
+    async def p2p(self, socket: WebSocket) -> None:
+        """Talks with a client of the S5 network.
+
+        Entries are signed by the owners of their keys, so nodes take them from everybody. A portal with a token takes
+        none without it; one with accounts cannot ask for a token, since S5.js connects before it has one.
+        """
+        may_write = self._is_open or self._accounts is not None or self._is_known(_token_of(socket))
+        await self.peers.serve(socket, may_write)
 
     async def delete(self, request: Request) -> Response:
         blob = _blob_of(request)
@@ -176,7 +189,7 @@ class _Portal:
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
         bridge = {"service": "fabstir_vectordb portal", "timestamp": datetime.now(UTC).isoformat(), "connected": True}
         state = {"status": "healthy", "mode": "mock", "initialized": True, "port": port, "portal": "none"}
-        return JSONResponse({**bridge, **state, "peerCount": 0, "storage_size": count})
+        return JSONResponse({**bridge, **state, "peerCount": self.peers.count, "storage_size": count})
 
     async def file(self, request: Request) -> Response:
         # The undecoded path: after decoding, a slash within a name looks like a slash between names.
@@ -253,10 +266,9 @@ def create_app(
         body.TooLargeError: _too_large,
         body.SlowClientError: _too_slow,
     }
-    app = Starlette(
-        routes=[Route(path, handler, methods=methods) for path, handler, methods in routes], exception_handlers=handlers
-    )
-    return Guard(app, hosts, origins)
+    served: list[BaseRoute] = [Route(path, handler, methods=methods) for path, handler, methods in routes]
+    served.append(WebSocketRoute("/s5/p2p", portal.p2p))
+    return Guard(Starlette(routes=served, exception_handlers=handlers), hosts, origins)
 
 
 async def _answered(status: int, request: Request, error: Exception) -> Response:
@@ -287,7 +299,7 @@ def _no_path() -> Response:
     return JSONResponse({"error": "Path not found"}, 404)
 
 
-def _token_of(request: Request) -> str:
+def _token_of(request: HTTPConnection) -> str:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and given.strip():
         return given.strip()

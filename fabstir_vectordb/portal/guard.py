@@ -38,6 +38,8 @@ _EXPOSED: Final = (
     "Upload-Offset",
     "X-S5-CID",
 )
+#: Schemes of the pages whose requests and websockets have these schemes.
+_PAGE_SCHEMES: Final = {"ws": "http", "wss": "https"}
 #: Tell the browser not to embed the answer in pages of other origins, and not to guess its type.
 _OWN_HEADERS: Final = [(b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff")]
 #: Header of a preflight in which some browsers ask whether a public page may use a portal in a private network.
@@ -74,10 +76,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 403 to a foreign request; passes any other on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         is_shared, refusal = self._judge(scope)
+        if scope["type"] == "websocket":  # browsers apply CORS to none, so the refusal is all
+            await (refusal or self._app)(scope, receive, send)
+            return
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -96,7 +98,7 @@ class Guard:
 
     def _judge(self, scope: Scope) -> tuple[bool, Response | None]:
         """Whether the request comes from a page of an allowed origin, and the refusal if the request is foreign."""
-        headers = scope["headers"]
+        headers, scheme = scope["headers"], scope["scheme"]
         named = [value.decode("latin-1") for name, value in headers if name == b"host"]
         for authority in named:
             if not self._is_own_name(authority):
@@ -106,7 +108,7 @@ class Guard:
         for origin in origins:
             if origin in self._origins:
                 is_shared = True
-            elif not (named and origin.lower() == f"{scope['scheme']}://{named[0]}".lower()):
+            elif not (named and origin.lower() == f"{_PAGE_SCHEMES.get(scheme, scheme)}://{named[0]}".lower()):
                 return False, _refused("Origin", origin, "--allow-origin")
         sites = [value for name, value in headers if name == b"sec-fetch-site"]
         if not is_shared and any(site not in _OWN_SITES for site in sites):

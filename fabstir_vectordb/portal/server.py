@@ -1,4 +1,8 @@
-"""Serving the portal with uvicorn, with a time limit on every wait for a client."""
+"""Serving the portal with uvicorn, with a time limit on every wait for a client.
+
+Websockets are those of wsproto: uvicorn then stops reading while a message is worked on, and nothing piles up in
+fragments of messages.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ import socket
 from typing import Any, Final
 
 import anyio
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
+from wsproto.events import Ping
 
 __all__ = ["listen", "server_config"]
 
@@ -18,6 +25,8 @@ HEAD_S: float = 20.0
 #: Most seconds for a client to receive one piece of an answer.
 TAKE_S: float = 60.0
 _PIECE_BYTES: Final = 256 * 1024
+#: Most bytes of a websocket's message. A registry entry has at most 171.
+MESSAGE_BYTES_MAX: Final = 8_192
 #: TCP keepalive: seconds until the first probe of an idle peer, seconds between probes, and number of probes.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
@@ -26,6 +35,7 @@ class TimedProtocol(H11Protocol):
     """HTTP/1.1 with a time limit: closes a connection if no complete request head comes in time."""
 
     _timer: asyncio.TimerHandle | None = None
+    _is_websocket = False
 
     def connection_made(self, transport: Any) -> None:
         """Starts the timer for the first request."""
@@ -35,10 +45,15 @@ class TimedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Stops the timer if a request has begun; starts it if only a part of a head has come."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_websocket or (self.cycle is not None and not self.cycle.response_complete):
             self._stop()
         else:
             self._start()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hands the connection over to `TimedWebSocket`."""
+        self._is_websocket = True
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the timer."""
@@ -48,6 +63,43 @@ class TimedProtocol(H11Protocol):
     def _start(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class TimedWebSocket(WSProtocol):
+    """A websocket that is closed if its client does not receive what was sent to it."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Starts the timer: the system takes no more bytes for the client."""
+        super().pause_writing()
+        self._timer = self.loop.call_later(TAKE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops the timer."""
+        self._stop()
+        super().resume_writing()
+
+    def handle_ping(self, event: Ping) -> None:
+        """Answers a ping, unless the client does not receive: answers would pile up, as nothing waits for them."""
+        if self.writable.is_set():
+            super().handle_ping(event)
+
+    def keepalive_timeout(self) -> None:
+        """Closes the connection at once: what waits to be sent would keep it open."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the timer, and lets go on what waits for the client: in uvicorn 0.46 it would wait for ever."""
+        self._stop()
+        super().connection_lost(exc)
+        self.writable.set()
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -111,5 +163,12 @@ def listen(host: str, port: int) -> socket.socket:
 def server_config(app: ASGIApp, log_level: str = "warning") -> uvicorn.Config:
     """Returns the uvicorn configuration of the portal."""
     return uvicorn.Config(
-        _Delivery(app), log_level=log_level, lifespan="off", ws="none", http=TimedProtocol, server_header=False
+        _Delivery(app),
+        log_level=log_level,
+        lifespan="off",
+        http=TimedProtocol,
+        ws=TimedWebSocket,
+        ws_max_size=MESSAGE_BYTES_MAX,
+        ws_per_message_deflate=False,
+        server_header=False,
     )

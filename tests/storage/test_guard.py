@@ -104,8 +104,9 @@ def test_nothing_is_answered_to_what_is_foreign(root: Path, headers: dict[str, s
         fill(client)
         before = state(root)
         for method, path in REQUESTS:
-            content = b"x" if method in ("PUT", "POST", "PATCH") else None
-            answer = client.request(method, path, headers=headers, content=content)
+            answer = client.request(
+                method, path, headers=headers, content=b"x" if method in ("PUT", "POST", "PATCH") else None
+            )
             assert answer.status_code == 403, (method, path)
             assert "access-control-allow-origin" not in answer.headers
             assert b"kept" not in answer.content
