@@ -42,6 +42,7 @@ _STRUCTS = (
     "fvdb_text_stats",
     "fvdb_text_term",
     "fvdb_text_clause",
+    "fvdb_text_totals",
     "fvdb_text_query",
 )
 _HERE = Path(__file__).resolve().parent

@@ -7,7 +7,7 @@ Arguments and results are numpy arrays; statuses become errors of this package. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from fabstir_vectordb._native.call import (
     word_of,
 )
 from fabstir_vectordb._native.library import ffi, lib
-from fabstir_vectordb.errors import InternalError
+from fabstir_vectordb.errors import IntegrityError, InternalError
 
 __all__ = [
     "CHUNK_BYTES_MIN",
@@ -55,6 +55,7 @@ __all__ = [
     "TextQuery",
     "TextStats",
     "TextTerm",
+    "TextTotals",
 ]
 
 TERMS_WORDS: Final = int(lib.FVDB_TEXT_WORDS)
@@ -108,17 +109,35 @@ class TextClause(NamedTuple):
     flags: int = 0
 
 
+class TextTotals(NamedTuple):
+    """Numbers of the rows of several indexes, to score each of these as one index of all rows would.
+
+    Attributes:
+        rows, words: the sums of `TextStats.rows` and `TextStats.words`.
+        counts: how many rows have each term, the sums of `NativeText.terms`.
+    """
+
+    rows: int
+    words: int
+    counts: Mapping[str, int]
+
+
 class TextQuery:
     """Clauses, packed for C; can be used for any number of searches.
 
     The score of a row is the sum over the clauses that it matches, of their terms that it has. A row is a hit if it
     matches one clause that is not EXCLUDED, all REQUIRED and no EXCLUDED ones.
+
+    Args:
+        clauses: the clauses; with totals none is a PREFIX.
+        totals: numbers in place of the index's own; None for these.
     """
 
     __slots__ = ("_keep", "pointer")
 
-    def __init__(self, clauses: Iterable[TextClause]) -> None:
+    def __init__(self, clauses: Iterable[TextClause], totals: TextTotals | None = None) -> None:
         texts: list[bytes] = []
+        counts: list[int] = []
         packed_terms: list[tuple[int, int, int, float]] = []
         packed_clauses: list[tuple[int, int, int, int]] = []
         start = 0
@@ -128,17 +147,21 @@ class TextQuery:
                 raw = term.encode("utf-8", "replace")
                 packed_terms.append((start, len(raw), offset, weight))
                 texts.append(raw)
+                counts.append(0 if totals is None else totals.counts.get(term, 0))
                 start += len(raw)
         raw = b"".join(texts)
         terms_c = ffi.new("fvdb_text_term[]", packed_terms)
         clauses_c = ffi.new("fvdb_text_clause[]", packed_clauses)
         text_c = ffi.from_buffer(raw)
+        totals_c, counts_c = ffi.NULL, ffi.new("uint64_t[]", counts)
+        if totals is not None:
+            totals_c = ffi.new("fvdb_text_totals *", (totals.rows, totals.words, counts_c))
+        sizes = len(packed_terms), len(packed_clauses)
         #: The C struct; what it points to lives as long as this object.
         self.pointer: Any = ffi.new(
-            "fvdb_text_query *",
-            (ffi.cast("uint8_t *", text_c), len(raw), terms_c, clauses_c, len(packed_terms), len(packed_clauses)),
+            "fvdb_text_query *", (ffi.cast("uint8_t *", text_c), len(raw), terms_c, clauses_c, totals_c, *sizes)
         )
-        self._keep = (raw, text_c, terms_c, clauses_c)
+        self._keep = (raw, text_c, terms_c, clauses_c, totals_c, counts_c)
 
     @classmethod
     def of_terms(cls, terms: Iterable[str]) -> Self:
@@ -601,6 +624,48 @@ class NativeText:
         out = np.empty((rows + 63) // 64, dtype=np.uint64)
         call(lib.fvdb_text_mask, self.pointer, query.pointer, rows, pointer("uint64_t[]", out))
         return out
+
+    def terms(self, query: TextQuery) -> dict[str, int]:
+        """How many rows have each term of a query; of a PREFIX, each term of any row that begins with it.
+
+        Args:
+            query: the clauses; totals have no effect.
+
+        Returns:
+            Numbers of rows by term.
+
+        Raises:
+            IntegrityError: a part that came while loading is malformed.
+            InvalidInputError: the query is malformed; or parts are missing while loading.
+            VectorDBError: memory ran out.
+        """
+        room, n_bytes = 64, 1024
+        n, size, diag = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("fvdb_diag *")
+        while True:
+            out, offsets = ffi.new("uint8_t[]", n_bytes), np.empty(room + 1, dtype=np.uint64)
+            counts = np.empty(room, dtype=np.uint64)
+            status = lib.fvdb_text_terms(
+                self.pointer,
+                query.pointer,
+                out,
+                n_bytes,
+                pointer("uint64_t[]", offsets),
+                pointer("uint64_t[]", counts),
+                room,
+                n,
+                size,
+                diag,
+            )
+            if not status:
+                break
+            if status != lib.FVDB_ERR_BUFFER:
+                raise_status(status, diag)
+            room, n_bytes = int(n[0]), int(size[0])
+        try:
+            terms = unpack_ids(bytes(ffi.buffer(out, int(size[0]))), offsets[: n[0] + 1])
+        except UnicodeDecodeError as error:
+            raise IntegrityError("a term of the index of words is no UTF-8") from error
+        return dict(zip(terms, counts[: n[0]].tolist(), strict=True))
 
     # ---- Save and load ---------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 6
+#define FVDB_ABI_VERSION 7
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -741,11 +741,21 @@ typedef struct fvdb_text_clause {
     uint32_t zero;
 } fvdb_text_clause;
 
+/* Numbers of rows that are in several indexes, to score each of these as one index of all would: sums of what
+ * fvdb_text_get_stats and fvdb_text_terms give. */
+typedef struct fvdb_text_totals {
+    uint64_t rows, words;   /* as in fvdb_text_stats, at most 2^53 */
+    const uint64_t *counts; /* rows that have each of the query's terms: n_terms */
+} fvdb_text_totals;
+
+/* totals: NULL, or numbers in place of the index's own.  With them no clause is a PREFIX, as each index knows other terms: the
+ * clause lists those that the prefix stands for. */
 typedef struct fvdb_text_query {
     const uint8_t *bytes;
     uint64_t n_bytes;
     const fvdb_text_term *terms;
     const fvdb_text_clause *clauses;
+    const fvdb_text_totals *totals;
     uint32_t n_terms, n_clauses;
 } fvdb_text_query;
 
@@ -776,6 +786,14 @@ fvdb_status fvdb_text_score_slots(fvdb_text *text, const fvdb_text_query *query,
  * words of 64 bits, one bit a slot; slots without text have no word.  As fvdb_text_search. */
 fvdb_status fvdb_text_mask(fvdb_text *text, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,
                            fvdb_diag *diag);
+
+/* The terms that a query needs the totals of, and how many rows have each: its own terms, each as often as it comes, and for
+ * a PREFIX all terms of any row that begin with it, in byte order.  out_bytes: the terms, one after the other; out_offsets has
+ * n + 1 entries for n of out_counts.  Also answered while loading, where fvdb_text_missing finds no part.
+ * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _MEMORY, _FORMAT, or FVDB_ERR_BUFFER (*out_n and *out_size are set, too). */
+fvdb_status fvdb_text_terms(fvdb_text *text, const fvdb_text_query *query, uint8_t *out_bytes, uint64_t byte_capacity,
+                            uint64_t *out_offsets, uint64_t *out_counts, uint32_t capacity, uint32_t *out_n,
+                            uint64_t *out_size, fvdb_diag *diag);
 
 /* ---- Text: save and load --------------------------------------------------------------------------------------- */
 

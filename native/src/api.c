@@ -28,6 +28,7 @@ size_t fvdb_struct_size(const char *name) {
         {"fvdb_text_stats", sizeof(fvdb_text_stats)},
         {"fvdb_text_term", sizeof(fvdb_text_term)},
         {"fvdb_text_clause", sizeof(fvdb_text_clause)},
+        {"fvdb_text_totals", sizeof(fvdb_text_totals)},
         {"fvdb_text_query", sizeof(fvdb_text_query)},
     };
     for (size_t i = 0; i < sizeof structs / sizeof *structs; i++)

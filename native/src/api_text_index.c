@@ -208,6 +208,31 @@ fvdb_status fvdb_text_mask(fvdb_text *text, const fvdb_text_query *query, uint32
     return status;
 }
 
+fvdb_status fvdb_text_terms(fvdb_text *text, const fvdb_text_query *query, uint8_t *out_bytes, uint64_t byte_capacity,
+                            uint64_t *out_offsets, uint64_t *out_counts, uint32_t capacity, uint32_t *out_n,
+                            uint64_t *out_size, fvdb_diag *diag) {
+    TRY(enter_read(text, WHOLE | LOADING, diag));
+    term_counts counts = {0};
+    fvdb_status status = text_terms(text, query, &counts, diag);
+    rwlock_read_done(text->lock);
+    if (status == FVDB_OK) {
+        *out_n = counts.n;
+        *out_size = counts.bytes.used;
+        if (counts.n > capacity || counts.bytes.used > byte_capacity)
+            status = FAIL_AT(diag, FVDB_ERR_BUFFER, "the terms do not fit", 0, counts.n, capacity);
+    }
+    if (status == FVDB_OK) {
+        out_offsets[0] = 0;
+        if (counts.bytes.used) memcpy(out_bytes, counts.bytes.bytes, counts.bytes.used);
+        if (counts.n) memcpy(out_offsets + 1, counts.ends.bytes, counts.ends.used);
+        if (counts.n) memcpy(out_counts, counts.rows.bytes, counts.rows.used);
+    }
+    mem_free(counts.bytes.bytes);
+    mem_free(counts.ends.bytes);
+    mem_free(counts.rows.bytes);
+    return status;
+}
+
 /* ---- save and load ---- */
 
 static fvdb_status check_chunk(uint32_t chunk_bytes, fvdb_diag *diag) {

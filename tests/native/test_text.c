@@ -69,9 +69,9 @@ static fvdb_status change(fvdb_text *text, const fvdb_text_rows *removed, const 
 static const fvdb_text_term terms[] = {{0, 3, 0, 1}, {3, 3, 0, 1}, {6, 4, 0, 2},
                                        {0, 3, 0, 1}, {3, 3, 1, 1}, {0, 2, 0, 1}};
 static const fvdb_text_clause clauses[] = {{0, 3, 0, 0}, {3, 2, FVDB_TEXT_PHRASE, 0}, {5, 1, FVDB_TEXT_PREFIX, 0}};
-static const fvdb_text_query some_query = {(const uint8_t *)"w1xw2xw17x", 10, terms, clauses, 6, 3};
+static const fvdb_text_query some_query = {(const uint8_t *)"w1xw2xw17x", 10, terms, clauses, NULL, 6, 3};
 static const fvdb_text_clause strict[] = {{0, 2, FVDB_TEXT_REQUIRED, 0}, {2, 1, FVDB_TEXT_EXCLUDED, 0}};
-static const fvdb_text_query strict_query = {(const uint8_t *)"w1xw2xw17x", 10, terms, strict, 3, 2};
+static const fvdb_text_query strict_query = {(const uint8_t *)"w1xw2xw17x", 10, terms, strict, NULL, 3, 2};
 
 /* A digest of what an index answers. */
 static uint64_t answers(fvdb_text *text) {
@@ -344,6 +344,77 @@ static void test_searches_beside_changes(void) {
     free(second);
 }
 
+/* The numbers of rows that have the terms of a query, added to some. */
+static uint32_t add_terms(fvdb_text *text, const fvdb_text_query *query, uint64_t *sums, uint32_t capacity) {
+    static uint8_t bytes[1 << 16];
+    static uint64_t offsets[ROWS + 1], counts[ROWS];
+    uint64_t size;
+    uint32_t n;
+    CHECK(fvdb_text_terms(text, query, bytes, 0, offsets, counts, 0, &n, &size, NULL) == FVDB_ERR_BUFFER);
+    CHECK(n <= capacity && offsets[0] == 0);
+    CHECK(fvdb_text_terms(text, query, bytes, size, offsets, counts, n, &n, &size, NULL) == FVDB_OK);
+    CHECK(offsets[0] == 0 && offsets[n] == size);
+    for (uint32_t i = 0; i < n; i++) sums[i] += counts[i];
+    return n;
+}
+
+/* Of rows in two indexes: scores by the totals of both are those of one index with all rows, to the bit. */
+static void test_totals_score_as_one_index(void) {
+    texts *halves[] = {make_texts(0, ROWS / 2, 3), make_texts(ROWS / 2, ROWS / 2, 4)};
+    fvdb_text *whole = make_index(FVDB_TEXT_WORDS),
+              *parts[] = {make_index(FVDB_TEXT_WORDS), make_index(FVDB_TEXT_WORDS)};
+    fvdb_text_query query = some_query;
+    uint64_t counts[ROWS] = {0};
+    fvdb_text_totals totals = {0, 0, counts};
+    fvdb_text_stats stats;
+    query.n_terms = 5, query.n_clauses = 2; /* without the prefix */
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK(change(whole, NULL, &halves[i]->rows) == FVDB_OK);
+        CHECK(change(parts[i], NULL, &halves[i]->rows) == FVDB_OK);
+        CHECK(add_terms(parts[i], &query, counts, 5) == 5);
+        CHECK(fvdb_text_get_stats(parts[i], &stats, NULL) == FVDB_OK);
+        totals.rows += stats.rows;
+        totals.words += stats.words;
+    }
+    for (uint32_t i = 0; i < 2; i++) {
+        double want[ROWS / 2], alone[ROWS / 2], found[ROWS / 2];
+        query.totals = NULL;
+        CHECK(fvdb_text_score_slots(whole, &query, halves[i]->slots, ROWS / 2, want, NULL) == FVDB_OK);
+        CHECK(fvdb_text_score_slots(parts[i], &query, halves[i]->slots, ROWS / 2, alone, NULL) == FVDB_OK);
+        query.totals = &totals;
+        CHECK(fvdb_text_score_slots(parts[i], &query, halves[i]->slots, ROWS / 2, found, NULL) == FVDB_OK);
+        CHECK(memcmp(want, found, sizeof want) == 0 && memcmp(want, alone, sizeof want) != 0);
+    }
+    uint64_t all[ROWS] = {0};
+    CHECK(add_terms(whole, &some_query, all, ROWS) > 6); /* the prefix stands for many */
+    CHECK(memcmp(all, counts, 5 * sizeof *all) == 0);
+    double score;
+    for (uint32_t i = 0; i < 3; i++) {
+        fvdb_text_query wrong = i ? query : some_query;
+        fvdb_text_totals other = totals;
+        wrong.totals = &other;
+        if (i) *(i == 1 ? &other.rows : &other.words) = i == 1 ? counts[0] - 1 : UINT64_MAX;
+        CHECK(fvdb_text_score_slots(whole, &wrong, halves[0]->slots, 1, &score, NULL) == FVDB_ERR_ARGUMENT);
+    }
+    for (int64_t nth = 1, failed = 1; failed; nth++) {
+        static uint8_t bytes[1 << 16];
+        static uint64_t offsets[ROWS + 1];
+        uint64_t size;
+        uint32_t n;
+        mem_fail_after(nth);
+        const fvdb_status status =
+            fvdb_text_terms(whole, &some_query, bytes, sizeof bytes, offsets, all, ROWS, &n, &size, NULL);
+        mem_fail_after(0);
+        failed = status == FVDB_ERR_MEMORY;
+        CHECK(failed || status == FVDB_OK);
+    }
+    fvdb_text_free(whole);
+    for (uint32_t i = 0; i < 2; i++) {
+        fvdb_text_free(parts[i]);
+        free(halves[i]);
+    }
+}
+
 int main(void) {
     RUN(test_log_is_within_its_bound);
     RUN(test_keys_are_sorted);
@@ -354,5 +425,6 @@ int main(void) {
     RUN(test_states);
     RUN(test_estimates_are_not_passed);
     RUN(test_searches_beside_changes);
+    RUN(test_totals_score_as_one_index);
     return check_done();
 }

@@ -253,6 +253,8 @@ uint64_t text_estimate(uint64_t rows, uint64_t text_bytes);
 uint64_t text_estimate_change(uint32_t terms, uint64_t index_bytes, uint64_t rows, uint64_t words, uint64_t distinct);
 /* Sums and norms of a list of segments. */
 void state_sum(text_state *state, const fvdb_text_config *config);
+/* Norms of given sums. */
+void state_norms(text_state *state, const fvdb_text_config *config);
 void state_drop(text_state *state);
 /* The segment and document of a slot; NULL where its row is not there. */
 const text_segment *state_find(const text_state *state, uint32_t slot, uint32_t *doc);
@@ -351,6 +353,7 @@ typedef struct text_query {
     const fvdb_text *t;
     const fvdb_text_query *query; /* the caller's */
     const text_state *state;
+    text_state of_all; /* with totals: the segments of the index, and the sums and norms of all of them */
     query_term *terms;
     uint32_t n_terms;
     query_clause *clauses;
@@ -368,6 +371,13 @@ double text_power(int exponent);
 void *query_alloc(text_query *q, size_t count, size_t size);
 /* Checks what the caller gave. */
 fvdb_status query_check(const fvdb_text_query *query, fvdb_diag *diag);
+
+/* Terms and how many rows have each; the caller frees the buffers. */
+typedef struct term_counts {
+    uint32_t n;
+    byte_buffer bytes, ends, rows; /* ends and rows: uint64_t of each */
+} term_counts;
+fvdb_status text_terms(const fvdb_text *t, const fvdb_text_query *query, term_counts *out, fvdb_diag *diag);
 
 /* ---- text_search.c ---- */
 

@@ -41,6 +41,10 @@ void state_sum(text_state *state, const fvdb_text_config *config) {
         state->rows += state->segments[i]->rows;
         state->words += state->segments[i]->words;
     }
+    state_norms(state, config);
+}
+
+void state_norms(text_state *state, const fvdb_text_config *config) {
     for (uint32_t i = 0; i < TEXT_LENGTHS; i++) state->norms[i] = (float)text_norm(config, state, i ? i - 1 : 0);
 }
 

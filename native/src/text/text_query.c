@@ -6,6 +6,8 @@
 #include "text.h"
 
 #define SCORE_BITS 30
+/* Most rows and words of totals: sums of them are exact in double. */
+#define TOTAL_MAX (UINT64_C(1) << 53)
 
 /* ---- memory of a query: pieces that are freed together ---- */
 
@@ -55,7 +57,12 @@ fvdb_status query_check(const fvdb_text_query *query, fvdb_diag *diag) {
             return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a term lies outside the bytes", i, query->n_bytes, term->start);
         if (!(term->weight > 0 && term->weight <= 1e30f))
             return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a weight is out of range", i, 0, 0);
+        if (query->totals && query->totals->counts[i] > query->totals->rows)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "more rows have a term than there are", i, query->totals->rows,
+                           query->totals->counts[i]);
     }
+    if (query->totals && (query->totals->rows > TOTAL_MAX || query->totals->words > TOTAL_MAX))
+        return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the totals are out of range", 0, TOTAL_MAX, query->totals->rows);
     for (uint32_t i = 0; i < query->n_clauses; i++) {
         const fvdb_text_clause *c = &query->clauses[i];
         if (c->n == 0 || (uint64_t)c->first + c->n > query->n_terms)
@@ -64,6 +71,8 @@ fvdb_status query_check(const fvdb_text_query *query, fvdb_diag *diag) {
         const bool at_odds = (c->flags & FVDB_TEXT_REQUIRED) && (c->flags & FVDB_TEXT_EXCLUDED);
         if (c->flags & ~known || both || at_odds)
             return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a clause has flags that exclude each other", i, known, c->flags);
+        if (query->totals && (c->flags & FVDB_TEXT_PREFIX))
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "a prefix has no totals", i, 0, c->flags);
     }
     return FVDB_OK;
 }
@@ -135,46 +144,74 @@ static bool comes_first(const expansion *a, const expansion *b) {
     return compare_bytes(a->bytes, a->size, b->bytes, b->size) < 0;
 }
 
-/* The terms that begin with a prefix: all segments' dictionaries side by side, in byte order.  Of those in any row the ones
- * in most rows are kept, in `out`; a new one takes the place of the last. */
-static bool expand(text_query *q, const uint8_t *prefix, uint32_t size, expansion *out, uint32_t *n) {
+/* Walks over the terms that begin with a prefix: all segments' dictionaries side by side, in byte order. */
+typedef struct prefix_walk {
+    text_query *q;
+    const uint8_t *prefix;
+    uint32_t size;
+    term_cursor *cursors;
+    bool *has;
+    expansion term; /* in some row */
+    uint8_t bytes[FVDB_TEXT_TERM_BYTES_MAX];
+} prefix_walk;
+
+static bool walk_begin(prefix_walk *w, text_query *q, const uint8_t *prefix, uint32_t size) {
     const uint32_t segments = q->state->n;
-    term_cursor *cursors = mem_alloc_array(segments, sizeof *cursors);
-    bool *has = mem_alloc_array(segments, sizeof *has);
-    bool had = cursors && has;
-    for (uint32_t i = 0; i < segments && had; i++)
-        has[i] = terms_seek(&cursors[i], q->state->segments[i], prefix, size);
-    while (had) {
+    *w = (prefix_walk){.q = q, .prefix = prefix, .size = size};
+    w->cursors = mem_alloc_array(segments, sizeof *w->cursors);
+    w->has = mem_alloc_array(segments, sizeof *w->has);
+    if (!w->cursors || !w->has) return false;
+    for (uint32_t i = 0; i < segments; i++) w->has[i] = terms_seek(&w->cursors[i], q->state->segments[i], prefix, size);
+    return true;
+}
+
+static bool walk_next(prefix_walk *w) {
+    const uint32_t segments = w->q->state->n;
+    do {
         const term_cursor *first = NULL;
-        uint8_t term[FVDB_TEXT_TERM_BYTES_MAX];
-        for (uint32_t i = 0; i < segments; i++)
-            if (has[i] && (!first || compare_bytes(cursors[i].term, cursors[i].size, first->term, first->size) < 0))
-                first = &cursors[i];
-        if (!first || !terms_has_prefix(first, prefix, size)) break;
-        expansion e = {term, first->size, 0};
-        memcpy(term, first->term, e.size);
         for (uint32_t i = 0; i < segments; i++) {
-            if (!has[i] || compare_bytes(cursors[i].term, cursors[i].size, term, e.size)) continue;
-            e.df += (int64_t)cursors[i].info.n - cursors[i].info.left;
-            has[i] = terms_next(&cursors[i]);
+            const term_cursor *c = &w->cursors[i];
+            if (w->has[i] && (!first || compare_bytes(c->term, c->size, first->term, first->size) < 0)) first = c;
         }
-        if (e.df <= 0) continue;
+        if (!first || !terms_has_prefix(first, w->prefix, w->size)) return false;
+        w->term = (expansion){w->bytes, first->size, 0};
+        memcpy(w->bytes, first->term, first->size);
+        for (uint32_t i = 0; i < segments; i++) {
+            term_cursor *c = &w->cursors[i];
+            if (!w->has[i] || compare_bytes(c->term, c->size, w->bytes, w->term.size)) continue;
+            w->term.df += (int64_t)c->info.n - c->info.left;
+            w->has[i] = terms_next(c);
+        }
+    } while (w->term.df <= 0);
+    return true;
+}
+
+static void walk_end(prefix_walk *w) {
+    for (uint32_t i = 0; w->cursors && w->has && i < w->q->state->n; i++)
+        w->q->is_damaged = w->q->is_damaged || is_damaged(&w->cursors[i], w->prefix, w->size, true);
+    mem_free(w->cursors);
+    mem_free(w->has);
+}
+
+/* The terms of a prefix that are in most rows, in `out`; a new one takes the place of the last. */
+static bool expand(text_query *q, const uint8_t *prefix, uint32_t size, expansion *out, uint32_t *n) {
+    prefix_walk w;
+    bool had = walk_begin(&w, q, prefix, size);
+    while (had && walk_next(&w)) {
+        expansion e = w.term;
         uint32_t at = *n;
         while (at > 0 && comes_first(&e, &out[at - 1])) at--;
         if (at == FVDB_TEXT_PREFIX_TERMS_MAX) continue;
         uint8_t *copy = query_alloc(q, e.size, 1);
         had = copy != NULL;
         if (!had) break;
-        memcpy(copy, term, e.size);
+        memcpy(copy, e.bytes, e.size);
         e.bytes = copy;
         const uint32_t last = *n < FVDB_TEXT_PREFIX_TERMS_MAX ? (*n)++ : *n - 1;
         for (uint32_t i = last; i > at; i--) out[i] = out[i - 1];
         out[at] = e;
     }
-    for (uint32_t i = 0; i < segments && had; i++)
-        q->is_damaged = q->is_damaged || is_damaged(&cursors[i], prefix, size, true);
-    mem_free(cursors);
-    mem_free(has);
+    walk_end(&w);
     return had;
 }
 
@@ -229,6 +266,7 @@ static fvdb_status add_clause(text_query *q, const fvdb_text_query *query, const
             return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the query has too many terms", 0, FVDB_TEXT_QUERY_TERMS_MAX, 0);
         const uint32_t number = add_term(q, is_phrase ? from : 0, is_phrase, query->bytes + term->start, term->size);
         if (number == TEXT_NONE) return FAIL_MEMORY(diag);
+        if (query->totals) q->terms[number].df = (int64_t)query->totals->counts[given->first + i];
         put_term(q, c, number, term->weight);
     }
     return FVDB_OK;
@@ -312,7 +350,58 @@ static fvdb_status open_query(text_query *q, const fvdb_text_query *query, fvdb_
 
 fvdb_status query_open(text_query *q, const fvdb_text *t, const fvdb_text_query *query, fvdb_diag *diag) {
     *q = (text_query){.t = t, .query = query, .state = &t->now};
+    if (query->totals) {
+        q->of_all = t->now;
+        q->of_all.rows = (int64_t)query->totals->rows;
+        q->of_all.words = (int64_t)query->totals->words;
+        state_norms(&q->of_all, &t->config);
+        q->state = &q->of_all;
+    }
     fvdb_status status = open_query(q, query, diag);
     if (status != FVDB_OK) query_close(q);
     return status;
+}
+
+/* ---- terms and their numbers of rows ---- */
+
+static bool count_term(term_counts *out, const expansion *term) {
+    const uint64_t df = (uint64_t)term->df;
+    if (!buffer_add(&out->bytes, term->bytes, term->size)) return false;
+    const uint64_t end = out->bytes.used;
+    out->n++;
+    return buffer_add(&out->ends, &end, sizeof end) && buffer_add(&out->rows, &df, sizeof df);
+}
+
+static bool count_prefix(text_query *q, term_counts *out, const uint8_t *prefix, uint32_t size) {
+    prefix_walk w;
+    bool had = walk_begin(&w, q, prefix, size);
+    while (had && walk_next(&w)) had = count_term(out, &w.term);
+    walk_end(&w);
+    return had;
+}
+
+static bool count_exact(text_query *q, term_counts *out, const uint8_t *bytes, uint32_t size) {
+    query_term term = {.bytes = bytes, .size = size};
+    term.infos = query_alloc(q, (size_t)q->state->n + 1, sizeof *term.infos);
+    if (!term.infos) return false;
+    look_up(q, &term);
+    return count_term(out, &(expansion){bytes, size, term.df > 0 ? term.df : 0});
+}
+
+fvdb_status text_terms(const fvdb_text *t, const fvdb_text_query *query, term_counts *out, fvdb_diag *diag) {
+    text_query q = {.t = t, .query = query, .state = &t->now};
+    TRY(text_check_present(t, query, diag));
+    bool had = true;
+    for (uint32_t i = 0; i < query->n_clauses; i++) {
+        const fvdb_text_clause *c = &query->clauses[i];
+        for (uint32_t j = 0; j < c->n && had; j++) {
+            const fvdb_text_term *term = &query->terms[c->first + j];
+            const uint8_t *bytes = query->bytes + term->start;
+            had = c->flags & FVDB_TEXT_PREFIX ? count_prefix(&q, out, bytes, term->size)
+                                              : count_exact(&q, out, bytes, term->size);
+        }
+    }
+    query_close(&q);
+    if (!had) return FAIL_MEMORY(diag);
+    return q.is_damaged ? FAIL(diag, FVDB_ERR_FORMAT, "an entry of the dictionary is malformed") : FVDB_OK;
 }

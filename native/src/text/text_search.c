@@ -681,7 +681,7 @@ fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t s
         had = buffer_add(&folded, word.term, word.size);
     }
     const fvdb_text_clause clause = {.n = n};
-    const fvdb_text_query query = {folded.bytes, folded.used, terms, &clause, n, n > 0};
+    const fvdb_text_query query = {folded.bytes, folded.used, terms, &clause, NULL, n, n > 0};
     fvdb_status status =
         had ? text_search(t, &query, k, allow, allow_words, out_slots, out_scores, out_count, out_matches, diag)
             : FAIL_MEMORY(diag);
