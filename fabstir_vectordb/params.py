@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import EF_MAX, K_MAX, LISTS_MAX
+from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.config import (
     MEMORY_MB_MAX,
     UNSET,
@@ -127,6 +128,7 @@ class TextRequest(NamedTuple):
         fusion: how the candidates of both sides are joined.
         alpha: the vector's share in ``weighted``.
         highlight: fill `FusedResult.highlights`.
+        totals: numbers of the words of all shards, in a search of one of them; else None.
     """
 
     texts: tuple[str, ...]
@@ -134,6 +136,7 @@ class TextRequest(NamedTuple):
     fusion: Fusion
     alpha: float
     highlight: bool
+    totals: TextTotals | None = None
 
     def text(self, place: int) -> str:
         """The text of a vector, by its place."""

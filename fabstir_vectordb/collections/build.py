@@ -16,7 +16,7 @@ from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.collections.keys import ShardKeys
 from fabstir_vectordb.collections.placement import Placement, place, scale_of
 from fabstir_vectordb.collections.records import ROUTES, Recipe, Route, Settings, Shard
-from fabstir_vectordb.collections.root import Snapshot, write_root
+from fabstir_vectordb.collections.root import Snapshot, without_texts, write_root
 from fabstir_vectordb.collections.routing import sample_of
 from fabstir_vectordb.collections.rows import picked, take_batches, with_vector
 from fabstir_vectordb.collections.shards import Built, ShardVersion, build_shard
@@ -57,7 +57,8 @@ async def build(
 
     Args:
         config, **settings: as `VectorDBSession.create`; `index_name` names the collection. `metric`, `M`,
-            `ef_construction` and `chunk_size` hold for all shards, `memory_budget_mb` for each process of the engine.
+            `ef_construction`, `chunk_size` and the settings of texts hold for all shards, `memory_budget_mb` for each
+            process of the engine.
         batches: a table of Arrow or the path of a Parquet file, as `tables.add_table` takes them; or an iterable of
             such tables, of mappings with the arguments of `add_batch`, or of lists of VectorInputs.
         shards: number of shards, 1 to 65,536; fewer are made where there are too few different rows.
@@ -87,7 +88,7 @@ async def build(
         raise InvalidInputError(f"route must be one of {', '.join(ROUTES)}, got {shown(route)}")
     owned = OwnedEngine(engine)
     tell = Teller(progress)
-    async with VectorDBSession.create(config) as session:
+    async with VectorDBSession.create(without_texts(config)) as session:
         await _check_free(session, config.index_name)
         tell("rows", 0, shards)
         now_us = wall_clock_us() if config.clock is None else round(config.clock() * 1e6)
@@ -96,7 +97,11 @@ async def build(
             raise InvalidInputError("there are no rows: a collection is built of at least one")
         tell("routes", 0, shards)
         params = IndexParams(
-            metric=config.metric, M=config.M, ef_construction=config.ef_construction, chunk_size=config.chunk_size
+            metric=config.metric,
+            M=config.M,
+            ef_construction=config.ef_construction,
+            chunk_size=config.chunk_size,
+            text=config.text_settings,
         )
         scale = await anyio.to_thread.run_sync(scale_of, rows)
         plan = await anyio.to_thread.run_sync(place, route, rows, range(shards), params.metric, scale)

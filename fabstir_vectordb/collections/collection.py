@@ -20,18 +20,18 @@ from typing import Any, Final, NoReturn, Self, SupportsIndex, Unpack
 import anyio
 import anyio.to_thread
 import numpy as np
-import numpy.typing as npt
 
 from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.change import Changes, ids_by_shard
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Answers, Job, run_all
 from fabstir_vectordb.collections.keys import ShardKeys
-from fabstir_vectordb.collections.merging import least_score, merged_facets, merged_hits
+from fabstir_vectordb.collections.merging import merged_facets
 from fabstir_vectordb.collections.open_shards import close_shards
 from fabstir_vectordb.collections.prune import prune_collection
 from fabstir_vectordb.collections.records import Recipe, Shard
-from fabstir_vectordb.collections.root import Snapshot, moved_root, read_root
+from fabstir_vectordb.collections.root import Snapshot, moved_root, read_root, without_texts
+from fabstir_vectordb.collections.searches import Searches
 from fabstir_vectordb.collections.shards import verify_shard
 from fabstir_vectordb.collections.types import (
     CollectionReport,
@@ -41,13 +41,12 @@ from fabstir_vectordb.collections.types import (
     ShardInfo,
     Teller,
 )
-from fabstir_vectordb.config import ConfigFields, Given, ShareFields, Unset, VectorDBConfig, config_of, share_config
-from fabstir_vectordb.errors import ConflictError, InvalidInputError, SessionError, VectorDBError
-from fabstir_vectordb.index.incoming import make_request, prepare_queries, prepare_query, take_ids
+from fabstir_vectordb.config import ConfigFields, Given, ShareFields, VectorDBConfig, config_of, share_config
+from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError, VectorDBError
+from fabstir_vectordb.index.incoming import prepare_queries, prepare_query, take_ids
 from fabstir_vectordb.metadata.census import make_facet_query
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
-from fabstir_vectordb.metadata.values import shown
-from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
+from fabstir_vectordb.params import SearchFields, SearchOptions, check_bool
 from fabstir_vectordb.runtime import READ_ONLY
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.session import VectorDBSession
@@ -60,8 +59,6 @@ logger = logging.getLogger(__name__)
 #: Tasks of a read that are with the engine at a time.
 _READS_IN_FLIGHT: Final = 256
 _SCAN_ROWS: Final = 512
-#: Options of a search that shards do not answer together.
-_NOT_HERE: Final = ("mmr", "group_by", "rerank", "text")
 
 
 class Collection:
@@ -87,7 +84,7 @@ class Collection:
         self._cid: str | None = None
         self._turn: anyio.Lock = anyio.Lock()
         self._is_open = True
-        self._told_of_default = False
+        self._searches = Searches(self._ask, session._runtime, self._defaults)
 
     @classmethod
     async def open(
@@ -114,7 +111,8 @@ class Collection:
             The collection.
 
         Raises:
-            InvalidConfigError: a setting is refused, or shards cannot be opened by it.
+            InvalidConfigError: a setting is refused, or shards cannot be opened by it; or settings of texts are others
+                than those of the collection.
             InvalidInputError: `cid` is a share CID, or no CID.
             NotFoundError: no version was saved under this phrase and index name.
             IntegrityError: the index is no collection, or its root is damaged.
@@ -125,12 +123,19 @@ class Collection:
         if cid is not None and isinstance(parse_cid(cid), ShareCid):
             raise InvalidInputError("this is a share CID: Collection.open_share opens it, to read")
         owned = OwnedEngine(engine)
-        session = await VectorDBSession.create(config)
+        session = await VectorDBSession.create(without_texts(config))
         self = cls(session, recipe, owned, config)
         async with _closed_on_error(self):
             await session.load_user_vectors(cid, lazy_load=False)
             self._keys = await ShardKeys.of(config)
             await self._take_snapshot()
+            stored = self._snapshot.settings.params.text
+            if config.text_settings is not None and config.text_settings != stored:
+                raise InvalidConfigError(
+                    f"{config.text_settings} was asked for, and the collection has {stored or 'no text index'}: leave "
+                    "the settings of texts out to open it",
+                    details={"field": "text_fields", "value": str(config.text_settings), "stored": str(stored)},
+                )
         return self
 
     @classmethod
@@ -221,7 +226,7 @@ class Collection:
 
     async def search(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         *,
@@ -229,34 +234,36 @@ class Collection:
         missing_ok: bool = False,
         **fields: Unpack[SearchFields],
     ) -> ShardedResults:
-        """Finds the k rows nearest to a query.
+        """Finds the k rows nearest to a query, by vector, by words (``text=``) or by both.
 
         With ``exact=True`` the answer is that of one index with all rows, bit for bit.
 
         Args:
-            query: dim numbers.
+            query: dim numbers; None with ``text=`` for a search by words alone.
             k: 1 to 10 000.
-            options, **fields: as `VectorDBSession.search`, without `mmr`, `group_by`, `rerank` and `text`. With the
-                route ``nearest``, a `recall_target` also chooses how many shards are asked, by the curve that the build
+            options, **fields: as `VectorDBSession.search`; `text` and `group_by` do not go together. With the route
+                ``nearest``, a `recall_target` also chooses how many shards are asked, by the curve that the build
                 measured.
-            shards: how many shards to ask, the most promising ones, with the route ``nearest``; None for all of them.
+            shards: how many shards to ask, the most promising ones, with the route ``nearest``; None for all of them. A
+                search with text asks all of them.
             missing_ok: answer without the shards that cannot be read, and name them in ``missing``; otherwise one of
                 them makes the search fail.
 
         Returns:
-            The hits, nearest first, equal distances in the order of their ids.
+            The hits, nearest first, equal distances in the order of their ids; with ``text=``, by falling score.
 
         Raises:
-            InvalidInputError: the query, `k` or an option is refused.
+            InvalidInputError: the query, `k` or an option is refused; or there is a text, and no text index.
             SessionError: the collection is closed, or the engine failed (details ``shard``).
             IntegrityError, NotFoundError, S5Error, StorageError, VectorDBError: of a shard; details has ``shard``.
         """
-        vector = prepare_query(query, self._current().settings.dim)
-        return (await self._search(vector[np.newaxis], k, options, shards, missing_ok, fields))[0]
+        at = self._current()
+        vector = np.empty(0, dtype=np.float32) if query is None else prepare_query(query, at.settings.dim)
+        return (await self._searches.run(at, vector[np.newaxis], k, options, shards, missing_ok, fields))[0]
 
     async def search_batch(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         *,
@@ -267,8 +274,9 @@ class Collection:
         """Finds the k rows nearest to each of many queries.
 
         Args:
-            queries: (n, dim) numbers.
-            k, options, shards, missing_ok, **fields: as `search`. Each query asks its own most promising shards.
+            queries: (n, dim) numbers; None with ``text=`` for searches by words alone.
+            k, options, shards, missing_ok, **fields: as `search`; ``text=`` is one text for all queries, or a list of n
+                texts. Each query asks its own most promising shards.
 
         Returns:
             Results in the order of the queries.
@@ -276,91 +284,9 @@ class Collection:
         Raises:
             InvalidInputError, SessionError, VectorDBError: as `search`.
         """
-        matrix = prepare_queries(queries, self._current().settings.dim)
-        return await self._search(matrix, k, options, shards, missing_ok, fields)
-
-    async def _search(
-        self,
-        queries: npt.NDArray[np.float32],
-        k: int,
-        options: SearchOptions | Mapping[str, Any] | None,
-        shards: int | None,
-        missing_ok: bool,
-        fields: SearchFields,
-    ) -> list[ShardedResults]:
-        at, missing_ok = self._current(), check_bool("missing_ok", missing_ok)
-        chosen = make_options(SearchOptions, options, fields)
-        for name in _NOT_HERE:
-            if getattr(chosen, name) is not None:
-                raise InvalidInputError(f"{name} is no option of a collection", details={"option": name})
-        request = make_request(
-            queries[:0],
-            k,
-            chosen,
-            {},
-            default_threshold=self._defaults.default_threshold,
-            default_target=self._defaults.recall_target,
-        )
-        asked, target = _how_many(at, shards, request.recall_target)
-        passed: SearchFields = {
-            "threshold": None,
-            "include_vectors": request.include_vectors,
-            "ef_search": chosen.ef_search,
-            "exact": request.exact,
-            "nprobe": chosen.nprobe,
-            "filter": None if chosen.filter is None else dict(chosen.filter),
-            "recall_target": target,
-        }
-        # The queries of each shard, as places in `queries`.
-        places: dict[int, npt.NDArray[np.intp]] = dict.fromkeys(at.shards, np.arange(len(queries)))
-        if at.centroids is not None and asked < len(at.shards):
-            ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
-            found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
-            places = {number: where for number, where in found.items() if len(where)}
-        if not len(queries):
-            return []
-        answers = await self._ask(
-            at,
-            tasks.search,
-            lambda shard: (queries[places[shard.number]], request.k, passed),
-            shards=places,
-            missing_ok=missing_ok,
-        )
-        least = least_score(at.settings.params.metric, request.threshold)
-        return self._merged(answers, places, len(queries), request, least)
-
-    def _merged(
-        self,
-        answers: Answers,
-        places: Mapping[int, npt.NDArray[np.intp]],
-        n: int,
-        request: SearchRequest,
-        least: float,
-    ) -> list[ShardedResults]:
-        of_query: list[list[tuple[int, Any]]] = [[] for _ in range(n)]
-        lost: list[list[int]] = [[] for _ in range(n)]
-        for number, results in zip(answers.shards, answers.results, strict=True):
-            for place, found in zip(places[number].tolist(), results, strict=True):
-                of_query[place].append((number, found))
-        for number in answers.missing:
-            for place in places[number].tolist():
-                lost[place].append(number)
-        merged = [
-            merged_hits(
-                [found for _, found in asked], request.k, least, tuple(number for number, _ in asked), tuple(missing)
-            )
-            for asked, missing in zip(of_query, lost, strict=True)
-        ]
-        dropped = sum(one.below_threshold for one in merged)
-        if dropped and isinstance(request.threshold, Unset) and not self._told_of_default:
-            self._told_of_default = True
-            logger.warning(
-                "collection %r: the default threshold dropped %d of the nearest rows: pass threshold=None to keep "
-                "them, or open it with default_threshold=None (this is said once)",
-                self._defaults.index_name,
-                dropped,
-            )
-        return merged
+        at = self._current()
+        matrix = None if queries is None else prepare_queries(queries, at.settings.dim)
+        return await self._searches.run(at, matrix, k, options, shards, missing_ok, fields)
 
     # ---- other reads
 
@@ -749,25 +675,3 @@ def _checked_filter(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     parse_filter(filter)
     return dict(filter)
-
-
-def _how_many(at: Snapshot, shards: int | None, target: float | None) -> tuple[int, float | None]:
-    """How many shards a search asks, and the recall target in each of them.
-
-    Where only some shards are asked, half of what the target allows to miss may be missed by the choice of shards.
-    """
-    most = len(at.shards)
-    if shards is not None:
-        if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
-            raise InvalidInputError(f"shards must be None or a positive integer, got {shown(shards)}")
-        if at.centroids is None:
-            raise InvalidInputError(
-                f"a collection with route={at.settings.route!r} cannot know which shards have the nearest rows: leave "
-                "shards out"
-            )
-        return min(shards, most), target
-    if target is not None and at.centroids is not None and len(at.settings.curve) == most:
-        for count, share in enumerate(at.settings.curve, 1):
-            if share >= (1.0 + target) / 2.0:
-                return count, min(1.0, target / share)
-    return most, target

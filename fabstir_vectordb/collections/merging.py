@@ -3,47 +3,217 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
+
+from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections.types import ShardedResults
+from fabstir_vectordb.index.hybrid import Sides, by_words, depth_of, fused_hits, passes
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.values import Scalar
-from fabstir_vectordb.types import FacetCount, Receipt, SearchResult, SearchResults
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.text.fusion import Side, fuse, ordered
+from fabstir_vectordb.types import FacetCount, FusedResult, Plan, Receipt, SearchGroup, SearchResult, SearchResults
 
-__all__ = ["least_score", "merged_facets", "merged_hits"]
+__all__ = [
+    "Worded",
+    "grouped_hits",
+    "lacking_groups",
+    "least_score",
+    "merged_facets",
+    "merged_hits",
+    "merged_totals",
+    "sharded",
+    "summed",
+    "with_groups",
+    "worded_hits",
+]
+
+#: Strings and their UTF-8 bytes have the same order.
+_place = attrgetter("distance", "id")
 
 
-def merged_hits(
-    answers: Sequence[SearchResults], k: int, least: float, shards: tuple[int, ...], missing: tuple[int, ...]
-) -> ShardedResults:
+def sharded(results: SearchResults, shards: Iterable[int], missing: Iterable[int], receipt: Receipt) -> ShardedResults:
+    """Results that say which shards answered, and which did not."""
+    found = ShardedResults(results, results.below_threshold, results.plan)
+    found.groups, found.receipt = results.groups, receipt
+    found.shards, found.missing = tuple(shards), tuple(missing)
+    return found
+
+
+def summed(receipts: Iterable[Receipt]) -> Receipt:
+    """What all shards fetched."""
+    receipts = list(receipts)
+    return Receipt(
+        requests=sum(one.requests for one in receipts),
+        bytes=sum(one.bytes for one in receipts),
+        cache_hits=sum(one.cache_hits for one in receipts),
+    )
+
+
+def _commonest(plans: Iterable[Plan], otherwise: Plan) -> Plan:
+    commonest = Counter(plans).most_common(1)
+    return commonest[0][0] if commonest else otherwise
+
+
+def _of_shards(results: SearchResults, answers: Mapping[int, SearchResults], missing: Iterable[int]) -> ShardedResults:
+    return sharded(results, answers, missing, summed(answer.receipt for answer in answers.values()))
+
+
+# ---- by vector
+
+
+def merged_hits(answers: Mapping[int, SearchResults], k: int, least: float, missing: Iterable[int]) -> ShardedResults:
     """The k nearest hits of all shards, in the order of a single index: by distance, equal ones by id.
 
     Args:
         answers: the k nearest rows of each shard, whatever their score.
         k: hits that were asked for.
         least: least score of a hit.
-        shards: the shards that answered.
-        missing: those that did not.
+        missing: the shards that did not answer.
     """
-    hits: list[SearchResult] = sorted((hit for answer in answers for hit in answer), key=_place)[:k]
+    hits: list[SearchResult] = sorted((hit for answer in answers.values() for hit in answer), key=_place)[:k]
     kept = [hit for hit in hits if hit.score >= least]
-    plans = Counter(answer.plan for answer in answers).most_common(1)
-    results = ShardedResults(kept, len(hits) - len(kept), plans[0][0] if plans else "flat")
-    results.shards, results.missing = shards, missing
-    results.receipt = Receipt(
-        requests=sum(answer.receipt.requests for answer in answers),
-        bytes=sum(answer.receipt.bytes for answer in answers),
-        cache_hits=sum(answer.receipt.cache_hits for answer in answers),
-    )
-    return results
+    plan = _commonest((answer.plan for answer in answers.values()), "flat")
+    return _of_shards(SearchResults(kept, len(hits) - len(kept), plan), answers, missing)
 
 
-#: Strings and their UTF-8 bytes have the same order.
-_place = attrgetter("distance", "id")
+def _best_groups(answers: Mapping[int, SearchResults], k: int) -> list[tuple[Any, list[SearchResult]]]:
+    """The k groups with the nearest rows: their values, and all of their hits, nearest first."""
+    found: dict[Any, tuple[Any, list[SearchResult]]] = {}
+    for answer in answers.values():
+        for group in answer.groups:
+            found.setdefault(sort_key(group.value), (group.value, []))[1].extend(group.hits)
+    for _, hits in found.values():
+        hits.sort(key=_place)
+    # Groups of one row, whose value is a list, are in the order of their values.
+    best = sorted(found, key=lambda key: (_place(found[key][1][0]), key))[:k]
+    return [found[key] for key in best]
+
+
+def lacking_groups(answers: Mapping[int, SearchResults], k: int) -> dict[int, list[Any]]:
+    """The values of the k best groups that a shard may have rows of, though its answer has none of them."""
+    best = {sort_key(value): value for value, _ in _best_groups(answers, k)}
+    lacking = {}
+    for number, answer in answers.items():
+        own = {sort_key(group.value) for group in answer.groups}
+        others = [value for key, value in best.items() if key not in own]
+        if others and len(own) >= k:  # with fewer groups it gave all that it has
+            lacking[number] = others
+    return lacking
+
+
+def with_groups(answer: SearchResults, groups: Sequence[SearchGroup]) -> SearchResults:
+    """The answer of a shard with the rows of more groups."""
+    more = SearchResults(answer, answer.below_threshold, "grouped")
+    more.groups, more.receipt = (*answer.groups, *(one for one in groups if one.hits)), answer.receipt
+    return more
+
+
+def grouped_hits(
+    answers: Mapping[int, SearchResults], k: int, size: int, least: float, missing: Iterable[int]
+) -> ShardedResults:
+    """The k best groups of all shards, and the best rows of each.
+
+    Args:
+        answers: of each shard the rows of its k best groups, and of those that are among the k best of all.
+        k: groups that were asked for.
+        size: most hits of a group.
+        least: least score of a hit.
+        missing: the shards that did not answer.
+    """
+    groups = [(value, hits[:size]) for value, hits in _best_groups(answers, k)]
+    kept = [(value, [hit for hit in hits if hit.score >= least]) for value, hits in groups]
+    flat = [hit for _, hits in kept for hit in hits]
+    plan = _commonest((answer.plan for answer in answers.values()), "flat")
+    results = SearchResults(flat, sum(len(hits) for _, hits in groups) - len(flat), plan)
+    results.groups = tuple(SearchGroup(value, tuple(hits)) for value, hits in kept if hits)
+    return _of_shards(results, answers, missing)
+
+
+# ---- with text
+
+
+def merged_totals(of_shards: Iterable[TextTotals]) -> TextTotals:
+    """The numbers of all rows by which scores of words count."""
+    rows = words = 0
+    counts: Counter[str] = Counter()
+    for one in of_shards:
+        rows, words = rows + one.rows, words + one.words
+        counts.update(one.counts)
+    return TextTotals(rows, words, dict(counts))
+
+
+@dataclass(slots=True)
+class Worded:
+    """The hits of a search with text, without metadata.
+
+    Attributes:
+        hits: the hits, best first.
+        shard_of: the shard of each candidate.
+        below_threshold: how many hits the threshold removed.
+        plan: how the search went in most of the shards.
+    """
+
+    hits: list[FusedResult]
+    shard_of: Mapping[str, int]
+    below_threshold: int
+    plan: Plan
+
+
+def worded_hits(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool) -> Worded:
+    """The k best hits of all shards, as one index of all rows would choose them.
+
+    Args:
+        sides: the candidates of each shard.
+        request: the search.
+        by_vector: whether there is a vector beside the words.
+    """
+    k, text = request.k, request.text
+    assert text is not None
+    shard_of = {id: number for number, one in sides.items() for id in (*one.near, *one.said)}
+    said = sorted((-score, id) for one in sides.values() for id, score in zip(one.said, one.said_scores, strict=True))[
+        : depth_of(k) if by_vector else k
+    ]
+    of_words, raw = [id for _, id in said], np.array([-score for score, _ in said], dtype=np.float64)
+    if by_vector:
+        near = sorted(
+            row
+            for one in sides.values()
+            for row in zip(one.distances, one.near, one.near_scores, one.near_text, strict=True)
+        )[: depth_of(k)]
+        texts = {**{id: score for _, id, _, score in near}, **dict(zip(of_words, raw.tolist(), strict=True))}
+        names = list(texts)
+        number = {id: place for place, id in enumerate(names)}
+        fused = fuse(
+            text.fusion,
+            text.alpha,
+            _side([number[id] for _, id, _, _ in near], -np.array([row[0] for row in near], dtype=np.float64)),
+            _side([number[id] for id in of_words], raw),
+        )
+        order = ordered(fused.scores, k, lambda places: [names[fused.slots[place]] for place in places])
+        ids = [names[fused.slots[place]] for place in order]
+        hits = fused_hits(
+            fused, order, ids, [texts[id] for id in ids], [row[0] for row in near], [row[2] for row in near]
+        )
+    else:
+        hits = by_words(of_words, raw)
+    # Scores fall, so those that pass are the first ones.
+    n = sum(passes(hit, request) for hit in hits)
+    return Worded(hits[:n], shard_of, len(hits) - n, _commonest((one.plan for one in sides.values()), "words"))
+
+
+def _side(numbers: Sequence[int], values: Any) -> Side:
+    return Side(np.array(numbers, dtype=np.uint32), values)
+
+
+# ---- numbers
 
 
 def least_score(metric: str, threshold: Any) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from fabstir_vectordb.config import Memory, ShareFields, VectorDBConfig
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError
 from fabstir_vectordb.params import IndexParams
+from fabstir_vectordb.text.settings import TextSettings, text_settings
 
 __all__ = ["ROUTES", "SHARD_INDEX", "Recipe", "Route", "Settings", "Shard", "ShardKey"]
 
@@ -17,7 +18,9 @@ ROUTES: Final[tuple[Route, ...]] = ("nearest", "hash", "range")
 
 #: Index name of every shard; its key makes the difference.
 SHARD_INDEX: Final = "shard"
+#: Forms of a root: without a text index, and with one, whose shards an older release would divide without it.
 _FORM: Final = 1
+_FORM_WITH_TEXT: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Recipe:
 
         Raises:
             InvalidConfigError: shards could not be opened elsewhere: the store is one session's own memory, or versions
-                are not encrypted, or there are texts, which shards do not index.
+                are not encrypted.
         """
         if config.portal_uri.removeprefix("memory:").strip("/") == "":
             raise InvalidConfigError(
@@ -63,10 +66,6 @@ class Recipe:
             raise InvalidConfigError(
                 "a collection is always encrypted: leave out encrypt_at_rest=False",
                 details={"field": "encrypt_at_rest"},
-            )
-        if config.text_settings is not None:
-            raise InvalidConfigError(
-                "collections have no text index: leave out text_fields", details={"field": "text_fields"}
             )
         return cls(
             s5_portal=config.portal_uri,
@@ -175,7 +174,7 @@ class Settings:
     Attributes:
         route: how rows go to shards.
         dim: components of a vector; None where no row has one.
-        params: metric, M, ef_construction and chunk_size.
+        params: metric, M, ef_construction, chunk_size and the settings of the text index.
         next_shard: the number of the next new shard.
         scale: largest component of the sample, the unit of the integers that routes are computed with.
         curve: with ``nearest``, the expected share of the 10 nearest rows that are in the n most promising shards, for
@@ -191,9 +190,10 @@ class Settings:
 
     def to_metadata(self) -> dict[str, Any]:
         """The metadata of its row in the root."""
+        text = self.params.text
         return {
             "kind": "collection",
-            "form": _FORM,
+            "form": _FORM if text is None else _FORM_WITH_TEXT,
             "route": self.route,
             "dim": self.dim,
             "metric": self.params.metric,
@@ -203,6 +203,7 @@ class Settings:
             "next_shard": self.next_shard,
             "scale": self.scale,
             "curve": list(self.curve),
+            **({} if text is None else {"text": _from_text(text)}),
         }
 
     @classmethod
@@ -216,7 +217,7 @@ class Settings:
         numbers = [metadata.get(name) for name in ("M", "ef_construction", "next_shard")]
         curve, chunk_size = metadata.get("curve"), metadata.get("chunk_size")
         if (
-            metadata.get("form") != _FORM
+            metadata.get("form") != (_FORM if metadata.get("text") is None else _FORM_WITH_TEXT)
             or route not in ROUTES
             or metadata.get("metric") not in ("cosine", "l2", "dot")
             or not all(type(number) is int for number in numbers)
@@ -231,6 +232,7 @@ class Settings:
             M=metadata["M"],
             ef_construction=metadata["ef_construction"],
             chunk_size=chunk_size,
+            text=_to_text(metadata.get("text")),
         )
         return cls(
             route=cast(Route, route),
@@ -240,3 +242,25 @@ class Settings:
             scale=float(cast(float, scale)),
             curve=tuple(map(float, curve)),
         )
+
+
+def _from_text(text: TextSettings) -> dict[str, Any]:
+    stored: dict[str, Any] = {"fields": list(text.fields), "language": text.language, "k1": text.k1, "b": text.b}
+    stored["stop_words"] = text.stop_words if isinstance(text.stop_words, bool) else list(text.stop_words)
+    return stored
+
+
+def _to_text(stored: Any) -> TextSettings | None:
+    """The settings of the text index; None for none.
+
+    Raises:
+        IntegrityError: they are no such settings.
+        InvalidConfigError: the extra ``text`` is not installed.
+    """
+    if stored is None:
+        return None
+    if type(stored) is not dict or stored.keys() != {"fields", "language", "stop_words", "k1", "b"}:
+        raise IntegrityError("the root does not say which texts are indexed")
+    return text_settings(
+        stored["fields"], stored["language"], stored["stop_words"], stored["k1"], stored["b"], IntegrityError
+    )

@@ -19,11 +19,12 @@ import numpy.typing as npt
 from fabstir_vectordb.collections.placement import homes, key_of
 from fabstir_vectordb.collections.records import Settings, Shard
 from fabstir_vectordb.collections.routing import Centroids, Numbers, shard_of_key
+from fabstir_vectordb.config import Given, VectorDBConfig, config_of
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.index.incoming import Batch
 from fabstir_vectordb.session import VectorDBSession
 
-__all__ = ["Snapshot", "moved_root", "read_root", "write_root"]
+__all__ = ["Snapshot", "moved_root", "read_root", "without_texts", "write_root"]
 
 _COLLECTION: Final = "collection"
 
@@ -176,6 +177,14 @@ async def moved_root(session: VectorDBSession, before: Snapshot, after: Snapshot
     """
     await write_root(session, before, after)
     return await session.save_to_s5()
+
+
+def without_texts(config: VectorDBConfig) -> VectorDBConfig:
+    """The settings of a root's own index: the texts of a collection are those of its shards."""
+    if config.text_settings is None:
+        return config
+    none = dict.fromkeys(("text_fields", "text_language", "text_stop_words", "text_k1", "text_b"))
+    return config_of(Given(config, none))
 
 
 def _same_vector(one: _Line, other: _Line) -> bool:

@@ -151,7 +151,7 @@ class Collection:
 
     def search(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         *,
@@ -164,7 +164,7 @@ class Collection:
 
     def search_batch(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         options: SearchOptions | Mapping[str, Any] | None = None,
         *,

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb._native.text import TextTotals
+from fabstir_vectordb.blocking import run_here
 from fabstir_vectordb.collections.open_shards import opened
 from fabstir_vectordb.collections.records import Recipe
+from fabstir_vectordb.index.incoming import make_request
+from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need, RowsNeed, WordsNeed
 from fabstir_vectordb.params import SearchFields
-from fabstir_vectordb.types import FacetCount, Row, ScanPage, SearchResults
+from fabstir_vectordb.sync import VectorDBSession
+from fabstir_vectordb.text.query import parse_query
+from fabstir_vectordb.types import FacetCount, Receipt, Row, ScanPage, SearchGroup, SearchResults
 
-__all__ = ["Dirt", "count", "dirt", "facets", "get", "live_ids", "scan_page", "search", "warm"]
+__all__ = [
+    "Dirt",
+    "Told",
+    "contents",
+    "count",
+    "count_words",
+    "dirt",
+    "facets",
+    "get",
+    "live_ids",
+    "of_groups",
+    "scan_page",
+    "search",
+    "sides",
+    "warm",
+]
 
 
 class Dirt(NamedTuple):
@@ -28,6 +49,18 @@ class Dirt(NamedTuple):
     bytes: int
 
 
+class Told(NamedTuple):
+    """What a shard says, and what it fetched for it.
+
+    Attributes:
+        value: the answer.
+        receipt: what was fetched.
+    """
+
+    value: Any
+    receipt: Receipt
+
+
 def search(
     recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
 ) -> list[SearchResults]:
@@ -36,6 +69,89 @@ def search(
         if len(queries) == 1:
             return [session.search(queries[0], k, **fields)]
         return session.search_batch(queries, k, **fields)
+
+
+def of_groups(
+    recipe: Recipe,
+    share: str,
+    queries: npt.NDArray[np.float32],
+    wanted: Sequence[tuple[int, Sequence[Any]]],
+    field: str,
+    size: int,
+    fields: SearchFields,
+) -> list[list[SearchGroup]]:
+    """The nearest rows of some groups of a shard.
+
+    Args:
+        recipe, share: the shard.
+        queries: (n, dim).
+        wanted: places of queries, and the values of the groups that are wanted for each.
+        field: whose values make groups.
+        size: most rows of a group.
+        fields: options of the search.
+    """
+    exactly: SearchFields = {**fields, "exact": True, "ef_search": None, "nprobe": None, "recall_target": None}
+    where = fields["filter"] or {}
+    with opened(recipe, share) as session:
+
+        def group(place: int, value: Any) -> SearchGroup:
+            # Without $exists, None would be the value of rows that do not have the field, too.
+            own = {"$and": [where, {field: {"$exists": True}}, {field: {"$eq": value}}]}
+            among: SearchFields = {**exactly, "filter": own}
+            return SearchGroup(value, tuple(session.search(queries[place], size, **among)))
+
+        return [[group(place, value) for value in values] for place, values in wanted]
+
+
+def count_words(recipe: Recipe, share: str, texts: Sequence[str]) -> Told:
+    """How many rows of a shard have each of the words of some texts: a `TextTotals`."""
+    queries = [parse_query(text) for text in texts]
+    with opened(recipe, share) as session:
+        return _told(session, WordsNeed(queries), lambda index, _: index.shard_reads.totals(queries))
+
+
+def sides(
+    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields, totals: TextTotals
+) -> Told:
+    """The candidates of a shard for each of some queries with text: a list of `Sides`.
+
+    Args:
+        recipe, share: the shard.
+        queries: (n, dim), or (n, 0) for searches by words alone.
+        k: hits that are wanted of all shards.
+        fields: options of the search.
+        totals: the numbers of all shards by which scores count.
+    """
+    request = make_request(queries[:0], k, None, fields, default_threshold=None, default_target=None)
+    assert request.text is not None
+    request = request._replace(text=request.text._replace(totals=totals))
+    with opened(recipe, share) as session:
+        return _told(
+            session,
+            BatchNeed(queries, request),
+            lambda index, gathered: index.shard_reads.sides(queries, request, gathered),
+        )
+
+
+def contents(recipe: Recipe, share: str, ids: Sequence[str], include_vectors: bool) -> Told:
+    """The metadata of rows of a shard, as stored bytes, and their vectors."""
+    with opened(recipe, share) as session:
+        return _told(
+            session,
+            RowsNeed(ids, include_vectors),
+            lambda index, gathered: index.shard_reads.contents(ids, include_vectors, gathered),
+        )
+
+
+def _told(session: VectorDBSession, need: Need, read: Callable[[Any, Gathered], Any]) -> Told:
+    """The result of a read that is no verb of a session, with its receipt."""
+
+    def told(index: Any, gathered: Gathered) -> Told:
+        value = read(index, gathered)
+        cached = max(len(gathered.parts) - gathered.requests, 0)
+        return Told(value, Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached))
+
+    return run_here(session._verbs._runtime.read(need, told))
 
 
 def count(recipe: Recipe, share: str, filter: Mapping[str, Any] | None) -> int:

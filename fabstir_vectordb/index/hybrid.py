@@ -26,10 +26,22 @@ from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Scorer, neare
 from fabstir_vectordb.metadata.filter_eval import bitmap, slots_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.clauses import TermsQuery
-from fabstir_vectordb.text.fusion import DEPTH_MIN, Side, depth_for, fuse, fuse_all, ordered
+from fabstir_vectordb.text.fusion import DEPTH_MIN, Fused, Side, depth_for, fuse, fuse_all, ordered
 from fabstir_vectordb.types import FusedResult, Plan, SearchGroup, SearchResult, SearchResults
 
-__all__ = ["RANKING_BYTES_PER_ROW", "Hybrid", "Near", "Ranking", "Stored", "depth_of", "no_text_index"]
+__all__ = [
+    "RANKING_BYTES_PER_ROW",
+    "Hybrid",
+    "Near",
+    "Ranking",
+    "Sides",
+    "Stored",
+    "by_words",
+    "depth_of",
+    "fused_hits",
+    "no_text_index",
+    "passes",
+]
 
 Float64Array = npt.NDArray[np.float64]
 Bitmap = npt.NDArray[np.uint64]
@@ -118,6 +130,25 @@ class Ranking:
         ]
 
 
+class Sides(NamedTuple):
+    """The candidates of both sides of one shard, by id, which are joined with those of other shards.
+
+    Attributes:
+        near, distances, near_scores, near_text: ids of the vector's side, nearest first, ties by id, their distances
+            and scores, and their scores by words, 0 for a row that the text does not match.
+        said, said_scores: ids of the words' side, highest score first, ties by id, and their scores.
+        plan: how the search went.
+    """
+
+    near: Sequence[str]
+    distances: Sequence[float]
+    near_scores: Sequence[float]
+    near_text: Sequence[float]
+    said: Sequence[str]
+    said_scores: Sequence[float]
+    plan: Plan
+
+
 class Stored(NamedTuple):
     """What rows hold, by their slots: metadata as it is stored, and vectors as rows of an array."""
 
@@ -151,11 +182,52 @@ class Hybrid:
             InvalidInputError: there is no text index, or the vector is refused.
             IndexStateError: there was not enough memory.
         """
+        near, terms, allow = self._asked(query, request, place, matches)
+        hits, slots = self.joined(near, terms, request, allow)
+        return self.described(hits, slots, request, terms, "words" if near is None else _BESIDE[near.plan])
+
+    def candidates(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, place: int, matches: Matches | None
+    ) -> Sides:
+        """The candidates of `search`, for a shard whose rows are some of those that are searched.
+
+        Raises:
+            InvalidInputError, IndexStateError: as `search`.
+        """
+        near, terms, allow = self._asked(query, request, place, matches)
+        return self.sides(near, terms, request, allow, "words" if near is None else _BESIDE[near.plan])
+
+    def _asked(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, place: int, matches: Matches | None
+    ) -> tuple[Near | None, TermsQuery, Bitmap | None]:
+        """The vector's candidates, the text in terms of the index, and the rows that may be hits."""
         terms = self.terms(request, place)
         allow = self.allowed(terms, self._rows.hidden().allow if matches is None else matches.allow)
         near = self._near(query, request, allow, PLANS if matches is None else FILTERED_PLANS) if len(query) else None
-        hits, slots = self.joined(near, terms, request, allow)
-        return self.described(hits, slots, request, terms, "words" if near is None else _BESIDE[near.plan])
+        return near, terms, allow
+
+    def sides(
+        self, near: Near | None, terms: TermsQuery, request: SearchRequest, allow: Bitmap | None, plan: Plan
+    ) -> Sides:
+        """The candidates of both sides, which `joined` would join.
+
+        Args:
+            near, terms, request, allow: as for `joined`.
+            plan: how the search went.
+        """
+        ids_of = self._rows.core.get_ids
+        said = self._said(terms, request.k if near is None else depth_of(request.k), allow)
+        if near is None:
+            near = Near(_NO_SLOTS, (), (), plan)
+        return Sides(
+            ids_of(near.slots),
+            near.distances,
+            near.scores,
+            self._text_scores(terms, near.slots),
+            ids_of(said.slots),
+            said.scores.tolist(),
+            plan,
+        )
 
     def terms(self, request: SearchRequest, place: int) -> TermsQuery:
         """One text of a request in terms of the index.
@@ -167,7 +239,7 @@ class Hybrid:
         assert asked is not None
         if texts.settings is None:
             raise no_text_index()
-        return texts.compile(asked.query(place))
+        return texts.compile(asked.query(place), asked.totals)
 
     def allowed(self, terms: TermsQuery, allow: Bitmap | None) -> Bitmap | None:
         """The rows that hits may be, by the filter and by required and excluded clauses; None for all."""
@@ -193,7 +265,7 @@ class Hybrid:
         """
         if near is None:
             said = self._said(terms, request.k, allow)
-            return _by_words(self._rows.core.get_ids(said.slots), said.scores), said.slots
+            return by_words(self._rows.core.get_ids(said.slots), said.scores), said.slots
         return self._fused(near, self._said(terms, depth_of(request.k), allow), terms, request)
 
     def best_of_groups(
@@ -364,16 +436,10 @@ class Hybrid:
         )
         core = self._rows.core
         order = ordered(fused.scores, request.k, lambda places: core.get_ids(fused.slots[places]))
-        chosen, scores = fused.slots[order], fused.scores.tolist()
-        ids = core.get_ids(chosen)
-        hits = []
-        for id, place, raw in zip(ids, order, self._text_scores(terms, chosen), strict=True):
-            rank, said_rank = int(fused.vector_ranks[place]), int(fused.words_ranks[place])
-            distance, near_score = (near.distances[rank - 1], near.scores[rank - 1]) if rank else (None, None)
-            hits.append(
-                FusedResult(id, scores[place], distance, near_score, raw or None, said_rank or None, rank or None)
-            )
-        return hits, chosen
+        chosen = fused.slots[order]
+        return fused_hits(
+            fused, order, core.get_ids(chosen), self._text_scores(terms, chosen), near.distances, near.scores
+        ), chosen
 
     def _text_scores(self, terms: TermsQuery, slots: Slots) -> list[float]:
         """The scores by words of any rows, candidates or not; 0 for a row that does not match."""
@@ -429,7 +495,31 @@ def passes(hit: FusedResult, request: SearchRequest) -> bool:
     return least is None or isinstance(least, Unset) or hit.score >= least
 
 
-def _by_words(ids: Sequence[str], raw: Float64Array) -> list[FusedResult]:
+def fused_hits(
+    fused: Fused,
+    order: Sequence[int],
+    ids: Sequence[str],
+    text_scores: Sequence[float],
+    distances: Sequence[float],
+    near_scores: Sequence[float],
+) -> list[FusedResult]:
+    """The hits of both sides, without metadata.
+
+    Args:
+        fused: all candidates.
+        order: the places of the hits among them, best first.
+        ids, text_scores: of the hits.
+        distances, near_scores: of the vector's candidates, nearest first.
+    """
+    scores, hits = fused.scores.tolist(), []
+    for id, place, raw in zip(ids, order, text_scores, strict=True):
+        rank, said_rank = int(fused.vector_ranks[place]), int(fused.words_ranks[place])
+        distance, near_score = (distances[rank - 1], near_scores[rank - 1]) if rank else (None, None)
+        hits.append(FusedResult(id, scores[place], distance, near_score, raw or None, said_rank or None, rank or None))
+    return hits
+
+
+def by_words(ids: Sequence[str], raw: Float64Array) -> list[FusedResult]:
     """The hits of words alone: s / (1 + s) of BM25's s is a score in [0, 1]."""
     scores, given = (raw / (1.0 + raw)).tolist(), raw.tolist()
     return [FusedResult(id, scores[place], None, None, given[place], place + 1, None) for place, id in enumerate(ids)]

@@ -41,9 +41,11 @@ from fabstir_vectordb.index.protocol import (
     Need,
     Reach,
     RowsNeed,
+    WordsNeed,
 )
 from fabstir_vectordb.index.rows import Rows
 from fabstir_vectordb.index.searcher import Scorer, results_of_groups
+from fabstir_vectordb.index.shard_reads import LazyShardReads
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
@@ -75,6 +77,7 @@ class LazyIndex:
     Attributes:
         parts: the source of the parts in the store.
         last_change_us: the latest timestamp of a row that was added, microseconds since 1970.
+        shard_reads: what a collection asks of it.
 
     Args:
         params, run: as for `Index`.
@@ -110,6 +113,7 @@ class LazyIndex:
         self._held = LazyRows(self._rows, parts, shape, self._rows.parse_changes(contents), self.gate, self._budget)
         self._near = LazyNear(self._rows, self._held, self._filters)
         self._text = LazyText(self._rows, self._held, self._near, Hybrid(self._rows))
+        self.shard_reads = LazyShardReads(self._rows, self._held, self.gate)
         self._stays_lazy = not become_whole
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.changes = 0
@@ -302,9 +306,10 @@ class LazyIndex:
             if gathered.slots is None:
                 slots = self._rows.find(need.ids)
                 gathered.slots = slots[slots != NO_SLOT]
-            return self._held.lacking(
-                [*self._held.parts_of(gathered.slots), *self._held.pages_of(gathered.slots)], gathered
-            )
+            parts = self._held.parts_of(gathered.slots) if need.vectors else []
+            return self._held.lacking([*parts, *self._held.pages_of(gathered.slots)], gathered)
+        if isinstance(need, WordsNeed):
+            return self._text.missing_words(need.queries, gathered)
         if isinstance(need, FilterNeed):
             return self._held.missing_metadata(gathered) if need.metadata else NOTHING
         if isinstance(need, BatchNeed):

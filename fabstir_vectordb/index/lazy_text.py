@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.index.hybrid import Hybrid, Near, Stored, depth_of
+from fabstir_vectordb.index.contents import PartKey
+from fabstir_vectordb.index.hybrid import Hybrid, Near, Stored, depth_of, no_text_index
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.lazy_near import LazyNear
 from fabstir_vectordb.index.lazy_rows import NOTHING, LazyRows
@@ -16,6 +17,7 @@ from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.clauses import TermsQuery
+from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.types import Plan, Receipt, SearchResults
 
 __all__ = ["LazyText"]
@@ -49,13 +51,13 @@ class LazyText:
         by_vector = len(queries) > 0 and queries.shape[1] > 0
         if by_vector:
             check_query_dim(queries.shape[1], self._rows.vector_dim)
-        if not gathered.answers:
+        if not gathered.answers and not gathered.sides:
             if request.where is not None and request.where.needs_metadata:
                 lacking = held.missing_metadata(gathered)
                 if lacking is not NOTHING:
                     return lacking
             asked = [self._hybrid.terms(request, place) for place in range(len(queries))]
-            wanted = [key for terms in asked for key in self._rows.texts.missing(terms)]
+            wanted = self._wanted(asked)
             waits = wanted and any(terms.has_signs for terms in asked)
             if by_vector and queries.shape[1] == held.native.dim and not gathered.candidates and not waits:
                 allow = self._near.allowed(request)
@@ -66,17 +68,35 @@ class LazyText:
             if lacking is not NOTHING:
                 return lacking
             if wanted:
-                for key in dict.fromkeys(wanted):
-                    self._rows.texts.take(key, gathered.parts.pop(key))
+                self._take(wanted, gathered)
                 return self.missing(queries, request, gathered)  # words are known now, and need postings
             for place, terms in enumerate(asked):
-                gathered.answers.append(self._answer(queries[place], request, terms, place, gathered))
+                self._answer(queries[place], request, terms, place, gathered)
         found = [slot for answer in gathered.answers for slot in answer.slots.tolist()]
         slots = np.array(found, dtype=np.uint32)
         keys = held.pages_of(slots)
         if request.include_vectors and len(slots):
             keys = [*keys, *held.parts_of(slots)]
         return held.lacking(keys, gathered)
+
+    def missing_words(self, queries: Sequence[ParsedQuery], gathered: Gathered) -> Missing:
+        """The parts that a count of the words of some texts lacks."""
+        if self._rows.texts.settings is None:
+            raise no_text_index()
+        asked = [self._rows.texts.compile(query) for query in queries]
+        while wanted := self._wanted(asked):
+            lacking = self._held.lacking(wanted, gathered)
+            if lacking is not NOTHING:
+                return lacking
+            self._take(wanted, gathered)
+        return NOTHING
+
+    def _wanted(self, asked: Sequence[TermsQuery]) -> list[PartKey]:
+        return [key for terms in asked for key in self._rows.texts.missing(terms)]
+
+    def _take(self, wanted: Sequence[PartKey], gathered: Gathered) -> None:
+        for key in dict.fromkeys(wanted):
+            self._rows.texts.take(key, gathered.parts.pop(key))
 
     def _answer(
         self,
@@ -85,7 +105,7 @@ class LazyText:
         terms: TermsQuery,
         place: int,
         gathered: Gathered,
-    ) -> TextAnswer:
+    ) -> None:
         one = gathered.candidates[place] if gathered.candidates else None
         allow = one.allow if one else self._hybrid.allowed(terms, self._near.allowed(request))
         near = None
@@ -96,7 +116,12 @@ class LazyText:
             distances = [distance for distance, _, _ in rows]
             slots = np.array([slot for _, _, slot in rows], dtype=np.uint32)
             near = Near(slots, distances, self._scorer.scores(distances).tolist(), "lazy")
-        return TextAnswer(*self._hybrid.joined(near, terms, request, allow))
+        assert request.text is not None
+        if request.text.totals is None:
+            gathered.answers.append(TextAnswer(*self._hybrid.joined(near, terms, request, allow)))
+        else:
+            plan: Plan = "words" if near is None else "lazy + words"
+            gathered.sides.append(self._hybrid.sides(near, terms, request, allow, plan))
 
     def results(self, request: SearchRequest, plan: Plan, gathered: Gathered) -> list[SearchResults]:
         """The results of a search whose parts are all there."""

@@ -24,14 +24,27 @@ from fabstir_vectordb._native.handle import Control, NativeStats
 from fabstir_vectordb.config import Metric
 from fabstir_vectordb.index.contents import Fetched, PartKey
 from fabstir_vectordb.index.grouping import Groups, Hit
+from fabstir_vectordb.index.hybrid import Sides
 from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.types import FacetCount, FieldInfo, FusedResult, Row, SearchResults
 
-__all__ = ["BatchNeed", "FilterNeed", "Gathered", "Missing", "Need", "Reach", "ReadableIndex", "RowsNeed", "TextAnswer"]
+__all__ = [
+    "BatchNeed",
+    "FilterNeed",
+    "Gathered",
+    "Missing",
+    "Need",
+    "Reach",
+    "ReadableIndex",
+    "RowsNeed",
+    "TextAnswer",
+    "WordsNeed",
+]
 
 
 class Reach(Enum):
@@ -51,9 +64,22 @@ class BatchNeed:
 
 @dataclass(frozen=True, slots=True)
 class RowsNeed:
-    """The need of a read of rows by id."""
+    """The need of a read of rows by id.
+
+    Attributes:
+        ids: of the rows.
+        vectors: whether their vectors are read, beside their metadata.
+    """
 
     ids: Sequence[str]
+    vectors: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WordsNeed:
+    """The need of a count of the rows that have the words of some texts."""
+
+    queries: Sequence[ParsedQuery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +93,7 @@ class FilterNeed:
     metadata: bool = True
 
 
-Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | FilterNeed | Reach
+Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | WordsNeed | FilterNeed | Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,7 @@ class Gathered:
         candidates: one for each query.
         slots: the rows of a `RowsNeed`.
         answers: one for each query of a search with text.
+        sides: the same of a search whose candidates are joined with those of other shards.
     """
 
     parts: dict[PartKey, bytes] = field(default_factory=dict)
@@ -133,6 +160,7 @@ class Gathered:
     candidates: list[Candidates] = field(default_factory=list)
     slots: Slots | None = None
     answers: list[TextAnswer] = field(default_factory=list)
+    sides: list[Sides] = field(default_factory=list)
 
     def take(self, fetched: Fetched) -> None:
         """Adds fetched parts."""

@@ -7,7 +7,7 @@ fail; `Staged.commit` follows after the rows themselves have changed, and cannot
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -25,6 +25,7 @@ from fabstir_vectordb._native.text import (
     TextPart,
     TextQuery,
     TextStats,
+    TextTotals,
 )
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.contents import TEXT_HEAD, PartKey, TextContents, TextShape
@@ -36,7 +37,7 @@ from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import Highlight
 
-__all__ = ["StagedText", "Texts", "forms_of", "settings_of"]
+__all__ = ["StagedText", "Texts", "forms_of", "highlights_of", "settings_of"]
 
 Slots = npt.NDArray[np.uint32]
 
@@ -319,22 +320,23 @@ class Texts:
 
     # ---- searches
 
-    def compile(self, query: ParsedQuery) -> TermsQuery:
-        """A query in terms of this index."""
-        return compile_query(query, self.analyzer)
+    def compile(self, query: ParsedQuery, totals: TextTotals | None = None) -> TermsQuery:
+        """A query in terms of this index, whose scores count by its own rows, or by given totals."""
+        return compile_query(query, self.analyzer, totals)
+
+    def totals(self, queries: Iterable[TermsQuery]) -> TextTotals:
+        """The numbers of this index by which scores of some queries count."""
+        assert self._native is not None
+        counts: dict[str, int] = {}
+        for terms in queries:
+            if terms.scored is not None:
+                counts |= self._native.terms(terms.scored)
+        return TextTotals(self.stats.rows, self.stats.words, counts)
 
     def highlights(self, value: bytes | bytearray, terms: TermsQuery) -> list[Highlight]:
         """The places of a row's texts that have words of a query, by its metadata."""
-        settings = self.settings
-        assert settings is not None
-        return [
-            Highlight(path, item, start, end)
-            for path in settings.fields
-            for item, (_, text) in enumerate(texts_of([path], [value]))
-            for start, end in highlight(
-                text, terms.words, stems=terms.stems, prefixes=terms.prefixes, analyzer=self.analyzer
-            )
-        ]
+        assert self.settings is not None
+        return highlights_of(self.settings, self.analyzer, value, terms)
 
     def missing(self, terms: TermsQuery) -> list[PartKey]:
         """The parts that a query still needs while most of the index is in a store; none of a whole index."""
@@ -391,6 +393,25 @@ def settings_of(shape: TextShape, *, any_release: bool = False) -> TextSettings:
     analyzer = Analyzer.from_dict(shape.analyzer, any_release=any_release)
     language, stop_words = analyzer.language, analyzer.stop_words
     return TextSettings(fields=shape.fields, language=language, stop_words=stop_words, k1=shape.k1, b=shape.b)
+
+
+def highlights_of(
+    settings: TextSettings, analyzer: Analyzer, value: bytes | bytearray, terms: TermsQuery
+) -> list[Highlight]:
+    """The places of a row's texts that have words of a query.
+
+    Args:
+        settings: of the text index.
+        analyzer: its analyzer.
+        value: the row's metadata.
+        terms: the query.
+    """
+    return [
+        Highlight(path, item, start, end)
+        for path in settings.fields
+        for item, (_, text) in enumerate(texts_of([path], [value]))
+        for start, end in highlight(text, terms.words, stems=terms.stems, prefixes=terms.prefixes, analyzer=analyzer)
+    ]
 
 
 def _size_of(values: Sequence[bytes | bytearray | None]) -> int:

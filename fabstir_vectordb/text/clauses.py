@@ -19,6 +19,7 @@ from fabstir_vectordb._native.text import (
     TextClause,
     TextQuery,
     TextTerm,
+    TextTotals,
 )
 from fabstir_vectordb._native.words import words
 from fabstir_vectordb.text.analyzer import Analyzer
@@ -62,7 +63,7 @@ class TermsQuery:
         yield from self.refused
 
 
-def compile_query(query: ParsedQuery, analyzer: Analyzer) -> TermsQuery:
+def compile_query(query: ParsedQuery, analyzer: Analyzer, totals: TextTotals | None = None) -> TermsQuery:
     """Divides a query into terms.
 
     A word with a sign that the rules for words divide, such as ``+e-mail``, is a phrase of its parts. Stop words are
@@ -71,6 +72,7 @@ def compile_query(query: ParsedQuery, analyzer: Analyzer) -> TermsQuery:
     Args:
         query: the query.
         analyzer: gives words their stems, as it did for the rows.
+        totals: the numbers of rows by which scores count, where they are not those of the index alone.
     """
     wanted: list[TextClause] = []
     signed: list[TextClause] = []
@@ -88,9 +90,11 @@ def compile_query(query: ParsedQuery, analyzer: Analyzer) -> TermsQuery:
             signed += clauses
     first = sorted(wanted, key=lambda clause: not clause.flags & REQUIRED)
     scored = _within_limit(TextClause(clause.terms, clause.flags & ~REQUIRED) for clause in first)
+    if totals is not None:
+        scored = [clause for clause in (_spelled_out(clause, totals) for clause in scored) if clause.terms]
     terms = [term.term for clause in wanted if not clause.flags & PREFIX for term in clause.terms]
     return TermsQuery(
-        TextQuery(scored) if scored else None,
+        TextQuery(scored, totals) if scored else None,
         tuple(map(TextQuery, _in_queries(signed))),
         tuple(refused),
         frozenset(term for term in terms if not term.startswith(STEM_MARK)),
@@ -141,6 +145,17 @@ def _bounded(clause: TextClause) -> TextClause:
     if clause.flags & PHRASE:
         terms = terms[:QUERY_TERMS_MAX]
     return TextClause(terms, clause.flags)
+
+
+def _spelled_out(clause: TextClause, totals: TextTotals) -> TextClause:
+    """A clause with the terms that its prefixes stand for, those that an index of all rows would take."""
+    if not clause.flags & PREFIX:
+        return clause
+    terms: list[TextTerm] = []
+    for prefix, weight, _ in clause.terms:
+        known = [(-count, term) for term, count in totals.counts.items() if count and term.startswith(prefix)]
+        terms += [TextTerm(term, weight) for _, term in sorted(known)[:PREFIX_TERMS_MAX]]
+    return TextClause(terms, clause.flags & ~PREFIX)
 
 
 def _size(clause: TextClause) -> int:

@@ -155,7 +155,7 @@ async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: Pat
         for call in (
             lambda: many.search([1.0, 2.0], 3),
             lambda: many.search(vectors(1)[0], 0),
-            lambda: many.search(vectors(1)[0], 3, mmr=0.5),
+            lambda: many.search(vectors(1)[0], 3, mmr=1.5),
             lambda: many.search(vectors(1)[0], 3, text="word"),
             lambda: many.search(vectors(1)[0], 3, filter={"n": {"$near": 1}}),
             lambda: many.count({"n": {"$near": 1}}),

@@ -1,0 +1,401 @@
+"""The searches of a collection: which shards are asked for what, and one answer of theirs.
+
+A search by vector asks each shard for its nearest rows. A search with text takes three rounds: how many rows have each
+of its words, over all shards; the candidates of each shard, whose scores count by these sums; and, once the hits are
+chosen from all candidates, their metadata. So each row has the score that one index of all rows would give it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb import diversity, rerank
+from fabstir_vectordb.collections import tasks
+from fabstir_vectordb.collections.fanout import Answers
+from fabstir_vectordb.collections.merging import (
+    grouped_hits,
+    lacking_groups,
+    least_score,
+    merged_hits,
+    merged_totals,
+    sharded,
+    summed,
+    with_groups,
+    worded_hits,
+)
+from fabstir_vectordb.collections.records import Shard
+from fabstir_vectordb.collections.root import Snapshot
+from fabstir_vectordb.collections.types import ShardedResults
+from fabstir_vectordb.config import Unset, VectorDBConfig
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.index.hybrid import Sides, no_text_index
+from fabstir_vectordb.index.incoming import make_request
+from fabstir_vectordb.index.text import highlights_of
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
+from fabstir_vectordb.runtime import Runtime
+from fabstir_vectordb.searches import check_texts
+from fabstir_vectordb.text.analyzer import Analyzer
+from fabstir_vectordb.text.clauses import compile_query
+from fabstir_vectordb.types import Receipt, SearchResults
+
+__all__ = ["Ask", "Searches"]
+
+logger = logging.getLogger(__name__)
+
+_NO_QUERY: Final = np.empty(0, dtype=np.float32)
+
+Matrix = npt.NDArray[np.float32]
+
+
+class Ask(Protocol):
+    """Asks some shards, or all, to run a task of readers."""
+
+    async def __call__(
+        self,
+        at: Snapshot,
+        task: Callable[..., Any],
+        args: Callable[[Shard], Sequence[Any]],
+        *,
+        shards: Any = None,
+        missing_ok: bool = False,
+    ) -> Answers: ...
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A search that was checked.
+
+    Attributes:
+        at: the shards.
+        queries: (n, dim), or (n, 0) for a search by words alone.
+        request: what candidates are wanted.
+        passed: the options that a shard gets.
+        missing_ok: answer without the shards that cannot be read.
+        shards: the shards that are asked, for which of the queries.
+    """
+
+    at: Snapshot
+    queries: Matrix
+    request: SearchRequest
+    passed: SearchFields
+    missing_ok: bool
+    shards: Mapping[int, npt.NDArray[np.intp]]
+
+    @property
+    def least(self) -> float:
+        """The least score of a hit of a search by vector."""
+        return least_score(self.at.settings.params.metric, self.request.threshold)
+
+
+@dataclass(slots=True)
+class _OfQuery:
+    """What shards answered to one query, by their numbers, and the shards that did not answer."""
+
+    answers: dict[int, Any] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+
+
+class Searches:
+    """Runs the searches of a collection.
+
+    Args:
+        ask: asks shards.
+        runtime: runs the functions `rerank` of callers.
+        defaults: the threshold and the recall target of searches without their own.
+    """
+
+    def __init__(self, ask: Ask, runtime: Runtime, defaults: VectorDBConfig) -> None:
+        self._ask = ask
+        self._runtime = runtime
+        self._defaults = defaults
+        self._told_of_default = False
+
+    async def run(
+        self,
+        at: Snapshot,
+        queries: Matrix | None,
+        k: int,
+        options: SearchOptions | Mapping[str, Any] | None,
+        shards: int | None,
+        missing_ok: bool,
+        fields: SearchFields,
+    ) -> list[ShardedResults]:
+        """The results of each query; see `Collection.search_batch`.
+
+        Args:
+            at: the shards.
+            queries: (n, dim), from `prepare_queries`; (n, 0) or None for searches by words alone.
+            k, options, shards, missing_ok, fields: of the search.
+        """
+        missing_ok = check_bool("missing_ok", missing_ok)
+        request = self.request(k, options, fields)
+        matrix = queries
+        if matrix is None:
+            matrix = np.empty((0 if request.text is None else len(request.text.queries), 0), dtype=np.float32)
+        if request.text is None and (queries is None or (len(matrix) and not matrix.shape[1])):
+            raise InvalidInputError("a search needs a query, a text or both: pass a vector, or text='…'")
+        check_texts(request, len(matrix))
+        wide = request
+        if request.rerank is not None:
+            wide = rerank.widened(request)
+        elif request.mmr is not None:
+            wide = diversity.widened(request)
+        asked = await self._asked(at, matrix, wide, make_options(SearchOptions, options, fields), shards, missing_ok)
+        if not len(matrix):
+            return []
+        if request.text is not None:
+            found = await self._by_words(asked)
+        elif request.group_by is not None:
+            found = await self._by_groups(asked)
+        else:
+            found = await self._nearest(asked)
+        self._tell_of_default(found, request)
+        if wide is request:
+            return found
+        return [await self._chosen(request, matrix, place, one, at) for place, one in enumerate(found)]
+
+    def request(
+        self, k: int, options: SearchOptions | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> SearchRequest:
+        """The request of a search, without its query.
+
+        Raises:
+            InvalidInputError: `k` or an option is refused.
+        """
+        return make_request(
+            _NO_QUERY,
+            k,
+            options,
+            fields,
+            default_threshold=self._defaults.default_threshold,
+            default_target=self._defaults.recall_target,
+        )
+
+    async def _asked(
+        self,
+        at: Snapshot,
+        queries: Matrix,
+        request: SearchRequest,
+        chosen: SearchOptions,
+        shards: int | None,
+        missing_ok: bool,
+    ) -> _Asked:
+        """A search with the shards that it asks."""
+        target = request.recall_target
+        asked = len(at.shards)
+        if request.text is None:
+            asked, target = _how_many(at, shards, target)
+        else:
+            check_has_text(at)
+            if request.group_by is not None:
+                raise InvalidInputError(
+                    "a collection finds no groups by words: leave out group_by or text", details={"option": "group_by"}
+                )
+            if shards is not None:
+                raise InvalidInputError("a search with text asks all shards: leave shards out")
+        passed: SearchFields = {
+            "threshold": None,
+            "include_vectors": request.include_vectors,
+            "ef_search": chosen.ef_search,
+            "exact": request.exact,
+            "nprobe": chosen.nprobe,
+            "filter": None if chosen.filter is None else dict(chosen.filter),
+            "recall_target": target,
+        }
+        places = dict.fromkeys(at.shards, np.arange(len(queries)))
+        if at.centroids is not None and asked < len(at.shards):
+            ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
+            found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
+            places = {number: where for number, where in found.items() if len(where)}
+        return _Asked(at, queries, request, passed, missing_ok, places)
+
+    async def _of_queries(self, asked: _Asked, k: int, passed: SearchFields) -> list[_OfQuery]:
+        """What the shards answer to a search by vector, by query."""
+        queries, places = asked.queries, asked.shards
+        answers = await self._ask(
+            asked.at,
+            tasks.search,
+            lambda shard: (queries[places[shard.number]], k, passed),
+            shards=places,
+            missing_ok=asked.missing_ok,
+        )
+        found = [_OfQuery() for _ in queries]
+        for number, results in zip(answers.shards, answers.results, strict=True):
+            for place, one in zip(places[number].tolist(), results, strict=True):
+                found[place].answers[number] = one
+        for number in answers.missing:
+            for place in places[number].tolist():
+                found[place].missing.append(number)
+        return found
+
+    # ---- by vector
+
+    async def _nearest(self, asked: _Asked) -> list[ShardedResults]:
+        found = await self._of_queries(asked, asked.request.k, asked.passed)
+        return [merged_hits(one.answers, asked.request.k, asked.least, one.missing) for one in found]
+
+    async def _by_groups(self, asked: _Asked) -> list[ShardedResults]:
+        """The best groups of all shards.
+
+        A group among the k best of all is among the k best of the shard that has its nearest row. The other shards
+        that left it out, as they have k better ones, are asked for its rows in a second round.
+        """
+        request = asked.request
+        assert request.group_by is not None
+        fields: SearchFields = {**asked.passed, "group_by": request.group_by, "group_size": request.group_size}
+        found = await self._of_queries(asked, request.k, fields)
+        if request.group_size > 1:
+            lacking = [lacking_groups(one.answers, request.k) for one in found]
+            wanted = {
+                number: [(place, of[number]) for place, of in enumerate(lacking) if number in of]
+                for number in {number for of in lacking for number in of}
+            }
+            more = await self._ask(
+                asked.at,
+                tasks.of_groups,
+                lambda shard: (asked.queries, wanted[shard.number], request.group_by, request.group_size, asked.passed),
+                shards=sorted(wanted),
+                missing_ok=asked.missing_ok,
+            )
+            for number, results in zip(more.shards, more.results, strict=True):
+                for (place, _), one in zip(wanted[number], results, strict=True):
+                    found[place].answers[number] = with_groups(found[place].answers[number], one)
+            for number in more.missing:
+                for place, _ in wanted[number]:
+                    del found[place].answers[number]
+                    found[place].missing.append(number)
+        return [grouped_hits(one.answers, request.k, request.group_size, asked.least, one.missing) for one in found]
+
+    # ---- with text
+
+    async def _by_words(self, asked: _Asked) -> list[ShardedResults]:
+        at, request = asked.at, asked.request
+        text = request.text
+        assert text is not None
+        counted = await self._ask(at, tasks.count_words, lambda _: (text.texts,), missing_ok=asked.missing_ok)
+        totals = merged_totals(one.value for one in counted.results)
+        said: SearchFields = {**asked.passed, "text": text.texts}
+        answers = await self._ask(
+            at,
+            tasks.sides,
+            lambda _: (asked.queries, request.k, said, totals),
+            shards=counted.shards,
+            missing_ok=asked.missing_ok,
+        )
+        sides: dict[int, list[Sides]] = {
+            number: one.value for number, one in zip(answers.shards, answers.results, strict=True)
+        }
+        missing = {*counted.missing, *answers.missing}
+        receipts = [one.receipt for one in (*counted.results, *answers.results)]
+        while True:
+            found = [
+                worded_hits({number: of[place] for number, of in sides.items()}, request, bool(asked.queries.shape[1]))
+                for place in range(len(asked.queries))
+            ]
+            lost = await self._describe(asked, found, receipts)
+            if not lost:
+                break
+            missing |= lost
+            sides = {number: of for number, of in sides.items() if number not in lost}
+        receipt = summed(receipts)
+        return [
+            sharded(SearchResults(one.hits, one.below_threshold, one.plan), sides, sorted(missing), receipt)
+            for one in found
+        ]
+
+    async def _describe(self, asked: _Asked, found: Sequence[Any], receipts: list[Receipt]) -> set[int]:
+        """Reads what the hits hold; gives the shards that were lost meanwhile."""
+        request, settings = asked.request, asked.at.settings.params.text
+        text = request.text
+        assert text is not None and settings is not None
+        wanted: dict[int, dict[str, None]] = {}
+        for one in found:
+            for hit in one.hits:
+                wanted.setdefault(one.shard_of[hit.id], {})[hit.id] = None
+        answers = await self._ask(
+            asked.at,
+            tasks.contents,
+            lambda shard: (list(wanted[shard.number]), request.include_vectors),
+            shards=sorted(wanted),
+            missing_ok=asked.missing_ok,
+        )
+        if answers.missing:
+            return set(answers.missing)
+        contents = {
+            id: content
+            for number, one in zip(answers.shards, answers.results, strict=True)
+            for id, content in zip(wanted[number], one.value, strict=True)
+        }
+        analyzer = Analyzer(settings.language, settings.stop_words)
+        for place, one in enumerate(found):
+            terms = compile_query(text.query(place), analyzer) if text.highlight else None
+            for hit in one.hits:
+                metadata, hit.vector = contents[hit.id]
+                highlights = None if terms is None else highlights_of(settings, analyzer, metadata, terms)
+                hit.describe(metadata, highlights)
+        receipts += [one.receipt for one in answers.results]
+        return set()
+
+    # ---- what is chosen from candidates
+
+    async def _chosen(
+        self, request: SearchRequest, queries: Matrix, place: int, found: ShardedResults, at: Snapshot
+    ) -> ShardedResults:
+        if request.mmr is not None:
+            metric = at.settings.params.metric
+            chosen = diversity.most_diverse(found, request.k, request.mmr, metric, request.include_vectors)
+        else:
+            query = queries[place] if request.text is None else request.text.text(place)
+            chosen = await rerank.reranked(self._runtime, query, found, request)
+        return sharded(chosen, found.shards, found.missing, found.receipt)
+
+    def _tell_of_default(self, found: Sequence[ShardedResults], request: SearchRequest) -> None:
+        dropped = sum(one.below_threshold for one in found)
+        if dropped and isinstance(request.threshold, Unset) and not self._told_of_default:
+            self._told_of_default = True
+            logger.warning(
+                "collection %r: the default threshold dropped %d of the nearest rows: pass threshold=None to keep "
+                "them, or open it with default_threshold=None (this is said once)",
+                self._defaults.index_name,
+                dropped,
+            )
+
+
+def check_has_text(at: Snapshot) -> None:
+    """Checks that there is a text index.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    if at.settings.params.text is None:
+        raise no_text_index()
+
+
+def _how_many(at: Snapshot, shards: int | None, target: float | None) -> tuple[int, float | None]:
+    """How many shards a search asks, and the recall target in each of them.
+
+    Where only some shards are asked, half of what the target allows to miss may be missed by the choice of shards.
+    """
+    most = len(at.shards)
+    if shards is not None:
+        if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
+            raise InvalidInputError(f"shards must be None or a positive integer, got {shown(shards)}")
+        if at.centroids is None:
+            raise InvalidInputError(
+                f"a collection with route={at.settings.route!r} cannot know which shards have the nearest rows: leave "
+                "shards out"
+            )
+        return min(shards, most), target
+    if target is not None and at.centroids is not None and len(at.settings.curve) == most:
+        for count, share in enumerate(at.settings.curve, 1):
+            if share >= (1.0 + target) / 2.0:
+                return count, min(1.0, target / share)
+    return most, target

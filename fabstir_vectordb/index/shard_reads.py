@@ -1,0 +1,185 @@
+"""Reads of one shard whose answers a collection joins: numbers of words, candidates of both sides, contents of hits.
+
+A search with text over shards takes three rounds. The first sums up how many rows have each word, the second finds
+candidates whose scores count by these sums, and the third reads the metadata of the hits that were chosen from all.
+Each method is to be called after `missing`, as every read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fabstir_vectordb._native.handle import NO_SLOT, Control
+from fabstir_vectordb._native.text import TextTotals
+from fabstir_vectordb.errors import InternalError, NotFoundError
+from fabstir_vectordb.index.efforts import Efforts
+from fabstir_vectordb.index.filters import Filters, Matches
+from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.hybrid import Hybrid, Sides, depth_of, no_text_index
+from fabstir_vectordb.index.lazy_rows import LazyRows
+from fabstir_vectordb.index.protocol import Gathered
+from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.text.query import ParsedQuery
+
+__all__ = ["Content", "LazyShardReads", "ShardReads", "WholeShardReads"]
+
+#: Metadata of a row as it is stored, empty for none, and its vector where that was asked for and the row has one.
+Content: TypeAlias = tuple[bytearray, npt.NDArray[np.float32] | None]
+
+
+class ShardReads(Protocol):
+    """What a collection asks of a shard."""
+
+    def totals(self, queries: Sequence[ParsedQuery]) -> TextTotals:
+        """The numbers of rows and words by which scores of some texts count."""
+        ...
+
+    def sides(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered | None = None,
+        control: Control | None = None,
+    ) -> list[Sides]:
+        """The candidates of a search with text, for each of many queries; the request has the totals of all shards."""
+        ...
+
+    def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:
+        """The metadata of rows, in the order asked for, and their vectors.
+
+        Raises:
+            NotFoundError: an id is not there.
+        """
+        ...
+
+
+class WholeShardReads:
+    """The reads of an index in memory.
+
+    Args:
+        rows, gate, filters, hybrid, efforts: of the index.
+    """
+
+    def __init__(self, rows: Rows, gate: Gate, filters: Filters, hybrid: Hybrid, efforts: Efforts) -> None:
+        self._rows = rows
+        self._gate = gate
+        self._filters = filters
+        self._hybrid = hybrid
+        self._efforts = efforts
+
+    def totals(self, queries: Sequence[ParsedQuery]) -> TextTotals:
+        """See `ShardReads`."""
+        return self._gate.read(totals_of, self._rows, queries)
+
+    def sides(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered | None = None,
+        control: Control | None = None,
+    ) -> list[Sides]:
+        """See `ShardReads`."""
+        asked = request
+        if queries.shape[1]:
+            asked = self._efforts.find_request_for(depth_of(request.k), request, control)
+
+        def found(matches: Matches | None) -> list[Sides]:
+            return [self._hybrid.candidates(query, asked, place, matches) for place, query in enumerate(queries)]
+
+        return self._gate.read(found, None) if asked.where is None else self._filters.read(asked.where, found)
+
+    def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:
+        """See `ShardReads`."""
+
+        def contents() -> list[Content]:
+            rows = self._rows
+            slots = found_slots(rows, ids)
+            metadata = rows.arena.get_many(slots.tolist())
+            return with_vectors(rows, slots, metadata, rows.core.get_vectors(slots) if include_vectors else None)
+
+        return self._gate.read(contents)
+
+
+class LazyShardReads:
+    """The reads of a lazily loaded index.
+
+    Args:
+        rows, held, gate: of the index.
+    """
+
+    def __init__(self, rows: Rows, held: LazyRows, gate: Gate) -> None:
+        self._rows = rows
+        self._held = held
+        self._gate = gate
+
+    def totals(self, queries: Sequence[ParsedQuery]) -> TextTotals:
+        """See `ShardReads`."""
+        return self._gate.within(totals_of, self._rows, queries)
+
+    def sides(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered | None = None,
+        control: Control | None = None,
+    ) -> list[Sides]:
+        """See `ShardReads`."""
+        if gathered is None or len(gathered.sides) != len(queries):
+            raise InternalError("a lazily loaded index is asked what it misses first")
+        return gathered.sides
+
+    def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:
+        """See `ShardReads`."""
+
+        def contents() -> list[Content]:
+            assert gathered is not None
+            slots = found_slots(self._rows, ids)
+            metadata = [bytearray(self._held.metadata_of(slot, gathered) or b"") for slot in slots.tolist()]
+            vectors = self._held.vectors_of(slots, gathered) if include_vectors else None
+            return with_vectors(self._rows, slots, metadata, vectors)
+
+        return self._gate.within(contents)
+
+
+def totals_of(rows: Rows, queries: Sequence[ParsedQuery]) -> TextTotals:
+    """The numbers of an index by which scores of some texts count.
+
+    Raises:
+        InvalidInputError: there is no text index.
+    """
+    texts = rows.texts
+    if texts.settings is None:
+        raise no_text_index()
+    return texts.totals(texts.compile(query) for query in queries)
+
+
+def found_slots(rows: Rows, ids: Sequence[str]) -> Slots:
+    """The slots of ids, expired ones included.
+
+    Raises:
+        NotFoundError: an id is not there.
+    """
+    slots = rows.find(ids)
+    missing = np.flatnonzero(slots == NO_SLOT)
+    if len(missing):
+        raise NotFoundError(f"no row has the id {ids[int(missing[0])]!r}")
+    return slots
+
+
+def with_vectors(
+    rows: Rows, slots: Slots, metadata: Iterable[bytearray], vectors: npt.NDArray[np.float32] | None
+) -> list[Content]:
+    """The contents of rows from their metadata and vectors."""
+    if vectors is None:
+        return list(zip(metadata, repeat(None)))
+    lacking: Any = rows.are_vectorless(slots).tolist()
+    return [
+        (raw, None if is_lacking else vector)
+        for raw, vector, is_lacking in zip(metadata, vectors, lacking, strict=True)
+    ]
