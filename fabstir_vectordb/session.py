@@ -52,7 +52,7 @@ from fabstir_vectordb.index import (
     take_items,
 )
 from fabstir_vectordb.index.aging import Step
-from fabstir_vectordb.index.cursor import decode_place
+from fabstir_vectordb.index.cursor import PAGE_ROWS_MAX, decode_place
 from fabstir_vectordb.index.incoming import as_input, one_id, taken
 from fabstir_vectordb.index.protocol import FilterNeed, Gathered, Reach, RowsNeed
 from fabstir_vectordb.maintenance import Aging
@@ -115,7 +115,6 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound="VectorDBSession")
 SCAN_PAGE_ROWS: Final = 512
-_PAGE_ROWS_MAX: Final = 10_000
 _KEEP_MAX: Final = 2**63 - 1
 # The range of a clock, seconds since 1970: from the year 1 to the year 9999.
 _CLOCK_S: Final = (-62_135_596_800, 253_402_300_800)
@@ -1149,7 +1148,7 @@ class VectorDBSession:
             SessionError: the session is destroyed.
         """
         where = EVERYTHING if filter is None else await _parsed(self._runtime, filter)
-        _check_range("limit", limit, _PAGE_ROWS_MAX)
+        _check_range("limit", limit, PAGE_ROWS_MAX)
         place = None if cursor is None else decode_place(cursor)
         return await self._runtime.read(Reach.WHOLE, lambda index, _: index.scan_page(place, limit, where))
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, SupportsIndex, Unpack
 
@@ -21,13 +19,15 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from fabstir_vectordb.arrow import data_frame, load_pyarrow
 from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.change import Changes, ids_by_shard
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Answers, Job, run_all
 from fabstir_vectordb.collections.keys import ShardKeys
-from fabstir_vectordb.collections.merging import merged_facets
+from fabstir_vectordb.collections.merging import merged_facets, merged_fields
 from fabstir_vectordb.collections.open_shards import close_shards
+from fabstir_vectordb.collections.paging import Page, merged_pages
 from fabstir_vectordb.collections.prune import prune_collection
 from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import Snapshot, moved_root, read_root, without_texts
@@ -41,16 +41,29 @@ from fabstir_vectordb.collections.types import (
     ShardInfo,
     Teller,
 )
-from fabstir_vectordb.config import ConfigFields, Given, ShareFields, VectorDBConfig, config_of, share_config
+from fabstir_vectordb.config import (
+    UNSET,
+    ConfigFields,
+    Given,
+    ShareFields,
+    Unset,
+    VectorDBConfig,
+    config_of,
+    share_config,
+)
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, SessionError, VectorDBError
+from fabstir_vectordb.index.cursor import PAGE_ROWS_MAX, Place, decode_place, encode_place
 from fabstir_vectordb.index.incoming import prepare_queries, prepare_query, take_ids
 from fabstir_vectordb.metadata.census import make_facet_query
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
+from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchFields, SearchOptions, check_bool
 from fabstir_vectordb.runtime import READ_ONLY
 from fabstir_vectordb.s5.cid import ShareCid, parse_cid
 from fabstir_vectordb.session import VectorDBSession
-from fabstir_vectordb.types import FacetCount, PruneReport, Row, VersionInfo
+from fabstir_vectordb.tables import rows_table
+from fabstir_vectordb.text.fusion import Fusion
+from fabstir_vectordb.types import FacetCount, FieldInfo, PruneReport, Row, ScanPage, SearchResult, VersionInfo
 
 __all__ = ["Collection"]
 
@@ -288,6 +301,49 @@ class Collection:
         matrix = None if queries is None else prepare_queries(queries, at.settings.dim)
         return await self._searches.run(at, matrix, k, options, shards, missing_ok, fields)
 
+    async def search_stream(
+        self,
+        query: Any = None,
+        *,
+        threshold: float | Unset | None = UNSET,
+        include_vectors: bool = False,
+        filter: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        fusion: Fusion | None = None,
+        alpha: float | None = None,
+        highlight: bool = False,
+    ) -> AsyncGenerator[SearchResult, None]:
+        """Yields every row that matches the filter and whose score passes the threshold, nearest first.
+
+        The hits and their order are those of `VectorDBSession.search_stream`. Each shard gives pages of 64 rows at
+        first, later of up to 4,096, and scores all of its rows for each. The stream reads the snapshot of its beginning
+        to its end. With ``text=``, ids and scores of all rows that match either side come to this process first.
+
+        Args:
+            query: dim numbers; None with ``text=`` for a stream by words alone.
+            threshold, include_vectors, filter, text, fusion, alpha, highlight: as in SearchOptions.
+
+        Yields:
+            The hits, one after the other.
+
+        Raises:
+            InvalidInputError: the query or an option is refused; or there is a text, and no text index.
+            SessionError, VectorDBError: as `search`.
+        """
+        at = self._current()
+        vector = np.empty(0, dtype=np.float32) if query is None else prepare_query(query, at.settings.dim)
+        fields: SearchFields = {
+            "threshold": threshold,
+            "include_vectors": include_vectors,
+            "filter": filter,
+            "text": text,
+            "fusion": fusion,
+            "alpha": alpha,
+            "highlight": highlight,
+        }
+        async for hit in self._searches.stream(at, vector, fields):
+            yield hit
+
     # ---- other reads
 
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
@@ -308,6 +364,26 @@ class Collection:
         answers = await self._ask(at, tasks.get, lambda shard: (asked[shard.number],), shards=asked)
         rows = {row.id: row for answer in answers.results for row in answer if row is not None}
         return [rows.get(id) for id in wanted]
+
+    async def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
+        """The timestamps of rows.
+
+        Args:
+            ids: ids of the rows; those that are not live are left out. None for all rows.
+
+        Returns:
+            Seconds since 1970 by id.
+
+        Raises:
+            InvalidInputError: `ids` is no sequence of strings.
+            SessionError, VectorDBError: as `search`.
+        """
+        at = self._current()
+        asked = None if ids is None else ids_by_shard(at, take_ids(ids))
+        answers = await self._ask(
+            at, tasks.timestamps, lambda shard: (None if asked is None else asked[shard.number],), shards=asked
+        )
+        return {id: time for answer in answers.results for id, time in answer.items()}
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """Counts the live rows that match a filter.
@@ -354,6 +430,22 @@ class Collection:
         answers = await self._ask(at, tasks.facets, lambda _: (field, where, search))
         return merged_facets(answers.results, query)
 
+    async def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
+        """The metadata fields that rows have, as `VectorDBSession.fields` tells them.
+
+        Args:
+            filter: as in SearchOptions; only rows that match it count.
+
+        Returns:
+            The fields, in the order of their paths.
+
+        Raises:
+            InvalidInputError: the filter is not understood, or there are more than 10,000 fields.
+            SessionError, VectorDBError: as `search`.
+        """
+        at, where = self._current(), _checked_filter(filter)
+        return merged_fields((await self._ask(at, tasks.fields, lambda _: (where,))).results)
+
     async def scan(self, filter: Mapping[str, Any] | None = None) -> AsyncGenerator[Row, None]:
         """Yields the live rows that match a filter, in the order of their timestamps, equal ones by id.
 
@@ -371,29 +463,80 @@ class Collection:
         """
         at, where = self._current(), _checked_filter(filter)
         cursors: dict[int, str | None] = dict.fromkeys(at.shards)
-        pages: dict[int, deque[Row]] = {}
-        heads: list[tuple[float, str, int]] = []
-        while cursors:
-            # The next row is known once each shard that has more rows has shown its next one.
+
+        async def next_pages(shards: list[int]) -> list[Page]:
             answers = await self._ask(
-                at,
-                tasks.scan_page,
-                lambda shard: (where, _SCAN_ROWS, cursors[shard.number]),
-                shards=[number for number in cursors if not pages.get(number)],
+                at, tasks.scan_page, lambda shard: (where, _SCAN_ROWS, cursors[shard.number]), shards=shards
             )
-            for number, page in zip(answers.shards, answers.results, strict=True):
-                pages[number] = deque(page.rows)
-                cursors[number] = page.cursor
-                if page.rows:
-                    heappush(heads, (page.rows[0].timestamp, page.rows[0].id, number))
-                if not page.has_more:
-                    del cursors[number]
-            while heads and all(pages[number] for number in cursors):
-                _, _, number = heappop(heads)
-                page_rows = pages[number]
-                yield page_rows.popleft()
-                if page_rows:
-                    heappush(heads, (page_rows[0].timestamp, page_rows[0].id, number))
+            cursors.update(zip(answers.shards, (page.cursor for page in answers.results), strict=True))
+            return [
+                Page(number, page.rows, page.has_more)
+                for number, page in zip(answers.shards, answers.results, strict=True)
+            ]
+
+        async for row in merged_pages(at.shards, next_pages, _insertion):
+            yield row
+
+    async def scan_page(
+        self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> ScanPage:
+        """Reads the next live rows that match a filter, in the order of `scan`, as `VectorDBSession.scan_page` does.
+
+        Args:
+            filter: as in SearchOptions; None for all rows. Give the same with each cursor.
+            limit: most rows of a page, 1 to 10 000.
+            cursor: the cursor of the page before, also of a session with the same rows; None for the first rows.
+
+        Returns:
+            The rows, the cursor after them, and whether there are more.
+
+        Raises:
+            InvalidInputError: the filter, `limit` or `cursor` is refused.
+            SessionError, VectorDBError: as `search`.
+        """
+        at, where = self._current(), _checked_filter(filter)
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= PAGE_ROWS_MAX:
+            raise InvalidInputError(f"limit must be an integer from 1 to {PAGE_ROWS_MAX}, got {shown(limit)}")
+        if cursor is not None:
+            decode_place(cursor)
+        pages = (await self._ask(at, tasks.scan_page, lambda _: (where, limit, cursor))).results
+        rows = sorted((row for page in pages for row in page.rows), key=_insertion)
+        has_more = len(rows) > limit or any(page.has_more for page in pages)
+        rows = rows[:limit]
+        if rows:
+            cursor = encode_place(Place(round(rows[-1].timestamp * 1e6), rows[-1].id.encode()))
+        return ScanPage(tuple(rows), cursor, has_more)
+
+    async def to_arrow(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pyarrow Table, as `VectorDBSession.to_arrow` makes it.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            The table.
+
+        Raises:
+            InvalidConfigError: pyarrow, which the extra `arrow` brings, is not installed.
+            InvalidInputError, SessionError, VectorDBError: as `scan`.
+        """
+        load_pyarrow()
+        return await anyio.to_thread.run_sync(rows_table, [row async for row in self.scan(filter)])
+
+    async def to_pandas(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pandas DataFrame with the columns of `to_arrow`.
+
+        Args:
+            filter: as in SearchOptions; None for all rows.
+
+        Returns:
+            The DataFrame.
+
+        Raises:
+            InvalidConfigError: pyarrow or pandas is not installed.
+            InvalidInputError, SessionError, VectorDBError: as `scan`.
+        """
+        return await anyio.to_thread.run_sync(data_frame, await self.to_arrow(filter))
 
     async def stats(self) -> CollectionStats:
         """The state of the collection, as its root has it: no shard is asked.
@@ -550,6 +693,19 @@ class Collection:
         assert self._cid is not None
         return await self._session.share(self._cid)
 
+    async def is_newest(self) -> bool:
+        """Whether no other process has moved the root since it was read, from the pointer alone.
+
+        Returns:
+            False where there is a newer root, which `refresh` reads.
+
+        Raises:
+            SessionError: the collection is closed, or was opened by a share CID.
+            VectorDBError: as `VectorDBSession.is_newest`.
+        """
+        self._check_writes()
+        return await self._session.is_newest()
+
     async def history(self) -> list[VersionInfo]:
         """The versions of the root, newest first, as `VectorDBSession.history` has them; counts are those of the root.
 
@@ -663,6 +819,10 @@ async def _closed_on_error(collection: Collection) -> AsyncGenerator[None, None]
     except BaseException:
         await collection.close()
         raise
+
+
+def _insertion(row: Row) -> tuple[float, str]:
+    return row.timestamp, row.id
 
 
 def _checked_filter(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:

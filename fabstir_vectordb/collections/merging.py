@@ -12,24 +12,38 @@ import numpy as np
 
 from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections.types import ShardedResults
-from fabstir_vectordb.index.hybrid import Sides, by_words, depth_of, fused_hits, passes
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.index.hybrid import Ranking, Sides, by_words, depth_of, fused_hits, passes
 from fabstir_vectordb.index.searcher import Scorer
-from fabstir_vectordb.metadata.census import FacetQuery
+from fabstir_vectordb.metadata.census import FIELDS_MAX, FacetQuery
 from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.text.fusion import Side, fuse, ordered
-from fabstir_vectordb.types import FacetCount, FusedResult, Plan, Receipt, SearchGroup, SearchResult, SearchResults
+from fabstir_vectordb.text.fusion import Side, fuse, fuse_all, ordered
+from fabstir_vectordb.types import (
+    FacetCount,
+    FieldInfo,
+    FieldType,
+    FusedResult,
+    Plan,
+    Receipt,
+    SearchGroup,
+    SearchResult,
+    SearchResults,
+)
 
 __all__ = [
+    "Streamed",
     "Worded",
     "grouped_hits",
     "lacking_groups",
     "least_score",
     "merged_facets",
+    "merged_fields",
     "merged_hits",
     "merged_totals",
     "sharded",
+    "streamed",
     "summed",
     "with_groups",
     "worded_hits",
@@ -209,6 +223,67 @@ def worded_hits(sides: Mapping[int, Sides], request: SearchRequest, by_vector: b
     return Worded(hits[:n], shard_of, len(hits) - n, _commonest((one.plan for one in sides.values()), "words"))
 
 
+@dataclass(slots=True)
+class Streamed:
+    """All rows that match either side of a search with text, in order, from which hits are made page by page.
+
+    Attributes:
+        ids: of all rows, ascending; the other attributes know them by their places here.
+        shard_of: the shard of each row.
+        ranking: the rows in order.
+    """
+
+    ids: Sequence[str]
+    shard_of: Mapping[str, int]
+    ranking: Ranking
+
+    def page(self, first: int, rows: int, request: SearchRequest, scorer: Scorer) -> Worded:
+        """The hits from a place on, without metadata."""
+        places = np.arange(first, min(first + rows, len(self.ranking.slots)))
+        hits = self.ranking.hits(places, [self.ids[slot] for slot in self.ranking.slots[places].tolist()], scorer)
+        n = sum(passes(hit, request) for hit in hits)
+        return Worded(hits[:n], self.shard_of, len(hits) - n, "words")
+
+
+def streamed(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool) -> Streamed:
+    """All rows of all shards that match either side, in the order of one index.
+
+    Args:
+        sides: the rows of each shard.
+        request: the search.
+        by_vector: whether there is a vector beside the words.
+    """
+    text = request.text
+    assert text is not None
+    shard_of = {id: number for number, one in sides.items() for id in (*one.near, *one.said)}
+    ids = sorted(shard_of)
+    place = {id: at for at, id in enumerate(ids)}
+    near = sorted(row for one in sides.values() for row in zip(one.distances, one.near, strict=True))
+    said = sorted((-score, id) for one in sides.values() for id, score in zip(one.said, one.said_scores, strict=True))
+    words = _side([place[id] for _, id in said], np.array([-score for score, _ in said], dtype=np.float64))
+    if not by_vector:
+        ranks = np.arange(1, len(said) + 1)
+        scores = words.values / (1.0 + words.values)
+        return Streamed(ids, shard_of, Ranking(words.slots, scores, words.values, ranks, None, None))
+    given = np.array([distance for distance, _ in near], dtype=np.float64)
+    vector = _side([place[id] for _, id in near], -given)
+    fused, after = fuse_all(text.fusion, text.alpha, vector, words)
+    # Places are in the order of ids, which so decide between equal rows.
+    order = np.lexsort((fused.slots, -after, -fused.scores))
+    found = fused.slots[order]
+    text_scores, distances = np.zeros(len(ids)), np.full(len(ids), np.nan)
+    text_scores[words.slots], distances[vector.slots] = words.values, given
+    ranking = Ranking(
+        found,
+        fused.scores[order],
+        text_scores[found],
+        fused.words_ranks[order],
+        distances[found],
+        fused.vector_ranks[order],
+    )
+    return Streamed(ids, shard_of, ranking)
+
+
 def _side(numbers: Sequence[int], values: Any) -> Side:
     return Side(np.array(numbers, dtype=np.uint32), values)
 
@@ -219,6 +294,36 @@ def _side(numbers: Sequence[int], values: Any) -> Side:
 def least_score(metric: str, threshold: Any) -> float:
     """The least score of a hit."""
     return Scorer(metric).least(threshold)
+
+
+def merged_fields(answers: Iterable[Sequence[FieldInfo]]) -> list[FieldInfo]:
+    """The metadata fields of all rows, in the order of their paths; of each the types, the most frequent first."""
+    rows: Counter[str] = Counter()
+    types: dict[str, dict[str, FieldType]] = {}
+    for field in (field for answer in answers for field in answer):
+        rows[field.path] += field.count
+        of_field = types.setdefault(field.path, {})
+        for one in field.types:
+            other = of_field.get(one.type, one)
+            if other is not one:
+                least, most = (one.minimum, other.minimum), (one.maximum, other.maximum)
+                has_order = one.minimum is not None
+                one = FieldType(
+                    one.type,
+                    one.count + other.count,
+                    min(least) if has_order else None,
+                    max(most) if has_order else None,
+                )
+            of_field[one.type] = one
+    if len(types) > FIELDS_MAX:
+        raise InvalidInputError(
+            f"there are more than {FIELDS_MAX:,} fields: their keys seem to be data; put it in values",
+            details={"limit": FIELDS_MAX},
+        )
+    return [
+        FieldInfo(path, rows[path], tuple(sorted(of_field.values(), key=lambda one: (-one.count, one.type))))
+        for path, of_field in sorted(types.items())
+    ]
 
 
 def merged_facets(answers: Sequence[Sequence[FacetCount]], query: FacetQuery) -> list[FacetCount]:

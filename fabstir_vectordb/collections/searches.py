@@ -8,7 +8,7 @@ chosen from all candidates, their metadata. So each row has the score that one i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb import diversity, rerank
+from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.fanout import Answers
 from fabstir_vectordb.collections.merging import (
@@ -26,10 +27,12 @@ from fabstir_vectordb.collections.merging import (
     merged_hits,
     merged_totals,
     sharded,
+    streamed,
     summed,
     with_groups,
     worded_hits,
 )
+from fabstir_vectordb.collections.paging import Page, merged_pages
 from fabstir_vectordb.collections.records import Shard
 from fabstir_vectordb.collections.root import Snapshot
 from fabstir_vectordb.collections.types import ShardedResults
@@ -37,6 +40,7 @@ from fabstir_vectordb.config import Unset, VectorDBConfig
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Sides, no_text_index
 from fabstir_vectordb.index.incoming import make_request
+from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.index.text import highlights_of
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
@@ -44,12 +48,15 @@ from fabstir_vectordb.runtime import Runtime
 from fabstir_vectordb.searches import check_texts
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.clauses import compile_query
-from fabstir_vectordb.types import Receipt, SearchResults
+from fabstir_vectordb.types import Receipt, SearchResult, SearchResults
 
 __all__ = ["Ask", "Searches"]
 
 logger = logging.getLogger(__name__)
 
+#: Rows that a shard gives to a stream at a time: few for the first hits, then more and more.
+_STREAM_ROWS_MIN: Final = 64
+_STREAM_ROWS_MAX: Final = 4_096
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 
 Matrix = npt.NDArray[np.float32]
@@ -141,7 +148,7 @@ class Searches:
         if matrix is None:
             matrix = np.empty((0 if request.text is None else len(request.text.queries), 0), dtype=np.float32)
         if request.text is None and (queries is None or (len(matrix) and not matrix.shape[1])):
-            raise InvalidInputError("a search needs a query, a text or both: pass a vector, or text='…'")
+            raise no_query()
         check_texts(request, len(matrix))
         wide = request
         if request.rerank is not None:
@@ -157,7 +164,7 @@ class Searches:
             found = await self._by_groups(asked)
         else:
             found = await self._nearest(asked)
-        self._tell_of_default(found, request)
+        self._tell_of_default(sum(one.below_threshold for one in found), request)
         if wide is request:
             return found
         return [await self._chosen(request, matrix, place, one, at) for place, one in enumerate(found)]
@@ -280,9 +287,7 @@ class Searches:
         at, request = asked.at, asked.request
         text = request.text
         assert text is not None
-        counted = await self._ask(at, tasks.count_words, lambda _: (text.texts,), missing_ok=asked.missing_ok)
-        totals = merged_totals(one.value for one in counted.results)
-        said: SearchFields = {**asked.passed, "text": text.texts}
+        said, counted, totals = await self._counted(asked)
         answers = await self._ask(
             at,
             tasks.sides,
@@ -310,6 +315,13 @@ class Searches:
             sharded(SearchResults(one.hits, one.below_threshold, one.plan), sides, sorted(missing), receipt)
             for one in found
         ]
+
+    async def _counted(self, asked: _Asked) -> tuple[SearchFields, Answers, TextTotals]:
+        """The options of a search with text for shards, the shards that counted its words, and the sums."""
+        text = asked.request.text
+        assert text is not None
+        counted = await self._ask(asked.at, tasks.count_words, lambda _: (text.texts,), missing_ok=asked.missing_ok)
+        return {**asked.passed, "text": text.texts}, counted, merged_totals(one.value for one in counted.results)
 
     async def _describe(self, asked: _Asked, found: Sequence[Any], receipts: list[Receipt]) -> set[int]:
         """Reads what the hits hold; gives the shards that were lost meanwhile."""
@@ -344,6 +356,69 @@ class Searches:
         receipts += [one.receipt for one in answers.results]
         return set()
 
+    # ---- streams
+
+    async def stream(
+        self, at: Snapshot, query: npt.NDArray[np.float32], fields: SearchFields
+    ) -> AsyncGenerator[SearchResult, None]:
+        """Yields all hits; see `Collection.search_stream`.
+
+        Args:
+            at: the shards.
+            query: dim numbers; none for a stream by words alone.
+            fields: options of the stream.
+        """
+        request = self.request(1, None, fields)
+        if request.text is None and not len(query):
+            raise no_query()
+        check_texts(request, 1)
+        passed: SearchFields = {"filter": None if fields["filter"] is None else dict(fields["filter"])}
+        asked = _Asked(at, query[np.newaxis], request, passed, False, {})
+        async for hit in self._near_stream(asked) if request.text is None else self._text_stream(asked):
+            yield hit
+
+    async def _near_stream(self, asked: _Asked) -> AsyncGenerator[SearchResult, None]:
+        query, request, where = asked.queries[0], asked.request, asked.passed["filter"]
+        after: dict[int, tuple[float, str] | None] = dict.fromkeys(asked.at.shards)
+        rows = _STREAM_ROWS_MIN
+
+        async def next_pages(shards: list[int]) -> list[Page]:
+            # Each page scores all rows of its shard, so pages grow.
+            nonlocal rows
+            answers = await self._ask(
+                asked.at,
+                tasks.near_page,
+                lambda shard: (query, where, after[shard.number], rows, request.include_vectors),
+                shards=shards,
+            )
+            rows = min(2 * rows, _STREAM_ROWS_MAX)
+            pages = [Page(number, *one) for number, one in zip(answers.shards, answers.results, strict=True)]
+            after.update({number: _place(hits[-1]) for number, hits, _ in pages if hits})
+            return pages
+
+        async for hit in merged_pages(asked.at.shards, next_pages, _place):
+            if hit.score < asked.least:  # scores fall, so no other hit passes
+                self._tell_of_default(1, request)
+                return
+            yield hit
+
+    async def _text_stream(self, asked: _Asked) -> AsyncGenerator[SearchResult, None]:
+        at, request, scorer = asked.at, asked.request, Scorer(asked.at.settings.params.metric)
+        check_has_text(at)
+        said, counted, totals = await self._counted(asked)
+        answers = await self._ask(
+            at, tasks.all_sides, lambda _: (asked.queries[0], said, totals), shards=counted.shards
+        )
+        sides = dict(zip(answers.shards, answers.results, strict=True))
+        rows = streamed(sides, request, bool(asked.queries.shape[1]))
+        for first in range(0, len(rows.ranking.slots), _STREAM_ROWS_MAX):
+            page = rows.page(first, _STREAM_ROWS_MAX, request, scorer)
+            await self._describe(asked, [page], [])
+            for hit in page.hits:
+                yield hit
+            if page.below_threshold:
+                return
+
     # ---- what is chosen from candidates
 
     async def _chosen(
@@ -357,8 +432,7 @@ class Searches:
             chosen = await rerank.reranked(self._runtime, query, found, request)
         return sharded(chosen, found.shards, found.missing, found.receipt)
 
-    def _tell_of_default(self, found: Sequence[ShardedResults], request: SearchRequest) -> None:
-        dropped = sum(one.below_threshold for one in found)
+    def _tell_of_default(self, dropped: int, request: SearchRequest) -> None:
         if dropped and isinstance(request.threshold, Unset) and not self._told_of_default:
             self._told_of_default = True
             logger.warning(
@@ -367,6 +441,15 @@ class Searches:
                 self._defaults.index_name,
                 dropped,
             )
+
+
+def no_query() -> InvalidInputError:
+    """The error for a search for nothing."""
+    return InvalidInputError("a search needs a query, a text or both: pass a vector, or text='…'")
+
+
+def _place(hit: SearchResult) -> tuple[float, str]:
+    return hit.distance, hit.id
 
 
 def check_has_text(at: Snapshot) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -17,10 +17,11 @@ from fabstir_vectordb.collections.collection import Collection as AsyncCollectio
 from fabstir_vectordb.collections.engines import Engine
 from fabstir_vectordb.collections.records import Route
 from fabstir_vectordb.collections.types import CollectionReport, CollectionStats, ProgressCallback, ShardedResults
-from fabstir_vectordb.config import ConfigFields, Given, ShareFields, VectorDBConfig, config_of
+from fabstir_vectordb.config import UNSET, ConfigFields, Given, ShareFields, Unset, VectorDBConfig, config_of
 from fabstir_vectordb.errors import SessionError
 from fabstir_vectordb.params import SearchFields, SearchOptions
-from fabstir_vectordb.types import FacetCount, PruneReport, Row, VersionInfo
+from fabstir_vectordb.text.fusion import Fusion
+from fabstir_vectordb.types import FacetCount, FieldInfo, PruneReport, Row, ScanPage, SearchResult, VersionInfo
 
 __all__ = ["Collection", "build"]
 
@@ -177,9 +178,43 @@ class Collection:
             lambda: self._verbs.search_batch(queries, k, options, shards=shards, missing_ok=missing_ok, **fields)
         )
 
+    def search_stream(
+        self,
+        query: Any = None,
+        *,
+        threshold: float | Unset | None = UNSET,
+        include_vectors: bool = False,
+        filter: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        fusion: Fusion | None = None,
+        alpha: float | None = None,
+        highlight: bool = False,
+    ) -> Iterator[SearchResult]:
+        """Yields every row that matches the filter and whose score passes the threshold, nearest first."""
+        return self._iterated(
+            self._verbs.search_stream(
+                query,
+                threshold=threshold,
+                include_vectors=include_vectors,
+                filter=filter,
+                text=text,
+                fusion=fusion,
+                alpha=alpha,
+                highlight=highlight,
+            )
+        )
+
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """Reads rows by id."""
         return self._run(lambda: self._verbs.get(ids))
+
+    def get_timestamps(self, ids: Sequence[str] | None = None) -> dict[str, float]:
+        """The timestamps of rows, seconds since 1970 by id."""
+        return self._run(lambda: self._verbs.get_timestamps(ids))
+
+    def fields(self, filter: Mapping[str, Any] | None = None) -> list[FieldInfo]:
+        """The metadata fields that rows have."""
+        return self._run(lambda: self._verbs.fields(filter))
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """Counts the live rows that match a filter."""
@@ -202,19 +237,34 @@ class Collection:
 
     def scan(self, filter: Mapping[str, Any] | None = None) -> Iterator[Row]:
         """Yields the live rows that match a filter, in the order of their timestamps, equal ones by id."""
-        rows = self._verbs.scan(filter)
+        return self._iterated(self._verbs.scan(filter))
 
-        async def some() -> list[Row]:
-            # A page at a time: a row at a time would change threads for each.
+    def _iterated(self, items: AsyncGenerator[_T, None]) -> Iterator[_T]:
+        async def some() -> list[_T]:
+            # A page at a time: an item at a time would change threads for each.
             page = []
-            async for row in rows:
-                page.append(row)
+            async for item in items:
+                page.append(item)
                 if len(page) == _PAGE_ROWS:
                     break
             return page
 
         while page := self._run(some):
             yield from page
+
+    def scan_page(
+        self, filter: Mapping[str, Any] | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> ScanPage:
+        """Reads the next live rows that match a filter, in the order of `scan`."""
+        return self._run(lambda: self._verbs.scan_page(filter, limit=limit, cursor=cursor))
+
+    def to_arrow(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pyarrow Table."""
+        return self._run(lambda: self._verbs.to_arrow(filter))
+
+    def to_pandas(self, filter: Mapping[str, Any] | None = None) -> Any:
+        """All rows, or those that match a filter, as a pandas DataFrame."""
+        return self._run(lambda: self._verbs.to_pandas(filter))
 
     def stats(self) -> CollectionStats:
         """The state of the collection, as its root has it: no shard is asked."""
@@ -257,6 +307,10 @@ class Collection:
         """Makes a CID that opens this version of the collection, with all its shards, without the phrase."""
         return self._run(self._verbs.share)
 
+    def is_newest(self) -> bool:
+        """Whether no other process has moved the root since it was read."""
+        return self._run(self._verbs.is_newest)
+
     def history(self) -> list[VersionInfo]:
         """The versions of the root, newest first."""
         return self._run(self._verbs.history)
@@ -266,5 +320,5 @@ class Collection:
         return self._run(lambda: self._verbs.prune_history(keep, dry_run))
 
 
-#: Rows that a scan hands over at a time.
+#: Items that a scan or a stream hands over at a time.
 _PAGE_ROWS = 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,29 +12,47 @@ from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.blocking import run_here
 from fabstir_vectordb.collections.open_shards import opened
 from fabstir_vectordb.collections.records import Recipe
+from fabstir_vectordb.index.hybrid import Sides
 from fabstir_vectordb.index.incoming import make_request
-from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need, RowsNeed, WordsNeed
-from fabstir_vectordb.params import SearchFields
+from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need, Reach, RowsNeed, WordsNeed
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
+from fabstir_vectordb.params import SearchFields, SearchRequest
 from fabstir_vectordb.sync import VectorDBSession
 from fabstir_vectordb.text.query import parse_query
-from fabstir_vectordb.types import FacetCount, Receipt, Row, ScanPage, SearchGroup, SearchResults
+from fabstir_vectordb.types import (
+    FacetCount,
+    FieldInfo,
+    Receipt,
+    Row,
+    ScanPage,
+    SearchGroup,
+    SearchResult,
+    SearchResults,
+)
 
 __all__ = [
     "Dirt",
     "Told",
+    "all_sides",
     "contents",
     "count",
     "count_words",
     "dirt",
     "facets",
+    "fields",
     "get",
     "live_ids",
+    "near_page",
     "of_groups",
     "scan_page",
     "search",
     "sides",
+    "timestamps",
     "warm",
 ]
+
+
+_T = TypeVar("_T")
 
 
 class Dirt(NamedTuple):
@@ -122,15 +140,44 @@ def sides(
         fields: options of the search.
         totals: the numbers of all shards by which scores count.
     """
-    request = make_request(queries[:0], k, None, fields, default_threshold=None, default_target=None)
-    assert request.text is not None
-    request = request._replace(text=request.text._replace(totals=totals))
+    request = _with_totals(queries, k, fields, totals)
     with opened(recipe, share) as session:
         return _told(
             session,
             BatchNeed(queries, request),
             lambda index, gathered: index.shard_reads.sides(queries, request, gathered),
         )
+
+
+def near_page(
+    recipe: Recipe,
+    share: str,
+    query: npt.NDArray[np.float32],
+    filter: Mapping[str, Any] | None,
+    after: tuple[float, str] | None,
+    limit: int,
+    include_vectors: bool,
+) -> tuple[list[SearchResult], bool]:
+    """The nearest rows of a shard beyond a distance and id, and whether there are more."""
+    where = EVERYTHING if filter is None else parse_filter(filter)
+    with opened(recipe, share) as session:
+        found: tuple[list[SearchResult], bool] = _read(
+            session,
+            Reach.WHOLE,
+            lambda index, _: index.shard_reads.near_page(query, where, after, limit, include_vectors),
+        )
+        return found
+
+
+def all_sides(
+    recipe: Recipe, share: str, query: npt.NDArray[np.float32], fields: SearchFields, totals: TextTotals
+) -> Sides:
+    """All rows of a shard that match a filter and either side of a search; see `sides`."""
+    request = _with_totals(query, 1, fields, totals)
+    where = EVERYTHING if request.where is None else request.where
+    with opened(recipe, share) as session:
+        found: Sides = _read(session, Reach.WHOLE, lambda index, _: index.shard_reads.all_sides(query, request, where))
+        return found
 
 
 def contents(recipe: Recipe, share: str, ids: Sequence[str], include_vectors: bool) -> Told:
@@ -151,7 +198,18 @@ def _told(session: VectorDBSession, need: Need, read: Callable[[Any, Gathered], 
         cached = max(len(gathered.parts) - gathered.requests, 0)
         return Told(value, Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=cached))
 
-    return run_here(session._verbs._runtime.read(need, told))
+    return _read(session, need, told)
+
+
+def _read(session: VectorDBSession, need: Need, read: Callable[[Any, Gathered], _T]) -> _T:
+    return run_here(session._verbs._runtime.read(need, read))
+
+
+def _with_totals(query: Any, k: int, fields: SearchFields, totals: TextTotals) -> SearchRequest:
+    """A request whose words count by the rows of all shards."""
+    request = make_request(query, k, None, fields, default_threshold=None, default_target=None)
+    assert request.text is not None
+    return request._replace(text=request.text._replace(totals=totals))
 
 
 def count(recipe: Recipe, share: str, filter: Mapping[str, Any] | None) -> int:
@@ -172,6 +230,18 @@ def get(recipe: Recipe, share: str, ids: Sequence[str]) -> list[Row | None]:
     """Rows of a shard by id; None for an id that it does not have."""
     with opened(recipe, share) as session:
         return session.get(ids)
+
+
+def timestamps(recipe: Recipe, share: str, ids: Sequence[str] | None) -> dict[str, float]:
+    """The timestamps of rows of a shard, of all for None."""
+    with opened(recipe, share) as session:
+        return session.get_timestamps(ids)
+
+
+def fields(recipe: Recipe, share: str, filter: Mapping[str, Any] | None) -> list[FieldInfo]:
+    """The metadata fields of a shard's rows."""
+    with opened(recipe, share) as session:
+        return session.fields(filter)
 
 
 def live_ids(recipe: Recipe, share: str, ids: Sequence[str]) -> list[str]:

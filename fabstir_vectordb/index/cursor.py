@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import weakref
+from bisect import bisect_right
 from typing import Any, Final, NamedTuple
 
 import cbor2
@@ -31,8 +32,10 @@ from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
-__all__ = ["Cursor", "Cursors", "Place", "decode_place", "encode_place"]
+__all__ = ["PAGE_ROWS_MAX", "Cursor", "Cursors", "Place", "decode_place", "encode_place"]
 
+#: Most rows of a page that a caller may ask for.
+PAGE_ROWS_MAX: Final = 10_000
 #: Slots of a scan that are looked at together.
 _WINDOW_ROWS: Final = 16_384
 #: The first number of a kept cursor: how the rest is written.
@@ -258,6 +261,46 @@ class Cursors:
             return cursor
 
         return self._gate.alone(start)
+
+    def stream_page_after(
+        self,
+        query: npt.NDArray[np.float32],
+        where: Filter,
+        after: tuple[float, str] | None,
+        most: int,
+        include_vectors: bool,
+    ) -> tuple[list[SearchResult], bool]:
+        """The nearest rows that match a filter and lie beyond a place, and whether there are more.
+
+        Args:
+            query: the vector.
+            where: the filter.
+            after: distance and id of the row before; None for the first rows.
+            most: most rows of the page.
+            include_vectors: whether hits have vectors.
+
+        Raises:
+            InvalidInputError, MemoryBudgetExceededError: as `stream`.
+        """
+
+        def page() -> tuple[list[SearchResult], bool]:
+            rows, native = self._rows, self._rows.native
+            check_query_dim(len(query), rows.vector_dim)
+            rows.budget.require("a stream", rows.nbytes + _STREAM_BYTES_PER_ROW * rows.counts.live)
+            slots, distances = nearest_first(rows, query, self._filters.match(where).slots(), None)
+            first = 0
+            if after is not None:
+                first, end = (int(np.searchsorted(distances, after[0], side)) for side in ("left", "right"))
+                first += bisect_right(rows.core.get_ids(slots[first:end]), after[1])
+            found = slots[first : first + most]
+            if native is None or not len(found):
+                return [], False
+            allow = bitmap_of(found, rows.counts.rows)
+            answer = native.search(query[np.newaxis], len(found), exact=True, allow=allow)
+            (hits,) = self._searcher.results(native, answer, PLANS, None, include_vectors)
+            return list(hits), first + most < len(slots)
+
+        return self._gate.alone(page)
 
     def text_stream(self, request: SearchRequest, where: Filter, control: Control | None) -> TextCursor:
         """The start of a stream with text, by falling score; without a vector, where the request's query is empty.

@@ -356,13 +356,9 @@ class Hybrid:
         """
         rows, asked = self._rows, request.text
         assert asked is not None
-        slots = slots_of(allow, rows.counts.rows)
-        raw = np.array(self._text_scores(terms, slots))
-        said = np.flatnonzero(raw > 0.0)
-        order = ordered(raw[said], len(said), lambda places: rows.core.get_ids(slots[said[places]]))
-        words = Side(slots[said[order]], raw[said[order]])
+        words = self._all_words(terms, slots_of(allow, rows.counts.rows))
         if near is None:
-            ranks = np.arange(1, len(order) + 1)
+            ranks = np.arange(1, len(words.slots) + 1)
             return Ranking(words.slots, words.values / (1.0 + words.values), words.values, ranks, None, None)
         vector = Side(near[0], -near[1])
         fused, after = fuse_all(asked.fusion, asked.alpha, vector, words, (depth(vector), depth(words)))
@@ -380,6 +376,34 @@ class Hybrid:
             distances[found],
             fused.vector_ranks[places],
         )
+
+    def all_sides(self, query: npt.NDArray[np.float32], request: SearchRequest, matches: Matches) -> Sides:
+        """All rows that match a filter, as candidates of both sides, without the scores of the vector's side.
+
+        Raises:
+            InvalidInputError: there is no text index, or the query is refused.
+            MemoryBudgetExceededError: the order of the rows would not fit.
+        """
+        rows = self._rows
+        rows.budget.require("a stream", rows.nbytes + RANKING_BYTES_PER_ROW * rows.counts.rows)
+        terms = self.terms(request, 0)
+        allow = self.allowed(terms, matches.allow)
+        assert allow is not None
+        slots = slots_of(allow, rows.counts.rows)
+        near, distances = _NO_SLOTS, _NO_SCORES
+        if len(query):
+            check_query_dim(len(query), rows.vector_dim)
+            near, distances = nearest_first(rows, query, slots, None)
+        words = self._all_words(terms, slots)
+        ids_of = rows.core.get_ids
+        return Sides(ids_of(near), distances.tolist(), (), (), ids_of(words.slots), words.values.tolist(), "words")
+
+    def _all_words(self, terms: TermsQuery, slots: Slots) -> Side:
+        """Those of some rows that the text matches, by falling score, ties by id."""
+        raw = np.array(self._text_scores(terms, slots))
+        said = np.flatnonzero(raw > 0.0)
+        order = ordered(raw[said], len(said), lambda places: self._rows.core.get_ids(slots[said[places]]))
+        return Side(slots[said[order]], raw[said[order]])
 
     # ---- one side
 

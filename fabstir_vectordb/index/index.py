@@ -33,7 +33,7 @@ from fabstir_vectordb.index.protocol import Gathered, Missing, Need
 from fabstir_vectordb.index.repeat import Repeat, repeat_of
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Searcher
-from fabstir_vectordb.index.shard_reads import WholeShardReads
+from fabstir_vectordb.index.shard_reads import WholeReads
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
@@ -103,7 +103,7 @@ class Index:
         self._hybrid = Hybrid(self._rows)
         self._cursors = Cursors(self._rows, self.gate, self._filters, self._searcher, self._hybrid)
         self.efforts = Efforts(self._rows, self.gate)
-        self.shard_reads = WholeShardReads(self._rows, self.gate, self._filters, self._hybrid, self.efforts)
+        self.shard_reads = WholeReads(self._rows, self.gate, self._filters, self._hybrid, self._cursors, self.efforts)
         self._aging = Aging(self._rows, self.gate, self._cache, self._cursors, self.efforts)
 
     @classmethod

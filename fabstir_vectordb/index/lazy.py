@@ -45,7 +45,7 @@ from fabstir_vectordb.index.protocol import (
 )
 from fabstir_vectordb.index.rows import Rows
 from fabstir_vectordb.index.searcher import Scorer, results_of_groups
-from fabstir_vectordb.index.shard_reads import LazyShardReads
+from fabstir_vectordb.index.shard_reads import LazyReads
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
@@ -113,7 +113,7 @@ class LazyIndex:
         self._held = LazyRows(self._rows, parts, shape, self._rows.parse_changes(contents), self.gate, self._budget)
         self._near = LazyNear(self._rows, self._held, self._filters)
         self._text = LazyText(self._rows, self._held, self._near, Hybrid(self._rows))
-        self.shard_reads = LazyShardReads(self._rows, self._held, self.gate)
+        self.shard_reads = LazyReads(self._rows, self._held, self.gate)
         self._stays_lazy = not become_whole
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
         self.changes = 0

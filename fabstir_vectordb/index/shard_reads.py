@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import NO_SLOT, Control
 from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.errors import InternalError, NotFoundError
+from fabstir_vectordb.index.cursor import Cursors
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import Filters, Matches
 from fabstir_vectordb.index.gate import Gate
@@ -24,10 +25,11 @@ from fabstir_vectordb.index.hybrid import Hybrid, Sides, depth_of, no_text_index
 from fabstir_vectordb.index.lazy_rows import LazyRows
 from fabstir_vectordb.index.protocol import Gathered
 from fabstir_vectordb.index.rows import Rows, Slots
+from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.query import ParsedQuery
 
-__all__ = ["Content", "LazyShardReads", "ShardReads", "WholeShardReads"]
+__all__ = ["Content", "LazyReads", "ShardReads", "WholeReads"]
 
 #: Metadata of a row as it is stored, empty for none, and its vector where that was asked for and the row has one.
 Content: TypeAlias = tuple[bytearray, npt.NDArray[np.float32] | None]
@@ -59,15 +61,19 @@ class ShardReads(Protocol):
         ...
 
 
-class WholeShardReads:
+class WholeReads:
     """The reads of an index in memory.
 
     Args:
-        rows, gate, filters, hybrid, efforts: of the index.
+        rows, gate, filters, hybrid, cursors, efforts: of the index.
     """
 
-    def __init__(self, rows: Rows, gate: Gate, filters: Filters, hybrid: Hybrid, efforts: Efforts) -> None:
+    def __init__(
+        self, rows: Rows, gate: Gate, filters: Filters, hybrid: Hybrid, cursors: Cursors, efforts: Efforts
+    ) -> None:
         self._rows = rows
+        #: The nearest rows beyond a place: a stream that can go on elsewhere.
+        self.near_page = cursors.stream_page_after
         self._gate = gate
         self._filters = filters
         self._hybrid = hybrid
@@ -105,8 +111,12 @@ class WholeShardReads:
 
         return self._gate.read(contents)
 
+    def all_sides(self, query: npt.NDArray[np.float32], request: SearchRequest, where: Filter) -> Sides:
+        """All rows that match a filter, for a stream with text; see `Hybrid.all_sides`."""
+        return self._filters.read(where, lambda matches: self._hybrid.all_sides(query, request, matches))
 
-class LazyShardReads:
+
+class LazyReads:
     """The reads of a lazily loaded index.
 
     Args:

@@ -67,9 +67,25 @@ async def test_it_answers_as_one_index(stored: Path, tmp_path: Path, route: Rout
             for field, options in (("kind", {}), ("tags", {"limit": 3, "offset": 1}), ("n", {"order": "-value"})):
                 assert await many.facets(field, where, **options) == await one.facets(field, where, **options)
             assert [bits(row) async for row in many.scan(where)] == [bits(row) async for row in one.scan(where)]
+            assert await many.fields(where) == await one.fields(where)
+            streamed: tuple[dict[str, Any], ...] = ({"threshold": None, "include_vectors": True}, {})
+            for asked in streamed:
+                streams = [db.search_stream(queries[1], filter=where, **asked) for db in (many, one)]
+                of_many, of_one = [[seen([hit]) async for hit in stream] for stream in streams]
+                assert of_many == of_one
+            cursor, pages = None, []
+            while not pages or pages[-1].has_more:
+                pages.append(await many.scan_page(where, limit=50, cursor=cursor))
+                same = await one.scan_page(where, limit=50, cursor=cursor)
+                assert (pages[-1].cursor, pages[-1].has_more) == (same.cursor, same.has_more)
+                assert list(map(bits, pages[-1].rows)) == list(map(bits, same.rows))
+                cursor = same.cursor
         ids = ["row-0007", "nothing", "row-0001", "row-0007"]
         assert [bits(row) for row in await many.get(ids)] == [bits(row) for row in await one.get(ids)]
         assert await many.get([]) == []
+        assert await many.get_timestamps() == await one.get_timestamps()
+        assert await many.get_timestamps(ids) == await one.get_timestamps(ids)
+        assert await many.is_newest()
         assert await many.search_batch(np.empty((0, 8), np.float32), 3) == []
         stats = await many.stats()
         assert (stats.rows, stats.route, len(stats.shards)) == (ROWS, route, 3)
@@ -160,6 +176,10 @@ async def test_a_wrong_question_is_refused_before_any_shard_is_asked(stored: Pat
             lambda: many.search(vectors(1)[0], 3, filter={"n": {"$near": 1}}),
             lambda: many.count({"n": {"$near": 1}}),
             lambda: many.facets("$id"),
+            lambda: many.scan_page(limit=0),
+            lambda: many.scan_page(cursor="nonsense"),
+            lambda: anext(many.search_stream()),
+            lambda: anext(many.search_stream(vectors(1)[0], text="word")),
             lambda: many.get("row-0001"),
         ):
             with pytest.raises(InvalidInputError):

@@ -122,6 +122,20 @@ async def test_words_and_vectors_find_what_one_index_does(stored: Path, one: Vec
                 assert told(await many.search(query, 5, text=text)) == told(await one.search(query, 5, text=text))
 
 
+async def test_streams_with_text_are_those_of_one_index(stored: Path, one: VectorDBSession) -> None:
+    query = vectors(1, seed=9)[0]
+    async with await Collection.open(settings(stored)) as many:
+        for text, fields in (
+            ("har* river", {"highlight": True}),
+            ("+river -night", {"include_vectors": True, "filter": {"kind": "a"}}),
+            ("river", {"threshold": 0.2}),
+        ):
+            for given in (query, None):
+                found = [hit async for hit in many.search_stream(given, text=text, **fields)]
+                expected = [hit async for hit in one.search_stream(given, text=text, **fields)]
+                assert told(SearchResults(found, 0, "words")) == told(SearchResults(expected, 0, "words"))
+
+
 async def test_hits_are_chosen_as_one_index_chooses_them(stored: Path, one: VectorDBSession) -> None:
     """By `mmr`, a caller's scores, or groups; also by vector alone."""
 

@@ -38,6 +38,10 @@ def test_it_does_the_whole_job() -> None:
         assert many.stats().cid == cid
         assert many.count() == ROWS == len(list(many.scan()))
         assert many.search_batch(vectors(2), 3)[0] == many.search(vectors(2)[0], 3)
+        assert next(many.search_stream(vectors(2)[0])) == many.search(vectors(2)[0], 1)[0]
+        assert many.scan_page(limit=1).has_more and many.is_newest()
+        assert len(many.get_timestamps()) == ROWS
+        assert [field.path for field in many.fields()] == ["kind", "n", "tags"]
         assert many.change(deletes=["row-0001"]) != cid
         many.warm()
         assert many.get(["row-0001"]) == [None]
