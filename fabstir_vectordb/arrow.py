@@ -475,12 +475,15 @@ class TableWriter:
 
     The columns are id, vector (FixedSizeList<float>), timestamp, expires_at if a row expires, and one for each field
     of the metadata.
+
+    Args:
+        dim: components of a vector, where no row that is seen may have one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = 0) -> None:
         self._arrow = load_pyarrow()
         self._kinds = _Kinds()
-        self._dim = 0
+        self._dim = dim
         self._expires = False
         self._fields: list[_Column] | None = None
 

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "importing.md": "importers/test_docs_importing.py",
     "integrations/": "integrations/test_pages.py",
     "mcp.md": "mcp_server/test_agent_memory.py",
+    "ray.md": "collections/test_ray.py",
     "reranking.md": "session/test_rerank.py",
     "telemetry.md": "unit/test_tracing.py",
 }

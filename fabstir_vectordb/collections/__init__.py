@@ -3,6 +3,7 @@
 from fabstir_vectordb.collections.build import build
 from fabstir_vectordb.collections.collection import Collection
 from fabstir_vectordb.collections.engines import Engine, over, threads
+from fabstir_vectordb.collections.ray_engine import RayEngine
 from fabstir_vectordb.collections.types import (
     CollectionProgress,
     CollectionReport,
@@ -17,6 +18,7 @@ __all__ = [
     "CollectionReport",
     "CollectionStats",
     "Engine",
+    "RayEngine",
     "ShardInfo",
     "ShardedResults",
     "build",

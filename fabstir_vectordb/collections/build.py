@@ -28,7 +28,7 @@ from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import IndexParams, wall_clock_us
 from fabstir_vectordb.session import VectorDBSession
 
-__all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "shard_of"]
+__all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "check_free", "shard_of"]
 
 #: Shards whose rows are with the engine at a time, beside the rows of the caller.
 BUILDS_IN_FLIGHT: Final = 8
@@ -89,7 +89,7 @@ async def build(
     owned = OwnedEngine(engine)
     tell = Teller(progress)
     async with VectorDBSession.create(without_texts(config)) as session:
-        await _check_free(session, config.index_name)
+        await check_free(session, config.index_name)
         tell("rows", 0, shards)
         now_us = wall_clock_us() if config.clock is None else round(config.clock() * 1e6)
         rows = take_batches(batches, now_us)
@@ -134,7 +134,13 @@ async def build(
         return cid
 
 
-async def _check_free(session: VectorDBSession, index_name: str) -> None:
+async def check_free(session: VectorDBSession, index_name: str) -> None:
+    """Refuses to build a collection where an index is.
+
+    Raises:
+        ConflictError: the index has a version already.
+        VectorDBError: the store failed.
+    """
     await session.load_user_vectors(missing_ok=True)
     if (await session.get_stats()).last_cid is not None:
         raise ConflictError(

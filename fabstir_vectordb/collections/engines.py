@@ -1,4 +1,4 @@
-"""Engines run the tasks of a collection: threads of this process, or anything with the standard executor protocol.
+"""Engines run the tasks of a collection: threads of this process, anything with the standard executor protocol, or Ray.
 
 A task is a function of a module with picklable arguments. It reads its arguments and a store, and returns a value: an
 engine may run it anywhere, twice, or again after a failure.
@@ -17,7 +17,7 @@ from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.errors import InvalidConfigError
 from fabstir_vectordb.metadata.values import shown
 
-__all__ = ["Engine", "OwnedEngine", "checked_engine", "over", "threads"]
+__all__ = ["Engine", "OwnedEngine", "checked_engine", "checked_workers", "over", "threads"]
 
 _WORKERS_MAX = 1_024
 
@@ -83,13 +83,7 @@ def threads(workers: int | None = None) -> _Threads:
     Raises:
         InvalidConfigError: `workers` is out of range.
     """
-    if workers is None:
-        workers = usable_cpus()
-    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= _WORKERS_MAX:
-        raise InvalidConfigError(
-            f"workers must be an integer from 1 to {_WORKERS_MAX}, got {shown(workers)}", details={"field": "workers"}
-        )
-    return _Threads(workers)
+    return _Threads(usable_cpus() if workers is None else checked_workers("workers", workers))
 
 
 def over(executor: Executor) -> Engine:
@@ -112,6 +106,19 @@ def over(executor: Executor) -> Engine:
             f"an executor has a method submit, got {type(executor).__name__}", details={"field": "engine"}
         )
     return _Over(executor)
+
+
+def checked_workers(name: str, count: int) -> int:
+    """Refuses what is no number of workers.
+
+    Raises:
+        InvalidConfigError: it is no integer from 1 to 1,024.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _WORKERS_MAX:
+        raise InvalidConfigError(
+            f"{name} must be an integer from 1 to {_WORKERS_MAX}, got {shown(count)}", details={"field": name}
+        )
+    return count
 
 
 class OwnedEngine:
@@ -149,6 +156,7 @@ def checked_engine(engine: Engine | None) -> Engine:
     """
     if isinstance(engine, Executor) or not isinstance(engine, Engine):
         raise InvalidConfigError(
-            f"an engine is threads() or over(executor), got {type(engine).__name__}", details={"field": "engine"}
+            f"an engine is threads(), over(executor) or RayEngine(), got {type(engine).__name__}",
+            details={"field": "engine"},
         )
     return engine

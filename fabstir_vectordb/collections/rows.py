@@ -93,7 +93,11 @@ def _is_table(value: object) -> bool:
 
 
 def _prepared(item: Any, now_us: int, dim: int | None) -> Iterable[Batch]:
-    if _is_table(item):
+    if isinstance(item, Batch):  # a task of a dataset's sink has checked it
+        if dim is not None and with_vector(item).any() and item.vectors.shape[1] != dim:
+            raise InvalidInputError(f"vectors have {item.vectors.shape[1]} components here, and {dim} elsewhere")
+        yield item
+    elif _is_table(item):
         for table in read_batches(item):
             yield _checked(*table, now_us, dim)
     elif isinstance(item, Mapping) and "ids" in item:

@@ -1,0 +1,57 @@
+"""A small cluster of Ray on this machine, for the tests: with a home of its own, as Ray writes a token there."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: Arguments of ray.init: bounded, without a dashboard, on loopback alone.
+BOUNDED: dict[str, Any] = {
+    "num_cpus": 2,
+    "object_store_memory": 80_000_000,
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "_node_ip_address": "127.0.0.1",
+}
+
+
+@contextmanager
+def ray_home() -> Iterator[Path]:
+    """A home for Ray's files, with a short name: its sockets are below it."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        try:
+            patch.setenv("HOME", home)
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            patch.setenv("RAY_TMPDIR", home)
+            patch.setenv("RAY_raylet_start_wait_time_s", "300")  # on a busy machine Ray's 30 s are not enough
+            yield Path(home)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """Ray, initialised. Workers import the package, and the modules of these tests, from where this process does."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    here = Path(__file__).resolve().parent
+    paths = [str(here.parents[1]), str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with ray_home(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        try:
+            ray.init(**BOUNDED)
+            yield ray
+        finally:
+            ray.shutdown()
+            with warnings.catch_warnings():  # of processes that Ray ended and did not wait for
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
