@@ -28,7 +28,7 @@ from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import IndexParams, wall_clock_us
 from fabstir_vectordb.session import VectorDBSession
 
-__all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "check_free", "shard_of"]
+__all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "check_division", "check_free", "shard_of"]
 
 #: Shards whose rows are with the engine at a time, beside the rows of the caller.
 BUILDS_IN_FLIGHT: Final = 8
@@ -80,12 +80,7 @@ async def build(
     """
     config = config_of(Given(config, settings))
     recipe = Recipe.of(config, lazy_load=True, become_whole=True)
-    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= SHARDS_MAX:
-        raise InvalidInputError(
-            f"shards must be an integer from 1 to {SHARDS_MAX}, got {shown(shards)}", details={"limit": SHARDS_MAX}
-        )
-    if route not in ROUTES:
-        raise InvalidInputError(f"route must be one of {', '.join(ROUTES)}, got {shown(route)}")
+    check_division(shards, route)
     owned = OwnedEngine(engine)
     tell = Teller(progress)
     async with VectorDBSession.create(without_texts(config)) as session:
@@ -132,6 +127,20 @@ async def build(
         cid = await session.save_to_s5()
         tell("root", len(made), len(made))
         return cid
+
+
+def check_division(shards: int, route: Route) -> None:
+    """Refuses a number of shards that is out of range, and a route that there is not.
+
+    Raises:
+        InvalidInputError: one of them is refused.
+    """
+    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= SHARDS_MAX:
+        raise InvalidInputError(
+            f"shards must be an integer from 1 to {SHARDS_MAX}, got {shown(shards)}", details={"limit": SHARDS_MAX}
+        )
+    if route not in ROUTES:
+        raise InvalidInputError(f"route must be one of {', '.join(ROUTES)}, got {shown(route)}")
 
 
 async def check_free(session: VectorDBSession, index_name: str) -> None:

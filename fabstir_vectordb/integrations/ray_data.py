@@ -17,7 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from fabstir_vectordb.arrow import TableWriter, load_pyarrow
 from fabstir_vectordb.collections import Collection, Engine, RayEngine, build
-from fabstir_vectordb.collections.build import check_free
+from fabstir_vectordb.collections.build import check_division, check_free
 from fabstir_vectordb.collections.records import Recipe, Route
 from fabstir_vectordb.collections.root import Snapshot, read_root
 from fabstir_vectordb.collections.rows import take_batches
@@ -58,6 +58,7 @@ class CollectionDatasink(Datasink):
 
     Raises:
         InvalidConfigError: a setting or `mode` is refused.
+        InvalidInputError: `shards` or `route` is refused.
 
     Example:
         >>> ray.data.read_parquet("rows/").write_datasink(CollectionDatasink(config, shards=64))
@@ -76,6 +77,7 @@ class CollectionDatasink(Datasink):
     ) -> None:
         if mode not in _MODES:
             raise InvalidConfigError(f"mode must be build or change, got {shown(mode)}", details={"field": "mode"})
+        check_division(shards, route)
         self._config: VectorDBConfig | None = config_of(Given(config, settings))
         Recipe.of(self._config, lazy_load=True, become_whole=True)  # refuses what a collection cannot have
         self._mode = mode

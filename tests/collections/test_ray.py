@@ -249,6 +249,8 @@ def test_a_sink_refuses_rows_and_settings_and_keeps_the_phrase(ray: Any, engine:
         assert isinstance(caught.value, error), repr(caught.value)
     with pytest.raises(InvalidConfigError, match="mode"):
         CollectionDatasink(settings(tmp_path), mode="append")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="shards"):
+        CollectionDatasink(settings(tmp_path), shards=0)
     with pytest.raises(InvalidConfigError, match="memory:name"):
         CollectionDatasink(settings("memory:"))
     with pytest.raises(InvalidInputError):
