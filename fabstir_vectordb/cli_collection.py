@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import anyio
 import click
 from tqdm import tqdm
 
 from fabstir_vectordb.cli_support import Settings, json_option, query_of, say, session_settings, tell_hit, vector_of
 from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
+from fabstir_vectordb.collections.plan import CollectionPlan, measure, plan as plan_of
 from fabstir_vectordb.collections.records import ROUTES
 from fabstir_vectordb.display import json_text
 
@@ -138,3 +141,60 @@ def verify(settings: Settings, processes: int) -> None:
     ):
         report = many.verify(progress=tell)
     say(f"{report.shards} shards, {report.parts} parts, {report.bytes} bytes, {report.rows} rows: undamaged")
+
+
+@collection.command()
+@click.option("--rows", type=float, required=True, help="Number of rows to plan for, such as 1e9.")
+@click.option("--qps", type=float, default=1, show_default=True, help="Queries a second.")
+@click.option("--recall", type=float, default=0.95, show_default=True, help="Share of the nearest rows to find.")
+@click.option("--dim", type=int, help="Components of a vector; by default those of the collection.")
+@click.option("--shard-rows", type=int, default=1_000_000, show_default=True, help="Rows of a shard.")
+@click.option("--worker-cpus", type=int, default=8, show_default=True, help="Cores of a worker.")
+@click.option("--worker-gb", type=float, default=64, show_default=True, help="Memory of a worker, in 10^9 bytes.")
+@_PROCESSES
+@_JSON
+@click.pass_obj
+def plan(
+    settings: Settings,
+    rows: float,
+    qps: float,
+    recall: float,
+    dim: int | None,
+    shard_rows: int,
+    worker_cpus: int,
+    worker_gb: float,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Say what a larger collection would take: bytes, objects, memory, workers, requests and seconds.
+
+    The collection that --index-name names is measured on this machine: two of its shards are fetched and searched. The
+    rest is modelled, and says how.
+    """
+    with _engine(processes) as engine:
+        measured = anyio.run(partial(measure, session_settings(settings), recall=recall, engine=engine))
+    wanted = plan_of(
+        measured, rows=rows, qps=qps, dim=dim, shard_rows=shard_rows, worker_cpus=worker_cpus, worker_gb=worker_gb
+    )
+    if as_json:
+        say(json_text({"measured": measured, "plan": wanted}))
+        return
+    say(
+        f"measured: {measured.rows} rows of dimension {measured.dim} in {measured.shards} shards, of which "
+        f"{measured.asked} are asked for a recall of {measured.recall}"
+    )
+    say(f"modelled: {wanted.rows} rows of dimension {wanted.dim}, {wanted.qps:g} queries a second")
+    for name, value in _plan_lines(wanted):
+        say(f"  {name:<18}{value:>14}  {wanted.modelled[name]}")
+
+
+def _plan_lines(wanted: CollectionPlan) -> Iterator[tuple[str, str]]:
+    """Name and value of each figure that was modelled."""
+    for name in wanted.modelled:
+        value = getattr(wanted, name)
+        if name.endswith("bytes"):
+            yield name, f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
+        elif name.endswith("seconds"):
+            yield name, f"{value * 1e3:.3g} ms"
+        else:
+            yield name, f"{value:.0f}"

@@ -3,6 +3,7 @@
 from fabstir_vectordb.collections.build import build
 from fabstir_vectordb.collections.collection import Collection
 from fabstir_vectordb.collections.engines import Engine, over, threads
+from fabstir_vectordb.collections.plan import CollectionPlan, Measured, measure, plan
 from fabstir_vectordb.collections.ray_engine import RayEngine
 from fabstir_vectordb.collections.types import (
     CollectionProgress,
@@ -14,14 +15,18 @@ from fabstir_vectordb.collections.types import (
 
 __all__ = [
     "Collection",
+    "CollectionPlan",
     "CollectionProgress",
     "CollectionReport",
     "CollectionStats",
     "Engine",
+    "Measured",
     "RayEngine",
     "ShardInfo",
     "ShardedResults",
     "build",
+    "measure",
     "over",
+    "plan",
     "threads",
 ]

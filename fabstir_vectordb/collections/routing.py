@@ -29,6 +29,7 @@ __all__ = [
     "ranges",
     "sample_of",
     "shard_of_key",
+    "shards_for",
     "train",
     "unit_of",
 ]
@@ -210,6 +211,21 @@ def _group(
     cut = min(max(cut, left), len(members) - (len(numbers) - left))
     _group(centroids, weights, members[order[:cut]], numbers[:left], groups)
     _group(centroids, weights, members[order[cut:]], numbers[left:], groups)
+
+
+def shards_for(curve: Sequence[float], target: float) -> tuple[int, float] | None:
+    """How many of the most promising shards a search asks, for a recall.
+
+    Half of what the target allows to miss may be missed by the choice of shards.
+
+    Args:
+        curve: the share of the nearest rows in the n most promising shards, for n from 1 on.
+        target: the recall, above 0 and at most 1.
+
+    Returns:
+        The number of shards, and the share of the nearest rows that they have; None where no number is enough.
+    """
+    return next(((count, share) for count, share in enumerate(curve, 1) if share >= (1.0 + target) / 2.0), None)
 
 
 # ---- by keys

@@ -35,6 +35,7 @@ from fabstir_vectordb.collections.merging import (
 from fabstir_vectordb.collections.paging import Page, merged_pages
 from fabstir_vectordb.collections.records import Shard
 from fabstir_vectordb.collections.root import Snapshot
+from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.config import Unset, VectorDBConfig
 from fabstir_vectordb.errors import InvalidInputError
@@ -463,10 +464,7 @@ def check_has_text(at: Snapshot) -> None:
 
 
 def _how_many(at: Snapshot, shards: int | None, target: float | None) -> tuple[int, float | None]:
-    """How many shards a search asks, and the recall target in each of them.
-
-    Where only some shards are asked, half of what the target allows to miss may be missed by the choice of shards.
-    """
+    """How many shards a search asks, and the recall target in each of them."""
     most = len(at.shards)
     if shards is not None:
         if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
@@ -477,8 +475,7 @@ def _how_many(at: Snapshot, shards: int | None, target: float | None) -> tuple[i
                 "shards out"
             )
         return min(shards, most), target
-    if target is not None and at.centroids is not None and len(at.settings.curve) == most:
-        for count, share in enumerate(at.settings.curve, 1):
-            if share >= (1.0 + target) / 2.0:
-                return count, min(1.0, target / share)
+    curve = at.settings.curve if at.centroids is not None and len(at.settings.curve) == most else ()
+    if target is not None and (found := shards_for(curve, target)):
+        return found[0], min(1.0, target / found[1])
     return most, target

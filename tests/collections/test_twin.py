@@ -80,6 +80,10 @@ def test_the_commands_do_the_same(tmp_path: Path) -> None:
     assert run("search", "--like", "row-0007", "-k", "1", "--shards", "1")[0].startswith("1.0000  row-0007")
     assert run("verify")[0].startswith("2 shards")
     assert json.loads(run("stats", "--json")[0])["rows"] == ROWS
+    planned = run("plan", "--rows", "1e6", "--qps", "10")
+    assert planned[1].split()[:2] == ["modelled:", "1000000"]
+    assert {line.split()[0] for line in planned[2:]} >= {"bytes", "objects", "memory_bytes", "workers", "cold_requests"}
+    assert json.loads(run("plan", "--rows", "1e6", "--json")[0])["measured"]["shards"] == 2
     assert "CONFLICT" in run("build", str(tmp_path / "rows.parquet"), code=1)[0]
     assert "NOT_FOUND" in run("search", "--like", "nothing", code=1)[0]
 

@@ -1,0 +1,383 @@
+"""What a larger collection would take, from figures measured on a smaller one: `measure`, then `plan`.
+
+A plan has two kinds of figures. Measured ones are those of the smaller collection, on this machine, with its store. All
+others are modelled, and each says how. The models are simple on purpose: bytes, objects and memory grow with the rows,
+a walk in a graph with their logarithm, and how many shards have the nearest rows with the root of the number of shards.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final, Unpack
+
+import anyio.to_thread
+
+from fabstir_vectordb.collections.engines import Engine, OwnedEngine
+from fabstir_vectordb.collections.fanout import Job, run_all
+from fabstir_vectordb.collections.records import Recipe
+from fabstir_vectordb.collections.root import Snapshot, read_root
+from fabstir_vectordb.collections.routing import shards_for
+from fabstir_vectordb.collections.shards import verify_shard
+from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
+from fabstir_vectordb.display import Record
+from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.session import VectorDBSession
+from fabstir_vectordb.sync import VectorDBSession as SyncSession
+
+__all__ = ["CollectionPlan", "Measured", "measure", "plan"]
+
+_K: Final = 10
+_QUERIES: Final = 64
+_COLD_QUERIES: Final = 8
+_FAN_OUTS: Final = 20
+#: Of each component: a float32, a 4-bit code, a 1-bit sketch. The rest of a row does not depend on its dimension.
+_BYTES_PER_COMPONENT: Final = 4 + 0.5 + 0.125
+#: Objects of a shard whose number does not grow with the rows: the root, the manifest and heads of kinds of parts.
+_FIXED_OBJECTS: Final = 8
+#: The part of a machine's time and memory that is planned for: queues grow without bound near the whole of it.
+_LOAD: Final = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Record):
+    """Figures of a collection, measured on this machine with its store.
+
+    Attributes:
+        rows: of the collection.
+        dim: components of a vector.
+        shards: of the collection.
+        recall: the recall of all measured searches, for the 10 nearest rows.
+        asked: how many shards a search asks for this recall.
+        routed: whether the collection knows that, by its curve; if not, all shards are asked.
+        shard_rows: rows of the measured shards, the mean.
+        row_bytes: stored bytes a row of the shards.
+        root_bytes: stored bytes of the root and its parts, for each shard.
+        shard_objects: stored objects of a shard.
+        row_memory_bytes: resident bytes a row of a shard that is in memory as a whole.
+        row_lazy_bytes: resident bytes a row of a lazily opened shard after some searches.
+        search_s: seconds of CPU of a search in one shard that is in memory, one thread.
+        fan_out_s: seconds that the engine takes to hand a task to a worker and its result back, one of many.
+        cold_requests: requests of a search in a lazily opened shard.
+        cold_bytes: bytes that it fetches.
+        cold_s: seconds that it takes.
+        open_s: seconds from nothing to the first answer of a lazily opened shard.
+    """
+
+    rows: int
+    dim: int
+    shards: int
+    recall: float
+    asked: int
+    routed: bool
+    shard_rows: int
+    row_bytes: float
+    root_bytes: float
+    shard_objects: float
+    row_memory_bytes: float
+    row_lazy_bytes: float
+    search_s: float
+    fan_out_s: float
+    cold_requests: float
+    cold_bytes: float
+    cold_s: float
+    open_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionPlan(Record):
+    """What a collection would take.
+
+    Attributes:
+        rows: of the collection.
+        dim: components of a vector.
+        qps: queries a second.
+        recall: that of the measured searches.
+        shard_rows: rows of a shard.
+        shards: number of shards.
+        asked: shards that a search asks.
+        bytes: stored bytes of shards and root.
+        objects: stored objects of shards.
+        memory_bytes: resident bytes of all shards in memory as a whole.
+        lazy_memory_bytes: resident bytes of all shards, lazily opened.
+        cores: CPU cores that answer `qps` queries a second from memory, at 0.7 of their time.
+        workers: machines for the cores and the memory, at 0.7 of it.
+        drivers: processes that route, hand out and merge `qps` queries a second, at 0.7 of their time.
+        seconds: of a query whose shards are in memory, while nobody else asks.
+        cold_requests: requests of a query whose shards are open lazily.
+        cold_bytes: bytes that it fetches.
+        cold_seconds: seconds that it takes.
+        open_seconds: until the first answer of shards that are not open.
+        modelled: how each figure that was not measured comes about, by its name.
+    """
+
+    rows: int
+    dim: int
+    qps: float
+    recall: float
+    shard_rows: int
+    shards: int
+    asked: int
+    bytes: float
+    objects: float
+    memory_bytes: float
+    lazy_memory_bytes: float
+    cores: int
+    workers: int
+    drivers: int
+    seconds: float
+    cold_requests: float
+    cold_bytes: float
+    cold_seconds: float
+    open_seconds: float
+    modelled: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardFigures:
+    rows: int
+    bytes: int
+    parts: int
+    memory_mb: float
+    lazy_mb: float
+    search_s: float
+    open_s: float
+    cold_requests: float
+    cold_bytes: float
+    cold_s: float
+
+
+async def measure(
+    config: VectorDBConfig | Mapping[str, Any] | None = None,
+    /,
+    *,
+    recall: float = 0.95,
+    shards: int = 2,
+    engine: Engine | None = None,
+    **settings: Unpack[ConfigFields],
+) -> Measured:
+    """Measures a collection: its newest version is read, some of its shards are fetched as a whole and searched.
+
+    Nothing else should run on the machine meanwhile. Figures of a store are those of the way to it from here.
+
+    Args:
+        config, **settings: as `Collection.open`. A disk cache would answer in place of the store.
+        recall: of the searches, above 0 and at most 1.
+        shards: how many shards are measured, those with the most rows.
+        engine: whose fan-out is measured; None for threads of this process. Shards are searched in this process.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InvalidInputError: `recall` or `shards` is out of range, or no row of these shards has a vector.
+        InvalidConfigError, NotFoundError, IntegrityError, VectorDBError: as `Collection.open`.
+    """
+    _check_recall(recall)
+    if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
+        raise InvalidInputError(f"shards must be a positive integer, got {shown(shards)}")
+    config = config_of(Given(config, settings))
+    recipe = Recipe.of(config, lazy_load=True, become_whole=False)
+    async with await VectorDBSession.create(config) as session:
+        await session.load_user_vectors(lazy_load=False)
+        at = await read_root(session)
+        root = await session.verify()
+    routed = len(at.settings.curve) == len(at.shards)
+    asked, share = (routed and shards_for(at.settings.curve, recall)) or (len(at.shards), 1.0)
+    target = min(1.0, recall / share)
+    largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
+    found = [await anyio.to_thread.run_sync(_measure_shard, recipe, one.share, target) for one in largest]
+    rows = sum(one.rows for one in found)
+    async with OwnedEngine(engine) as chosen:
+        fan_out_s = await _fan_out(chosen, config.index_name, at)
+
+    def mean(name: str) -> float:
+        return statistics.fmean(getattr(one, name) for one in found)
+
+    return Measured(
+        rows=at.rows,
+        dim=at.settings.dim or 1,
+        shards=len(at.shards),
+        recall=recall,
+        asked=asked,
+        routed=routed,
+        shard_rows=rows // len(found),
+        row_bytes=sum(one.bytes for one in found) / rows,
+        root_bytes=root.bytes / len(at.shards),
+        shard_objects=mean("parts") + 2,  # the root and the manifest
+        row_memory_bytes=sum(one.memory_mb for one in found) * 1e6 / rows,
+        row_lazy_bytes=sum(one.lazy_mb for one in found) * 1e6 / rows,
+        search_s=mean("search_s"),
+        fan_out_s=fan_out_s,
+        cold_requests=mean("cold_requests"),
+        cold_bytes=mean("cold_bytes"),
+        cold_s=mean("cold_s"),
+        open_s=mean("open_s"),
+    )
+
+
+def _measure_shard(recipe: Recipe, share: str, target: float) -> _ShardFigures:
+    """The figures of a shard. Its own rows, evenly spread, are the queries."""
+    whole = verify_shard(recipe, share)
+    fields = replace(recipe, threads=1).fields()
+    with SyncSession.open_share(share, recipe.s5_portal, lazy_load=False, **fields) as session:
+        step = max(1, session.count() // _QUERIES)
+        picked = islice(session.scan(), 0, None, step)
+        queries = [row.vector for row in picked if row.vector is not None][:_QUERIES]
+        if not queries:
+            raise InvalidInputError("no row of a shard has a vector: there is nothing to search")
+        session.search(queries[0], _K, recall_target=target, threshold=None)  # measures the recall of ef_search first
+        seconds = []
+        for query in queries:
+            started = time.perf_counter()
+            session.search(query, _K, recall_target=target, threshold=None)
+            seconds.append(time.perf_counter() - started)
+        memory_mb = session.get_stats().memory_usage_mb
+    started = time.perf_counter()
+    with SyncSession.open_share(
+        share, recipe.s5_portal, lazy_load=recipe.lazy_load, become_whole=recipe.become_whole, **fields
+    ) as session:
+        session.search(queries[0], _K, recall_target=target, threshold=None)
+        open_s = time.perf_counter() - started
+        further = queries[1 : 1 + _COLD_QUERIES] or queries
+        started = time.perf_counter()
+        receipts = [session.search(query, _K, recall_target=target, threshold=None).receipt for query in further]
+        cold_s = (time.perf_counter() - started) / len(further)
+        lazy_mb = session.get_stats().memory_usage_mb
+    return _ShardFigures(
+        rows=whole.rows,
+        bytes=whole.bytes,
+        parts=whole.parts,
+        memory_mb=memory_mb,
+        lazy_mb=lazy_mb,
+        search_s=statistics.median(seconds),
+        open_s=open_s,
+        cold_requests=statistics.fmean(receipt.requests for receipt in receipts),
+        cold_bytes=statistics.fmean(receipt.bytes for receipt in receipts),
+        cold_s=cold_s,
+    )
+
+
+def _nothing() -> None:
+    """A task that does nothing: what it takes is the engine's."""
+
+
+async def _fan_out(engine: Engine, index_name: str, at: Snapshot) -> float:
+    """Seconds of a task that does nothing, one of a fan-out to all shards."""
+    jobs = [Job(number, f"{index_name}/{number}", _nothing, tuple) for number in at.shards]
+    await run_all(engine, jobs)  # starts what the engine starts
+    seconds = []
+    for _ in range(_FAN_OUTS):
+        started = time.perf_counter()
+        await run_all(engine, jobs)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) / len(jobs)
+
+
+def plan(
+    measured: Measured,
+    *,
+    rows: float,
+    qps: float,
+    dim: int | None = None,
+    shard_rows: int = 1_000_000,
+    worker_cpus: int = 8,
+    worker_gb: float = 64.0,
+) -> CollectionPlan:
+    """What a collection of more rows would take, at the recall of the measured one.
+
+    Args:
+        measured: what `measure` found.
+        rows: number of rows; ``1e9`` will do.
+        qps: queries a second.
+        dim: components of a vector; None for those of the measured rows.
+        shard_rows: rows of a shard.
+        worker_cpus, worker_gb: cores and memory, in 10^9 bytes, of a worker.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InvalidInputError: a number is not positive.
+    """
+    dim = measured.dim if dim is None else dim
+    given = {"rows": rows, "qps": qps, "dim": dim, "shard_rows": shard_rows}
+    given |= {"worker_cpus": worker_cpus, "worker_gb": worker_gb}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise InvalidInputError(f"{name} must be a positive number, got {shown(value)}", details={"field": name})
+    rows = round(rows)
+    of_shard = min(shard_rows, rows)
+    shards = max(1, math.ceil(rows / of_shard))
+    of_shard = math.ceil(rows / shards)
+    growth = of_shard / max(1, measured.shard_rows)
+    more = math.sqrt(max(1.0, shards / measured.shards))
+    asked = min(shards, math.ceil(measured.asked * more)) if measured.routed else shards
+    wider = _BYTES_PER_COMPONENT * (dim - measured.dim)
+    row_bytes = max(1.0, measured.row_bytes + wider)
+    row_memory = max(1.0, measured.row_memory_bytes + wider)
+    # Lazily opened shards keep codes of the rows; the vectors stay in the store.
+    row_lazy = max(1.0, measured.row_lazy_bytes * dim / measured.dim)
+    grown = measured.shard_objects - _FIXED_OBJECTS
+    objects = min(measured.shard_objects, _FIXED_OBJECTS) + max(0.0, grown) * growth * row_bytes / measured.row_bytes
+    search_s = measured.search_s * dim / measured.dim * max(1.0, _log(of_shard) / _log(measured.shard_rows))
+    hand_out_s = measured.fan_out_s * asked
+    cores = math.ceil(qps * asked * search_s / _LOAD)
+    memory = rows * row_memory
+    workers = max(1, math.ceil(cores / worker_cpus), math.ceil(memory / (worker_gb * 1e9 * _LOAD)))
+    waves = math.ceil(asked / (workers * worker_cpus))
+    return CollectionPlan(
+        rows=rows,
+        dim=dim,
+        qps=qps,
+        recall=measured.recall,
+        shard_rows=of_shard,
+        shards=shards,
+        asked=asked,
+        bytes=rows * row_bytes + shards * measured.root_bytes * dim / measured.dim,
+        objects=shards * objects,
+        memory_bytes=memory,
+        lazy_memory_bytes=rows * row_lazy,
+        cores=cores,
+        workers=workers,
+        drivers=max(1, math.ceil(qps * hand_out_s / _LOAD)),
+        seconds=hand_out_s + waves * search_s,
+        cold_requests=measured.cold_requests * asked,
+        cold_bytes=measured.cold_bytes * asked * dim / measured.dim,
+        cold_seconds=hand_out_s + measured.cold_s,
+        open_seconds=hand_out_s + measured.open_s * max(1.0, growth),
+        modelled=_MODELS,
+    )
+
+
+#: How the figures of a plan come about that were not measured.
+_MODELS: Final[Mapping[str, str]] = {
+    "shards": "rows / shard_rows",
+    "asked": "as many as measured, times the root of how many times more shards there are; all without a curve",
+    "bytes": "stored bytes a row, and 4.625 bytes for each further component; the root in proportion to the shards",
+    "objects": "in proportion to the bytes, but for 8 of each shard",
+    "memory_bytes": "resident bytes a row, and 4.625 bytes for each further component",
+    "lazy_memory_bytes": "resident bytes a row of lazily opened shards, in proportion to the dimension",
+    "cores": "qps x asked x seconds of a search in a shard, / 0.7",
+    "workers": "for the cores and for memory_bytes / 0.7",
+    "drivers": "qps x asked x seconds of handing out a task, / 0.7",
+    "seconds": "handing out, and searches in waves over the cores; one grows with the logarithm of a shard's rows",
+    "cold_requests": "those of a shard, times the shards asked",
+    "cold_bytes": "those of a shard, times the shards asked",
+    "cold_seconds": "handing out, and a search in one shard: all are asked at once",
+    "open_seconds": "handing out, and opening one shard, in proportion to its rows",
+}
+
+
+def _log(rows: int) -> float:
+    return math.log(max(rows, 2))
+
+
+def _check_recall(recall: float) -> None:
+    if isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1:
+        raise InvalidInputError(f"recall must be above 0 and at most 1, got {shown(recall)}")

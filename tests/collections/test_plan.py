@@ -1,0 +1,91 @@
+"""Plans of larger collections: measured on a small one, and modelled from there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from gathering import batch, settings
+
+from fabstir_vectordb import InvalidInputError, NotFoundError, forget_memory_store
+from fabstir_vectordb.collections import build
+from fabstir_vectordb.collections.plan import Measured, measure, plan
+
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
+
+MEASURED = Measured(
+    rows=100_000,
+    dim=384,
+    shards=8,
+    recall=0.95,
+    asked=4,
+    routed=True,
+    shard_rows=12_500,
+    row_bytes=1_500.0,
+    root_bytes=25_000.0,
+    shard_objects=48.0,
+    row_memory_bytes=2_000.0,
+    row_lazy_bytes=230.0,
+    search_s=0.000_2,
+    fan_out_s=0.000_1,
+    cold_requests=3.0,
+    cold_bytes=2e6,
+    cold_s=0.3,
+    open_s=0.5,
+)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    name = str(uuid.uuid4())
+    yield f"memory:{name}"
+    forget_memory_store(name)
+
+
+async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(memory: str) -> None:
+    await build(settings(memory), [batch(400)], shards=2)
+    found = await measure(settings(memory), recall=0.9)
+    assert (found.rows, found.dim, found.shards, found.recall) == (400, 8, 2, 0.9)
+    assert 190 <= found.shard_rows <= 210
+    assert found.routed
+    assert found.asked in (1, 2)
+    assert found.row_bytes > 4 * 8
+    assert found.row_memory_bytes > 4 * 8
+    assert found.shard_objects > 5
+    assert min(found.search_s, found.fan_out_s, found.open_s, found.cold_s, found.root_bytes) > 0
+    same = plan(found, rows=400, qps=1, shard_rows=found.shard_rows)
+    assert (same.shards, same.asked) == (2, found.asked)
+    assert same.bytes == pytest.approx(400 * found.row_bytes + 2 * found.root_bytes)
+    assert same.objects == pytest.approx(2 * found.shard_objects, rel=0.1)
+    assert same.seconds == pytest.approx(found.search_s + found.asked * found.fan_out_s, rel=0.1)
+
+
+def test_figures_grow_as_their_models_say() -> None:
+    one = plan(MEASURED, rows=1e9, qps=500, worker_cpus=8, worker_gb=64)
+    assert (one.rows, one.shards, one.shard_rows, one.dim) == (1_000_000_000, 1_000, 1_000_000, 384)
+    assert one.asked == 45  # 4 x the root of 125
+    assert one.bytes == pytest.approx(1.5e12 + 25e6)
+    assert one.memory_bytes == pytest.approx(2e12)
+    assert one.workers >= 2e12 / 64e9
+    assert one.objects == pytest.approx(1_000 * (8 + 40 * 80))
+    assert one.cores == pytest.approx(500 * 45 * 0.000_2 * 1.464_5 / 0.7, abs=1)
+    assert one.seconds == pytest.approx(0.004_5 + 0.000_293, rel=0.01)
+    assert one.cold_requests == 135
+    for fields, figure in (({"qps": 5_000}, "drivers"), ({"rows": 4e9}, "asked"), ({"dim": 768}, "bytes")):
+        assert getattr(plan(MEASURED, **{"rows": 1e9, "qps": 500, **fields}), figure) > getattr(one, figure)
+    assert plan(replace(MEASURED, routed=False, asked=8), rows=1e9, qps=500).asked == 1_000
+    assert plan(MEASURED, rows=10, qps=1).shards == 1
+    assert set(one.modelled) <= set(one.to_dict())
+
+
+async def test_wrong_numbers_are_refused(memory: str) -> None:
+    for fields in ({"rows": 0}, {"qps": -1}, {"rows": float("inf")}, {"rows": True}, {"shard_rows": 0}, {"dim": 0}):
+        with pytest.raises(InvalidInputError, match=next(iter(fields))):
+            plan(MEASURED, **{"rows": 1e9, "qps": 500, **fields})
+    for wrong in ({"recall": 0}, {"recall": 1.5}, {"shards": 0}):
+        with pytest.raises(InvalidInputError):
+            await measure(settings(memory), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError):
+        await measure(settings(memory))
