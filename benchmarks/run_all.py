@@ -32,6 +32,7 @@ SCRIPTS = (
     "bench_memory",
     "bench_tables",
     "bench_loop_lag",
+    "bench_collection",
     "bench_overhead",
     "bench_growth",
 )

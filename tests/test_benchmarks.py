@@ -25,6 +25,7 @@ ONLY_OURS = ["--engines", "fabstir"]
 ROWS = 1_200
 #: Arguments beyond --tiny, and what the summary must have.
 SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
+    "bench_collection": ([], {"real", "aliased", "plan"}),
     "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
     "bench_filter": (ONLY_OURS, {"50%", "10%", "1%", "0.1%"}),
     "bench_growth": ([*ONLY_OURS, "--sizes", "1100,1500"], {"sizes", "evidence"}),
