@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fabstir_vectordb.collections import Engine, over, threads
+from fabstir_vectordb.collections import Engine, RayEngine, over, threads
 from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, InvalidInputError, SessionError
 
@@ -119,3 +120,9 @@ def test_what_is_no_engine_is_refused() -> None:
             threads(workers)
     with pytest.raises(InvalidConfigError, match="submit"):
         over(object())
+
+
+def test_without_ray_its_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidConfigError, match=r"extra 'ray': .*pip install 'ray>="):
+        RayEngine(1)
