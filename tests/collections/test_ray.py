@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import BOUNDED, ray_cluster, ray_home
+from clusters import ray_cluster, ray_home
 from gathering import PHRASE, ROWS, batch, bits, seen, settings, vectors
 
 from fabstir_vectordb import (
@@ -268,7 +268,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)).replace("/tmp/fabstir-ray", str(tmp_path))
     for line, bounded in (
-        ("ray.init()", f"ray.init(**{BOUNDED!r})"),
+        ("ray.init()", "from clusters import begin\nbegin(ray)"),
         ("from ray import serve", f"from ray import serve\nserve.start(http_options={{'port': {port}}})"),
     ):
         assert code.count(f"{line}\n") == 1
@@ -281,9 +281,13 @@ def test_the_page_runs(tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text(code, encoding="utf-8")
     with ray_home() as home:
-        environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "HOME": str(home),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "collections")]),
+        }
         done = subprocess.run(
-            [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, check=False
         )
     assert done.returncode == 0, done.stderr
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
