@@ -192,7 +192,9 @@ def _plan_lines(wanted: CollectionPlan) -> Iterator[tuple[str, str]]:
     """Name and value of each figure that was modelled."""
     for name in wanted.modelled:
         value = getattr(wanted, name)
-        if name.endswith("bytes"):
+        if value is None:
+            yield name, "unknown"
+        elif name.endswith("bytes"):
             yield name, f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
         elif name.endswith("seconds"):
             yield name, f"{value * 1e3:.3g} ms"

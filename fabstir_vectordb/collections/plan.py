@@ -27,6 +27,7 @@ from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.persist.parts import layout_for
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.sync import VectorDBSession as SyncSession
 
@@ -38,8 +39,6 @@ _COLD_QUERIES: Final = 8
 _FAN_OUTS: Final = 20
 #: Of each component: a float32, a 4-bit code, a 1-bit sketch. The rest of a row does not depend on its dimension.
 _BYTES_PER_COMPONENT: Final = 4 + 0.5 + 0.125
-#: Objects of a shard whose number does not grow with the rows: the root, the manifest and heads of kinds of parts.
-_FIXED_OBJECTS: Final = 8
 #: The part of a machine's time and memory that is planned for: queues grow without bound near the whole of it.
 _LOAD: Final = 0.7
 
@@ -59,11 +58,13 @@ class Measured(Record):
         row_bytes: stored bytes a row of the shards.
         root_bytes: stored bytes of the root and its parts, for each shard.
         shard_objects: stored objects of a shard.
+        chunk_size: rows of a part with vectors, where the build was told; else None.
         row_memory_bytes: resident bytes a row of a shard that is in memory as a whole.
         row_lazy_bytes: resident bytes a row of a lazily opened shard after some searches.
         search_s: seconds of CPU of a search in one shard that is in memory, one thread.
         fan_out_s: seconds that the engine takes to hand a task to a worker and its result back, one of many.
-        cold_requests: requests of a search in a lazily opened shard.
+        cold_requests: requests of a search in a lazily opened shard; 0 where shards are so small that they are fetched
+            as a whole.
         cold_bytes: bytes that it fetches.
         cold_s: seconds that it takes.
         open_s: seconds from nothing to the first answer of a lazily opened shard.
@@ -79,6 +80,7 @@ class Measured(Record):
     row_bytes: float
     root_bytes: float
     shard_objects: float
+    chunk_size: int | None
     row_memory_bytes: float
     row_lazy_bytes: float
     search_s: float
@@ -104,7 +106,8 @@ class CollectionPlan(Record):
         bytes: stored bytes of shards and root.
         objects: stored objects of shards.
         memory_bytes: resident bytes of all shards in memory as a whole.
-        lazy_memory_bytes: resident bytes of all shards, lazily opened.
+        lazy_memory_bytes: resident bytes of all shards, lazily opened. This figure and the next with ``cold`` are None
+            where the measured shards are so small that they are fetched as a whole.
         cores: CPU cores that answer `qps` queries a second from memory, at 0.7 of their time.
         workers: machines for the cores and the memory, at 0.7 of it.
         drivers: processes that route, hand out and merge `qps` queries a second, at 0.7 of their time.
@@ -126,14 +129,14 @@ class CollectionPlan(Record):
     bytes: float
     objects: float
     memory_bytes: float
-    lazy_memory_bytes: float
+    lazy_memory_bytes: float | None
     cores: int
     workers: int
     drivers: int
     seconds: float
-    cold_requests: float
-    cold_bytes: float
-    cold_seconds: float
+    cold_requests: float | None
+    cold_bytes: float | None
+    cold_seconds: float | None
     open_seconds: float
     modelled: Mapping[str, str]
 
@@ -210,6 +213,7 @@ async def measure(
         row_bytes=sum(one.bytes for one in found) / rows,
         root_bytes=root.bytes / len(at.shards),
         shard_objects=mean("parts") + 2,  # the root and the manifest
+        chunk_size=at.settings.params.chunk_size,
         row_memory_bytes=sum(one.memory_mb for one in found) * 1e6 / rows,
         row_lazy_bytes=sum(one.lazy_mb for one in found) * 1e6 / rows,
         search_s=mean("search_s"),
@@ -323,13 +327,15 @@ def plan(
     row_memory = max(1.0, measured.row_memory_bytes + wider)
     # Lazily opened shards keep codes of the rows; the vectors stay in the store.
     row_lazy = max(1.0, measured.row_lazy_bytes * dim / measured.dim)
-    grown = measured.shard_objects - _FIXED_OBJECTS
-    objects = min(measured.shard_objects, _FIXED_OBJECTS) + max(0.0, grown) * growth * row_bytes / measured.row_bytes
+    layout, before = layout_for(dim, measured.chunk_size), layout_for(measured.dim, measured.chunk_size)
+    others = max(1.0, measured.shard_objects - math.ceil(measured.shard_rows / before.rows_per_part))
+    objects = math.ceil(of_shard / layout.rows_per_part) + others * max(1.0, of_shard / layout.rows_per_group)
     search_s = measured.search_s * dim / measured.dim * max(1.0, _log(of_shard) / _log(measured.shard_rows))
     hand_out_s = measured.fan_out_s * asked
     cores = math.ceil(qps * asked * search_s / _LOAD)
     memory = rows * row_memory
     workers = max(1, math.ceil(cores / worker_cpus), math.ceil(memory / (worker_gb * 1e9 * _LOAD)))
+    is_lazy = measured.cold_requests > 0
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,
@@ -342,14 +348,14 @@ def plan(
         bytes=rows * row_bytes + shards * measured.root_bytes * dim / measured.dim,
         objects=shards * objects,
         memory_bytes=memory,
-        lazy_memory_bytes=rows * row_lazy,
+        lazy_memory_bytes=rows * row_lazy if is_lazy else None,
         cores=cores,
         workers=workers,
         drivers=max(1, math.ceil(qps * hand_out_s / _LOAD)),
         seconds=hand_out_s + waves * search_s,
-        cold_requests=measured.cold_requests * asked,
-        cold_bytes=measured.cold_bytes * asked * dim / measured.dim,
-        cold_seconds=hand_out_s + measured.cold_s,
+        cold_requests=measured.cold_requests * asked if is_lazy else None,
+        cold_bytes=measured.cold_bytes * asked * dim / measured.dim if is_lazy else None,
+        cold_seconds=hand_out_s + measured.cold_s if is_lazy else None,
         open_seconds=hand_out_s + measured.open_s * max(1.0, growth),
         modelled=_MODELS,
     )
@@ -360,7 +366,7 @@ _MODELS: Final[Mapping[str, str]] = {
     "shards": "rows / shard_rows",
     "asked": "as many as measured, times the root of how many times more shards there are; all without a curve",
     "bytes": "stored bytes a row, and 4.625 bytes for each further component; the root in proportion to the shards",
-    "objects": "in proportion to the bytes, but for 8 of each shard",
+    "objects": "parts with vectors, by the rows of a part; the other parts of a shard once for each group of parts",
     "memory_bytes": "resident bytes a row, and 4.625 bytes for each further component",
     "lazy_memory_bytes": "resident bytes a row of lazily opened shards, in proportion to the dimension",
     "cores": "qps x asked x seconds of a search in a shard, / 0.7",

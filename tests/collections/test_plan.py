@@ -25,7 +25,8 @@ MEASURED = Measured(
     shard_rows=12_500,
     row_bytes=1_500.0,
     root_bytes=25_000.0,
-    shard_objects=48.0,
+    shard_objects=20.0,
+    chunk_size=None,
     row_memory_bytes=2_000.0,
     row_lazy_bytes=230.0,
     search_s=0.000_2,
@@ -59,6 +60,7 @@ async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(mem
     assert (same.shards, same.asked) == (2, found.asked)
     assert same.bytes == pytest.approx(400 * found.row_bytes + 2 * found.root_bytes)
     assert same.objects == pytest.approx(2 * found.shard_objects, rel=0.1)
+    assert same.cold_requests is None  # shards of 200 rows are fetched as a whole
     assert same.seconds == pytest.approx(found.search_s + found.asked * found.fan_out_s, rel=0.1)
 
 
@@ -69,10 +71,13 @@ def test_figures_grow_as_their_models_say() -> None:
     assert one.bytes == pytest.approx(1.5e12 + 25e6)
     assert one.memory_bytes == pytest.approx(2e12)
     assert one.workers >= 2e12 / 64e9
-    assert one.objects == pytest.approx(1_000 * (8 + 40 * 80))
+    # 1,152 rows a part with vectors, 73,728 a group: 869 parts, and the 9 other objects for each of 13.6 groups.
+    assert one.objects == pytest.approx(1_000 * (869 + 9 * 13.563), rel=1e-3)
     assert one.cores == pytest.approx(500 * 45 * 0.000_2 * 1.464_5 / 0.7, abs=1)
     assert one.seconds == pytest.approx(0.004_5 + 0.000_293, rel=0.01)
     assert one.cold_requests == 135
+    whole = plan(replace(MEASURED, cold_requests=0.0), rows=1e9, qps=500)
+    assert whole.lazy_memory_bytes is whole.cold_requests is whole.cold_bytes is whole.cold_seconds is None
     for fields, figure in (({"qps": 5_000}, "drivers"), ({"rows": 4e9}, "asked"), ({"dim": 768}, "bytes")):
         assert getattr(plan(MEASURED, **{"rows": 1e9, "qps": 500, **fields}), figure) > getattr(one, figure)
     assert plan(replace(MEASURED, routed=False, asked=8), rows=1e9, qps=500).asked == 1_000
