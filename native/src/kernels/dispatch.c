@@ -52,8 +52,15 @@ static bool cpu_has_dot_product(void) {
     return (getauxval(AT_HWCAP) & asimddp) != 0;
 }
 
+#elif defined(__aarch64__) && defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+/* Windows 10 runs on CPUs without the dot product instructions, such as Snapdragon 835. */
+static bool cpu_has_dot_product(void) { return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE) != 0; }
+
 #elif defined(__aarch64__)
-/* Every 64-bit Apple CPU since M1 and every CPU Windows 11 on Arm supports has the dot product instructions. */
+/* Every 64-bit Apple CPU since M1 has the dot product instructions. */
 static bool cpu_has_dot_product(void) { return true; }
 #endif
 
