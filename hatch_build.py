@@ -1,15 +1,35 @@
-"""Hatchling hook: builds the native library into the wheel and names the platform it is for."""
+"""Hatchling hook: builds the native library into the wheel, names its platform, and lists what the wheel contains.
+
+Run by hand it builds all that a release publishes, on any machine, for every platform:
+
+    python hatch_build.py dist/
+
+That is the sdist, one wheel for each target of build_native.py, and SHA256SUMS. It needs the packages that
+pyproject.toml names under build-system. Equal sources, versions of these packages and SOURCE_DATE_EPOCH give equal
+bytes in any directory; without SOURCE_DATE_EPOCH the files in the archives are dated 2 February 2020.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
+import json
 import os
+import re
+import subprocess
 import sys
 import tempfile
+import tomllib
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+BILL = "fabstir_vectordb.cdx.json"
 
 
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -21,7 +41,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Builds in place for an editable install; for a wheel beside the tree, whose own library stays as it is."""
         if self.target_name != "wheel":
             return
-        native = self._load_build_script()
+        native = _build_script(Path(self.root))
         target = os.environ.get("FVDB_TARGET") or native.host_target()
         if target not in native.TARGETS:
             raise SystemExit(f"unknown FVDB_TARGET {target!r}: one of {', '.join(native.TARGETS)}")
@@ -34,19 +54,137 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         self._scratch = tempfile.TemporaryDirectory(prefix="fabstir-vectordb-")
         directory = Path(self._scratch.name)
-        for path in (native.build_library(target, directory), native.write_declarations(directory)):
+        library = native.build_library(target, directory)
+        for path in (library, native.write_declarations(directory)):
             build_data["force_include"][str(path)] = f"fabstir_vectordb/_native/{path.name}"
+        bill = directory / BILL
+        bill.write_text(
+            json.dumps(bill_of_materials(Path(self.root), target, library), indent=2) + "\n", encoding="utf-8"
+        )
+        build_data["sbom_files"].append(str(bill))
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Removes what was built beside the tree."""
         if self._scratch is not None:
             self._scratch.cleanup()
 
-    def _load_build_script(self) -> Any:
-        path = Path(self.root) / "build_native.py"
-        spec = importlib.util.spec_from_file_location("build_native", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["build_native"] = module
-        spec.loader.exec_module(module)
-        return module
+
+def _build_script(root: Path) -> ModuleType:
+    path = root / "build_native.py"
+    spec = importlib.util.spec_from_file_location("build_native", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_native"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def bill_of_materials(root: Path, target: str, library: Path) -> dict[str, Any]:
+    """What a wheel contains that has another author or licence, and the tools that built it (CycloneDX 1.6, PEP 770).
+
+    Packages that the wheel requires are in its METADATA and not here: it does not contain them.
+
+    Args:
+        root: the source tree.
+        target: a key of build_native.TARGETS.
+        library: the built library.
+
+    Returns:
+        The document, ready for JSON; equal for equal libraries, tools and SOURCE_DATE_EPOCH.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tables = (root / "native" / "src" / "text" / "unicode_tables.c").read_text(encoding="utf-8")
+    unicode_version = re.search(r'unicode_version\[\] = "([\d.]+)"', tables)
+    assert unicode_version is not None
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    contents = [
+        _component("file", library.name, project["version"], "MIT")
+        | {"hashes": [{"alg": "SHA-256", "content": digest}]},
+        _component("data", "Unicode Character Database", unicode_version[1], "Unicode-3.0"),
+        _component("data", "WordNet", "3.0", "LicenseRef-WordNet"),
+        _component("data", "S5 seed words", "", "MIT"),
+    ]
+    tools = ["hatchling", "cffi"]
+    if not os.environ.get("FVDB_CC"):  # of another compiler neither the version nor what it links is known here
+        tools.append("ziglang")
+        if "windows" in target:
+            contents.append(_component("library", "mingw-w64 runtime of Zig", _version("ziglang"), "ZPL-2.1"))
+            contents.append(_component("library", "compiler_rt of Zig", _version("ziglang"), "MIT"))
+    name = project["name"].replace("_", "-")
+    this = _component("library", project["name"], project["version"], project["license"])
+    this |= {"description": project["description"], "purl": f"pkg:pypi/{name}@{project['version']}"}
+    metadata: dict[str, Any] = {
+        "component": this,
+        "tools": {"components": [_component("application", tool, _version(tool)) for tool in tools]},
+        "properties": [{"name": "platform", "value": target}],
+    }
+    if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
+        metadata["timestamp"] = datetime.fromtimestamp(int(epoch), UTC).isoformat()
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, digest)}",
+        "version": 1,
+        "metadata": metadata,
+        "components": contents,
+        "dependencies": [{"ref": this["bom-ref"], "dependsOn": [part["bom-ref"] for part in contents]}],
+    }
+
+
+def _component(kind: str, name: str, version: str, licence: str = "") -> dict[str, Any]:
+    component: dict[str, Any] = {"type": kind, "bom-ref": name, "name": name}
+    if version:
+        component["version"] = version
+    if licence:
+        component["licenses"] = [{"expression": licence}]
+    return component
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def build_release(directory: Path) -> list[Path]:
+    """Builds the sdist, one wheel for each target, and SHA256SUMS of them.
+
+    Args:
+        directory: where they go; made if missing, empty otherwise.
+
+    Returns:
+        The files, SHA256SUMS last.
+
+    Raises:
+        SystemExit: the directory has files already, or a build failed; its messages are on stderr.
+    """
+    root = Path(__file__).resolve().parent
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise SystemExit(
+            f"{directory} is not empty: name another directory, so that nothing else gets into the release"
+        )
+    for kind, target in [("sdist", ""), *(("wheel", target) for target in _build_script(root).TARGETS)]:
+        command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(directory)]
+        result = subprocess.run(command, cwd=root, env={**os.environ, "FVDB_TARGET": target}, check=False)
+        if result.returncode != 0:
+            raise SystemExit(f"building the {kind} {target} failed with exit code {result.returncode}")
+    built = sorted(directory.iterdir())
+    sums = directory / "SHA256SUMS"
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in built]
+    sums.write_text("".join(lines), encoding="utf-8", newline="\n")
+    return [*built, sums]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line entry point."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Builds the sdist, a wheel for each platform, and SHA256SUMS.")
+    parser.add_argument("directory", type=Path, help="where they go; it must be empty")
+    for path in build_release(parser.parse_args(arguments).directory):
+        print(f"{path.stat().st_size:>10,}  {path.name}")
+
+
+if __name__ == "__main__":
+    main()
