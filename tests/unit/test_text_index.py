@@ -530,6 +530,24 @@ def test_terms_are_asked_for_once_a_change() -> None:
     text.close()
 
 
+@pytest.mark.parametrize("n", [100, 300, 700])
+def test_a_word_that_is_the_only_one_of_its_stem_counts_as_two_terms(n: int) -> None:
+    # Rows of w0 alone have a list of their stem that is their word's; "w1" and "w1x" share a stem.
+    model, text = Model(TERMS_BOTH), NativeText(terms=TERMS_BOTH)
+    texts = {slot: " ".join([f"w{slot % 2}"] + ["w1x"] * (slot % 3) + ["z"] * (slot % 5)) for slot in range(n)}
+    change(text, model, {slot: [one] for slot, one in texts.items()})
+    for terms in (["w0"], ["w1", "w1x"], ["w0", "w1"], ["w0", "w0", "z", "w1x"]):
+        both = [term for word in terms for term in (word, STEM_MARK + stem(word))]
+        clauses = [TextClause([TextTerm(term) for term in both])]
+        expected = model.search(clauses)
+        for query in (TextQuery(clauses), TextQuery.of_terms(both)):
+            check_search(text, expected, query, 10, None)
+            check_search(text, expected, query, n, set(range(0, n, 3)))
+            scores = text.score_slots(query, np.arange(n, dtype=np.uint32))
+            assert np.allclose(scores, [expected.get(slot, 0.0) for slot in range(n)], rtol=1e-5)
+    text.close()
+
+
 @pytest.mark.parametrize(
     "clauses",
     [

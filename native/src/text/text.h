@@ -336,6 +336,7 @@ typedef struct query_term {
     float factor;  /* of its score, in steps of the query's scale */
     int64_t df;
     bool of_phrase; /* of the last phrase when it was added: not shared with other clauses */
+    uint32_t times; /* it counts so often: 2 for two terms with the same postings, 0 for the second of them */
     /* Its score in documents that have it 1 .. tabled times, by length plus 1 below TEXT_LENGTHS; none for rare terms. */
     uint32_t *table, tabled;
     term_info *infos; /* n of segments; info.n == 0 and left == 0 where it is not there */

@@ -3,7 +3,7 @@
  * MaxScore (Turtle & Flood 1995) over windows of documents, with the maxima of blocks (Ding & Suel 2011): in a window each
  * list has a bound, the highest score that a block of it in the window can give.  The lists with the lowest bounds, which together
  * cannot bring a document among the k best, are looked into only for documents that another list has.  The others are
- * added up in an array of the window's documents.  Decision 25 has what was measured against walks by pointer (WAND).
+ * added up in an array of the window's documents.  Decisions 25 and 33 have what was measured.
  *
  * Scores are integers (text_query.c), so a sum is the same in any order, and a bound never below what it bounds. */
 #include "text.h"
@@ -13,11 +13,14 @@
 #define WINDOW_FIRST 64u
 #define WINDOW_WORDS (WINDOW / 64)
 
+/* Lists of up to so many postings are unpacked at once, and become one. */
+#define UNPACKED 384u
+
 /* The postings of a term in one segment: in blocks, or few of them, unpacked and scored. */
 typedef struct list {
     const query_term *term;
     posting_cursor *blocks; /* NULL: unpacked */
-    const uint32_t *docs, *scores;
+    uint32_t *docs, *scores;
     uint32_t n;           /* of unpacked ones */
     uint32_t at;          /* the next posting, of those unpacked, or of the block that is */
     uint32_t block;       /* the first block that reaches into the window */
@@ -41,7 +44,7 @@ typedef struct search {
     uint32_t need;  /* the same for a window, by what was found before it */
     uint32_t scores[WINDOW];
     uint64_t touched[WINDOW_WORDS];
-    uint32_t docs[WINDOW], sums[WINDOW];
+    uint32_t docs[WINDOW], sums[WINDOW], given[WINDOW];
 } search;
 
 /* ---- scores ---- */
@@ -49,7 +52,7 @@ typedef struct search {
 static uint32_t score_long(const text_query *q, const query_term *term, uint32_t freq, uint32_t length) {
     const float norm =
         length < TEXT_LENGTHS ? q->state->norms[length] : (float)text_norm(&q->t->config, q->state, length - 1);
-    return 1 + (uint32_t)(int32_t)(term->factor * ((float)freq / ((float)freq + norm)));
+    return term->times * (1 + (uint32_t)(int32_t)(term->factor * ((float)freq / ((float)freq + norm))));
 }
 
 /* What a term gives a document; length plus 1. */
@@ -63,7 +66,12 @@ static inline uint32_t score_of(const text_query *q, const query_term *term, uin
 static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
     const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + 12;
     const uint32_t most = max_u32((uint32_t)load_le(skip + SKIP_CLASSES, 4), SKIP_CLASSES);
+    const uint32_t *table = l->term->table;
     uint32_t bound = 0;
+    if (l->term->tabled == SKIP_CLASSES && most == SKIP_CLASSES) {
+        for (uint32_t i = 0; i < SKIP_CLASSES; i++) bound = max_u32(bound, table[i * TEXT_LENGTHS + skip[i]]);
+        return bound;
+    }
     for (uint32_t i = 0; i < SKIP_CLASSES; i++)
         if (skip[i]) bound = max_u32(bound, score_of(q, l->term, i + 1 < SKIP_CLASSES ? i + 1 : most, skip[i]));
     return bound;
@@ -71,20 +79,77 @@ static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
 
 /* ---- lists ---- */
 
+/* Room for n unpacked postings, and one behind the last. */
+static bool list_room(search *x, list *l, uint32_t n) {
+    l->docs = query_alloc(&x->room, (size_t)n + 1, sizeof *l->docs);
+    l->scores = query_alloc(&x->room, (size_t)n + 1, sizeof *l->scores);
+    return l->docs && l->scores;
+}
+
+static void list_end(list *l, uint32_t n) {
+    l->n = n;
+    l->docs[n] = TEXT_NONE;
+    l->scores[n] = 0;
+}
+
 /* Few postings: all at once. */
 static bool unpack_list(search *x, list *l, const term_info *info) {
     posting_cursor c;
-    uint32_t *docs = query_alloc(&x->room, info->n, sizeof *docs);
-    uint32_t *scores = query_alloc(&x->room, info->n, sizeof *scores);
-    if (!docs || !scores) return false;
-    l->n = postings_open(&c, x->s, info) && postings_load(&c, 0) ? c.count : 0;
-    if (l->n) postings_freqs(&c);
-    for (uint32_t i = 0; i < l->n; i++) {
-        docs[i] = c.docs[i];
-        scores[i] = score_of(x->q, l->term, c.freqs[i], segment_length(x->s, c.docs[i]));
+    if (!list_room(x, l, info->n)) return false;
+    uint32_t n = 0;
+    postings_open(&c, x->s, info);
+    for (uint32_t block = 0; block < c.n_blocks && postings_load(&c, block); block++) {
+        postings_freqs(&c);
+        for (uint32_t i = 0; i < c.count; i++, n++) {
+            l->docs[n] = c.docs[i];
+            l->scores[n] = score_of(x->q, l->term, c.freqs[i], segment_length(x->s, c.docs[i]));
+        }
     }
-    l->docs = docs;
-    l->scores = scores;
+    list_end(l, n);
+    return true;
+}
+
+/* One list of two, whose scores are sums.  No branch depends on which list comes next: nobody could foresee it. */
+static bool join_two(search *x, const list *a, const list *b, list *out) {
+    list l = {.bound_block = TEXT_NONE};
+    if (!list_room(x, &l, a->n + b->n)) return false;
+    const uint32_t *docs_a = a->docs, *docs_b = b->docs, *scores_a = a->scores, *scores_b = b->scores;
+    uint32_t *restrict docs = l.docs, *restrict scores = l.scores;
+    uint32_t n = 0;
+    for (uint32_t i = 0, j = 0, end = a->n + b->n; i + j < end; n++) {
+        const uint32_t doc_a = docs_a[i], doc_b = docs_b[j];
+        const uint32_t has_a = doc_a <= doc_b, has_b = doc_b <= doc_a;
+        docs[n] = min_u32(doc_a, doc_b);
+        scores[n] = scores_a[i] * has_a + scores_b[j] * has_b;
+        i += has_a;
+        j += has_b;
+    }
+    list_end(&l, n);
+    *out = l;
+    return true;
+}
+
+/* One list of all that are unpacked: so its best documents are known with what all rare words of the query give them. */
+static bool join_unpacked(search *x) {
+    list *lists = x->lists;
+    uint32_t n = 0, kept;
+    /* The unpacked ones come first. */
+    for (uint32_t i = 0; i < x->n_lists; i++) {
+        if (lists[i].blocks) continue;
+        const list swap = lists[n];
+        lists[n++] = lists[i];
+        lists[i] = swap;
+    }
+    const uint32_t all = n;
+    for (; n > 1; n = kept) {
+        for (kept = 0; kept < n / 2; kept++)
+            if (!join_two(x, &lists[2 * kept], &lists[2 * kept + 1], &lists[kept])) return false;
+        if (n % 2) lists[kept++] = lists[n - 1];
+    }
+    if (all > 1) {
+        memmove(lists + 1, lists + all, (x->n_lists - all) * sizeof *lists);
+        x->n_lists -= all - 1;
+    }
     return true;
 }
 
@@ -94,7 +159,7 @@ static bool add_list(search *x, const query_term *term, uint32_t segment) {
     if (info->n == 0) return true;
     list *l = &x->lists[x->n_lists++];
     *l = (list){.term = term, .bound_block = TEXT_NONE};
-    if (info->n <= TEXT_BLOCK_POSTINGS) return unpack_list(x, l, info);
+    if (info->n <= UNPACKED) return unpack_list(x, l, info);
     l->blocks = query_alloc(&x->room, 1, sizeof *l->blocks);
     if (!l->blocks) return false;
     if (!postings_open(l->blocks, x->s, info)) x->n_lists--;
@@ -118,6 +183,14 @@ static uint32_t advance(list *l, uint32_t base) {
     return l->block ? max_u32(base, skip_last(c, l->block - 1) + 1) : base;
 }
 
+static inline uint32_t bound_of_block(const text_query *q, list *l, uint32_t block) {
+    if (block != l->bound_block) {
+        l->bound_block = block;
+        l->block_bound = bound_of(q, l, block);
+    }
+    return l->block_bound;
+}
+
 static uint32_t bound_within(const text_query *q, list *l, uint32_t end) {
     uint32_t bound = 0;
     if (!l->blocks) {
@@ -127,11 +200,7 @@ static uint32_t bound_within(const text_query *q, list *l, uint32_t end) {
     const posting_cursor *c = l->blocks;
     for (uint32_t block = l->block; block < c->n_blocks; block++) {
         if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
-        if (block != l->bound_block) {
-            l->bound_block = block;
-            l->block_bound = bound_of(q, l, block);
-        }
-        bound = max_u32(bound, l->block_bound);
+        bound = max_u32(bound, bound_of_block(q, l, block));
     }
     return bound;
 }
@@ -152,20 +221,6 @@ static inline uint32_t seek(const text_query *q, list *l, uint32_t doc, bool *ha
     l->at = at;
     *has = at < c->count && c->docs[at] == doc;
     return *has ? score_of(q, l->term, postings_freq(c, at), segment_length(c->s, doc)) : 0;
-}
-
-/* Whether a document whose sum is at most `sum` without a list may come to `need` with it, by the bound of the block that may
- * have the document: which need not be unpacked to know. */
-static inline bool may_reach(const text_query *q, list *l, uint32_t doc, uint32_t sum, uint32_t need) {
-    const posting_cursor *c = l->blocks;
-    if (!c) return true;
-    while (l->block < c->n_blocks && skip_last(c, l->block) < doc) l->block++;
-    if (l->block == c->n_blocks || c->block == l->block) return true;
-    if (l->block != l->bound_block) {
-        l->bound_block = l->block;
-        l->block_bound = bound_of(q, l, l->block);
-    }
-    return sum + l->block_bound >= need;
 }
 
 /* ---- phrases ---- */
@@ -262,19 +317,23 @@ static bool find_phrase(search *x, const query_clause *c, uint32_t segment, list
     uint32_t n;
     byte_buffer starts = {0};
     if (!open_phrase(x, c, segment, &terms, &n)) return false;
-    const uint32_t room = n ? terms[0].l.blocks->n : 0;
-    uint32_t *docs = query_alloc(&x->room, room, sizeof *docs), *scores = query_alloc(&x->room, room, sizeof *scores);
-    bool had = docs && scores;
-    *out = (list){.docs = docs, .scores = scores};
-    if (n == 0) return had;
+    *out = (list){.bound_block = TEXT_NONE};
+    bool had = list_room(x, out, n ? terms[0].l.blocks->n : 0);
+    if (!had) return false;
+    list_end(out, 0);
+    if (n == 0) return true;
     list *first = &terms[0].l;
     for (uint32_t block = 0; block < first->blocks->n_blocks && had; block++) {
         if (!load_block(first, block)) break;
         for (first->at = 0; first->at < first->blocks->count && had; first->at++) {
             const uint32_t doc = first->blocks->docs[first->at];
             bool matches;
-            had = match_phrase(x, terms, n, doc, &starts, &matches, &scores[out->n]);
-            if (had && matches) docs[out->n++] = doc;
+            uint32_t score;
+            had = match_phrase(x, terms, n, doc, &starts, &matches, &score);
+            if (!had || !matches) continue;
+            out->docs[out->n] = doc;
+            out->scores[out->n] = score;
+            list_end(out, out->n + 1);
         }
     }
     mem_free(starts.bytes);
@@ -387,18 +446,17 @@ static bool is_candidate(const search *x, uint32_t doc) {
     return bit_get(x->s->alive, doc) && (!x->allow || bit_within(x->allow, x->allow_words, segment_slot(x->s, doc)));
 }
 
-/* Lists of most postings that are looked at for a floor, and of most documents asked for. */
-#define FLOOR_POSTINGS 1024u
+/* Most documents asked for with a floor. */
 #define FLOOR_K 128u
 
-/* The k-th best score of one list is a floor, as no document has less than one of its terms gives.  Rare words, whose lists are
- * short, give much; without a floor, lists could be left out only once k documents are found. */
+/* The k-th best score of one list is a floor, as no document has less than some of its terms give.  Rare words, whose lists are
+ * unpacked and joined, give much; without a floor, lists could be left out only once k documents are found. */
 static void raise_floor(search *x) {
     uint32_t best[FLOOR_K];
     for (uint32_t i = 0; i < x->n_lists; i++) {
         const list *l = &x->lists[i];
         uint32_t n = 0;
-        if (l->blocks || l->n < x->k || l->n > FLOOR_POSTINGS || x->k > FLOOR_K) continue;
+        if (l->blocks || l->n < x->k || x->k > FLOOR_K) continue;
         for (uint32_t j = 0; j < l->n; j++) {
             const uint32_t score = l->scores[j];
             if (n == x->k && score <= best[n - 1]) continue;
@@ -508,6 +566,36 @@ static uint32_t take_many(search *x, uint32_t base, uint32_t size, uint32_t leas
     return n;
 }
 
+static inline uint32_t put(search *x, uint32_t n, uint32_t doc, uint32_t score, uint32_t least) {
+    x->docs[n] = doc;
+    x->sums[n] = score;
+    return n + (score >= least);
+}
+
+/* The documents of a window where one list alone can bring any: they need no adding up. */
+static uint32_t take_list(search *x, list *l, uint32_t base, uint32_t end, uint32_t least) {
+    posting_cursor *c = l->blocks;
+    uint32_t n = 0;
+    if (!c) {
+        for (; l->docs[l->at] < end; l->at++) n = put(x, n, l->docs[l->at], l->scores[l->at], least);
+        return n;
+    }
+    for (uint32_t block = l->block; block < c->n_blocks; block++) {
+        if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
+        if (bound_of_block(x->q, l, block) < least || (c->block != block && !load_block(l, block))) continue;
+        uint32_t at = postings_from(c, l->at, base);
+        const uint32_t stop = postings_from(c, at, end);
+        if (n && at < stop && c->docs[at] <= x->docs[n - 1]) break; /* the table of skips is damaged */
+        l->at = stop;
+        postings_freqs(c);
+        for (; at < stop; at++) {
+            const uint32_t doc = c->docs[at];
+            n = put(x, n, doc, score_of(x->q, l->term, c->freqs[at], segment_length(x->s, doc)), least);
+        }
+    }
+    return n;
+}
+
 /* Leaves those that are there and allowed. */
 static uint32_t keep_allowed(search *x, uint32_t n) {
     uint32_t kept = 0;
@@ -526,29 +614,101 @@ static bool has_many(const list *l, uint32_t end) {
     return l->blocks && block < l->blocks->n_blocks && skip_last(l->blocks, block) < end;
 }
 
-static void search_window(search *x, uint32_t base, uint32_t end) {
-    uint32_t rest, low = order_lists(x, &rest);
-    if (low == x->n_lists) return;
+/* The documents of a window whose sums of the lists from place `low` on are at least `least`. */
+static uint32_t take_lists(search *x, uint32_t low, uint32_t base, uint32_t end, uint32_t least) {
     bool are_many = false;
     for (uint32_t i = low; i < x->n_lists; i++) are_many = are_many || has_many(&x->lists[x->order[i]], end);
     for (uint32_t i = low; i < x->n_lists; i++)
         if (x->lists[x->order[i]].bound) add_up(x, &x->lists[x->order[i]], base, end, are_many);
+    return are_many ? take_many(x, base, end - base, least) : take_noted(x, base, least);
+}
+
+/* ---- candidates ---- */
+
+/* Those of the candidates i .. n - 1 that come to `need` with `more`, put to `to`; gives the end of them.  Without a branch that
+ * nobody could foresee. */
+static inline uint32_t keep_reaching(search *x, uint32_t i, uint32_t n, uint32_t to, uint32_t more) {
+    for (; i < n; i++) {
+        const uint32_t doc = x->docs[i], sum = x->sums[i];
+        x->docs[to] = doc;
+        x->sums[to] = sum;
+        to += sum + more >= x->need;
+    }
+    return to;
+}
+
+/* What the list's block gives the candidates i .. n - 1, all of which are in its range: by all of its postings between the first
+ * and the last of them, without a search for each. */
+static void add_block(search *x, list *l, uint32_t base, uint32_t i, uint32_t n) {
+    posting_cursor *c = l->blocks;
+    const query_term *term = l->term;
+    uint32_t at = postings_from(c, l->at, x->docs[i]);
+    const uint32_t stop = postings_from(c, at, x->docs[n - 1] + 1);
+    const bool is_plain = x->s->length_width == 1 && term->tabled && c->freq_width == 0;
+    for (uint32_t j = i; j < n; j++) x->given[x->docs[j] - base] = 0;
+    l->at = stop;
+    if (is_plain) {
+        const uint32_t *table = term->table;
+        const uint8_t *lengths = x->s->lengths;
+        for (; at < stop; at++) x->given[c->docs[at] - base] = table[lengths[c->docs[at]]];
+    } else {
+        postings_freqs(c);
+        for (; at < stop; at++) {
+            const uint32_t doc = c->docs[at];
+            x->given[doc - base] = score_of(x->q, term, c->freqs[at], segment_length(x->s, doc));
+        }
+    }
+    for (uint32_t j = i; j < n; j++) x->sums[j] += x->given[x->docs[j] - base];
+}
+
+/* Candidates of a block from which on all of its postings are gone through. */
+#define CANDIDATES 4u
+
+/* Adds a list in blocks to the sums of the n candidates; `rest` is what the lists after it can give.  Leaves those that may still
+ * come to `need`, and gives their number.  The bound of a block says which ones may, before it is unpacked. */
+static uint32_t add_list_to(search *x, list *l, uint32_t base, uint32_t n, uint32_t rest) {
+    const posting_cursor *c = l->blocks;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < n;) {
+        while (l->block < c->n_blocks && skip_last(c, l->block) < x->docs[i]) l->block++;
+        if (l->block == c->n_blocks) return keep_reaching(x, i, n, kept, rest);
+        const uint32_t last = skip_last(c, l->block), first = i;
+        while (i < n && x->docs[i] <= last) i++;
+        const uint32_t may = keep_reaching(x, first, i, kept, rest + bound_of_block(x->q, l, l->block));
+        if (may == kept) continue;
+        if (c->block != l->block) load_block(l, l->block);
+        if (may - kept >= CANDIDATES) add_block(x, l, base, kept, may);
+        else
+            for (uint32_t j = kept; j < may; j++) {
+                bool has;
+                x->sums[j] += seek(x->q, l, x->docs[j], &has);
+            }
+        kept = keep_reaching(x, kept, may, kept, rest);
+    }
+    return kept;
+}
+
+static void search_window(search *x, uint32_t base, uint32_t end) {
+    uint32_t rest, low = order_lists(x, &rest);
+    if (low == x->n_lists) return;
     const uint32_t least = x->need > rest + 1 ? x->need - rest : 1;
-    uint32_t n = keep_allowed(x, are_many ? take_many(x, base, end - base, least) : take_noted(x, base, least));
+    const bool is_alone = low + 1 == x->n_lists || x->lists[x->order[x->n_lists - 2]].bound == 0;
+    uint32_t n = is_alone ? take_list(x, &x->lists[x->order[x->n_lists - 1]], base, end, least)
+                          : take_lists(x, low, base, end, least);
+    n = keep_allowed(x, n);
     for (uint32_t i = low; i-- > 0 && n;) {
         list *l = &x->lists[x->order[i]];
-        uint32_t kept = 0;
         if (l->bound == 0) break;
         rest -= l->bound;
+        if (l->blocks) {
+            n = add_list_to(x, l, base, n, rest);
+            continue;
+        }
         for (uint32_t j = 0; j < n; j++) {
             bool has;
-            if (!may_reach(x->q, l, x->docs[j], x->sums[j] + rest, x->need)) continue;
-            const uint32_t sum = x->sums[j] + seek(x->q, l, x->docs[j], &has);
-            x->docs[kept] = x->docs[j];
-            x->sums[kept] = sum;
-            kept += sum + rest >= x->need;
+            x->sums[j] += seek(x->q, l, x->docs[j], &has);
         }
-        n = kept;
+        n = keep_reaching(x, 0, n, 0, rest);
     }
     for (uint32_t i = 0; i < n; i++) offer(x, x->sums[i], segment_slot(x->s, x->docs[i]));
 }
@@ -584,8 +744,16 @@ static bool open_lists(search *x, uint32_t segment) {
         had = find_phrase(x, c, segment, &x->lists[x->n_lists]);
         x->n_lists += had;
     }
+    had = had && join_unpacked(x);
     for (uint32_t i = 0; i < x->n_lists; i++) x->order[i] = i;
     return had;
+}
+
+/* `scores` and `touched` must be zero at the beginning of a window, and are at its end. */
+static search *search_alloc(void) {
+    search *x = mem_alloc(sizeof *x);
+    if (x) memset(x, 0, offsetof(search, docs));
+    return x;
 }
 
 static fvdb_status open_search(search *x, text_query *q, const uint64_t *allow, uint64_t allow_words, fvdb_diag *diag) {
@@ -647,7 +815,7 @@ fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, uint32
     text_query q;
     TRY(text_check_present(t, query, diag));
     TRY(query_open(&q, t, query, diag));
-    search *x = mem_alloc_array(1, sizeof *x);
+    search *x = search_alloc();
     if (!x) {
         query_close(&q);
         return FAIL_MEMORY(diag);
@@ -716,7 +884,7 @@ fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, c
     text_query q;
     TRY(text_check_present(t, query, diag));
     TRY(query_open(&q, t, query, diag));
-    search *x = mem_alloc_array(1, sizeof *x);
+    search *x = search_alloc();
     uint64_t *keys = mem_alloc((size_t)n * 2 * sizeof *keys);
     if (!x || !keys) {
         mem_free(x);
@@ -741,7 +909,7 @@ fvdb_status text_mask(const fvdb_text *t, const fvdb_text_query *query, uint32_t
     text_query q;
     TRY(text_check_present(t, query, diag));
     TRY(query_open(&q, t, query, diag));
-    search *x = mem_alloc_array(1, sizeof *x);
+    search *x = search_alloc();
     if (!x) {
         query_close(&q);
         return FAIL_MEMORY(diag);

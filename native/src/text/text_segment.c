@@ -357,7 +357,8 @@ static bool add_steps(uint32_t *docs, uint32_t n, uint32_t first, uint32_t width
     const lanes zero = {0}, one = {1, 1, 1, 1};
     lanes last = {first - 1, first - 1, first - 1, first - 1};
     uint32_t i = 0;
-    for (; i + 4 <= n; i += 4) {
+#pragma GCC unroll 8
+    for (; i < n / 4 * 4; i += 4) {
         lanes v;
         memcpy(&v, docs + i, sizeof v);
         v += one;
