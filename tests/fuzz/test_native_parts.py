@@ -280,3 +280,33 @@ def test_parts_of_another_index_never_crash() -> None:
     for claimed in (0, 1, 1024, 2**31 - 1):
         with pytest.raises(VectorDBError):
             load(small, claimed, "cosine")
+
+
+def test_vectors_that_were_refused_are_missing_at_the_end() -> None:
+    """Their rows would be zeros, or lie where no memory is."""
+    index = NativeIndex(DIM, "l2", "default", M, 30, 1)
+    index.add(np.ones((20, DIM), np.float32), *pack_ids([str(row) for row in range(20)]), np.zeros(20, np.int64))
+    parts = written(index)
+    index.close()
+    loading = NativeIndex.load_begin(
+        DIM,
+        metric="l2",
+        memory="default",
+        M=M,
+        ef_construction=30,
+        threads=1,
+        rows=20,
+        graph_rows=0,
+        rows_per_part=LAYOUT[0],
+        rows_per_group=LAYOUT[1],
+        has_codes=False,
+    )
+    for key, raw in parts.items():
+        if key[0] != VECTORS:
+            loading.load_part(raw)
+        else:
+            with pytest.raises(VectorDBError, match="another size"):
+                loading.load_part(raw[:32] + (len(raw) - 41).to_bytes(8, "little") + raw[40:-1])
+    with pytest.raises(VectorDBError, match="a part is missing"):
+        loading.load_end()
+    loading.close()

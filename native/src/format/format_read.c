@@ -161,7 +161,13 @@ fvdb_status format_load_part(fvdb_index *index, const uint8_t *bytes, uint64_t s
     b->came = true;
     mutex_unlock(&l->lock);
     REQUIRE(!twice, "the part was given twice");
-    return h.kind == FVDB_PART_VECTORS ? read_vectors(index, &h, &r, diag) : keep_payload(b, &r, diag);
+    fvdb_status status = h.kind == FVDB_PART_VECTORS ? read_vectors(index, &h, &r, diag) : keep_payload(b, &r, diag);
+    if (status == FVDB_OK) return status;
+    /* For callers that go on: format_load_end finds it missing, where its rows would be zeros, or no memory at all. */
+    mutex_lock(&l->lock);
+    b->came = false;
+    mutex_unlock(&l->lock);
+    return status;
 }
 
 /* ---- end: ids, timestamps, tombstones ---- */
