@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self, TypeGuard, cast
 
-from fabstir_vectordb.config import Memory, ShareFields, VectorDBConfig
+from fabstir_vectordb._native.constants import DIM_MAX, EF_MAX, M_MAX, M_MIN
+from fabstir_vectordb.config import CHUNK_SIZE_MAX, Memory, ShareFields, VectorDBConfig
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError
 from fabstir_vectordb.params import IndexParams
 from fabstir_vectordb.text.settings import TextSettings, text_settings
@@ -21,6 +22,8 @@ SHARD_INDEX: Final = "shard"
 #: Forms of a root: without a text index, and with one, whose shards an older release would divide without it.
 _FORM: Final = 1
 _FORM_WITH_TEXT: Final = 2
+#: Most shards that a collection ever has, those that are gone included: numbers that numpy and file names take.
+_SHARDS_MAX: Final = 10**8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +159,10 @@ class Shard:
         number, cid, share, rows = (metadata.get(name) for name in ("shard", "cid", "share", "rows"))
         superseded, first = metadata.get("superseded"), metadata.get("first")
         if (
-            type(number) is not int
+            not _is_within(number, 0, _SHARDS_MAX - 1)
             or type(cid) is not str
             or type(share) is not str
-            or type(rows) is not int
+            or not _is_within(rows, 0, 2**53)
             or type(superseded) is not bool
             or not (first is None or type(first) is str)
         ):
@@ -214,15 +217,19 @@ class Settings:
             IntegrityError: a newer release wrote it, or it is no collection's.
         """
         route, dim, scale = metadata.get("route"), metadata.get("dim"), metadata.get("scale")
-        numbers = [metadata.get(name) for name in ("M", "ef_construction", "next_shard")]
         curve, chunk_size = metadata.get("curve"), metadata.get("chunk_size")
         if (
             metadata.get("form") != (_FORM if metadata.get("text") is None else _FORM_WITH_TEXT)
             or route not in ROUTES
             or metadata.get("metric") not in ("cosine", "l2", "dot")
-            or not all(type(number) is int for number in numbers)
-            or not all(value is None or type(value) is int for value in (dim, chunk_size))
-            or type(scale) not in (int, float)
+            or not _is_within(metadata.get("M"), M_MIN, M_MAX)
+            or not _is_within(metadata.get("ef_construction"), 1, EF_MAX)
+            or not _is_within(metadata.get("next_shard"), 0, _SHARDS_MAX)
+            or not (dim is None or _is_within(dim, 1, DIM_MAX))
+            or not (chunk_size is None or _is_within(chunk_size, 1, CHUNK_SIZE_MAX))
+            or not isinstance(scale, (int, float))
+            or isinstance(scale, bool)
+            or not 0 < scale < float("inf")
             or type(curve) is not list
             or not all(type(value) in (int, float) for value in curve)
         ):
@@ -239,7 +246,7 @@ class Settings:
             dim=dim,
             params=params,
             next_shard=metadata["next_shard"],
-            scale=float(cast(float, scale)),
+            scale=float(scale),
             curve=tuple(map(float, curve)),
         )
 
@@ -264,3 +271,7 @@ def _to_text(stored: Any) -> TextSettings | None:
     return text_settings(
         stored["fields"], stored["language"], stored["stop_words"], stored["k1"], stored["b"], IntegrityError
     )
+
+
+def _is_within(value: object, least: int, most: int) -> TypeGuard[int]:
+    return type(value) is int and least <= value <= most

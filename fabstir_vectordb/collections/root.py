@@ -124,11 +124,7 @@ async def read_root(session: VectorDBSession) -> Snapshot:
                 )
     if settings is None or not shards:
         raise IntegrityError("the index has no shards: it is not the root of a collection")
-    centroids = None
-    if settings.route == "nearest":
-        centroids = Centroids(
-            np.array(vectors), np.array(numbers, dtype=np.intp), settings.params.metric, settings.scale
-        )
+    # Before arrays are made of them: numbers may be any.
     is_sound = (
         {*numbers} == shards.keys()
         if settings.route == "nearest"
@@ -136,6 +132,11 @@ async def read_root(session: VectorDBSession) -> Snapshot:
     )
     if not is_sound or max(shards) >= settings.next_shard:
         raise IntegrityError("the rows of the root do not fit together")
+    centroids = None
+    if settings.route == "nearest":
+        centroids = Centroids(
+            np.array(vectors), np.array(numbers, dtype=np.intp), settings.params.metric, settings.scale
+        )
     return Snapshot(settings, dict(sorted(shards.items())), centroids)
 
 
