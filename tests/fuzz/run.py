@@ -1,0 +1,236 @@
+"""Runs the harnesses, and says of each how long, how many inputs, and what was found.
+
+    python tests/fuzz/run.py --minutes 10              # all: ten minutes of CPU time each
+    python tests/fuzz/run.py --minutes 1 text share    # some
+    python tests/fuzz/run.py --keep                    # puts what led to new code into tests/data/fuzz
+
+Harnesses in C need a clang with libFuzzer (Debian: clang-19, libclang-rt-19-dev); those in Python need atheris
+(``pip install atheris``). Without them, inputs are mutated without guidance. What is found is in the folder `findings`
+of --work, as a file that was named after the harness, with the log beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import corpus
+import native_harnesses
+from mutate import SEED, mutated
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(tempfile.gettempdir()) / "fabstir-vectordb-fuzz"
+#: An input that takes longer than this, or takes more memory, is a finding.
+INPUT_S_MAX, ALLOCATION_MB_MAX, MEMORY_MB_MAX = 60, 512, 2_048
+INPUT_BYTES_MAX = 4_096
+#: libFuzzer counts seconds of the clock, and CPU time is what is asked for: it runs in slices.
+SLICE_S = 300
+KEPT_MAX, KEPT_BYTES_MAX = 60, 400
+LIMITS = [
+    "-len_control=0",
+    "-print_final_stats=1",
+    f"-timeout={INPUT_S_MAX}",
+    f"-malloc_limit_mb={ALLOCATION_MB_MAX}",
+    f"-rss_limit_mb={MEMORY_MB_MAX}",
+]
+
+
+def python_targets() -> dict[str, Any]:
+    """The harnesses in Python; imported late, as atheris instruments what is imported under it."""
+    from hostile import ALL
+
+    return ALL
+
+
+def try_one(target: Any, raw: bytes) -> None:
+    """Raises AssertionError where an input is a finding."""
+    from readers import attempt
+
+    found = attempt(target.read, raw)
+    assert found is None or target.holds(found), raw
+
+
+def cpu_s() -> float:
+    """CPU time of the processes that this one started and that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class Campaign:
+    """One harness, run in slices until its CPU time is over or it found something."""
+
+    def __init__(self, name: str, work: Path, command: Callable[[int], list[str]]) -> None:
+        self.name, self._work, self._command = name, work, command
+        self.corpus, self.findings = work / "corpus" / name, work / "findings"
+        self.seeds = work / "seeds" / name
+        for folder in (self.corpus, self.findings, self.seeds):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, minutes: float) -> str:
+        """Runs it; returns a line for the report."""
+        before, inputs, said = cpu_s(), 0, ""
+        known = len(list(self.findings.glob(f"{self.name}-*")))
+        log = self._work / f"{self.name}.log"
+        while (left := 60 * minutes - (cpu_s() - before)) > 0 and not said:
+            with log.open("wb") as out:
+                command = self._command(max(1, min(SLICE_S, int(left) + 1)))
+                ended = subprocess.run(command, stdout=out, stderr=out, cwd=ROOT, check=False)
+            text = log.read_text(encoding="utf-8", errors="replace")
+            runs = re.findall(r"number_of_executed_units: (\d+)|^#(\d+)\s", text, re.MULTILINE)
+            inputs += int(runs[-1][0] or runs[-1][1]) if runs else 0
+            if ended.returncode:
+                found = len(list(self.findings.glob(f"{self.name}-*"))) - known
+                said = f"{found or 'a start that failed'} FOUND, see {log} and {self.findings}"
+        kept = len(list(self.corpus.iterdir()))
+        took = (cpu_s() - before) / 60
+        return f"{self.name:20} {took:5.1f} CPU min {inputs:9,} inputs {kept:6,} kept  {said or '0 found'}"
+
+
+def native_campaign(name: str, program: Path, work: Path) -> Campaign:
+    """A fuzzer of libFuzzer."""
+
+    def command(seconds: int) -> list[str]:
+        prefix = f"-artifact_prefix={campaign.findings / name}-"
+        folders = [str(campaign.corpus), str(campaign.seeds)]
+        return [str(program), *folders, *LIMITS, "-max_len=400", prefix, f"-max_total_time={seconds}"]
+
+    campaign = Campaign(name, work, command)
+    write_seeds(campaign, [])
+    return campaign
+
+
+def python_campaign(name: str, target: Any, work: Path) -> Campaign:
+    """A reader in Python, in a process of its own."""
+
+    def command(seconds: int) -> list[str]:
+        return [sys.executable, __file__, "--one", name, "--work", str(work), "--seconds", str(seconds)]
+
+    campaign = Campaign(name, work, command)
+    write_seeds(campaign, target.corpus)
+    return campaign
+
+
+def write_seeds(campaign: Campaign, more: Sequence[bytes]) -> None:
+    for raw in [*more, *(one.raw for one in corpus.read(campaign.name))]:
+        (campaign.seeds / hashlib.sha256(raw).hexdigest()[:16]).write_bytes(raw)
+
+
+def run_one(name: str, work: Path, seconds: int) -> None:
+    """The process of one reader."""
+    campaign = Campaign(name, work, lambda _: [])
+    if importlib.util.find_spec("atheris") is None:
+        return run_unguided(python_targets()[name], campaign, seconds)
+    import atheris  # type: ignore[import-not-found,import-untyped]
+
+    with atheris.instrument_imports(include=["fabstir_vectordb"]):
+        target = python_targets()[name]
+    prefix, size = f"-artifact_prefix={campaign.findings / name}-", f"-max_len={INPUT_BYTES_MAX}"
+    folders = [str(campaign.corpus), str(campaign.seeds)]
+    atheris.Setup(
+        [name, *folders, *LIMITS, size, prefix, f"-max_total_time={seconds}"], lambda raw: try_one(target, raw)
+    )
+    atheris.Fuzz()
+
+
+def run_unguided(target: Any, campaign: Campaign, seconds: int) -> None:
+    """Mutated inputs without knowledge of what they reach."""
+    end, number = time.monotonic() + seconds, 0
+    random_ = random.Random(f"{SEED} {campaign.name} {time.time_ns()}")
+    seeds = [path.read_bytes() for path in sorted(campaign.seeds.iterdir())] or [b""]
+    while time.monotonic() < end:
+        raw, number = mutated(random_.choice(seeds), seeds, random_), number + 1
+        try:
+            try_one(target, raw)
+        except BaseException:
+            (campaign.findings / f"{campaign.name}-{hashlib.sha256(raw).hexdigest()[:16]}").write_bytes(raw)
+            raise
+    print(f"#{number} inputs")
+
+
+def run_replay_unguided(name: str, program: Path, work: Path, minutes: float) -> str:
+    """The same for a harness in C, without libFuzzer: batches of mutated inputs through the replay program."""
+    before, number = cpu_s(), 0
+    random_ = random.Random(f"{SEED} {name} {time.time_ns()}")
+    seeds = [one.raw for one in corpus.read(name)]
+    while cpu_s() - before < 60 * minutes:
+        batch = [mutated(random_.choice(seeds), seeds, random_) for _ in range(200)]
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
+            try:
+                native_harnesses.replayed(program, {name: batch}, Path(scratch))
+            except AssertionError as error:
+                last = re.findall(rf"{name}-(\d{{4}})$", str(error), re.MULTILINE)[-1]
+                finding = work / "findings" / f"{name}-{hashlib.sha256(batch[int(last)]).hexdigest()[:16]}"
+                finding.parent.mkdir(exist_ok=True)
+                finding.write_bytes(batch[int(last)])
+                return f"{name:20} 1 FOUND, see {finding}\n{error}"
+        number += len(batch)
+    return f"{name:20} {(cpu_s() - before) / 60:5.1f} CPU min {number:9,} inputs, unguided  0 found"
+
+
+def keep(names: Sequence[str], work: Path) -> None:
+    """Adds the smallest of the inputs that led to new code to the kept ones."""
+    for name in names:
+        folder = work / "corpus" / name
+        found = sorted((path.read_bytes() for path in folder.iterdir()), key=len) if folder.is_dir() else []
+        known = corpus.read(name)
+        fresh = [corpus.Input(raw, "") for raw in found if len(raw) <= KEPT_BYTES_MAX]
+        corpus.write(name, [*known, *fresh[: max(0, KEPT_MAX - len(known))]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("harness", nargs="*", help="names; none runs all")
+    parser.add_argument("--minutes", type=float, default=10.0, help="CPU time of each harness")
+    parser.add_argument("--work", type=Path, default=WORK, help="for programs, inputs, findings and logs")
+    parser.add_argument("--keep", action="store_true", help="do not run: keep inputs of earlier runs")
+    parser.add_argument("--list", action="store_true", help="do not run: print the names")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=int, default=SLICE_S, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run_one(options.one, options.work, options.seconds)
+        return 0
+    targets = python_targets()
+    names = options.harness or [*native_harnesses.NAMES, *targets]
+    if unknown := set(names) - {*native_harnesses.NAMES, *targets}:
+        parser.error(f"no harness {', '.join(sorted(unknown))}")
+    if options.list or options.keep:
+        print(*names, sep="\n")
+        if options.keep:
+            keep(names, options.work)
+        return 0
+    options.work.mkdir(parents=True, exist_ok=True)
+    return run(names, targets, options.work, options.minutes)
+
+
+def run(names: Sequence[str], targets: dict[str, Any], work: Path, minutes: float) -> int:
+    natives = tuple(name for name in names if name in native_harnesses.NAMES)
+    has_clang = bool(natives) and native_harnesses.clang() is not None
+    programs = native_harnesses.build_fuzzers(work / "build", natives) if has_clang else {}
+    replay = native_harnesses.build_replay(work) if natives and not has_clang else None
+    lines = []
+    for name in names:
+        if name in programs:
+            line = native_campaign(name, programs[name], work).run(minutes)
+        elif replay is not None and name in natives:
+            line = run_replay_unguided(name, replay, work, minutes)
+        else:
+            line = python_campaign(name, targets[name], work).run(minutes)
+        print(line, flush=True)
+        lines.append(line)
+    return 1 if any("FOUND" in line for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
