@@ -60,7 +60,7 @@ class _Portal:
         self.store = LocalDirStore(root, revision_max=_REVISION_MAX)
         self.peers = Peers(self.store)
         self.uploads = Uploads(root / "uploads", self.store)
-        self._files = GatewayFiles(root / "gateway")
+        self._files = GatewayFiles(root / "gateway", self.store)
         self._accounts = Accounts(root / "accounts") if accounts else None
         self._token = token
 

@@ -6,7 +6,6 @@ once, and can also be read by its CID, as behind a real gateway.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, VectorDBError
 from fabstir_vectordb.s5.cid import BlobId
+from fabstir_vectordb.storage.local_dir import LocalDirStore
 from fabstir_vectordb.storage.regular import read_regular
 
 __all__ = ["GatewayFiles"]
@@ -27,11 +27,13 @@ class GatewayFiles:
     """The paths of a gateway and the blobs they name. Methods block briefly: call them in a worker thread.
 
     Args:
-        root: directory of the files that hold the CIDs.
+        root: directory of the files that hold the CIDs, below the root of `store`.
+        store: the node's store, which writes them.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: LocalDirStore) -> None:
         self._root = root
+        self._store = store
 
     def get(self, path: str) -> BlobId | None:
         """Returns the blob that a path names, or None."""
@@ -41,12 +43,8 @@ class GatewayFiles:
             return None
 
     def set(self, path: str, blob: BlobId) -> None:
-        """Sets the blob of a path, atomically."""
-        file = self._file(path)
-        self._root.mkdir(parents=True, exist_ok=True)
-        fresh = self._root / f"{uuid.uuid4().hex}.new"  # names of paths have no dot
-        fresh.write_text(str(blob), "ascii")
-        fresh.replace(file)
+        """Sets the blob of a path; after a crash or a loss of power it is the old one or the new one."""
+        self._store.replace_file(self._file(path), str(blob).encode("ascii"))
 
     def remove(self, path: str) -> bool:
         """Removes a path; returns whether it existed. The blob stays, as other paths may name it."""
@@ -87,6 +85,7 @@ class GatewayFiles:
 
     def _names(self) -> Iterator[str]:
         if self._root.is_dir():
+            # A name with a dot is of no path: earlier releases wrote such files, and a killed one may have left some.
             yield from (entry.name for entry in self._root.iterdir() if "." not in entry.name)
 
     def _file(self, path: str) -> Path:

@@ -8,9 +8,10 @@
     tmp/<process>-<32>    a file that is being written
 
 A file is written to ``tmp``, flushed to the disk and renamed to its place; then the directory is flushed. After a crash
-a file is therefore absent or complete. Several processes may share a directory. Other files in the directory stay
-unchanged. Directories may be symbolic links. Blobs, pointers and the lock file must be regular files: anything else in
-their place is an error, found without blocking. File permissions follow the umask.
+or a loss of power a file is therefore absent or complete, and there if the call that stored it had returned. Several
+processes may share a directory. Other files in the directory stay unchanged. Directories may be symbolic links. Blobs,
+pointers and the lock file must be regular files: anything else in their place is an error, found without blocking. File
+permissions follow the umask.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class LocalDirStore:
         self._lock_file = root / "pointers.lock"
         self._sweep_lock = threading.Lock()
         self._swept = False
+        # Directories that this store has flushed into their parents.
+        self._flushed: set[Path] = set()
 
     @property
     def uri(self) -> str:
@@ -216,7 +219,7 @@ class LocalDirStore:
     def _set_pointer(self, entry: RegistryEntry) -> None:
         path = self._pointer_path(entry.public_key)
         with _reporting(f"write {path}"):
-            _make_directory(self._root)
+            self._make_directory(self._root)
             with _file_lock(self._lock_file):
                 try:
                     stored = self._get_pointer(entry.public_key)
@@ -224,12 +227,41 @@ class LocalDirStore:
                     # A damaged entry is treated as absent, so that its owner can repair it.
                     stored = None
                 check_pointer_advances(stored, entry)
-                self._write(path, entry.serialize())
+                self.replace_file(path, entry.serialize())
+
+    def replace_file(self, path: Path, data: bytes) -> None:
+        """Give a file new content, durably; after a crash it has the old content or the new. Blocks.
+
+        Args:
+            path: a file anywhere below the store's root.
+            data: its new content.
+
+        Raises:
+            OSError: the system cannot write the file.
+        """
+        self._write(path, data)
+        _flush_directory(path.parent)
+
+    def _make_directory(self, path: Path) -> None:
+        """Create the root or a directory below it, durable before a file is put into it.
+
+        A directory that exists is flushed into its parent, too, once: whoever made it may have been killed before that.
+        """
+        if path in self._flushed and path.is_dir():
+            return
+        if path != self._root:
+            self._make_directory(path.parent)
+        if not _made_directory(path):
+            try:
                 _flush_directory(path.parent)
+            except PermissionError:
+                if path != self._root:  # others may own the folder of the root, and let nobody list it
+                    raise
+        self._flushed.add(path)
 
     def _write(self, path: Path, data: bytes | bytearray | memoryview) -> None:
-        _make_directory(path.parent)
-        _make_directory(self._tmp)
+        self._make_directory(path.parent)
+        self._make_directory(self._tmp)
         self._sweep_once()
         temporary = self._tmp / f"{os.getpid()}-{uuid.uuid4().hex}"
         try:
@@ -308,17 +340,19 @@ def _holds(path: Path, data: bytes | bytearray | memoryview, size: int) -> bool:
         return False
 
 
-def _make_directory(path: Path) -> None:
-    """Create a directory and its parents, each durable before a file is put into it."""
+def _made_directory(path: Path) -> bool:
+    """Create a directory and its parents, each durable before the next; return False if it exists already."""
     if path.is_dir():
-        return
+        return False
     if path.parent != path:
-        _make_directory(path.parent)
+        _made_directory(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir()
         _flush_directory(path.parent)
+        return True
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    return False
 
 
 def _flush_directory(path: Path) -> None:
