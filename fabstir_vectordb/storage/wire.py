@@ -199,6 +199,14 @@ class Wire:
                 details={**self._details(asked), "status": response.status_code, "redirected_to": elsewhere},
                 retryable=False,
             )
+        if response.request.url.scheme == "https" and target.scheme == "http":
+            elsewhere = _host(target, asked)
+            raise S5Error(
+                f"The portal {self._authority} redirects a read to {elsewhere}, from https to http, where everybody on "
+                "the way could see which objects are read",
+                details={**self._details(asked), "status": response.status_code, "redirected_to": elsewhere},
+                retryable=False,
+            )
         # Userinfo in the location would become an Authorization header of the server's choice.
         return target.copy_with(userinfo=b"", fragment=None)
 

@@ -29,9 +29,24 @@ def serving(root: Path, token: str | None = None, **settings: Any) -> Iterator[s
 
 
 @contextmanager
-def running(app: Callable[..., object]) -> Iterator[str]:
-    """An ASGI application on loopback, in a thread of its own; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none")
+def running(app: Callable[..., object], certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """An ASGI application on loopback, in a thread of its own; gives its address.
+
+    Args:
+        app: the application.
+        certificate: files of a certificate and its key, for TLS.
+    """
+    chain, key = (None, None) if certificate is None else map(str, certificate)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        ssl_certfile=chain,
+        ssl_keyfile=key,
+    )
     with _served(config) as address:
         yield address
 
@@ -70,7 +85,7 @@ def _served(config: uvicorn.Config, sockets: list[socket.socket] | None = None) 
         threading.Event().wait(0.005)
     try:
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if config.is_ssl else 'http'}://127.0.0.1:{port}"
     finally:
         server.end()
         thread.join(30)
