@@ -53,7 +53,7 @@ class Place:
         return self.over(root)
 
 
-@pytest.fixture(params=["file", "portal+", "gateway+"])
+@pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with ExitStack() as stack:
         yield Place(request.param, tmp_path, stack)
@@ -98,11 +98,13 @@ async def lose_power(place: Place, folder: Path, saves_count: int, step: int) ->
     return looked
 
 
+@pytest.mark.parametrize("place", ["file", "gateway+"], indirect=True)
 def test_no_state_after_a_loss_of_power_loses_a_version(place: Place, tmp_path: Path) -> None:
-    assert anyio.run(lose_power, place, tmp_path, 2, 8) >= 6
+    assert anyio.run(lose_power, place, tmp_path, 2, 16) >= 3
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("place", ["file", "portal+", "gateway+"], indirect=True)
 def test_no_state_at_all_loses_a_version(place: Place, tmp_path: Path) -> None:
     print(anyio.run(lose_power, place, tmp_path, 4, 1), "states")
 
@@ -118,7 +120,7 @@ def test_what_a_killed_process_began_is_safe_once_the_next_one_has_stored_it(tmp
         await local.set_pointer(entry)
         return [*(blob.hash for blob in stored), entry]
 
-    for steps in range(1, 60, 4):
+    for steps in range(1, 60, 7):
         root = tmp_path / f"{steps}"
         root.mkdir()
         disk = Disk(root, stop_after=steps)
@@ -134,4 +136,4 @@ def test_what_a_killed_process_began_is_safe_once_the_next_one_has_stored_it(tmp
         assert anyio.run(left.get, first, 3) == b"one"
         assert anyio.run(left.get, second, 3) == b"two"
         assert anyio.run(left.get_pointer, entry.public_key) == entry
-    assert 5 < stopped < 15
+    assert 3 < stopped < 9
