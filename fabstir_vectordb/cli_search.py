@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fabstir_vectordb.cli_support import (
     STANDARD,
     Settings,
     cid_option,
+    filter_option,
     json_option,
     loaded,
     query_of,
@@ -22,18 +22,10 @@ from fabstir_vectordb.cli_support import (
     vector_of,
 )
 from fabstir_vectordb.display import json_text
-from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.text.fusion import FUSIONS
 from fabstir_vectordb.types import FusedResult, SearchResult
 
 __all__ = ["search"]
-
-
-def _read_filter(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"--filter is not JSON: {error}") from None
 
 
 @click.command()
@@ -46,7 +38,7 @@ def _read_filter(text: str) -> Any:
 @click.option("--text", help="Words to search for, beside a vector or without one.")
 @click.option("--fusion", type=click.Choice(FUSIONS), help="How the hits of a vector and of --text are joined.")
 @click.option("--alpha", type=float, help="The vector's share in --fusion weighted, 0 to 1.")
-@click.option("--filter", "where", metavar="JSON", help='Only rows that match: \'{"year": {"$gte": 2020}}\'.')
+@filter_option
 @click.option("--group-by", metavar="FIELD", help="Find -k groups of rows by a metadata field.")
 @click.option("--group-size", type=int, help="Most hits of a group.")
 @click.option("-k", default=10, show_default=True, help="Most hits; most groups with --group-by.")
@@ -61,7 +53,7 @@ def search(
     like: str | None,
     vector: Path | None,
     text: str | None,
-    where: str | None,
+    filter: dict[str, Any] | None,
     k: int,
     cid: str | None,
     as_json: bool,
@@ -83,10 +75,9 @@ def search(
         asked |= {"text": text, "highlight": highlight}
     elif highlight:
         raise click.UsageError("--highlight needs --text WORDS")
-    if where is not None:
-        asked["filter"] = _read_filter(where)
     with loaded(settings, cid) as session:
-        hits = session.search(query if like is None else vector_of(session.get([like])[0], like), k, **asked)
+        like_or_query = query if like is None else vector_of(session.get([like])[0], like)
+        hits = session.search(like_or_query, k, filter=filter, **asked)
         if not hits.groups:
             _print(hits, as_json, {})
         for group in hits.groups:

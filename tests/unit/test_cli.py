@@ -462,7 +462,6 @@ def test_words_are_searched_from_a_shell(run: Run, tmp_path: Path) -> None:
     assert (
         json.loads(run("search", "--like", "b", "--group-by", "text", "-k", "1", "--json").out)["group"] == "blue sky"
     )
-    trouble(run("search", "--text", "sky", "--filter", "{"), "--filter is not JSON")
     trouble(run("search", "--text", "sky", "--alpha", "0.5"), "alpha is the vector's share")
     for wrong in (
         ["--text", "sky", "--highlight"],

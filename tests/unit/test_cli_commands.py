@@ -99,6 +99,7 @@ def test_every_command_prints_json(run: Run, index: str) -> None:
     ("arguments", "message"),
     [
         (["count", "--filter", "{"], "it is not JSON"),
+        (["search", "--text", "sky", "--filter", "{"], "it is not JSON"),
         (["count", "--filter", "[" * 100_000], "it is not JSON"),
         (["list", "--filter", "[1]"], "a filter is a JSON object"),
         (["delete"], "give either ids or --filter"),
