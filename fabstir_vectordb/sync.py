@@ -817,15 +817,15 @@ class VectorDBSession:
             sample: most rows of the map, chosen at random, always the same ones: 0 (no map) to 20,000. Fewer are drawn
                 where their vectors would take more than 64 MB.
             recall_sample: queries of the measurement of recall, 0 (none) to 10,000; see `recall`.
-            projection: ``pca``, or ``umap`` (extra `umap`), which takes up to minutes and is not stopped by a
-                cancellation. Fewer than 16 rows are drawn by PCA.
+            projection: ``pca``, or ``umap`` (extra `umap`), which runs in a process of its own and takes up to
+                minutes. Fewer than 16 rows are drawn by PCA.
 
         Returns:
             The page.
 
         Raises:
             InvalidInputError: an argument is not understood or out of range.
-            InvalidConfigError: the projection is ``umap``, and umap-learn is not installed.
+            InvalidConfigError: the projection is ``umap``, and umap-learn is not installed, or fails.
             MemoryBudgetExceededError: the whole index would not fit.
             IntegrityError, NotFoundError, DecryptionError, StorageError, S5Error: versions or parts cannot be read.
             SessionError: the session is destroyed.

@@ -19,7 +19,8 @@ from fabstir_vectordb.recall import measure_recall
 from fabstir_vectordb.report.columns import column_of
 from fabstir_vectordb.report.index_report import IndexReport
 from fabstir_vectordb.report.page import Contents, MapContents, page_of
-from fabstir_vectordb.report.projection import PROJECTIONS, SEED, Method, check_umap, project
+from fabstir_vectordb.report.projection import PROJECTIONS, SEED, Method, project
+from fabstir_vectordb.report.umap_map import check_umap
 from fabstir_vectordb.runtime import AnyIndex, Runtime
 from fabstir_vectordb.types import Row, SessionStats
 from fabstir_vectordb.workspace import Workspace
@@ -119,21 +120,21 @@ async def make_report(
             recall=recall,
             versions=None if sizes is None else sizes[0],
             version_count=0 if sizes is None else sizes[1],
-            map=_map_of(index, request) if request.sample else None,
+            map=_map_of(index, request, control) if request.sample else None,
         )
         return page_of(contents)
 
     return await runtime.cancellable(Reach.WHOLE, read)
 
 
-def _map_of(index: Index, request: ReportRequest) -> MapContents:
+def _map_of(index: Index, request: ReportRequest, control: Control | None) -> MapContents:
     ids, total = index.sampled(partial(_sampled_ids, sample=request.sample, dim=index.vector_dim or 1))
     # A row that was deleted since, or lost its vector, is left out.
     rows: list[Row] = [row for row in index.get(ids) if row is not None and row.vector is not None]
     vectors = np.array([row.vector for row in rows], dtype=np.float32) if rows else np.zeros((0, 1), dtype=np.float32)
     return MapContents(
         total=total,
-        projection=project(vectors, index.metric, request.projection),
+        projection=project(vectors, index.metric, request.projection, control),
         columns=[column_of(path, rows) for path in request.fields],
     )
 

@@ -6,18 +6,16 @@ PCA by randomised subspace iteration (Halko, Martinsson & Tropp 2011, "Finding s
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb._native.handle import Control
 from fabstir_vectordb.config import Metric
-from fabstir_vectordb.errors import InvalidConfigError
-from fabstir_vectordb.extras import install_command
+from fabstir_vectordb.report.umap_map import NEIGHBOURS, umap_map
 
-__all__ = ["PROJECTIONS", "SEED", "Method", "Projection", "check_umap", "project"]
+__all__ = ["PROJECTIONS", "SEED", "Method", "Projection", "project"]
 
 Method = Literal["pca", "umap"]
 PROJECTIONS: Final[tuple[Method, ...]] = ("pca", "umap")
@@ -28,8 +26,6 @@ SEED: Final = 20_261_126
 _DIRECTIONS: Final = 10
 #: Passes over the rows. Each multiplies the lead of the first directions by the ratio of their variances.
 _PASSES: Final = 8
-#: Neighbours of a row in UMAP's graph: its own default. With fewer rows there is no such graph, and PCA draws the map.
-_NEIGHBOURS: Final = 15
 
 
 class Projection(NamedTuple):
@@ -46,28 +42,20 @@ class Projection(NamedTuple):
     share: float | None
 
 
-def check_umap() -> None:
-    """Checks that umap-learn is there, without its import, which takes seconds.
-
-    Raises:
-        InvalidConfigError: umap-learn is not installed.
-    """
-    if importlib.util.find_spec("umap") is None:
-        raise InvalidConfigError(
-            f"the projection umap needs umap-learn: {install_command('umap')}", details={"extra": "umap"}
-        )
-
-
-def project(vectors: npt.NDArray[np.float32], metric: Metric, method: Method) -> Projection:
+def project(
+    vectors: npt.NDArray[np.float32], metric: Metric, method: Method, control: Control | None = None
+) -> Projection:
     """Projects rows. Under cosine their directions count alone.
 
     Args:
         vectors: (rows, dim) float32.
         metric: metric of the index.
-        method: ``pca`` or ``umap``; fewer than 16 rows are always projected by PCA.
+        method: ``pca`` or ``umap``; fewer than 16 rows, and equal ones, are always projected by PCA.
+        control: cancellation of UMAP; PCA is quick.
 
     Raises:
-        InvalidConfigError: the method is ``umap``, and umap-learn is not installed.
+        InvalidConfigError: the method is ``umap``, and umap-learn fails.
+        NativeCancelled: `control` asked for it.
     """
     # The largest number becomes 1: squares of float32 overflow.
     scaled = vectors / (np.abs(vectors).max(initial=0.0) or np.float32(1))
@@ -75,17 +63,11 @@ def project(vectors: npt.NDArray[np.float32], metric: Metric, method: Method) ->
         # Beside a very large row a small one has become zero: it stays there.
         lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
         scaled /= np.where(lengths > 0, lengths, np.float32(1))
-    if method == "umap" and len(vectors) > _NEIGHBOURS:
-        check_umap()
-        umap: Any = importlib.import_module("umap")
-        reducer = umap.UMAP(
-            n_neighbors=_NEIGHBOURS,
-            metric="cosine" if metric == "cosine" else "euclidean",
-            random_state=SEED,
-            n_jobs=1,
-        )
-        return Projection("umap", np.asarray(reducer.fit_transform(scaled), dtype=np.float64), None)
-    return _pca(scaled)
+    found = _pca(scaled)
+    if method == "pca" or len(vectors) <= NEIGHBOURS or not found.points.any():
+        return found
+    points = umap_map(scaled, found.points, cosine=metric == "cosine", seed=SEED, control=control)
+    return Projection("umap", points, None)
 
 
 def _pca(rows: npt.NDArray[np.float32]) -> Projection:

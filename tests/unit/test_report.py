@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import importlib.machinery
 import json
 import os
 import re
 import stat
 import sys
-import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 import pytest
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError, SessionError, forget_memory_store, new_seed_phrase
+from fabstir_vectordb._native.handle import NativeCancelled
 from fabstir_vectordb.report.charts import data_size
 from fabstir_vectordb.report.columns import column_of
 from fabstir_vectordb.report.projection import project
@@ -310,26 +309,76 @@ def test_any_rows_have_a_projection(metric: Any, vectors: np.ndarray) -> None:
     assert np.isfinite(found.points).all()
 
 
-def test_umap_is_used_where_it_is_installed(saved: VectorDBSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+class Stopped:
+    """A control that is cancelled after it was looked at."""
 
-    class Fake:
-        def __init__(self, **settings: Any) -> None:
-            asked.append(settings)
+    def __init__(self, looks: int) -> None:
+        self._left = looks
 
-        def fit_transform(self, rows: np.ndarray) -> np.ndarray:
-            return rows[:, :2]
+    @property
+    def cancelled(self) -> bool:
+        self._left -= 1
+        return self._left < 0
 
-    module = types.ModuleType("umap")
-    module.UMAP = Fake  # type: ignore[attr-defined]
-    module.__spec__ = importlib.machinery.ModuleSpec("umap", None)
-    monkeypatch.setitem(sys.modules, "umap", module)
+
+@pytest.fixture
+def umap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a stand-in for umap-learn where Python finds it; its map is what an expression of its arguments is."""
+
+    def write(places: str) -> None:
+        (tmp_path / "umap.py").write_text(
+            "import numpy, sys, time\nprint('noise')\n"
+            "class UMAP:\n"
+            "    def __init__(self, n_neighbors, precomputed_knn, init, random_state, n_jobs):\n"
+            "        self.near, self.far = precomputed_knn\n"
+            "    def fit_transform(self, rows):\n"
+            f"        return {places}\n",
+            encoding="utf-8",
+        )
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return write
+
+
+def test_umap_draws_the_map_where_it_is_installed(
+    saved: VectorDBSession, umap: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    umap("rows")
     assert "by UMAP." in saved.report(projection="umap", recall_sample=0).html
-    assert asked[0]["metric"] == "cosine"
     assert "(PCA)" in saved.report(projection="umap", sample=15, recall_sample=0).html  # too few rows for its graph
+    umap("sys.exit('no such thing')")
+    with pytest.raises(InvalidConfigError, match="umap-learn failed, use pca: no such thing"):
+        saved.report(projection="umap", recall_sample=0)
+    with monkeypatch.context() as changed:
+        changed.setattr(sys, "executable", "")
+        with pytest.raises(InvalidConfigError, match="needs a Python interpreter"):
+            saved.report(projection="umap")
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InvalidConfigError, match=r"needs umap-learn: .* -m pip install 'umap-learn"):
         saved.report(projection="umap")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_umap_gets_the_nearest_rows(umap: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, metric: Any) -> None:
+    umap("numpy.stack([self.near[:, 3], self.far[:, 3]], 1)")
+    monkeypatch.setattr("fabstir_vectordb.report.umap_map._BLOCK", 100_000)
+    vectors = np.random.default_rng(4).standard_normal((600, 5)).astype(np.float32)  # more than a pipe holds
+    rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if metric == "cosine" else vectors
+    distances = np.linalg.norm(rows[:, None] - rows, axis=2)
+    near, far = project(vectors, metric, "umap").points.T
+    assert near.tolist() == np.argsort(distances, axis=1)[:, 3].tolist()
+    third = np.sort(distances, axis=1)[:, 3]
+    scale = 1 if metric == "cosine" else np.abs(vectors).max()
+    np.testing.assert_allclose(far, third**2 / 2 if metric == "cosine" else third / scale, rtol=1e-4)
+    assert project(np.ones((40, 5), np.float32), metric, "umap").method == "pca"  # there is nothing to tell them apart
+
+
+def test_a_cancellation_stops_umap(umap: Callable[[str], None]) -> None:
+    umap("time.sleep(600)")
+    rows = np.eye(20, dtype=np.float32)
+    for looks in (0, 1):
+        with pytest.raises(NativeCancelled):
+            project(rows, "l2", "umap", Stopped(looks))  # type: ignore[arg-type]
 
 
 # ---- notebooks
