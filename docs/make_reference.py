@@ -30,7 +30,7 @@ SECTIONS = {
 
 
 #: Modules whose names users import, too.
-MODULES = ["collections", "embedders", "importers", "tables"]
+MODULES = ["collections", "embedders", "importers", "mcp_server.memory", "tables"]
 
 
 def public() -> tuple[griffe.Module, list[str]]:

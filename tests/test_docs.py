@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 import fabstir_vectordb
-from fabstir_vectordb import sync
+from fabstir_vectordb import VectorDBSession, sync
 from fabstir_vectordb.collections import Collection, build
 from fabstir_vectordb.config import ConfigFields
 from fabstir_vectordb.params import SearchOptions
@@ -62,7 +62,7 @@ ELSEWHERE = {
     "telemetry.md": "unit/test_tracing.py",
 }
 #: Modules whose names users import, beside those of the package.
-MODULES = ["collections", "embedders", "importers", "tables"]
+MODULES = ["collections", "embedders", "importers", "mcp_server.memory", "tables"]
 TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
@@ -179,6 +179,19 @@ def test_every_setting_and_error_is_named() -> None:
         assert name == "VectorDBError" or f"`{code}`" in text, name
 
 
+def test_every_call_of_the_guides_exists() -> None:
+    """The last cells of their tables are calls of this package."""
+    known = set(dir(fabstir_vectordb)) | set(dir(VectorDBSession)) | set(ConfigFields.__annotations__)
+    count = 0
+    for name in ("from-node.md", "migrating.md"):
+        for line in re.findall(r"^\|.*\|$", PAGES[name].read_text(encoding="utf-8"), re.MULTILINE):
+            here = line.strip("|").split(" | ")[1:]  # of a call there, one here, what differs
+            for call in re.findall(r"(?<![\w.$])([a-z_]\w*)\(", " ".join(re.findall("`([^`]+)`", " ".join(here)))):
+                assert call in known, line
+                count += 1
+    assert count > 50
+
+
 def headings(path: Path) -> list[str]:
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
@@ -247,7 +260,7 @@ def public_names() -> set[str]:
 
 
 def source(module: str) -> Path:
-    folder = ROOT / "fabstir_vectordb" / module
+    folder = ROOT.joinpath("fabstir_vectordb", *module.split("."))
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
