@@ -102,8 +102,10 @@ def _neighbours(
 
 
 def _answer(given: bytes, seed: int, control: Control | None) -> npt.NDArray[np.float64]:
+    # The phrase may be in the environment, which the user's other processes can read of a new process.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FABSTIR_")}
     # What this process can import, the other one can.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with (
         subprocess.Popen([sys.executable, "-P", str(_PROGRAM), str(seed)], env=environment, **pipes) as process,

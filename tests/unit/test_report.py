@@ -327,7 +327,7 @@ def umap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
     def write(places: str) -> None:
         (tmp_path / "umap.py").write_text(
-            "import numpy, sys, time\nprint('noise')\n"
+            "import numpy, os, sys, time\nprint('noise')\n"
             "class UMAP:\n"
             "    def __init__(self, n_neighbors, precomputed_knn, init, random_state, n_jobs):\n"
             "        self.near, self.far = precomputed_knn\n"
@@ -343,7 +343,8 @@ def umap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 def test_umap_draws_the_map_where_it_is_installed(
     saved: VectorDBSession, umap: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    umap("rows")
+    umap("rows if 'FABSTIR_SEED_PHRASE' not in os.environ else sys.exit('the phrase is passed on')")
+    monkeypatch.setenv("FABSTIR_SEED_PHRASE", PHRASE)
     assert "by UMAP." in saved.report(projection="umap", recall_sample=0).html
     assert "(PCA)" in saved.report(projection="umap", sample=15, recall_sample=0).html  # too few rows for its graph
     umap("sys.exit('no such thing')")
