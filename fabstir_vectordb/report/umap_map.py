@@ -28,8 +28,8 @@ __all__ = ["NEIGHBOURS", "check_umap", "umap_map"]
 
 #: Neighbours of a row in the graph, itself included: umap-learn's default. With fewer rows there is no such graph.
 NEIGHBOURS: Final = 15
-#: Distances computed at a time: 64 MB of them.
-_BLOCK: Final = 1 << 24
+#: Distances computed at a time: 16 MB of them, and a few times that beside them.
+_BLOCK: Final = 1 << 22
 #: How often a cancellation is looked for.
 _WATCH_S: Final = 0.1
 _PROGRAM: Final = Path(__file__).with_name("umap_program.py")
