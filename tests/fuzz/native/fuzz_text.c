@@ -111,13 +111,14 @@ typedef struct any_query {
     fvdb_text_query query;
     fvdb_text_term terms[6];
     fvdb_text_clause clauses[4];
+    fvdb_text_totals totals;
 } any_query;
 
 static void pick_query(any_query *q, input *in) {
     const uint32_t form = pick_below(in, 4);
     if (form < 3) { /* the words, the phrase and the prefix; these, required and excluded; all */
         const uint32_t first = form == 1 ? 3 : 0, n = form == 0 ? 3 : form == 1 ? 2 : 5;
-        q->query = (fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses + first, 6, n};
+        q->query = (fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses + first, NULL, 6, n};
         return;
     }
     static const float weights[] = {1, 0.5f, 3e38f, 1e-38f, 0, -1, __builtin_inff(), __builtin_nanf("")};
@@ -126,8 +127,12 @@ static void pick_query(any_query *q, input *in) {
             (fvdb_text_term){pick_below(in, 12), pick_below(in, 12), (int8_t)pick(in, 1), weights[pick_below(in, 8)]};
     for (uint32_t i = 0; i < 4; i++)
         q->clauses[i] = (fvdb_text_clause){pick_below(in, 8), pick_below(in, 8), (uint32_t)pick(in, 1), 0};
-    q->query = (fvdb_text_query){good_bytes, sizeof good_bytes - 1, q->terms,
-                                 q->clauses, pick_below(in, 7),     pick_below(in, 5)};
+    q->query = (fvdb_text_query){good_bytes, sizeof good_bytes - 1, q->terms,         q->clauses,
+                                 NULL,       pick_below(in, 7),     pick_below(in, 5)};
+    static const uint64_t numbers[] = {0,          1, 300, UINT32_MAX, (uint64_t)1 << 53, ((uint64_t)1 << 53) + 1,
+                                       UINT64_MAX, 40};
+    q->totals = (fvdb_text_totals){numbers[pick_below(in, 8)], numbers[pick_below(in, 8)], numbers + pick_below(in, 3)};
+    if (pick_below(in, 2)) q->query.totals = &q->totals;
 }
 
 static void search(fvdb_text *text, const fvdb_text_query *query) {
@@ -189,13 +194,13 @@ static void use(fvdb_text *text, const saved *s, input *in) {
     (void)change(text, NULL, &fresh.rows);
     /* Hostile segments may have other words than the texts of the rows: this may be refused, or count too few rows. */
     (void)change(text, &some, NULL);
-    search(text, &(fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses, 6, 3});
+    search(text, &(fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses, NULL, 6, 3});
     uint32_t map[SLOTS];
     fvdb_text_change *moved = NULL;
     for (uint32_t i = 0; i < SLOTS; i++) map[i] = i % 7 ? SLOTS - 1 - i : FVDB_NO_SLOT;
     if (fvdb_text_stage_map(text, map, SLOTS, NULL, &moved, NULL) == FVDB_OK) {
         MUST(fvdb_text_commit(text, moved, NULL) == FVDB_OK);
-        search(text, &(fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses, 6, 3});
+        search(text, &(fvdb_text_query){good_bytes, sizeof good_bytes - 1, good_terms, good_clauses, NULL, 6, 3});
     }
     fvdb_text_change_free(moved);
 }
