@@ -42,6 +42,7 @@ __all__ = [
     "merged_fields",
     "merged_hits",
     "merged_totals",
+    "place_of",
     "sharded",
     "streamed",
     "summed",
@@ -49,8 +50,8 @@ __all__ = [
     "worded_hits",
 ]
 
-#: Strings and their UTF-8 bytes have the same order.
-_place = attrgetter("distance", "id")
+#: What hits are in the order of. Strings and their UTF-8 bytes have the same order.
+place_of = attrgetter("distance", "id")
 
 
 def sharded(results: SearchResults, shards: Iterable[int], missing: Iterable[int], receipt: Receipt) -> ShardedResults:
@@ -92,7 +93,7 @@ def merged_hits(answers: Mapping[int, SearchResults], k: int, least: float, miss
         least: least score of a hit.
         missing: the shards that did not answer.
     """
-    hits: list[SearchResult] = sorted((hit for answer in answers.values() for hit in answer), key=_place)[:k]
+    hits: list[SearchResult] = sorted((hit for answer in answers.values() for hit in answer), key=place_of)[:k]
     kept = [hit for hit in hits if hit.score >= least]
     plan = _commonest((answer.plan for answer in answers.values()), "flat")
     return _of_shards(SearchResults(kept, len(hits) - len(kept), plan), answers, missing)
@@ -105,9 +106,9 @@ def _best_groups(answers: Mapping[int, SearchResults], k: int) -> list[tuple[Any
         for group in answer.groups:
             found.setdefault(sort_key(group.value), (group.value, []))[1].extend(group.hits)
     for _, hits in found.values():
-        hits.sort(key=_place)
+        hits.sort(key=place_of)
     # Groups of one row, whose value is a list, are in the order of their values.
-    best = sorted(found, key=lambda key: (_place(found[key][1][0]), key))[:k]
+    best = sorted(found, key=lambda key: (place_of(found[key][1][0]), key))[:k]
     return [found[key] for key in best]
 
 

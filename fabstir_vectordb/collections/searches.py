@@ -26,6 +26,7 @@ from fabstir_vectordb.collections.merging import (
     least_score,
     merged_hits,
     merged_totals,
+    place_of,
     sharded,
     streamed,
     summed,
@@ -394,10 +395,10 @@ class Searches:
             )
             rows = min(2 * rows, _STREAM_ROWS_MAX)
             pages = [Page(number, *one) for number, one in zip(answers.shards, answers.results, strict=True)]
-            after.update({number: _place(hits[-1]) for number, hits, _ in pages if hits})
+            after.update({number: place_of(hits[-1]) for number, hits, _ in pages if hits})
             return pages
 
-        async for hit in merged_pages(asked.at.shards, next_pages, _place):
+        async for hit in merged_pages(asked.at.shards, next_pages, place_of):
             if hit.score < asked.least:  # scores fall, so no other hit passes
                 self._tell_of_default(1, request)
                 return
@@ -447,10 +448,6 @@ class Searches:
 def no_query() -> InvalidInputError:
     """The error for a search for nothing."""
     return InvalidInputError("a search needs a query, a text or both: pass a vector, or text='…'")
-
-
-def _place(hit: SearchResult) -> tuple[float, str]:
-    return hit.distance, hit.id
 
 
 def check_has_text(at: Snapshot) -> None:

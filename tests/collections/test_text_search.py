@@ -62,7 +62,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[VectorDBSession]:
-    """A session of one index with the same rows; a blocking one would not be compared with `await`."""
+    """A session of one index with the same rows."""
 
     async def make() -> VectorDBSession:
         session = await VectorDBSession.create(
