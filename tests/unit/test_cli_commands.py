@@ -203,6 +203,19 @@ def test_a_shell_completes_commands_options_and_choices(run: Run, monkeypatch: p
         assert expected in run().out.split("\n"), words
 
 
+def test_the_help_of_every_command_fits_into_60_columns() -> None:
+    click = importlib.import_module("click")
+
+    def every(command: Any, name: str) -> None:
+        context = click.Context(command, info_name=name, terminal_width=60)
+        too_long = [line for line in command.get_help(context).splitlines() if len(line) > 60]
+        assert too_long == [], name
+        for inner, found in getattr(command, "commands", {}).items():
+            every(found, f"{name} {inner}")
+
+    every(cli, "fabstir-vectordb")
+
+
 # ---- the page
 
 
