@@ -471,6 +471,16 @@ def _databases_in_a_line(result: Result) -> str:
 
 
 #: Name of a block -> function that writes it, and the results that it needs.
+def damage(results: Results) -> str:
+    result = results["bench_damage"]
+    head = ["files of", "bits flipped", "refused", "answered as before", "answered wrongly", "crashed", "hung"]
+    rows = [
+        [TITLES[name], *(str(found[key]) for key in ("trials", "refused", "right", "wrong", "crashed", "hung"))]
+        for name, found in result["summary"].items()
+    ]
+    return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
+
+
 BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "readme": (readme, ("compare_search",)),
     "versions": (versions, ()),
@@ -487,6 +497,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "link": (link, ("bench_link",)),
     "link-text": (link_text, ("bench_link_text",)),
     "lists": (lists, ("compare_lists",)),
+    "damage": (damage, ("bench_damage",)),
     "filters": (filters, ("bench_filter",)),
 }
 

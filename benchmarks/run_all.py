@@ -27,6 +27,7 @@ SCRIPTS = (
     "bench_columns",
     "compare_text",
     "bench_save_load",
+    "bench_damage",
     "bench_link",
     "bench_link_text",
     "bench_memory",

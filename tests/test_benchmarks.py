@@ -27,6 +27,7 @@ ROWS = 1_200
 SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_collection": ([], {"real", "aliased", "plan"}),
     "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
+    "bench_damage": ([*ONLY_OURS, "--trials", "2"], {"fabstir"}),
     "bench_filter": (ONLY_OURS, {"50%", "10%", "1%", "0.1%"}),
     "bench_growth": ([*ONLY_OURS, "--sizes", "1100,1500"], {"sizes", "evidence"}),
     "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),
@@ -45,7 +46,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "compare_session": (ONLY_OURS, {"fabstir"}),
     "compare_text": (ONLY_OURS, {"fabstir"}),
 }
-NEEDS_PROC = {"bench_memory", "bench_tables"}
+NEEDS_LINUX = {"bench_damage", "bench_memory", "bench_tables"}
 #: Runs as its users run it, its jobs in workers; the others run here, as most of such a run is interpreters' starts.
 IN_PROCESSES = "compare_search"
 
@@ -99,8 +100,8 @@ def jobs_here(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 # A job leaves its engine to the end of its process.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name in NEEDS_PROC and not sys.platform.startswith("linux"):
-        pytest.skip("resident memory is read from /proc")
+    if name in NEEDS_LINUX and not sys.platform.startswith("linux"):
+        pytest.skip("uses forked processes or /proc")
     arguments, keys = SCRIPTS[name]
     out = tmp_path / "out.json"
     call = ["--tiny", "--rows", str(ROWS), "--rounds", "1", "--work", work, "--json", str(out), *arguments]
@@ -331,7 +332,7 @@ def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     assert "| 500 | hnswlib | – | – | – | – | 0.9 |" in full
     assert "| 500 | 300 | 0.4 | 5 |" in full
     assert "| ScaNN, 2 √n, SOAR | 4 | 4 | 4 | **4.00** (2.00 – 8.00) |" in full
-    assert full.count("Not measured yet.") == 9
+    assert full.count("Not measured yet.") == 10
     assert bench.render(full, made_up_results()) == full
 
 

@@ -12,7 +12,10 @@ from typing import Any
 import fabstir_vectordb
 
 #: Packages whose version is recorded with a result, if installed.
-PACKAGES = ("fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb")
+PACKAGES = (
+    *("fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb"),
+    "qdrant-client",
+)
 
 
 def describe() -> dict[str, Any]:

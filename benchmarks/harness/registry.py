@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from harness import databases, filtered, ours, peers
+from harness import damaged, databases, filtered, ours, peers
 from harness.contract import Database, Engine
 
 _T = TypeVar("_T")
@@ -104,7 +104,8 @@ TABLES: dict[str, dict[str, Entry[Engine]]] = {
     "filtered": FILTERED,
 }
 
-TITLES = {name: entry.title for table in (DATABASES, LISTS, SCANS, ENGINES) for name, entry in table.items()}
+TITLES = {name: stored.title for name, stored in damaged.STORED.items()}
+TITLES |= {name: entry.title for table in (DATABASES, LISTS, SCANS, ENGINES) for name, entry in table.items()}
 
 
 def present(table: Mapping[str, Entry[_T]], wanted: Iterable[str] | None = None) -> tuple[list[str], dict[str, str]]:
