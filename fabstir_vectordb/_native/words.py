@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.call import call, raise_status, text_of
 from fabstir_vectordb._native.library import ffi, lib
 
-__all__ = ["TEXT_BYTES_MAX", "UNICODE_VERSION", "WORD_BYTES_MAX", "Word", "segments", "words"]
+__all__ = ["TEXT_BYTES_MAX", "UNICODE_VERSION", "WORD_BYTES_MAX", "Word", "segments", "terms", "words"]
 
 #: Most bytes of a term in UTF-8; of a longer word the term is its beginning.
 WORD_BYTES_MAX = int(lib.FVDB_WORD_BYTES_MAX)
@@ -54,6 +54,32 @@ def words(text: str) -> list[Word]:
         [Word(term="don't", start=0, end=5), Word(term='panic', start=6, end=11)]
     """
     data = text.encode("utf-8", "surrogatepass")
+    room, n = _split(data)
+    starts, ends = (_characters(data, len(text), places, n) for places in (room.starts, room.ends))
+    return list(map(Word, _folded(room, n), starts, ends))
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text, folded, without their places: what queries need, in half the time.
+
+    Args:
+        text: as for `words`.
+
+    Returns:
+        The `Word.term` of each of `words`.
+
+    Raises:
+        InvalidInputError: as `words`.
+
+    Example:
+        >>> terms("Don't PANIC")
+        ["don't", 'panic']
+    """
+    return _folded(*_split(text.encode("utf-8", "surrogatepass")))
+
+
+def _split(data: bytes) -> tuple[_Room, int]:
+    """The room that has the words of a text, until the next call of this thread, and their number."""
     room = _KEPT.room
     if len(data) > _Room.TEXT_BYTES:
         # Most texts fit at once: a word has four bytes and a space, and folded about as many.
@@ -62,16 +88,16 @@ def words(text: str) -> list[Word]:
         if status != lib.FVDB_ERR_BUFFER:
             raise_status(status, room.diag)
         room = _Room(max(room.words, room.count[0]), max(room.bytes, room.term_bytes[0]))
-    n = room.count[0]
+    return room, room.count[0]
+
+
+def _folded(room: _Room, n: int) -> list[str]:
     folded = ffi.buffer(room.terms, room.term_bytes[0])[:]
     bounds = [0, *ffi.unpack(room.term_ends, n)] if n else [0]
     if folded.isascii():
         line = folded.decode()
-        found = [line[start:end] for start, end in pairwise(bounds)]
-    else:
-        found = [folded[start:end].decode() for start, end in pairwise(bounds)]
-    starts, ends = (_characters(data, len(text), places, n) for places in (room.starts, room.ends))
-    return list(map(Word, found, starts, ends))
+        return [line[start:end] for start, end in pairwise(bounds)]
+    return [folded[start:end].decode() for start, end in pairwise(bounds)]
 
 
 class _Room:

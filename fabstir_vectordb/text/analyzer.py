@@ -6,6 +6,7 @@ once, so that a large add calls a library once for each word and not once for ea
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,9 @@ __all__ = ["STOP_WORDS_MAX", "WORD_RULES", "Analyzer"]
 WORD_RULES: Final = 1
 #: Most stop words of a list of one's own: they are stored in each version.
 STOP_WORDS_MAX: Final = 10_000
+
+#: Terms of so many characters fit into an index, whatever they are.
+_SHORT: Final = WORD_BYTES_MAX // 4
 
 _STEMMER: Final = "PyStemmer"
 _STOP_WORDS: Final = "stop-words"
@@ -77,11 +81,10 @@ class Analyzer:
         surface = list(folded)
         stems = surface
         if self.language is not None:
-            # A stemmer may be used by one thread at a time, and making it takes 2 µs: each call has its own. Its cache
-            # would be of use only if words came twice.
-            stems = _stemmers().Stemmer(self.language, 0).stemWords(surface)
+            stems = _KEPT.stemmer(self.language).stemWords(surface)
         # Some stemmers leave nothing of a short word; it would no longer be found.
-        terms = [_bounded(stem) or word for stem, word in zip(stems, surface, strict=True)]
+        pairs = zip(stems, surface, strict=True)
+        terms = [stem if 0 < len(stem) <= _SHORT else _bounded(stem) or word for stem, word in pairs]
         if self._left_out:
             terms = ["" if word in self._left_out else term for word, term in zip(surface, terms, strict=True)]
         return terms
@@ -158,6 +161,23 @@ def languages() -> tuple[str, ...]:
     return tuple(sorted(_stemmers().algorithms()))
 
 
+class _Kept(threading.local):
+    """The stemmers of a thread: one may be used by one thread at a time, and making it takes longer than a stem."""
+
+    def __init__(self) -> None:
+        self._by_language: dict[str, Any] = {}
+
+    def stemmer(self, language: str) -> Any:
+        found = self._by_language.get(language)
+        if found is None:
+            # Without its cache, which would be of use only if words came twice.
+            found = self._by_language[language] = _stemmers().Stemmer(language, 0)
+        return found
+
+
+_KEPT: Final = _Kept()
+
+
 def _stemmers() -> Any:
     try:
         import Stemmer
@@ -201,8 +221,6 @@ def _own_stop_words(listed: object) -> tuple[str, ...]:
 
 def _bounded(term: str) -> str:
     """The term, cut to the bytes that an index has room for: a few stemmers add a letter."""
-    if 4 * len(term) <= WORD_BYTES_MAX:
-        return term
     return term.encode()[:WORD_BYTES_MAX].decode(errors="ignore")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from fabstir_vectordb._native.text import (
     EXCLUDED,
@@ -21,7 +20,7 @@ from fabstir_vectordb._native.text import (
     TextTerm,
     TextTotals,
 )
-from fabstir_vectordb._native.words import words
+from fabstir_vectordb._native.words import terms as words_of
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.query import Clause, Need, ParsedQuery
 
@@ -30,24 +29,32 @@ __all__ = ["TermsQuery", "compile_query"]
 _FLAGS: Final[dict[Need, int]] = {"may": 0, "must": REQUIRED, "not": EXCLUDED}
 
 
-@dataclass(frozen=True, slots=True)
-class TermsQuery:
-    """A query in terms of the index.
+class TermsQuery(NamedTuple):
+    """A query in terms of the index: a tuple, as a frozen dataclass takes five times as long to make.
 
     Attributes:
         scored: the clauses that give scores, without signs; None where no row can score.
         signed: queries of required and excluded clauses: every hit matches all of the former, and none of the latter.
         refused: queries of required clauses: no hit matches all of one of them.
-        words, stems: the words, and the stems, that a hit may hold, for highlights; without prefixes.
+        terms: the terms that a hit may hold, for highlights; without prefixes.
         prefixes: the beginnings of such words.
     """
 
     scored: TextQuery | None
     signed: tuple[TextQuery, ...]
     refused: tuple[TextQuery, ...]
-    words: frozenset[str]
-    stems: frozenset[str]
+    terms: Sequence[str]
     prefixes: tuple[str, ...]
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Those of the terms that are words as they stand."""
+        return frozenset(term for term in self.terms if not term.startswith(STEM_MARK))
+
+    @property
+    def stems(self) -> frozenset[str]:
+        """Those of the terms that are stems, without their mark."""
+        return frozenset(term.removeprefix(STEM_MARK) for term in self.terms if term.startswith(STEM_MARK))
 
     @property
     def has_signs(self) -> bool:
@@ -74,38 +81,51 @@ def compile_query(query: ParsedQuery, analyzer: Analyzer, totals: TextTotals | N
         analyzer: gives words their stems, as it did for the rows.
         totals: the numbers of rows by which scores count, where they are not those of the index alone.
     """
+    clauses = query.clauses
+    if totals is None and len(clauses) == 1 and clauses[0].kind == "words" and clauses[0].need == "may":
+        terms = _terms_of(clauses[0].text, analyzer)
+        # Where there are more than the core takes, equal ones are counted first.
+        if len(terms) <= QUERY_TERMS_MAX:
+            return TermsQuery(TextQuery.of_terms(terms) if terms else None, (), (), terms, ())
     wanted: list[TextClause] = []
     signed: list[TextClause] = []
     refused: list[TextQuery] = []
-    for part in query.clauses:
-        clauses = [one for one in map(_bounded, _clauses_of(part, analyzer)) if one.terms]
+    for part in clauses:
+        found = [one for one in map(_bounded, _clauses_of(part, analyzer)) if one.terms]
         if part.need != "not":
-            wanted += clauses
+            wanted += found
         if part.need == "may":
             continue
-        if len(clauses) > 1 and part.need == "not":
+        if len(found) > 1 and part.need == "not":
             # Rows that match all of them are excluded, not those that match one.
-            refused.append(TextQuery(TextClause(terms, flags ^ EXCLUDED | REQUIRED) for terms, flags in clauses))
+            refused.append(TextQuery(TextClause(terms, flags ^ EXCLUDED | REQUIRED) for terms, flags in found))
         else:
-            signed += clauses
+            signed += found
     first = sorted(wanted, key=lambda clause: not clause.flags & REQUIRED)
     scored = _within_limit(TextClause(clause.terms, clause.flags & ~REQUIRED) for clause in first)
     if totals is not None:
         scored = [clause for clause in (_spelled_out(clause, totals) for clause in scored) if clause.terms]
-    terms = [term.term for clause in wanted if not clause.flags & PREFIX for term in clause.terms]
     return TermsQuery(
         TextQuery(scored, totals) if scored else None,
         tuple(map(TextQuery, _in_queries(signed))),
         tuple(refused),
-        frozenset(term for term in terms if not term.startswith(STEM_MARK)),
-        frozenset(term.removeprefix(STEM_MARK) for term in terms if term.startswith(STEM_MARK)),
+        [term.term for clause in wanted if not clause.flags & PREFIX for term in clause.terms],
         tuple(term.term for clause in wanted if clause.flags & PREFIX for term in clause.terms),
     )
 
 
+def _terms_of(text: str, analyzer: Analyzer) -> list[str]:
+    """The terms of words, each as often as it comes."""
+    found = words_of(text)
+    stems = analyzer.stem_all(found)
+    if analyzer.language is None:
+        return [word for word, stem in zip(found, stems, strict=True) if stem]
+    return [term for word, stem in zip(found, stems, strict=True) if stem for term in (word, STEM_MARK + stem)]
+
+
 def _clauses_of(clause: Clause, analyzer: Analyzer) -> Iterator[TextClause]:
     flags = _FLAGS[clause.need]
-    found = [word.term for word in words(clause.text)]
+    found = words_of(clause.text)
     if not found:
         return
     if clause.kind == "prefix":

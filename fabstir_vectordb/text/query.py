@@ -24,6 +24,7 @@ Need = Literal["may", "must", "not"]
 # mark of its pair; where there is none, the mark is a part of a word.
 _CLAUSE: Final = re.compile(r'(?P<sign>[+-](?=\S))?(?:"(?P<plain>[^"]*)"|“(?P<curved>[^“”]*)”|(?P<bare>\S+))')
 _NEEDS: Final[dict[str | None, Need]] = {"+": "must", "-": "not", None: "may"}
+_SIGN: Final = re.compile(r"(?<!\S)[+-](?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ def parse_query(text: str) -> ParsedQuery:
             f"text must have at most {QUERY_CHARS_MAX} characters, got {len(text)}",
             details={"limit": QUERY_CHARS_MAX, "actual": len(text)},
         )
+    if _is_plain(text):
+        body = " ".join(text.split())
+        return ParsedQuery((Clause(body, "words", "may"),) if body else ())
     clauses: list[Clause] = []
     words: list[str] = []  # neighbouring words without a sign
 
@@ -105,6 +109,13 @@ def parse_query(text: str) -> ParsedQuery:
             clauses.append(Clause(body, kind, need))
     flush()
     return ParsedQuery(tuple(clauses))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text has no mark of the language, as most have: then it need not be taken apart."""
+    if '"' in text or "“" in text or "*" in text:
+        return False
+    return not (("-" in text or "+" in text) and _SIGN.search(text))
 
 
 def _kind_of(bare: str) -> tuple[Kind, str]:

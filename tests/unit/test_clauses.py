@@ -61,6 +61,24 @@ def test_stems_stand_beside_their_words() -> None:
     assert clauses('"blue skies"', analyzer) == [(PHRASE, [("blue", 1.0, 0), ("skies", 1.0, 1)])]
 
 
+@pytest.mark.parametrize("language", [None, "english"])
+def test_words_alone_are_compiled_as_a_part_of_a_query_is(language: str | None) -> None:
+    if language:
+        pytest.importorskip("Stemmer")
+    analyzer = Analyzer(language, ("of", "the"))
+    short = compile_query(parse_query("Kings of the red red hills"), analyzer)
+    # An excluded word keeps a query from being words alone.
+    long = compile_query(parse_query("Kings of the red red hills -x"), analyzer)
+    assert (short.words, short.stems, short.prefixes) == (long.words, long.stems, long.prefixes)
+    assert short.words == {"kings", "red", "hills"}
+    assert short.scored is not None and long.scored is not None
+    assert short.scored.pointer.n_terms == (8 if language else 4)
+    assert long.scored.pointer.n_terms == (6 if language else 3)
+    assert compile_query(parse_query("of the"), analyzer).scored is None
+    many = compile_query(parse_query("red " * (QUERY_TERMS_MAX + 1)), analyzer)
+    assert many.scored is not None and many.scored.pointer.n_terms == (2 if language else 1)
+
+
 def test_a_query_of_signs_alone_scores_nothing() -> None:
     found = compile_query(parse_query("-red -green"), Analyzer())
     assert (found.scored, len(found.signed), found.refused) == (None, 1, ())
