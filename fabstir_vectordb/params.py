@@ -220,7 +220,8 @@ class SearchOptions:
             hits are the best rows of the groups with the nearest rows: of each document, say, the best chunks. k groups
             come whenever there are k. A row with a list belongs to the group of each of its values; a row without the
             field to none. ``results.groups`` has the groups. With ``text=``, all rows that match either side are put in
-            order; a lazily loaded index is loaded whole for that. Not together with `mmr`.
+            order; a lazily loaded index fetches all metadata for that, and is loaded whole where there is a vector,
+            too, or `include_vectors`. Not together with `mmr`.
         group_size: most hits of a group; k times `group_size` is at most 100,000.
         rerank: a function that is called with the query's vector, or the text of a search with ``text=``, and the
             candidates, a SearchResults, and returns a

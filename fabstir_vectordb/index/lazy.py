@@ -112,7 +112,7 @@ class LazyIndex:
         self._scorer = Scorer(params.metric)
         self._held = LazyRows(self._rows, parts, shape, self._rows.parse_changes(contents), self.gate, self._budget)
         self._near = LazyNear(self._rows, self._held, self._filters)
-        self._text = LazyText(self._rows, self._held, self._near, Hybrid(self._rows))
+        self._text = LazyText(self._rows, self._held, self._near, Hybrid(self._rows), self._filters)
         self.shard_reads = LazyReads(self._rows, self._held, self.gate)
         self._stays_lazy = not become_whole
         self.plans_used: dict[str, int] = dict.fromkeys(get_args(Plan), 0)
@@ -323,7 +323,11 @@ class LazyIndex:
     def _missing_of_search(
         self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
     ) -> Missing:
-        if request.exact or (request.text is not None and request.group_by is not None):
+        if request.exact:
+            return WHOLE
+        # By vector, too, groups are of all rows, in the order of their distances.
+        needs_rows = queries.size or request.include_vectors or (request.text and request.text.totals is not None)
+        if request.text is not None and request.group_by is not None and needs_rows:
             return WHOLE
         if (request.text is None or queries.size) and self._is_nearly_here():
             return Missing(whole=True, optional=True)
@@ -398,6 +402,8 @@ class LazyIndex:
         """`search` for each of many queries."""
 
         def results() -> list[SearchResults]:
+            if request.text is not None and request.group_by is not None and gathered is not None:
+                return self._text.groups(queries, request, request.group_by, gathered)
             if request.text is not None:
                 if gathered is None or len(gathered.answers) != len(queries):
                     raise InternalError("a lazily loaded index is asked what it misses first")

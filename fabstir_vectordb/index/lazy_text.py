@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb.index.contents import PartKey
+from fabstir_vectordb.index.filters import Filters, Matches
+from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.hybrid import Hybrid, Near, Stored, depth_of, no_text_index
 from fabstir_vectordb.index.incoming import check_query_dim
 from fabstir_vectordb.index.lazy_near import LazyNear
@@ -15,6 +17,7 @@ from fabstir_vectordb.index.lazy_rows import NOTHING, LazyRows
 from fabstir_vectordb.index.protocol import Gathered, Missing, TextAnswer
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.index.searcher import Scorer
+from fabstir_vectordb.metadata.filter_parse import EVERYTHING
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.clauses import TermsQuery
 from fabstir_vectordb.text.query import ParsedQuery
@@ -31,13 +34,15 @@ class LazyText:
         held: their parts.
         near: searches by vector.
         hybrid: what joins both sides.
+        filters: the filters of the index.
     """
 
-    def __init__(self, rows: Rows, held: LazyRows, near: LazyNear, hybrid: Hybrid) -> None:
+    def __init__(self, rows: Rows, held: LazyRows, near: LazyNear, hybrid: Hybrid, filters: Filters) -> None:
         self._rows = rows
         self._held = held
         self._near = near
         self._hybrid = hybrid
+        self._filters = filters
         self._scorer = Scorer(rows.metric)
 
     def missing(self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered) -> Missing:
@@ -45,14 +50,14 @@ class LazyText:
 
         The vector's side fetches no more than a search without text: its candidates are the best of all rows of the
         parts that such a search fetches. Required and excluded clauses say which rows may be candidates, so with such
-        clauses the words come first.
+        clauses the words come first. A search by words alone with `group_by` needs all metadata, and no rows.
         """
         held = self._held
         by_vector = len(queries) > 0 and queries.shape[1] > 0
         if by_vector:
             check_query_dim(queries.shape[1], self._rows.vector_dim)
         if not gathered.answers and not gathered.sides:
-            if request.where is not None and request.where.needs_metadata:
+            if request.group_by is not None or (request.where is not None and request.where.needs_metadata):
                 lacking = held.missing_metadata(gathered)
                 if lacking is not NOTHING:
                     return lacking
@@ -70,6 +75,8 @@ class LazyText:
             if wanted:
                 self._take(wanted, gathered)
                 return self.missing(queries, request, gathered)  # words are known now, and need postings
+            if request.group_by is not None:
+                return NOTHING
             for place, terms in enumerate(asked):
                 self._answer(queries[place], request, terms, place, gathered)
         found = [slot for answer in gathered.answers for slot in answer.slots.tolist()]
@@ -122,6 +129,19 @@ class LazyText:
         else:
             plan: Plan = "words" if near is None else "lazy + words"
             gathered.sides.append(self._hybrid.sides(near, terms, request, allow, plan))
+
+    def groups(
+        self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
+    ) -> list[SearchResults]:
+        """The results of searches by words alone with `group_by`, whose parts are all there."""
+
+        def search(matches: Matches, groups: Groups) -> list[SearchResults]:
+            return self._hybrid.best_of_groups(queries, request, matches, groups, None)
+
+        found = self._filters.read_groups(request.where or EVERYTHING, group_by, search)
+        for results in found:
+            results.receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=0)
+        return found
 
     def results(self, request: SearchRequest, plan: Plan, gathered: Gathered) -> list[SearchResults]:
         """The results of a search whose parts are all there."""

@@ -518,8 +518,10 @@ def test_a_version_brings_its_text_index(tmp_path: Path) -> None:
 
 
 def test_words_are_found_before_a_version_is_downloaded(tmp_path: Path) -> None:
+    grouped: dict[str, Any] = {"text": "w1 w50 -w700", "k": 7, "group_by": "text", "filter": {"text": {"$ne": "w1"}}}
     with filled("memory:") as session:
         expected = answers(session, False)
+        groups = session.search(**grouped)
     with patch.object(load_module, "_LAZY_BYTES_MIN", 0), patch.object(text_module, "_TEXT_CHUNK_BYTES", 4096):
         with filled(tmp_path.as_uri()) as session:
             session.save_to_s5()
@@ -532,6 +534,10 @@ def test_words_are_found_before_a_version_is_downloaded(tmp_path: Path) -> None:
             again = session.search(text="w1 w50 w700", k=20)
             assert (again, again.receipt.requests) == (found, 0)
             assert answers(session, False) == expected
+            first = session.search(**grouped)
+            assert (first, first.groups, first.plan) == (groups, groups.groups, "words")
+            again = session.search_batch(**{**grouped, "text": [grouped["text"]]})[0]
+            assert (again, again.groups) == (groups, groups.groups)
             both = session.search(np.ones(DIM), 5, text="w1")
             assert both.plan == "lazy + words"
             assert len(both) == 5
