@@ -55,7 +55,8 @@ typedef struct text_segment {
     bool is_dense;        /* document d has slot first_slot + d; else `slots` has it */
     uint8_t length_width; /* 1, 2 or 4 bytes */
     uint32_t n_docs, first_slot;
-    uint32_t n_rows; /* documents with text */
+    uint32_t n_rows;  /* documents with text */
+    uint32_t longest; /* of their lengths, plus 1 */
     uint32_t n_left, n_terms, n_blocks;
     uint64_t n_postings;
     int64_t rows, words; /* what it adds to those of the index */
@@ -231,6 +232,7 @@ typedef struct text_state {
     text_segment **segments;
     uint32_t n;
     int64_t rows, words;
+    uint32_t longest;          /* length of a document, plus 1 */
     float norms[TEXT_LENGTHS]; /* by length plus 1: k1 * (1 - b + b * length / average) */
 } text_state;
 

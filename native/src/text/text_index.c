@@ -37,9 +37,11 @@ double text_norm(const fvdb_text_config *config, const text_state *state, uint32
 
 void state_sum(text_state *state, const fvdb_text_config *config) {
     state->rows = state->words = 0;
+    state->longest = 0;
     for (uint32_t i = 0; i < state->n; i++) {
         state->rows += state->segments[i]->rows;
         state->words += state->segments[i]->words;
+        state->longest = max_u32(state->longest, state->segments[i]->longest);
     }
     state_norms(state, config);
 }

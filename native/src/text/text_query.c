@@ -315,12 +315,14 @@ static bool fill_table(text_query *q, query_term *term) {
     term->table = query_alloc(q, (size_t)TEXT_LENGTHS * term->tabled, sizeof *term->table);
     if (!term->table) return false;
     const float *norms = q->state->norms;
+    const uint32_t end = min_u32(q->state->longest + 1, TEXT_LENGTHS);
     for (uint32_t i = 0; i < term->tabled; i++) {
         const float freq = (float)(i + 1);
         uint32_t *scores = term->table + (size_t)i * TEXT_LENGTHS;
         scores[0] = 0; /* no document has it and no word */
-        for (uint32_t j = 1; j < TEXT_LENGTHS; j++)
+        for (uint32_t j = 1; j < end; j++)
             scores[j] = term->times * (1 + (uint32_t)(int32_t)(term->factor * (freq / (freq + norms[j]))));
+        for (uint32_t j = end; j < TEXT_LENGTHS; j++) scores[j] = scores[end - 1]; /* of no document */
     }
     return true;
 }

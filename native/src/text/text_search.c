@@ -599,6 +599,7 @@ static uint32_t take_list(search *x, list *l, uint32_t base, uint32_t end, uint3
 /* Leaves those that are there and allowed. */
 static uint32_t keep_allowed(search *x, uint32_t n) {
     uint32_t kept = 0;
+    if (!x->allow && x->s->alive_rows == x->s->n_docs) return n;
     for (uint32_t i = 0; i < n; i++) {
         if (!is_candidate(x, x->docs[i])) continue;
         x->docs[kept] = x->docs[i];

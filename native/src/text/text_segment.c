@@ -118,8 +118,11 @@ fvdb_status segment_open(uint8_t *head, uint64_t size, text_segment **out, fvdb_
         segment_drop(s);
         return status;
     }
-    for (uint32_t doc = 0; doc < s->n_docs; doc++)
-        if (segment_length(s, doc)) bit_set(s->alive, doc);
+    for (uint32_t doc = 0; doc < s->n_docs; doc++) {
+        const uint32_t length = segment_length(s, doc);
+        s->longest = max_u32(s->longest, length);
+        if (length) bit_set(s->alive, doc);
+    }
     s->alive_rows = s->n_rows;
     *out = s;
     return FVDB_OK;
