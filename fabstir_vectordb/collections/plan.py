@@ -20,7 +20,7 @@ import anyio.to_thread
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.collections.records import Recipe
-from fabstir_vectordb.collections.root import Snapshot, read_root
+from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
 from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.shards import verify_shard
 from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
@@ -186,7 +186,7 @@ async def measure(
         raise InvalidInputError(f"shards must be a positive integer, got {shown(shards)}")
     config = config_of(Given(config, settings))
     recipe = Recipe.of(config, lazy_load=True, become_whole=False)
-    async with await VectorDBSession.create(config) as session:
+    async with await VectorDBSession.create(without_texts(config)) as session:
         await session.load_user_vectors(lazy_load=False)
         at = await read_root(session)
         root = await session.verify()

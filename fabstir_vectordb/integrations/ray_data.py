@@ -19,7 +19,7 @@ from fabstir_vectordb.arrow import TableWriter, load_pyarrow
 from fabstir_vectordb.collections import Collection, Engine, RayEngine, build
 from fabstir_vectordb.collections.build import check_division, check_free
 from fabstir_vectordb.collections.records import Recipe, Route
-from fabstir_vectordb.collections.root import Snapshot, read_root
+from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
 from fabstir_vectordb.collections.rows import take_batches
 from fabstir_vectordb.config import ConfigFields, Given, ShareFields, VectorDBConfig, config_of, share_config
 from fabstir_vectordb.errors import InvalidConfigError, SessionError
@@ -108,7 +108,7 @@ class CollectionDatasink(Datasink):
         config = self._secrets()
 
         async def check() -> None:
-            async with VectorDBSession.create(config) as session:
+            async with VectorDBSession.create(without_texts(config)) as session:
                 await check_free(session, config.index_name)
 
         if self._mode == "build":

@@ -46,8 +46,9 @@ def memory() -> Iterator[str]:
 
 
 async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(memory: str) -> None:
-    await build(settings(memory), [batch(400)], shards=2)
-    found = await measure(settings(memory), recall=0.9)
+    fields = settings(memory, text_fields="kind")
+    await build(fields, [batch(400)], shards=2)
+    found = await measure(fields, recall=0.9)
     assert (found.rows, found.dim, found.shards, found.recall) == (400, 8, 2, 0.9)
     assert 190 <= found.shard_rows <= 210
     assert found.routed
