@@ -269,7 +269,13 @@ def test_the_page_runs(tmp_path: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)).replace("/tmp/fabstir-ray", str(tmp_path))
     for line, bounded in (
         ("ray.init()", "from clusters import begin\nbegin(ray)"),
-        ("from ray import serve", f"from ray import serve\nserve.start(http_options={{'port': {port}}})"),
+        # Serve gives its proxy 60 s to start: too few on a busy machine, at times.
+        (
+            "from ray import serve",
+            "from ray.serve._private import api as serve_api\nfrom ray import serve\n"
+            "serve_api.HTTP_PROXY_TIMEOUT = 600\n"
+            f"serve.start(http_options={{'port': {port}}})",
+        ),
     ):
         assert code.count(f"{line}\n") == 1
         code = code.replace(line, bounded)
