@@ -1,5 +1,5 @@
 /* A tiny test harness: RUN names a test, CHECK counts and reports, check_done gives main's exit code. The environment's
- * FVDB_TEST names the one test to run; without it all run. */
+ * FVDB_TEST names the one test to run; without it, or empty, all run. */
 #ifndef FVDB_CHECK_H
 #define FVDB_CHECK_H
 
@@ -19,7 +19,7 @@ static int check_failures, check_count;
 
 static inline int check_wanted(const char *test) {
     const char *only = getenv("FVDB_TEST");
-    return !only || strcmp(only, test) == 0;
+    return !only || !*only || strcmp(only, test) == 0;
 }
 
 #define RUN(test)                                                                      \
