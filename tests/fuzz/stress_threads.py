@@ -23,6 +23,8 @@ import numpy as np
 from fabstir_vectordb import VectorDBError, forget_memory_store, new_seed_phrase, sync
 
 DIM, IDS, STORE = 8, 3_000, "memory:stress"
+#: Verbs of each thread at least, on whatever machine.
+ROUNDS_MIN = 30
 Session = sync.VectorDBSession
 Choose = random.Random
 
@@ -108,7 +110,7 @@ def run(seconds: float, threads: int, seed: int) -> dict[str, int]:
     Raises:
         RuntimeError: a verb failed in another way than by a VectorDBError.
     """
-    phrase, end = new_seed_phrase(), time.monotonic() + seconds
+    phrase = new_seed_phrase()
     failures: list[str] = []
     done: Counter[str] = Counter()
 
@@ -120,8 +122,9 @@ def run(seconds: float, threads: int, seed: int) -> dict[str, int]:
     sessions = [opened(), opened()]
 
     def work(number: int) -> None:
-        choose = Choose(f"{seed} {number}")
-        while time.monotonic() < end and not failures:
+        choose, rounds = Choose(f"{seed} {number}"), 0
+        while (time.monotonic() < end or rounds < ROUNDS_MIN) and not failures:
+            rounds += 1
             place = choose.randrange(len(sessions))
             session = sessions[place]
             verb = choose.choices(list(VERBS), list(VERBS.values()))[0]
@@ -139,6 +142,7 @@ def run(seconds: float, threads: int, seed: int) -> dict[str, int]:
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     fill(sessions[0], Choose(seed))
+    end = time.monotonic() + seconds
     for worker in workers:
         worker.start()
     for worker in workers:
