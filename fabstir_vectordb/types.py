@@ -620,8 +620,12 @@ class SearchResults(tuple[SearchResult, ...]):
         self.plan = plan
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return tuple(self), self.below_threshold, self.plan
+    def __reduce__(self) -> tuple[Any, ...]:
+        hits: tuple[Any, ...] = tuple(self)
+        if all(type(hit) is SearchResult for hit in hits):  # as columns, which take a fraction of the time
+            columns = zip(*[(hit.id, hit.score, hit.distance, hit._metadata, hit.vector) for hit in hits], strict=True)
+            return _of_columns, (tuple(columns), self.below_threshold, self.plan), self.__dict__
+        return SearchResults, (hits, self.below_threshold, self.plan), self.__dict__
 
     @overload  # type: ignore[override]
     def __getitem__(self, position: SupportsIndex) -> SearchResult: ...
@@ -692,6 +696,10 @@ class SearchResults(tuple[SearchResult, ...]):
         )
         caption = f"{len(self)} hits, {self.below_threshold} below the threshold, plan {self.plan}"
         return html_table(caption, ["", "id", "score", "distance", "metadata"], rows, len(self))
+
+
+def _of_columns(columns: tuple[tuple[Any, ...], ...], below_threshold: int, plan: Plan) -> SearchResults:
+    return SearchResults(map(SearchResult, *columns) if columns else (), below_threshold, plan)
 
 
 #: Hits that the repr of an answer shows.

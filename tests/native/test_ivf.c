@@ -211,8 +211,8 @@ static void test_an_index_grows_old(void) {
     for (uint32_t metric = 0; metric < 3; metric++) {
         /* What memory keeps does not depend on the metric. */
         for (uint32_t memory = 0; memory < (metric == FVDB_METRIC_L2 ? 2 : 1); memory++) {
-            /* Codes are trained anew at 8192 rows. */
-            const uint32_t N = metric == FVDB_METRIC_L2 && memory == FVDB_MEMORY_DEFAULT ? 9000 : 4000;
+            /* Codes are trained anew at 8192 rows; compact memory has none. */
+            const uint32_t N = memory == FVDB_MEMORY_COMPACT ? 6000 : 9000;
             fvdb_index *index = new_index((index_setting){metric, memory, 2});
             double least = metric == FVDB_METRIC_DOT ? 0.85 : 0.93;
             uint32_t plan, moved;

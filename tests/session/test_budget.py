@@ -34,7 +34,7 @@ def _campaign(budget_mb: int, operations: int, seed: int) -> dict[str, Any]:
 
 
 def test_a_process_stays_within_the_budget() -> None:
-    told = _campaign(40, 45, seed=6)
+    told = _campaign(40, 45, seed=3)
     assert sum(told["done"].values()) >= 30
     assert told["done"]["words"]
 
