@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -614,7 +614,7 @@ class SearchResults(tuple[SearchResult, ...]):
     receipt: Receipt = NOTHING_FETCHED
     groups: tuple[SearchGroup, ...] = ()
 
-    def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> SearchResults:
+    def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> Self:
         self = tuple.__new__(cls, hits)
         self.below_threshold = below_threshold
         self.plan = plan
@@ -624,8 +624,14 @@ class SearchResults(tuple[SearchResult, ...]):
         hits: tuple[Any, ...] = tuple(self)
         if all(type(hit) is SearchResult for hit in hits):  # as columns, which take a fraction of the time
             columns = zip(*[(hit.id, hit.score, hit.distance, hit._metadata, hit.vector) for hit in hits], strict=True)
-            return _of_columns, (tuple(columns), self.below_threshold, self.plan), self.__dict__
-        return SearchResults, (hits, self.below_threshold, self.plan), self.__dict__
+            return _of_columns, (type(self), tuple(columns), self.below_threshold, self.plan), self.__dict__
+        return type(self), (hits, self.below_threshold, self.plan), self.__dict__
+
+    def __copy__(self) -> Self:
+        """The same hits: `__reduce__` is for another process."""
+        found = type(self)(self, self.below_threshold, self.plan)
+        found.__dict__.update(self.__dict__)
+        return found
 
     @overload  # type: ignore[override]
     def __getitem__(self, position: SupportsIndex) -> SearchResult: ...
@@ -698,8 +704,10 @@ class SearchResults(tuple[SearchResult, ...]):
         return html_table(caption, ["", "id", "score", "distance", "metadata"], rows, len(self))
 
 
-def _of_columns(columns: tuple[tuple[Any, ...], ...], below_threshold: int, plan: Plan) -> SearchResults:
-    return SearchResults(map(SearchResult, *columns) if columns else (), below_threshold, plan)
+def _of_columns(
+    kind: type[SearchResults], columns: tuple[tuple[Any, ...], ...], below_threshold: int, plan: Plan
+) -> SearchResults:
+    return kind(map(SearchResult, *columns) if columns else (), below_threshold, plan)
 
 
 #: Hits that the repr of an answer shows.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.types import Plan, SearchResult, SearchResults
+from fabstir_vectordb.types import SearchResults
 
 __all__ = [
     "CollectionProgress",
@@ -32,11 +32,6 @@ class ShardedResults(SearchResults):
 
     shards: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
-
-    def __new__(cls, hits: Iterable[SearchResult], below_threshold: int, plan: Plan) -> ShardedResults:
-        self = super().__new__(cls, hits, below_threshold, plan)
-        assert isinstance(self, cls)
-        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The hits, how they were found, and the shards, ready for JSON."""

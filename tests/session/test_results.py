@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from saving import rows, session_on
 
-from fabstir_vectordb import SearchResult, sync
+from fabstir_vectordb import FusedResult, SearchResult, sync
+from fabstir_vectordb.collections import ShardedResults
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
@@ -64,12 +65,25 @@ async def test_metadata_is_decoded_once_and_survives_copies() -> None:
         assert as_values(again) == as_values(hits)
         assert (again.plan, again.below_threshold, list(again)) == (hits.plan, hits.below_threshold, list(hits))
         assert hash(again[0]) == hash(hits[0])
+    assert copy.copy(hits)[0] is hits[0]
     assert hits[0].metadata is hits[0].metadata
     assert hits[0] is hits[0]
     assert hits[1].metadata is None
     assert SearchResult("a", hits[0].score, hits[0].distance, {"list": [1]}) == hits[0]
     assert SearchResult("a", hits[0].score, hits[0].distance, {"other": 1}) != hits[0]
     assert SearchResult("a", 1.0, 0.0, {"given": 1}).metadata == {"given": 1}
+
+
+async def test_copies_of_an_answer_of_shards_say_which_answered() -> None:
+    found = ShardedResults([SearchResult("a", 1.0, 0.0, {"n": 1}), SearchResult("b", 0.5, 1.0)], 3, "graph")
+    found.shards, found.missing = (0, 2), (1,)
+    joined = ShardedResults([FusedResult("a", 1.0, None, None, 2.0, 1, None)], 0, "words")
+    joined.shards = (4,)
+    for one in (found, joined, ShardedResults([], 0, "flat")):
+        for again in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
+            assert type(again) is ShardedResults
+            assert list(again) == list(one)
+            assert again.__dict__ == one.__dict__
 
 
 async def test_metadata_that_comes_later_is_found() -> None:
