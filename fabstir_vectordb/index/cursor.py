@@ -7,8 +7,6 @@ means the same place in any session, and when its row is gone.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import weakref
 from bisect import bisect_right
 from typing import Any, Final, NamedTuple
@@ -30,6 +28,7 @@ from fabstir_vectordb.metadata.filter_eval import bitmap_of, slots_of
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, Filter
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchRequest
+from fabstir_vectordb.s5.base64url import from_base64url, to_base64url
 from fabstir_vectordb.types import Row, SearchResult, SearchResults
 
 __all__ = ["PAGE_ROWS_MAX", "Cursor", "Cursors", "Place", "decode_place", "encode_place"]
@@ -106,7 +105,7 @@ class Place(NamedTuple):
 
 def encode_place(place: Place) -> str:
     """A place as a string for callers to keep."""
-    return base64.urlsafe_b64encode(cbor2.dumps([_PLACE_FORM, *place])).decode().rstrip("=")
+    return to_base64url(cbor2.dumps([_PLACE_FORM, *place]))
 
 
 def decode_place(text: object) -> Place:
@@ -118,10 +117,10 @@ def decode_place(text: object) -> Place:
     form: Any = None
     if isinstance(text, str) and len(text) <= _PLACE_CHARS_MAX and text.isascii():
         try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            raw = from_base64url(text)
             # A list of three: a small integer, a timestamp and an id, and nothing else.
             form = cbor2.loads(raw) if raw[:2] == bytes([0x83, _PLACE_FORM]) else None
-        except (binascii.Error, ValueError, cbor2.CBORDecodeError):
+        except (ValueError, cbor2.CBORDecodeError):
             form = None
     if isinstance(form, list) and len(form) == 3:
         place = Place(form[1], form[2])

@@ -7,8 +7,6 @@ where a node knows them on some. The gateway answers as Fabstir's newest bridge 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import logging
 import re
@@ -38,6 +36,7 @@ from fabstir_vectordb.portal.guard import Guard
 from fabstir_vectordb.portal.messages import FILE_LOCATION
 from fabstir_vectordb.portal.p2p import Peers
 from fabstir_vectordb.portal.tus import Uploads
+from fabstir_vectordb.s5.base64url import from_base64url, to_base64url
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX, check_hash
@@ -97,7 +96,7 @@ class _Portal:
         if request.method == "GET":
             key = _from_base64url(request.query_params.get("pubKey", ""))
             challenge = await anyio.to_thread.run_sync(self._accounts.challenge, deed, key)
-            return JSONResponse({"challenge": _base64url(challenge)})
+            return JSONResponse({"challenge": to_base64url(challenge)})
         document = await _document(request)
         key, response, signature = (_field(document, name) for name in ("pubKey", "response", "signature"))
         authority = request.headers.get("host", "")
@@ -132,7 +131,7 @@ class _Portal:
         blob = _blob_of(request)
         if not await self.store.has(blob.hash):
             return PlainTextResponse("not found", 404)
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/s5/storage/{_base64url(blob.hash)}", 307)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/s5/storage/{to_base64url(blob.hash)}", 307)
 
     async def storage(self, request: Request) -> Response:
         return self._content(request, _from_base64url(request.path_params["hash"]))
@@ -148,7 +147,7 @@ class _Portal:
         multihash = _from_base64url(request.path_params["multihash"])
         check_hash(multihash[1:])
         found = await self.store.has(multihash[1:])
-        here = f"{str(request.base_url).rstrip('/')}/s5/storage/{_base64url(multihash[1:])}"
+        here = f"{str(request.base_url).rstrip('/')}/s5/storage/{to_base64url(multihash[1:])}"
         place = {"type": FILE_LOCATION, "parts": [here], "expiry": 2**31 - 1, "nodeId": "z", "score": 1}
         return JSONResponse({"locations": [place] if found else []})
 
@@ -337,12 +336,8 @@ def _file_of(body: bytes, content_type: str) -> bytes | None:
     return None
 
 
-def _base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
 def _from_base64url(text: str) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
-    except (ValueError, binascii.Error):
+        return from_base64url(text)
+    except ValueError:
         raise InvalidInputError("not base64url") from None

@@ -5,7 +5,6 @@ A blob never changes under its hash, so the hash is its entity tag, as on a node
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fabstir_vectordb.errors import NotFoundError
+from fabstir_vectordb.s5.base64url import to_base64url
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 from fabstir_vectordb.storage.regular import open_regular
 
@@ -31,7 +31,7 @@ _TAG: Final = re.compile(r'"[^"]*"')
 
 def entity_tag(hash: bytes) -> str:
     """Returns the entity tag of a blob, with its quotation marks."""
-    return '"' + base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=") + '"'
+    return '"' + to_base64url(b"\x1f" + hash) + '"'
 
 
 class BlobResponse(Response):

@@ -10,7 +10,6 @@ for one are limited; `server` limits the size of a message and the time that a c
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import secrets
@@ -24,7 +23,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, VectorDBError
 from fabstir_vectordb.portal import messages
-from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BLAKE3_OLD, HASH_BYTES
+from fabstir_vectordb.s5.base64url import to_base64url
+from fabstir_vectordb.s5.cid import is_multihash
 from fabstir_vectordb.s5.registry import RegistryEntry, is_public_key
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 from fabstir_vectordb.storage.s5_account import CHALLENGE_BYTES
@@ -212,7 +212,7 @@ class Peers:
             await peer.answer(entry.serialize())
 
     async def _answer_location(self, peer: _Peer, multihash: bytes, types: list[int]) -> None:
-        if len(multihash) != 1 + HASH_BYTES or multihash[0] not in (HASH_BLAKE3, HASH_BLAKE3_OLD):
+        if not is_multihash(multihash):
             raise InvalidInputError("a blob query must have a BLAKE3 multihash of 33 bytes")
         if messages.FILE_LOCATION in types and await self._store.has(multihash[1:]):
             url = _address_of(peer.socket, multihash[1:])
@@ -261,6 +261,5 @@ async def _next(peer: _Peer) -> bytes:
 
 def _address_of(socket: WebSocket, hash: bytes) -> str:
     """The address of a blob on the host that the client has connected to."""
-    name = base64.urlsafe_b64encode(hash).decode().rstrip("=")
     scheme = "https" if socket.url.scheme == "wss" else "http"
-    return f"{scheme}://{socket.url.netloc}{socket.scope.get('root_path', '')}/s5/storage/{name}"
+    return f"{scheme}://{socket.url.netloc}{socket.scope.get('root_path', '')}/s5/storage/{to_base64url(hash)}"

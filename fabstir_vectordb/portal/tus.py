@@ -12,7 +12,6 @@ Fabstir's bridge takes it. The answer to the last piece has the CID in ``X-S5-CI
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import mmap
 import os
@@ -32,7 +31,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
 from fabstir_vectordb.portal import body
-from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BLAKE3_OLD, HASH_BYTES, blake3_hash
+from fabstir_vectordb.s5.base64url import from_base64url, to_base64url
+from fabstir_vectordb.s5.cid import blake3_hash, is_multihash
 from fabstir_vectordb.storage.base import BLOB_BYTES_MAX
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 from fabstir_vectordb.storage.regular import open_regular
@@ -175,7 +175,7 @@ class Uploads:
             return None
         name = f"{secrets.token_hex(16)}-{size}"
         if hash is not None:
-            name += "-" + base64.urlsafe_b64encode(hash).decode().rstrip("=")
+            name += "-" + to_base64url(hash)
         path = self._root / name
         path.open("xb").close()
         return _Upload(path, size, hash)
@@ -193,7 +193,7 @@ class Uploads:
                     continue
                 if path.name in self._busy or _changed(path) > time.time() - EXPIRES_S:
                     hash = match["hash"]
-                    return _Upload(path, int(match["size"]), base64.urlsafe_b64decode(hash + "=") if hash else None)
+                    return _Upload(path, int(match["size"]), from_base64url(hash) if hash else None)
         raise NotFoundError("there is no such upload")
 
 
@@ -285,11 +285,10 @@ def _hash_in(metadata: str) -> bytes | None:
         if name != "hash":
             continue
         try:
-            text = base64.b64decode(value, validate=True)
-            multihash = base64.b64decode(text + b"=" * (-len(text) % 4), b"-_", validate=True)
-        except (ValueError, binascii.Error):
+            multihash = from_base64url(base64.b64decode(value, validate=True).decode("ascii"))
+        except ValueError:
             raise InvalidInputError("the hash in Upload-Metadata is not base64 of base64url") from None
-        if len(multihash) != 1 + HASH_BYTES or multihash[0] not in (HASH_BLAKE3, HASH_BLAKE3_OLD):
+        if not is_multihash(multihash):
             raise InvalidInputError("the hash in Upload-Metadata must be 1e or 1f and 32 bytes")
         return multihash[1:]
     return None

@@ -23,6 +23,7 @@ from typing import Final, Literal, TypeAlias
 from blake3 import blake3
 
 from fabstir_vectordb.errors import InvalidInputError
+from fabstir_vectordb.s5.base64url import to_base64url
 
 __all__ = [
     "BLOB_BYTES_MAX",
@@ -33,6 +34,7 @@ __all__ = [
     "ShareCid",
     "blake3_hash",
     "check_share_cid",
+    "is_multihash",
     "multibase_decode",
     "multibase_encode",
     "parse_cid",
@@ -271,6 +273,11 @@ def check_share_cid(text: object) -> None:
         raise InvalidInputError("this is the CID of a version, which needs its owner's phrase: give a share CID")
 
 
+def is_multihash(raw: bytes) -> bool:
+    """Return whether the bytes are the 33 bytes of a BLAKE3 multihash, ``1e`` or ``1f`` and the hash."""
+    return len(raw) == 1 + HASH_BYTES and raw[0] in _HASH_CODES
+
+
 def multibase_encode(raw: bytes, base: Base = "base64url") -> str:
     """Return ``raw`` as multibase text without padding.
 
@@ -292,7 +299,7 @@ def multibase_encode(raw: bytes, base: Base = "base64url") -> str:
         case "base58btc":
             return "z" + _base58_encode(raw)
         case "base64url":
-            return "u" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+            return "u" + to_base64url(raw)
     raise InvalidInputError(f"Unknown base {base!r}: use base16, base32, base58btc or base64url")
 
 

@@ -6,7 +6,6 @@ bytes without the public key and the signature. Every node keeps the entry with 
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ import nacl.bindings
 from nacl.exceptions import CryptoError
 
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
-from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BLAKE3_OLD, HASH_BYTES
+from fabstir_vectordb.s5.base64url import from_base64url, to_base64url
+from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BYTES, is_multihash
 from fabstir_vectordb.s5.keys import SIGNATURE_BYTES, ed25519_public_key, ed25519_sign
 
 __all__ = [
@@ -137,10 +137,10 @@ class RegistryEntry:
     def to_portal_json(self) -> dict[str, Any]:
         """Return the entry as the JSON document that a portal accepts."""
         return {
-            "pk": _to_base64url(self.public_key),
+            "pk": to_base64url(self.public_key),
             "revision": self.revision,
-            "data": _to_base64url(self.data),
-            "signature": _to_base64url(self.signature),
+            "data": to_base64url(self.data),
+            "signature": to_base64url(self.signature),
         }
 
     def signed_bytes(self) -> bytes:
@@ -195,16 +195,12 @@ def pointer_hash(data: bytes) -> bytes:
     """
     if data[:1] not in (b"\x1e", b"\x1f"):
         data = data[2 : 3 + HASH_BYTES]
-    if len(data) != 1 + HASH_BYTES or data[0] not in (HASH_BLAKE3, HASH_BLAKE3_OLD):
+    if not is_multihash(data):
         raise IntegrityError("A registry entry does not point to a blob", details={"actual": len(data)})
     return data[1:]
-
-
-def _to_base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _from_base64url(text: object) -> bytes:
     if not isinstance(text, str) or len(text) > 256:
         raise TypeError
-    return base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), b"-_", validate=True)
+    return from_base64url(text.rstrip("="))

@@ -14,7 +14,6 @@ is missing too, it is written and read back. This succeeds on a new gateway and 
 
 from __future__ import annotations
 
-import base64
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from fabstir_vectordb.errors import ConflictError, IntegrityError, S5Error, StorageError, VectorDBError
+from fabstir_vectordb.s5.base64url import to_base64url
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -54,7 +54,7 @@ _UNSUPPORTED: Final = 415
 
 
 def _blob_path(hash: bytes) -> str:
-    name = base64.urlsafe_b64encode(hash).decode().rstrip("=")
+    name = to_base64url(hash)
     return f"{_HOME}/blobs/{name[:2]}/{name}.bin"
 
 

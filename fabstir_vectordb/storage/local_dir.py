@@ -16,7 +16,6 @@ permissions follow the umask.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import os
@@ -36,6 +35,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from fabstir_vectordb.errors import IntegrityError, VectorDBError
+from fabstir_vectordb.s5.base64url import to_base64url
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import REVISION_MAX, RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -298,7 +298,7 @@ class LocalDirStore:
 
     def blob_path(self, hash: bytes) -> Path:
         """The path of the blob with this hash, whether or not the file exists."""
-        name = base64.urlsafe_b64encode(hash).decode().rstrip("=")
+        name = to_base64url(hash)
         return self._blobs / name[:2] / name
 
     def _pointer_path(self, public_key: bytes) -> Path:

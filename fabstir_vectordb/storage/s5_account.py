@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal
 
 from fabstir_vectordb.errors import S5Error
+from fabstir_vectordb.s5.base64url import to_base64url
 from fabstir_vectordb.s5.keys import ed25519_public_key, ed25519_sign, portal_challenge_response
 from fabstir_vectordb.storage.exchange import ANSWER_BYTES_MAX, Answer, reason_of
 from fabstir_vectordb.storage.http import HttpClient
@@ -66,7 +67,7 @@ async def sign_in(http: HttpClient, account_seed: AccountSeed) -> str:
 
 async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> str | Answer:
     """Answers the node's challenge; returns the token, or the answer with which the node refused."""
-    path, public_key = f"/s5/account/{deed}", _to_base64url(ed25519_public_key(seed))
+    path, public_key = f"/s5/account/{deed}", to_base64url(ed25519_public_key(seed))
     # A node answers 500 for an unknown key, as for every refusal.
     asked = await http.request("GET", path, body_most=ANSWER_BYTES_MAX, params={"pubKey": public_key}, final=(500,))
     if not asked.ok:
@@ -74,8 +75,8 @@ async def _prove(http: HttpClient, deed: _Deed, seed: bytes, authority: str) -> 
     response = portal_challenge_response(_TYPES[deed], _challenge(asked), authority)
     document = {
         "pubKey": public_key,
-        "response": _to_base64url(response),
-        "signature": _to_base64url(ed25519_sign(seed, response)),
+        "response": to_base64url(response),
+        "signature": to_base64url(ed25519_sign(seed, response)),
         "label": _LABEL,
     }
     answer = await http.request("POST", path, body_most=ANSWER_BYTES_MAX, document=document, final=(500,))
@@ -99,7 +100,3 @@ def _token(answer: Answer) -> str:
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise S5Error("The portal accepted the account and sent no valid token", retryable=False)
     return token
-
-
-def _to_base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

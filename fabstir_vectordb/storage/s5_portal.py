@@ -7,7 +7,6 @@ start with the form that worked.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -24,6 +23,7 @@ from fabstir_vectordb.errors import (
     StorageError,
     VectorDBError,
 )
+from fabstir_vectordb.s5.base64url import to_base64url
 from fabstir_vectordb.s5.cid import BlobId, multibase_encode
 from fabstir_vectordb.s5.registry import RegistryEntry
 from fabstir_vectordb.storage.base import (
@@ -179,7 +179,7 @@ class S5PortalStore:
 
     async def _is_located(self, hash: bytes) -> bool | None:
         """Whether the node knows a location of the blob; None if the node does not serve locations."""
-        multihash = base64.urlsafe_b64encode(b"\x1f" + hash).decode().rstrip("=")
+        multihash = to_base64url(b"\x1f" + hash)
         answer = await self._http.request(
             "GET", f"/s5/debug/storage_locations/{multihash}", body_most=_LOCATIONS_JSON_MAX
         )
@@ -206,7 +206,7 @@ class S5PortalStore:
         return await second_look(partial(self._get_pointer, public_key))
 
     async def _get_pointer(self, public_key: bytes) -> RegistryEntry | None:
-        pk = base64.urlsafe_b64encode(public_key).decode().rstrip("=")
+        pk = to_base64url(public_key)
         answer = await self._request("GET", "/s5/registry", params={"pk": pk}, body_most=_ENTRY_JSON_MAX)
         if answer.status == 404:
             await self._show_that_it_is_a_node()
