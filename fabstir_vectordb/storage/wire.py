@@ -191,19 +191,20 @@ class Wire:
     def _next(self, response: httpx.Response, location: str, asked: Request) -> httpx.URL:
         """The target of a redirect; only reads of blobs follow redirects."""
         target = response.request.url.join(location)
+        elsewhere, refusal = _host(target, asked), None
         if not asked.redirects:
-            elsewhere = _host(target, asked)
-            raise S5Error(
-                f"The portal {self._authority} redirects {asked.method} {asked.path} to {elsewhere}: "
-                "only reads of blobs follow a redirect. If that host is the portal, name it as s5_portal",
-                details={**self._details(asked), "status": response.status_code, "redirected_to": elsewhere},
-                retryable=False,
+            refusal = (
+                f"{asked.method} {asked.path} to {elsewhere}: only reads of blobs follow a redirect. If that "
+                "host is the portal, name it as s5_portal"
             )
-        if response.request.url.scheme == "https" and target.scheme == "http":
-            elsewhere = _host(target, asked)
+        elif response.request.url.scheme == "https" and target.scheme == "http":
+            refusal = (
+                f"a read to {elsewhere}, from https to http, where everybody on the way could see which "
+                "objects are read"
+            )
+        if refusal is not None:
             raise S5Error(
-                f"The portal {self._authority} redirects a read to {elsewhere}, from https to http, where everybody on "
-                "the way could see which objects are read",
+                f"The portal {self._authority} redirects {refusal}",
                 details={**self._details(asked), "status": response.status_code, "redirected_to": elsewhere},
                 retryable=False,
             )
