@@ -58,11 +58,7 @@ static void check_written(fvdb_index *index, const saved *s) {
     for (uint32_t i = 0; i < now.n; i++) {
         if (now.at[i].kind == FVDB_PART_BIT_CODES) continue;
         if (s->n_steps && (now.at[i].kind == FVDB_PART_GRAPH || now.at[i].kind == FVDB_PART_GRAPH_HEAD)) continue;
-        const stored *was = NULL;
-        for (uint32_t j = 0; j < s->parts.n && !was; j++)
-            if (s->parts.at[j].kind == now.at[i].kind && s->parts.at[j].number == now.at[i].number)
-                was = &s->parts.at[j];
-        MUST(was && was->size == now.at[i].size && memcmp(was->bytes, now.at[i].bytes, was->size) == 0);
+        must_have(&s->parts, &now.at[i]);
     }
     stored_free(&now);
 }

@@ -180,13 +180,7 @@ static void use(fvdb_text *text, const saved *s, input *in) {
     static texts fresh, old;
     stored_set now;
     write_parts(text, &now);
-    for (uint32_t i = 0; i < now.n; i++) {
-        const stored *was = NULL;
-        for (uint32_t j = 0; j < s->parts.n && !was; j++)
-            if (s->parts.at[j].kind == now.at[i].kind && s->parts.at[j].number == now.at[i].number)
-                was = &s->parts.at[j];
-        MUST(was && was->size == now.at[i].size && memcmp(was->bytes, now.at[i].bytes, was->size) == 0);
-    }
+    for (uint32_t i = 0; i < now.n; i++) must_have(&s->parts, &now.at[i]);
     stored_free(&now);
     make_texts(&fresh, 390, 5, (uint32_t)pick(in, 1));
     make_texts(&old, 0, 300, 1);

@@ -81,6 +81,14 @@ static inline void stored_free(stored_set *set) {
     set->n = 0;
 }
 
+/* A part that was written anew is the one that was read. */
+static inline void must_have(const stored_set *set, const stored *now) {
+    const stored *was = NULL;
+    for (uint32_t i = 0; i < set->n && !was; i++)
+        if (set->at[i].kind == now->kind && set->at[i].number == now->number) was = &set->at[i];
+    MUST(was && was->size == now->size && memcmp(was->bytes, now->bytes, was->size) == 0);
+}
+
 static inline void stored_copy(stored_set *to, const stored_set *from) {
     *to = *from;
     for (uint32_t i = 0; i < to->n; i++) {
