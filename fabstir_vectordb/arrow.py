@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import numpy as np
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import json_ready
 from fabstir_vectordb.errors import ConflictError, InvalidConfigError, InvalidInputError, VectorDBError
 from fabstir_vectordb.extras import install_command, pip_command

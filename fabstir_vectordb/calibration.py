@@ -14,13 +14,13 @@ has the measurements, also of other strangers). Nothing of it is stored: a loade
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import EF_MAX, Control, NativeIndex, SearchHits
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.metadata.filter_eval import are_in
 from fabstir_vectordb.types import CalibrationPoint
 

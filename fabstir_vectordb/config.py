@@ -10,13 +10,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self, TypedDict
 
 from fabstir_vectordb._native.handle import EF_MAX, M_MAX, M_MIN, THREADS_MAX
 from fabstir_vectordb.cpus import usable_cpus
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedding import Embedder, check_embedder
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown

@@ -7,10 +7,10 @@ texts, and a session refuses another one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from fabstir_vectordb._native.handle import DIM_MAX
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import EmbeddingError, InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.values import shown

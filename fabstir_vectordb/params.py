@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from fabstir_vectordb.config import (
     check_recall_target,
     check_threshold,
 )
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedding import Embedder, EmbedderInfo, check_embedder
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.filter_parse import Filter

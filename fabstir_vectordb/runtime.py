@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from threading import get_ident
 from typing import Any, ClassVar, Final, NoReturn, ParamSpec, SupportsIndex, TypeAlias, TypeVar
@@ -27,6 +27,7 @@ import anyio
 import anyio.lowlevel
 
 from fabstir_vectordb._native.handle import Control, NativeCancelled
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import MemoryBudgetExceededError, SessionError
 from fabstir_vectordb.index import Index, IndexClosed, LazyIndex
 from fabstir_vectordb.index.protocol import Gathered, Missing, Need

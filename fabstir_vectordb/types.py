@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import FrozenInstanceError, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex, overload
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb.arrow import data_frame, results_table
 from fabstir_vectordb.config import Tier
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record, html_record, html_table, json_ready, short
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.metadata.values import decode_metadata

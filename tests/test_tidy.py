@@ -111,6 +111,19 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(parsed(path)))
 
 
+def test_dataclasses_are_the_quick_ones() -> None:
+    for name, path in modules().items():
+        for node in nodes(path):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "dataclasses"
+                and name != f"{PACKAGE.name}.dataclass"
+            ):
+                assert "dataclass" not in [alias.name for alias in node.names], (
+                    f"{name}: fabstir_vectordb.dataclass has it"
+                )
+
+
 @cache
 def imports() -> dict[str, set[str]]:
     """What each module imports of the package: at its top, in a function, or for type checking only."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
 
 from fabstir_vectordb.collections.engines import Engine
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import (
     DecryptionError,
     IntegrityError,

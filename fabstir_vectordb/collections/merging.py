@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections.types import ShardedResults
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Ranking, Sides, by_words, depth_of, fused_hits, passes
 from fabstir_vectordb.index.searcher import Scorer

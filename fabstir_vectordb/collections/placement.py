@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from fabstir_vectordb.collections.routing import (
 )
 from fabstir_vectordb.collections.rows import vectors_of, with_vector
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.incoming import Batch
 

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Unpack
 
@@ -24,6 +24,7 @@ from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
 from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.shards import verify_shard
 from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal, Self, TypeGuard, cast
 
 from fabstir_vectordb._native.constants import DIM_MAX, EF_MAX, M_MAX, M_MIN
 from fabstir_vectordb.config import CHUNK_SIZE_MAX, Memory, ShareFields, VectorDBConfig
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError
 from fabstir_vectordb.params import IndexParams
 from fabstir_vectordb.text.settings import TextSettings, text_settings

@@ -9,7 +9,7 @@ Every row of a root has the timestamp 0: a root depends on the shards alone, not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple, Self
 
@@ -20,6 +20,7 @@ from fabstir_vectordb.collections.placement import homes, key_of
 from fabstir_vectordb.collections.records import Settings, Shard
 from fabstir_vectordb.collections.routing import Centroids, Numbers, shard_of_key
 from fabstir_vectordb.config import Given, VectorDBConfig, config_of
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.index.incoming import Batch
 from fabstir_vectordb.session import VectorDBSession

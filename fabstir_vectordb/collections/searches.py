@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol
 
 import anyio.to_thread
@@ -39,6 +39,7 @@ from fabstir_vectordb.collections.root import Snapshot
 from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.config import Unset, VectorDBConfig
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Sides, no_text_index
 from fabstir_vectordb.index.incoming import make_request

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 import anyio
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fabstir_vectordb.collections.records import SHARD_INDEX, Recipe, ShardKey
 from fabstir_vectordb.collections.rows import picked, rows_batch
 from fabstir_vectordb.cpus import usable_cpus
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import MemoryBudgetExceededError
 from fabstir_vectordb.index import Index
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.types import SearchResults

@@ -15,7 +15,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import DIM_MAX
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record, json_ready
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.importers.pickles import Inert

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date, datetime, timedelta, timezone
 from typing import Any, Final
 from uuid import UUID
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError
 
 __all__ = ["Inert", "read_pickle"]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import numpy as np
 
 from fabstir_vectordb._native.handle import NO_SLOT, Control, NativeStats, NativeTooFew
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import MemoryBudgetExceededError
 from fabstir_vectordb.index.cursor import Cursors
 from fabstir_vectordb.index.efforts import Efforts

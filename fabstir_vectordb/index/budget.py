@@ -6,7 +6,6 @@ Caches can be made again, and are freed first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from fabstir_vectordb._native.handle import (
@@ -19,6 +18,7 @@ from fabstir_vectordb._native.handle import (
     estimate_work,
 )
 from fabstir_vectordb.config import Tier
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import MemoryBudgetExceededError
 from fabstir_vectordb.params import IndexParams, RunParams
 

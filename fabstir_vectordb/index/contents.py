@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from fabstir_vectordb._native.handle import (
@@ -31,6 +30,7 @@ from fabstir_vectordb._native.text import (
     NativeText,
     TextPart,
 )
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.metadata.schema import Schema
 from fabstir_vectordb.params import IndexParams
 from fabstir_vectordb.types import Receipt

@@ -10,7 +10,6 @@ Measured behind a change, under the lock of changes but with an even generation:
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import EF_DEFAULT_MIN, Control, NativeCancelled, NativeIndex, NativeStats
 from fabstir_vectordb.calibration import KS, Asked, Calibration, ask, calibrate, missed_by_code, sample_size
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IndexStateError
 from fabstir_vectordb.index.gate import Gate, IndexClosed
 from fabstir_vectordb.metadata.filter_eval import are_in, bitmap_of

@@ -7,7 +7,6 @@ so a search with a remembered filter takes no lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from typing import Final, TypeVar
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.gate import Busy, Gate
 from fabstir_vectordb.index.grouping import Groups, groups_of
 from fabstir_vectordb.index.incoming import shown

@@ -10,13 +10,13 @@ one has many near rows, at any number of groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.metadata.columns import NONE, Column, Mask, sort_key
 from fabstir_vectordb.metadata.values import Scalar
 

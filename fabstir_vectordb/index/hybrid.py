@@ -7,7 +7,6 @@ sides. Each side is asked for `depth_for(k)` rows, so k hits come whenever k row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import K_MAX, PLAN_FLAT, Control
 from fabstir_vectordb._native.text import TextQuery
 from fabstir_vectordb.config import Unset
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.grouping import Groups, first_of_groups

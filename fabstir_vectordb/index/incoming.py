@@ -6,7 +6,7 @@ An exception of a foreign array or iterable becomes INVALID_INPUT, with that exc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import DIM_MAX, ID_BYTES_MAX, pack_ids
 from fabstir_vectordb.config import UNSET, Unset, check_recall_target, check_threshold
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import ConflictError, InvalidInputError, MemoryBudgetExceededError
 from fabstir_vectordb.metadata.expiry import NEVER_US, Times
 from fabstir_vectordb.metadata.filter_parse import parse_filter

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import compress, repeat
 from typing import Any, Final, Literal, TypeVar
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fabstir_vectordb._native.handle import K_MAX, NO_SLOT, Control, NativeIndex, NativeStats
 from fabstir_vectordb._native.text import NativeText, TextPart
 from fabstir_vectordb.config import Metric, Unset
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.aging import Aging, vacuum_comes_first
 from fabstir_vectordb.index.budget import Budget

@@ -13,7 +13,7 @@ A whole index misses nothing, and needs no such loop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Protocol, TypeAlias
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import Control, NativeStats
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.contents import Fetched, PartKey
 from fabstir_vectordb.index.grouping import Groups, Hit
 from fabstir_vectordb.index.hybrid import Sides

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import MEMORY_NUMBERS, NO_SLOT, Control, NativeIndex, NativeStats, pack_ids
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents

@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Generic, Self, TypeVar, Unpack
 
 from fabstir_vectordb.config import Given, VectorDBConfig, config_of
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import SessionError
 from fabstir_vectordb.params import LoadFields, LoadOptions
 from fabstir_vectordb.session import VectorDBSession

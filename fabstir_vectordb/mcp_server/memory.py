@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,6 +17,7 @@ import anyio
 from blake3 import blake3
 
 from fabstir_vectordb.config import VectorDBConfig
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedders import Embedder
 from fabstir_vectordb.embedding import check_embedder
 from fabstir_vectordb.errors import (

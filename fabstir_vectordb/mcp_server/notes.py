@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from blake3 import blake3
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.types import Row, SearchResult

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedders import EmbeddingError
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError, VectorDBError
 from fabstir_vectordb.integrations import needing

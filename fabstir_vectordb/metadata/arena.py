@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.fields import VALUE_TEXT, FieldCells, read_field
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored, decode_metadata, key_of
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date, datetime
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.filter_parse import Filter

@@ -8,12 +8,12 @@ replaces the object by a new one. So a reader sees either the old times or the n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.filter_eval import bitmap
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any, Final, NoReturn
@@ -21,6 +21,7 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.path import ID, PATH_LENGTH_MAX, TIMESTAMP, check_field, parse_path
 from fabstir_vectordb.metadata.values import Key, Scalar, ScalarError, key_of, list_key, plain_scalar, shown, step

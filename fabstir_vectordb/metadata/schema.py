@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import ScalarError, plain_scalar, shown, step
 

@@ -8,11 +8,12 @@ here: a load returns a finished native index, or raises and leaves no trace.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from fabstir_vectordb._native.handle import NativeIndex
 from fabstir_vectordb._native.text import PART_TEXT_STREAMS, NativeText
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.contents import (

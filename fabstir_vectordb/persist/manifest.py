@@ -8,12 +8,12 @@ encryption is authenticated by its CID alone, which may come from anybody. ``doc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M_MIN, ROWS_MAX, STEPS_MAX
 from fabstir_vectordb._native.text import CHUNK_BYTES_MIN
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.embedding import EmbedderInfo, is_dimension, is_name
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, VectorDBError
 from fabstir_vectordb.persist.manifest import (
     DRAFT_OF_SEPARATE_KEYS,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 import anyio
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.contents import Fetched, LazyShape, PartKey
 from fabstir_vectordb.persist.manifest import Manifest
 from fabstir_vectordb.persist.parts import StoredPart

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, StorageError
 from fabstir_vectordb.index.contents import (
     CHANGES,

@@ -8,9 +8,10 @@ interrupted prune leaves old versions that are listed but broken; pruning again 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.persist.open import read_directory, unlock_root

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import anyio.to_thread
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import (
     ConflictError,
     DecryptionError,

@@ -11,11 +11,12 @@ session. Equal content has an equal CID, and a part that did not change keeps it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 
 import anyio
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import StorageError
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES, IndexSnapshot, NativeParts, TextShape
 from fabstir_vectordb.persist.manifest import Manifest, encode_manifest

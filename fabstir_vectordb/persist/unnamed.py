@@ -7,8 +7,9 @@ vacuum (`persist.share` explains why).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.contents import IndexSnapshot
 from fabstir_vectordb.persist.save import store_version
 from fabstir_vectordb.persist.share import store_copy

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from fabstir_vectordb._native.handle import NativeIndex
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, NotFoundError
 from fabstir_vectordb.index.contents import CODES, TEXT_KINDS, PartKey
 from fabstir_vectordb.index.text import settings_of

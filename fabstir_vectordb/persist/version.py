@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from fabstir_vectordb.config import Memory
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.budget import kept_bytes
 from fabstir_vectordb.params import wall_clock_us
 from fabstir_vectordb.persist.manifest import Manifest

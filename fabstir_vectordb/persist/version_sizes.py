@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import NotFoundError
 from fabstir_vectordb.persist.open import read_directory, unlock_root
 from fabstir_vectordb.persist.records import list_versions

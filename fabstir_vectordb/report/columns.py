@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any, Final, Literal
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import json_ready, json_text
 from fabstir_vectordb.metadata.path import ID, TIMESTAMP, parse_path, reached
 from fabstir_vectordb.types import Row

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import html_record
 from fabstir_vectordb.output_file import writing
 

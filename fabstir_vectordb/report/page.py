@@ -14,7 +14,6 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from fabstir_vectordb.config import Metric
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.persist.version_sizes import VersionSize
 from fabstir_vectordb.report.charts import bars, data_size, recall_chart, setting
 from fabstir_vectordb.report.columns import Column

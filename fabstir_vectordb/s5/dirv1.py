@@ -11,9 +11,10 @@ this module neither writes nor reads them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.s5.cid import HASH_BYTES

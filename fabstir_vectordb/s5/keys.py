@@ -14,12 +14,13 @@ share keys come from three other keys, which BLAKE3's derive_key mode makes of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 import nacl.bindings
 from blake3 import blake3
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError, SessionError
 from fabstir_vectordb.s5.cid import blake3_hash, multibase_encode
 from fabstir_vectordb.s5.cipher import NONCE_BYTES

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 import nacl.bindings
 from nacl.exceptions import CryptoError
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.base64url import from_base64url, to_base64url
 from fabstir_vectordb.s5.cid import HASH_BLAKE3, HASH_BYTES, is_multihash

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, NamedTuple
+
+from fabstir_vectordb.dataclass import dataclass
 
 __all__ = ["ANSWER_BYTES_MAX", "Answer", "HttpSettings", "Request", "reason_of", "shown"]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Final
 
 import anyio.to_thread
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.s5.cid import BlobId
 from fabstir_vectordb.s5.registry import RegistryEntry

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from fabstir_vectordb._native.words import UNICODE_VERSION, WORD_BYTES_MAX, words
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, StorageError
 from fabstir_vectordb.extras import install_command
 

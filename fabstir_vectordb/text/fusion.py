@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown
 

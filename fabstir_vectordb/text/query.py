@@ -7,9 +7,9 @@ nothing, a star within a word. So a user's sentence can be passed on as it is.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 
 __all__ = ["QUERY_CHARS_MAX", "Clause", "Kind", "Need", "ParsedQuery", "parse_query"]

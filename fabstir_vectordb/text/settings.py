@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 import numpy as np
 
+from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidConfigError, VectorDBError
 from fabstir_vectordb.metadata.path import check_metadata_field
 from fabstir_vectordb.metadata.values import shown
