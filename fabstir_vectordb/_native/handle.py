@@ -63,7 +63,7 @@ from fabstir_vectordb._native.lazy import Lazy
 from fabstir_vectordb._native.library import ffi, lib
 from fabstir_vectordb._native.parts import PartInfo, Parts
 from fabstir_vectordb._native.rows import NativeStats
-from fabstir_vectordb._native.search import Asked, OneAnswer, Search, SearchHits
+from fabstir_vectordb._native.search import Asked, OneAnswer, Search, SearchHits, floats_of
 
 __all__ = [
     "DIM_MAX",
@@ -112,6 +112,7 @@ __all__ = [
     "SearchHits",
     "estimate_bytes",
     "estimate_work",
+    "floats_of",
     "kernels",
     "pack_ids",
     "scores_of",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from math import inf
 from struct import Struct
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
@@ -50,23 +51,23 @@ OneAnswer: TypeAlias = tuple[Sequence[int], Sequence[float], list[str], int, Seq
 #: k, ef_search, exact, nowait, nprobe and threshold of a search.
 Asked: TypeAlias = tuple[int, int, bool, bool, int, float]
 
-_FLOATS = ffi.typeof("float[]")
 _search_one = lib.fvdb_search_one
+#: The float32 of a C-contiguous array, as C functions take them; they keep the array alive. ValueError: it is not
+#: C-contiguous. A `partial` takes no frame of Python.
+floats_of = partial(ffi.from_buffer, ffi.typeof("float[]"))
 
 # What one search finds beside slots and ids, as `_Answer` has it in one piece: the size of the ids, the number of
-# results, the plan, how many were below the threshold, then k distances and k scores. A Struct reads all of it in the
-# time that cffi takes for three fields.
+# results, the plan, how many were below the threshold, then k distances and k scores. A Struct reads the first four in
+# less time than cffi takes for one field.
 _FOUND_AT = ffi.offsetof("fvdb_answer", "id_size")
 _NUMBERS_AT = ffi.sizeof("fvdb_answer")
 # Answers of so many results are kept by their index for the next search.
 _SPARE_K = 128
 
 
-def _reader(k: int) -> Callable[[Any], tuple[Any, ...]]:
-    return Struct(f"=Q3I{_NUMBERS_AT - _FOUND_AT - 20}x{2 * k}d").unpack_from
-
-
-_FOUND = [_reader(k) for k in range(_SPARE_K + 1)]
+_COUNTS = Struct("=Q3I").unpack_from
+_FLOATS_AT = _NUMBERS_AT - _FOUND_AT
+_FLOAT64S = [Struct(f"={n}d").unpack_from for n in range(_SPARE_K + 1)]
 _UINT32S = [Struct(f"={n}I").unpack_from for n in range(_SPARE_K + 1)]
 
 
@@ -173,23 +174,24 @@ class Search(Owner):
             InvalidInputError: `k` or `ef_search` is out of range, or the query is not finite or zero.
             IndexStateError: there was not enough memory.
         """
-        return self.search_again(query, (k, ef_search, exact, nowait, nprobe, threshold), with_slots, allow)
+        if query.nbytes != self._query_bytes:
+            expect("query", query, np.float32, (self.dim,))
+        asked = k, ef_search, exact, nowait, nprobe, threshold
+        return self.search_again(floats_of(query), asked, with_slots, allow)
 
     def search_again(
-        self, query: Float32Array, asked: Asked, with_slots: bool, allow: UInt64Array | None = None
+        self, query: Any, asked: Asked, with_slots: bool, allow: UInt64Array | None = None
     ) -> OneAnswer | None:
         """`search_one` for a caller that keeps what it asks, beside the query, from search to search.
 
         Args:
-            query: dim float32, C-contiguous.
+            query: dim float32, as of `floats_of`.
             asked: what is asked.
             with_slots, allow: as of `search_one`.
 
         Raises:
             InvalidInputError, IndexStateError: as `search_one`.
         """
-        if query.nbytes != self._query_bytes:
-            expect("query", query, np.float32, (self.dim,))
         spare, k = self._spare, asked[0]
         is_kept = k <= _SPARE_K
         try:
@@ -202,8 +204,7 @@ class Search(Owner):
         if allow is not None:
             bitmap = bitmap_of(allow)  # a name keeps it alive
             c.allow, c.allow_words = bitmap, len(allow)
-        vector = ffi.from_buffer(_FLOATS, query)
-        while status := _search_one(self._index, vector, answer.params, c):
+        while status := _search_one(self._index, query, answer.params, c):
             if status == lib.FVDB_ERR_BUSY:
                 if is_kept:
                     c.allow, c.allow_words = ffi.NULL, 0
@@ -212,19 +213,21 @@ class Search(Owner):
             if status != lib.FVDB_ERR_BUFFER:
                 raise_status(status, c.diag)
             answer.reserve(int(c.diag.expected))
-        found = (_FOUND[k] if is_kept else _reader(k))(answer.found)
-        n = found[1]
+        found = answer.found
+        id_size, n, plan, below = _COUNTS(found)
+        read = _FLOAT64S[n] if is_kept else Struct(f"={n}d").unpack_from
+        distances, scores = read(found, _FLOATS_AT), read(found, _FLOATS_AT + 8 * k)
         slots: Sequence[int] = ()
         if with_slots:
             slots = _UINT32S[n](answer.slot_bytes) if is_kept else ffi.unpack(answer.slots, n)
-        ids = answer.id_bytes[: found[0] - 1].decode().split("\0") if n else []
+        ids = answer.id_bytes[: id_size - 1].decode().split("\0") if n else []
         if len(ids) != n:
             ids = answer.ids_by_ends(n)
         if allow is not None:
             c.allow, c.allow_words = ffi.NULL, 0
         if is_kept:
             spare.append(answer)
-        return slots, found[4 : 4 + n], ids, found[2], found[4 + k : 4 + k + n], found[3]
+        return slots, distances, ids, plan, scores, below
 
     def search(
         self,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fabstir_vectordb._native.handle import Asked, NativeIndex
+from fabstir_vectordb._native.handle import Asked, NativeIndex, floats_of
 from fabstir_vectordb.index.efforts import Efforts, Verdict
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.rows import NoRows, Rows
@@ -33,8 +32,8 @@ class Repeat:
         "_efforts",
         "_gate",
         "_generation",
-        "_query_bytes",
         "_searcher",
+        "_shape",
         "_verdict",
         "_with_slots",
     )
@@ -53,7 +52,7 @@ class Repeat:
         self._gate, self._generation = gate, generation
         self._efforts, self._verdict = efforts, verdict
         self._searcher, self._core, self._asked, self._with_slots = searcher, core, asked, with_slots
-        self._query_bytes = 4 * core.dim
+        self._shape = (core.dim,)
 
     def search(self, query: Any) -> SearchResults | None:
         """The answer; None for a query that must be checked first, and where the search does not hold any more.
@@ -65,20 +64,22 @@ class Repeat:
         if (
             type(query) is not np.ndarray
             or query.dtype is not _FLOAT32
-            or query.nbytes != self._query_bytes
-            or query.ndim != 1
-            or not query.flags.c_contiguous
+            or query.shape != self._shape
             or self._efforts.verdict is not self._verdict
         ):
             return None
-        found = self._gate.read_at(self._generation, self._find, query)
-        if not isinstance(found, SearchResults):  # a change came, or it would have to wait
+        try:
+            floats = floats_of(query)
+        except ValueError:  # it is not C-contiguous
+            return None
+        found = self._gate.read_at(self._generation, self._find, floats)
+        if type(found) is not SearchResults:  # a change came, or it would have to wait
             return None
         self._searcher.plans_used[found.plan] += 1
         return found
 
-    def _find(self, query: npt.NDArray[np.float32]) -> SearchResults | None:
-        answer = self._core.search_again(query, self._asked, self._with_slots)
+    def _find(self, floats: Any) -> SearchResults | None:
+        answer = self._core.search_again(floats, self._asked, self._with_slots)
         return None if answer is None else self._searcher.results_of_one(self._core, answer, PLANS, False)
 
 

@@ -262,18 +262,14 @@ def test_a_search_within_a_search_has_an_answer_of_its_own(index: NativeIndex, m
     """As a signal handler's, or one of a finaliser."""
     rows, inner = vectors(50), []
 
-    def interrupted(k: int) -> Any:
+    def interrupted(found: Any) -> Any:
+        monkeypatch.setattr(search, "_COUNTS", real)
         inner.append(index.search(rows[9][None], 1).ids)
         inner.append(NativeIndex.search_one(index, rows[9], 3)[2][0])
-        return real[k]
+        return real(found)
 
-    class Interrupting:
-        def __getitem__(self, k: int) -> Any:
-            monkeypatch.setattr(search, "_FOUND", real)
-            return interrupted(k)
-
-    real = search._FOUND
-    monkeypatch.setattr(search, "_FOUND", Interrupting())
+    real = search._COUNTS
+    monkeypatch.setattr(search, "_COUNTS", interrupted)
     assert index.search_one(rows[4], 3)[2] == index.search(rows[4][None], 3).ids[0]
     assert inner == [[["row-9"]], "row-9"]
 
