@@ -15,6 +15,8 @@
 /* Rows of high halves are four times as long: with half as many on their way the memory is busy, and expansions too many
  * cost more (33 us instead of 36 at recall 0.954, 100 K x 384, memory="compact"). */
 #define BEAM_EXACT 1u
+/* Candidates of the pool that are counted, not halved, for the place of a new one: all of them at the usual ef. */
+#define COUNTED_MOST 64u
 
 /* ---- memory ---- */
 
@@ -95,17 +97,18 @@ void scratch_begin_marks(search_scratch *w) {
 /* ---- pool ---- */
 
 /* Where a distance belongs: after everything nearer or equal, so that equals keep their order of arrival.  No branch
- * depends on a distance: none could be predicted. */
+ * depends on a distance: none could be predicted.  Each step of halving waits for the one before, so the last candidates
+ * are counted instead, some at a time (docs/decisions/0037). */
 static uint32_t pool_position(const search_scratch *w, float distance) {
     const candidate *from = w->pool;
-    uint32_t n = w->pool_n;
-    if (n == 0) return 0;
-    while (n > 1) {
+    uint32_t n = w->pool_n, nearer = 0;
+    while (n > COUNTED_MOST) {
         uint32_t half = n / 2;
         from += half & -(uint32_t)(from[half - 1].distance <= distance); /* a mask: compilers make a branch of ?: */
         n -= half;
     }
-    return (uint32_t)(from - w->pool) + (from->distance <= distance);
+    for (uint32_t i = 0; i < n; i++) nearer += from[i].distance <= distance;
+    return (uint32_t)(from - w->pool) + nearer;
 }
 
 static inline uint32_t pool_insert(search_scratch *w, float distance, uint32_t node) {
