@@ -208,6 +208,20 @@ static void expand(search_scratch *w, uint32_t level, uint32_t beam, uint32_t *c
     }
 }
 
+/* Drops the rows that are not nearer than the pool's last, which only moves nearer.  Most are not, which ones cannot be
+ * predicted: without a branch a row. */
+static void keep_nearer(const search_scratch *w, frontier *f, float *distances) {
+    const float last = w->pool[w->pool_n - 1].distance;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < f->n; i++) {
+        const float distance = distances[i];
+        distances[kept] = distance;
+        f->nodes[kept] = f->nodes[i];
+        kept += !(distance >= last);
+    }
+    f->n = kept;
+}
+
 static inline bool returns(const search_scratch *w, uint32_t level, const row_filter *filter, uint32_t node) {
     return !filter || row_allowed(filter, hnsw_node_slot(w->g, level, node));
 }
@@ -228,6 +242,7 @@ void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t
         expand(w, level, beam, &cursor, next);
         if (scored->n == 0 && next->n == 0) break;
         scorer_prefetched(&w->query, scored->slots, scored->n, distances);
+        if (allowed >= ef || w->pool_n >= capacity) keep_nearer(w, scored, distances);
         for (uint32_t i = 0; i < scored->n; i++) {
             bool full = allowed >= ef || w->pool_n >= capacity;
             if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
