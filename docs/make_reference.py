@@ -1,7 +1,8 @@
-"""Writes docs/reference.md: every public name with its signature and docstring, and every command.
+"""Writes docs/reference.md: every public name with its signature and docstring, and every command; and docs/names.md:
+the methods and the names of modules in alphabetical order.
 
-    python docs/make_reference.py            # write it
-    python docs/make_reference.py --check    # only say whether it is up to date
+    python docs/make_reference.py            # write them
+    python docs/make_reference.py --check    # only say whether they are up to date
 
 The docstrings are read by griffe, without running the package; the commands are asked of click.
 """
@@ -19,7 +20,8 @@ import click
 import griffe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference.md"
+REFERENCE = ROOT / "docs" / "reference.md"
+NAMES = ROOT / "docs" / "names.md"
 SESSION = "VectorDBSession"
 
 #: Headings and what stands below each; what has no heading here is named after the kind of thing it is.
@@ -47,6 +49,12 @@ def target(item: griffe.Object | griffe.Alias) -> griffe.Object:
     found = item.final_target if isinstance(item, griffe.Alias) else item
     assert isinstance(found, griffe.Object)
     return found
+
+
+def member(module: griffe.Module, name: str) -> griffe.Object:
+    """What a module has under a name: a function rather than the submodule of the same name that it comes from."""
+    found = target(module[name])
+    return target(found[name]) if found.is_module else found
 
 
 def members(cls: griffe.Class) -> Iterator[griffe.Object]:
@@ -170,7 +178,19 @@ def entry(item: griffe.Object, heading: str, name: str) -> Iterator[str]:
         yield from function(item, heading, name)
     else:
         yield heading
-        yield from described(item)
+        yield from described(item) if item.docstring is not None else [prose(remark(item))]
+
+
+def remark(item: griffe.Object) -> str:
+    """The comment `#: …` above a constant."""
+    assert item.lineno is not None and isinstance(item.filepath, Path)
+    lines = []
+    for line in reversed(item.lines_collection[item.filepath][: item.lineno - 1]):
+        if not line.startswith("#:"):
+            break
+        lines.insert(0, line.removeprefix("#:"))
+    assert lines, f"{item.path} needs a comment `#: …` above it"
+    return " ".join(lines)
 
 
 def modules(package: griffe.Module, known: set[str]) -> Iterator[str]:
@@ -186,7 +206,7 @@ def modules(package: griffe.Module, known: set[str]) -> Iterator[str]:
                 yield heading
                 yield f"The same as `{name}`."
             else:
-                yield from entry(target(module[str(name)]), heading, str(name))
+                yield from entry(member(module, str(name)), heading, str(name))
 
 
 def is_field(member: griffe.Object) -> bool:
@@ -235,8 +255,34 @@ def options(command: click.Command) -> Iterator[str]:
         yield f"- {names}:{kind} {parameter.help or ''}{required}{shown}".replace(":  ", ": ")
 
 
+def names_page(reference: str) -> str:
+    """Names that stand behind a dot in the headings of the reference, as headings of their own.
+
+    The search box ranks a word at the start of a heading above one further on, so `search` would be found behind all
+    that starts with it, were `VectorDBSession.search` its only heading.
+    """
+    sections = re.findall(r"^#{3,4} `([\w.]+)`$(.*?)(?=^#|\Z)", reference, re.MULTILINE | re.DOTALL)
+    found: dict[str, list[str]] = {}
+    for title, below in sections:
+        name = title.rpartition(".")[2]
+        if all(name != other for other, _ in sections):
+            text = re.sub(r"^```.*?^```$|^A subclass of [^\n]*$", "", below, flags=re.MULTILINE | re.DOTALL)
+            first = next(paragraph for paragraph in text.split("\n\n") if paragraph.strip())
+            anchor = title.replace(".", "").lower()
+            line = f"- [`{title}`](reference.md#{anchor}): {first.strip()}"
+            found.setdefault(name, []).append(line)
+    lines = [
+        "# Methods by name",
+        "Written by `python docs/make_reference.py`. Methods, properties and names of modules, from A to Z. Names of "
+        "the package itself are headings of [the reference](reference.md).",
+    ]
+    for name in sorted(found, key=lambda name: (name.casefold(), name)):
+        lines += [f"## `{name}`", "\n".join(found[name])]
+    return "\n\n".join(lines) + "\n"
+
+
 def page() -> str:
-    """The whole page."""
+    """The reference."""
     package, names = public()
     items = {name: target(package[name]) for name in names}
     errors = [name for name, item in items.items() if item.canonical_path.startswith("fabstir_vectordb.errors.")]
@@ -266,14 +312,21 @@ def page() -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def pages() -> dict[Path, str]:
+    """The text of each page."""
+    reference = page()
+    return {REFERENCE: reference, NAMES: names_page(reference)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line entry point; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
-    made = page()
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    made = pages()
     if parser.parse_args(arguments).check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != made)
-    PAGE.write_text(made, encoding="utf-8", newline="\n")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in made.items()))
+    for path, text in made.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
     return 0
 
 

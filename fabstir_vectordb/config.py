@@ -72,6 +72,7 @@ class Unset:
         return False
 
 
+#: The default of a threshold, where None drops nothing: the session's own, or the metric's.
 UNSET: Final = Unset()
 
 

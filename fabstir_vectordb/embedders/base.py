@@ -66,6 +66,19 @@ async def aembed(
     """As `embed`, awaited, on asyncio or trio: a plain function runs in a worker thread, a coroutine function here.
 
     A cancellation is raised at once. A call that is running in a thread then ends there, and its result is dropped.
+
+    Args:
+        embedder: the embedder, a plain function or a coroutine function.
+        texts: the texts.
+        batch_size: most texts of one call; None for the embedder's own ``batch_size``, or 256.
+        progress: called after every call, with the numbers of texts that are done and of all texts.
+
+    Returns:
+        (n, dimension) float32, in the order of the texts.
+
+    Raises:
+        InvalidInputError: as `embed`, but an embedder may be awaited.
+        EmbeddingError: the embedder failed, or gave other vectors than asked for.
     """
     run = _Run(embedder, texts, batch_size, progress)
     run.begin(await ask_info(embedder) if texts else None)

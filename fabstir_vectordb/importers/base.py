@@ -65,7 +65,14 @@ _NAMED_MAX: Final = 100
 
 
 class ForeignRow(NamedTuple):
-    """One row of a foreign store."""
+    """One row of a foreign store.
+
+    Attributes:
+        id: the row's id.
+        vector: (dimension,) float32, or None where the store has none.
+        metadata: what the store has of the row, as Python values.
+        timestamp: seconds since 1970 or a datetime; None where the store has none.
+    """
 
     id: str
     vector: npt.NDArray[np.float32] | None
@@ -90,12 +97,20 @@ class Notes:
     texts: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
-        """Notes a sentence, unless it was noted already."""
+        """Notes a sentence, unless it was noted already.
+
+        Args:
+            text: the sentence.
+        """
         if text not in self.texts and len(self.texts) < _NAMED_MAX:
             self.texts.append(text)
 
     def collide(self, id: str) -> None:
-        """Notes an id that two rows have."""
+        """Notes an id that two rows have.
+
+        Args:
+            id: the id.
+        """
         if len(self.collisions) < _NAMED_MAX:
             self.collisions.append(id)
 

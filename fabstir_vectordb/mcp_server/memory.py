@@ -450,10 +450,13 @@ class Memory:
         return Page(tuple(notes[:count]), page.cursor if page.has_more else None, is_stale)
 
     async def get(self, id: str) -> Note | None:
-        """A note by its id; None where there is none.
+        """A note by its id.
 
         Args:
             id: the note's id.
+
+        Returns:
+            The note, or None where there is none.
 
         Raises:
             InvalidInputError: `id` is refused.
