@@ -12,9 +12,17 @@ from typing import Any
 
 import anyio
 import click
-from tqdm import tqdm
 
-from fabstir_vectordb.cli_support import Settings, json_option, query_of, say, session_settings, tell_hit, vector_of
+from fabstir_vectordb.cli_support import (
+    Settings,
+    count_bar,
+    json_option,
+    query_of,
+    say,
+    session_settings,
+    tell_hit,
+    vector_of,
+)
 from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
 from fabstir_vectordb.collections.plan import CollectionPlan, measure, plan as plan_of
 from fabstir_vectordb.collections.records import ROUTES
@@ -40,7 +48,7 @@ def _engine(processes: int) -> Iterator[Engine | None]:
 @contextmanager
 def _shards_bar(title: str) -> Iterator[Any]:
     """A function that takes the progress of a build or a verification; shows it if stderr is a terminal."""
-    with tqdm(desc=title, unit="shard", leave=False, disable=None) as bar:
+    with count_bar(title, "shard") as bar:
 
         def tell(state: CollectionProgress) -> None:
             bar.total = state.total

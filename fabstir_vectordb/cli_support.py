@@ -37,6 +37,7 @@ __all__ = [
     "array_of",
     "changes",
     "cid_option",
+    "count_bar",
     "file_name",
     "filter_option",
     "json_line",
@@ -373,6 +374,11 @@ class StageBars:
 def rows_bar(title: str, total: int | None = None, *, hidden: bool = False) -> Any:
     """A progress bar that counts rows."""
     return _bar(title, total=total, unit="row", hidden=hidden)
+
+
+def count_bar(title: str, unit: str) -> Any:
+    """A progress bar that counts things other than rows."""
+    return _bar(title, unit=unit)
 
 
 def _bar(title: str, *, hidden: bool = False, **how: Any) -> Any:
