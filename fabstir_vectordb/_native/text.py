@@ -100,7 +100,7 @@ class TextTerm(NamedTuple):
 
 
 class TextClause(NamedTuple):
-    """Terms of which a row needs one; all of them, at their offsets, under PHRASE.
+    """Terms of which a row needs one; all of them, at their offsets, under PHRASE, where no row has one with STEM_MARK.
 
     Attributes:
         terms: at least one term.

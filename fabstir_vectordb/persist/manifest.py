@@ -63,9 +63,9 @@ __all__ = [
 
 FORMAT_VERSION = 0
 """Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 5
-"""Newest draft of format 0, in which versions are written. Drafts 0 (manifests without the key) to 5 are read; a later
-one is refused."""
+DRAFT = 6
+"""Newest draft of format 0, in which versions are written. Drafts 0 (manifests without the key) to 6 are read; a later
+one is refused. Draft 6 has no positions of stems."""
 DRAFT_OF_SEPARATE_KEYS = 5
 """First draft whose part keys have a key of their own (`s5.keys`)."""
 _DRAFT_OF_SECOND_LISTS = 2

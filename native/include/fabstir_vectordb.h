@@ -724,7 +724,8 @@ fvdb_status fvdb_text_validate(fvdb_text *text, fvdb_diag *diag);
 #define FVDB_TEXT_EXCLUDED 2 /* no row that matches the clause; it gives no score */
 #define FVDB_TEXT_PREFIX \
     4 /* the terms are prefixes: each stands for the terms that begin with it, with a sign for all of them */
-#define FVDB_TEXT_PHRASE 8 /* a row matches that has each term at its offset from one place */
+/* A row matches that has each term at its offset from one place.  A term with FVDB_TEXT_STEM_MARK has no places: no row matches. */
+#define FVDB_TEXT_PHRASE 8
 
 typedef struct fvdb_text_term {
     uint32_t start, size; /* the term's place in query.bytes */

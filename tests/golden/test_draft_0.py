@@ -66,7 +66,7 @@ async def test_what_a_version_of_draft_0_holds_of_removed_rows_is_known(store: P
 async def test_a_session_goes_on_from_a_version_of_draft_0(store: Path) -> None:
     async with await opened(store) as session:
         await session.load_user_vectors()
-        # Nothing changed, but the keys: all parts are stored again under those of draft 5.
+        # Nothing changed, but the keys: all parts are stored again under those of draft 5 and later.
         again = await session.save_to_s5()
         before, earlier = (Objects(store).files(cid) for cid in (again, EXPECTED["second"]))
         assert before["ids.0000"].hash != earlier["ids.0000"].hash

@@ -16,6 +16,7 @@ from make_store import described
 from saving import Objects, session_on
 
 from fabstir_vectordb import VectorDBSession
+from fabstir_vectordb.persist.manifest import DRAFT
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
@@ -62,7 +63,7 @@ async def test_an_earlier_draft_is_saved_again_under_keys_of_its_own_and_nothing
         assert last is not None
         cid = await session.save_to_s5()
         before, after = objects.files(last), objects.files(cid)
-        assert before.keys() == after.keys() and objects.manifest(cid).draft == 5
+        assert before.keys() == after.keys() and objects.manifest(cid).draft == DRAFT
         # Equal bytes, other keys; so other blobs.
         assert [part.hash for part in objects.manifest(cid).parts if part.name == "ids.0000"] == [
             part.hash for part in objects.manifest(last).parts if part.name == "ids.0000"

@@ -547,11 +547,12 @@ def _segment(raw: bytes, chunk: int, streams: dict[str, Iterator[bytes]]) -> Seg
         of_term, places = Cursor(postings.take(posting_bytes)), Cursor(positions.take(position_bytes))
         for document, frequency in _postings(of_term, count):
             place = 0
-            for nth in range(frequency):
+            for nth in range(frequency if position_bytes else 0):  # a stem has no positions
                 place = place + places.varint() if nth else places.varint()
                 words[slots[document]].append((place, term))
         of_term.end()
         places.end()
+        check(position_bytes or not count or term[0] == 1, "positions of a word")
     for stream in (dictionary, postings, positions):
         stream.end()
     check(total == n_postings, "postings")

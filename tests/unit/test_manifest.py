@@ -167,14 +167,20 @@ def test_what_is_said_of_a_text_index_is_checked(key: str, value: Any) -> None:
 
 def test_a_newer_draft_is_refused_by_name() -> None:
     with pytest.raises(
-        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 5: upgrade"
+        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 6: upgrade"
     ) as caught:
         decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
     assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}
 
 
 def test_manifests_of_earlier_drafts_are_read() -> None:
-    for manifest in (example(draft=1), example(draft=2), example(draft=3, text=TEXT), example(draft=4)):
+    for manifest in (
+        example(draft=1),
+        example(draft=2),
+        example(draft=3, text=TEXT),
+        example(draft=4),
+        example(draft=5, text=TEXT),
+    ):
         assert decode_manifest(encode_manifest(manifest)) == manifest
 
 

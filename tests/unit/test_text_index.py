@@ -110,6 +110,8 @@ class Model:
         def matches(slot: int, clause: TextClause) -> bool:
             if not clause.flags & PHRASE:
                 return any(term in counts[slot] for term, _ in expanded(clause))
+            if any(term.startswith(STEM_MARK) for term, _, _ in clause.terms):
+                return False  # a stem has no positions
             at = dict(places[slot])
             starts = {position - offset for position in at for _, _, offset in clause.terms[:1]}
             return any(all(term in at.get(p + offset, ()) for term, _, offset in clause.terms) for p in starts)
@@ -891,3 +893,15 @@ def test_parts_are_checked_as_they_come(good: dict[tuple[int, int], bytes]) -> N
 def check_refused(function: Callable[[], object]) -> None:
     with pytest.raises(InvalidInputError):
         function()
+
+
+def test_stems_have_no_positions_and_no_phrase() -> None:
+    text, model = NativeText(terms=TERMS_BOTH), Model(TERMS_BOTH)
+    change(text, model, {slot: ["runs runs far"] for slot in range(300)})
+    words, postings = NativeText(), Model(TERMS_WORDS)
+    change(words, postings, {slot: ["runs runs far"] for slot in range(300)})
+    assert text.stats().bytes_positions == words.stats().bytes_positions
+    text.validate()
+    stems = [TextTerm(STEM_MARK + stem(word), 1.0, at) for at, word in enumerate(("runs", "far"))]
+    assert len(text.search(TextQuery([TextClause(stems, PHRASE)]), 5).slots) == 0
+    assert len(text.search(TextQuery([TextClause(stems)]), 5).slots) == 5

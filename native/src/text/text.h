@@ -9,7 +9,7 @@
  *   head        counts, lengths of documents, the slots of those that left, the index of the dictionary
  *   dictionary  blocks of TEXT_BLOCK_TERMS terms in byte order, front-coded, with sizes of their postings
  *   postings    of a term: blocks of TEXT_BLOCK_POSTINGS documents and frequencies, with a table of skips before them
- *   positions   of a term: of each of its documents in turn, where the term is
+ *   positions   of a term that is no stem: of each of its documents in turn, where the term is
  * The bytes in memory are those that are saved, so a save copies, and a load checks.
  *
  * A row that leaves stays in its segment, its document no longer alive; a newer segment has its slot among those that
@@ -131,6 +131,8 @@ void terms_begin(term_cursor *c, const text_segment *s);
 bool terms_next(term_cursor *c);
 /* Goes to the first term that is not below the given one; false where there is none. */
 bool terms_seek(term_cursor *c, const text_segment *s, const uint8_t *term, uint32_t size);
+/* A stem beside its words, which has no positions: a phrase is of words. */
+static inline bool term_is_stem(const uint8_t *term, uint32_t size) { return size && *term == FVDB_TEXT_STEM_MARK; }
 /* Whether the cursor's term begins with a prefix. */
 static inline bool terms_has_prefix(const term_cursor *c, const uint8_t *prefix, uint32_t size) {
     return c->size >= size && (size == 0 || memcmp(c->term, prefix, size) == 0);
@@ -144,9 +146,11 @@ const uint8_t *block_first_term(const text_segment *s, uint32_t block, uint32_t 
 int compare_bytes(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_t b_size);
 
 /* A table of skips has an entry for each block, where there are two or more:
- *   uint32 last document; uint32 end of its bytes, and of its positions, counted from the first block's; uint8 least
+ *   uint32 last document; uint32 end of its bytes, and of its positions (0 without any), counted from the first block's; uint8 least
  *   length plus 1 of documents with a frequency of 1, 2, 3 and more (255: that or longer, 0: none); uint32 highest frequency */
 #define SKIP_BYTES 20u
+#define SKIP_POSITIONS 8u
+#define SKIP_LENGTHS 12u
 #define SKIP_CLASSES 4u
 
 #define POSTING_STEP 16u
@@ -215,7 +219,7 @@ typedef struct segment_builder {
     uint32_t last_size;
     bool has_failed; /* memory ran out */
 } segment_builder;
-/* Adds a posting to the term that is being written: documents ascend; positions are varints of differences. */
+/* Adds a posting to the term that is being written: documents ascend; positions are varints of differences, none for a stem. */
 void builder_posting(segment_builder *b, uint32_t doc, uint32_t freq, const uint8_t *positions, size_t size);
 /* Ends a term; terms ascend.  One without postings and with left = 0 is left out. */
 void builder_term(segment_builder *b, const uint8_t *term, uint32_t size, int64_t left);

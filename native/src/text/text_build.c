@@ -85,7 +85,7 @@ static bool add_skip(segment_builder *b) {
     uint8_t skip[SKIP_BYTES] = {0};
     uint32_t most = 0;
     for (uint32_t i = 0; i < b->pending; i++) {
-        uint8_t *least = &skip[12 + min_u32(b->freqs[i], SKIP_CLASSES) - 1];
+        uint8_t *least = &skip[SKIP_LENGTHS + min_u32(b->freqs[i], SKIP_CLASSES) - 1];
         const uint8_t length = (uint8_t)min_u32(b->lengths[b->docs[i]], 255);
         if (*least == 0 || length < *least) *least = length;
         most = max_u32(most, b->freqs[i]);

@@ -230,12 +230,14 @@ static fvdb_status merge_term(merging *m, const term_cursor *term, fvdb_diag *di
         if (!m->has_term[i] || compare_bytes(m->terms[i].term, m->terms[i].size, term->term, term->size)) continue;
         if (!take_postings(m, i, &n)) return FAIL(diag, FVDB_ERR_FORMAT, "postings are malformed");
     }
+    const bool is_stem = term_is_stem(term->term, term->size);
     bool ascend = true;
     for (size_t i = 1; i < n; i++) ascend = ascend && m->postings[i - 1].doc < m->postings[i].doc;
     if (!ascend) sort_postings(m, n);
     for (size_t i = 0; i < n; i++) {
         const posting *p = &m->postings[i];
-        builder_posting(&m->b, p->doc, p->freq, p->positions, p->size);
+        /* Earlier releases wrote positions of stems. */
+        builder_posting(&m->b, p->doc, p->freq, p->positions, is_stem ? 0 : p->size);
     }
     /* Rows whose postings are dropped here need no counting down any more. */
     builder_term(&m->b, term->term, term->size, m->is_all ? 0 : left - (int64_t)(old - n));

@@ -64,7 +64,7 @@ static inline uint32_t score_of(const text_query *q, const query_term *term, uin
 /* The highest score that a block can give.  The last class is of frequencies from SKIP_CLASSES on, so a lower highest one, which
  * only damage gives, is none to look up. */
 static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
-    const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + 12;
+    const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + SKIP_LENGTHS;
     const uint32_t most = max_u32((uint32_t)load_le(skip + SKIP_CLASSES, 4), SKIP_CLASSES);
     const uint32_t *table = l->term->table;
     uint32_t bound = 0;
@@ -274,7 +274,8 @@ static bool open_phrase(search *x, const query_clause *c, uint32_t segment, phra
         const query_term *term = &x->q->terms[c->terms[i]];
         posting_cursor *cursor = query_alloc(&x->room, 1, sizeof *cursor);
         if (!cursor) return false;
-        if (term->infos[segment].n == 0 || !postings_open(cursor, x->s, &term->infos[segment])) return true;
+        const term_info *info = &term->infos[segment];
+        if (info->n == 0 || info->positions_size == 0 || !postings_open(cursor, x->s, info)) return true;
         terms[i] =
             (phrase_term){.l = {.term = term, .blocks = cursor}, .offset = c->offsets[i], .positions_block = TEXT_NONE};
         if (cursor->n >= terms[0].l.blocks->n) continue;

@@ -447,7 +447,7 @@ static fvdb_status validate_block(const posting_cursor *c, uint32_t block, fvdb_
         most = max_u32(most, freq);
         last = doc;
         uint64_t position = 0;
-        for (uint32_t j = 0; j < freq; j++) {
+        for (uint32_t j = 0; j < freq && c->positions_size; j++) {
             const uint64_t step = read_varint(&positions);
             REQUIRE(positions.ok && (j == 0 || step > 0), "positions are cut off or do not ascend");
             position += step;
@@ -458,7 +458,9 @@ static fvdb_status validate_block(const posting_cursor *c, uint32_t block, fvdb_
     if (c->n_blocks == 1) return FVDB_OK;
     const uint8_t *skip = c->skips + (size_t)block * SKIP_BYTES;
     REQUIRE(load_le(skip, 4) == last, "a skip names another document");
-    for (uint32_t i = 0; i < SKIP_CLASSES; i++) REQUIRE(skip[12 + i] == least[i], "a skip has another length");
+    REQUIRE(c->positions_size || load_le(skip + SKIP_POSITIONS, 4) == 0, "a skip has positions of a stem");
+    for (uint32_t i = 0; i < SKIP_CLASSES; i++)
+        REQUIRE(skip[SKIP_LENGTHS + i] == least[i], "a skip has another length");
     REQUIRE(load_le(skip + 16, 4) == most, "a skip has another frequency");
     return FVDB_OK;
 }
@@ -475,6 +477,7 @@ static fvdb_status validate_postings(const term_cursor *t, posting_cursor *c, fv
     REQUIRE(end == c->size, "bytes follow the postings");
     REQUIRE(c->n_blocks < 2 || skip_field(c, c->n_blocks - 1, 2) == c->positions_size, "bytes follow the positions");
     REQUIRE(c->n_blocks > 0 || t->info.positions_size == 0, "there are positions without postings");
+    REQUIRE(c->n_blocks == 0 || c->positions_size || term_is_stem(t->term, t->size), "a word has no positions");
     return FVDB_OK;
 }
 

@@ -325,14 +325,15 @@ static void place_terms(inversion *v) {
 }
 
 /* The postings of one term: entries from .. to - 1. */
-static void write_term(inversion *v, size_t from, size_t to, byte_buffer *positions) {
+static void write_term(inversion *v, const sorted_term *term, size_t from, size_t to, byte_buffer *positions) {
+    const bool is_stem = term_is_stem(term->bytes, term->size);
     while (from < to) {
         const uint32_t doc = (uint32_t)(v->entries[from] >> 32);
         uint32_t freq = 0, last = 0;
         positions->used = 0;
         for (; from < to && v->entries[from] >> 32 == doc; from++, freq++) {
             const uint32_t position = (uint32_t)v->entries[from];
-            v->b.has_failed = v->b.has_failed || !buffer_varint(positions, position - last);
+            if (!is_stem) v->b.has_failed = v->b.has_failed || !buffer_varint(positions, position - last);
             last = position;
         }
         builder_posting(&v->b, doc, freq, positions->bytes, positions->used);
@@ -364,7 +365,7 @@ static fvdb_status invert(inversion *v, fvdb_control *control, fvdb_diag *diag) 
     for (uint32_t i = 0; i < n && status == FVDB_OK; i++) {
         const sorted_term *term = &v->terms[i];
         /* starts[t] is now where term t ends, and so where term t + 1 begins. */
-        write_term(v, term->number ? v->starts[term->number - 1] : 0, v->starts[term->number], &positions);
+        write_term(v, term, term->number ? v->starts[term->number - 1] : 0, v->starts[term->number], &positions);
         builder_term(&v->b, term->bytes, term->size, v->left[term->number]);
         if (i % TEXTS_PER_POLL == 0 && control_cancelled(control)) status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
     }
