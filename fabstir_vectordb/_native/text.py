@@ -173,10 +173,13 @@ class TextQuery:
         totals: TextTotals | None = None,
     ) -> None:
         """Makes the C structs: as bytes, since cffi takes ten times as long to fill in their fields."""
-        encoded = [name.encode("utf-8", "replace") for name in names]
-        sizes = list(map(len, encoded))
+        joined = "".join(names)
+        if joined.isascii():  # as most are: encoded at once
+            raw, sizes = joined.encode("ascii"), list(map(len, names))
+        else:
+            encoded = [name.encode("utf-8", "replace") for name in names]
+            raw, sizes = b"".join(encoded), list(map(len, encoded))
         fields = chain.from_iterable(zip(accumulate(sizes, initial=0), sizes, offsets, weights, strict=False))
-        raw = b"".join(encoded)
         raw_c = ffi.from_buffer("uint8_t[]", raw)
         terms_c = ffi.from_buffer("fvdb_text_term[]", pack("IIif" * len(sizes), *fields))
         clauses_c = ffi.from_buffer("fvdb_text_clause[]", pack(f"{len(clauses)}I", *clauses))
