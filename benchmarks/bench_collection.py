@@ -3,6 +3,9 @@
 The store is a directory that counts requests and bytes, and lets each request wait for a latency and for its bytes. An
 alias is a shard of the root that names the share CID of a real shard, with the real centroids moved a little. So root,
 routes, fan-out and merging are those of 1,000 shards, while the rows that are searched are those of the real ones.
+
+Cold searches are those of lazily opened shards without a cached part, beside one lazily loaded index of the same rows.
+What opening takes is counted with the first of them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from harness.contract import K
 from harness.link import BYTES_PER_S, LATENCY_S
 
 from fabstir_vectordb import VectorDBSession
-from fabstir_vectordb.collections import Collection, build
+from fabstir_vectordb.collections import Collection, build, open_shards
 from fabstir_vectordb.collections.plan import measure, plan
 from fabstir_vectordb.collections.root import Snapshot, read_root, write_root
 from fabstir_vectordb.collections.routing import Centroids
@@ -36,6 +39,7 @@ ALIASES = 1_000
 #: Of the 1,000 shards.
 ASKED = (1, 16, 64, 256, 1_000)
 SEARCHES = 20
+COLD_SEARCHES = 200
 
 
 class Delays:
@@ -85,10 +89,21 @@ def recall(found: Sequence[Any], neighbours: Any) -> float:
     return sum(len(one & other) for one, other in sets) / (K * len(sets))
 
 
+def batch_of(data: datasets.Dataset) -> dict[str, Any]:
+    """The rows of a set as arguments of add_batch, with short texts as metadata."""
+    rows = len(data.base)
+    return {
+        "ids": data.ids,
+        "vectors": data.base,
+        "metadata": [{"text": f"row number {row}"} for row in range(rows)],
+        "timestamps": [0.0] * rows,
+    }
+
+
 async def real_shards(fields: dict[str, Any], data: datasets.Dataset, delays: Delays) -> dict[str, Any]:
     """A collection of the set: build, recall by shards asked, what a cold and a warm search take."""
     started = time.perf_counter()
-    await build(fields, [{"ids": data.ids, "vectors": data.base, "timestamps": [0.0] * len(data.base)}], shards=SHARDS)
+    await build(fields, [batch_of(data)], shards=SHARDS)
     results: dict[str, Any] = {"build_s": time.perf_counter() - started, "recall": {}}
     queries = data.queries[: 10 * SEARCHES]
     async with await Collection.open(fields) as many:
@@ -115,6 +130,66 @@ async def seconds_of_searches(many: Collection, queries: Any, asked: int | None)
         await many.search(query, K, shards=asked, recall_target=0.95, threshold=None)
         taken.append(time.perf_counter() - started)
     return float(np.median(taken))
+
+
+def open_indexes(many: Collection | VectorDBSession) -> list[Any]:
+    """The indexes that this process has open for a collection, or the one of a session."""
+    if isinstance(many, VectorDBSession):
+        return [many._runtime.index]
+    entries = open_shards._shards._entries.values()
+    return [entry.session._verbs._runtime.index for entry in entries if entry.session is not None]
+
+
+async def cold_searches(
+    many: Collection | VectorDBSession, data: datasets.Dataset, delays: Delays, count: int
+) -> dict[str, Any]:
+    """What searches take whose parts are all in the store, once the first one has opened what it needs."""
+    started = time.perf_counter()
+    await many.search(data.queries[0], K, threshold=None)
+    results: dict[str, Any] = {"first_s": time.perf_counter() - started}
+    results["first_requests"], size = delays.taken()
+    results["first_mb"] = size / 1e6
+    found, taken = [], []
+    for query in data.queries[:count]:
+        for index in open_indexes(many):
+            index.forget_caches()
+        started = time.perf_counter()
+        hits = await many.search(query, K, threshold=None)
+        _ = [hit.metadata for hit in hits]
+        taken.append(time.perf_counter() - started)
+        found.append(hits)
+    requests, size = delays.taken()
+    for index in open_indexes(many):
+        index.forget_caches()
+    results["resident_bytes_a_row"] = sum(index.held_bytes for index in open_indexes(many)) / len(data.base)
+    return results | {
+        "requests": requests / len(found),
+        "mb": size / 1e6 / len(found),
+        "search_s": float(np.median(taken)),
+        "recall": recall(found, data.neighbours),
+    }
+
+
+async def lazily(fields: dict[str, Any], data: datasets.Dataset, delays: Delays, count: int) -> dict[str, Any]:
+    """Cold searches of one index and of collections with the same rows, by route."""
+    one = {**fields, "index_name": "one"}
+    async with await VectorDBSession.create(**one) as session:
+        await session.add_batch(**batch_of(data))
+        await session.save_to_s5()
+    delays.taken()
+    async with await VectorDBSession.create(**one) as session:
+        await session.load_user_vectors(become_whole=False)
+        results = {"one": await cold_searches(session, data, delays, count)}
+    hashed = {**fields, "index_name": "hashed"}
+    await build(hashed, [batch_of(data)], shards=SHARDS, route="hash")
+    for name, settings in (("nearest", fields), ("hash", hashed)):
+        delays.taken()
+        async with await Collection.open(settings, become_whole=False) as many:
+            results[name] = await cold_searches(many, data, delays, count)
+    for name in ("nearest", "hash"):
+        for what in ("requests", "mb"):
+            results[name][f"{what}_over_one"] = results[name][what] / max(results["one"][what], 1e-9)
+    return results
 
 
 def aliased(real: Snapshot, count: int) -> Snapshot:
@@ -183,6 +258,7 @@ async def one_round(data: datasets.Dataset, tiny: bool) -> dict[str, Any]:
         return {
             "real": await real_shards(fields, data, delays),
             "aliased": await many_shards(fields, data, delays, 40 if tiny else ALIASES),
+            "lazy": await lazily(fields, data, delays, 3 if tiny else COLD_SEARCHES),
             "plan": await planned(fields, len(data.base)),
         }
 
