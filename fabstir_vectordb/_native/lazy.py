@@ -27,15 +27,20 @@ class Lazy(Owner):
         """
         call(lib.fvdb_load_lazy, self._index)
 
-    def candidates(self, query: Float32Array, k: int, allow: UInt64Array | None = None) -> UInt32Array:
-        """The slots of the k live rows nearest to a query by their codes, nearest first.
+    def candidates(
+        self, query: Float32Array, k: int, allow: UInt64Array | None = None
+    ) -> tuple[UInt32Array, npt.NDArray[np.float64]]:
+        """The k live rows nearest to a query by their codes: slots and estimated distances, nearest first.
+
+        Estimates of several indexes can be compared, as each index estimates the exact distance.
 
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
             IndexStateError: there was not enough memory.
         """
         expect("query", query, np.float32, (self.dim,))
-        out, count = np.empty(k, dtype=np.uint32), ffi.new("uint32_t *")
+        slots, distances = np.empty(k, dtype=np.uint32), np.empty(k, dtype=np.float64)
+        count = ffi.new("uint32_t *")
         call(
             lib.fvdb_candidates,
             self._index,
@@ -43,10 +48,11 @@ class Lazy(Owner):
             k,
             ffi.NULL if allow is None else bitmap_of(allow),
             0 if allow is None else len(allow),
-            pointer("uint32_t[]", out),
+            pointer("uint32_t[]", slots),
+            pointer("double[]", distances),
             count,
         )
-        return out[: count[0]]
+        return slots[: count[0]], distances[: count[0]]
 
     def check_part(self, raw: bytes) -> None:
         """Checks a part with vectors, as `search_part` and `part_vectors` require; safe on untrusted bytes.

@@ -35,8 +35,10 @@ from fabstir_vectordb.index.lazy_text import LazyText
 from fabstir_vectordb.index.protocol import (
     BatchNeed,
     Candidates,
+    ChosenNeed,
     FilterNeed,
     Gathered,
+    LikelyNeed,
     Missing,
     Need,
     Reach,
@@ -312,17 +314,14 @@ class LazyIndex:
             return self._text.missing_words(need.queries, gathered)
         if isinstance(need, FilterNeed):
             return self._held.missing_metadata(gathered) if need.metadata else NOTHING
-        if isinstance(need, BatchNeed):
-            if len(need.queries) > _BATCH_MAX:
-                return WHOLE
-            return self._missing_of_search(need.queries, need.request, gathered)
         if isinstance(need, SearchRequest):
-            return self._missing_of_search(need.query[np.newaxis], need, gathered)
+            need = BatchNeed(need.query[np.newaxis], need)
+        if isinstance(need, BatchNeed | LikelyNeed | ChosenNeed) and len(need.queries) <= _BATCH_MAX:
+            return self._missing_of_search(need, gathered)
         return WHOLE
 
-    def _missing_of_search(
-        self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered
-    ) -> Missing:
+    def _missing_of_search(self, need: BatchNeed | LikelyNeed | ChosenNeed, gathered: Gathered) -> Missing:
+        queries, request = need.queries, need.request
         if request.exact:
             return WHOLE
         # By vector, too, groups are of all rows, in the order of their distances.
@@ -343,10 +342,14 @@ class LazyIndex:
                 lacking = self._held.missing_metadata(gathered)
                 if lacking is not NOTHING:
                     return lacking
-            if request.group_by is None:
+            if isinstance(need, ChosenNeed):
+                self._near.take_candidates(need.slots, request, gathered)
+            elif request.group_by is None:
                 self._near.find_candidates(queries, request, gathered, [self._near.allowed(request)] * len(queries))
             else:
                 self._near.find_candidates_of_groups(queries, request, request.group_by, gathered)
+        if isinstance(need, LikelyNeed):
+            return NOTHING
         # Pages of metadata begin at the same rows as parts: the candidates' pages mostly cover the other rows of their
         # parts, too.
         keys = [key for one in gathered.candidates for key in (*one.parts, *self._held.pages_of(one.slots))]

@@ -14,7 +14,7 @@ from fabstir_vectordb.index.filters import Filters, Matches
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.lazy_rows import LazyRows
 from fabstir_vectordb.index.protocol import Candidates, Gathered
-from fabstir_vectordb.index.rows import Rows
+from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.columns import Mask
 from fabstir_vectordb.metadata.filter_eval import bitmap
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING
@@ -55,8 +55,13 @@ class LazyNear:
         """The likeliest rows for each query among those that it may take; None for all."""
         most = candidates_for(request.k, request.ef_search, request.recall_target)
         for query, allow in zip(queries, taken, strict=True):
-            likely = self._held.native.candidates(query, most, allow)
-            gathered.candidates.append(Candidates(allow, likely, self._held.parts_of(likely)))
+            likely, distances = self._held.native.candidates(query, most, allow)
+            gathered.candidates.append(Candidates(allow, likely, self._held.parts_of(likely), distances))
+
+    def take_candidates(self, slots: Sequence[Slots], request: SearchRequest, gathered: Gathered) -> None:
+        """The candidates of each query that were chosen elsewhere, from those of `find_candidates`."""
+        allow = self.allowed(request)
+        gathered.candidates += [Candidates(allow, chosen, self._held.parts_of(chosen)) for chosen in slots]
 
     def allowed(self, request: SearchRequest) -> Bitmap | None:
         """The rows that the filter takes and that have not expired; None for all."""
@@ -86,7 +91,7 @@ class LazyNear:
                 mask: Mask, most: int, exact: bool, query: Any = query, places: Iterator[int] = places
             ) -> Iterable[Hit]:
                 # The place among all candidates stands for the distance.
-                slots = self._held.native.candidates(query, most, bitmap(mask))
+                slots, _ = self._held.native.candidates(query, most, bitmap(mask))
                 return [(float(next(places)), b"", slot) for slot in slots.tolist()]
 
             found = best_of_groups(groups, mask, most, request.group_size, by_code)

@@ -36,8 +36,10 @@ from fabstir_vectordb.types import FacetCount, FieldInfo, FusedResult, Row, Sear
 
 __all__ = [
     "BatchNeed",
+    "ChosenNeed",
     "FilterNeed",
     "Gathered",
+    "LikelyNeed",
     "Missing",
     "Need",
     "Reach",
@@ -61,6 +63,28 @@ class BatchNeed:
 
     queries: npt.NDArray[np.float32]
     request: SearchRequest
+
+
+@dataclass(frozen=True, slots=True)
+class LikelyNeed:
+    """The need of a search of many queries for candidates alone: the likeliest rows by code, without their parts."""
+
+    queries: npt.NDArray[np.float32]
+    request: SearchRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenNeed:
+    """The need of a search of many queries among the rows of the parts of given candidates.
+
+    Attributes:
+        queries, request: as in `BatchNeed`.
+        slots: the candidates of each query.
+    """
+
+    queries: npt.NDArray[np.float32]
+    request: SearchRequest
+    slots: Sequence[Slots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +118,7 @@ class FilterNeed:
     metadata: bool = True
 
 
-Need: TypeAlias = SearchRequest | BatchNeed | RowsNeed | WordsNeed | FilterNeed | Reach
+Need: TypeAlias = SearchRequest | BatchNeed | LikelyNeed | ChosenNeed | RowsNeed | WordsNeed | FilterNeed | Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +145,8 @@ class Candidates:
         allow: bitmap of the rows that may be hits; None for all.
         slots: the likeliest rows by code.
         parts: the parts with their vectors.
+        distances: the distances of `slots`, as far as the codes tell; none with `group_by`, or where they were chosen
+            elsewhere.
         hits: distance, id and slot of the nearest rows; None before those parts are fetched.
         groups: the groups of all rows, for a search with `group_by`.
         found: groups with their hits, in place of `hits` alone.
@@ -129,6 +155,7 @@ class Candidates:
     allow: npt.NDArray[np.uint64] | None
     slots: Slots
     parts: list[PartKey]
+    distances: npt.NDArray[np.float64] | None = None
     hits: list[Hit] | None = None
     groups: Groups | None = None
     found: list[tuple[int, list[Hit]]] = field(default_factory=list)

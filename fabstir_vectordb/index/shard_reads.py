@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,26 @@ from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.query import ParsedQuery
+from fabstir_vectordb.types import Receipt
 
-__all__ = ["Content", "LazyReads", "ShardReads", "WholeReads"]
+__all__ = ["Content", "LazyReads", "Likely", "ShardReads", "WholeReads"]
 
 #: Metadata of a row as it is stored, empty for none, and its vector where that was asked for and the row has one.
 Content: TypeAlias = tuple[bytearray, npt.NDArray[np.float32] | None]
+
+
+class Likely(NamedTuple):
+    """The likeliest rows of a lazily loaded shard for a query, by their codes, nearest first.
+
+    Attributes:
+        slots: of the rows, uint32.
+        distances: as far as the codes tell, float64; they can be compared with those of other shards.
+        receipt: what was fetched for a filter.
+    """
+
+    slots: Slots
+    distances: npt.NDArray[np.float64]
+    receipt: Receipt
 
 
 class ShardReads(Protocol):
@@ -143,6 +158,17 @@ class LazyReads:
         if gathered is None or len(gathered.sides) != len(queries):
             raise InternalError("a lazily loaded index is asked what it misses first")
         return gathered.sides
+
+    def likely(self, n: int, gathered: Gathered) -> list[Likely]:
+        """The likeliest rows for each of n queries, once `missing` of a `LikelyNeed` found them."""
+        receipt = Receipt(requests=gathered.requests, bytes=gathered.bytes, cache_hits=0)
+        if not gathered.candidates:  # no row has a vector
+            return [Likely(np.empty(0, np.uint32), np.empty(0), receipt)] * n
+        found = []
+        for one in gathered.candidates:
+            assert one.distances is not None
+            found.append(Likely(one.slots, one.distances, receipt))
+        return found
 
     def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:
         """See `ShardReads`."""

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 7
+#define FVDB_ABI_VERSION 8
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -569,10 +569,12 @@ fvdb_status fvdb_load_end(fvdb_index *index, const uint32_t *steps, uint32_t n_s
 fvdb_status fvdb_load_lazy(fvdb_index *index, fvdb_diag *diag);
 
 /* The live rows that are nearest to a query as far as the codes tell, nearest first: at most k (1 .. FVDB_K_MAX) slots.
- * allow: as fvdb_search.                                                                              [reader, lazy]
+ * out_distances: estimates, never NaN, in the units of fvdb_search.  Each index estimates the same distance by its own codes,
+ * so the candidates of several indexes can be put into one order.  allow: as fvdb_search.              [reader, lazy]
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR or _MEMORY. */
 fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
-                            uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+                            uint64_t allow_words, uint32_t *out_slots, double *out_distances, uint32_t *out_count,
+                            fvdb_diag *diag);
 
 /* Checks a part with vectors that the caller fetched: safe on untrusted bytes.                        [reader, lazy]
  * Returns FVDB_OK, FVDB_ERR_FORMAT or FVDB_ERR_ARGUMENT. */

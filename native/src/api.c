@@ -550,11 +550,13 @@ static fvdb_status check_query(const fvdb_index *index, const float *query, fvdb
 }
 
 fvdb_status fvdb_candidates(fvdb_index *index, const float *query, uint32_t k, const uint64_t *allow,
-                            uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag) {
+                            uint64_t allow_words, uint32_t *out_slots, double *out_distances, uint32_t *out_count,
+                            fvdb_diag *diag) {
     TRY(check_range(k, 1, FVDB_K_MAX, "k is out of range", diag));
     TRY(enter_read(index, LAZY, diag));
     fvdb_status status = check_query(index, query, diag);
-    if (status == FVDB_OK) status = index_candidates(index, query, k, allow, allow_words, out_slots, out_count, diag);
+    if (status == FVDB_OK)
+        status = index_candidates(index, query, k, allow, allow_words, out_slots, out_distances, out_count, diag);
     rwlock_read_done(index->lock);
     return status;
 }

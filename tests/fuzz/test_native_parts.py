@@ -137,7 +137,8 @@ def use_lazily(index: NativeIndex, parts: Parts, rows: int) -> None:
     """The same of one that is loaded lazily."""
     live = set(index.live_slots(0, rows).tolist())
     for query in np.eye(DIM, dtype=np.float32):
-        candidates = index.candidates(query, 50)
+        candidates, estimates = index.candidates(query, 50)
+        assert (np.sort(estimates) == estimates).all()
         assert len(candidates) == min(50, len(live))
         assert set(candidates.tolist()) <= live
         for (kind, _), raw in parts.items():

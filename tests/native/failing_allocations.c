@@ -205,7 +205,7 @@ static fvdb_status load_whole(void) {
 static fvdb_status load_lazily(void) {
     fvdb_status status;
     fvdb_index *lazy = loaded(&status, true);
-    if (lazy) status = fvdb_candidates(lazy, query, K, NULL, 0, slots, &count, NULL);
+    if (lazy) status = fvdb_candidates(lazy, query, K, NULL, 0, slots, distances, &count, NULL);
     for (uint32_t i = 0; i < stored.n && status == FVDB_OK; i++)
         if (stored.kinds[i] == FVDB_PART_VECTORS) {
             status = fvdb_part_check(lazy, stored.bytes[i], stored.size[i], NULL);

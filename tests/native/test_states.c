@@ -100,7 +100,7 @@ ENTRY(fvdb_load_part) {
 }
 ENTRY(fvdb_load_end) { return fvdb_load_end(index, NULL, 0, NULL, diag); }
 ENTRY(fvdb_load_lazy) { return fvdb_load_lazy(index, diag); }
-ENTRY(fvdb_candidates) { return fvdb_candidates(index, query, K, NULL, 0, room.slots, &room.n, diag); }
+ENTRY(fvdb_candidates) { return fvdb_candidates(index, query, K, NULL, 0, room.slots, room.distances, &room.n, diag); }
 ENTRY(fvdb_part_check) { return fvdb_part_check(index, stored.bytes[0], stored.size[0], diag); }
 ENTRY(fvdb_part_search) {
     return fvdb_part_search(index, stored.bytes[0], stored.size[0], query, K, NULL, 0, room.slots, room.distances,
@@ -220,7 +220,7 @@ static void test_a_load_goes_on_after_refused_calls(void) {
 static void test_a_lazy_index_stays_as_it_is(void) {
     fvdb_index *index = make(LAZY);
     uint32_t before[K], n;
-    CHECK(fvdb_candidates(index, query, K, NULL, 0, before, &n, NULL) == FVDB_OK && n == K);
+    CHECK(fvdb_candidates(index, query, K, NULL, 0, before, room.distances, &n, NULL) == FVDB_OK && n == K);
     for (uint32_t e = 0; e < ENTRIES; e++) {
         fvdb_diag diag = {0};
         if (!(entries[e].answered & LAZY)) CHECK(entries[e].call(index, &diag) == FVDB_ERR_ARGUMENT);

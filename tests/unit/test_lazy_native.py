@@ -84,13 +84,31 @@ def test_codes_say_where_the_nearest_rows_are(metric: str) -> None:
     for query in rows_of(50, seed=3):
         for chosen in (None, allow):
             exact = index.search(query[np.newaxis], 10, exact=True, allow=chosen)
-            candidates = lazy.candidates(query, 100, chosen)
+            candidates, estimates = lazy.candidates(query, 100, chosen)
+            assert (np.diff(estimates) >= 0).all()
             assert len(candidates) == len(set(candidates.tolist())) == 100
             assert chosen is None or not (candidates % 2).any()
             assert (candidates % 7).all()
             wanted += 10
             found += len(set(candidates.tolist()) & set(exact.slots[0].tolist()))
     assert found / wanted > 0.75
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+def test_codes_estimate_distances(metric: str) -> None:
+    """So that the candidates of several indexes can be put into one order."""
+    index, parts = kept(metric)
+    lazy = lazily(index, parts, metric)
+    for query in rows_of(5, seed=5):
+        exact = index.search(query[np.newaxis], ROWS, exact=True)
+        count = int(exact.counts[0])
+        slots, estimates = lazy.candidates(query, ROWS)
+        assert len(slots) == count
+        true = np.empty(ROWS)
+        true[exact.slots[0, :count]] = exact.distances[0, :count]
+        spread = true[slots].std()
+        assert abs(estimates.mean() - true[slots].mean()) < 0.5 * spread
+        assert np.corrcoef(estimates, true[slots])[0, 1] > 0.7
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
@@ -235,11 +253,11 @@ NEED_IDS: dict[str, Callable[[NativeIndex], object]] = {
 def test_a_lazy_index_refuses_what_needs_vectors_or_changes_rows(call: str) -> None:
     index, parts = kept("cosine")
     lazy = lazily(index, parts, "cosine")
-    before = lazy.candidates(ONE_ROW[0], 10).tolist()
+    before, _ = lazy.candidates(ONE_ROW[0], 10)
     with pytest.raises(InvalidInputError, match="lazily"):
         NEED_ROWS[call](lazy)
     assert lazy.stats().rows == ROWS
-    assert lazy.candidates(ONE_ROW[0], 10).tolist() == before
+    assert lazy.candidates(ONE_ROW[0], 10)[0].tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("call", [*NEED_ROWS, *NEED_IDS])

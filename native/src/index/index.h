@@ -152,9 +152,10 @@ typedef struct part_rows {
 } part_rows;
 /* The halves of row first + row. */
 void part_row(const part_rows *p, uint32_t dim, uint32_t row, uint16_t *high, uint16_t *low);
-/* The live rows nearest to a query by bit code. */
+/* The live rows nearest to a query by bit code, and estimates of their distances. */
 fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
-                             uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag);
+                             uint64_t allow_words, uint32_t *out_slots, double *out_distances, uint32_t *out_count,
+                             fvdb_diag *diag);
 /* The live rows of a part nearest to a query, by exact distance. */
 fvdb_status index_part_search(const fvdb_index *index, const part_rows *rows, const float *query, uint32_t k,
                               const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,

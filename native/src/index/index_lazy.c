@@ -7,6 +7,8 @@
  * The scratch memory of an index is made for walks of its graph; there is none here, so these calls allocate their own. */
 #include "index.h"
 
+#include <math.h>
+
 static void join_bytes(const uint8_t *low, const uint8_t *high, uint32_t n, uint16_t *out) {
     for (uint32_t i = 0; i < n; i++) out[i] = (uint16_t)(low[i] | (uint32_t)high[i] << 8);
 }
@@ -19,8 +21,15 @@ void part_row(const part_rows *p, uint32_t dim, uint32_t row, uint16_t *high, ui
     join_bytes(at + 2 * plane, at + 3 * plane, dim, low);
 }
 
+/* The distance of an estimate: under L2 it is of the square, which errors may bring below 0. */
+static double in_units(uint32_t metric, double estimate) {
+    if (metric == FVDB_METRIC_L2) return sqrt(estimate > 0 ? estimate : 0);
+    return metric == FVDB_METRIC_COSINE ? 1 + estimate : estimate;
+}
+
 fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32_t most, const uint64_t *allow,
-                             uint64_t allow_words, uint32_t *out_slots, uint32_t *out_count, fvdb_diag *diag) {
+                             uint64_t allow_words, uint32_t *out_slots, double *out_distances, uint32_t *out_count,
+                             fvdb_diag *diag) {
     const store *s = &index->store;
     scorer q;
     if (scorer_init(&q, s) != FVDB_OK) return FAIL_MEMORY(diag);
@@ -29,7 +38,10 @@ fvdb_status index_candidates(const fvdb_index *index, const float *query, uint32
     if (hits && room) {
         scorer_set_vector(&q, query);
         bit_codes_search(&index->bit_codes, &q, room, most, allow, allow_words, hits, out_count);
-        for (uint32_t i = 0; i < *out_count; i++) out_slots[i] = hits[i].slot;
+        for (uint32_t i = 0; i < *out_count; i++) {
+            out_slots[i] = hits[i].slot;
+            out_distances[i] = in_units(s->metric, hits[i].distance);
+        }
     }
     const bool had = hits && room;
     mem_free(hits);

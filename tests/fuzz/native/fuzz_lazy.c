@@ -28,6 +28,7 @@ static void use(fvdb_index *index, const saved *s) {
     enum { K = 50 };
     const uint32_t rows = (uint32_t)s->load.rows, words = (rows + 63) / 64;
     uint32_t slots[K], n;
+    double distances[K];
     uint64_t *live = room(words, sizeof *live);
     float *query = room(s->config.dim, sizeof *query);
     fvdb_stats stats;
@@ -35,10 +36,11 @@ static void use(fvdb_index *index, const saved *s) {
     MUST(fvdb_live_bitmap(index, live, words, NULL) == FVDB_OK);
     for (uint32_t d = 0; d < 2; d++) {
         query[d % s->config.dim] = 1;
-        MUST(fvdb_candidates(index, query, K, NULL, 0, slots, &n, NULL) == FVDB_OK);
+        MUST(fvdb_candidates(index, query, K, NULL, 0, slots, distances, &n, NULL) == FVDB_OK);
         const uint64_t with_vector = stats.live - stats.vectorless;
         MUST(n == (with_vector < K ? with_vector : K));
         for (uint32_t i = 0; i < n; i++) MUST(slots[i] < rows && has_bit(live, slots[i]));
+        for (uint32_t i = 1; i < n; i++) MUST(distances[i - 1] <= distances[i]);
         for (uint32_t i = 0; i < s->parts.n; i++)
             if (s->parts.at[i].kind == FVDB_PART_VECTORS) search_part(index, &s->parts.at[i], query, live, s);
     }
