@@ -14,7 +14,9 @@ from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Ranking, Sides, by_words, depth_of, fused_hits, passes
+from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.searcher import Scorer
+from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.metadata.census import FIELDS_MAX, FacetQuery
 from fabstir_vectordb.metadata.columns import sort_key
 from fabstir_vectordb.metadata.values import Scalar
@@ -38,6 +40,7 @@ __all__ = [
     "grouped_hits",
     "lacking_groups",
     "least_score",
+    "likeliest",
     "merged_facets",
     "merged_fields",
     "merged_hits",
@@ -82,6 +85,31 @@ def _of_shards(results: SearchResults, answers: Mapping[int, SearchResults], mis
 
 
 # ---- by vector
+
+
+def likeliest(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[int, Slots]:
+    """The likeliest rows of all shards, as far as they are of lazily opened ones, by shard.
+
+    Args:
+        answers: the nearest hits of each shard, or its likeliest rows.
+        most: how many candidates there are in all; the hits of the other shards count.
+    """
+    if not any(isinstance(one, Likely) for one in answers.values()):
+        return {}
+    found = [
+        (one.slots, one.distances)
+        if isinstance(one, Likely)
+        else (np.zeros(len(one), dtype=np.uint32), np.array([hit.distance for hit in one], dtype=np.float64))
+        for one in answers.values()
+    ]
+    shards = np.repeat(np.fromiter(answers, dtype=np.intp), [len(slots) for slots, _ in found])
+    slots, distances = (np.concatenate(column) for column in zip(*found, strict=True))
+    best = np.lexsort((slots, shards, distances))[:most]
+    return {
+        number: slots[best[shards[best] == number]]
+        for number in np.unique(shards[best]).tolist()
+        if isinstance(answers[number], Likely)
+    }
 
 
 def merged_hits(answers: Mapping[int, SearchResults], k: int, least: float, missing: Iterable[int]) -> ShardedResults:

@@ -40,6 +40,10 @@ _COLD_QUERIES: Final = 8
 _FAN_OUTS: Final = 20
 #: Of each component: a float32, a 4-bit code, a 1-bit sketch. The rest of a row does not depend on its dimension.
 _BYTES_PER_COMPONENT: Final = 4 + 0.5 + 0.125
+#: What a search in lazily opened shards fetches, as a multiple of that in one index, measured with 8 shards: where near
+#: rows are in one shard, and where they are not (docs/decisions/0036).
+_SPREAD: Final = 1.25
+_SPREAD_UNROUTED: Final = 2.6
 #: The part of a machine's time and memory that is planned for: queues grow without bound near the whole of it.
 _LOAD: Final = 0.7
 
@@ -337,6 +341,7 @@ def plan(
     memory = rows * row_memory
     workers = max(1, math.ceil(cores / worker_cpus), math.ceil(memory / (worker_gb * 1e9 * _LOAD)))
     is_lazy = measured.cold_requests > 0
+    spread = min(asked, _SPREAD if measured.routed else _SPREAD_UNROUTED)
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,
@@ -354,9 +359,9 @@ def plan(
         workers=workers,
         drivers=max(1, math.ceil(qps * hand_out_s / _LOAD)),
         seconds=hand_out_s + waves * search_s,
-        cold_requests=measured.cold_requests * asked if is_lazy else None,
-        cold_bytes=measured.cold_bytes * asked * dim / measured.dim if is_lazy else None,
-        cold_seconds=hand_out_s + measured.cold_s if is_lazy else None,
+        cold_requests=measured.cold_requests * spread if is_lazy else None,
+        cold_bytes=measured.cold_bytes * spread * dim / measured.dim if is_lazy else None,
+        cold_seconds=2 * hand_out_s + measured.cold_s if is_lazy else None,
         open_seconds=hand_out_s + measured.open_s * max(1.0, growth),
         modelled=_MODELS,
     )
@@ -374,9 +379,9 @@ _MODELS: Final[Mapping[str, str]] = {
     "workers": "for the cores and for memory_bytes / 0.7",
     "drivers": "qps x asked x seconds of handing out a task, / 0.7",
     "seconds": "handing out, and searches in waves over the cores; one grows with the logarithm of a shard's rows",
-    "cold_requests": "those of a shard, times the shards asked",
-    "cold_bytes": "those of a shard, times the shards asked",
-    "cold_seconds": "handing out, and a search in one shard: all are asked at once",
+    "cold_requests": f"those of a search in one shard, times {_SPREAD}; without a curve times {_SPREAD_UNROUTED}",
+    "cold_bytes": f"those of a search in one shard, times {_SPREAD}; without a curve times {_SPREAD_UNROUTED}",
+    "cold_seconds": "handing out twice, and a search in one shard: all are asked at once",
     "open_seconds": "handing out, and opening one shard, in proportion to its rows",
 }
 

@@ -1,16 +1,20 @@
 """The searches of a collection: which shards are asked for what, and one answer of theirs.
 
-A search by vector asks each shard for its nearest rows. A search with text takes three rounds: how many rows have each
-of its words, over all shards; the candidates of each shard, whose scores count by these sums; and, once the hits are
-chosen from all candidates, their metadata. So each row has the score that one index of all rows would give it.
+A search by vector asks each shard for its nearest rows. Lazily opened shards first say which of their rows are
+likeliest by their codes; only those are asked again that have some of the likeliest of all, and fetch their parts.
+
+A search with text takes three rounds: how many rows have each of its words, over all shards; the candidates of each
+shard, whose scores count by these sums; and, once the hits are chosen from all candidates, their metadata. So each row
+has the score that one index of all rows would give it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio.to_thread
 import numpy as np
@@ -24,6 +28,7 @@ from fabstir_vectordb.collections.merging import (
     grouped_hits,
     lacking_groups,
     least_score,
+    likeliest,
     merged_hits,
     merged_totals,
     place_of,
@@ -34,7 +39,7 @@ from fabstir_vectordb.collections.merging import (
     worded_hits,
 )
 from fabstir_vectordb.collections.paging import Page, merged_pages
-from fabstir_vectordb.collections.records import Shard
+from fabstir_vectordb.collections.records import Route, Shard
 from fabstir_vectordb.collections.root import Snapshot
 from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.types import ShardedResults
@@ -43,7 +48,10 @@ from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Sides, no_text_index
 from fabstir_vectordb.index.incoming import make_request
+from fabstir_vectordb.index.lazy_near import candidates_for
+from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.searcher import Scorer
+from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.index.text import highlights_of
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
@@ -60,9 +68,14 @@ logger = logging.getLogger(__name__)
 #: Rows that a shard gives to a stream at a time: few for the first hits, then more and more.
 _STREAM_ROWS_MIN: Final = 64
 _STREAM_ROWS_MAX: Final = 4_096
+#: Candidates of lazily opened shards, as a multiple of those of one lazily loaded index. The parts of several shards
+#: hold fewer of a query's nearest rows, and fewest where near rows are in different shards (docs/decisions/0036).
+_CANDIDATES: Final[Mapping[Route, float]] = {"nearest": 7 / 6, "hash": 3 / 2, "range": 3 / 2}
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 
 Matrix = npt.NDArray[np.float32]
+#: Places of queries, and the candidates that a shard has of each.
+_Chosen: TypeAlias = tuple[list[int], list[Slots]]
 
 
 class Ask(Protocol):
@@ -90,6 +103,7 @@ class _Asked:
         passed: the options that a shard gets.
         missing_ok: answer without the shards that cannot be read.
         shards: the shards that are asked, for which of the queries.
+        each: how many shards each query asks.
     """
 
     at: Snapshot
@@ -98,6 +112,7 @@ class _Asked:
     passed: SearchFields
     missing_ok: bool
     shards: Mapping[int, npt.NDArray[np.intp]]
+    each: int = 0
 
     @property
     def least(self) -> float:
@@ -225,14 +240,16 @@ class Searches:
             ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
             found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
             places = {number: where for number, where in found.items() if len(where)}
-        return _Asked(at, queries, request, passed, missing_ok, places)
+        return _Asked(at, queries, request, passed, missing_ok, places, asked)
 
-    async def _of_queries(self, asked: _Asked, k: int, passed: SearchFields) -> list[_OfQuery]:
+    async def _of_queries(
+        self, asked: _Asked, task: Callable[..., Any], k: int, passed: SearchFields
+    ) -> list[_OfQuery]:
         """What the shards answer to a search by vector, by query."""
         queries, places = asked.queries, asked.shards
         answers = await self._ask(
             asked.at,
-            tasks.search,
+            task,
             lambda shard: (queries[places[shard.number]], k, passed),
             shards=places,
             missing_ok=asked.missing_ok,
@@ -249,8 +266,47 @@ class Searches:
     # ---- by vector
 
     async def _nearest(self, asked: _Asked) -> list[ShardedResults]:
-        found = await self._of_queries(asked, asked.request.k, asked.passed)
-        return [merged_hits(one.answers, asked.request.k, asked.least, one.missing) for one in found]
+        # One shard chooses its own candidates, and an exact search has none.
+        two_rounds = asked.each > 1 and not asked.request.exact
+        task = tasks.nearest if two_rounds else tasks.search
+        found = await self._of_queries(asked, task, asked.request.k, asked.passed)
+        if two_rounds:
+            await self._fetch_likeliest(asked, found)
+        return [merged_hits(one.answers, asked.request.k, asked.least, sorted(one.missing)) for one in found]
+
+    async def _fetch_likeliest(self, asked: _Asked, found: list[_OfQuery]) -> None:
+        """Puts hits in the place of candidates: those of the parts of the likeliest rows of all shards.
+
+        A shard that is lost meanwhile leaves its place among the candidates to the others.
+        """
+        request = asked.request
+        most = candidates_for(request.k, request.ef_search, asked.passed["recall_target"])
+        if not request.ef_search:
+            most = math.ceil(most * _CANDIDATES[asked.at.settings.route])
+        hits: dict[tuple[int, int], SearchResults] = {}
+        while wanted := _wanted([likeliest(one.answers, most) for one in found]):
+            answers = await self._ask_chosen(asked, wanted)
+            if not answers.missing:
+                for number, results in zip(answers.shards, answers.results, strict=True):
+                    hits |= {(place, number): one for place, one in zip(wanted[number][0], results, strict=True)}
+                break
+            for number in answers.missing:
+                for of_query in found:
+                    if of_query.answers.pop(number, None) is not None:
+                        of_query.missing.append(number)
+        for place, of_query in enumerate(found):
+            for number, answer in of_query.answers.items():
+                if isinstance(answer, Likely):
+                    of_shard = hits.get((place, number), SearchResults([], 0, "lazy"))
+                    of_shard.receipt = summed([answer.receipt, of_shard.receipt])
+                    of_query.answers[number] = of_shard
+
+    async def _ask_chosen(self, asked: _Asked, wanted: Mapping[int, _Chosen]) -> Answers:
+        def args(shard: Shard) -> Sequence[Any]:
+            places, slots = wanted[shard.number]
+            return asked.queries[places], slots, asked.request.k, asked.passed
+
+        return await self._ask(asked.at, tasks.chosen, args, shards=sorted(wanted), missing_ok=asked.missing_ok)
 
     async def _by_groups(self, asked: _Asked) -> list[ShardedResults]:
         """The best groups of all shards.
@@ -261,7 +317,7 @@ class Searches:
         request = asked.request
         assert request.group_by is not None
         fields: SearchFields = {**asked.passed, "group_by": request.group_by, "group_size": request.group_size}
-        found = await self._of_queries(asked, request.k, fields)
+        found = await self._of_queries(asked, tasks.search, request.k, fields)
         if request.group_size > 1:
             lacking = [lacking_groups(one.answers, request.k) for one in found]
             wanted = {
@@ -444,6 +500,17 @@ class Searches:
                 self._defaults.index_name,
                 dropped,
             )
+
+
+def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:
+    """The candidates of each query by shard, as those of each shard by query."""
+    wanted: dict[int, _Chosen] = {}
+    for place, of_query in enumerate(chosen):
+        for number, slots in of_query.items():
+            places, of_shard = wanted.setdefault(number, ([], []))
+            places.append(place)
+            of_shard.append(slots)
+    return wanted
 
 
 def no_query() -> InvalidInputError:

@@ -14,7 +14,18 @@ from fabstir_vectordb.collections.open_shards import opened
 from fabstir_vectordb.collections.records import Recipe
 from fabstir_vectordb.index.hybrid import Sides
 from fabstir_vectordb.index.incoming import make_request
-from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need, Reach, RowsNeed, WordsNeed
+from fabstir_vectordb.index.protocol import (
+    BatchNeed,
+    ChosenNeed,
+    Gathered,
+    LikelyNeed,
+    Need,
+    Reach,
+    RowsNeed,
+    WordsNeed,
+)
+from fabstir_vectordb.index.rows import Slots
+from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
 from fabstir_vectordb.params import SearchFields, SearchRequest
 from fabstir_vectordb.sync import VectorDBSession
@@ -34,6 +45,7 @@ __all__ = [
     "Dirt",
     "Told",
     "all_sides",
+    "chosen",
     "contents",
     "count",
     "count_words",
@@ -43,6 +55,7 @@ __all__ = [
     "get",
     "live_ids",
     "near_page",
+    "nearest",
     "of_groups",
     "scan_page",
     "search",
@@ -84,9 +97,54 @@ def search(
 ) -> list[SearchResults]:
     """The k nearest rows of a shard for each of some queries."""
     with opened(recipe, share) as session:
-        if len(queries) == 1:
-            return [session.search(queries[0], k, **fields)]
-        return session.search_batch(queries, k, **fields)
+        return _found(session, queries, k, fields)
+
+
+def nearest(
+    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
+) -> list[SearchResults] | list[Likely]:
+    """`search`, but of a lazily opened shard the likeliest rows alone, no part of which is fetched."""
+    with opened(recipe, share) as session:
+        if session._verbs._runtime.index.is_whole:
+            return _found(session, queries, k, fields)
+        request = _request(queries, k, fields)
+
+        def likely(index: Any, gathered: Gathered) -> Any:
+            if index.is_whole:
+                return index.search_batch(queries, request)
+            return index.shard_reads.likely(len(queries), gathered)
+
+        found: list[SearchResults] | list[Likely] = _read(session, LikelyNeed(queries, request), likely)
+        return found
+
+
+def chosen(
+    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], slots: Sequence[Slots], k: int, fields: SearchFields
+) -> list[SearchResults]:
+    """The k nearest rows among those of the parts of chosen rows, for each of some queries.
+
+    Args:
+        recipe, share: the shard.
+        queries: (n, dim).
+        slots: for each query, rows that `nearest` gave. They mean the same in every process, as a share never changes.
+        k: hits that are wanted.
+        fields: options of the search.
+    """
+    request = _request(queries, k, fields)
+    with opened(recipe, share) as session:
+        return _read(
+            session,
+            ChosenNeed(queries, request, slots),
+            lambda index, gathered: index.search_batch(queries, request, gathered),
+        )
+
+
+def _found(
+    session: VectorDBSession, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
+) -> list[SearchResults]:
+    if len(queries) == 1:
+        return [session.search(queries[0], k, **fields)]
+    return session.search_batch(queries, k, **fields)
 
 
 def of_groups(
@@ -205,9 +263,13 @@ def _read(session: VectorDBSession, need: Need, read: Callable[[Any, Gathered], 
     return run_here(session._verbs._runtime.read(need, read))
 
 
+def _request(query: Any, k: int, fields: SearchFields) -> SearchRequest:
+    return make_request(query, k, None, fields, default_threshold=None, default_target=None)
+
+
 def _with_totals(query: Any, k: int, fields: SearchFields, totals: TextTotals) -> SearchRequest:
     """A request whose words count by the rows of all shards."""
-    request = make_request(query, k, None, fields, default_threshold=None, default_target=None)
+    request = _request(query, k, fields)
     assert request.text is not None
     return request._replace(text=request.text._replace(totals=totals))
 

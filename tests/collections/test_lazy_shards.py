@@ -1,0 +1,196 @@
+"""Lazily opened shards: which of them fetch parts for a search, and that the answers are those of any engine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from gathering import SEED, START_S, seen, settings
+
+import fabstir_vectordb.persist.load as load_module
+from fabstir_vectordb import NotFoundError, VectorDBSession
+from fabstir_vectordb.collections import Collection, build, over
+from fabstir_vectordb.collections.open_shards import _shards
+from fabstir_vectordb.index.contents import VECTORS
+from fabstir_vectordb.s5.cid import multibase_encode
+
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
+
+LAZY_ROWS, LAZY_DIM = 4_000, 32
+K = 10
+
+
+def load_small_versions_lazily() -> None:
+    load_module._LAZY_BYTES_MIN = 0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_versions_are_lazy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load_module, "_LAZY_BYTES_MIN", 0)
+        yield
+
+
+def near_rows(count: int, seed: int) -> Any:
+    middles = np.random.default_rng(SEED).standard_normal((60, LAZY_DIM)) * 1.5  # codes tell such rows apart
+    rng = np.random.default_rng(seed)
+    return (middles[rng.integers(0, 60, count)] + rng.standard_normal((count, LAZY_DIM))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a collection of two shards, and with one index of the same rows."""
+    folder = tmp_path_factory.mktemp("store")
+    rows = {
+        "ids": [f"row-{number:04d}" for number in range(LAZY_ROWS)],
+        "vectors": near_rows(LAZY_ROWS, 1),
+        "metadata": [{"n": number} for number in range(LAZY_ROWS)],
+        "timestamps": [START_S] * LAZY_ROWS,
+    }
+    shape = {"chunk_size": 64, "M": 6, "ef_construction": 20}
+
+    async def make() -> None:
+        await build(settings(folder, **shape), [rows], shards=2)
+        async with await VectorDBSession.create(settings(folder, **shape, index_name="one")) as session:
+            await session.add_batch(**rows)
+            await session.save_to_s5()
+
+    anyio.run(make)
+    return folder
+
+
+def indexes() -> list[Any]:
+    """The indexes of the shards that this process has open, in the order of their use."""
+    return [entry.session._verbs._runtime.index for entry in _shards._entries.values() if entry.session is not None]
+
+
+class Pickling:
+    """An engine whose tasks and results pass through bytes, as those of other processes do."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def submit(self, key: str, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        self.tasks.append(function.__name__)
+        done: Future[Any] = Future()
+        again, arguments = pickle.loads(pickle.dumps((function, args)))
+        try:
+            done.set_result(pickle.loads(pickle.dumps(again(*arguments))))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(stored: Path) -> None:
+    queries = near_rows(30, 2)
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, near_rows(LAZY_ROWS, 1))]
+    nearest = np.argsort(-unit[0] @ unit[1].T, axis=1)[:, :K]
+    requests, found = [0, 0], [0, 0]
+    async with (
+        await Collection.open(settings(stored), become_whole=False) as many,
+        await VectorDBSession.create(settings(stored, index_name="one")) as one,
+    ):
+        await one.load_user_vectors(become_whole=False)
+        for query, expected in zip(queries, nearest, strict=True):
+            both: tuple[Any, Any] = many, one
+            for place, db in enumerate(both):
+                for index in (*indexes(), one._runtime.index):
+                    index.forget_caches()
+                hits = await db.search(query, K, threshold=None)
+                assert hits.plan == "lazy"
+                requests[place] += hits.receipt.requests
+                found[place] += len({hit.id for hit in hits} & {f"row-{row:04d}" for row in expected})
+        assert len(indexes()) == 2
+        assert not any(index.is_whole for index in indexes())
+    assert found[0] >= 0.95 * found[1]
+    assert requests[0] <= 1.5 * requests[1]
+
+
+async def test_answers_are_those_of_any_engine(stored: Path) -> None:
+    queries = near_rows(4, 3)
+    answers = []
+    pickling = Pickling()
+    for engine in (None, pickling):
+        async with await Collection.open(settings(stored), become_whole=False, engine=engine) as many:
+            where = {"n": {"$lt": 3_000}}
+            alone = [seen(await many.search(query, K, threshold=None)) for query in queries]
+            assert [seen(hits) for hits in await many.search_batch(queries, K, threshold=None)] == alone
+            # One shard is asked in one round.
+            near = await many.search(queries[0], K, shards=1, threshold=None)
+            more = await many.search(queries[1], K, ef_search=200, filter=where, include_vectors=True, threshold=None)
+            assert all(hit.metadata["n"] < 3_000 and hit.vector is not None for hit in more)
+            exact = await many.search(queries[1], K, exact=True, filter=where, threshold=None)
+            assert len({hit.id for hit in more} & {hit.id for hit in exact}) >= K - 1
+            assert not await many.search(queries[0], K, filter={"n": -1})
+            answers.append((alone, seen(near), seen(more)))
+    assert answers[0] == answers[1]
+    assert {"nearest", "chosen", "search"} == set(pickling.tasks)
+
+
+@pytest.mark.long
+async def test_a_pool_of_processes_gives_the_same_answers(stored: Path) -> None:
+    queries = near_rows(20, 4)
+    answers = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=load_small_versions_lazily) as pool:
+        for engine in (None, over(pool)):
+            async with await Collection.open(settings(stored), become_whole=False, engine=engine) as many:
+                answers.append([seen(await many.search(query, K, threshold=None)) for query in queries])
+    assert answers[0] == answers[1]
+
+
+async def test_a_shard_in_memory_answers_at_once_and_counts_as_a_candidate(stored: Path) -> None:
+    queries = near_rows(10, 5)
+    pickling = Pickling()
+    async with await Collection.open(settings(stored), become_whole=False, engine=pickling) as many:
+        exact = await many.search_batch(queries, K, exact=True, threshold=None)
+        assert all(index.is_whole for index in indexes())
+        pickling.tasks.clear()
+        for query, expected in zip(queries, exact, strict=True):
+            hits = await many.search(query, K, threshold=None, ef_search=200)
+            assert seen(hits) == seen(expected)
+        assert set(pickling.tasks) == {"nearest"}
+    async with await Collection.open(settings(stored), become_whole=False) as many:
+        await many.search(queries[0], K, threshold=None)
+        whole = next(entry.session for entry in _shards._entries.values() if entry.session is not None)
+        whole.warm()
+        assert sorted(index.is_whole for index in indexes()) == [False, True]
+        for query, expected in zip(queries, exact, strict=True):
+            hits = await many.search(query, K, threshold=None, ef_search=200)
+            assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= K - 1
+
+
+async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_others(
+    stored: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(stored, store)
+    query = near_rows(1, 6)[0]
+    async with await Collection.open(settings(store), become_whole=False) as many:
+        whole = await many.search(query, K, threshold=None)
+        share_of = {number: shard.share for number, shard in many._snapshot.shards.items()}
+        best = next(number for number in (0, 1) if many._snapshot.centroids.ranked(query[np.newaxis])[0][0] == number)
+        for key, entry in _shards._entries.items():
+            assert entry.session is not None
+            index: Any = entry.session._verbs._runtime.index
+            index.forget_caches()
+            if key.share != share_of[best]:
+                continue
+            for part_key, part in index.parts.stored.items():
+                if part_key.kind == VECTORS:
+                    name = multibase_encode(part.entry.hash)[1:]
+                    (store / "blobs" / name[:2] / name).unlink()
+        with pytest.raises(NotFoundError, match=f"shard {best}"):
+            await many.search(query, K, threshold=None)
+        left = await many.search(query, K, threshold=None, missing_ok=True)
+        assert (left.missing, left.shards) == ((best,), (1 - best,))
+        assert len(left) == K
+        assert not {hit.id for hit in left} & {hit.id for hit in whole[:1]}
