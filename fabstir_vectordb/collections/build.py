@@ -170,7 +170,7 @@ def build_jobs(
 
     def args(number: int) -> Sequence[Any]:
         own = picked(rows, np.flatnonzero(plan.homes == number))
-        return recipe, keys.of_shard(number), params, own, queries, _CURVE_K + 1
+        return recipe, keys.of_shard(number), params, own, queries, _CURVE_K + 1, plan.centroids is not None
 
     return [Job(number, keys.hint(number), build_shard, partial(args, number)) for number in plan.numbers]
 
@@ -184,6 +184,7 @@ def shard_of(number: int, stored: ShardVersion, first: str | None) -> Shard:
         rows=stored.rows,
         superseded=stored.superseded,
         first=first,
+        fingerprints=stored.fingerprints,
     )
 
 

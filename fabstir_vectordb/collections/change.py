@@ -18,6 +18,7 @@ from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.build import BUILDS_IN_FLIGHT, build_jobs, shard_of
 from fabstir_vectordb.collections.engines import Engine
 from fabstir_vectordb.collections.fanout import Job, run_all
+from fabstir_vectordb.collections.fingerprints import IdMap
 from fabstir_vectordb.collections.keys import ShardKeys
 from fabstir_vectordb.collections.placement import Placement, place
 from fabstir_vectordb.collections.records import Recipe, Shard
@@ -31,7 +32,7 @@ from fabstir_vectordb.index.incoming import Batch, take_ids
 from fabstir_vectordb.metadata.values import shown
 from fabstir_vectordb.params import wall_clock_us
 
-__all__ = ["Changes", "ids_by_shard"]
+__all__ = ["Changes"]
 
 
 class Changes:
@@ -42,14 +43,16 @@ class Changes:
         recipe: the store.
         keys: of the shards.
         engine: where shards are changed.
+        ids: which shards may have an id.
         tell: is told of shards that are done.
     """
 
-    def __init__(self, at: Snapshot, recipe: Recipe, keys: ShardKeys, engine: Engine, tell: Teller) -> None:
+    def __init__(self, at: Snapshot, recipe: Recipe, keys: ShardKeys, engine: Engine, ids: IdMap, tell: Teller) -> None:
         self._at = at
         self._recipe = recipe
         self._keys = keys
         self._engine = engine
+        self._ids = ids
         self._tell = tell
 
     # ---- rows
@@ -94,7 +97,7 @@ class Changes:
         home = dict(zip(added, homes, strict=True))
         # With ranges of keys an added row is at home already.
         wanted = [*gone, *added] if at.centroids is not None else list(gone)
-        asked = ids_by_shard(at, wanted)
+        asked = await self._ids.shards_of(at, wanted)
         jobs = [self._job(number, tasks.live_ids, partial(self._read_args, number, asked[number])) for number in asked]
         answers = await run_all(self._engine, jobs)
         found: dict[int, list[str]] = {}
@@ -124,7 +127,8 @@ class Changes:
         at = self._at
 
         def args(number: int) -> Sequence[Any]:
-            return self._recipe, self._keys.of_shard(number), at.shards[number].cid, change_of(number)
+            key, is_mapped = self._keys.of_shard(number), at.centroids is not None
+            return self._recipe, key, at.shards[number].cid, change_of(number), is_mapped
 
         jobs = [self._job(number, change_shard, partial(args, number)) for number in numbers]
         done = self._tell.counter("shards", len(jobs))
@@ -236,21 +240,6 @@ class Changes:
 
     def _read_args(self, number: int, *args: Any) -> Sequence[Any]:
         return self._recipe, self._at.shards[number].share, *args
-
-
-def ids_by_shard(at: Snapshot, ids: Iterable[str]) -> dict[int, list[str]]:
-    """The shards that may have some ids, with those ids: with ``nearest`` that is every shard."""
-    wanted = list(dict.fromkeys(ids))
-    if not wanted:
-        return {}
-    if at.centroids is not None:
-        return dict.fromkeys(at.shards, wanted)
-    found: dict[int, list[str]] = {}
-    for id in wanted:
-        home = at.home_of(id)
-        assert home is not None
-        found.setdefault(home, []).append(id)
-    return found
 
 
 def _limit(name: str, value: int | None, usual: int) -> int:

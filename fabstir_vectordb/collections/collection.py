@@ -21,9 +21,10 @@ import numpy as np
 
 from fabstir_vectordb.arrow import data_frame, load_pyarrow
 from fabstir_vectordb.collections import tasks
-from fabstir_vectordb.collections.change import Changes, ids_by_shard
+from fabstir_vectordb.collections.change import Changes
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Answers, Job, run_all
+from fabstir_vectordb.collections.fingerprints import IdMap
 from fabstir_vectordb.collections.keys import ShardKeys
 from fabstir_vectordb.collections.merging import merged_facets, merged_fields
 from fabstir_vectordb.collections.open_shards import close_shards
@@ -97,6 +98,7 @@ class Collection:
         self._cid: str | None = None
         self._turn: anyio.Lock = anyio.Lock()
         self._is_open = True
+        self._ids = IdMap(recipe)
         self._searches = Searches(self._ask, session._runtime, self._defaults)
 
     @classmethod
@@ -213,6 +215,7 @@ class Collection:
             self._keys.wipe()
         with anyio.CancelScope(shield=True):
             await self._session.destroy()
+            await self._ids.aclose()
             await self._engine.close()
             await anyio.to_thread.run_sync(close_shards, self._recipe)
 
@@ -347,7 +350,11 @@ class Collection:
     # ---- other reads
 
     async def get(self, ids: Sequence[str]) -> list[Row | None]:
-        """Reads rows by id. With the routes ``hash`` and ``range`` only the shards that may have them are asked.
+        """Reads rows by id. Only the shards that may have them are asked.
+
+        With ``nearest``, the fingerprints of all ids are fetched first, once for each version of a shard: some 2 bytes
+        a row. They take 4 bytes a row of memory, at most a quarter of `memory_budget_mb`; shards whose fingerprints do
+        not fit are asked for every id.
 
         Args:
             ids: ids of the rows; an id may occur more than once.
@@ -360,7 +367,7 @@ class Collection:
             SessionError, VectorDBError: as `search`.
         """
         at, wanted = self._current(), take_ids(ids)
-        asked = ids_by_shard(at, wanted)
+        asked = await self._ids.shards_of(at, wanted)
         answers = await self._ask(at, tasks.get, lambda shard: (asked[shard.number],), shards=asked)
         rows = {row.id: row for answer in answers.results for row in answer if row is not None}
         return [rows.get(id) for id in wanted]
@@ -379,7 +386,7 @@ class Collection:
             SessionError, VectorDBError: as `search`.
         """
         at = self._current()
-        asked = None if ids is None else ids_by_shard(at, take_ids(ids))
+        asked = None if ids is None else await self._ids.shards_of(at, take_ids(ids))
         answers = await self._ask(
             at, tasks.timestamps, lambda shard: (None if asked is None else asked[shard.number],), shards=asked
         )
@@ -585,7 +592,7 @@ class Collection:
         at, tell = self._current(), Teller(progress)
         root = await self._session.verify(self._share or self._cid)
         done = tell.counter("shards", len(at.shards))
-        found = (await self._ask(at, verify_shard, lambda _: (), done=done)).results
+        found = (await self._ask(at, verify_shard, lambda shard: (shard.fingerprints,), done=done)).results
         return CollectionReport(
             shards=len(found),
             parts=root.parts + sum(one.parts for one in found),
@@ -787,7 +794,7 @@ class Collection:
         async with self._turn:
             await self._restore_root()
             at = self._current()
-            changes = Changes(at, self._recipe, self._keys, self._engine.engine, tell)
+            changes = Changes(at, self._recipe, self._keys, self._engine.engine, self._ids, tell)
             after: Snapshot = await change(changes)
             if after is not at:
                 await self._move(at, after)

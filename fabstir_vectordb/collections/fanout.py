@@ -29,7 +29,7 @@ from fabstir_vectordb.errors import (
     VectorDBError,
 )
 
-__all__ = ["IN_FLIGHT", "Answers", "Job", "run_all"]
+__all__ = ["IN_FLIGHT", "Answers", "Job", "of_shard", "run_all"]
 
 #: Tasks that are with the engine at a time. Their arguments and results are in memory meanwhile.
 IN_FLIGHT: Final = 32
@@ -127,7 +127,7 @@ async def run_all(
                     outcomes[place] = job, future.result()
                 except Exception as error:
                     is_broken = is_broken or isinstance(error, BrokenExecutor)
-                    failure = _of_shard(error, job.shard)
+                    failure = of_shard(error, job.shard)
                     if missing_ok and isinstance(failure, _OF_A_SHARD):
                         missing.append(job.shard)
                     else:
@@ -151,10 +151,10 @@ def _submitted(engine: Engine, job: Job) -> Future[Any]:
     except VectorDBError:
         raise
     except Exception as error:
-        raise _of_shard(error, job.shard) from error
+        raise of_shard(error, job.shard) from error
 
 
-def _of_shard(error: BaseException, shard: int) -> VectorDBError:
+def of_shard(error: BaseException, shard: int) -> VectorDBError:
     """The error of a task, with the number of its shard."""
     if isinstance(error, VectorDBError):
         details = {"shard": shard, **error.details}

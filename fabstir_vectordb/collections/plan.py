@@ -19,7 +19,7 @@ import anyio.to_thread
 
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Job, run_all
-from fabstir_vectordb.collections.records import Recipe
+from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
 from fabstir_vectordb.collections.routing import shards_for
 from fabstir_vectordb.collections.shards import verify_shard
@@ -199,7 +199,7 @@ async def measure(
     asked, share = (routed and shards_for(at.settings.curve, recall)) or (len(at.shards), 1.0)
     target = min(1.0, recall / share)
     largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
-    found = [await anyio.to_thread.run_sync(_measure_shard, recipe, one.share, target) for one in largest]
+    found = [await anyio.to_thread.run_sync(_measure_shard, recipe, one, target) for one in largest]
     rows = sum(one.rows for one in found)
     async with OwnedEngine(engine) as chosen:
         fan_out_s = await _fan_out(chosen, config.index_name, at)
@@ -230,9 +230,10 @@ async def measure(
     )
 
 
-def _measure_shard(recipe: Recipe, share: str, target: float) -> _ShardFigures:
+def _measure_shard(recipe: Recipe, shard: Shard, target: float) -> _ShardFigures:
     """The figures of a shard. Its own rows, evenly spread, are the queries."""
-    whole = verify_shard(recipe, share)
+    share = shard.share
+    whole = verify_shard(recipe, share, shard.fingerprints)
     fields = replace(recipe, threads=1).fields()
     with SyncSession.open_share(share, recipe.s5_portal, lazy_load=False, **fields) as session:
         step = max(1, session.count() // _QUERIES)

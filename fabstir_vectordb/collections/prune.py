@@ -7,9 +7,9 @@ from functools import partial
 
 import anyio
 
+from fabstir_vectordb.collections.fingerprints import blob_of, store_of
 from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import read_root
-from fabstir_vectordb.collections.shards import store_of
 from fabstir_vectordb.errors import NotFoundError
 from fabstir_vectordb.persist.open import open_shared
 from fabstir_vectordb.persist.prune import delete_blobs
@@ -108,6 +108,9 @@ async def _blobs_of(store: Store, shards: Iterable[Shard], missing_ok: bool) -> 
             blobs[entry.hash] = encrypted_size(entry.size)
         blobs[share.hash] = len(blob)
         blobs[own.hash] = own.size
+        if shard.fingerprints is not None:
+            fingerprints = blob_of(shard.fingerprints)
+            blobs[fingerprints.hash] = fingerprints.size
 
     await run_bounded([partial(collect, shard) for shard in shards], PARALLEL_TRANSFERS)
     return blobs

@@ -129,6 +129,8 @@ class Shard:
         rows: live rows.
         superseded: whether its parts may hold deleted or replaced rows or metadata.
         first: least key of its range, with the routes ``hash`` and ``range``; None with ``nearest``.
+        fingerprints: CID of the fingerprints of its ids, a secret; None where it has none, as with ``hash`` and
+            ``range``.
     """
 
     number: int
@@ -137,6 +139,7 @@ class Shard:
     rows: int
     superseded: bool
     first: str | None
+    fingerprints: str | None = field(default=None, repr=False)
 
     def to_metadata(self) -> dict[str, Any]:
         """The metadata of its row in the root."""
@@ -148,6 +151,7 @@ class Shard:
             "rows": self.rows,
             "superseded": self.superseded,
             "first": self.first,
+            **({} if self.fingerprints is None else {"fingerprints": self.fingerprints}),
         }
 
     @classmethod
@@ -158,7 +162,7 @@ class Shard:
             IntegrityError: it is no shard's.
         """
         number, cid, share, rows = (metadata.get(name) for name in ("shard", "cid", "share", "rows"))
-        superseded, first = metadata.get("superseded"), metadata.get("first")
+        superseded, first, fingerprints = (metadata.get(name) for name in ("superseded", "first", "fingerprints"))
         if (
             not _is_within(number, 0, _SHARDS_MAX - 1)
             or type(cid) is not str
@@ -166,9 +170,18 @@ class Shard:
             or not _is_within(rows, 0, 2**53)
             or type(superseded) is not bool
             or not (first is None or type(first) is str)
+            or not (fingerprints is None or type(fingerprints) is str)
         ):
             raise IntegrityError("a row of the root is no shard's: this is not a collection")
-        return cls(number=number, cid=cid, share=share, rows=rows, superseded=superseded, first=first)
+        return cls(
+            number=number,
+            cid=cid,
+            share=share,
+            rows=rows,
+            superseded=superseded,
+            first=first,
+            fingerprints=fingerprints,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TypeVar
 
 import anyio
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb.collections.fingerprints import blob_of, fetch_fingerprints, store_fingerprints, store_of
 from fabstir_vectordb.collections.records import SHARD_INDEX, Recipe, ShardKey
 from fabstir_vectordb.collections.rows import picked, rows_batch
 from fabstir_vectordb.cpus import usable_cpus
@@ -31,12 +32,12 @@ from fabstir_vectordb.params import IndexParams, RunParams, SearchRequest, wall_
 from fabstir_vectordb.persist.load import load_version
 from fabstir_vectordb.persist.unnamed import store_unnamed
 from fabstir_vectordb.persist.verify import VerifiedVersion, verify_version
-from fabstir_vectordb.persist.version import Lineage, PersistSettings
+from fabstir_vectordb.persist.version import Lineage, PersistSettings, index_path
 from fabstir_vectordb.s5.keys import Identity
-from fabstir_vectordb.storage import Store, open_store
+from fabstir_vectordb.storage import Store
 from fabstir_vectordb.types import Row
 
-__all__ = ["Built", "Change", "ShardVersion", "build_shard", "change_shard", "read_shard", "store_of", "verify_shard"]
+__all__ = ["Built", "Change", "ShardVersion", "build_shard", "change_shard", "read_shard", "verify_shard"]
 
 _T = TypeVar("_T")
 
@@ -50,7 +51,8 @@ class ShardVersion:
         share: its share CID, a secret.
         rows: live rows.
         superseded: whether its parts may hold more than live rows.
-        bytes_stored: bytes sent to the store.
+        bytes_stored: bytes sent to the store, without those of the fingerprints.
+        fingerprints: CID of the fingerprints of its ids, a secret; None where there are none.
     """
 
     cid: str
@@ -58,6 +60,7 @@ class ShardVersion:
     rows: int
     superseded: bool
     bytes_stored: int
+    fingerprints: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ def build_shard(
     rows: Batch,
     queries: npt.NDArray[np.float32],
     k: int,
+    is_mapped: bool,
 ) -> Built:
     """Makes a shard.
 
@@ -105,6 +109,7 @@ def build_shard(
         rows: all its rows, in the order of their ids.
         queries: (n, dim) rows whose nearest ones in this shard are wanted, too.
         k: how many of them.
+        is_mapped: whether fingerprints of its ids are stored.
 
     Returns:
         The stored version, and the nearest rows.
@@ -120,7 +125,7 @@ def build_shard(
             # Makes lazy loads fetch fewer parts; skipped where the budget has no room for it, as at a session's save.
             with suppress(MemoryBudgetExceededError):
                 index.arrange()
-            stored = await _stored(store, key, index, Lineage(), recipe)
+            stored = await _stored(store, key, index, Lineage(), recipe, is_mapped)
             request = SearchRequest(queries, k, threshold=None, exact=True)
             found = index.search_batch(queries, request) if len(queries) else []
             return Built(stored, [[(hit.id, hit.distance) for hit in hits] for hits in found])
@@ -130,7 +135,7 @@ def build_shard(
     return _with_store(recipe, build)
 
 
-def change_shard(recipe: Recipe, key: ShardKey, cid: str, change: Change) -> ShardVersion | None:
+def change_shard(recipe: Recipe, key: ShardKey, cid: str, change: Change, is_mapped: bool) -> ShardVersion | None:
     """Makes the next version of a shard.
 
     Args:
@@ -138,6 +143,7 @@ def change_shard(recipe: Recipe, key: ShardKey, cid: str, change: Change) -> Sha
         key: of the shard.
         cid: its present version.
         change: what changes. Rows that the shard has already, with the same bytes, are left alone.
+        is_mapped: whether fingerprints of its ids are stored.
 
     Returns:
         The stored version; None where nothing changes.
@@ -159,7 +165,7 @@ def change_shard(recipe: Recipe, key: ShardKey, cid: str, change: Change) -> Sha
                 return None
             if vacuumed:
                 index.vacuum()
-            return await _stored(store, key, index, lineage, recipe)
+            return await _stored(store, key, index, lineage, recipe, is_mapped)
         finally:
             index.close()
 
@@ -183,8 +189,8 @@ def read_shard(recipe: Recipe, key: ShardKey, cid: str, dim: int | None) -> Batc
     return _with_store(recipe, read)
 
 
-def verify_shard(recipe: Recipe, share: str) -> VerifiedVersion:
-    """Reads every object of a shard and checks all bytes.
+def verify_shard(recipe: Recipe, share: str, fingerprints: str | None) -> VerifiedVersion:
+    """Reads every object of a shard, and the fingerprints of its ids where there are any, and checks all bytes.
 
     Raises:
         IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part.
@@ -194,7 +200,7 @@ def verify_shard(recipe: Recipe, share: str) -> VerifiedVersion:
     async def verify(store: Store) -> VerifiedVersion:
         # A share CID brings its key.
         nobody = Identity.from_key(bytes(32))
-        return await verify_version(
+        found = await verify_version(
             store,
             nobody,
             Lineage(),
@@ -206,22 +212,15 @@ def verify_shard(recipe: Recipe, share: str) -> VerifiedVersion:
                 CHANGES: lambda *page: parse_changes(page[-1]),
             },
         )
+        if fingerprints is None:
+            return found
+        await fetch_fingerprints(store, fingerprints)
+        return replace(found, parts=found.parts + 1, bytes=found.bytes + blob_of(fingerprints).size)
 
     return _with_store(recipe, verify)
 
 
 # ---- helpers
-
-
-def store_of(recipe: Recipe) -> Store:
-    """The store of a collection's shards, without an account of its own."""
-    return open_store(
-        recipe.s5_portal,
-        timeout_s=recipe.timeout_s,
-        max_retries=recipe.max_retries,
-        token=recipe.portal_token,
-        private_redirects=recipe.allow_private_redirects,
-    )
 
 
 def _with_store(recipe: Recipe, run: Callable[[Store], Awaitable[_T]]) -> _T:
@@ -260,17 +259,26 @@ def _settings(recipe: Recipe, held_bytes: int) -> PersistSettings:
     )
 
 
-async def _stored(store: Store, key: ShardKey, index: Index, lineage: Lineage, recipe: Recipe) -> ShardVersion:
+async def _stored(
+    store: Store, key: ShardKey, index: Index, lineage: Lineage, recipe: Recipe, is_mapped: bool
+) -> ShardVersion:
     index.make_room()
     settings, identity = _settings(recipe, index.held_bytes), Identity.from_key(key.key)
     stored = await store_unnamed(store, identity, index, lineage, settings)
     version = stored.version
+    fingerprints = None
+    if is_mapped:
+        native = index.native
+        ids = [] if native is None else native.get_ids(native.live_slots(0, index.counts.live))
+        root_key = identity.path_keys(index_path(SHARD_INDEX)).encryption_key
+        fingerprints = await store_fingerprints(store, root_key, ids)
     return ShardVersion(
         str(version.cid),
         stored.share.reveal(),
         index.live_count,
         version.superseded_bytes > 0 or version.rows > version.live,
         stored.bytes_stored,
+        fingerprints,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gathering import DIM, PHRASE, ROWS, START_S, batch, bits, seen, settings, v
 
 from fabstir_vectordb import (
     ConflictError,
+    IntegrityError,
     InvalidInputError,
     NotFoundError,
     StorageError,
@@ -21,8 +23,11 @@ from fabstir_vectordb import (
     VectorInput,
     forget_memory_store,
 )
-from fabstir_vectordb.collections import Collection, build
+from fabstir_vectordb.collections import Collection, build, fingerprints, threads
+from fabstir_vectordb.collections.fingerprints import _decoded, _encoded, _of, blob_of
 from fabstir_vectordb.collections.records import Route
+from fabstir_vectordb.s5.cid import multibase_encode
+from fabstir_vectordb.s5.compress import compress
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
@@ -45,7 +50,9 @@ async def rows_of(many: Collection) -> list[Any]:
     return [bits(row) async for row in many.scan()]
 
 
-async def test_it_holds_what_one_index_would(memory: str) -> None:
+async def test_it_holds_what_one_index_would(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With fingerprints of two bits, most of which several ids have.
+    monkeypatch.setattr(fingerprints, "_of", lambda ids, of=fingerprints._of: of(ids) >> 30)
     await compare(memory, "nearest", 1, 2)
 
 
@@ -115,6 +122,60 @@ async def test_only_touched_shards_are_stored_and_a_moved_row_leaves_its_old_sha
         share = await many.share()
     async with await Collection.open_share(share, settings(memory)["s5_portal"]) as reader:
         assert await reader.count({"moved": True}) == 1
+
+
+class Counted:
+    """Threads that count the tasks of each kind."""
+
+    def __init__(self) -> None:
+        self.engine = threads(2)
+        self.tasks: list[str] = []
+
+    def submit(self, key: str, task: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        self.tasks.append(task.__name__)
+        return self.engine.submit(key, task, *args)
+
+
+async def test_only_the_shard_that_has_an_id_is_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields, counted = settings(tmp_path), Counted()
+    await build(fields, [batch(80)], shards=4)
+    async with await Collection.open(fields, engine=counted) as many:
+        assert [found.id for found in await many.get(["row-0007"]) if found] == ["row-0007"]
+        assert await many.get(["nobody"]) == [None]
+        assert counted.tasks == ["get"]
+        await many.change(deletes=["row-0008"])
+        await many.change([row(100, 3)])
+        assert counted.tasks == ["get", "live_ids", "change_shard", "change_shard"]
+        assert (await many.get(["row-0008", "row-0100"]))[0] is None
+        other = (await many.get(["row-0009"]))[0]
+        objects = {shard.number: blob_of(shard.fingerprints) for shard in many._snapshot.shards.values()}
+        report = await many.verify()
+    async with await Collection.open(fields, memory_budget_mb=1) as poor:
+        poor._ids._room = 4 * 25  # of one shard, at most
+        assert [bits(found) for found in await poor.get(["row-0009"])] == [bits(other)]
+        assert len(poor._ids._held) <= 1
+    assert report.shards == 4
+    number, lost = next(iter(objects.items()))
+    name = multibase_encode(lost.hash)[1:]
+    (tmp_path / "blobs" / name[:2] / name).unlink()
+    async with await Collection.open(fields) as many:
+        for call in (many.verify, lambda: many.get(["row-0009"]), lambda: many.change(deletes=["row-0009"])):
+            with pytest.raises(NotFoundError) as missing:
+                await call()
+            assert missing.value.details["shard"] == number
+
+
+def test_fingerprints_are_read_as_they_were_written_and_damaged_ones_refused() -> None:
+    for count in (0, 1, 2, 5_000):
+        ids = [f"row-{number}" for number in range(count)]
+        plain = _encoded(ids) or b""
+        assert np.array_equal(_decoded(plain), np.unique(_of(ids)))
+    assert len(plain) < 3 * count
+    twice = (2).to_bytes(4, "little") + compress(bytes(8))
+    bomb = (10**6).to_bytes(4, "little") + compress(bytes(4 * 10**6))
+    for wrong in (b"", plain[:-1], (4_999).to_bytes(4, "little") + plain[4:], twice, bomb):
+        with pytest.raises(IntegrityError):
+            _decoded(wrong)
 
 
 async def test_a_refused_change_changes_nothing(memory: str) -> None:

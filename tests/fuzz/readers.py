@@ -11,6 +11,7 @@ from uuid import UUID
 import numpy as np
 
 from fabstir_vectordb import VectorDBError
+from fabstir_vectordb.collections import fingerprints
 from fabstir_vectordb.embedding import EmbedderInfo
 from fabstir_vectordb.metadata.arena import MetadataArena, parse_page
 from fabstir_vectordb.metadata.changes import encode_changes, parse_changes
@@ -163,6 +164,11 @@ TARGETS: dict[str, Target] = {
         lambda raw: decompress(raw, len(PLAIN)),
         [compress(PLAIN, 1), compress(PLAIN, 19)],
         lambda plain: len(plain) == len(PLAIN),
+    ),
+    "fingerprints": Target(
+        fingerprints._decoded,
+        [fingerprints._encoded([f"row {number}" for number in range(40)]) or b"", fingerprints._encoded([]) or b""],
+        lambda found: bool((np.diff(found.astype(np.int64)) > 0).all()),
     ),
     "blob id": Target(BlobId.from_bytes, [BLOB_CID, BlobId.of(PLAIN).to_old_bytes()]),
     "encrypted blob id": Target(EncryptedBlobCid.from_bytes, [BLOB_CID + bytes(40)]),
