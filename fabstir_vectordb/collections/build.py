@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Final, Unpack
 
@@ -13,15 +14,17 @@ import numpy.typing as npt
 
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Job, run_all
+from fabstir_vectordb.collections.gathering import Gathered, gather
 from fabstir_vectordb.collections.keys import ShardKeys
-from fabstir_vectordb.collections.placement import Placement, place, scale_of
+from fabstir_vectordb.collections.placement import Placement, place, sampler_of, scale_of
 from fabstir_vectordb.collections.records import ROUTES, Recipe, Route, Settings, Shard
 from fabstir_vectordb.collections.root import Snapshot, without_texts, write_root
-from fabstir_vectordb.collections.routing import sample_of
-from fabstir_vectordb.collections.rows import picked, take_batches, with_vector
+from fabstir_vectordb.collections.routing import Numbers
+from fabstir_vectordb.collections.sampling import Sample
 from fabstir_vectordb.collections.shards import Built, ShardVersion, build_shard
+from fabstir_vectordb.collections.spool import RowsByShard, Spool
 from fabstir_vectordb.collections.types import ProgressCallback, Teller
-from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
+from fabstir_vectordb.config import ConfigFields, Given, Metric, VectorDBConfig, config_of
 from fabstir_vectordb.errors import ConflictError, InvalidInputError
 from fabstir_vectordb.index.incoming import Batch
 from fabstir_vectordb.metadata.values import shown
@@ -30,12 +33,13 @@ from fabstir_vectordb.session import VectorDBSession
 
 __all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "check_division", "check_free", "shard_of"]
 
-#: Shards whose rows are with the engine at a time, beside the rows of the caller.
+#: Most shards whose rows are with the engine at a time.
 BUILDS_IN_FLIGHT: Final = 8
 SHARDS_MAX: Final = 65_536
 #: Rows whose neighbours are looked for in all shards, to measure how many shards have them.
 _CURVE_QUERIES: Final = 128
 _CURVE_K: Final = 10
+_NO_QUERIES: Final = np.empty((0, 0), dtype=np.float32)
 
 
 async def build(
@@ -51,9 +55,10 @@ async def build(
 ) -> str:
     """Builds a collection of shards, as the first version of an index.
 
-    The rows are in the memory of the caller's process while it divides them among shards; an engine builds the shards.
-    The CID depends on the rows, the settings and the phrase: not on the engine, on the order of the rows, or on tasks
-    that ran twice. Rows without a timestamp get that of the build's beginning, all the same.
+    The caller's process divides the rows among shards, in a temporary file that is encrypted (`spool`): it has some
+    blocks of rows in memory, and the rows of the shards that are with the engine, which builds them. The CID depends on
+    the rows, the settings and the phrase: not on the engine, on the order of the rows, or on tasks that ran twice. Rows
+    without a timestamp get that of the build's beginning, all the same.
 
     Args:
         config, **settings: as `VectorDBSession.create`; `index_name` names the collection. `metric`, `M`,
@@ -75,8 +80,8 @@ async def build(
         InvalidInputError: a row is refused, there are no rows, or `shards` or `route` is.
         ConflictError: an id occurs twice (details ``ids``), or the index has a version already.
         MemoryBudgetExceededError: the rows of a shard do not fit in the budget: build more shards.
-        StorageError, S5Error, SessionError: the store or the engine failed. Nothing but unnamed objects was stored, and
-            a second build uses them.
+        StorageError, S5Error, SessionError: the store, the engine or the temporary file failed. Nothing but unnamed
+            objects was stored, and a second build uses them.
     """
     config = config_of(Given(config, settings))
     recipe = Recipe.of(config, lazy_load=True, become_whole=True)
@@ -87,10 +92,6 @@ async def build(
         await check_free(session, config.index_name)
         tell("rows", 0, shards)
         now_us = wall_clock_us() if config.clock is None else round(config.clock() * 1e6)
-        rows = take_batches(batches, now_us)
-        if not rows.ids:
-            raise InvalidInputError("there are no rows: a collection is built of at least one")
-        tell("routes", 0, shards)
         params = IndexParams(
             metric=config.metric,
             M=config.M,
@@ -98,30 +99,39 @@ async def build(
             chunk_size=config.chunk_size,
             text=config.text_settings,
         )
-        scale = await anyio.to_thread.run_sync(scale_of, rows)
-        plan = await anyio.to_thread.run_sync(place, route, rows, range(shards), params.metric, scale)
-        queries = await anyio.to_thread.run_sync(_curve_queries, rows, plan)
         keys = await ShardKeys.of(config)
-        async with owned as chosen:
-            built: list[Built] = (
-                await run_all(
-                    chosen,
-                    build_jobs(recipe, keys, params, rows, plan, rows.vectors[queries]),
-                    in_flight=BUILDS_IN_FLIGHT,
-                    done=tell.counter("shards", len(plan.numbers)),
+        with Spool[Batch]() as blocks:
+            rows = gather(batches, now_us, sampler_of(route, shards), blocks)
+            if not rows.rows:
+                raise InvalidInputError("there are no rows: a collection is built of at least one")
+            tell("routes", 0, shards)
+            scale = scale_of(rows.sample)
+            with RowsByShard(rows.dim) as parted:
+                plan = await anyio.to_thread.run_sync(
+                    _divided, route, rows, range(shards), params.metric, scale, parted
                 )
-            ).results
+                blocks.close()
+                queries = rows.sample.vectors[:_CURVE_QUERIES] if _has_curve(plan) else _NO_QUERIES
+                async with owned as chosen:
+                    built: list[Built] = (
+                        await run_all(
+                            chosen,
+                            build_jobs(recipe, keys, params, plan, parted.of, queries),
+                            in_flight=_in_flight(parted.bytes, config.budget_bytes),
+                            done=tell.counter("shards", len(plan.numbers)),
+                        )
+                    ).results
         made = {
             number: shard_of(number, one.stored, plan.firsts.get(number))
             for number, one in zip(plan.numbers, built, strict=True)
         }
         common = Settings(
             route=route,
-            dim=rows.vectors.shape[1] if with_vector(rows).any() else None,
+            dim=rows.dim,
             params=params,
             next_shard=max(made) + 1,
             scale=scale,
-            curve=_curve(plan, rows, queries, built),
+            curve=_curve(plan, rows.sample, len(queries), built),
         )
         await write_root(session, None, Snapshot(common, made, plan.centroids))
         cid = await session.save_to_s5()
@@ -162,17 +172,38 @@ def build_jobs(
     recipe: Recipe,
     keys: ShardKeys,
     params: IndexParams,
-    rows: Batch,
     plan: Placement,
+    rows_of: Callable[[int], Batch],
     queries: npt.NDArray[np.float32],
 ) -> list[Job]:
-    """The tasks that build the shards of a placement, by number. Each cuts its rows out when it is its turn."""
+    """The tasks that build the shards of a placement, by number. `rows_of` is asked for the rows of each in turn."""
 
     def args(number: int) -> Sequence[Any]:
-        own = picked(rows, np.flatnonzero(plan.homes == number))
-        return recipe, keys.of_shard(number), params, own, queries, _CURVE_K + 1, plan.centroids is not None
+        key, is_mapped = keys.of_shard(number), plan.centroids is not None
+        return recipe, key, params, rows_of(number), queries, _CURVE_K + 1, is_mapped
 
     return [Job(number, keys.hint(number), build_shard, partial(args, number)) for number in plan.numbers]
+
+
+def _divided(
+    route: Route, rows: Gathered, numbers: Sequence[int], metric: Metric, scale: float, parted: RowsByShard
+) -> Placement:
+    """The placement of the rows, which are sorted into shards."""
+    with ExitStack() as spools:
+
+        def keep() -> Spool[Numbers]:
+            return spools.enter_context(Spool())
+
+        plan = place(route, rows.blocks, rows.sample, numbers, metric, scale, keep)
+        for block, homes in zip(rows.blocks, plan.homes, strict=True):
+            parted.add(block, homes)
+    return plan
+
+
+def _in_flight(bytes_of_shards: Mapping[int, int], budget_bytes: int) -> int:
+    """How many shards are with the engine at a time: their rows take some three times their size here."""
+    largest = max(bytes_of_shards.values())
+    return max(1, min(BUILDS_IN_FLIGHT, budget_bytes // (3 * largest)))
 
 
 def shard_of(number: int, stored: ShardVersion, first: str | None) -> Shard:
@@ -191,29 +222,32 @@ def shard_of(number: int, stored: ShardVersion, first: str | None) -> Shard:
 # ---- how many shards have the nearest rows
 
 
-def _curve_queries(rows: Batch, plan: Placement) -> npt.NDArray[np.intp]:
-    """The places of the rows whose neighbours are looked for; none where all shards are asked anyway."""
-    if plan.centroids is None or len(plan.numbers) == 1:
-        return np.empty(0, dtype=np.intp)
-    there = np.flatnonzero(with_vector(rows))
-    sample = sample_of([rows.ids[place] for place in there.tolist()], _CURVE_QUERIES)[:_CURVE_QUERIES]
-    return there[sample]
+def _has_curve(plan: Placement) -> bool:
+    """Whether fewer shards than all can be asked."""
+    return plan.centroids is not None and len(plan.numbers) > 1
 
 
-def _curve(plan: Placement, rows: Batch, queries: npt.NDArray[np.intp], built: Sequence[Built]) -> tuple[float, ...]:
-    """The share of the nearest rows that are in the n most promising shards, for n from 1 on."""
+def _curve(plan: Placement, sample: Sample, queries: int, built: Sequence[Built]) -> tuple[float, ...]:
+    """The share of the nearest rows that are in the n most promising shards, for n from 1 on.
+
+    Args:
+        plan: the division.
+        sample: whose first rows are the queries.
+        queries: their number.
+        built: the shards, with the nearest rows of each query.
+    """
     if plan.centroids is None:
         return ()
-    if not len(queries):
+    if not queries:
         return (1.0,)
-    ranked = plan.centroids.ranked(rows.vectors[queries])
+    ranked = plan.centroids.ranked(sample.vectors[:queries])
     counts = np.zeros(len(plan.numbers), dtype=np.int64)
-    for query, place_of_row in enumerate(queries.tolist()):
+    for query, own in enumerate(sample.ids[:queries]):
         near = sorted(
             (distance, id, number)
             for number, one in zip(plan.numbers, built, strict=True)
             for id, distance in one.neighbours[query]
-            if id != rows.ids[place_of_row]
+            if id != own
         )
         for _, _, number in near[:_CURVE_K]:
             counts[np.flatnonzero(ranked[query] == number)[0]] += 1

@@ -20,11 +20,12 @@ from fabstir_vectordb.collections.engines import Engine
 from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.collections.fingerprints import IdMap
 from fabstir_vectordb.collections.keys import ShardKeys
-from fabstir_vectordb.collections.placement import Placement, place
-from fabstir_vectordb.collections.records import Recipe, Shard
+from fabstir_vectordb.collections.placement import Placement, place, sampler_of
+from fabstir_vectordb.collections.records import Recipe, Settings, Shard
 from fabstir_vectordb.collections.root import Snapshot
 from fabstir_vectordb.collections.routing import Centroids
 from fabstir_vectordb.collections.rows import IDS_SHOWN, joined, picked, take_adds, with_vector
+from fabstir_vectordb.collections.sampling import digests_of
 from fabstir_vectordb.collections.shards import Change, change_shard, read_shard
 from fabstir_vectordb.collections.types import Teller
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
@@ -169,9 +170,7 @@ class Changes:
         if at.centroids is not None and not with_vector(rows).any():
             return at
         new = range(at.settings.next_shard, at.settings.next_shard + parts)
-        plan = await anyio.to_thread.run_sync(
-            place, at.settings.route, rows, new, at.settings.params.metric, at.settings.scale, shard.first or ""
-        )
+        plan = await anyio.to_thread.run_sync(_divided, at.settings, rows, new, shard.first or "")
         if len(plan.numbers) < 2:
             return at
         return await self._exchanged([shard], rows, plan, new.stop)
@@ -200,7 +199,7 @@ class Changes:
                 centroids, vectors=centroids.vectors[own], shards=np.full(int(own.sum()), number, dtype=np.intp)
             )
         firsts = {} if centroids is not None else {number: min(one.first or "", other.first or "")}
-        plan = Placement(np.full(len(rows.ids), number, dtype=np.intp), centroids, firsts)
+        plan = Placement([np.full(len(rows.ids), number, dtype=np.intp)], [number], centroids, firsts)
         return await self._exchanged([one, other], rows, plan, number + 1)
 
     async def _rows_of(self, shards: Sequence[Shard]) -> list[Batch]:
@@ -214,7 +213,12 @@ class Changes:
         """The snapshot with new shards of the same rows in place of old ones."""
         at = self._at
         no_queries = np.empty((0, rows.vectors.shape[1]), dtype=np.float32)
-        jobs = build_jobs(self._recipe, self._keys, at.settings.params, rows, plan, no_queries)
+        (homes,) = plan.homes
+
+        def rows_of(number: int) -> Batch:
+            return picked(rows, np.flatnonzero(homes == number))
+
+        jobs = build_jobs(self._recipe, self._keys, at.settings.params, plan, rows_of, no_queries)
         done = self._tell.counter("shards", len(jobs))
         built = (await run_all(self._engine, jobs, in_flight=BUILDS_IN_FLIGHT, done=done)).results
         changed: dict[int, Shard | None] = {shard.number: None for shard in old}
@@ -240,6 +244,14 @@ class Changes:
 
     def _read_args(self, number: int, *args: Any) -> Sequence[Any]:
         return self._recipe, self._at.shards[number].share, *args
+
+
+def _divided(settings: Settings, rows: Batch, numbers: Sequence[int], first: str) -> Placement:
+    """The division of a shard's rows among new shards."""
+    sampler = sampler_of(settings.route, len(numbers))
+    sampler.add(rows, digests_of(rows.ids))
+    metric, scale = settings.params.metric, settings.scale
+    return place(settings.route, [rows], sampler.sample(), numbers, metric, scale, list, first)
 
 
 def _limit(name: str, value: int | None, usual: int) -> int:

@@ -25,10 +25,11 @@ from fabstir_vectordb.s5.cid import blake3_hash
 
 __all__ = [
     "CENTROIDS_PER_SHARD",
+    "SAMPLE_MAX",
     "Centroids",
     "hash_key",
     "ranges",
-    "sample_of",
+    "sample_size",
     "shard_of_key",
     "shards_for",
     "train",
@@ -42,7 +43,7 @@ Numbers = npt.NDArray[np.intp]
 CENTROIDS_PER_SHARD: Final = 16
 #: Rows of the sample for each centroid, and in all: 65,536 x 384 numbers take 200 MB while they are trained.
 _SAMPLE_PER_CENTROID: Final = 64
-_SAMPLE_MAX: Final = 65_536
+SAMPLE_MAX: Final = 65_536
 _ROUNDS: Final = 10
 #: The largest integer of a component. A product of two rows of 4,096 components is below 2^43, far from 2^53.
 _UNIT: Final = 2.0**15
@@ -83,21 +84,16 @@ def _nearest(rows: Floats, centroids: Floats) -> Numbers:
     return np.concatenate(found) if found else np.empty(0, dtype=np.intp)
 
 
-def sample_of(ids: Sequence[str], centroids: int) -> Numbers:
-    """The places of the sample's rows: those with the smallest BLAKE3 of their id, in this order.
-
-    It depends on the ids alone, not on the order in which they come.
-    """
-    digests = [blake3_hash(id.encode("utf-8")) for id in ids]
-    order = sorted(range(len(ids)), key=digests.__getitem__)
-    return np.array(order[: min(_SAMPLE_PER_CENTROID * centroids, _SAMPLE_MAX)], dtype=np.intp)
+def sample_size(centroids: int) -> int:
+    """Rows of the sample that trains so many centroids."""
+    return min(_SAMPLE_PER_CENTROID * centroids, SAMPLE_MAX)
 
 
 def train(sample: npt.NDArray[np.float32], count: int, metric: Metric, scale: float) -> npt.NDArray[np.float32]:
     """Centroids of a sample, by k-means.
 
     Args:
-        sample: (n, dim) rows in the order of `sample_of`; the first ones are the first centroids.
+        sample: (n, dim) rows by ascending BLAKE3 of their ids; the first ones are the first centroids.
         count: number of centroids.
         metric, scale: of the collection.
 
@@ -146,30 +142,23 @@ class Centroids:
         object.__setattr__(self, "_integers", _integers(self.vectors, self.metric, self.scale))
 
     @classmethod
-    def grouped(
-        cls,
-        vectors: npt.NDArray[np.float32],
-        rows: npt.NDArray[np.float32],
-        numbers: Sequence[int],
-        metric: Metric,
-        scale: float,
-    ) -> Centroids:
-        """Centroids in shards of about equally many rows.
+    def alone(cls, vectors: npt.NDArray[np.float32], metric: Metric, scale: float) -> Centroids:
+        """Centroids of which each stands for itself, until they are grouped."""
+        return cls(vectors, np.arange(len(vectors)), metric, scale)
+
+    def grouped(self, weights: npt.NDArray[np.integer], numbers: Sequence[int]) -> Centroids:
+        """The centroids in shards of about equally many rows.
 
         Args:
-            vectors: the centroids, at least as many as shards.
-            rows: (n, dim) rows whose shards are to be equally large.
+            weights: how many rows each has; at least as many centroids as shards.
             numbers: of the shards.
-            metric, scale: of the collection.
 
         Returns:
             The centroids with their shards.
         """
-        alone = cls(vectors, np.arange(len(vectors)), metric, scale)
-        weights = np.bincount(alone.nearest(rows), minlength=len(vectors))
-        groups = np.zeros(len(vectors), dtype=np.intp)
-        _group(alone._integers, weights, np.arange(len(vectors)), numbers, groups)
-        return cls(vectors, groups, metric, scale)
+        groups = np.zeros(len(weights), dtype=np.intp)
+        _group(self._integers, weights, np.arange(len(weights)), numbers, groups)
+        return Centroids(self.vectors, groups, self.metric, self.scale)
 
     def nearest(self, rows: npt.NDArray[np.float32]) -> Numbers:
         """The number of the shard of each row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import pack_ids
-from fabstir_vectordb.errors import ConflictError, InvalidInputError
+from fabstir_vectordb.errors import ConflictError, InvalidInputError, VectorDBError
 from fabstir_vectordb.index.incoming import Batch, as_input, prepare_batch, take_ids, taken
 from fabstir_vectordb.metadata.expiry import NEVER_US
 from fabstir_vectordb.tables import read_batches
@@ -19,7 +19,9 @@ from fabstir_vectordb.types import Row, VectorInput
 __all__ = [
     "IDS_SHOWN",
     "check_unique",
+    "checked_batches",
     "joined",
+    "part",
     "picked",
     "rows_batch",
     "take_adds",
@@ -33,8 +35,8 @@ _KEYS: Final = ("ids", "vectors", "metadata", "timestamps", "expires_at")
 IDS_SHOWN: Final = 10
 
 
-def take_batches(batches: object, now_us: int, dim: int | None = None) -> Batch:
-    """All rows of a caller's batches.
+def checked_batches(batches: object, now_us: int, dim: int | None = None) -> Iterator[Batch]:
+    """A caller's batches, one after the other.
 
     Args:
         batches: a table of Arrow or the path of a Parquet file, or an iterable whose items are tables, mappings with
@@ -42,12 +44,11 @@ def take_batches(batches: object, now_us: int, dim: int | None = None) -> Batch:
         now_us: the timestamp of rows without one, microseconds since 1970.
         dim: components of a vector; None for that of the first one.
 
-    Returns:
-        The rows, as one batch.
+    Yields:
+        Rows. Batches without a vector may have another dimension than the others.
 
     Raises:
         InvalidInputError: a row or a batch is refused.
-        ConflictError: an id occurs twice; details has ``ids``.
     """
     if _is_table(batches):
         items: Iterable[Any] = [batches]
@@ -55,17 +56,36 @@ def take_batches(batches: object, now_us: int, dim: int | None = None) -> Batch:
         raise InvalidInputError(f"batches must be an iterable of batches, got {type(batches).__name__}")
     else:
         items = batches
-    found: list[Batch] = []
     try:
         for item in items:
             for one in _prepared(item, now_us, dim):
-                found.append(one)
-                if dim is None and (one.vectorless is None or not one.vectorless.all()) and len(one.ids):
+                if dim is None and len(one.ids) and with_vector(one).any():
                     dim = one.vectors.shape[1]
-    except (InvalidInputError, ConflictError):
+                yield one
+    except VectorDBError:
         raise
     except Exception as error:
         raise InvalidInputError(f"batches could not be read: {type(error).__name__}: {error}") from error
+
+
+def take_batches(batches: object, now_us: int, dim: int | None = None) -> Batch:
+    """All rows of a caller's batches, as one batch.
+
+    Args:
+        batches, now_us, dim: as `checked_batches`.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InvalidInputError: a row or a batch is refused.
+        ConflictError: an id occurs twice; details has ``ids``.
+    """
+    found: list[Batch] = []
+    for one in checked_batches(batches, now_us, dim):
+        found.append(one)
+        if dim is None and len(one.ids) and with_vector(one).any():
+            dim = one.vectors.shape[1]
     batch = joined(found, dim)
     check_unique(batch.ids)
     return batch
@@ -169,20 +189,35 @@ def vectors_of(batch: Batch) -> npt.NDArray[np.float32]:
     return batch.vectors if batch.vectorless is None else batch.vectors[with_vector(batch)]
 
 
+def part(batch: Batch, start: int, end: int) -> Batch:
+    """The rows of a batch from one place to another."""
+    if start == 0 and end >= len(batch.ids):
+        return batch
+    return _at(batch, range(start, min(end, len(batch.ids))))
+
+
 def picked(batch: Batch, places: npt.NDArray[np.intp]) -> Batch:
     """Some rows of a batch, in the order of their ids: so a task stores the same version, however its rows came."""
-    order = sorted(places.tolist(), key=batch.ids.__getitem__)
+    return _at(batch, sorted(places.tolist(), key=batch.ids.__getitem__))
+
+
+def _at(batch: Batch, order: Sequence[int]) -> Batch:
     ids = [batch.ids[place] for place in order]
     id_bytes, id_offsets = pack_ids(ids)
+    places = np.array(order, dtype=np.intp)
+    vectorless = None if batch.vectorless is None else batch.vectorless[places]
+    expires = None if batch.expires is None else batch.expires[places]
+    metadata = None if batch.metadata is None else [batch.metadata[place] for place in order]
+    # What other rows have must not show.
     return Batch(
         ids=ids,
         id_bytes=id_bytes,
         id_offsets=id_offsets,
-        vectors=batch.vectors[order],
-        vectorless=None if batch.vectorless is None else batch.vectorless[order],
-        timestamps=batch.timestamps[order],
-        expires=None if batch.expires is None else batch.expires[order],
-        metadata=None if batch.metadata is None else [batch.metadata[place] for place in order],
+        vectors=batch.vectors[places],
+        vectorless=None if vectorless is None or not vectorless.any() else vectorless,
+        timestamps=batch.timestamps[places],
+        expires=None if expires is None or (expires == NEVER_US).all() else expires,
+        metadata=None if metadata is None or all(value is None for value in metadata) else metadata,
         copied=True,
     )
 
@@ -195,9 +230,9 @@ def joined(batches: Sequence[Batch], dim: int | None) -> Batch:
         dim: components of a vector; None where no row has one.
     """
     batches = [batch for batch in batches if len(batch.ids)]
-    if len(batches) == 1:
-        return batches[0]
     width = dim or 1
+    if len(batches) == 1 and batches[0].vectors.shape[1] == width:
+        return batches[0]
     ids = [id for batch in batches for id in batch.ids]
     id_bytes, id_offsets = pack_ids(ids)
     vectors = np.zeros((len(ids), width), dtype=np.float32)
