@@ -257,9 +257,9 @@ class Collection:
         Args:
             query: dim numbers; None with ``text=`` for a search by words alone.
             k: 1 to 10 000.
-            options, **fields: as `VectorDBSession.search`; `text` and `group_by` do not go together. With the route
-                ``nearest``, a `recall_target` also chooses how many shards are asked, by the curve that the build
-                measured.
+            options, **fields: as `VectorDBSession.search`. With `text` and `group_by`, ids and scores of all rows that
+                match either side come to this process. With the route ``nearest``, a `recall_target` also chooses how
+                many shards are asked, by the curve that the build measured.
             shards: how many shards to ask, the most promising ones, with the route ``nearest``; None for all of them. A
                 search with text asks all of them.
             missing_ok: answer without the shards that cannot be read, and name them in ``missing``; otherwise one of

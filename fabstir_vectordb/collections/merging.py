@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -13,15 +13,16 @@ from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
-from fabstir_vectordb.index.hybrid import Ranking, Sides, by_words, depth_of, fused_hits, passes
+from fabstir_vectordb.index.grouping import Groups, first_of_groups
+from fabstir_vectordb.index.hybrid import Ranking, Sides, by_words, depth_of, depth_of_groups, fused_hits, passes
 from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.metadata.census import FIELDS_MAX, FacetQuery
-from fabstir_vectordb.metadata.columns import sort_key
+from fabstir_vectordb.metadata.columns import NONE, sort_key
 from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.text.fusion import Side, fuse, fuse_all, ordered
+from fabstir_vectordb.text.fusion import DEPTH_MIN, Side, fuse, fuse_all, ordered
 from fabstir_vectordb.types import (
     FacetCount,
     FieldInfo,
@@ -37,6 +38,7 @@ from fabstir_vectordb.types import (
 __all__ = [
     "Streamed",
     "Worded",
+    "grouped_by_words",
     "grouped_hits",
     "lacking_groups",
     "least_score",
@@ -202,12 +204,14 @@ class Worded:
         shard_of: the shard of each candidate.
         below_threshold: how many hits the threshold removed.
         plan: how the search went in most of the shards.
+        groups: the same hits, by group.
     """
 
     hits: list[FusedResult]
     shard_of: Mapping[str, int]
     below_threshold: int
     plan: Plan
+    groups: tuple[SearchGroup, ...] = ()
 
 
 def worded_hits(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool) -> Worded:
@@ -260,11 +264,13 @@ class Streamed:
         ids: of all rows, ascending; the other attributes know them by their places here.
         shard_of: the shard of each row.
         ranking: the rows in order.
+        groups: of the rows, where these are wanted.
     """
 
     ids: Sequence[str]
     shard_of: Mapping[str, int]
     ranking: Ranking
+    groups: Groups | None = None
 
     def page(self, first: int, rows: int, request: SearchRequest, scorer: Scorer) -> Worded:
         """The hits from a place on, without metadata."""
@@ -274,18 +280,26 @@ class Streamed:
         return Worded(hits[:n], self.shard_of, len(hits) - n, "words")
 
 
-def streamed(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool) -> Streamed:
+def streamed(
+    sides: Mapping[int, Sides],
+    request: SearchRequest,
+    by_vector: bool,
+    groups_of: Callable[[Sequence[str]], Groups] | None = None,
+) -> Streamed:
     """All rows of all shards that match either side, in the order of one index.
 
     Args:
         sides: the rows of each shard.
         request: the search.
         by_vector: whether there is a vector beside the words.
+        groups_of: makes the groups of rows by their places, where groups are wanted: each side then has as many
+            candidates as for these.
     """
     text = request.text
     assert text is not None
     shard_of = {id: number for number, one in sides.items() for id in (*one.near, *one.said)}
     ids = sorted(shard_of)
+    groups = None if groups_of is None else groups_of(ids)
     place = {id: at for at, id in enumerate(ids)}
     near = sorted(row for one in sides.values() for row in zip(one.distances, one.near, strict=True))
     said = sorted((-score, id) for one in sides.values() for id, score in zip(one.said, one.said_scores, strict=True))
@@ -293,10 +307,13 @@ def streamed(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool
     if not by_vector:
         ranks = np.arange(1, len(said) + 1)
         scores = words.values / (1.0 + words.values)
-        return Streamed(ids, shard_of, Ranking(words.slots, scores, words.values, ranks, None, None))
+        return Streamed(ids, shard_of, Ranking(words.slots, scores, words.values, ranks, None, None), groups)
     given = np.array([distance for distance, _ in near], dtype=np.float64)
     vector = _side([place[id] for _, id in near], -given)
-    fused, after = fuse_all(text.fusion, text.alpha, vector, words)
+    depths = (DEPTH_MIN, DEPTH_MIN)
+    if groups is not None:
+        depths = depth_of_groups(groups, vector, request), depth_of_groups(groups, words, request)
+    fused, after = fuse_all(text.fusion, text.alpha, vector, words, depths)
     # Places are in the order of ids, which so decide between equal rows.
     order = np.lexsort((fused.slots, -after, -fused.scores))
     found = fused.slots[order]
@@ -310,7 +327,53 @@ def streamed(sides: Mapping[int, Sides], request: SearchRequest, by_vector: bool
         distances[found],
         fused.vector_ranks[order],
     )
-    return Streamed(ids, shard_of, ranking)
+    return Streamed(ids, shard_of, ranking, groups)
+
+
+def grouped_by_words(
+    answers: Mapping[int, tuple[Sides, Mapping[str, Sequence[Scalar]]]], request: SearchRequest, scorer: Scorer
+) -> Worded:
+    """The k best groups of all shards, and the best rows of each, as one index of all rows would choose them.
+
+    Args:
+        answers: of each shard all rows that match either side, and the values of the groups of each row.
+        request: the search.
+        scorer: of the metric.
+    """
+    values_of = {id: values for _, of in answers.values() for id, values in of.items()}
+
+    def groups_of(ids: Sequence[str]) -> Groups:
+        numbers: dict[Any, int] = {}
+        values: list[Scalar] = []
+        pairs: list[tuple[int, int]] = []
+        for place, id in enumerate(ids):
+            for value in values_of.get(id, ()):
+                key = sort_key(value)
+                if key not in numbers:
+                    numbers[key] = len(values)
+                    values.append(value)
+                pairs.append((place, numbers[key]))
+        slots, groups = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return Groups(np.full(len(ids), NONE, dtype=np.int32), slots, groups.astype(np.int32), values)
+
+    by_vector = any(one.near for one, _ in answers.values())
+    rows = streamed({number: one for number, (one, _) in answers.items()}, request, by_vector, groups_of)
+    assert rows.groups is not None
+    members: list[SearchGroup] = []
+    chosen: list[FusedResult] = []
+    dropped = 0
+    for group, places in first_of_groups(rows.groups, rows.ranking.slots, request.k, request.group_size):
+        at = np.array(places, dtype=np.intp)
+        hits = rows.ranking.hits(at, [rows.ids[slot] for slot in rows.ranking.slots[at].tolist()], scorer)
+        kept = [hit for hit in hits if passes(hit, request)]
+        dropped += len(hits) - len(kept)
+        chosen += kept
+        if kept:
+            members.append(SearchGroup(rows.groups.values[group], tuple(kept)))
+    plan: Plan = "words"
+    if by_vector:
+        plan = "flat + words" if request.where is None else "filtered exact + words"
+    return Worded(chosen, rows.shard_of, dropped, plan, tuple(members))
 
 
 def _side(numbers: Sequence[int], values: Any) -> Side:

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio.to_thread
@@ -25,6 +26,7 @@ from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.fanout import Answers
 from fabstir_vectordb.collections.merging import (
+    grouped_by_words,
     grouped_hits,
     lacking_groups,
     least_score,
@@ -177,7 +179,8 @@ class Searches:
         if not len(matrix):
             return []
         if request.text is not None:
-            found = await self._by_words(asked)
+            by_words = self._by_words if request.group_by is None else self._groups_by_words
+            found = await by_words(asked)
         elif request.group_by is not None:
             found = await self._by_groups(asked)
         else:
@@ -220,10 +223,6 @@ class Searches:
             asked, target = _how_many(at, shards, target)
         else:
             check_has_text(at)
-            if request.group_by is not None:
-                raise InvalidInputError(
-                    "a collection finds no groups by words: leave out group_by or text", details={"option": "group_by"}
-                )
             if shards is not None:
                 raise InvalidInputError("a search with text asks all shards: leave shards out")
         passed: SearchFields = {
@@ -375,6 +374,41 @@ class Searches:
             for one in found
         ]
 
+    async def _groups_by_words(self, asked: _Asked) -> list[ShardedResults]:
+        """The best groups by words: ids, scores and groups of all rows that match either side come to this process."""
+        at, request, scorer = asked.at, asked.request, Scorer(asked.at.settings.params.metric)
+        text, field = request.text, request.group_by
+        assert text is not None
+        said, counted, totals = await self._counted(asked)
+        missing, receipts = set(counted.missing), [one.receipt for one in counted.results]
+        sides: list[dict[int, Any]] = []
+        for place, query in enumerate(asked.queries):
+            fields: SearchFields = {**said, "text": text.text(place)}
+            args = (query, fields, totals, field)
+            answers = await self._ask(
+                at,
+                tasks.all_sides_of_groups,
+                partial(_given, args),
+                shards=counted.shards,
+                missing_ok=asked.missing_ok,
+            )
+            missing |= set(answers.missing)
+            sides.append(dict(zip(answers.shards, answers.results, strict=True)))
+        while True:
+            found = [
+                grouped_by_words({number: one for number, one in of.items() if number not in missing}, request, scorer)
+                for of in sides
+            ]
+            lost = await self._describe(asked, found, receipts)
+            if not lost:
+                break
+            missing |= lost
+        results = [SearchResults(one.hits, one.below_threshold, one.plan) for one in found]
+        for result, one in zip(results, found, strict=True):
+            result.groups = one.groups
+        answered = [number for number in counted.shards if number not in missing]
+        return [sharded(one, answered, sorted(missing), summed(receipts)) for one in results]
+
     async def _counted(self, asked: _Asked) -> tuple[SearchFields, Answers, TextTotals]:
         """The options of a search with text for shards, the shards that counted its words, and the sums."""
         text = asked.request.text
@@ -511,6 +545,11 @@ def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:
             places.append(place)
             of_shard.append(slots)
     return wanted
+
+
+def _given(args: Sequence[Any], shard: Shard) -> Sequence[Any]:
+    """The same arguments for each shard."""
+    return args
 
 
 def no_query() -> InvalidInputError:

@@ -27,6 +27,7 @@ from fabstir_vectordb.index.protocol import (
 from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING, parse_filter
+from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchFields, SearchRequest
 from fabstir_vectordb.sync import VectorDBSession
 from fabstir_vectordb.text.query import parse_query
@@ -45,6 +46,7 @@ __all__ = [
     "Dirt",
     "Told",
     "all_sides",
+    "all_sides_of_groups",
     "chosen",
     "contents",
     "count",
@@ -235,6 +237,19 @@ def all_sides(
     where = EVERYTHING if request.where is None else request.where
     with opened(recipe, share) as session:
         found: Sides = _read(session, Reach.WHOLE, lambda index, _: index.shard_reads.all_sides(query, request, where))
+        return found
+
+
+def all_sides_of_groups(
+    recipe: Recipe, share: str, query: npt.NDArray[np.float32], fields: SearchFields, totals: TextTotals, field: str
+) -> tuple[Sides, dict[str, list[Scalar]]]:
+    """`all_sides`, and the values of a field, which make groups, by the ids of its rows."""
+    request = _with_totals(query, 1, fields, totals)
+    where = EVERYTHING if request.where is None else request.where
+    with opened(recipe, share) as session:
+        found: tuple[Sides, dict[str, list[Scalar]]] = _read(
+            session, Reach.WHOLE, lambda index, _: index.shard_reads.all_sides_of_groups(query, request, where, field)
+        )
         return found
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "Stored",
     "by_words",
     "depth_of",
+    "depth_of_groups",
     "fused_hits",
     "no_text_index",
     "passes",
@@ -71,6 +72,13 @@ def no_text_index() -> InvalidInputError:
 def depth_of(k: int) -> int:
     """How many candidates each side gives."""
     return min(depth_for(k), K_MAX)
+
+
+def depth_of_groups(groups: Groups, side: Side, request: SearchRequest) -> int:
+    """How many candidates a side gives for groups: so many that they are of k groups, and as for k times the hits."""
+    found = first_of_groups(groups, side.slots, request.k, 1)
+    least = found[-1][1][0] + 1 if len(found) == request.k else len(side.slots)
+    return max(least, depth_for(request.k * request.group_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,12 +320,7 @@ class Hybrid:
             check_query_dim(len(query), rows.vector_dim)
             near = nearest_first(rows, query, slots_of(allow, rows.counts.rows), control)
 
-        def depth(side: Side) -> int:
-            found = first_of_groups(groups, side.slots, request.k, 1)
-            least = found[-1][1][0] + 1 if len(found) == request.k else len(side.slots)
-            return max(least, depth_for(request.k * request.group_size))
-
-        ranking = self.everything(near, terms, request, allow, depth)
+        ranking = self.everything(near, terms, request, allow, lambda side: depth_of_groups(groups, side, request))
         found = first_of_groups(groups, ranking.slots, request.k, request.group_size)
         at = np.array([one for _, places in found for one in places], dtype=np.intp)
         hits = ranking.hits(at, rows.core.get_ids(ranking.slots[at]), self._scorer)

@@ -21,11 +21,13 @@ from fabstir_vectordb.index.cursor import Cursors
 from fabstir_vectordb.index.efforts import Efforts
 from fabstir_vectordb.index.filters import Filters, Matches
 from fabstir_vectordb.index.gate import Gate
+from fabstir_vectordb.index.grouping import Groups
 from fabstir_vectordb.index.hybrid import Hybrid, Sides, depth_of, no_text_index
 from fabstir_vectordb.index.lazy_rows import LazyRows
 from fabstir_vectordb.index.protocol import Gathered
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.filter_parse import Filter
+from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.types import Receipt
@@ -129,6 +131,19 @@ class WholeReads:
     def all_sides(self, query: npt.NDArray[np.float32], request: SearchRequest, where: Filter) -> Sides:
         """All rows that match a filter, for a stream with text; see `Hybrid.all_sides`."""
         return self._filters.read(where, lambda matches: self._hybrid.all_sides(query, request, matches))
+
+    def all_sides_of_groups(
+        self, query: npt.NDArray[np.float32], request: SearchRequest, where: Filter, field: str
+    ) -> tuple[Sides, dict[str, list[Scalar]]]:
+        """`all_sides`, and the values of a field, which make groups, by the ids of its rows; see `Hybrid`."""
+
+        def read(matches: Matches, groups: Groups) -> tuple[Sides, dict[str, list[Scalar]]]:
+            sides = self._hybrid.all_sides(query, request, matches)
+            ids = list(dict.fromkeys((*sides.near, *sides.said)))
+            of_rows = map(groups.of, self._rows.find(ids).tolist())
+            return sides, {id: [groups.values[one] for one in of] for id, of in zip(ids, of_rows, strict=True) if of}
+
+        return self._filters.read_groups(where, field, read)
 
 
 class LazyReads:

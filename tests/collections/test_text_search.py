@@ -157,6 +157,9 @@ async def test_hits_are_chosen_as_one_index_chooses_them(stored: Path, one: Vect
             *({**chosen, **side} for chosen in ({"mmr": 0.4}, {"rerank": longest}) for side in (said, near)),
             {"rerank": latest, "rerank_k": 9, "group_by": "tags", "group_size": 2, **near},
             *of_groups,
+            *({**chosen, "text": "har* river -runner", "exact": True} for chosen in of_groups),
+            {**of_groups[1], "text": "river", "fusion": "rrf", "highlight": True, "threshold": 0.45},
+            {**of_groups[0], "text": ["night", "har*", "nothing"], "rerank": latest, "rerank_k": 3},
         ):
             expected, found = (
                 await one.search_batch(queries, 2, **fields),
@@ -165,6 +168,11 @@ async def test_hits_are_chosen_as_one_index_chooses_them(stored: Path, one: Vect
             assert list(map(told, found)) == list(map(told, expected)), fields
             for of_one, of_many in zip(expected, found, strict=True):
                 assert list(map(group, of_many.groups)) == list(map(group, of_one.groups)), fields
+        for k, fields in ((2, of_groups[1]), (40, of_groups[2]), (3, {**of_groups[0], "threshold": 0.5})):
+            alone = await many.search(None, k, text="har* night", **fields)
+            of_one = await one.search(None, k, text="har* night", **fields)
+            assert told(alone) == told(of_one)
+            assert (list(map(group, alone.groups)), alone.plan) == (list(map(group, of_one.groups)), of_one.plan)
 
 
 def group(one: Any) -> Any:
@@ -204,7 +212,6 @@ async def test_wrong_questions_about_words(stored: Path, tmp_path: Path) -> None
             {"query": None},
             {"query": None, "text": ["a", "b"]},
             {"text": "river", "shards": 1},
-            {"text": "river", "group_by": "kind"},
             {"text": 7},
             {"fusion": "rrf"},
         )
