@@ -13,16 +13,8 @@ from typing import Any
 import anyio
 import click
 
-from fabstir_vectordb.cli_support import (
-    Settings,
-    count_bar,
-    json_option,
-    query_of,
-    say,
-    session_settings,
-    tell_hit,
-    vector_of,
-)
+from fabstir_vectordb.cli_search import checked_search, search_options, tell_hits
+from fabstir_vectordb.cli_support import Settings, count_bar, json_option, say, session_settings, vector_of
 from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
 from fabstir_vectordb.collections.plan import CollectionPlan, measure, plan as plan_of
 from fabstir_vectordb.collections.records import ROUTES
@@ -64,6 +56,7 @@ def collection() -> None:
 
 @collection.command()
 @click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.option("--text-field", multiple=True, help="Metadata field whose words `search --text` finds; may be repeated.")
 @click.option("--shards", type=int, default=8, show_default=True, help="Number of shards.")
 @click.option("--route", type=click.Choice(ROUTES), default="nearest", show_default=True, help="How rows go to shards.")
 @click.option(
@@ -71,52 +64,51 @@ def collection() -> None:
 )
 @_PROCESSES
 @click.pass_obj
-def build(settings: Settings, table: Path, shards: int, route: Any, metric: Any, processes: int) -> None:
+def build(
+    settings: Settings,
+    table: Path,
+    text_field: tuple[str, ...],
+    shards: int,
+    route: Any,
+    metric: Any,
+    processes: int,
+) -> None:
     """Build a collection from TABLE, a Parquet or Arrow file or a folder of Parquet files, and print its CID.
 
     Columns are id, vector or embedding, and timestamp and expires_at where there are any; all others are metadata.
     """
     fields = session_settings(settings, metric=metric)
+    if text_field:
+        fields["text_fields"] = text_field
     with _engine(processes) as engine, _shards_bar("build") as tell:
         cid = sync.build(fields, table, shards=shards, route=route, engine=engine, progress=tell)
     say(cid)
 
 
 @collection.command()
-@click.option("--like", help="Id of a row whose vector is the query.")
-@click.option(
-    "--vector",
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="File with the query: .npy, or a JSON array; - for JSON on stdin.",
-)
-@click.option("-k", default=10, show_default=True, help="Most hits.")
+@search_options
 @click.option("--shards", type=int, help="How many shards to ask, the most promising ones; by default all.")
 @click.option("--recall-target", type=float, help="Share of the nearest rows to find; chooses how many shards to ask.")
-@click.option("--threshold", type=float, help="Least score of a hit; by default there is none.")
 @_PROCESSES
-@_JSON
 @click.pass_obj
 def search(
     settings: Settings,
+    /,
     like: str | None,
     vector: Path | None,
+    text: str | None,
     k: int,
-    shards: int | None,
-    recall_target: float | None,
-    threshold: float | None,
-    processes: int,
     as_json: bool,
+    highlight: bool,
+    processes: int,
+    **options: Any,
 ) -> None:
-    """Find the rows nearest to a query vector."""
-    if (like is None) is (vector is None):
-        raise click.UsageError("give either --like ID or --vector FILE")
-    query = None if vector is None else query_of(vector)
+    """Find the rows nearest to a query vector, those that have the words of a text, or both."""
+    query, asked = checked_search(settings, like, vector, text, as_json, highlight, options)
     with _engine(processes) as engine, sync.Collection.open(session_settings(settings), engine=engine) as many:
         if like is not None:
             query = vector_of(many.get([like])[0], like, "collection")
-        hits = many.search(query, k, shards=shards, recall_target=recall_target, threshold=threshold)
-        for hit in hits:
-            tell_hit(as_json, hit)
+        tell_hits(as_json, many.search(query, k, **asked))
 
 
 @collection.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -86,6 +87,33 @@ def test_the_commands_do_the_same(tmp_path: Path) -> None:
     assert json.loads(run("plan", "--rows", "1e6", "--json")[0])["measured"]["shards"] == 2
     assert "CONFLICT" in run("build", str(tmp_path / "rows.parquet"), code=1)[0]
     assert "NOT_FOUND" in run("search", "--like", "nothing", code=1)[0]
+
+
+def test_the_command_searches_by_words_and_filters(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    testing, cli = pytest.importorskip("click.testing"), importlib.import_module("fabstir_vectordb.cli").cli
+    rows = batch()
+    texts = [f"river {'stone' if place % 40 == 3 else 'field'}" for place in range(ROWS)]
+    columns = {"id": rows["ids"], "vector": rows["vectors"].tolist(), "text": texts, "n": list(range(ROWS))}
+    parquet.write_table(arrow.table(columns), tmp_path / "rows.parquet")
+    environment = {"FABSTIR_STORE": (tmp_path / "store").as_uri(), "FABSTIR_SEED_PHRASE": PHRASE}
+
+    def run(*command: str, code: int = 0) -> str:
+        done = testing.CliRunner().invoke(cli, ["--index-name", "big", "collection", *command], env=environment)
+        assert done.exit_code == code, done.output
+        return str(done.output)
+
+    run("build", str(tmp_path / "rows.parquet"), "--shards", "2", "--text-field", "text")
+    found = [json.loads(line) for line in run("search", "--text", "+stone", "--json", "--highlight").splitlines()]
+    assert {hit["id"] for hit in found} == {rows["ids"][place] for place in range(3, ROWS, 40)}
+    assert found[0]["text_score"] > 0
+    assert found[0]["highlights"][0][0] == "text"
+    both = run("search", "--like", rows["ids"][0], "--text", "stone", "--filter", '{"n": {"$lt": 50}}', "-k", "50")
+    assert rows["ids"][3] in both.splitlines()[0] + both.splitlines()[1]
+    assert len(both.splitlines()) == 50
+    assert run("search", "--text", "river", "--group-by", "text", "-k", "2").count("river") > 2
+    for wrong in (["--text", "x", "--highlight"], ["--json"], ["--text", "x", "--filter", "7"]):
+        run("search", *wrong, code=2)
 
 
 @pytest.mark.long
