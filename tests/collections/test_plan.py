@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from gathering import batch, settings
@@ -15,6 +18,7 @@ from fabstir_vectordb.collections.plan import Measured, measure, plan
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
+ROOT = Path(__file__).resolve().parents[2]
 MEASURED = Measured(
     rows=100_000,
     dim=384,
@@ -63,6 +67,33 @@ async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(mem
     assert same.objects == pytest.approx(2 * found.shard_objects, rel=0.1)
     assert same.cold_requests is None  # shards of 200 rows are fetched as a whole
     assert same.seconds == pytest.approx(found.search_s + found.asked * found.fan_out_s, rel=0.1)
+
+
+def table(measured: Measured) -> list[str]:
+    """The table of docs/collections.md: what the measured collection has, and what larger ones would take."""
+    plans = [plan(measured, rows=rows, qps=500) for rows in (1e6, 1e8, 1e9)]
+
+    def size(value: float) -> str:
+        unit, name = next((unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if value >= unit)
+        return f"{value / unit:.3g} {name}"
+
+    def line(title: str, own: str, name: str, shown: Callable[[Any], str]) -> str:
+        return f"| {title} | {' | '.join([own, *(shown(getattr(one, name)) for one in plans)])} |"
+
+    return [
+        line("shards", f"{measured.shards}", "shards", "{:,}".format),
+        line("shards asked", f"{measured.asked}", "asked", "{:,}".format),
+        line("stored", size(measured.rows * measured.row_bytes), "bytes", size),
+        line("objects", f"{measured.shards * measured.shard_objects:,.0f}", "objects", "{:,.0f}".format),
+        line("memory, whole shards", size(measured.rows * measured.row_memory_bytes), "memory_bytes", size),
+        line("workers of 8 cores and 64 GB", "", "workers", "{:,}".format),
+    ]
+
+
+def test_the_table_in_the_document_is_what_plan_says_of_the_measured_figures() -> None:
+    measured = Measured(**json.loads((ROOT / "benchmarks/results/collection_plan.json").read_text(encoding="utf-8")))
+    page = (ROOT / "docs/collections.md").read_text(encoding="utf-8")
+    assert "\n".join(table(measured)) in page
 
 
 def test_figures_grow_as_their_models_say() -> None:
