@@ -76,14 +76,14 @@ def recall(settings: Settings, sample: int, k: int, plot: Path | None, as_json: 
             report = session.recall(sample, k=k)
         if picture is not None:
             report.plot(picture)
-    head = f"recall@{report.k}, {report.sample} of {report.rows:,} rows as queries; microseconds per search"
+    head = f"recall@{report.k}, {report.sample} of {report.rows:,} rows as queries; microseconds"
     points = [("default", report.default), *((_setting(point), point) for point in report.points)]
     tell(as_json, report.to_dict(), head, *(_measured(name, point) for name, point in points))
 
 
 def _measured(name: str, point: RecallPoint) -> str:
-    times = f"p50 {point.p50_us:8.1f}  p99 {point.p99_us:8.1f}"
-    return f"{name:>14}  {point.recall:.4f}  {times}  {point.queries_per_s:9,.0f} QPS"
+    times = f"p50 {point.p50_us:7.1f}  p99 {point.p99_us:7.1f}"
+    return f"{name:>14} {point.recall:.4f}  {times} {point.queries_per_s:7,.0f} QPS"
 
 
 def _setting(point: RecallPoint) -> str:

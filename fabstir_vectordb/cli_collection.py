@@ -14,7 +14,7 @@ import anyio
 import click
 
 from fabstir_vectordb.cli_search import checked_search, search_options, tell_hits
-from fabstir_vectordb.cli_support import Settings, count_bar, json_option, say, session_settings, vector_of
+from fabstir_vectordb.cli_support import Settings, count_bar, json_option, say, say_fitted, session_settings, vector_of
 from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
 from fabstir_vectordb.collections.plan import CollectionPlan, measure, plan as plan_of
 from fabstir_vectordb.collections.records import ROUTES
@@ -63,6 +63,7 @@ def collection() -> None:
     "--metric", type=click.Choice(["cosine", "l2", "dot"]), default="cosine", show_default=True, help="Metric."
 )
 @_PROCESSES
+@_JSON
 @click.pass_obj
 def build(
     settings: Settings,
@@ -72,6 +73,7 @@ def build(
     route: Any,
     metric: Any,
     processes: int,
+    as_json: bool,
 ) -> None:
     """Build a collection from TABLE, a Parquet or Arrow file or a folder of Parquet files, and print its CID.
 
@@ -82,7 +84,7 @@ def build(
         fields["text_fields"] = text_field
     with _engine(processes) as engine, _shards_bar("build") as tell:
         cid = sync.build(fields, table, shards=shards, route=route, engine=engine, progress=tell)
-    say(cid)
+    say(json_text({"cid": cid}) if as_json else cid)
 
 
 @collection.command()
@@ -126,13 +128,14 @@ def stats(settings: Settings, as_json: bool) -> None:
         note = "  (holds deleted rows)" if shard.superseded else ""
         say(f"{shard.number:>6}  {shard.rows:>10} rows{note}")
     if found.curve:
-        say("nearest rows in the most promising shards: " + ", ".join(f"{share:.3f}" for share in found.curve))
+        say_fitted("nearest rows in the most promising shards: " + ", ".join(f"{share:.3f}" for share in found.curve))
 
 
 @collection.command()
 @_PROCESSES
+@_JSON
 @click.pass_obj
-def verify(settings: Settings, processes: int) -> None:
+def verify(settings: Settings, processes: int, as_json: bool) -> None:
     """Read every object of the collection and check all bytes."""
     with (
         _engine(processes) as engine,
@@ -140,7 +143,8 @@ def verify(settings: Settings, processes: int) -> None:
         _shards_bar("verify") as tell,
     ):
         report = many.verify(progress=tell)
-    say(f"{report.shards} shards, {report.parts} parts, {report.bytes} bytes, {report.rows} rows: undamaged")
+    said = f"{report.shards} shards, {report.parts} parts, {report.bytes} bytes, {report.rows} rows: undamaged"
+    say(json_text(report) if as_json else said)
 
 
 @collection.command()
@@ -179,13 +183,13 @@ def plan(
     if as_json:
         say(json_text({"measured": measured, "plan": wanted}))
         return
-    say(
+    say_fitted(
         f"measured: {measured.rows} rows of dimension {measured.dim} in {measured.shards} shards, of which "
         f"{measured.asked} are asked for a recall of {measured.recall}"
     )
-    say(f"modelled: {wanted.rows} rows of dimension {wanted.dim}, {wanted.qps:g} queries a second")
+    say_fitted(f"modelled: {wanted.rows} rows of dimension {wanted.dim}, {wanted.qps:g} queries a second")
     for name, value in _plan_lines(wanted):
-        say(f"  {name:<18}{value:>14}  {wanted.modelled[name]}")
+        say_fitted(f"  {name:<18}{value:>14}  {wanted.modelled[name]}", indent=36)
 
 
 def _plan_lines(wanted: CollectionPlan) -> Iterator[tuple[str, str]]:

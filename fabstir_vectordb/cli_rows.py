@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,6 +24,7 @@ from fabstir_vectordb.cli_support import (
     save,
     say,
     tell,
+    terminal_columns,
 )
 from fabstir_vectordb.display import json_text
 from fabstir_vectordb.errors import NotFoundError
@@ -110,9 +109,10 @@ def _line(row: Row) -> str:
 
 def _cut(text: str) -> str:
     """A line that fits into the terminal; unchanged where stdout is none."""
-    if not sys.stdout.isatty():
+    left = terminal_columns()
+    if left is None:
         return text
-    text, left = plain(text), shutil.get_terminal_size().columns
+    text = plain(text)
     for at, character in enumerate(text):
         width = 2 if unicodedata.east_asian_width(character) in "WF" else 1
         if left < width + (at + 1 < len(text)):  # the last column is for the ellipsis

@@ -12,7 +12,9 @@ import getpass
 import json
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -54,9 +56,11 @@ __all__ = [
     "rows_bar",
     "save",
     "say",
+    "say_fitted",
     "session_settings",
     "tell",
     "tell_hit",
+    "terminal_columns",
     "vector_of",
 ]
 
@@ -280,6 +284,23 @@ def say(text: str) -> None:
         click.echo(plain(text))
     except OSError as error:
         raise OutputError(error) from None
+
+
+def terminal_columns() -> int | None:
+    """Columns of the terminal that stdout is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def say_fitted(text: str, indent: int = 0) -> None:
+    """Prints a line of a table; on a terminal with fewer columns as several lines, all but the first indented."""
+    text, columns = plain(text), terminal_columns()
+    if columns is None:
+        say(text)
+        return
+    width = max(columns, indent + 10)
+    after = " " * indent
+    for line in textwrap.wrap(text, width, subsequent_indent=after, break_long_words=False, break_on_hyphens=False):
+        say(line)
 
 
 def tell(as_json: bool, record: Mapping[str, Any], *lines: str) -> None:

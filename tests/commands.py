@@ -44,6 +44,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.Ca
     return call
 
 
+def leaves(group: Any, above: str = "") -> dict[str, Any]:
+    """The commands of a group by their words, as ``collection build``; groups are left out."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= leaves(command, f"{above}{name} ") if inner else {above + name: command}
+    return found
+
+
 def records(ended: Ended) -> list[dict[str, Any]]:
     """The JSON objects that a command printed, one a line."""
     assert ended.code == 0, ended.err

@@ -7,15 +7,17 @@ import importlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run, records
+from commands import Run, leaves, records
 
 pytest.importorskip("click", reason="the extra 'cli' is not installed")
 cli = importlib.import_module("fabstir_vectordb.cli").cli
 rows_of = importlib.import_module("fabstir_vectordb.cli_rows")
+support = importlib.import_module("fabstir_vectordb.cli_support")
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "command-line.md"
 ROWS: list[dict[str, Any]] = [
@@ -88,8 +90,8 @@ def test_every_command_prints_json(run: Run, index: str) -> None:
     ):  # fmt: skip
         assert len(records(run(*command, "--json"))) == 1, command
     # The demo tells a story, and a server of the protocol has no result.
-    without = {name for name, it in cli.commands.items() if not any("--json" in p.opts for p in it.params)}
-    assert without == {"demo", "mcp", "collection"}  # whose commands have it
+    without = {name for name, it in leaves(cli).items() if not any("--json" in p.opts for p in it.params)}
+    assert without == {"demo", "mcp"}
     assert all(re.search(rf"^  {name}  ", run("--help").out, re.MULTILINE) for name in cli.commands)
     piped = run("export", "-", "--json")
     assert (len(piped.out.splitlines()), json.loads(piped.err)) == (5, {"rows": 5})
@@ -147,11 +149,38 @@ def test_what_strangers_wrote_cannot_steer_a_terminal(run: Run, tmp_path: Path) 
     assert run("list").out.startswith("a\\u001b]0;x\\u0007\\u000a\\u009b2J\\u202eb\\u2028  ")
 
 
+def test_collections_print_json(run: Run, index: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    table = tmp_path / "rows.parquet"
+    assert run("export", table).code == 0
+    many = ["--index-name", "many", "collection"]
+    (built,) = records(run(*many, "build", table, "--shards", "2", "--json"))
+    (stats,) = records(run(*many, "stats", "--json"))
+    assert built == {"cid": stats["cid"]}
+    (checked,) = records(run(*many, "verify", "--json"))
+    assert (checked["rows"], checked["shards"]) == (5, len(stats["shards"]))
+    (planned,) = records(run(*many, "plan", "--rows", "1e6", "--json"))
+    assert planned["plan"]["rows"] == 1_000_000
+    assert [hit["id"] for hit in records(run(*many, "search", "--like", "r1", "-k", "1", "--json"))] == ["r1"]
+
+
+def test_lines_of_tables_are_broken_on_a_narrow_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "14")
+    line = "  rows     12  stored bytes a row-group"
+    support.say_fitted(line, 4)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    support.say_fitted(line, 4)
+    assert capsys.readouterr().out == "  rows     12\n    stored\n    bytes a\n    row-group\n"
+
+
 def test_long_lines_are_cut_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "8")
     line = "é" * 9
     assert rows_of._cut(line) == line
-    monkeypatch.setattr(rows_of.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert rows_of._cut(line) == "é" * 7 + "…"
     assert rows_of._cut("é" * 8) == "é" * 8
     assert rows_of._cut("語" * 5) == "語" * 3 + "…"
