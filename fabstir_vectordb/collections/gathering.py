@@ -59,13 +59,16 @@ def gather(batches: object, now_us: int, sampler: Sampler, blocks: Spool[Batch])
     """
     rows, dim = 0, None
     waiting: list[Batch] = []
+    waiting_rows = waiting_bytes = 0
     with Spool[npt.NDArray[np.uint64]]() as hashes:
 
         def write() -> None:
+            nonlocal waiting_rows, waiting_bytes
             if not waiting:
                 return
             block = joined(waiting, dim)
             waiting.clear()
+            waiting_rows = waiting_bytes = 0
             digests = digests_of(block.ids)
             sampler.add(block, digests)
             hashes.append(_hashes(digests))
@@ -78,8 +81,9 @@ def gather(batches: object, now_us: int, sampler: Sampler, blocks: Spool[Batch])
                 one = part(batch, start, start + _BLOCK_ROWS)
                 waiting.append(one)
                 rows += len(one.ids)
-                held = sum(other.vectors.nbytes + other.metadata_bytes for other in waiting)
-                if held > _BLOCK_DATA_BYTES or sum(len(other.ids) for other in waiting) > _BLOCK_ROWS:
+                waiting_rows += len(one.ids)
+                waiting_bytes += one.vectors.nbytes + one.metadata_bytes
+                if waiting_bytes > _BLOCK_DATA_BYTES or waiting_rows > _BLOCK_ROWS:
                     write()
         write()
         _refuse_twins(hashes, blocks, rows)

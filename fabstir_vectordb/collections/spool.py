@@ -10,6 +10,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -79,7 +80,9 @@ class Spool(Generic[_T]):
 
     def close(self) -> None:
         """Deletes the file. Idempotent."""
-        self._file.close()
+        # On a full disk, what waits to be written fails once more: the error of `append` has told it.
+        with suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +142,9 @@ class RowsByShard:
 
 
 def _failed(error: OSError) -> StorageError:
+    folder = tempfile.tempdir  # None where no folder takes files: `gettempdir` would fail, too
+    where = "" if folder is None else f" in {folder}"
     return StorageError(
-        f"a temporary file in {tempfile.gettempdir()} failed: {error.strerror}; set TMPDIR to a folder that has room",
-        details={"folder": tempfile.gettempdir()},
+        f"a temporary file{where} failed: {error.strerror}; set TMPDIR to a folder that has room",
+        details={"folder": folder},
     )

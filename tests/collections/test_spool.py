@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +101,49 @@ def test_a_full_disk_is_a_storage_error(little: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path / "nowhere"))
     with Spool[bytes]() as kept, pytest.raises(StorageError, match="TMPDIR"):
         kept.append(bytes(20_000))
+
+
+def test_a_disk_that_fills_up_is_a_storage_error(little: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        """A buffered file: what it could not write fails again when it is closed."""
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(StorageError, match="No space left"), Spool[bytes]() as kept:
+        kept.append(bytes(20_000))
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_a_storage_error(
+    little: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(spool.tempfile, "tempdir", None)
+    monkeypatch.setattr(spool.tempfile, "_get_default_tempdir", none)
+    with Spool[bytes]() as kept, pytest.raises(StorageError, match=r"No usable .*TMPDIR") as refused:
+        kept.append(bytes(20_000))
+    assert refused.value.details["folder"] is None
+
+
+def test_each_row_of_many_small_batches_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def counted(batch: Batch) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr(Batch, "metadata_bytes", property(counted))
+    with Spool[Batch]() as blocks:
+        assert gather(pieces(200, 1), 7, sampler_of("hash", 1), blocks).rows == 200
+    assert looks == 200
 
 
 def test_rows_without_some_things_are_the_same_beside_others(little: None) -> None:
