@@ -74,11 +74,11 @@ def _decoded(plain: bytes) -> Fingerprints:
     if len(plain) < _BYTES or count > len(plain):
         raise IntegrityError(f"{len(plain)} bytes hold no {count} fingerprints")
     planes = np.frombuffer(decompress(plain[_BYTES:], _BYTES * count), dtype=np.uint8).reshape(_BYTES, -1)
-    differences = np.ascontiguousarray(planes.T).view("<u4").ravel().astype(np.uint64)
-    found = np.cumsum(differences)
-    if count and (not differences[1:].all() or found[-1] >= 1 << 32):
+    # A sum beyond 32 bits comes out smaller than the one before.
+    found = np.cumsum(np.ascontiguousarray(planes.T).view("<u4").ravel(), dtype=np.uint32)
+    if not (found[1:] > found[:-1]).all():
         raise IntegrityError("the fingerprints of a shard's ids are not in order")
-    return found.astype(np.uint32)
+    return found
 
 
 async def store_fingerprints(store: Store, root_key: bytes, ids: Iterable[str]) -> str | None:
@@ -192,9 +192,9 @@ class IdMap:
         """The fingerprints of as many shards as fit; all others are let go."""
         room, held, missing = self._room, dict[str, Fingerprints](), list[Shard]()
         for shard in at.shards.values():
-            room -= shard.rows * _BYTES
-            if shard.fingerprints is None or room < 0:
+            if shard.fingerprints is None or shard.rows * _BYTES > room:
                 continue
+            room -= shard.rows * _BYTES
             if shard.fingerprints in self._held:
                 held[shard.fingerprints] = self._held[shard.fingerprints]
             else:

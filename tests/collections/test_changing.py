@@ -6,6 +6,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ async def test_only_the_shard_that_has_an_id_is_asked_for_it(tmp_path: Path, mon
         poor._ids._room = 4 * 25  # of one shard, at most
         assert [bits(found) for found in await poor.get(["row-0009"])] == [bits(other)]
         assert len(poor._ids._held) <= 1
+        # A shard that does not fit, or has no fingerprints, takes no place from the others.
+        first, *others = poor._snapshot.shards
+        poor._ids._room = 4 * sum(poor._snapshot.shards[other].rows for other in others)
+        for fingerprints_of in (poor._snapshot.shards[first].fingerprints, None):
+            large = replace(poor._snapshot.shards[first], rows=10**6, fingerprints=fingerprints_of)
+            at = poor._snapshot.with_shards(
+                {first: large}, poor._snapshot.centroids, poor._snapshot.settings.next_shard
+            )
+            assert (await poor._ids.shards_of(at, ["nobody"])) == {first: ["nobody"]}
     assert report.shards == 4
     number, lost = next(iter(objects.items()))
     name = multibase_encode(lost.hash)[1:]
@@ -173,7 +183,8 @@ def test_fingerprints_are_read_as_they_were_written_and_damaged_ones_refused() -
     assert len(plain) < 3 * count
     twice = (2).to_bytes(4, "little") + compress(bytes(8))
     bomb = (10**6).to_bytes(4, "little") + compress(bytes(4 * 10**6))
-    for wrong in (b"", plain[:-1], (4_999).to_bytes(4, "little") + plain[4:], twice, bomb):
+    wrapped = (2).to_bytes(4, "little") + compress(b"\xff\x02" + b"\xff\x00" * 3)
+    for wrong in (b"", plain[:-1], (4_999).to_bytes(4, "little") + plain[4:], twice, wrapped, bomb):
         with pytest.raises(IntegrityError):
             _decoded(wrong)
 
