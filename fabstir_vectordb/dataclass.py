@@ -112,9 +112,11 @@ else:
             if not (frozen and slots):
                 return dataclasses.dataclass(frozen=frozen, slots=slots, eq=eq, kw_only=kw_only)(cls)
             own = set(cls.__dict__)
+            if cls.__dict__.get("__hash__", True) is None:  # Python's doing, where a class has an own __eq__
+                own.discard("__hash__")
             made = dataclasses.dataclass(slots=True, init=False, repr=False, eq=False, kw_only=kw_only)(cls)
-            made.__init__ = _init_of(made)
-            for name, method in (_METHODS | _METHODS_OF_VALUES if eq else _METHODS).items():
+            methods = {"__init__": _init_of(made), **_METHODS, **(_METHODS_OF_VALUES if eq else {})}
+            for name, method in methods.items():
                 if name not in own:
                     setattr(made, name, method)
             return made

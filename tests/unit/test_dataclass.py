@@ -66,7 +66,19 @@ def classes(make: Callable[..., Any]) -> list[Any]:
     class Empty:
         """No fields."""
 
-    return [Point, Named, Settings, More, Identity, Empty]
+    @make(frozen=True, slots=True)
+    class Own:  # noqa: PLW1641 - what hash it gets is the question
+        """Its own methods stay."""
+
+        a: int
+
+        def __init__(self, a: int = 5) -> None:
+            object.__setattr__(self, "a", a + 1)
+
+        def __eq__(self, other: object) -> bool:
+            return False
+
+    return [Point, Named, Settings, More, Identity, Empty, Own]
 
 
 OURS, THEIRS = classes(dataclass), classes(dataclasses.dataclass)
