@@ -283,7 +283,7 @@ static void test_filters_keep_their_promise(void) {
     fvdb_free(index);
 }
 
-static void test_equal_rows_and_empty_lists(void) {
+static void test_equal_rows_share_a_list(void) {
     enum { N = 3000 };
     for (uint32_t metric = 0; metric < 3; metric++) {
         fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 2});
@@ -298,6 +298,7 @@ static void test_equal_rows_and_empty_lists(void) {
         CHECK(train(index, INT64_MAX) == FVDB_OK);
         CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
         check_sides(index);
+        CHECK(index->lists.centroids.nlist <= 3 && index->lists.n == N);
         CHECK(index->lists.n_second <= N * 3 / 4);
         fvdb_search_params params = {.k = 20};
         CHECK(search(index, t.vectors, 1, params, NULL, 0, slots, distances, &count, &plan) == FVDB_OK);
@@ -646,7 +647,7 @@ int main(void) {
     RUN(test_too_few_rows_are_not_trained_on);
     RUN(test_an_index_grows_old);
     RUN(test_filters_keep_their_promise);
-    RUN(test_equal_rows_and_empty_lists);
+    RUN(test_equal_rows_share_a_list);
     RUN(test_huge_values_do_no_harm);
     RUN(test_threads_and_loads_change_nothing);
     RUN(test_a_second_list_has_the_least_cost);

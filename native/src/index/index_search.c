@@ -24,6 +24,9 @@
  * 64 candidates at k = 10, and loses 0.0002 of recall (3 would lose 0.0008).  Fewer residuals than this say too little. */
 #define RESIDUAL_SPREADS 4.0
 #define RESIDUALS_MIN 8u
+/* The nearest by code are those whose errors made them near: the first few residuals lie on one side.  Who asks for more
+ * candidates gets a surer end, after no fewer than one in so many of them. */
+#define RESCORED_SHARE 4u
 
 typedef struct search_job {
     fvdb_index *index;
@@ -182,15 +185,14 @@ static void keep_allowed(const search_job *job, search_scratch *w) {
 static uint32_t rescore(const search_job *job, search_scratch *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    uint32_t most = w->pool_n, prefetched = 0;
+    uint32_t most = w->pool_n, least = max_u32(max_u32(k, RESIDUALS_MIN), most / RESCORED_SHARE), prefetched = 0;
     for (uint32_t i = 0; i < most; i++) {
         for (; prefetched < most && prefetched < i + EXACT_AHEAD; prefetched++) {
             scorer_prefetch_exact(&w->query, w->pool[prefetched].node);
             id_map_prefetch_offset(&w->s->ids, w->pool[prefetched].node);
         }
         candidate c = w->pool[i];
-        bool enough = i >= max_u32(k, RESIDUALS_MIN);
-        if (enough && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
+        if (i >= least && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
         hit h = {scorer_exact(&w->query, c.node), c.node};
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);

@@ -320,6 +320,27 @@ static bool put_near_together(trainer *t) {
     return had;
 }
 
+/* Centroids with one code are one list.  All rows would be on the first of them, and a search would look at the others in
+ * vain: of few dimensions there are fewer codes than lists. */
+static void drop_equal(const trainer *t) {
+    ivf_centroids *c = t->c;
+    const size_t bytes = t->s->code_bytes;
+    float *norm2 = (float *)c->norm2.base;
+    uint32_t kept = 0;
+    for (uint32_t list = 0; list < c->nlist; list++) {
+        const uint8_t *code = c->codes.base + list * bytes;
+        bool had = false;
+        for (uint32_t other = 0; other < kept && !had; other++)
+            had = memcmp(c->codes.base + other * bytes, code, bytes) == 0;
+        if (had) continue;
+        memmove(c->codes.base + kept * bytes, code, bytes);
+        norm2[kept++] = norm2[list];
+    }
+    c->nlist = kept;
+    region_resize(&c->codes, kept * bytes);
+    region_resize(&c->norm2, kept * sizeof *norm2);
+}
+
 static double mean_error(const trainer *t) {
     double sum = 0;
     for (uint32_t i = 0; i < t->n; i++) sum += (double)t->errors[i];
@@ -342,6 +363,7 @@ static fvdb_status iterate(trainer *t, thread_pool *c, uint32_t *sizes, fvdb_dia
     }
     if (!put_near_together(t)) return FAIL_MEMORY(diag);
     code_centres(t);
+    drop_equal(t);
     return FVDB_OK;
 }
 
