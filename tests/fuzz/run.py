@@ -4,6 +4,9 @@
     python tests/fuzz/run.py --minutes 1 text share    # some
     python tests/fuzz/run.py --keep                    # puts what led to new code into tests/data/fuzz
 
+Minutes are gathered: --work remembers those that found nothing, so a run that was interrupted goes on, and a second one
+does what is missing, or nothing. A harness that reads with code that changed since starts anew (ledger.py).
+
 Harnesses in C need a clang with libFuzzer (Debian: clang-19, libclang-rt-19-dev); those in Python need atheris
 (``pip install atheris``). Without them, inputs are mutated without guidance. What is found is in the folder `findings`
 of --work, as a file that was named after the harness, with the log beside it.
@@ -27,6 +30,7 @@ from typing import Any
 
 import corpus
 import native_harnesses
+from ledger import Ledger, sources_of_native, sources_of_reader
 from mutate import SEED, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,24 +81,31 @@ class Campaign:
         for folder in (self.corpus, self.findings, self.seeds):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, minutes: float) -> str:
-        """Runs it; returns a line for the report."""
-        before, inputs, said = cpu_s(), 0, ""
+    def run(self, minutes: float, ledger: Ledger) -> str:
+        """Runs what is missing of its minutes; returns a line for the report."""
+        began, said = cpu_s(), ""
         known = len(list(self.findings.glob(f"{self.name}-*")))
         log = self._work / f"{self.name}.log"
-        while (left := 60 * minutes - (cpu_s() - before)) > 0 and not said:
+        while (left := 60 * (minutes - ledger.minutes)) > 0 and not said:
+            before = cpu_s()
             with log.open("wb") as out:
                 command = self._command(max(1, min(SLICE_S, int(left) + 1)))
                 ended = subprocess.run(command, stdout=out, stderr=out, cwd=ROOT, check=False)
             text = log.read_text(encoding="utf-8", errors="replace")
             runs = re.findall(r"number_of_executed_units: (\d+)|^#(\d+)\s", text, re.MULTILINE)
-            inputs += int(runs[-1][0] or runs[-1][1]) if runs else 0
             if ended.returncode:
                 found = len(list(self.findings.glob(f"{self.name}-*"))) - known
                 said = f"{found or 'a start that failed'} FOUND, see {log} and {self.findings}"
-        kept = len(list(self.corpus.iterdir()))
-        took = (cpu_s() - before) / 60
-        return f"{self.name:20} {took:5.1f} CPU min {inputs:9,} inputs {kept:6,} kept  {said or '0 found'}"
+                ledger.start_anew()
+            else:
+                ledger.add((cpu_s() - before) / 60, int(runs[-1][0] or runs[-1][1]) if runs else 0)
+        kept = f"{len(list(self.corpus.iterdir())):6,} kept"
+        return reported(self.name, ledger, (cpu_s() - began) / 60, kept, said or "0 found")
+
+
+def reported(name: str, ledger: Ledger, now: float, how: str, found: str) -> str:
+    """The line of a harness: minutes of all runs, of which in this one, inputs, and what was found."""
+    return f"{name:20} {ledger.minutes:5.1f} CPU min ({now:4.1f} now) {ledger.inputs:11,} inputs {how}  {found}"
 
 
 def native_campaign(name: str, program: Path, work: Path) -> Campaign:
@@ -158,13 +169,13 @@ def run_unguided(target: Any, campaign: Campaign, seconds: int) -> None:
     print(f"#{number} inputs")
 
 
-def run_replay_unguided(name: str, program: Path, work: Path, minutes: float) -> str:
+def run_replay_unguided(name: str, program: Path, work: Path, minutes: float, ledger: Ledger) -> str:
     """The same for a harness in C, without libFuzzer: batches of mutated inputs through the replay program."""
-    before, number = cpu_s(), 0
+    began = cpu_s()
     random_ = random.Random(f"{SEED} {name} {time.time_ns()}")
     seeds = [one.raw for one in corpus.read(name)]
-    while cpu_s() - before < 60 * minutes:
-        batch = [mutated(random_.choice(seeds), seeds, random_) for _ in range(200)]
+    while ledger.minutes < minutes:
+        before, batch = cpu_s(), [mutated(random_.choice(seeds), seeds, random_) for _ in range(200)]
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             try:
                 native_harnesses.replayed(program, {name: batch}, Path(scratch))
@@ -173,9 +184,10 @@ def run_replay_unguided(name: str, program: Path, work: Path, minutes: float) ->
                 finding = work / "findings" / f"{name}-{hashlib.sha256(batch[int(last)]).hexdigest()[:16]}"
                 finding.parent.mkdir(exist_ok=True)
                 finding.write_bytes(batch[int(last)])
+                ledger.start_anew()
                 return f"{name:20} 1 FOUND, see {finding}\n{error}"
-        number += len(batch)
-    return f"{name:20} {(cpu_s() - before) / 60:5.1f} CPU min {number:9,} inputs, unguided  0 found"
+        ledger.add((cpu_s() - before) / 60, len(batch))
+    return reported(name, ledger, (cpu_s() - began) / 60, "unguided", "0 found")
 
 
 def keep(names: Sequence[str], work: Path) -> None:
@@ -191,8 +203,8 @@ def keep(names: Sequence[str], work: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("harness", nargs="*", help="names; none runs all")
-    parser.add_argument("--minutes", type=float, default=10.0, help="CPU time of each harness")
-    parser.add_argument("--work", type=Path, default=WORK, help="for programs, inputs, findings and logs")
+    parser.add_argument("--minutes", type=float, default=10.0, help="CPU time of each harness, over all runs")
+    parser.add_argument("--work", type=Path, default=WORK, help="for programs, inputs, findings, logs and minutes")
     parser.add_argument("--keep", action="store_true", help="do not run: keep inputs of earlier runs")
     parser.add_argument("--list", action="store_true", help="do not run: print the names")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -219,14 +231,18 @@ def run(names: Sequence[str], targets: dict[str, Any], work: Path, minutes: floa
     has_clang = bool(natives) and native_harnesses.clang() is not None
     programs = native_harnesses.build_fuzzers(work / "build", natives) if has_clang else {}
     replay = native_harnesses.build_replay(work) if natives and not has_clang else None
+    engine = "unguided" if importlib.util.find_spec("atheris") is None else "atheris"
     lines = []
     for name in names:
-        if name in programs:
-            line = native_campaign(name, programs[name], work).run(minutes)
-        elif replay is not None and name in natives:
-            line = run_replay_unguided(name, replay, work, minutes)
+        if name in natives:
+            ledger = Ledger(work / "minutes", name, "unguided" if replay else "libFuzzer", sources_of_native(name))
+            if replay is None:
+                line = native_campaign(name, programs[name], work).run(minutes, ledger)
+            else:
+                line = run_replay_unguided(name, replay, work, minutes, ledger)
         else:
-            line = python_campaign(name, targets[name], work).run(minutes)
+            ledger = Ledger(work / "minutes", name, engine, sources_of_reader(targets[name].read))
+            line = python_campaign(name, targets[name], work).run(minutes, ledger)
         print(line, flush=True)
         lines.append(line)
     return 1 if any("FOUND" in line for line in lines) else 0
