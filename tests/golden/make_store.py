@@ -1,9 +1,11 @@
 """Writes a golden store: versions of every kind, and what a reader must find in them.
 
-    python tests/golden/make_store.py tests/golden/NAME
+    python tests/golden/make_store.py tests/golden/NAME           # versions of every kind
+    python tests/golden/make_store.py tests/golden/NAME stems     # only those with stems
 
 A store that was written stays as it is; a later draft gets a store of its own. `expected.json` says for each version
-its CID, its index, the hash of its rows, and the answers of exact searches. The hash of the rows is the SHA-256 of one
+its CID, its index, the hash of its rows, the answers of exact searches, and of searches by words where there are stems.
+The hash of the rows is the SHA-256 of one
 line for each live row, in the order of their ids: a JSON array of id, vector (hexadecimal little-endian float32, or
 null), timestamp and expiry in microseconds (texts; the expiry may be null), and metadata.
 """
@@ -147,8 +149,49 @@ async def versions(uri: str) -> AsyncIterator[dict[str, Any]]:
         yield await described(session, "clear", await session.save_to_s5())
 
 
-async def write(directory: Path) -> None:
-    found = [version async for version in versions((directory / "store").as_uri())]
+def text_of(number: int) -> str:
+    """English words with stems, of which most rows have `dogs` and all have `the`."""
+    subject = "dogs" if number % 9 else "a foxy lady"
+    return f"The {subject} were running happily over {number} boats, and the skies, boating: {number % 7} flies fly"
+
+
+async def asked_by_words(session: VectorDBSession) -> list[dict[str, Any]]:
+    """Searches by words: a form that no text has, a phrase, one word of many rows, and a prefix."""
+    found = []
+    for text in ("boat runs", '"running happily over"', "dog", "+fox* sky", '"the skies" -dogs'):
+        hits = await session.search(text=text, k=K)
+        found.append({"text": text, "ids": [hit.id for hit in hits], "scores": [hit.score for hit in hits]})
+    return found
+
+
+async def versions_with_stems(uri: str) -> AsyncIterator[dict[str, Any]]:
+    """An index of words and stems: a term of more than one block, a second segment, rows that left, and a merge."""
+
+    async def saved(session: VectorDBSession) -> dict[str, Any]:
+        version = await described(session, "words", await session.save_to_s5())
+        return {**version, "asked_by_words": await asked_by_words(session)}
+
+    fields = {"index_name": "words", "text_fields": ["text"], "text_language": "english", "clock": lambda: NOW_S}
+    async with await session_on(uri, **fields) as session:
+        for numbers in (range(300), range(300, 340)):
+            await session.add_batch(
+                [f"w-{number}" for number in numbers],
+                rows(numbers.stop, 2)[numbers.start :],
+                [{"text": text_of(number)} for number in numbers],
+                [START_US / 1e6 + number for number in numbers],
+            )
+            yield await saved(session)
+        await session.delete_vector("w-4")
+        await session.update_metadata("w-5", {"text": "skies alone"})
+        yield await saved(session)
+        await session.vacuum()
+        yield await saved(session)
+
+
+async def write(directory: Path, only_stems: bool) -> None:
+    uri = (directory / "store").as_uri()
+    found = [] if only_stems else [version async for version in versions(uri)]
+    found += [version async for version in versions_with_stems(uri)]
     (directory / "store" / "pointers.lock").unlink()
     keys = {"phrase": PHRASE, "entropy": parse_phrase(PHRASE).hex()}
     text = json.dumps({**keys, "now_us": round(NOW_S * 1e6), "versions": found}, ensure_ascii=False, indent=1)
@@ -158,4 +201,4 @@ async def write(directory: Path) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1]).resolve()
     target.mkdir()
-    anyio.run(write, target)
+    anyio.run(write, target, "stems" in sys.argv[2:])

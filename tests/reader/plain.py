@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -191,10 +192,17 @@ def bytes_for(values: int) -> int:
 
 @dataclass
 class Segment:
-    """One segment of the index of words: words of its documents, and slots that left with it."""
+    """One segment of the index of words.
+
+    Attributes:
+        left: slots that left with it.
+        words: of each document its words and their positions.
+        stems: of each document its stems, each as often as it comes.
+    """
 
     left: list[int]
     words: dict[int, list[tuple[int, bytes]]]
+    stems: dict[int, Counter[bytes]]
 
 
 class Version:
@@ -529,6 +537,7 @@ def _segment(raw: bytes, chunk: int, streams: dict[str, Iterator[bytes]]) -> Seg
     )
     check([len(stream.raw) for stream in (dictionary, postings, positions)] == sizes, "bytes of streams")
     words: dict[int, list[tuple[int, bytes]]] = {slot: [] for slot in slots}
+    stems: dict[int, Counter[bytes]] = {slot: Counter() for slot in slots}
     before = term = b""
     total = 0
     for number in range(n_terms):
@@ -545,22 +554,26 @@ def _segment(raw: bytes, chunk: int, streams: dict[str, Iterator[bytes]]) -> Seg
         count, _, posting_bytes, position_bytes = (dictionary.varint() for _ in range(4))
         total += count
         of_term, places = Cursor(postings.take(posting_bytes)), Cursor(positions.take(position_bytes))
-        for document, frequency in _postings(of_term, count):
+        is_stem = term[0] == 1
+        check(position_bytes or not count or is_stem, "positions of a word")
+        for document, frequency in _postings(of_term, count, position_bytes):
             place = 0
-            for nth in range(frequency if position_bytes else 0):  # a stem has no positions
+            for nth in range(frequency if position_bytes else 0):
                 place = place + places.varint() if nth else places.varint()
-                words[slots[document]].append((place, term))
+                if not is_stem:
+                    words[slots[document]].append((place, term))
+            if is_stem:
+                stems[slots[document]][term[1:]] = frequency
         of_term.end()
         places.end()
-        check(position_bytes or not count or term[0] == 1, "positions of a word")
     for stream in (dictionary, postings, positions):
         stream.end()
     check(total == n_postings, "postings")
     check(all(len(words[slot]) + 1 == size for slot, size in zip(slots, lengths, strict=True) if size), "lengths")
-    return Segment(left, words)
+    return Segment(left, words, stems)
 
 
-def _postings(c: Cursor, count: int) -> list[tuple[int, int]]:
+def _postings(c: Cursor, count: int, position_bytes: int) -> list[tuple[int, int]]:
     """Documents and frequencies of a term."""
     blocks = -(-count // 128)
     entries = [(c.number(), c.number(), c.number(), c.take(4), c.number()) for _ in range(blocks if blocks > 1 else 0)]
@@ -575,6 +588,7 @@ def _postings(c: Cursor, count: int) -> list[tuple[int, int]]:
         if entries:
             of_block = found[128 * block :]
             check(entries[block][0] == last and entries[block][1] == c.at - begin, "entry of a block")
+            check(block + 1 < blocks or entries[block][2] == position_bytes, "positions of a block")
             check(entries[block][4] == max(frequency for _, frequency in of_block), "highest frequency")
     return found
 

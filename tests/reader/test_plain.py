@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +31,7 @@ VERSIONS = [
         store,
         version,
         id=f"{store.name}-{version['cid'][5:12]}",
-        marks=() if store.name == "draft-5" else pytest.mark.long,
+        marks=() if store.name in ("draft-5", "draft-6-stems") else pytest.mark.long,
     )
     for store in STORES
     for version in expected_of(store).get("versions", ())
@@ -56,16 +59,33 @@ def test_a_golden_version_is_read_to_the_bit_and_searched(store: Path, version: 
     if found.key is not None and version["index"] is not None:
         found.check_keys()
     if "text" in found.manifest:
-        words: dict[int, list[bytes]] = {}
-        for segment in found.segments():
-            for slot in segment.left:
-                words.pop(slot, None)
-            words |= {slot: [word for _, word in sorted(of_row)] for slot, of_row in segment.words.items()}
-        texts = {slot: found.metadata[slot] for slot in range(found.rows) if found.live[slot]}
-        assert {slot: of_row for slot, of_row in words.items() if of_row} == {
-            slot: [word.encode() for word in re.findall(r"\w+", metadata["text"].casefold())]
-            for slot, metadata in texts.items()
-        }
+        check_words(found)
+
+
+def check_words(found: plain.Version) -> None:
+    """The index of words has those of the rows' texts, in their order, and their stems."""
+    analyzer = found.manifest["text"]["analyzer"]
+    words: dict[int, list[bytes]] = {}
+    stems: dict[int, Counter[bytes]] = {}
+    for segment in found.segments():
+        for slot in segment.left:
+            words.pop(slot, None)
+            stems.pop(slot, None)
+        words |= {slot: [word for _, word in sorted(of_row)] for slot, of_row in segment.words.items() if of_row}
+        stems |= {slot: of_row for slot, of_row in segment.stems.items() if of_row}
+    expected = {
+        slot: [
+            word
+            for word in re.findall(r"\w+", found.metadata[slot]["text"].casefold())
+            if word not in (analyzer["stop_words"] or ())
+        ]
+        for slot in np.flatnonzero(found.live).tolist()
+    }
+    assert words == {slot: [word.encode() for word in of_row] for slot, of_row in expected.items()}
+    assert bool(stems) == (analyzer["language"] is not None)
+    if stems and analyzer["stemmer"]["version"] == importlib.metadata.version("PyStemmer"):
+        stem = pytest.importorskip("Stemmer").Stemmer(analyzer["language"]).stemWord
+        assert stems == {slot: Counter(stem(word).encode() for word in of_row) for slot, of_row in expected.items()}
 
 
 def test_the_store_of_draft_0_is_read() -> None:
