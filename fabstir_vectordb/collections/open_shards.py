@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -33,14 +32,15 @@ class _Entry:
         self.lock = threading.Lock()
         self.session: VectorDBSession | None = None
         self.users = 0
-        self.megabytes = 0.0
+        self.bytes = 0
         self.is_leaving = False
 
 
 class _OpenShards:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        #: Those used least recently come first. An OrderedDict would hash every key whenever it is read in order.
+        self._entries: dict[_Key, _Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,8 +49,8 @@ class _OpenShards:
     def opened(self, recipe: Recipe, share: str) -> Iterator[VectorDBSession]:
         key = _Key(recipe, share)
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
+            entry = self._entries.pop(key) if key in self._entries else _Entry()
+            self._entries[key] = entry
             entry.users += 1
         try:
             with entry.lock:
@@ -68,26 +68,29 @@ class _OpenShards:
 
     def _release(self, key: _Key, entry: _Entry) -> None:
         session = entry.session
-        size = 0.0 if session is None else session.get_stats().memory_usage_mb
+        # Each task ends here: the statistics of a session would take as long as a short search.
+        size = 0 if session is None else session._verbs._runtime.index.held_bytes
         with self._lock:
             entry.users -= 1
-            entry.megabytes = size
+            entry.bytes = size
             if session is None and not entry.users and self._entries.get(key) is entry:
                 del self._entries[key]  # it could not be opened
-            going = self._over_budget(key.recipe.memory_budget_mb)
+            going = self._over_budget(key.recipe.memory_budget_mb * 1_000_000)
             if entry.is_leaving and not entry.users:
                 going.append(entry)
         _destroy(going)
 
-    def _over_budget(self, budget_mb: int) -> list[_Entry]:
+    def _over_budget(self, budget_bytes: int) -> list[_Entry]:
         """Takes out the shards that were used least recently, until the others fit. One always stays."""
-        total = sum(entry.megabytes for entry in self._entries.values())
+        total = sum(entry.bytes for entry in self._entries.values())
+        if total <= budget_bytes:
+            return []
         going = []
         for key in [key for key, entry in self._entries.items() if not entry.users][: len(self._entries) - 1]:
-            if total <= budget_mb:
+            if total <= budget_bytes:
                 break
             entry = self._entries.pop(key)
-            total -= entry.megabytes
+            total -= entry.bytes
             going.append(entry)
         return going
 
