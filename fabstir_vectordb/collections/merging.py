@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fabstir_vectordb._native.text import TextTotals
+from fabstir_vectordb.collections.columns import Hits, ShardHits
 from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
@@ -24,6 +26,7 @@ from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.fusion import DEPTH_MIN, Side, fuse, fuse_all, ordered
 from fabstir_vectordb.types import (
+    NOTHING_FETCHED,
     FacetCount,
     FieldInfo,
     FieldType,
@@ -69,7 +72,9 @@ def sharded(results: SearchResults, shards: Iterable[int], missing: Iterable[int
 
 def summed(receipts: Iterable[Receipt]) -> Receipt:
     """What all shards fetched."""
-    receipts = list(receipts)
+    receipts = [one for one in receipts if one is not NOTHING_FETCHED]
+    if not receipts:
+        return NOTHING_FETCHED
     return Receipt(
         requests=sum(one.requests for one in receipts),
         bytes=sum(one.bytes for one in receipts),
@@ -78,11 +83,11 @@ def summed(receipts: Iterable[Receipt]) -> Receipt:
 
 
 def _commonest(plans: Iterable[Plan], otherwise: Plan) -> Plan:
-    commonest = Counter(plans).most_common(1)
-    return commonest[0][0] if commonest else otherwise
+    given = list(plans)
+    return max(dict.fromkeys(given), key=given.count, default=otherwise)  # of equals the first
 
 
-def _of_shards(results: SearchResults, answers: Mapping[int, SearchResults], missing: Iterable[int]) -> ShardedResults:
+def _of_shards(results: SearchResults, answers: Mapping[int, Hits], missing: Iterable[int]) -> ShardedResults:
     return sharded(results, answers, missing, summed(answer.receipt for answer in answers.values()))
 
 
@@ -114,7 +119,7 @@ def likeliest(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[
     }
 
 
-def merged_hits(answers: Mapping[int, SearchResults], k: int, least: float, missing: Iterable[int]) -> ShardedResults:
+def merged_hits(answers: Mapping[int, Hits], k: int, least: float, missing: Iterable[int]) -> ShardedResults:
     """The k nearest hits of all shards, in the order of a single index: by distance, equal ones by id.
 
     Args:
@@ -123,10 +128,24 @@ def merged_hits(answers: Mapping[int, SearchResults], k: int, least: float, miss
         least: least score of a hit.
         missing: the shards that did not answer.
     """
-    hits: list[SearchResult] = sorted((hit for answer in answers.values() for hit in answer), key=place_of)[:k]
+    hits = _nearest(list(answers.values()), k)
     kept = [hit for hit in hits if hit.score >= least]
     plan = _commonest((answer.plan for answer in answers.values()), "flat")
     return _of_shards(SearchResults(kept, len(hits) - len(kept), plan), answers, missing)
+
+
+def _nearest(answers: Sequence[Hits], k: int) -> list[SearchResult]:
+    """The k nearest hits: of another process these are the only ones that are made."""
+    keys: list[tuple[float, str]] = []
+    starts: list[int] = []
+    for one in answers:
+        starts.append(len(keys))
+        keys += zip(one.distances, one.ids, strict=True) if isinstance(one, ShardHits) else map(place_of, one)
+    hits = []
+    for at in sorted(range(len(keys)), key=keys.__getitem__)[:k]:
+        of = bisect_right(starts, at) - 1  # empty answers start where the next one does
+        hits.append(answers[of][at - starts[of]])
+    return hits
 
 
 def _best_groups(answers: Mapping[int, SearchResults], k: int) -> list[tuple[Any, list[SearchResult]]]:

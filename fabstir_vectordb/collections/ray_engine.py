@@ -7,10 +7,14 @@ the constructor of an actor: so what cannot be opened is an error of the task, w
 
 from __future__ import annotations
 
+import pickle
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
+
+import numpy as np
 
 from fabstir_vectordb.collections.engines import checked_workers
 from fabstir_vectordb.errors import InvalidConfigError, SessionError
@@ -22,6 +26,10 @@ __all__ = ["RayEngine"]
 #: others for as long as the engine lives, and they would wait without an error. Retries end: a task that needs more
 #: memory than its machine has would end every actor that it runs in.
 _OPTIONS: Final = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+
+#: Arrays from this size on, in bytes, go through Ray's object store, from which workers read them without a copy. Ray
+#: itself puts arguments there from 100 KiB on.
+_LARGE_BYTES: Final = 100 * 1024
 
 
 class RayEngine:
@@ -68,6 +76,8 @@ class RayEngine:
         self._actors: list[Any] = [None] * count
         self._places: dict[str, int] = {}
         self._is_open = True
+        #: The large array that was put into the object store last, if it cannot change, and where it is.
+        self._put: tuple[weakref.ref[Any], Any] | None = None
 
     def __repr__(self) -> str:
         return f"RayEngine({len(self._actors)})"
@@ -94,9 +104,33 @@ class RayEngine:
             if self._actors[place] is None:
                 self._actors[place] = self._actor.remote()
             actor = self._actors[place]
-            future = _RayFuture(self._ray, actor.run.remote(task, *args))
+            # Ray pickles each argument for itself, which takes four times as long as all of them at once.
+            large: list[Any] = []
+            call = self._ray.cloudpickle.dumps((task, args), 5, buffer_callback=lambda one: self._is_small(one, large))
+            future = _RayFuture(self._ray, actor.run.remote(call, *large))
         future.add_done_callback(lambda done: self._forget_lost(place, actor, done))
         return future
+
+    def _is_small(self, buffer: pickle.PickleBuffer, large: list[Any]) -> bool:
+        """Whether the bytes of an array go with the call; if not, they are added to the large ones."""
+        raw = buffer.raw()
+        if raw.nbytes < _LARGE_BYTES:
+            return True
+        array = np.frombuffer(raw, dtype=np.uint8)
+        owner = raw.obj
+        if not raw.readonly or not isinstance(owner, np.ndarray):
+            large.append(array)
+            return False
+        # Queries are the same for all shards, and stored once.
+        if self._put is None or self._put[0]() is not owner:
+            self._put = weakref.ref(owner, self._forget_put), self._ray.put(array)
+        large.append(self._put[1])
+        return False
+
+    def _forget_put(self, owner: weakref.ref[Any]) -> None:
+        """Frees what was put into the object store."""
+        if (put := self._put) is not None and put[0] is owner:
+            self._put = None
 
     def close(self) -> None:
         """Ends the actors, and the tasks that run. Idempotent."""
@@ -104,6 +138,7 @@ class RayEngine:
             self._is_open = False
             actors = [actor for actor in self._actors if actor is not None]
             self._actors = [None] * len(self._actors)
+            self._put = None
         if self._ray.is_initialized():
             for actor in actors:
                 self._ray.kill(actor)
@@ -125,8 +160,15 @@ class RayEngine:
 class _Worker:
     """An actor. What it keeps from task to task is in `open_shards`."""
 
-    def run(self, task: Callable[..., Any], *args: Any) -> Any:
-        return task(*args)
+    def run(self, call: bytes, *large: Any) -> bytes:
+        """The pickled result of a task.
+
+        Args:
+            call: the pickled task and its arguments.
+            *large: the bytes of large arrays among these.
+        """
+        task, args = pickle.loads(call, buffers=large)
+        return pickle.dumps(task(*args), pickle.HIGHEST_PROTOCOL)
 
 
 class _RayFuture(Future[Any]):
@@ -151,7 +193,12 @@ class _RayFuture(Future[Any]):
             return
         error = inner.exception()
         if error is None:
-            self.set_result(inner.result())
+            try:
+                result = pickle.loads(inner.result())
+            except Exception as failure:  # Ray calls this, and would drop the error
+                self.set_exception(failure)
+            else:
+                self.set_result(result)
             return
         # Ray wraps the error of a task in a class made for it, whose constructor is another one.
         cause = error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else error

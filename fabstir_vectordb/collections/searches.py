@@ -239,6 +239,8 @@ class Searches:
             ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
             found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
             places = {number: where for number, where in found.items() if len(where)}
+        queries = queries.view()
+        queries.flags.writeable = False  # so an engine may store it once for all shards
         return _Asked(at, queries, request, passed, missing_ok, places, asked)
 
     async def _of_queries(
@@ -249,7 +251,7 @@ class Searches:
         answers = await self._ask(
             asked.at,
             task,
-            lambda shard: (queries[places[shard.number]], k, passed),
+            lambda shard: (_some(queries, places[shard.number]), k, passed),
             shards=places,
             missing_ok=asked.missing_ok,
         )
@@ -534,6 +536,11 @@ class Searches:
                 self._defaults.index_name,
                 dropped,
             )
+
+
+def _some(queries: Matrix, places: npt.NDArray[np.intp]) -> Matrix:
+    """The queries at ascending places; all of them without a copy."""
+    return queries if len(places) == len(queries) else queries[places]
 
 
 def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:

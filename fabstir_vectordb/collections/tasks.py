@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.text import TextTotals
 from fabstir_vectordb.blocking import run_here
+from fabstir_vectordb.collections.columns import Found
 from fabstir_vectordb.collections.open_shards import opened
 from fabstir_vectordb.collections.records import Recipe
 from fabstir_vectordb.index.hybrid import Sides
@@ -39,7 +40,6 @@ from fabstir_vectordb.types import (
     ScanPage,
     SearchGroup,
     SearchResult,
-    SearchResults,
 )
 
 __all__ = [
@@ -94,9 +94,7 @@ class Told(NamedTuple):
     receipt: Receipt
 
 
-def search(
-    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
-) -> list[SearchResults]:
+def search(recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields) -> Found:
     """The k nearest rows of a shard for each of some queries."""
     with opened(recipe, share) as session:
         return _found(session, queries, k, fields)
@@ -104,7 +102,7 @@ def search(
 
 def nearest(
     recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
-) -> list[SearchResults] | list[Likely]:
+) -> Found | list[Likely]:
     """`search`, but of a lazily opened shard the likeliest rows alone, no part of which is fetched."""
     with opened(recipe, share) as session:
         if session._verbs._runtime.index.is_whole:
@@ -113,16 +111,16 @@ def nearest(
 
         def likely(index: Any, gathered: Gathered) -> Any:
             if index.is_whole:
-                return index.search_batch(queries, request)
+                return Found(index.search_batch(queries, request))
             return index.shard_reads.likely(len(queries), gathered)
 
-        found: list[SearchResults] | list[Likely] = _read(session, LikelyNeed(queries, request), likely)
+        found: Found | list[Likely] = _read(session, LikelyNeed(queries, request), likely)
         return found
 
 
 def chosen(
     recipe: Recipe, share: str, queries: npt.NDArray[np.float32], slots: Sequence[Slots], k: int, fields: SearchFields
-) -> list[SearchResults]:
+) -> Found:
     """The k nearest rows among those of the parts of chosen rows, for each of some queries.
 
     Args:
@@ -137,16 +135,14 @@ def chosen(
         return _read(
             session,
             ChosenNeed(queries, request, slots),
-            lambda index, gathered: index.search_batch(queries, request, gathered),
+            lambda index, gathered: Found(index.search_batch(queries, request, gathered)),
         )
 
 
-def _found(
-    session: VectorDBSession, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
-) -> list[SearchResults]:
+def _found(session: VectorDBSession, queries: npt.NDArray[np.float32], k: int, fields: SearchFields) -> Found:
     if len(queries) == 1:
-        return [session.search(queries[0], k, **fields)]
-    return session.search_batch(queries, k, **fields)
+        return Found([session.search(queries[0], k, **fields)])
+    return Found(session.search_batch(queries, k, **fields))
 
 
 def of_groups(

@@ -84,6 +84,28 @@ async def test_a_key_has_one_actor_and_results_are_those_of_the_tasks(engine: Ra
     assert all(np.array_equal(value, array + n) for n, (_, value) in enumerate(answers.results))
 
 
+async def test_a_large_array_that_cannot_change_is_stored_once(
+    engine: RayEngine, ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[Any] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda value: puts.append(value) or put(value))
+    for writable, stored in ((False, 1), (True, 0)):
+        array = np.arange(100_000, dtype=np.float32)
+        array.flags.writeable = writable
+        puts.clear()
+        answers = await run_all(engine, [Job(n, f"key-{n}", pid_and, lambda: (array,)) for n in range(4)])  # noqa: B023
+        assert all(np.array_equal(value, array) for _, value in answers.results)
+        assert len(puts) == stored
+    puts.clear()
+    for _ in range(2):  # another array each time, that may be where the one before was
+        array = np.full(100_000, len(puts), dtype=np.float32)
+        array.flags.writeable = False
+        [(_, value)] = (await run_all(engine, [Job(0, "key-0", pid_and, lambda: (array,))])).results  # noqa: B023
+        assert np.array_equal(value, array)
+    assert len(puts) == 2
+
+
 async def test_errors_keep_their_type_code_and_details(engine: RayEngine) -> None:
     with pytest.raises(IntegrityError, match=r"^\[INTEGRITY_ERROR\] shard 7: part ids\.0000: damaged$") as caught:
         await run_all(engine, [Job(7, "a", damaged, lambda: ("ids.0000",))])
