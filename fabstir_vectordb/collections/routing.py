@@ -2,8 +2,10 @@
 
 With ``nearest``, each shard has many centroids, and a row goes to the shard of its nearest one. k-means (Lloyd 1982)
 finds the centroids on a sample; then they are grouped, near ones together, so that shards have about equally many rows.
-As few centroids as shards would make shards of very different sizes. With ``hash`` and ``range``, each shard has a
-range of keys: the BLAKE3 of the id, or the id itself.
+As few centroids as shards would make shards of very different sizes. Groups begin as halves of halves, cut across the
+direction in which centroids differ most; then centroids go to the group with the nearest mean, as far as sizes stay
+about equal (docs/decisions/0040). With ``hash`` and ``range``, each shard has a range of keys: the BLAKE3 of the id, or
+the id itself.
 
 A collection's CID must not depend on a machine, and a matrix product in floats does: libraries add in different orders.
 So vectors are rounded to integers, whose products and sums are exact in float64, in whatever order they are added.
@@ -50,6 +52,12 @@ _UNIT: Final = 2.0**15
 #: Components of rows outside the sample's range. Products stay below 2^48.
 _FAR: Final = 2.0**20
 _BLOCK_BYTES: Final = 16_000_000
+#: Rounds that find the direction in which centroids differ most, and rounds in which centroids go to nearer groups.
+_TURNS: Final = 16
+_MOVES: Final = 10
+#: A move leaves both groups within this part of their mean size. With more, groups fit a little better, and the largest
+#: shard, for which a search waits, has more rows.
+_SLACK: Final = 0.1
 
 
 def unit_of(sample: npt.NDArray[np.float32]) -> float:
@@ -156,9 +164,10 @@ class Centroids:
         Returns:
             The centroids with their shards.
         """
-        groups = np.zeros(len(weights), dtype=np.intp)
-        _group(self._integers, weights, np.arange(len(weights)), numbers, groups)
-        return Centroids(self.vectors, groups, self.metric, self.scale)
+        groups = np.empty(len(weights), dtype=np.intp)
+        _halve(self._integers, weights, np.arange(len(weights)), range(len(numbers)), groups)
+        _improve(self._integers, weights, groups, len(numbers))
+        return Centroids(self.vectors, np.array(numbers, dtype=np.intp)[groups], self.metric, self.scale)
 
     def nearest(self, rows: npt.NDArray[np.float32]) -> Numbers:
         """The number of the shard of each row."""
@@ -182,25 +191,71 @@ class Centroids:
         return np.asarray(numbers[np.argsort(best, axis=1, kind="stable")])
 
 
-def _group(
+def _halve(
     centroids: Floats, weights: npt.NDArray[np.integer], members: Numbers, numbers: Sequence[int], groups: Numbers
 ) -> None:
-    """Divides centroids among shards: in two, along the line of two far ones, then each half in the same way."""
+    """Divides centroids among groups: in two, across the direction in which they differ most, then each half again."""
     if len(numbers) == 1:
         groups[members] = numbers[0]
         return
     left = len(numbers) // 2
-    points = centroids[members]
-    one = points[np.square(points - points[0]).sum(axis=1).argmax()]
-    other = points[np.square(points - one).sum(axis=1).argmax()]
-    order = np.argsort(points @ (other - one), kind="stable")
+    order = np.argsort(_places(centroids[members]), kind="stable")
     before = np.cumsum(weights[members[order]])
     target = int(before[-1]) * left / len(numbers)
-    # Each side needs a centroid for each of its shards.
+    # Each side needs a centroid for each of its groups.
     cut = int(np.abs(before - target).argmin()) + 1
     cut = min(max(cut, left), len(members) - (len(numbers) - left))
-    _group(centroids, weights, members[order[:cut]], numbers[:left], groups)
-    _group(centroids, weights, members[order[cut:]], numbers[left:], groups)
+    _halve(centroids, weights, members[order[:cut]], numbers[:left], groups)
+    _halve(centroids, weights, members[order[cut:]], numbers[left:], groups)
+
+
+def _places(points: Floats) -> Floats:
+    """Where points are along the direction in which they differ most: their first principal component.
+
+    Found by power iteration (von Mises and Pollaczek-Geiringer 1929), with integers: products stay below 2^46.
+    """
+    centred = _whole(points - np.rint(points.mean(axis=0)))
+    places: Floats = centred @ centred[np.square(centred).sum(axis=1).argmax()]
+    for _ in range(_TURNS):
+        places = centred @ _whole(_whole(places) @ centred)
+    return places
+
+
+def _whole(values: Floats) -> Floats:
+    """Values as integers, the largest one as `_UNIT`."""
+    whole: Floats = np.rint(values / (np.abs(values).max(initial=0.0) or 1.0) * _UNIT)
+    return whole
+
+
+def _improve(centroids: Floats, weights: npt.NDArray[np.integer], groups: Numbers, count: int) -> None:
+    """Lets centroids go to the group with the nearest mean that has room, those that gain most first."""
+    sizes = np.zeros(count, dtype=np.int64)
+    np.add.at(sizes, groups, weights)
+    least, most = (int(sizes.sum()) / count * part for part in (1.0 - _SLACK, 1.0 + _SLACK))
+    block = max(1, _BLOCK_BYTES // (8 * count))
+    for _ in range(_MOVES):
+        before = groups.copy()
+        order = np.argsort(groups, kind="stable")
+        starts = np.searchsorted(groups[order], np.arange(count))
+        means = np.rint(np.add.reduceat(centroids[order], starts, axis=0) / np.bincount(groups)[:, np.newaxis])
+        own, nearest = (
+            np.square(means).sum(axis=1)[some] - 2.0 * (centroids * means[some]).sum(axis=1)
+            for some in (groups, _nearest(centroids, means))
+        )
+        wanting = np.argsort(nearest - own, kind="stable")[: np.count_nonzero(nearest < own)]
+        for start in range(0, len(wanting), block):
+            some = wanting[start : start + block]
+            for centroid, distances in zip(some.tolist(), _distances(centroids[some], means), strict=True):
+                old, weight = groups[centroid], weights[centroid]
+                if sizes[old] - weight < least:  # so no group loses its last centroid
+                    continue
+                new = np.where(sizes + weight > most, np.inf, distances).argmin()
+                if distances[new] < own[centroid]:
+                    groups[centroid] = new
+                    sizes[old] -= weight
+                    sizes[new] += weight
+        if np.array_equal(groups, before):
+            return
 
 
 def shards_for(curve: Sequence[float], target: float) -> tuple[int, float] | None:
