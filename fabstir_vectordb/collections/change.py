@@ -26,7 +26,7 @@ from fabstir_vectordb.collections.root import Snapshot
 from fabstir_vectordb.collections.routing import Centroids
 from fabstir_vectordb.collections.rows import IDS_SHOWN, joined, picked, take_adds, with_vector
 from fabstir_vectordb.collections.sampling import digests_of
-from fabstir_vectordb.collections.shards import Change, change_shard, read_shard
+from fabstir_vectordb.collections.shards import Change, change_shard, map_shard, read_shard
 from fabstir_vectordb.collections.types import Teller
 from fabstir_vectordb.errors import InvalidInputError, NotFoundError
 from fabstir_vectordb.index.incoming import Batch, take_ids
@@ -81,7 +81,7 @@ class Changes:
             batch = picked(rows, np.array(own, dtype=np.intp)) if own else None
             return Change(batch, sorted(deleted.get(number, ())))
 
-        after = await self._stored(sorted({*places, *deleted}), change_of)
+        after = await self._mapped(await self._stored(sorted({*places, *deleted}), change_of))
         if after is not at and at.settings.dim is None and with_vector(rows).any():
             after = replace(after, settings=replace(after.settings, dim=rows.vectors.shape[1]))
         return after
@@ -121,7 +121,26 @@ class Changes:
         jobs = [self._job(number, tasks.dirt, partial(self._read_args, number)) for number in self._at.shards]
         answers = await run_all(self._engine, jobs)
         dirty = [number for number, one in zip(answers.shards, answers.results, strict=True) if one.rows or one.bytes]
-        return await self._stored(dirty, lambda _: Change(None, (), vacuum=True))
+        await self._ids.look(self._at)
+        return await self._mapped(await self._stored(dirty, lambda _: Change(None, (), vacuum=True)))
+
+    async def _mapped(self, after: Snapshot) -> Snapshot:
+        """A snapshot whose shards have their fingerprints again, where these were found to be lost."""
+
+        def args(number: int) -> Sequence[Any]:
+            return self._recipe, self._keys.of_shard(number), after.shards[number].cid
+
+        jobs = [self._job(number, map_shard, partial(args, number)) for number in self._ids.lost(after)]
+        answers = await run_all(self._engine, jobs, in_flight=BUILDS_IN_FLIGHT)
+        mapped = {
+            number: replace(after.shards[number], fingerprints=fingerprints)
+            for number, fingerprints in zip(answers.shards, answers.results, strict=True)
+        }
+        for shard in mapped.values():
+            self._ids.stored(shard)
+        # As a rule they are the same bytes at the same place: the root stays.
+        other = {number: shard for number, shard in mapped.items() if shard != after.shards[number]}
+        return after.with_shards(other, after.centroids, after.settings.next_shard) if other else after
 
     async def _stored(self, numbers: Sequence[int], change_of: Callable[[int], Change]) -> Snapshot:
         """The snapshot after a change of some shards, whose new versions are stored."""
@@ -139,6 +158,8 @@ class Changes:
             for number, stored in zip(answers.shards, answers.results, strict=True)
             if stored is not None
         }
+        for shard in changed.values():
+            self._ids.stored(shard)
         return at.with_shards(changed, at.centroids, at.settings.next_shard) if changed else at
 
     # ---- shards

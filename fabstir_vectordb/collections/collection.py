@@ -98,7 +98,7 @@ class Collection:
         self._cid: str | None = None
         self._turn: anyio.Lock = anyio.Lock()
         self._is_open = True
-        self._ids = IdMap(recipe)
+        self._ids = IdMap(recipe, self._defaults.index_name)
         self._searches = Searches(self._ask, session._runtime, self._defaults)
 
     @classmethod
@@ -354,7 +354,7 @@ class Collection:
 
         With ``nearest``, the fingerprints of all ids are fetched first, once for each version of a shard: some 2 bytes
         a row. They take 4 bytes a row of memory, at most a quarter of `memory_budget_mb`; shards whose fingerprints do
-        not fit are asked for every id.
+        not fit are asked for every id, and so are those whose fingerprints are lost, which a warning tells.
 
         Args:
             ids: ids of the rows; an id may occur more than once.
@@ -639,6 +639,8 @@ class Collection:
 
     async def vacuum(self, *, progress: ProgressCallback | None = None) -> str:
         """Removes deleted rows and replaced metadata from all shards for good. Older roots keep theirs.
+
+        Fingerprints of ids that are damaged or missing are stored again.
 
         Args:
             progress: called with a CollectionProgress after each shard.

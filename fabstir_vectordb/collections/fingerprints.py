@@ -11,6 +11,7 @@ first their lowest bytes, then the next ones, and so on. These are 1.7 bytes a r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from fabstir_vectordb.collections.fanout import of_shard
 from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import Snapshot
-from fabstir_vectordb.errors import IntegrityError, InvalidInputError, VectorDBError
+from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, NotFoundError, VectorDBError
 from fabstir_vectordb.persist.transfer import PARALLEL_TRANSFERS, run_bounded
 from fabstir_vectordb.s5.cid import BlobId, EncryptedBlobCid, blake3_hash, multibase_decode, multibase_encode
 from fabstir_vectordb.s5.cipher import decrypt_static, encrypt_static, encrypted_size
@@ -32,9 +33,14 @@ from fabstir_vectordb.s5.keys import part_key
 from fabstir_vectordb.storage import Store, open_store
 from fabstir_vectordb.storage.base import UPLOAD_BYTES_MAX
 
-__all__ = ["IdMap", "blob_of", "fetch_fingerprints", "store_fingerprints", "store_of"]
+__all__ = ["LOST", "IdMap", "blob_of", "fetch_fingerprints", "store_fingerprints", "store_of"]
+
+logger = logging.getLogger(__name__)
 
 Fingerprints = npt.NDArray[np.uint32]
+
+#: Errors of fingerprints that are missing or damaged, as opposed to those of a store that does not answer.
+LOST: Final = (DecryptionError, IntegrityError, NotFoundError)
 
 _BYTES: Final = 4
 _LEVEL: Final = 1
@@ -155,24 +161,30 @@ class IdMap:
     """Says which shards may have an id.
 
     Fingerprints are fetched when they are needed first, and kept up to a quarter of `memory_budget_mb`. Shards whose
-    fingerprints do not fit are asked for every id.
+    fingerprints do not fit are asked for every id, and so are those whose fingerprints are lost, which a warning tells
+    once.
 
     Args:
         recipe: the store, and the budget.
+        name: of the collection, for the warning.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, name: str) -> None:
         self._recipe = recipe
+        self._name = name
         self._room = recipe.memory_budget_mb * 1_000_000 // _BUDGET_PART
         self._store: Store | None = None
         self._held: dict[str, Fingerprints] = {}
+        # What those take in memory that were fetched once, and those that are lost, by their CIDs.
+        self._bytes: dict[str, int] = {}
+        self._lost: set[str] = set()
         self._turn = anyio.Lock()
 
     async def shards_of(self, at: Snapshot, ids: Iterable[str]) -> dict[int, list[str]]:
         """The shards that may have some of the ids, with those ids.
 
         Raises:
-            VectorDBError: fingerprints cannot be read; details has ``shard``.
+            VectorDBError: the store of fingerprints failed; details has ``shard``.
         """
         wanted = list(dict.fromkeys(ids))
         if not wanted:
@@ -188,31 +200,80 @@ class IdMap:
             found.setdefault(home, []).append(id)
         return found
 
+    def lost(self, at: Snapshot) -> list[int]:
+        """The shards whose fingerprints were found to be lost."""
+        return [number for number, shard in at.shards.items() if shard.fingerprints in self._lost]
+
+    async def look(self, at: Snapshot) -> None:
+        """Fetches the fingerprints of all shards, to find those that are lost.
+
+        Raises:
+            VectorDBError: the store failed; details has ``shard``.
+        """
+        async with self._turn:
+            held = self._held = {}
+            await self._fetch([shard for shard in at.shards.values() if shard.fingerprints is not None], held)
+
+    def stored(self, shard: Shard) -> None:
+        """Takes note that the fingerprints of a shard were stored again."""
+        self._lost.discard(shard.fingerprints or "")
+
     async def _read(self, at: Snapshot) -> Mapping[str, Fingerprints]:
         """The fingerprints of as many shards as fit; all others are let go."""
         room, held, missing = self._room, dict[str, Fingerprints](), list[Shard]()
+        named = {shard.fingerprints for shard in at.shards.values()}
+        self._bytes = {cid: size for cid, size in self._bytes.items() if cid in named}
         for shard in at.shards.values():
-            if shard.fingerprints is None or shard.rows * _BYTES > room:
+            cid = shard.fingerprints
+            if cid is None or cid in self._lost:
                 continue
-            room -= shard.rows * _BYTES
-            if shard.fingerprints in self._held:
-                held[shard.fingerprints] = self._held[shard.fingerprints]
+            # Expired rows have fingerprints, too, and a root may say anything.
+            size = self._bytes.get(cid, shard.rows * _BYTES)
+            if size > room:
+                continue
+            room -= size
+            if cid in self._held:
+                held[cid] = self._held[cid]
             else:
                 missing.append(shard)
-
-        async def fetch(store: Store, shard: Shard) -> None:
-            assert shard.fingerprints is not None
-            try:
-                held[shard.fingerprints] = await fetch_fingerprints(store, shard.fingerprints)
-            except VectorDBError as error:
-                raise of_shard(error, shard.number) from error
-
-        if missing:
-            if self._store is None:
-                self._store = store_of(self._recipe)
-            await run_bounded([partial(fetch, self._store, shard) for shard in missing], PARALLEL_TRANSFERS)
+        await self._fetch(missing, held)
         self._held = held
         return held
+
+    async def _fetch(self, shards: Sequence[Shard], held: dict[str, Fingerprints]) -> None:
+        """Fetches the fingerprints of shards, and adds those that fit to `held`."""
+        if not shards:
+            return
+        taken = sum(one.nbytes for one in held.values())
+
+        async def fetch(store: Store, shard: Shard) -> None:
+            nonlocal taken
+            cid = shard.fingerprints
+            assert cid is not None
+            try:
+                found = await fetch_fingerprints(store, cid)
+            except LOST as error:
+                if cid not in self._lost:
+                    logger.warning(
+                        "collection %r: the fingerprints of shard %d are lost (%s): it is asked for every id, until "
+                        "vacuum() stores them again",
+                        self._name,
+                        shard.number,
+                        error.message,
+                    )
+                self._lost.add(cid)
+                return
+            except VectorDBError as error:
+                raise of_shard(error, shard.number) from error
+            self._lost.discard(cid)
+            self._bytes[cid] = found.nbytes
+            if taken + found.nbytes <= self._room:
+                held[cid] = found
+                taken += found.nbytes
+
+        if self._store is None:
+            self._store = store_of(self._recipe)
+        await run_bounded([partial(fetch, self._store, shard) for shard in shards], PARALLEL_TRANSFERS)
 
     async def aclose(self) -> None:
         """Closes the store."""

@@ -15,12 +15,12 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from fabstir_vectordb.collections.fingerprints import blob_of, fetch_fingerprints, store_fingerprints, store_of
+from fabstir_vectordb.collections.fingerprints import LOST, blob_of, fetch_fingerprints, store_fingerprints, store_of
 from fabstir_vectordb.collections.records import SHARD_INDEX, Recipe, ShardKey
 from fabstir_vectordb.collections.rows import picked, rows_batch
 from fabstir_vectordb.cpus import usable_cpus
 from fabstir_vectordb.dataclass import dataclass
-from fabstir_vectordb.errors import MemoryBudgetExceededError
+from fabstir_vectordb.errors import IntegrityError, MemoryBudgetExceededError, NotFoundError
 from fabstir_vectordb.index import Index
 from fabstir_vectordb.index.contents import CHANGES, DOCUMENTS, EXPIRIES
 from fabstir_vectordb.index.incoming import Batch
@@ -37,7 +37,7 @@ from fabstir_vectordb.s5.keys import Identity
 from fabstir_vectordb.storage import Store
 from fabstir_vectordb.types import Row
 
-__all__ = ["Built", "Change", "ShardVersion", "build_shard", "change_shard", "read_shard", "verify_shard"]
+__all__ = ["Built", "Change", "ShardVersion", "build_shard", "change_shard", "map_shard", "read_shard", "verify_shard"]
 
 _T = TypeVar("_T")
 
@@ -172,6 +172,19 @@ def change_shard(recipe: Recipe, key: ShardKey, cid: str, change: Change, is_map
     return _with_store(recipe, make)
 
 
+def map_shard(recipe: Recipe, key: ShardKey, cid: str) -> str | None:
+    """Stores the fingerprints of a shard's ids, which were lost, again: `ShardVersion.fingerprints`."""
+
+    async def make(store: Store) -> str | None:
+        index = await _loaded(store, key, cid, Lineage(), recipe)
+        try:
+            return await _mapped(store, key, index)
+        finally:
+            index.close()
+
+    return _with_store(recipe, make)
+
+
 def read_shard(recipe: Recipe, key: ShardKey, cid: str, dim: int | None) -> Batch:
     """All live rows of a shard, to be divided among others."""
 
@@ -193,28 +206,38 @@ def verify_shard(recipe: Recipe, share: str, fingerprints: str | None) -> Verifi
     """Reads every object of a shard, and the fingerprints of its ids where there are any, and checks all bytes.
 
     Raises:
-        IntegrityError: a part is damaged or missing; ``details["bad"]`` lists every such part.
+        IntegrityError: a part, or the fingerprints, are damaged or missing; ``details["bad"]`` lists all of these.
         VectorDBError: as `verify_version`.
     """
 
     async def verify(store: Store) -> VerifiedVersion:
         # A share CID brings its key.
         nobody = Identity.from_key(bytes(32))
-        found = await verify_version(
-            store,
-            nobody,
-            Lineage(),
-            _settings(recipe, 0),
-            share,
-            check_pages={
-                DOCUMENTS: parse_page,
-                EXPIRIES: parse_expiry_page,
-                CHANGES: lambda *page: parse_changes(page[-1]),
-            },
-        )
+        lost = [] if fingerprints is None else await _lost(store, fingerprints)
+        try:
+            found = await verify_version(
+                store,
+                nobody,
+                Lineage(),
+                _settings(recipe, 0),
+                share,
+                check_pages={
+                    DOCUMENTS: parse_page,
+                    EXPIRIES: parse_expiry_page,
+                    CHANGES: lambda *page: parse_changes(page[-1]),
+                },
+            )
+        except IntegrityError as error:
+            if not lost:
+                raise
+            bad = [*error.details.get("bad", ()), *lost]
+            raise IntegrityError(error.message, details={**error.details, "bad": bad}) from error
+        if lost:
+            raise IntegrityError(
+                "the fingerprints of its ids are damaged or missing: vacuum() stores them again", details={"bad": lost}
+            )
         if fingerprints is None:
             return found
-        await fetch_fingerprints(store, fingerprints)
         return replace(found, parts=found.parts + 1, bytes=found.bytes + blob_of(fingerprints).size)
 
     return _with_store(recipe, verify)
@@ -266,12 +289,7 @@ async def _stored(
     settings, identity = _settings(recipe, index.held_bytes), Identity.from_key(key.key)
     stored = await store_unnamed(store, identity, index, lineage, settings)
     version = stored.version
-    fingerprints = None
-    if is_mapped:
-        native = index.native
-        ids = [] if native is None else native.get_ids(native.live_slots(0, index.counts.live))
-        root_key = identity.path_keys(index_path(SHARD_INDEX)).encryption_key
-        fingerprints = await store_fingerprints(store, root_key, ids)
+    fingerprints = await _mapped(store, key, index) if is_mapped else None
     return ShardVersion(
         str(version.cid),
         stored.share.reveal(),
@@ -280,6 +298,26 @@ async def _stored(
         stored.bytes_stored,
         fingerprints,
     )
+
+
+async def _mapped(store: Store, key: ShardKey, index: Index) -> str | None:
+    """Stores the fingerprints of an index's ids."""
+    native = index.native
+    ids = [] if native is None else native.get_ids(native.live_slots(0, index.counts.live))
+    root_key = Identity.from_key(key.key).path_keys(index_path(SHARD_INDEX)).encryption_key
+    return await store_fingerprints(store, root_key, ids)
+
+
+async def _lost(store: Store, fingerprints: str) -> list[dict[str, object]]:
+    """What a verification says of fingerprints that cannot be read; nothing of sound ones."""
+    cid = None
+    try:
+        cid = str(blob_of(fingerprints))
+        await fetch_fingerprints(store, fingerprints)
+    except LOST as error:
+        is_missing = isinstance(error, NotFoundError)
+        return [{"part": "fingerprints", "cid": cid, "reason": error.message, "missing": is_missing}]
+    return []
 
 
 async def _loaded(store: Store, key: ShardKey, cid: str, lineage: Lineage, recipe: Recipe) -> Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -149,7 +150,6 @@ async def test_only_the_shard_that_has_an_id_is_asked_for_it(tmp_path: Path, mon
         assert counted.tasks == ["get", "live_ids", "change_shard", "change_shard"]
         assert (await many.get(["row-0008", "row-0100"]))[0] is None
         other = (await many.get(["row-0009"]))[0]
-        objects = {shard.number: blob_of(shard.fingerprints) for shard in many._snapshot.shards.values()}
         report = await many.verify()
     async with await Collection.open(fields, memory_budget_mb=1) as poor:
         poor._ids._room = 4 * 25  # of one shard, at most
@@ -163,16 +163,57 @@ async def test_only_the_shard_that_has_an_id_is_asked_for_it(tmp_path: Path, mon
             at = poor._snapshot.with_shards(
                 {first: large}, poor._snapshot.centroids, poor._snapshot.settings.next_shard
             )
+            poor._ids._bytes.clear()
             assert (await poor._ids.shards_of(at, ["nobody"])) == {first: ["nobody"]}
+        # What a root says of rows is not what fingerprints take.
+        small = {number: replace(shard, rows=0) for number, shard in poor._snapshot.shards.items()}
+        at = poor._snapshot.with_shards(small, poor._snapshot.centroids, poor._snapshot.settings.next_shard)
+        poor._ids._held, poor._ids._bytes = {}, {}
+        for _ in range(2):
+            await poor._ids.shards_of(at, ["nobody"])
+            assert 0 < sum(one.nbytes for one in poor._ids._held.values()) <= poor._ids._room
     assert report.shards == 4
-    number, lost = next(iter(objects.items()))
-    name = multibase_encode(lost.hash)[1:]
-    (tmp_path / "blobs" / name[:2] / name).unlink()
+
+
+@pytest.mark.parametrize("repair", ["vacuum", "change"])
+async def test_lost_fingerprints_are_told_and_stored_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, repair: str
+) -> None:
+    """Missing ones by a vacuum, damaged ones by a change of another shard."""
+    fields, is_missing = settings(tmp_path), repair == "vacuum"
+    await build(fields, [batch(40)], shards=2)
     async with await Collection.open(fields) as many:
-        for call in (many.verify, lambda: many.get(["row-0009"]), lambda: many.change(deletes=["row-0009"])):
-            with pytest.raises(NotFoundError) as missing:
-                await call()
-            assert missing.value.details["shard"] == number
+        before, report = await rows_of(many), await many.verify()
+        number, blob = next((n, blob_of(one.fingerprints or "")) for n, one in many._snapshot.shards.items())
+        other = (await many._ids.shards_of(many._snapshot, [id for id, *_ in before]))[1 - number][0]
+    name = multibase_encode(blob.hash)[1:]
+    path = tmp_path / "blobs" / name[:2] / name
+    path.unlink()
+    if not is_missing:
+        path.write_bytes(bytes(blob.size))
+    async with await Collection.open(fields) as many:
+        with pytest.raises(IntegrityError, match="fingerprints") as damaged:
+            await many.verify()
+        assert damaged.value.details["shard"] == number
+        assert [(one["part"], one["cid"], one["missing"]) for one in damaged.value.details["bad"]] == [
+            ("fingerprints", str(blob), is_missing)
+        ]
+        if is_missing:
+            cid = (await many.stats()).cid
+            assert await many.vacuum() == cid
+        else:
+            for _ in range(2):
+                assert [bits(one) for one in await many.get([id for id, *_ in before])] == before
+            assert (await many.get(["nobody"])) == [None]
+            await many.change(deletes=[other])
+            before = [one for one in before if one[0] != other]
+        assert [one.message.partition(" are lost")[0] for one in caplog.records] == [
+            f"collection 'big': the fingerprints of shard {number}"
+        ]
+        assert not many._ids.lost(many._snapshot)
+    async with await Collection.open(fields) as many:
+        assert (await many.verify()).shards == report.shards
+        assert await rows_of(many) == before
 
 
 def test_fingerprints_are_read_as_they_were_written_and_damaged_ones_refused() -> None:
@@ -222,11 +263,14 @@ class Full:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.room = 0
+        self.lock = threading.Lock()  # the tasks of a change that failed may still run
         self.real = LocalDirStore.put
 
         async def put(store: LocalDirStore, data: Any) -> Any:
-            self.room -= 1
-            if self.room < 0:
+            with self.lock:
+                self.room -= 1
+                is_full = self.room < 0
+            if is_full:
                 raise StorageError("the disk is full")
             return await self.real(store, data)
 
@@ -240,6 +284,10 @@ class Full:
         patch.setattr(LocalDirStore, "put", put)
         patch.setattr(LocalDirStore, "get", get)
 
+    def has_room(self, objects: int) -> None:
+        with self.lock:
+            self.room = objects
+
 
 async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await build(settings(tmp_path), [batch(40)], shards=2)
@@ -248,12 +296,12 @@ async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatc
         store = Full(monkeypatch)
         fails_at = 0
         while True:
-            store.room = fails_at
+            store.has_room(fails_at)
             try:
                 await many.change([row(50, 0), row(51, 20)], ["row-0003"])
                 break
             except StorageError:
-                store.room = 1_000
+                store.has_room(1_000)
                 assert await rows_of(many) == expected
                 fails_at += 12
         assert fails_at > 6
