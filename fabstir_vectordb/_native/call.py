@@ -219,5 +219,7 @@ def _encodes(text: str) -> bool:
 
 def unpack_ids(text: bytes, offsets: UInt64Array) -> list[str]:
     """The strings of packed ids."""
-    bounds = offsets.tolist()
+    bounds, decoded = offsets.tolist(), text.decode()
+    if len(decoded) == len(text):  # each byte is a character
+        return [decoded[start:end] for start, end in pairwise(bounds)]
     return [text[start:end].decode() for start, end in pairwise(bounds)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 from typing import Final, get_args
@@ -24,6 +25,7 @@ from fabstir_vectordb._native.handle import (
     scores_of,
 )
 from fabstir_vectordb.config import METRICS, Unset
+from fabstir_vectordb.errors import IndexStateError, VectorDBError
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
@@ -44,6 +46,10 @@ _SHORT_EF_MAX: Final = 1_000
 _SHORT_SCAN_VALUES_MAX: Final = 1 << 20
 # Lists are scanned by code, which is a few times faster.
 _SHORT_PROBED_VALUES_MAX: Final = 1 << 23
+
+# Queries of one native call in a batch: a call costs as much as some searches, and threads end within one call of each
+# other.
+_BATCH_QUERIES: Final = 128
 
 
 # ---- Scores ------------------------------------------------------------------------------------------------
@@ -227,16 +233,37 @@ class Searcher:
             if len(queries):
                 check_query_dim(dim, rows.vector_dim)
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
-        hits = core.search(
-            queries,
-            request.k,
-            ef_search=request.ef_search,
-            exact=request.exact,
-            nprobe=request.nprobe,
-            allow=allow,
-            control=control,
-        )
-        return self.results(core, hits, plans, request.threshold, request.include_vectors)
+
+        def answers(first: int, most: int, threads: int) -> list[SearchResults]:
+            try:
+                hits = core.search(
+                    queries[first : first + most],
+                    request.k,
+                    ef_search=request.ef_search,
+                    exact=request.exact,
+                    nprobe=request.nprobe,
+                    allow=allow,
+                    control=control,
+                    threads=threads,
+                )
+            except VectorDBError as error:
+                if "row" in error.details:
+                    error.details["row"] += first
+                raise
+            return self.results(core, hits, plans, request.threshold, request.include_vectors)
+
+        threads = min(rows.run.threads, len(queries) // _BATCH_QUERIES)
+        if threads < 2:
+            return answers(0, len(queries), 0)
+        # One thread of Python at a time makes hits, up to a third of the work. Meanwhile threads with native calls of
+        # their own go on, where those of one native call would all wait.
+        firsts = range(0, len(queries), _BATCH_QUERIES)
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                each = pool.map(lambda first: answers(first, _BATCH_QUERIES, 1), firsts)
+            except RuntimeError as error:
+                raise IndexStateError("a thread could not be started: lower the session's `threads`") from error
+            return [found for some in each for found in some]
 
     def best_of_groups(
         self,
@@ -307,6 +334,13 @@ class Searcher:
         # One call for all of them, as a call takes as long as the scores of fifty queries.
         scores = self.scorer.scores(hits.distances)
         passing = np.minimum(self.scorer.passing(scores, threshold), hits.counts)
+        if not include_vectors and self._rows.arena.is_empty:
+            numbers = hits.distances, scores, hits.counts, passing, hits.plans
+            found = zip(hits.ids, *(array.tolist() for array in numbers), strict=True)
+            return [
+                results_of(map(SearchResult, ids[:n], scored, near), count - n, plans[plan])
+                for ids, near, scored, count, n, plan in found
+            ]
         arrays = hits.slots, hits.distances, scores, hits.counts, passing, hits.plans
         each = zip(hits.ids, *(array.tolist() for array in arrays), strict=True)
         return [

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 8
+#define FVDB_ABI_VERSION 9
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -212,6 +212,7 @@ typedef struct fvdb_search_params {
     uint32_t nowait;    /* 1: FVDB_ERR_BUSY instead of waiting for a writer */
     uint32_t nprobe;    /* lists to look at, no more than there are; 0: as many as had recall 0.99 at training,
                                     more where few rows are allowed */
+    uint32_t threads;   /* most that fvdb_search uses; 0, and more than the index may use: as many as it may */
 } fvdb_search_params;
 
 /* Finds the k live rows nearest to each query, nearest first, ties by id bytes.                      [reader, whole]

@@ -96,6 +96,23 @@ async def test_equal_distances_are_ordered_by_id() -> None:
         assert [hit.id for hit in await session.search([1, 1, 1], 4)] == ["a", "aa", "b", "ä"]
 
 
+@pytest.mark.parametrize("has_metadata", [True, False])
+async def test_a_batch_of_many_queries_gives_what_searches_give(has_metadata: bool) -> None:
+    base, queries = rows(300, 8), rows(300, 8, seed=4)
+    async with await session_on("memory:", threads=2) as session:
+        metadata = [{"n": i} for i in range(300)] if has_metadata else None
+        await session.add_batch([f"\u00e9{i}" if i % 2 else f"{i}" for i in range(300)], base, metadata)
+        many = await session.search_batch(queries, 5, threshold=0.9)
+        assert [hits.below_threshold for hits in many].count(0) not in (0, 300)
+        for query, hits in zip(queries, many, strict=True):
+            one = await session.search(query, 5, threshold=0.9)
+            assert hits == one and [hit.metadata for hit in hits] == [hit.metadata for hit in one]
+        queries[290] = 0
+        with pytest.raises(InvalidInputError) as caught:
+            await session.search_batch(queries, 5)
+        assert caught.value.details["row"] == 290
+
+
 async def test_search_batch_gives_what_search_gives() -> None:
     base = rows(2500, 16)
     async with await session_on("memory:", threads=2) as session:

@@ -124,6 +124,11 @@ static void plan_sides(search_job *job) {
                 job->allowed < recent + cost_of_lists(job);
 }
 
+static uint32_t threads_of(const search_job *job) {
+    const uint32_t most = job->index->config.threads, asked = job->params->threads;
+    return asked ? min_u32(asked, most) : most;
+}
+
 static void plan_search(search_job *job) {
     const store *s = &job->index->store;
     count_allowed(job);
@@ -134,7 +139,7 @@ static void plan_search(search_job *job) {
     plan_sides(job);
     job->together = 1;
     if (job->flat) {
-        uint32_t per_thread = job->n_queries / job->index->config.threads;
+        uint32_t per_thread = job->n_queries / threads_of(job);
         job->together = min_u32(max_u32(per_thread, 1), SCAN_QUERIES_MAX);
         return;
     }
@@ -358,7 +363,7 @@ fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_que
         .filter = {.live = s->found_count < s->n ? store_found(s) : NULL, .allow = allow, .allow_words = allow_words}};
     plan_search(&job);
     workers w;
-    TRY(workers_start(index, n_queries, job.together, &w, diag));
+    TRY(workers_start(index, min_u32(n_queries, threads_of(&job)), job.together, &w, diag));
     fvdb_status status = run(&job, &w, diag);
     workers_stop(index, &w);
     if (status != FVDB_OK || !out->id_offsets) return status;
