@@ -1,13 +1,15 @@
 """Writes a golden store: versions of every kind, and what a reader must find in them.
 
-    python tests/golden/make_store.py tests/golden/NAME           # versions of every kind
-    python tests/golden/make_store.py tests/golden/NAME stems     # only those with stems
+    python tests/golden/make_store.py tests/golden/NAME                 # versions of every kind
+    python tests/golden/make_store.py tests/golden/NAME-stems stems     # with stems
 
-A store that was written stays as it is; a later draft gets a store of its own. `expected.json` says for each version
+Those with stems lie apart, as a load asks for the same release of the stemmer.
+
+A store that was written stays as it is; a later format gets a store of its own. `expected.json` says for each version
 its CID, its index, the hash of its rows, the answers of exact searches, and of searches by words where there are stems.
-The hash of the rows is the SHA-256 of one
-line for each live row, in the order of their ids: a JSON array of id, vector (hexadecimal little-endian float32, or
-null), timestamp and expiry in microseconds (texts; the expiry may be null), and metadata.
+The hash of the rows is the SHA-256 of one line for each live row, in the order of their ids: a JSON array of id, vector
+(hexadecimal little-endian float32, or null), timestamp and expiry in microseconds (texts; the expiry may be null), and
+metadata.
 """
 
 from __future__ import annotations
@@ -188,10 +190,9 @@ async def versions_with_stems(uri: str) -> AsyncIterator[dict[str, Any]]:
         yield await saved(session)
 
 
-async def write(directory: Path, only_stems: bool) -> None:
+async def write(directory: Path, with_stems: bool) -> None:
     uri = (directory / "store").as_uri()
-    found = [] if only_stems else [version async for version in versions(uri)]
-    found += [version async for version in versions_with_stems(uri)]
+    found = [version async for version in (versions_with_stems if with_stems else versions)(uri)]
     (directory / "store" / "pointers.lock").unlink()
     keys = {"phrase": PHRASE, "entropy": parse_phrase(PHRASE).hex()}
     text = json.dumps({**keys, "now_us": round(NOW_S * 1e6), "versions": found}, ensure_ascii=False, indent=1)
