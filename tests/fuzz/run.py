@@ -45,6 +45,7 @@ LIMITS = [
     "-len_control=0",
     "-print_final_stats=1",
     f"-timeout={INPUT_S_MAX}",
+    f"-report_slow_units={INPUT_S_MAX}",  # else ten seconds of a busy machine leave a file in `findings`
     f"-malloc_limit_mb={ALLOCATION_MB_MAX}",
     f"-rss_limit_mb={MEMORY_MB_MAX}",
 ]
