@@ -33,6 +33,7 @@ def ray_home() -> Iterator[Path]:
             patch.setenv("HOME", home)
             patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
             patch.setenv("RAY_TMPDIR", home)
+            patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers wait for all else on a busy machine
             yield Path(home)
         finally:
             shutil.rmtree(home, ignore_errors=True)

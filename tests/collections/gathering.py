@@ -14,6 +14,21 @@ PHRASE = new_seed_phrase()
 SEED = 20_261_126
 ROWS, DIM = 120, 8
 START_S = 1_700_000_000
+WORDS = "harbour harvest harp lantern river stone stone's field fields running runner ran night 日本語 café".split()
+TEXT = {"text_fields": ("text", "notes")}
+QUERIES = (
+    "harbour lantern night",
+    "har*",
+    "r* -runner",
+    '"river stone"',
+    "+river field -night",
+    '+"field night" har* stone',
+    "-har* +r*",
+    "river river lantern",
+    "nothing of it",
+    "日本 café",
+    "",
+)
 
 
 def vectors(count: int = ROWS, seed: int = SEED) -> NDArray[np.float32]:
@@ -32,6 +47,20 @@ def batch(count: int = ROWS, seed: int = SEED) -> dict[str, Any]:
         "metadata": [{"n": number, "kind": "abc"[number % 3], "tags": ["x", number % 5]} for number in numbers],
         "timestamps": [START_S + place // 2 for place in range(count)],
     }
+
+
+def worded() -> dict[str, Any]:
+    """The rows of `batch` with texts, of which some are empty, long, or in a list."""
+    rows = batch()
+    rng = np.random.default_rng(5)
+    for place, metadata in enumerate(rows["metadata"]):
+        length = int(rng.geometric(0.15))
+        chosen = [WORDS[int(n)] for n in np.minimum(rng.geometric(0.2, length), len(WORDS)) - 1]
+        if place % 11:
+            metadata["text"] = " ".join(chosen)
+        if place % 5 == 0:
+            metadata["notes"] = ["night field", " ".join(chosen[:2])]
+    return rows
 
 
 def settings(folder: Path | str, **fields: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from gathering import PHRASE, ROWS, SEED, START_S, batch, settings, vectors
+from gathering import PHRASE, QUERIES, ROWS, SEED, START_S, TEXT, WORDS, batch, settings, vectors, worded
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError, NotFoundError, VectorDBSession, VectorInput
 from fabstir_vectordb.collections import Collection, build
@@ -21,36 +21,6 @@ from fabstir_vectordb.s5.cid import multibase_encode, parse_cid
 from fabstir_vectordb.types import SearchResults
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
-
-WORDS = "harbour harvest harp lantern river stone stone's field fields running runner ran night 日本語 café".split()
-TEXT = {"text_fields": ("text", "notes")}
-QUERIES = (
-    "harbour lantern night",
-    "har*",
-    "r* -runner",
-    '"river stone"',
-    "+river field -night",
-    '+"field night" har* stone',
-    "-har* +r*",
-    "river river lantern",
-    "nothing of it",
-    "日本 café",
-    "",
-)
-
-
-def worded() -> dict[str, Any]:
-    """The rows of `batch` with texts, of which some are empty, long, or in a list."""
-    rows = batch()
-    rng = np.random.default_rng(5)
-    for place, metadata in enumerate(rows["metadata"]):
-        length = int(rng.geometric(0.15))
-        chosen = [WORDS[int(n)] for n in np.minimum(rng.geometric(0.2, length), len(WORDS)) - 1]
-        if place % 11:
-            metadata["text"] = " ".join(chosen)
-        if place % 5 == 0:
-            metadata["notes"] = ["night field", " ".join(chosen[:2])]
-    return rows
 
 
 @pytest.fixture(scope="module")
