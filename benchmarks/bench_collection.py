@@ -6,10 +6,17 @@ routes, fan-out and merging are those of 1,000 shards, while the rows that are s
 
 Cold searches are those of lazily opened shards without a cached part, beside one lazily loaded index of the same rows.
 What opening takes is counted with the first of them.
+
+    python benchmarks/bench_collection.py --data DIR --grown 1000000 --engine ray
+
+measures something else: so many rows, grown from the set by harness/grow.py, in 8 shards on two workers through the
+portal, opened by share; beside one index of the same rows, and beside the plan that a tenth of them gives.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import tempfile
 import threading
 import time
@@ -21,7 +28,7 @@ from typing import Any
 
 import anyio
 import numpy as np
-from harness import curves, datasets, ours, rounds
+from harness import curves, datasets, environment, grow, grown_collection, ours, rounds
 from harness.contract import K
 from harness.link import BYTES_PER_S, LATENCY_S
 
@@ -263,9 +270,41 @@ async def one_round(data: datasets.Dataset, tiny: bool) -> dict[str, Any]:
         }
 
 
+def grown(options: argparse.Namespace) -> None:
+    """A collection of many rows through the portal; see harness/grown_collection.py."""
+    source = datasets.prepare(options)
+    seed_rows, dim = datasets.shape(source)
+    folder = grow.folder_of(options.work, source, seed_rows, options.grown)
+    grow.write_sets({options.grown: folder}, source, seed_rows)
+    parameters = {
+        "rows": options.grown, "seed_rows": seed_rows, "dim": dim, "shards": grown_collection.SHARDS,
+        "workers": grown_collection.WORKERS, "recall_target": grown_collection.TARGET, "engine": options.engine,
+    }  # fmt: skip
+    results = rounds.ResultFile(options, "bench_collection_grown", parameters, {})
+    root = Path(
+        options.work.resolve(), "indexes", f"portal-{folder.name}-{options.engine}-{environment.library_print()}"
+    )
+    if not results.runs:
+        shutil.rmtree(root, ignore_errors=True)
+    summary = {}
+    with grown_collection.portal(root) as store:
+        for mode in ("build_collection", "search_collection", "one_index", "plan_and_truth"):
+            share = str(root.with_suffix(".share"))
+            job = rounds.job(options, mode, folder, options.engine, grown_collection.WORKERS, store=store, share=share)
+            done = results.run({"round": 0, "engine": options.engine, "mode": mode}, job)
+            summary[mode] = {name: value for name, value in done.items() if name not in rounds.KEY}
+    results.finish(summary)
+
+
 def main() -> None:
     """Command line entry point."""
-    options = datasets.parser(__doc__, rounds=1).parse_args()
+    parser = datasets.parser(__doc__, rounds=1)
+    parser.add_argument("--grown", type=int, metavar="ROWS", help="instead: so many grown rows through the portal")
+    parser.add_argument("--engine", choices=("threads", "ray"), default="threads", help="of --grown")
+    options = parser.parse_args()
+    if options.grown:
+        grown(options)
+        return
     data = datasets.load(options)
     parameters = {
         "rows": len(data.base), "dim": data.base.shape[1], "shards": SHARDS, "aliases": ALIASES,

@@ -60,12 +60,8 @@ def make_sets(options: argparse.Namespace, source: Path, sizes: list[int]) -> di
     """The folder of each size, and of the control: the first tenth of the set, grown to its size."""
     whole, _ = datasets.shape(source)
     tenth = max(whole // 10, 2 * grow.NEAREST)
-
-    def folder(rows: int, seed_rows: int) -> Path:
-        return Path(options.work, "sets", f"{source.name}-{seed_rows}-grown-{rows}-{grow.SEED}")
-
-    sets = {rows: folder(rows, whole) for rows in sizes}
-    control = folder(whole, tenth)
+    sets = {rows: grow.folder_of(options.work, source, whole, rows) for rows in sizes}
+    control = grow.folder_of(options.work, source, tenth, whole)
     grow.write_sets(sets, source, whole)
     grow.write_sets({whole: control}, source, tenth)
     return {str(rows): found for rows, found in sets.items()} | {CONTROL: control}

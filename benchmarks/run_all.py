@@ -34,6 +34,7 @@ SCRIPTS = (
     "bench_tables",
     "bench_loop_lag",
     "bench_collection",
+    "bench_engines",
     "bench_overhead",
     "bench_growth",
 )

@@ -28,6 +28,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "bench_collection": ([], {"real", "aliased", "lazy", "plan"}),
     "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
     "bench_damage": ([*ONLY_OURS, "--trials", "2"], {"fabstir"}),
+    "bench_engines": (["--engines", "threads"], {"engines"}),
     "bench_filter": (ONLY_OURS, {"50%", "10%", "1%", "0.1%"}),
     "bench_growth": ([*ONLY_OURS, "--sizes", "1100,1500"], {"sizes", "evidence"}),
     "bench_kernels": (["--case-ms", "0.2"], {"copy_gb_s", "read_gb_s", "cases"}),
@@ -119,6 +120,24 @@ def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path, monkeypatch: 
     # Run again, it has nothing left to do.
     run_here(monkeypatch, name, *call)
     assert json.loads(out.read_text())["runs"] == result["runs"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("jobs_here")
+def test_a_grown_collection_is_built_and_planned_tiny(
+    work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    call = ["--tiny", "--rows", str(ROWS), "--grown", "1300", "--work", work, "--json", str(out)]
+    run_here(monkeypatch, "bench_collection", *call)
+    summary = json.loads(out.read_text())["summary"]
+    assert summary.keys() == {"build_collection", "search_collection", "one_index", "plan_and_truth"}
+    assert sum(summary["build_collection"]["sizes"]) == 1_300
+    assert summary["search_collection"]["recall"]["8"] > 0.9
+    assert summary["one_index"]["recall"] > 0.9
+    found = summary["plan_and_truth"]["planned_over_found"]
+    assert found["asked"]
+    assert 0.5 < found["bytes"] < 2
 
 
 def test_every_script_is_run_by_run_all_and_tested() -> None:

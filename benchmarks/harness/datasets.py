@@ -149,6 +149,11 @@ def open_base(folder: Path) -> Floats:
     return np.ascontiguousarray(_unit(np.asarray(_open_base(folder), np.float32)), np.float32)
 
 
+def open_rows(folder: Path, numbers: npt.NDArray[np.int64]) -> Floats:
+    """Some rows as float32 of unit length; the others are not read."""
+    return np.ascontiguousarray(_unit(np.asarray(_open_base(folder)[numbers], np.float32)), np.float32)
+
+
 def open_stored(folder: Path) -> Floats:
     """All rows as float32 without normalisation: widened float16 stays compressible."""
     return np.ascontiguousarray(_open_base(folder), np.float32)

@@ -79,6 +79,11 @@ def _nearest_rows(unit: Floats) -> npt.NDArray[np.int64]:
     return near
 
 
+def folder_of(work: Path, source: Path, seed_rows: int, rows: int) -> Path:
+    """Where a set is kept that was grown from the first `seed_rows` rows of another one."""
+    return Path(work, "sets", f"{source.name}-{seed_rows}-grown-{rows}-{SEED}")
+
+
 def write_sets(folders: dict[int, Path], source: Path, seed_rows: int) -> None:
     """Writes sets of given sizes, grown from the first `seed_rows` rows of another set; existing folders stay."""
     missing = {rows: folder for rows, folder in folders.items() if not folder.exists()}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import datasets, filtered, measure, registry
+from harness import datasets, filtered, grown_collection, measure, registry
 from harness.contract import Engine
 
 #: Rows indexed before a build is measured, so that imports, threads and buffers do not count as the index.
@@ -151,6 +151,10 @@ JOBS: dict[str, Callable[[Result, Path], Result]] = {
     "add_one": add_one,
     "filter": filter_rows,
     "database": database,
+    "build_collection": grown_collection.build_collection,
+    "search_collection": grown_collection.search_collection,
+    "one_index": grown_collection.one_index,
+    "plan_and_truth": grown_collection.plan_and_truth,
 }
 
 

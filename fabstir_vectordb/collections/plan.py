@@ -65,11 +65,11 @@ class Measured(Record):
         shard_objects: stored objects of a shard.
         chunk_size: rows of a part with vectors, where the build was told; else None.
         row_memory_bytes: resident bytes a row of a shard that is in memory as a whole.
-        row_lazy_bytes: resident bytes a row of a lazily opened shard after some searches.
+        row_lazy_bytes: resident bytes a row of a lazily opened shard, without cached parts.
         search_s: seconds of CPU of a search in one shard that is in memory, one thread.
         fan_out_s: seconds that the engine takes to hand a task to a worker and its result back, one of many.
-        cold_requests: requests of a search in a lazily opened shard; 0 where shards are so small that they are fetched
-            as a whole.
+        cold_requests: requests of a search in a lazily opened shard without cached parts; 0 where shards are so small
+            that they are fetched as a whole.
         cold_bytes: bytes that it fetches.
         cold_s: seconds that it takes.
         open_s: seconds from nothing to the first answer of a lazily opened shard.
@@ -111,8 +111,8 @@ class CollectionPlan(Record):
         bytes: stored bytes of shards and root.
         objects: stored objects of shards.
         memory_bytes: resident bytes of all shards in memory as a whole.
-        lazy_memory_bytes: resident bytes of all shards, lazily opened. This figure and the next with ``cold`` are None
-            where the measured shards are so small that they are fetched as a whole.
+        lazy_memory_bytes: resident bytes of all shards, lazily opened, without cached parts. This figure and the next
+            with ``cold`` are None where the measured shards are so small that they are fetched as a whole.
         cores: CPU cores that answer `qps` queries a second from memory, at 0.7 of their time.
         workers: machines for the cores and the memory, at 0.7 of it.
         drivers: processes that route, hand out and merge `qps` queries a second, at 0.7 of their time.
@@ -256,8 +256,13 @@ def _measure_shard(recipe: Recipe, shard: Shard, target: float) -> _ShardFigures
         open_s = time.perf_counter() - started
         further = queries[1 : 1 + _COLD_QUERIES] or queries
         started = time.perf_counter()
-        receipts = [session.search(query, _K, recall_target=target, threshold=None).receipt for query in further]
+        receipts = []
+        for query in further:
+            # In a small shard, few searches leave all parts in the cache. In a large one the next finds few of its own.
+            session._verbs._runtime.index.forget_caches()
+            receipts.append(session.search(query, _K, recall_target=target, threshold=None).receipt)
         cold_s = (time.perf_counter() - started) / len(further)
+        session._verbs._runtime.index.forget_caches()
         lazy_mb = session.get_stats().memory_usage_mb
     return _ShardFigures(
         rows=whole.rows,
