@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ __all__ = [
     "lacking_groups",
     "least_score",
     "likeliest",
+    "likeliest_of_groups",
     "merged_facets",
     "merged_fields",
     "merged_hits",
@@ -117,6 +118,31 @@ def likeliest(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[
         for number in np.unique(shards[best]).tolist()
         if isinstance(answers[number], Likely)
     }
+
+
+def likeliest_of_groups(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[int, Slots]:
+    """The likeliest row of each of the groups with the likeliest rows of all shards; see `likeliest`.
+
+    Args:
+        answers: the groups with the nearest hits of each shard, or the likeliest rows of its likeliest groups.
+        most: how many groups there are in all.
+    """
+    rows: list[tuple[float, int, int | None, Sequence[Scalar]]] = []
+    for number, one in answers.items():
+        if isinstance(one, Likely):
+            columns = one.distances.tolist(), one.slots.tolist(), one.groups
+            rows += [(distance, number, slot, values) for distance, slot, values in zip(*columns, strict=True)]
+        else:
+            rows += [(hit.distance, number, None, [group.value]) for group in one.groups for hit in group.hits]
+    taken: set[Any] = set()
+    chosen: dict[int, list[int]] = {}
+    for _, number, slot, values in sorted(rows, key=itemgetter(0)):
+        new = {sort_key(value) for value in values} - taken
+        if new and len(taken) < most:
+            taken |= new
+            if slot is not None:
+                chosen.setdefault(number, []).append(slot)
+    return {number: np.array(slots, dtype=np.uint32) for number, slots in chosen.items()}
 
 
 def merged_hits(answers: Mapping[int, Hits], k: int, least: float, missing: Iterable[int]) -> ShardedResults:

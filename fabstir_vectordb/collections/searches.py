@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -31,6 +31,7 @@ from fabstir_vectordb.collections.merging import (
     lacking_groups,
     least_score,
     likeliest,
+    likeliest_of_groups,
     merged_hits,
     merged_totals,
     place_of,
@@ -267,13 +268,19 @@ class Searches:
     # ---- by vector
 
     async def _nearest(self, asked: _Asked) -> list[ShardedResults]:
-        # One shard chooses its own candidates, and an exact search has none.
-        two_rounds = asked.each > 1 and not asked.request.exact
+        found = await self._of_shards(asked)
+        return [merged_hits(one.answers, asked.request.k, asked.least, sorted(one.missing)) for one in found]
+
+    async def _of_shards(self, asked: _Asked) -> list[_OfQuery]:
+        """The hits of each shard, or its groups; those of lazily opened shards among the likeliest rows of all."""
+        # One shard chooses its own candidates, and an exact search has none. Of groups of several rows, all rows of the
+        # best groups are asked for later, which loads lazily opened shards whole.
+        two_rounds = asked.each > 1 and not asked.request.exact and asked.request.group_size == 1
         task = tasks.nearest if two_rounds else tasks.search
         found = await self._of_queries(asked, task, asked.request.k, asked.passed)
         if two_rounds:
             await self._fetch_likeliest(asked, found)
-        return [merged_hits(one.answers, asked.request.k, asked.least, sorted(one.missing)) for one in found]
+        return found
 
     async def _fetch_likeliest(self, asked: _Asked, found: list[_OfQuery]) -> None:
         """Puts hits in the place of candidates: those of the parts of the likeliest rows of all shards.
@@ -284,8 +291,14 @@ class Searches:
         most = candidates_for(request.k, request.ef_search, asked.passed["recall_target"])
         if not request.ef_search:
             most = math.ceil(most * _CANDIDATES[asked.at.settings.route])
+
+        def chosen(one: _OfQuery) -> dict[int, Slots]:
+            if request.group_by is None:
+                return likeliest(one.answers, most)
+            return likeliest_of_groups(one.answers, most)
+
         hits: dict[tuple[int, int], SearchResults] = {}
-        while wanted := _wanted([likeliest(one.answers, most) for one in found]):
+        while wanted := _wanted([chosen(one) for one in found]):
             answers = await self._ask_chosen(asked, wanted)
             if not answers.missing:
                 for number, results in zip(answers.shards, answers.results, strict=True):
@@ -318,7 +331,7 @@ class Searches:
         request = asked.request
         assert request.group_by is not None
         fields: SearchFields = {**asked.passed, "group_by": request.group_by, "group_size": request.group_size}
-        found = await self._of_queries(asked, tasks.search, request.k, fields)
+        found = await self._of_shards(replace(asked, passed=fields))
         if request.group_size > 1:
             lacking = [lacking_groups(one.answers, request.k) for one in found]
             wanted = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from collections.abc import Iterable, Sequence
+from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -60,8 +60,14 @@ class LazyNear:
 
     def take_candidates(self, slots: Sequence[Slots], request: SearchRequest, gathered: Gathered) -> None:
         """The candidates of each query that were chosen elsewhere, from those of `find_candidates`."""
-        allow = self.allowed(request)
-        gathered.candidates += [Candidates(allow, chosen, self._held.parts_of(chosen)) for chosen in slots]
+        if request.group_by is None:
+            allow, groups = self.allowed(request), None
+        else:
+            mask, groups = self._groups(request, request.group_by)
+            allow = bitmap(mask)
+        gathered.candidates += [
+            Candidates(allow, chosen, self._held.parts_of(chosen), groups=groups) for chosen in slots
+        ]
 
     def allowed(self, request: SearchRequest) -> Bitmap | None:
         """The rows that the filter takes and that have not expired; None for all."""
@@ -73,6 +79,25 @@ class LazyNear:
         self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
     ) -> None:
         """The likeliest rows of the groups with the likeliest rows."""
+        mask, groups = self._groups(request, group_by)
+        # So many groups, which takes about as many rows as a search for all their hits without groups.
+        hits = min(request.k * request.group_size, _CANDIDATES_MAX)
+        most = candidates_for(hits, request.ef_search, request.recall_target)
+        for query in queries:
+
+            def by_code(mask: Mask, most: int, exact: bool, query: Any = query) -> Iterable[Hit]:
+                slots, distances = self._held.native.candidates(query, most, bitmap(mask))
+                return zip(distances.tolist(), repeat(b""), slots.tolist(), strict=False)
+
+            found = best_of_groups(groups, mask, most, request.group_size, by_code)
+            rows = sorted({hit for _, hits in found.groups for hit in hits})
+            likely = np.array([slot for _, _, slot in rows], dtype=np.uint32)
+            distances = np.array([distance for distance, _, _ in rows], dtype=np.float64)
+            parts = self._held.parts_of(likely)
+            gathered.candidates.append(Candidates(bitmap(mask), likely, parts, distances, groups=groups))
+
+    def _groups(self, request: SearchRequest, group_by: str) -> tuple[Mask, Groups]:
+        """The rows that the filter takes and that have a vector, and the groups of all rows."""
 
         def of_all(matches: Matches, groups: Groups) -> tuple[Mask, Groups]:
             slots = matches.slots()
@@ -80,23 +105,7 @@ class LazyNear:
             mask[slots[~self._rows.are_vectorless(slots)]] = True
             return mask, groups
 
-        mask, groups = self._filters.read_groups(request.where or EVERYTHING, group_by, of_all)
-        # So many groups, which takes about as many rows as a search for all their hits without groups.
-        hits = min(request.k * request.group_size, _CANDIDATES_MAX)
-        most = candidates_for(hits, request.ef_search, request.recall_target)
-        for query in queries:
-            places = count()
-
-            def by_code(
-                mask: Mask, most: int, exact: bool, query: Any = query, places: Iterator[int] = places
-            ) -> Iterable[Hit]:
-                # The place among all candidates stands for the distance.
-                slots, _ = self._held.native.candidates(query, most, bitmap(mask))
-                return [(float(next(places)), b"", slot) for slot in slots.tolist()]
-
-            found = best_of_groups(groups, mask, most, request.group_size, by_code)
-            likely = np.unique([hit[2] for _, hits in found.groups for hit in hits]).astype(np.uint32)
-            gathered.candidates.append(Candidates(bitmap(mask), likely, self._held.parts_of(likely), groups=groups))
+        return self._filters.read_groups(request.where or EVERYTHING, group_by, of_all)
 
     def nearest(
         self, query: npt.NDArray[np.float32], request: SearchRequest, one: Candidates, gathered: Gathered

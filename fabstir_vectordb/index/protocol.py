@@ -145,8 +145,7 @@ class Candidates:
         allow: bitmap of the rows that may be hits; None for all.
         slots: the likeliest rows by code.
         parts: the parts with their vectors.
-        distances: the distances of `slots`, as far as the codes tell; none with `group_by`, or where they were chosen
-            elsewhere.
+        distances: the distances of `slots`, as far as the codes tell; none where they were chosen elsewhere.
         hits: distance, id and slot of the nearest rows; None before those parts are fetched.
         groups: the groups of all rows, for a search with `group_by`.
         found: groups with their hits, in place of `hits` alone.

@@ -44,12 +44,14 @@ class Likely(NamedTuple):
     Attributes:
         slots: of the rows, uint32.
         distances: as far as the codes tell, float64; they can be compared with those of other shards.
-        receipt: what was fetched for a filter.
+        receipt: what was fetched for a filter, or for groups.
+        groups: the values of the groups of each row, for a search with `group_by`; else none.
     """
 
     slots: Slots
     distances: npt.NDArray[np.float64]
     receipt: Receipt
+    groups: Sequence[Sequence[Scalar]] = ()
 
 
 class ShardReads(Protocol):
@@ -182,7 +184,10 @@ class LazyReads:
         found = []
         for one in gathered.candidates:
             assert one.distances is not None
-            found.append(Likely(one.slots, one.distances, receipt))
+            groups: list[list[Scalar]] = []
+            if one.groups is not None:
+                groups = [[one.groups.values[group] for group in one.groups.of(slot)] for slot in one.slots.tolist()]
+            found.append(Likely(one.slots, one.distances, receipt, groups))
         return found
 
     def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:

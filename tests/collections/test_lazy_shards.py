@@ -52,7 +52,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {
         "ids": [f"row-{number:04d}" for number in range(LAZY_ROWS)],
         "vectors": near_rows(LAZY_ROWS, 1),
-        "metadata": [{"n": number} for number in range(LAZY_ROWS)],
+        "metadata": [{"n": number, "of": number % 500} for number in range(LAZY_ROWS)],
         "timestamps": [START_S] * LAZY_ROWS,
     }
     shape = {"chunk_size": 64, "M": 6, "ef_construction": 20}
@@ -110,6 +110,35 @@ async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(st
                 found[place] += len({hit.id for hit in hits} & {f"row-{row:04d}" for row in expected})
         assert len(indexes()) == 2
         assert not any(index.is_whole for index in indexes())
+    assert found[0] >= 0.95 * found[1]
+    assert requests[0] <= 1.5 * requests[1]
+
+
+async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: Path) -> None:
+    queries = near_rows(12, 7)
+    requests, found = [0, 0], [0, 0]
+    pickling = Pickling()
+    async with (
+        await Collection.open(settings(stored), become_whole=False, engine=pickling) as many,
+        await VectorDBSession.create(settings(stored, index_name="one")) as one,
+        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
+    ):
+        await one.load_user_vectors(become_whole=False)
+        await whole.load_user_vectors(lazy_load=False)
+        both: tuple[Any, Any] = many, one
+        for query in queries:
+            best = (await whole.search(query, 5, group_by="of", exact=True, threshold=None)).groups
+            for place, db in enumerate(both):
+                for index in (*indexes(), one._runtime.index):
+                    index.forget_caches()
+                hits = await db.search(query, 5, group_by="of", threshold=None)
+                assert [hit.id for hit in hits] == [hit.id for group in hits.groups for hit in group.hits]
+                requests[place] += hits.receipt.requests
+                rows = {(group.value, hit.id) for group in hits.groups for hit in group.hits}
+                found[place] += len(rows & {(group.value, hit.id) for group in best for hit in group.hits})
+        assert not any(index.is_whole for index in indexes())
+        assert set(pickling.tasks) == {"nearest", "chosen"}
+    print(f"requests {requests}, rows {found} of {12 * 5}")
     assert found[0] >= 0.95 * found[1]
     assert requests[0] <= 1.5 * requests[1]
 
