@@ -34,15 +34,20 @@ from harness.link import BYTES_PER_S, LATENCY_S
 
 from fabstir_vectordb import VectorDBSession
 from fabstir_vectordb.collections import Collection, build, open_shards
+from fabstir_vectordb.collections.placement import place, sampler_of, scale_of
 from fabstir_vectordb.collections.plan import measure, plan
 from fabstir_vectordb.collections.root import Snapshot, read_root, write_root
 from fabstir_vectordb.collections.routing import Centroids
+from fabstir_vectordb.collections.rows import take_batches
+from fabstir_vectordb.collections.sampling import digests_of
 from fabstir_vectordb.storage.base import AtMost
 from fabstir_vectordb.storage.local_dir import LocalDirStore
 
 SEED = 20_261_127
 SHARDS = 8
 ALIASES = 1_000
+#: Divisions of the rows whose routes are measured, without a shard that is built.
+ROUTED = (8, 32, 256)
 #: Of the 1,000 shards.
 ASKED = (1, 16, 64, 256, 1_000)
 SEARCHES = 20
@@ -244,6 +249,26 @@ async def many_shards(fields: dict[str, Any], data: datasets.Dataset, delays: De
     return results
 
 
+def routes(data: datasets.Dataset, shards: int) -> dict[str, Any]:
+    """The share of the nearest rows that the most promising of so many shards have, and the sizes of these."""
+    rows = take_batches([{**batch_of(data), "metadata": None}], 0)
+    sampler = sampler_of("nearest", shards)
+    sampler.add(rows, digests_of(rows.ids))
+    sample, numbers = sampler.sample(), range(shards)
+    started = time.perf_counter()
+    division = place("nearest", [rows], sample, numbers, "cosine", scale_of(sample), list)
+    assert division.centroids is not None
+    results: dict[str, Any] = {"divide_s": time.perf_counter() - started, "share": {}}
+    (homes,) = division.homes
+    ranked = division.centroids.ranked(data.queries)
+    places = (ranked[:, np.newaxis, :] == homes[data.neighbours[:, :K]][:, :, np.newaxis]).argmax(axis=2)
+    for asked in (1, 2, 3, 4, 6, 8, 16, 32):
+        if asked <= len(division.numbers):
+            results["share"][str(asked)] = float((places < asked).mean())
+    sizes = np.bincount(homes)
+    return results | {"rows_min": int(sizes.min()), "rows_max": int(sizes.max())}
+
+
 async def planned(fields: dict[str, Any], rows: int) -> dict[str, Any]:
     """What a plan from the collection's own figures says of the collection, and of a billion rows."""
     measured = await measure(fields)
@@ -265,6 +290,7 @@ async def one_round(data: datasets.Dataset, tiny: bool) -> dict[str, Any]:
         return {
             "real": await real_shards(fields, data, delays),
             "aliased": await many_shards(fields, data, delays, 40 if tiny else ALIASES),
+            "routes": {str(count): routes(data, count) for count in ((4,) if tiny else ROUTED)},
             "lazy": await lazily(fields, data, delays, 3 if tiny else COLD_SEARCHES),
             "plan": await planned(fields, len(data.base)),
         }

@@ -25,7 +25,7 @@ ONLY_OURS = ["--engines", "fabstir"]
 ROWS = 1_200
 #: Arguments beyond --tiny, and what the summary must have.
 SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
-    "bench_collection": ([], {"real", "aliased", "lazy", "plan"}),
+    "bench_collection": ([], {"real", "aliased", "routes", "lazy", "plan"}),
     "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
     "bench_damage": ([*ONLY_OURS, "--trials", "2"], {"fabstir"}),
     "bench_engines": (["--engines", "threads"], {"engines"}),
