@@ -26,7 +26,7 @@ ADDS = 200
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], sets: Iterable[str]) -> dict[str, Any]:
-    """For each set and engine: microseconds per query at each recall, per built row, and per add of one row."""
+    """For each set and engine: microseconds per query at each recall, of all cores per built row, and per added row."""
     summary: dict[str, Any] = {}
     for rows in sets:
         table = summary[rows] = {}
@@ -43,7 +43,7 @@ def summarise(results: rounds.ResultFile, engines: list[str], sets: Iterable[str
                     f"{recall:.2f}": curves.ratio(speeds[registry.OURS][recall], speed[recall]) for recall in RECALLS
                 }
             for run in results.of(engine, mode="build", rows=rows):
-                found["build_us_per_row"] = curves.significant(1e6 / run["rows_per_s"])
+                found["build_cpu_us_per_row"] = run["cpu_us_per_row"]
                 found["grown_bytes_per_row"] = run["grown_bytes_per_row"]
             adds = list(results.of(engine, mode="add_one", rows=rows))
             for name in ("add_p50_us", "add_p99_us"):
@@ -52,7 +52,8 @@ def summarise(results: rounds.ResultFile, engines: list[str], sets: Iterable[str
 
 
 def _speeds(results: rounds.ResultFile, engine: str, rows: str) -> dict[float, dict[int, float | None]]:
-    runs = {run["round"]: run["points"] for run in results.of(engine, mode="single", rows=rows)}
+    """QPS of the median call, which leaves out calls that another process interrupted."""
+    runs = {run["round"]: curves.of_median_calls(run["points"]) for run in results.of(engine, mode="single", rows=rows)}
     return {recall: {number: curves.qps_at(points, recall) for number, points in runs.items()} for recall in RECALLS}
 
 

@@ -1,8 +1,9 @@
-"""Builds, compared with other libraries: rows/s with one and two threads, the recall of the built index at a fixed
-setting, memory, saves and loads.
+"""Builds, compared with other libraries: rows/s with two threads, time of all cores, the recall of the built index at a
+fixed setting, memory, saves and loads.
 
-Every build and every load runs in a new process. Memory is the growth of the whole process, after garbage collection
-and after freed pages were returned to the system. It includes ids if a library keeps ids.
+Every build and every load runs in a new process. Time of all cores is that of the process: work of others on the same
+machine changes it little. Memory is the growth of the whole process, after garbage collection and after freed pages
+were returned to the system. It includes ids if a library keeps ids.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from typing import Any
 from harness import curves, datasets, registry, rounds
 from harness.contract import K
 
-THREADS = (2, 1)
+THREADS = 2
 
 
 def summarise(results: rounds.ResultFile, engines: list[str], ours: str = registry.OURS) -> dict[str, Any]:
-    """Medians over rounds, and ratios of this library to each other engine in rows/s."""
+    """Medians over rounds, and ratios of this library to each other engine in rows/s and in time of all cores."""
     summary: dict[str, Any] = {}
     for engine in engines:
         found = summary[engine] = {}
-        for threads in THREADS:
-            speed = _by_round(results, engine, "build", threads, "rows_per_s")
-            found[f"rows_per_s-{threads}"] = curves.stat(list(speed.values()))
-            if engine != ours:
-                mine = _by_round(results, ours, "build", threads, "rows_per_s")
-                found[f"ours_over_it-{threads}"] = curves.ratio(mine, speed)
+        speed, cpu = (_by_round(results, engine, "build", THREADS, name) for name in ("rows_per_s", "cpu_us_per_row"))
+        found["rows_per_s"], found["cpu_us_per_row"] = (curves.stat(list(of.values())) for of in (speed, cpu))
+        if engine != ours:
+            found["ours_over_it"] = curves.ratio(_by_round(results, ours, "build", THREADS, "rows_per_s"), speed)
+            found["its_cpu_over_ours"] = curves.ratio(cpu, _by_round(results, ours, "build", THREADS, "cpu_us_per_row"))
         for name in ("grown_bytes_per_row", "save_s", "stored_bytes"):
-            found[name] = curves.stat(list(_by_round(results, engine, "build", 2, name).values()))
+            found[name] = curves.stat(list(_by_round(results, engine, "build", THREADS, name).values()))
         for name in ("load_s", "loaded_bytes_per_row", "recall", "qps"):
             found[name] = curves.stat(list(_by_round(results, engine, "load", 1, name).values()))
         found["setting"] = next((run["setting"] for run in results.of(engine, mode="load")), None)
@@ -35,7 +35,7 @@ def summarise(results: rounds.ResultFile, engines: list[str], ours: str = regist
 
 
 def _by_round(results: rounds.ResultFile, engine: str, mode: str, threads: int, name: str) -> dict[int, float | None]:
-    return {run["round"]: run[name] for run in results.of(engine, mode=mode, threads=threads)}
+    return {run["round"]: run.get(name) for run in results.of(engine, mode=mode, threads=threads)}
 
 
 def main() -> None:
@@ -48,13 +48,12 @@ def main() -> None:
     engines, skipped = registry.present(registry.ENGINES, options.engines)
     parameters = {"set": folder.name, "rows": rows, "dim": dim, "k": K}
     results = rounds.ResultFile(options, "compare_build", parameters, skipped)
-    for threads in THREADS:
-        for number, engine in rounds.in_turns(engines, options.rounds):
-            index = rounds.index_path(options, folder, registry.ENGINES[engine])
-            key = {"round": number, "engine": engine, "mode": "build", "threads": threads}
-            results.run(key, rounds.job(options, "build", folder, engine, threads, keep=str(index)))
     for number, engine in rounds.in_turns(engines, options.rounds):
-        index, failure = rounds.saved_index(options, folder, "engines", engine, THREADS[0])
+        index = rounds.index_path(options, folder, registry.ENGINES[engine])
+        key = {"round": number, "engine": engine, "mode": "build", "threads": THREADS}
+        results.run(key, rounds.job(options, "build", folder, engine, THREADS, keep=str(index)))
+    for number, engine in rounds.in_turns(engines, options.rounds):
+        index, failure = rounds.saved_index(options, folder, "engines", engine, THREADS)
         if failure is None:
             key = {"round": number, "engine": engine, "mode": "load", "threads": 1}
             results.run(key, rounds.job(options, "after_build", folder, engine, 1, index=str(index)))

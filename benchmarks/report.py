@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench_columns import FIELDS
 from harness import charts, curves
 from harness.registry import ENGINES, LISTS, OURS, TITLES
 
@@ -146,16 +147,16 @@ def search_batch(results: Results) -> str:
 
 def build(results: Results) -> str:
     result = results["compare_build"]
-    head = ["", "rows/s, 2 threads", "ours ÷ it", "rows/s, 1 thread", "ours ÷ it", "then, with", "recall", "QPS"]
+    head = ["", "rows/s, 2 threads", "ours ÷ it", "CPU µs/row", "it ÷ ours", "then, with", "recall", "QPS"]
     rows = []
     for engine, found in result["summary"].items():
-        ratios = [spread(found[f"ours_over_it-{n}"]) if engine != OURS else "1" for n in (2, 1)]
+        ratios = [spread(found[name]) if engine != OURS else "1" for name in ("ours_over_it", "its_cpu_over_ours")]
         rows.append(
             [
                 TITLES[engine],
-                median(found["rows_per_s-2"]),
+                median(found["rows_per_s"]),
                 ratios[0],
-                median(found["rows_per_s-1"]),
+                median(found["cpu_us_per_row"]),
                 ratios[1],
                 setting(found["setting"] or {}),
                 median(found["recall"], digits=4),
@@ -231,7 +232,8 @@ def session(results: Results) -> str:
 
 def growth(results: Results) -> str:
     result = results["bench_growth"]
-    head = ["rows", "", "µs/query at 0.95", "at 0.99", "ours ÷ it at 0.95", "at 0.99", "build µs/row", "add 1 row µs"]
+    head = ["rows", "", "µs/query at 0.95", "at 0.99", "ours ÷ it at 0.95", "at 0.99", "build, CPU µs/row"]
+    head.append("add 1 row µs")
     rows = []
     for size, engines in result["summary"]["sizes"].items():
         for engine, found in engines.items():
@@ -242,7 +244,7 @@ def growth(results: Results) -> str:
                     TITLES[engine],
                     *(median(found["us_per_query"][recall]) for recall in ("0.95", "0.99")),
                     *(spread(ratios[recall]) if ratios else "1" for recall in ("0.95", "0.99")),
-                    number(found.get("build_us_per_row")),
+                    number(found.get("build_cpu_us_per_row")),
                     median(found["add_p50_us"]),
                 ]
             )
@@ -376,6 +378,14 @@ def filters(results: Results) -> str:
     return f"{conditions(result)}\n\n{table(head, rows)}\n{table(cost_head, costs)}{absent(result)}"
 
 
+def columns(results: Results) -> str:
+    """Milliseconds of the first use of a field: the least of all rounds, as others' work only adds to it."""
+    result = results["bench_columns"]
+    rows = [[f"`{field}`", FIELDS[field], number(found["min"])] for field, found in result["summary"].items()]
+    there, given = result["environment"], result["parameters"]
+    return f"{given['rows']:,} rows; {there['cpu']}.\n\n{table(['first use of', 'values', 'CPU ms'], rows)}"
+
+
 def link(results: Results) -> str:
     """Bytes, requests and seconds over a link, and loads from a directory."""
     result = results["bench_link"]
@@ -471,6 +481,30 @@ def _databases_in_a_line(result: Result) -> str:
 
 
 #: Name of a block -> function that writes it, and the results that it needs.
+def kinds(results: Results) -> str:
+    """Recall and speed of the default, and ratios to peers at its recall, by kind and metric."""
+    result = results["bench_kinds"]
+    head = ["kind, dimensions", "metric", "plan", "recall", "µs", "exact µs", "ours ÷ hnswlib", "ours ÷ SymphonyQG"]
+    rows = []
+    for kind, metrics in result["summary"].items():
+        for metric, found in metrics.items():
+            ratios = [_at_our_recall(found, engine) for engine in ("hnswlib", "symqg")]
+            numbers = [number(found["recall"], 4), median(found["us"]), median(found["exact_us"])]
+            rows.append([kind, metric, found["plan"], *numbers, *ratios])
+    environment, count = result["environment"], result["parameters"]["rows"]
+    machine = f"{environment['cpu']}, {environment['cores']} cores, {environment['kernels']} kernels"
+    return f"{count:,} rows of each kind; {machine}.\n\n{table(head, rows)}{absent(result)}"
+
+
+def _at_our_recall(found: Result, engine: str) -> str:
+    """The ratio; where the other does not reach our recall, the best that it reaches."""
+    if engine not in found:
+        return "–"
+    if found[engine] is None:
+        return f"reaches {number(found[f'{engine}_recall'])}"
+    return spread(found[engine])
+
+
 def damage(results: Results) -> str:
     result = results["bench_damage"]
     head = ["files of", "bits flipped", "refused", "answered as before", "answered wrongly", "crashed", "hung"]
@@ -499,6 +533,8 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "lists": (lists, ("compare_lists",)),
     "damage": (damage, ("bench_damage",)),
     "filters": (filters, ("bench_filter",)),
+    "columns": (columns, ("bench_columns",)),
+    "kinds": (kinds, ("bench_kinds",)),
 }
 
 

@@ -25,6 +25,7 @@ SCRIPTS = (
     "compare_session",
     "bench_filter",
     "bench_columns",
+    "bench_kinds",
     "compare_text",
     "bench_save_load",
     "bench_damage",

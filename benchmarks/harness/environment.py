@@ -14,7 +14,7 @@ import fabstir_vectordb
 #: Packages whose version is recorded with a result, if installed.
 PACKAGES = (
     *("fabstir_vectordb", "numpy", "hnswlib", "zvec", "faiss-cpu", "scalable-vs", "scann", "chromadb", "lancedb"),
-    "qdrant-client",
+    *("qdrant-client", "rabitqlib"),
 )
 
 

@@ -42,9 +42,9 @@ def build(job: Result, scratch: Path) -> Result:
     warm.build(base[:WARM_ROWS], job["threads"])
     engine = _engine(job, scratch / "measured")
     before = measure.settled_bytes()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     engine.build(base, job["threads"])
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     grown = measure.grown(before)
     fresh = scratch / "saved"
     started = time.perf_counter()
@@ -57,6 +57,7 @@ def build(job: Result, scratch: Path) -> Result:
     return {
         "build_s": seconds,
         "rows_per_s": len(base) / seconds,
+        "cpu_us_per_row": worked / len(base) * 1e6,
         "grown_bytes_per_row": None if grown is None else grown / len(base),
         "save_s": saved,
         "stored_bytes": stored,
