@@ -78,6 +78,60 @@ static void test_all_tables_give_the_same_bits(void) {
     }
 }
 
+/* Values of which many are equal, and some infinite. */
+static float rough(uint64_t *seed) {
+    const float x = floorf(8 * noise(seed));
+    return x > 6 ? INFINITY : x < -7 ? -INFINITY : x;
+}
+
+static void test_the_nearest_lanes_are_those_with_fewer_nearer_ones(void) {
+    const kernel_table *tables[4];
+    size_t n = kernels_available(tables);
+    uint64_t seed = 11;
+    for (uint32_t round = 0; round < 500; round++) {
+        float estimates[EDGE_LANES];
+        for (uint32_t i = 0; i < EDGE_LANES; i++) estimates[i] = round % 5 || i % 7 ? rough(&seed) : NAN;
+        seed = mix64(seed);
+        const uint32_t lanes = round % 3 ? (uint32_t)seed : UINT32_MAX, most = round % 12;
+        uint32_t expected = 0;
+        for (uint32_t i = 0; i < EDGE_LANES; i++) {
+            uint32_t nearer = 0;
+            for (uint32_t j = 0; j < EDGE_LANES; j++) nearer += (lanes >> j & 1) && estimates[j] < estimates[i];
+            expected |= (uint32_t)(nearer < most) << i;
+        }
+        for (size_t t = 0; t < n; t++) CHECK(tables[t]->edge_nearest(estimates, lanes, most) == (expected & lanes));
+    }
+}
+
+static void test_merged_candidates_are_sorted_and_equals_keep_their_order(void) {
+    const kernel_table *tables[4];
+    size_t n = kernels_available(tables);
+    uint64_t seed = 12;
+    for (uint32_t round = 0; round < 500; round++) {
+        for (size_t t = 0; t < n; t++) {
+            candidate pool[80 + MERGED_MOST];
+            float distances[MERGED_MOST];
+            uint32_t nodes[MERGED_MOST] = {0}, size = 0, first = UINT32_MAX, number = 0;
+            uint64_t of_round = seed + round;
+            /* From nothing to more than 64 candidates, each numbered by when it came. */
+            for (uint32_t step = 0; step < 8; step++) {
+                const uint32_t m = 1 + (round + 5 * step) % MERGED_MOST;
+                if (size + m > 80) break;
+                for (uint32_t i = 0; i < MERGED_MOST; i++) distances[i] = i < m ? rough(&of_round) : INFINITY;
+                for (uint32_t i = 0; i < m; i++) nodes[i] = number++;
+                first = tables[t]->merge(pool, size, distances, nodes, m);
+                size += m;
+                for (uint32_t i = 1; i < size; i++)
+                    CHECK(pool[i - 1].distance < pool[i].distance ||
+                          (pool[i - 1].distance == pool[i].distance && pool[i - 1].node < pool[i].node));
+                for (uint32_t i = 0; i < first; i++) CHECK(pool[i].node < number - m);
+                CHECK(pool[first].node >= number - m);
+            }
+            CHECK(size > 0);
+        }
+    }
+}
+
 /* Each lane, and each nibble of a table, counts once and where it should. */
 static void test_sums_are_those_of_the_bits_that_are_set(void) {
     const kernel_table *tables[4];
@@ -321,6 +375,29 @@ static void test_a_walk_by_blocks_finds_what_a_walk_by_codes_finds(void) {
     }
 }
 
+/* In tight clusters nearly all neighbours of a row are as near as the row.  A walk that fetched the nearest of them alone, by
+ * estimate, would find 0.77 here. */
+static void test_neighbours_that_wait_are_followed_at_last(void) {
+    enum { DIM = 96, CLUSTERS = 100 };
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_FAST, 16, 2);
+    test_rows t = make_rows(N, DIM, "row", 0, 3);
+    float *centres = make_vectors(CLUSTERS, DIM, 1, 5), *queries = make_vectors(QUERIES, DIM, 1, 99);
+    for (uint32_t i = 0; i < N * DIM; i++)
+        t.vectors[i] = centres[i / DIM % CLUSTERS * DIM + i % DIM] + 0.01f * t.vectors[i];
+    for (uint32_t i = 0; i < QUERIES * DIM; i++) queries[i] = centres[i] + 0.01f * queries[i];
+    CHECK(add_rows(index, &t, 0, N, NULL) == FVDB_OK);
+    double by_blocks = recall(index, queries, NULL, 0);
+    index->graph.edges.kept = false;
+    double by_codes = recall(index, queries, NULL, 0);
+    index->graph.edges.kept = true;
+    printf("  %.4f by blocks, %.4f by codes\n", by_blocks, by_codes);
+    CHECK(by_codes > 0.9 && by_blocks >= by_codes - 0.02);
+    fvdb_free(index);
+    free_rows(&t);
+    free(centres);
+    free(queries);
+}
+
 static void test_all_kernels_make_the_same_blocks_and_answers(void) {
     fvdb_index *index = create(100, FVDB_METRIC_L2, FVDB_MEMORY_FAST, 16, 1);
     test_rows t = make_rows(N, 100, "row", 0, 3);
@@ -457,12 +534,15 @@ int main(void) {
     RUN_LONG(test_blocks_follow_the_graph_by_other_metrics);
     RUN_LONG(test_a_walk_by_blocks_finds_what_a_walk_by_codes_finds);
     RUN(test_all_kernels_make_the_same_blocks_and_answers);
+    RUN(test_neighbours_that_wait_are_followed_at_last);
     RUN(test_a_version_of_any_setting_loads_with_blocks);
     RUN(test_failed_allocations_and_cancelled_adds_leave_no_trace);
     RUN(test_a_setting_changes_in_place);
     RUN(test_memory_is_counted_and_foretold);
     RUN(test_all_tables_give_the_same_bits);
     RUN(test_sums_are_those_of_the_bits_that_are_set);
+    RUN(test_the_nearest_lanes_are_those_with_fewer_nearer_ones);
+    RUN(test_merged_candidates_are_sorted_and_equals_keep_their_order);
     RUN(test_a_rotation_keeps_lengths_and_angles);
     RUN(test_estimates_are_as_good_as_promised);
     return check_done();

@@ -146,11 +146,8 @@ static inline uint32_t hnsw_node_slot(const hnsw *g, uint32_t level, uint32_t no
 
 /* ---- hnsw_search.c: the walk ---- */
 
-/* A candidate of a walk.  The pool is kept sorted by distance, first come first among equals. */
-typedef struct candidate {
-    float distance;
-    uint32_t node; /* top bit: its links were followed */
-} candidate;
+/* The top bit of a candidate's node: its links were followed.  The pool is kept sorted by distance, first come first among
+ * equals, and has room for what kernels.h merges into it. */
 #define CANDIDATE_SEEN 0x80000000u
 
 /* Scratch memory of one search or of linking one row, pooled by index/ and used by one thread at a time. */

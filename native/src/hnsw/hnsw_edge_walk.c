@@ -5,6 +5,9 @@
  * lines in 32 places.  Of 100 estimates some 20 call for a code.  The pool holds distances by code, as in the other
  * tiers, so filters, tombstones and rescoring mean the same; candidates that are passed over are not marked, as another
  * node may tell more of them.
+ * Of what a block says is near enough the nearest are fetched at once; the others wait until nothing is left to expand, by when
+ * most are no longer near enough.  Without the wait a walk of tight clusters, where all neighbours are as near, would end
+ * in a wrong one (docs/decisions/0038).
  *
  * Departs from the descent of Malkov & Yashunin, too: a walk begins with the nearest, by estimate, of the some hundreds of
  * rows of the highest levels, which lie together, instead of passing through these levels one fetch after the other. */
@@ -12,8 +15,18 @@
 
 #include <math.h>
 
-/* Expanded in a step; the blocks of the next step are on their way meanwhile. */
+/* Expanded in a step; the blocks of the next step are on their way meanwhile.  From so many candidates on more blocks a step
+ * wait for memory less often, and expand no more; before, they do. */
 #define BLOCKS_A_STEP 2u
+#define BLOCKS_A_WIDE_STEP 3u
+#define WIDE_EF 32u
+/* Neighbours in a group of a block whose codes are fetched at once.  The others wait until no candidate is left to expand: by
+ * then nearer rows were found, and few of them are near enough.  6 or 8 leave more for the end, 12 fetch more in vain. */
+#define CODES_AT_ONCE 10u
+/* Groups of which neighbours wait; when there are more, a walk looks for so many rows that all of them may be of use. */
+#define WAITING_MOST 64u
+/* Pools up to this size have what is found merged into them; into larger ones a row at a time is less to move. */
+#define MERGED_POOL_MOST 128u
 /* Rows of the highest levels that a walk begins with. */
 #define ENTRIES_TAKEN 4u
 
@@ -51,19 +64,30 @@ static float offset_at(const search_scratch *w, float distance) {
 /* ---- the walk ---- */
 
 /* Rows to score, on their way from memory. */
+#define FRONTIER_MOST (BLOCKS_A_WIDE_STEP * HNSW_M0_MAX)
 typedef struct frontier {
-    uint32_t n, slots[BLOCKS_A_STEP * HNSW_M0_MAX];
+    uint32_t n, slots[FRONTIER_MOST + MERGED_MOST];
 } frontier;
+
+/* Neighbours of a node at `distance` that were near enough by estimate, but not among the nearest. */
+typedef struct waiting {
+    const uint32_t *links;
+    float distance;
+    uint32_t lanes;
+    float estimates[EDGE_LANES];
+} waiting;
 
 /* What a walk looks for, and how far it has come. */
 typedef struct walk {
     search_scratch *w;
     const row_filter *filter;
-    uint32_t ef, capacity;
+    uint32_t ef, capacity, beam;
     uint32_t cursor;  /* all candidates before it were expanded */
     uint32_t allowed; /* candidates that may be returned */
     float limit;      /* only nearer rows are of use */
     frontier f;
+    uint32_t n_waiting;
+    waiting *waiting; /* WAITING_MOST */
 } walk;
 
 /* Of the first n lanes of a group those whose estimate is not `most` or more.  Where a huge query's estimates overflow, to
@@ -75,10 +99,23 @@ static uint32_t estimate(const walk *k, const uint8_t *group, uint32_t n, float 
     return n < EDGE_LANES ? near & ((1u << n) - 1) : near;
 }
 
-static void ask_for(walk *k, uint32_t slot) {
-    if (!scratch_mark(k->w, slot)) return;
-    k->f.slots[k->f.n++] = slot;
-    scorer_prefetch(&k->w->query, slot);
+/* Asks for the codes of those lanes' rows that were not scored yet. */
+static void ask_for(walk *k, const uint32_t *links, uint32_t lanes) {
+    search_scratch *w = k->w;
+    const uint32_t none = w->visited_size - 1;
+    uint32_t n = k->f.n;
+    /* No branch here: whether a row was met before cannot be predicted. */
+    for (; lanes; lanes &= lanes - 1) {
+        const uint32_t link = links[__builtin_ctz(lanes)], slot = link == FVDB_NO_SLOT ? none : link;
+        k->f.slots[n] = slot;
+        n += w->visited[slot] != w->epoch;
+        w->visited[slot] = w->epoch;
+    }
+    for (; k->f.n < n; k->f.n++) scorer_prefetch(&w->query, k->f.slots[k->f.n]);
+}
+
+static void ask_for_block(const hnsw *g, uint32_t slot) {
+    prefetch_bytes(blocks_links(g, slot), blocks_block_bytes(&g->edges));
 }
 
 static void find_entries(walk *k) {
@@ -102,7 +139,9 @@ static void find_entries(walk *k) {
             nearest[at] = slots[first + lane];
         }
     }
-    for (uint32_t i = 0; i < n; i++) ask_for(k, nearest[i]);
+    ask_for(k, nearest, (1u << n) - 1);
+    /* They will all be expanded first. */
+    for (uint32_t i = 0; i < n; i++) ask_for_block(k->w->g, nearest[i]);
 }
 
 static inline bool returns(const walk *k, uint32_t slot) { return !k->filter || row_allowed(k->filter, slot); }
@@ -112,11 +151,37 @@ static float limit(const walk *k) {
     return full ? k->w->pool[k->w->pool_n - 1].distance : INFINITY;
 }
 
-/* Scores the rows that were asked for, and takes what is near enough into the pool. */
-static void take_near(walk *k) {
+/* Drops the rows that are not near enough.  Of a distance that overflowed, to NaN, nothing is known: it counts as near. */
+static void keep_near(walk *k, float *distances) {
+    frontier *f = &k->f;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < f->n; i++) {
+        const float distance = distances[i];
+        distances[kept] = distance == distance ? distance : -INFINITY;
+        f->slots[kept] = f->slots[i];
+        kept += !(distance >= k->limit);
+    }
+    f->n = kept;
+}
+
+/* Takes them into the pool, where all rows may be returned: some at a time, then the pool is cut. */
+static void merge_near(walk *k, float *distances) {
     search_scratch *w = k->w;
-    float distances[BLOCKS_A_STEP * HNSW_M0_MAX];
-    scorer_prefetched(&w->query, k->f.slots, k->f.n, distances);
+    keep_near(k, distances);
+    for (uint32_t i = 0; i < MERGED_MOST; i++) distances[k->f.n + i] = INFINITY;
+    for (uint32_t i = 0; i < k->f.n; i += MERGED_MOST) {
+        const uint32_t n = min_u32(k->f.n - i, MERGED_MOST);
+        const uint32_t first = w->s->kernels->merge(w->pool, w->pool_n, distances + i, k->f.slots + i, n);
+        k->cursor = min_u32(k->cursor, first);
+        w->pool_n = min_u32(w->pool_n + n, k->ef);
+    }
+    k->allowed = w->pool_n;
+    k->limit = limit(k);
+}
+
+/* The same row after row, for large pools, and where rows only guide. */
+static void insert_near(walk *k, const float *distances) {
+    search_scratch *w = k->w;
     for (uint32_t i = 0; i < k->f.n; i++) {
         if (distances[i] >= k->limit) continue;
         k->cursor = min_u32(k->cursor, scratch_insert(w, distances[i], k->f.slots[i]));
@@ -126,21 +191,52 @@ static void take_near(walk *k) {
             k->allowed -= returns(k, w->pool[--w->pool_n].node & ~CANDIDATE_SEEN);
         k->limit = limit(k);
     }
+}
+
+/* Scores the rows that were asked for, and takes what is near enough into the pool. */
+static void take_near(walk *k) {
+    float distances[FRONTIER_MOST + MERGED_MOST];
+    scorer_prefetched(&k->w->query, k->f.slots, k->f.n, distances);
+    if (k->filter || k->ef > MERGED_POOL_MOST) insert_near(k, distances);
+    else merge_near(k, distances);
     k->f.n = 0;
 }
 
-/* The nearest candidates that were not expanded yet, whose blocks are asked for; returns how many. */
+/* The nearest candidates that were not expanded yet; returns how many. */
 static uint32_t choose(walk *k, candidate *out) {
-    const hnsw *g = k->w->g;
     uint32_t n = 0;
-    for (; k->cursor < k->w->pool_n && n < BLOCKS_A_STEP; k->cursor++) {
+    for (; k->cursor < k->w->pool_n && n < k->beam; k->cursor++) {
         candidate *c = k->w->pool + k->cursor;
         if (c->node & CANDIDATE_SEEN) continue;
-        prefetch_bytes(blocks_links(g, c->node), blocks_block_bytes(&g->edges));
         out[n++] = *c;
         c->node |= CANDIDATE_SEEN;
     }
     return n;
+}
+
+/* Of a group's lanes that are near enough those whose codes are fetched at once; the others wait. */
+static uint32_t fetched_at_once(walk *k, const uint32_t *links, float distance, uint32_t near, const float *estimates) {
+    const uint32_t nearest = k->w->s->kernels->edge_nearest(estimates, near, CODES_AT_ONCE);
+    if (nearest == near) return near;
+    if (k->n_waiting == WAITING_MOST) return near;
+    waiting *rest = k->waiting + k->n_waiting++;
+    rest->links = links;
+    rest->distance = distance;
+    rest->lanes = near & ~nearest;
+    memcpy(rest->estimates, estimates, sizeof rest->estimates);
+    return nearest;
+}
+
+/* Asks for the rows that waited and are still near enough, as many as there is room for. */
+static void ask_for_waiting(walk *k) {
+    while (k->n_waiting && k->f.n + EDGE_LANES <= FRONTIER_MOST) {
+        const waiting *rest = k->waiting + --k->n_waiting;
+        const float most = k->limit - rest->distance;
+        uint32_t near = 0;
+        for (uint32_t left = rest->lanes; left; left &= left - 1)
+            if (!(rest->estimates[__builtin_ctz(left)] >= most)) near |= left & -left;
+        ask_for(k, rest->links, near);
+    }
 }
 
 /* Asks for the neighbours of a candidate that by estimate may belong into the pool. */
@@ -151,16 +247,18 @@ static void expand(walk *k, candidate from) {
     const float offset = offset_at(k->w, from.distance);
     const float most = k->limit - from.distance;
     float estimates[EDGE_LANES];
-    for (uint32_t first = 0; first < e->links; first += EDGE_LANES, group += e->group_bytes)
-        for (uint32_t near = estimate(k, group, e->links - first, offset, most, estimates); near; near &= near - 1) {
-            const uint32_t slot = links[first + (uint32_t)__builtin_ctz(near)];
-            if (slot != FVDB_NO_SLOT) ask_for(k, slot);
-        }
+    for (uint32_t first = 0; first < e->links; first += EDGE_LANES, group += e->group_bytes) {
+        const uint32_t near = estimate(k, group, e->links - first, offset, most, estimates);
+        ask_for(k, links + first, fetched_at_once(k, links + first, from.distance, near, estimates));
+    }
 }
 
 void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter) {
-    candidate expanded[2][BLOCKS_A_STEP], *now = expanded[0], *next = expanded[1];
-    walk k = {.w = w, .filter = filter, .ef = ef, .capacity = filter ? filter->pool_most : ef, .limit = INFINITY};
+    candidate expanded[2][BLOCKS_A_WIDE_STEP], *now = expanded[0], *next = expanded[1];
+    waiting rest[WAITING_MOST];
+    walk k = {.w = w, .filter = filter, .ef = ef, .limit = INFINITY, .waiting = rest};
+    k.capacity = filter ? filter->pool_most : ef;
+    k.beam = ef < WIDE_EF ? BLOCKS_A_STEP : BLOCKS_A_WIDE_STEP;
     scratch_begin_marks(w);
     w->pool_n = 0;
     set_query(w);
@@ -168,8 +266,11 @@ void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter) {
     for (uint32_t n_now = 0, n_next;; n_now = n_next) {
         take_near(&k);
         n_next = choose(&k, next);
-        if (n_now + n_next == 0) break;
+        if (n_now + n_next + k.n_waiting == 0) break;
         for (uint32_t i = 0; i < n_now; i++) expand(&k, now[i]);
+        if (n_next == 0) ask_for_waiting(&k);
+        /* Codes are asked for first, as they are waited for first. */
+        for (uint32_t i = 0; i < n_next; i++) ask_for_block(w->g, next[i].node);
         candidate *done = now;
         now = next;
         next = done;

@@ -42,8 +42,8 @@ void scratch_free(search_scratch *w) {
 }
 
 static void count_bytes(search_scratch *w) {
-    w->bytes =
-        sizeof *w + w->visited_size + w->pool_size * sizeof *w->pool + w->hits_size * sizeof *w->hits + w->room_size;
+    w->bytes = sizeof *w + w->visited_size + (w->pool_size + MERGED_MOST) * sizeof *w->pool +
+               w->hits_size * sizeof *w->hits + w->room_size;
 }
 
 fvdb_status scratch_reserve(search_scratch *w, uint32_t n, uint32_t pool_size) {
@@ -57,7 +57,7 @@ fvdb_status scratch_reserve(search_scratch *w, uint32_t n, uint32_t pool_size) {
         w->epoch = 0;
     }
     if (pool_size > w->pool_size) {
-        candidate *pool = mem_realloc(w->pool, pool_size * sizeof *pool);
+        candidate *pool = mem_realloc(w->pool, (pool_size + MERGED_MOST) * sizeof *pool);
         if (!pool) return FVDB_ERR_MEMORY;
         w->pool = pool;
         w->pool_size = pool_size;

@@ -43,3 +43,25 @@ static KERNEL_TARGET uint32_t edge_near_avx2(const uint8_t *tables, const uint8_
            eight_below(_mm256_extracti128_si256(low, 1), factors, 16, s, o, m, out) << 16 |
            eight_below(_mm256_extracti128_si256(high, 1), factors, 24, s, o, m, out) << 24;
 }
+
+/* Every lane counts those that are nearer: no order is made, and no branch depends on an estimate. */
+KERNEL_TARGET uint32_t edge_nearest_avx2(const float *estimates, uint32_t lanes, uint32_t most) {
+    __m256 e[EDGE_LANES / 8];
+    __m256i nearer[EDGE_LANES / 8];
+    uint32_t nearest = 0;
+    if ((uint32_t)__builtin_popcount(lanes) <= most) return lanes;
+    for (uint32_t v = 0; v < EDGE_LANES / 8; v++) {
+        e[v] = _mm256_loadu_ps(estimates + 8 * v);
+        nearer[v] = _mm256_setzero_si256();
+    }
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        const __m256 estimate = _mm256_set1_ps(estimates[__builtin_ctz(left)]);
+        for (uint32_t v = 0; v < EDGE_LANES / 8; v++)
+            nearer[v] = _mm256_sub_epi32(nearer[v], _mm256_castps_si256(_mm256_cmp_ps(estimate, e[v], _CMP_LT_OQ)));
+    }
+    for (uint32_t v = 0; v < EDGE_LANES / 8; v++) {
+        const __m256i few = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)most), nearer[v]);
+        nearest |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(few)) << 8 * v;
+    }
+    return nearest & lanes;
+}

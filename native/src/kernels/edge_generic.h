@@ -146,3 +146,13 @@ static inline KERNEL_TARGET uint32_t edge_near(const uint8_t *tables, const uint
                 (uint16_t)(sums[link] + tables[codes[link] & 15] + tables[EDGE_TABLE_BYTES + (codes[link] >> 4)]);
     return below(sums, factors, scale, offset, most, out);
 }
+
+static inline KERNEL_TARGET uint32_t edge_nearest(const float *estimates, uint32_t lanes, uint32_t most) {
+    uint32_t nearer[EDGE_LANES] = {0}, nearest = 0;
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        const float estimate = estimates[__builtin_ctz(left)];
+        for (uint32_t i = 0; i < EDGE_LANES; i++) nearer[i] += estimate < estimates[i];
+    }
+    for (uint32_t i = 0; i < EDGE_LANES; i++) nearest |= (uint32_t)(nearer[i] < most) << i;
+    return nearest & lanes;
+}

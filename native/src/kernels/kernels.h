@@ -31,6 +31,13 @@
 #define EDGE_TABLE_ZERO 28
 #define EDGE_WEIGHT_MAX 7
 
+/* A candidate of a walk, and how many are merged into others at a time. */
+typedef struct candidate {
+    float distance;
+    uint32_t node;
+} candidate;
+#define MERGED_MOST 16u
+
 typedef struct kernel_table {
     const char *name;
 
@@ -81,6 +88,14 @@ typedef struct kernel_table {
      * EDGE_LANES factors, then of as many addends. */
     uint32_t (*edge_near)(const uint8_t *tables, const uint8_t *codes, const uint16_t *factors, size_t dim64,
                           float scale, float offset, float most, float *out);
+    /* Of these lanes, bits as of edge_near, those that fewer than `most` others of them are nearer than: `most` lanes, more
+     * where estimates are equal, all where there are no more.  NaN counts as nearest. */
+    uint32_t (*edge_nearest)(const float *estimates, uint32_t lanes, uint32_t most);
+
+    /* Merges n candidates, 1 .. MERGED_MOST, into `size` sorted ones: each behind all that are as near, first come first.
+     * Returns the place of the nearest.  distances: no NaN; after the n-th +inf up to MERGED_MOST; as many nodes, of which
+     * only n matter.  The pool has room for MERGED_MOST more, and what is in it behind the last candidate is lost. */
+    uint32_t (*merge)(candidate *pool, uint32_t size, const float *distances, const uint32_t *nodes, uint32_t n);
 } kernel_table;
 
 extern const kernel_table kernels_scalar;

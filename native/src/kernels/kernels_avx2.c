@@ -289,6 +289,7 @@ KERNEL_TARGET void high_l2_avx2(const float *q, const uint16_t *high, size_t dim
 }
 
 #include "edge_avx2.h"
+#include "merge_avx2.h"
 
 const kernel_table kernels_avx2 = {
     .name = "avx2",
@@ -306,5 +307,7 @@ const kernel_table kernels_avx2 = {
     .edge_code = edge_code,
     .edge_prepare = edge_prepare,
     .edge_near = edge_near_avx2,
+    .edge_nearest = edge_nearest_avx2,
+    .merge = merge_avx2,
 };
 #endif

@@ -82,5 +82,7 @@ const kernel_table kernels_avx512 = {
     .edge_code = edge_code,
     .edge_prepare = edge_prepare,
     .edge_near = edge_near_avx512,
+    .edge_nearest = edge_nearest_avx2,
+    .merge = merge_avx2,
 };
 #endif

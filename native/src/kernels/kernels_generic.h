@@ -164,6 +164,18 @@ static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, s
     }
 }
 
+static inline KERNEL_TARGET uint32_t merge(candidate *pool, uint32_t size, const float *distances,
+                                           const uint32_t *nodes, uint32_t n) {
+    uint32_t first = UINT32_MAX;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = size++;
+        for (; at && pool[at - 1].distance > distances[i]; at--) pool[at] = pool[at - 1];
+        pool[at] = (candidate){distances[i], nodes[i]};
+        first = first < at ? first : at;
+    }
+    return first;
+}
+
 #include "edge_generic.h"
 
 /* A table of the kernels above, but for code_dot and edge_near. */
@@ -184,4 +196,6 @@ static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, s
         .edge_code = edge_code,          \
         .edge_prepare = edge_prepare,    \
         .edge_near = near,               \
+        .edge_nearest = edge_nearest,    \
+        .merge = merge,                  \
     }
