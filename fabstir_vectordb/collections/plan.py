@@ -21,7 +21,7 @@ from fabstir_vectordb.collections.engines import Engine, OwnedEngine
 from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
-from fabstir_vectordb.collections.routing import shards_for
+from fabstir_vectordb.collections.routing import shards_for, target_in
 from fabstir_vectordb.collections.shards import verify_shard
 from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
 from fabstir_vectordb.dataclass import dataclass
@@ -196,8 +196,8 @@ async def measure(
         at = await read_root(session)
         root = await session.verify()
     routed = len(at.settings.curve) == len(at.shards)
-    asked, share = (routed and shards_for(at.settings.curve, recall)) or (len(at.shards), 1.0)
-    target = min(1.0, recall / share)
+    known = shards_for(at.settings.curve, recall) if routed else None
+    asked, target = known or (len(at.shards), target_in(len(at.shards), recall))
     largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
     found = [await anyio.to_thread.run_sync(_measure_shard, recipe, one, target) for one in largest]
     rows = sum(one.rows for one in found)

@@ -44,7 +44,7 @@ from fabstir_vectordb.collections.merging import (
 from fabstir_vectordb.collections.paging import Page, merged_pages
 from fabstir_vectordb.collections.records import Route, Shard
 from fabstir_vectordb.collections.root import Snapshot
-from fabstir_vectordb.collections.routing import shards_for
+from fabstir_vectordb.collections.routing import shards_for, target_in
 from fabstir_vectordb.collections.types import ShardedResults
 from fabstir_vectordb.config import Unset, VectorDBConfig
 from fabstir_vectordb.dataclass import dataclass
@@ -598,8 +598,9 @@ def _how_many(at: Snapshot, shards: int | None, target: float | None) -> tuple[i
                 f"a collection with route={at.settings.route!r} cannot know which shards have the nearest rows: leave "
                 "shards out"
             )
-        return min(shards, most), target
+        asked = min(shards, most)
+        return asked, None if target is None else target_in(asked, target)
     curve = at.settings.curve if at.centroids is not None and len(at.settings.curve) == most else ()
-    if target is not None and (found := shards_for(curve, target)):
-        return found[0], min(1.0, target / found[1])
-    return most, target
+    if target is None:
+        return most, None
+    return shards_for(curve, target) or (most, target_in(most, target))

@@ -1,4 +1,7 @@
-"""Centroids grouped into shards: near ones together, shards of about equal sizes, the same on every machine."""
+"""Centroids grouped into shards: near ones together, shards of about equal sizes, the same on every machine.
+
+Also how many of them a recall takes, and the recall target in each.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fabstir_vectordb.collections.routing import Centroids, train, unit_of
+from fabstir_vectordb.collections.routing import Centroids, shards_for, target_in, train, unit_of
 from fabstir_vectordb.config import Metric
 
 SEED = 20_261_127
@@ -64,3 +67,18 @@ def test_every_shard_has_a_centroid(rows: NDArray[np.float64]) -> None:
         for shards in (1, 3, 8):
             grouped = alone.grouped(weights, range(shards))
             assert np.array_equal(np.unique(grouped.shards), np.arange(shards))
+
+
+def test_half_of_what_a_target_allows_to_miss_is_left_to_the_choice_and_half_to_each_shard() -> None:
+    curve = (0.7, 0.9, 0.976, 1.0)
+    assert shards_for(curve, 0.95) == (3, pytest.approx(0.975))
+    assert shards_for(curve, 0.8) == (2, pytest.approx(0.9))
+    assert shards_for(curve, 1.0) == (4, 1.0)
+    assert shards_for(curve[:3], 0.99) is None
+    assert target_in(8, 0.95) == pytest.approx(0.975)
+
+
+def test_one_shard_makes_up_for_the_rows_of_the_others() -> None:
+    assert shards_for((0.98, 1.0), 0.95) == (1, pytest.approx(0.95 / 0.98))
+    assert shards_for((1.0,), 0.95) == (1, 0.95)
+    assert target_in(1, 0.95) == 0.95
