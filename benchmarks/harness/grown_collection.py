@@ -56,6 +56,24 @@ def portal(root: Path) -> Iterator[str]:
             process.terminate()
 
 
+def begin(ray: Any) -> None:
+    """Initialises Ray, which gives its own processes 30 s to start: too few on a busy machine, at times."""
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=WORKERS,
+                object_store_memory=2_500_000_000,
+                include_dashboard=False,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception:
+            ray.shutdown()
+            if last:
+                raise
+
+
 @contextmanager
 def engine_of(name: str) -> Iterator[Engine]:
     """An engine of two workers: threads of this process, or actors of a cluster of Ray that ends with it."""
@@ -71,20 +89,7 @@ def engine_of(name: str) -> Iterator[Engine]:
     os.environ |= own
     ray: Any = importlib.import_module("ray")
     try:
-        for last in (False, False, True):  # Ray gives its own processes 30 s to start: too few on a busy machine
-            try:
-                ray.init(
-                    num_cpus=WORKERS,
-                    object_store_memory=2_500_000_000,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    _node_ip_address="127.0.0.1",
-                )
-                break
-            except Exception:
-                ray.shutdown()
-                if last:
-                    raise
+        begin(ray)
         engine = RayEngine(WORKERS)
         yield engine
         engine.close()
