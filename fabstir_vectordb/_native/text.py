@@ -7,6 +7,7 @@ Arguments and results are numpy arrays; statuses become errors of this package. 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, repeat
 from struct import pack
@@ -85,6 +86,9 @@ PART_TEXT_STREAMS: Final = (PART_TEXT_DICTIONARY, PART_TEXT_POSTINGS, PART_TEXT_
 """Kinds of the parts that follow the heads."""
 
 
+_SEPARATOR: Final = "\0"
+
+
 class TextTerm(NamedTuple):
     """One term of a clause.
 
@@ -135,9 +139,12 @@ class TextQuery:
         totals: numbers in place of the index's own; None for these.
     """
 
-    __slots__ = ("_keep", "pointer")
+    __slots__ = ("_keep", "_pointer", "_terms", "joined")
+    _terms: Sequence[str]
 
     def __init__(self, clauses: Iterable[TextClause], totals: TextTotals | None = None) -> None:
+        #: Terms alone, with a zero byte between each two, which C takes as they are; None for other queries.
+        self.joined: bytes | None = None
         names: list[str] = []
         weights: list[float] = []
         offsets: list[int] = []
@@ -161,8 +168,18 @@ class TextQuery:
             The query.
         """
         self = cls.__new__(cls)
-        self._pack(terms, repeat(1.0), repeat(0), (0, len(terms), 0, 0))
+        self.joined = _SEPARATOR.join(terms).encode("utf-8", "replace")
+        self._terms, self._pointer = terms, None
+        if self.joined.count(0) != len(terms) - 1:  # one has a zero itself, or there is none
+            self.joined = None
         return self
+
+    @property
+    def pointer(self) -> Any:
+        """The C struct; what it points to lives as long as this object."""
+        if self._pointer is None:
+            self._pack(self._terms, repeat(1.0), repeat(0), (0, len(self._terms), 0, 0))
+        return self._pointer
 
     def _pack(
         self,
@@ -187,8 +204,7 @@ class TextQuery:
         if totals is not None:
             counts_c = ffi.new("uint64_t[]", [totals.counts.get(name, 0) for name in names])
             totals_c = ffi.new("fvdb_text_totals *", (totals.rows, totals.words, counts_c))
-        #: The C struct; what it points to lives as long as this object.
-        self.pointer: Any = ffi.new(
+        self._pointer: Any = ffi.new(
             "fvdb_text_query *", (raw_c, len(raw), terms_c, clauses_c, totals_c, len(terms_c), len(clauses_c))
         )
         self._keep = (raw_c, terms_c, clauses_c, totals_c, counts_c)
@@ -206,6 +222,26 @@ class TextHits(NamedTuple):
     slots: UInt32Array
     scores: Float64Array
     matches: int | None
+
+
+class _Room:
+    """Where C leaves the hits of a search, and the arguments of the call that say so."""
+
+    #: Searches for so many hits use the room that each thread keeps: making one takes longer than a search for a word.
+    HITS = 128
+
+    def __init__(self, k: int) -> None:
+        self.slots, self.scores = np.empty(k, dtype=np.uint32), np.empty(k)
+        self.found, self.diag = ffi.new("uint32_t *"), ffi.new("fvdb_diag *")
+        self.outputs = pointer("uint32_t[]", self.slots), pointer("double[]", self.scores), self.found
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.room = _Room(_Room.HITS)
+
+
+_KEPT: Final = _Kept()
 
 
 class TextStats(NamedTuple):
@@ -564,6 +600,8 @@ class NativeText:
             InvalidInputError: the query is malformed; or k is out of range; or parts are missing while loading.
             VectorDBError: memory ran out.
         """
+        if query.joined is not None:
+            return self._found(lib.fvdb_text_search_terms, (query.joined, len(query.joined)), k, allow, count)
         return self._found(lib.fvdb_text_search, (query.pointer,), k, allow, count)
 
     def search_words(self, text: str, k: int, allow: UInt64Array | None = None, *, count: bool = False) -> TextHits:
@@ -588,14 +626,14 @@ class NativeText:
     def _found(
         self, function: Callable[..., int], query: tuple[Any, ...], k: int, allow: UInt64Array | None, count: bool
     ) -> TextHits:
-        slots, scores = np.empty(max(k, 0), dtype=np.uint32), np.empty(max(k, 0))
-        found = ffi.new("uint32_t *")
+        room = _KEPT.room if k <= _Room.HITS else _Room(k)
         matches = ffi.new("uint64_t *") if count else ffi.NULL
         bitmap, words = (ffi.NULL, 0) if allow is None else (bitmap_of(allow), len(allow))
-        slots_c, scores_c = pointer("uint32_t[]", slots), pointer("double[]", scores)
-        call(function, self.pointer, *query, k, bitmap, words, slots_c, scores_c, found, matches)
-        n = found[0]
-        return TextHits(slots[:n], scores[:n], int(matches[0]) if count else None)
+        status = function(self.pointer, *query, k, bitmap, words, *room.outputs, matches, room.diag)
+        if status:
+            raise_status(status, room.diag)
+        n = room.found[0]
+        return TextHits(room.slots[:n].copy(), room.scores[:n].copy(), int(matches[0]) if count else None)
 
     def score_slots(self, query: TextQuery, slots: UInt32Array) -> Float64Array:
         """The scores of given rows, in any order; 0 for a row that the query does not match.

@@ -169,13 +169,27 @@ fvdb_status fvdb_text_stage_map(fvdb_text *text, const uint32_t *map, uint32_t n
 
 /* ---- search ---- */
 
+static fvdb_status enter_search(fvdb_text *text, uint32_t k, fvdb_diag *diag) {
+    if (k < 1 || k > FVDB_K_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "k is out of range", 0, FVDB_K_MAX, k);
+    return enter_read(text, WHOLE | LOADING, diag);
+}
+
 fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint32_t k, const uint64_t *allow,
                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
                              uint64_t *out_matches, fvdb_diag *diag) {
-    if (k < 1 || k > FVDB_K_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "k is out of range", 0, FVDB_K_MAX, k);
-    TRY(enter_read(text, WHOLE | LOADING, diag));
-    fvdb_status status =
-        text_search(text, query, k, allow, allow_words, out_slots, out_scores, out_count, out_matches, diag);
+    const text_wanted wanted = {k, allow, allow_words, out_slots, out_scores, out_count, out_matches};
+    TRY(enter_search(text, k, diag));
+    fvdb_status status = text_search(text, query, &wanted, diag);
+    rwlock_read_done(text->lock);
+    return status;
+}
+
+fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
+                                   const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,
+                                   uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag) {
+    const text_wanted wanted = {k, allow, allow_words, out_slots, out_scores, out_count, out_matches};
+    TRY(enter_search(text, k, diag));
+    fvdb_status status = text_search_terms(text, bytes, (size_t)n_bytes, &wanted, diag);
     rwlock_read_done(text->lock);
     return status;
 }
@@ -183,10 +197,9 @@ fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint
 fvdb_status fvdb_text_search_words(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
                                    const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,
                                    uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag) {
-    if (k < 1 || k > FVDB_K_MAX) return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "k is out of range", 0, FVDB_K_MAX, k);
-    TRY(enter_read(text, WHOLE | LOADING, diag));
-    fvdb_status status = text_search_words(text, bytes, (size_t)n_bytes, k, allow, allow_words, out_slots, out_scores,
-                                           out_count, out_matches, diag);
+    const text_wanted wanted = {k, allow, allow_words, out_slots, out_scores, out_count, out_matches};
+    TRY(enter_search(text, k, diag));
+    fvdb_status status = text_search_words(text, bytes, (size_t)n_bytes, &wanted, diag);
     rwlock_read_done(text->lock);
     return status;
 }

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -311,6 +312,47 @@ def test_long_postings_over_many_blocks() -> None:
         query, expected = TextQuery(clauses), model.search(clauses)
         check_search(text, expected, query, rng.choice((1, 10, 100)), None)
         check_search(text, expected, query, 10, {slot for slot in range(256) if rng.random() < 0.7})
+    text.close()
+
+
+def test_all_ways_through_windows_give_the_scores_of_single_rows() -> None:
+    """Lists of all densities, in several windows: each window takes and looks into them in its own way."""
+    rng = np.random.default_rng(SEED)
+    rows, shares = 14_000, {"all": 0.9, "many": 0.2, "some": 0.05, "few": 0.01, "rare": 0.001}
+    counts = {word: rng.binomial(1, share, rows) * rng.geometric(0.6, rows) for word, share in shares.items()}
+    counts["some"][:5_000] = counts["few"][9_000:] = 0  # of some windows alone
+    counts["long"] = np.where(rng.random(rows) < 0.01, 300, 1)
+    names = list(counts)
+    of_rows = np.stack(list(counts.values())).T
+    texts = [" ".join(f"{name} " * int(n) for name, n in zip(names, of, strict=True)) for of in of_rows]
+    text, slots = NativeText(), np.arange(rows, dtype=np.uint32)
+    staged = text.stage(slots, texts)
+    staged.prepare()
+    staged.commit()
+    staged.close()
+    for size in range(1, len(names) + 1):
+        for chosen in combinations(names, size):
+            query = TextQuery.of_terms(chosen)
+            scores = text.score_slots(query, slots)
+            best = np.lexsort((slots, -scores))[:10]
+            hits = text.search(query, 10)
+            assert hits.slots.tolist() == best[scores[best] > 0].tolist(), chosen
+            assert hits.scores.tolist() == scores[hits.slots].tolist()
+    text.close()
+
+
+def test_a_query_of_terms_is_one_of_clauses() -> None:
+    text, model = NativeText(), Model(TERMS_WORDS)
+    change(text, model, {1: ["a b b"], 2: ["b c"], 3: ["c d é"]})
+    for terms in (["a"], ["b", "c", "b"], ["é", "nowhere"], ["a\0b", "c"], ["", "c"], ["c", ""], [""]):
+        clauses = TextQuery([TextClause([TextTerm(term) for term in terms])])
+        one, other = (text.search(query, 5, count=True) for query in (TextQuery.of_terms(terms), clauses))
+        assert one.slots.tolist() == other.slots.tolist(), terms
+        assert one.scores.tolist() == other.scores.tolist()
+        assert one.matches == other.matches
+    assert len(text.search(TextQuery.of_terms(["a"] * QUERY_TERMS_MAX), 5).slots) == 1
+    check_refused(lambda: text.search(TextQuery.of_terms(["a"] * (QUERY_TERMS_MAX + 1)), 5))
+    check_refused(lambda: text.search(TextQuery.of_terms(["a"]), 0))
     text.close()
 
 

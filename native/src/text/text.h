@@ -31,7 +31,9 @@
 #define TEXT_SLACK 8u
 /* Lengths below this have their norms in a table. */
 #define TEXT_LENGTHS 256u
-/* Frequencies up to this have their scores in tables, for terms in many rows. */
+/* Lists of up to so many postings are unpacked at once. */
+#define TEXT_UNPACKED 384u
+/* Frequencies up to this have their scores in tables, for terms whose lists are longer than that. */
 #define TEXT_FREQS 4u
 
 /* ---- text_segment.c: the bytes of a segment ---- */
@@ -123,8 +125,9 @@ typedef struct term_cursor {
     reader r;
     uint32_t number; /* of the term */
     bool is_bad;
-    uint32_t size;
-    uint8_t term[FVDB_TEXT_TERM_BYTES_MAX];
+    uint32_t size,
+        shared; /* of the term; of that, bytes which the term before has, unless it is the first of a block */
+    uint8_t term[FVDB_TEXT_TERM_BYTES_MAX + TEXT_SLACK];
     term_info info;
 } term_cursor;
 void terms_begin(term_cursor *c, const text_segment *s);
@@ -167,19 +170,31 @@ typedef struct posting_cursor {
     const uint8_t *freq_at; /* its frequencies, packed */
     bool has_freqs;         /* `freqs` has them */
     uint32_t positions_at, positions_size;
-    /* Behind the last document stand POSTING_STEP that are above all, so that so many can be compared at once. */
+    /* Behind the last document stand others that are above all, at least POSTING_STEP, so that so many can be compared at once.
+     * Behind the last frequency stand ones. */
     uint32_t docs[TEXT_BLOCK_POSTINGS + POSTING_STEP], freqs[TEXT_BLOCK_POSTINGS];
 } posting_cursor;
 /* False for malformed bytes: there are no postings then. */
 bool postings_open(posting_cursor *c, const text_segment *s, const term_info *info);
 /* Unpacks the documents of a block; false for malformed bytes: count is 0 then. */
 bool postings_load(posting_cursor *c, uint32_t block);
-/* The first posting of the block from `at` on whose document is not below `doc`. */
-static inline uint32_t postings_from(const posting_cursor *c, uint32_t at, uint32_t doc) {
-    while ((int32_t)c->docs[at + POSTING_STEP - 1] < (int32_t)doc) at += POSTING_STEP;
+/* How many of POSTING_STEP documents are below `doc`. */
+static inline uint32_t docs_below(const uint32_t *docs, uint32_t doc) {
     uint32_t below = 0;
-    for (uint32_t i = 0; i < POSTING_STEP; i++) below += (int32_t)c->docs[at + i] < (int32_t)doc;
-    return at + below;
+    for (uint32_t i = 0; i < POSTING_STEP; i++) below += (int32_t)docs[i] < (int32_t)doc;
+    return below;
+}
+/* The first of ascending documents from `at` on that is not below `doc`; POSTING_STEP above all stand behind them. */
+static inline uint32_t docs_from(const uint32_t *docs, uint32_t at, uint32_t doc) {
+    while ((int32_t)docs[at + POSTING_STEP - 1] < (int32_t)doc) at += POSTING_STEP;
+    return at + docs_below(docs + at, doc);
+}
+/* The first posting of the block whose document is not below `doc`.  Without branches, which nobody could foresee. */
+static inline uint32_t postings_from(const posting_cursor *c, uint32_t doc) {
+    uint32_t at = 0;
+    for (uint32_t i = POSTING_STEP - 1; i < TEXT_BLOCK_POSTINGS; i += POSTING_STEP)
+        at += (uint32_t)((int32_t)c->docs[i] < (int32_t)doc) * POSTING_STEP;
+    return at + docs_below(c->docs + at, doc);
 }
 /* Unpacks its frequencies, too. */
 void postings_freqs(posting_cursor *c);
@@ -343,7 +358,7 @@ typedef struct query_term {
     int64_t df;
     bool of_phrase; /* of the last phrase when it was added: not shared with other clauses */
     uint32_t times; /* it counts so often: 2 for two terms with the same postings, 0 for the second of them */
-    /* Its score in documents that have it 1 .. tabled times, by length plus 1 below TEXT_LENGTHS; none for rare terms. */
+    /* Its score in documents that have it 1 .. tabled times, by length plus 1 below TEXT_LENGTHS; tabled is 0 or TEXT_FREQS. */
     uint32_t *table, tabled;
     term_info *infos; /* n of segments; info.n == 0 and left == 0 where it is not there */
 } query_term;
@@ -388,12 +403,21 @@ fvdb_status text_terms(const fvdb_text *t, const fvdb_text_query *query, term_co
 
 /* ---- text_search.c ---- */
 
-fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, uint32_t k, const uint64_t *allow,
-                        uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
-                        uint64_t *out_matches, fvdb_diag *diag);
-fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, uint32_t k, const uint64_t *allow,
-                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
-                              uint64_t *out_matches, fvdb_diag *diag);
+/* What a search is asked for, and where its hits go: as for fvdb_text_search. */
+typedef struct text_wanted {
+    uint32_t k;
+    const uint64_t *allow;
+    uint64_t allow_words;
+    uint32_t *out_slots;
+    double *out_scores;
+    uint32_t *out_count;
+    uint64_t *out_matches;
+} text_wanted;
+fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, const text_wanted *wanted, fvdb_diag *diag);
+fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
+                              fvdb_diag *diag);
+fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
+                              fvdb_diag *diag);
 fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,
                              double *out_scores, fvdb_diag *diag);
 fvdb_status text_mask(const fvdb_text *t, const fvdb_text_query *query, uint32_t n_slots, uint64_t *out,

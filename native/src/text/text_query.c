@@ -308,10 +308,16 @@ static void weigh(text_query *q) {
         q->terms[i].factor = q->terms[i].df > 0 ? (float)(q->terms[i].weight * scale) : 0;
 }
 
-/* A table of scores pays where a term is in more rows than it has entries. */
+static bool is_unpacked(const text_query *q, const query_term *term) {
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < q->state->n; i++) most = max_u32(most, term->infos[i].n);
+    return most <= TEXT_UNPACKED;
+}
+
+/* A table of scores, unless all of the term's lists are unpacked at once. */
 static bool fill_table(text_query *q, query_term *term) {
-    if (term->df < TEXT_LENGTHS || !term->times) return true;
-    term->tabled = term->df < TEXT_LENGTHS * TEXT_FREQS ? 1 : TEXT_FREQS;
+    if (!term->times || is_unpacked(q, term)) return true;
+    term->tabled = TEXT_FREQS;
     term->table = query_alloc(q, (size_t)TEXT_LENGTHS * term->tabled, sizeof *term->table);
     if (!term->table) return false;
     const float *norms = q->state->norms;
@@ -334,11 +340,13 @@ static bool have_equal_bytes(const uint8_t *a, const uint8_t *b, const term_info
     const uint32_t blocks = (info->n + TEXT_BLOCK_POSTINGS - 1) / TEXT_BLOCK_POSTINGS;
     const uint64_t table = blocks > 1 ? (uint64_t)blocks * SKIP_BYTES : 0;
     if (table > info->postings_size || memcmp(a + table, b + table, info->postings_size - table)) return false;
-    for (uint64_t at = 0; at < table; at += SKIP_BYTES)
-        if (memcmp(a + at, b + at, SKIP_POSITIONS) ||
-            memcmp(a + at + SKIP_LENGTHS, b + at + SKIP_LENGTHS, SKIP_BYTES - SKIP_LENGTHS))
-            return false;
-    return true;
+    uint64_t others = 0;
+    for (uint64_t at = 0; at < table; at += SKIP_BYTES) {
+        others |= load_le(a + at, SKIP_POSITIONS) ^ load_le(b + at, SKIP_POSITIONS);
+        others |= load_le(a + at + SKIP_LENGTHS, SKIP_BYTES - SKIP_LENGTHS) ^
+                  load_le(b + at + SKIP_LENGTHS, SKIP_BYTES - SKIP_LENGTHS);
+    }
+    return !others;
 }
 
 static bool have_equal_postings(const text_query *q, const query_term *a, const query_term *b) {

@@ -9,12 +9,15 @@
 #include "text.h"
 #include "words.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #define WINDOW 4096u
 #define WINDOW_FIRST 64u
 #define WINDOW_WORDS (WINDOW / 64)
-
-/* Lists of up to so many postings are unpacked at once, and become one. */
-#define UNPACKED 384u
+/* Room behind the documents of a window. */
+#define SPARE POSTING_STEP
 
 /* The postings of a term in one segment: in blocks, or few of them, unpacked and scored. */
 typedef struct list {
@@ -44,7 +47,8 @@ typedef struct search {
     uint32_t need;  /* the same for a window, by what was found before it */
     uint32_t scores[WINDOW];
     uint64_t touched[WINDOW_WORDS];
-    uint32_t docs[WINDOW], sums[WINDOW], given[WINDOW];
+    uint8_t places[WINDOW]; /* of documents in a block; what is left of other blocks does no harm */
+    uint32_t docs[WINDOW + SPARE], sums[WINDOW];
 } search;
 
 /* ---- scores ---- */
@@ -61,19 +65,41 @@ static inline uint32_t score_of(const text_query *q, const query_term *term, uin
     return score_long(q, term, freq, length);
 }
 
-/* The highest score that a block can give.  The last class is of frequencies from SKIP_CLASSES on, so a lower highest one, which
- * only damage gives, is none to look up. */
-static uint32_t bound_of(const text_query *q, const list *l, uint32_t block) {
-    const uint8_t *skip = l->blocks->skips + (size_t)block * SKIP_BYTES + SKIP_LENGTHS;
-    const uint32_t most = max_u32((uint32_t)load_le(skip + SKIP_CLASSES, 4), SKIP_CLASSES);
-    const uint32_t *table = l->term->table;
+/* What a term gives the documents of an unpacked block: numbers that are the same as those of score_long, several at a time. */
+static void score_postings(const text_query *q, const query_term *term, const posting_cursor *c,
+                           uint32_t *restrict out) {
+    float norms[TEXT_BLOCK_POSTINGS];
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        const uint32_t length = segment_length(c->s, c->docs[i]);
+        longest = max_u32(longest, length);
+        norms[i] = q->state->norms[min_u32(length, TEXT_LENGTHS - 1)];
+    }
+    if (longest >= TEXT_LENGTHS) {
+        for (uint32_t i = 0; i < c->count; i++)
+            out[i] = score_long(q, term, c->freqs[i], segment_length(c->s, c->docs[i]));
+        return;
+    }
+    const float factor = term->factor;
+    const uint32_t times = term->times, n = c->count, *restrict freqs = c->freqs;
+    for (uint32_t i = 0; i < n; i++) {
+        const float freq = (float)freqs[i];
+        out[i] = times * (1 + (uint32_t)(int32_t)(factor * (freq / (freq + norms[i]))));
+    }
+}
+
+/* The highest score that blocks can give, by the least lengths of their classes and the highest frequency.  The last class is of
+ * frequencies from SKIP_CLASSES on, so a lower highest one, which only damage gives, is none to look up. */
+static uint32_t bound_of_classes(const text_query *q, const query_term *term, const uint8_t *least, uint32_t highest) {
+    const uint32_t most = max_u32(highest, SKIP_CLASSES);
+    const uint32_t *table = term->table;
     uint32_t bound = 0;
-    if (l->term->tabled == SKIP_CLASSES && most == SKIP_CLASSES) {
-        for (uint32_t i = 0; i < SKIP_CLASSES; i++) bound = max_u32(bound, table[i * TEXT_LENGTHS + skip[i]]);
+    if (term->tabled == SKIP_CLASSES && most == SKIP_CLASSES) {
+        for (uint32_t i = 0; i < SKIP_CLASSES; i++) bound = max_u32(bound, table[i * TEXT_LENGTHS + least[i]]);
         return bound;
     }
     for (uint32_t i = 0; i < SKIP_CLASSES; i++)
-        if (skip[i]) bound = max_u32(bound, score_of(q, l->term, i + 1 < SKIP_CLASSES ? i + 1 : most, skip[i]));
+        if (least[i]) bound = max_u32(bound, score_of(q, term, i + 1 < SKIP_CLASSES ? i + 1 : most, least[i]));
     return bound;
 }
 
@@ -100,14 +126,16 @@ static bool unpack_list(search *x, list *l, const term_info *info) {
     postings_open(&c, x->s, info);
     for (uint32_t block = 0; block < c.n_blocks && postings_load(&c, block); block++) {
         postings_freqs(&c);
-        for (uint32_t i = 0; i < c.count; i++, n++) {
-            l->docs[n] = c.docs[i];
-            l->scores[n] = score_of(x->q, l->term, c.freqs[i], segment_length(x->s, c.docs[i]));
-        }
+        memcpy(l->docs + n, c.docs, c.count * sizeof *c.docs);
+        score_postings(x->q, l->term, &c, l->scores + n);
+        n += c.count;
     }
     list_end(l, n);
     return true;
 }
+
+/* All bits where a <= b, else none: by arithmetic, as compilers make a branch of a comparison before a load. */
+static inline uint32_t mask_up_to(uint32_t a, uint32_t b) { return (uint32_t)(((int64_t)a - (int64_t)b - 1) >> 63); }
 
 /* One list of two, whose scores are sums.  No branch depends on which list comes next: nobody could foresee it. */
 static bool join_two(search *x, const list *a, const list *b, list *out) {
@@ -118,11 +146,11 @@ static bool join_two(search *x, const list *a, const list *b, list *out) {
     uint32_t n = 0;
     for (uint32_t i = 0, j = 0, end = a->n + b->n; i + j < end; n++) {
         const uint32_t doc_a = docs_a[i], doc_b = docs_b[j];
-        const uint32_t has_a = doc_a <= doc_b, has_b = doc_b <= doc_a;
-        docs[n] = min_u32(doc_a, doc_b);
-        scores[n] = scores_a[i] * has_a + scores_b[j] * has_b;
-        i += has_a;
-        j += has_b;
+        const uint32_t has_a = mask_up_to(doc_a, doc_b), has_b = mask_up_to(doc_b, doc_a);
+        docs[n] = (doc_a & has_a) | (doc_b & ~has_a);
+        scores[n] = (scores_a[i] & has_a) + (scores_b[j] & has_b);
+        i -= has_a; /* one more where it has the document */
+        j -= has_b;
     }
     list_end(&l, n);
     *out = l;
@@ -159,7 +187,7 @@ static bool add_list(search *x, const query_term *term, uint32_t segment) {
     if (info->n == 0) return true;
     list *l = &x->lists[x->n_lists++];
     *l = (list){.term = term, .bound_block = TEXT_NONE};
-    if (info->n <= UNPACKED) return unpack_list(x, l, info);
+    if (info->n <= TEXT_UNPACKED) return unpack_list(x, l, info);
     l->blocks = query_alloc(&x->room, 1, sizeof *l->blocks);
     if (!l->blocks) return false;
     if (!postings_open(l->blocks, x->s, info)) x->n_lists--;
@@ -183,26 +211,47 @@ static uint32_t advance(list *l, uint32_t base) {
     return l->block ? max_u32(base, skip_last(c, l->block - 1) + 1) : base;
 }
 
+static inline const uint8_t *skip_classes(const list *l, uint32_t block) {
+    return l->blocks->skips + (size_t)block * SKIP_BYTES + SKIP_LENGTHS;
+}
+
 static inline uint32_t bound_of_block(const text_query *q, list *l, uint32_t block) {
     if (block != l->bound_block) {
+        const uint8_t *classes = skip_classes(l, block);
         l->bound_block = block;
-        l->block_bound = bound_of(q, l, block);
+        l->block_bound = bound_of_classes(q, l->term, classes, (uint32_t)load_le(classes + SKIP_CLASSES, 4));
     }
     return l->block_bound;
 }
 
+/* The same for blocks from .. to - 1: that of their least lengths and highest frequency, so that scores are looked up once. */
+static uint32_t bound_of_blocks(const text_query *q, const list *l, uint32_t from, uint32_t to) {
+    uint8_t least[SKIP_CLASSES] = {0};
+    uint32_t highest = 0;
+    for (uint32_t block = from; block < to; block++) {
+        const uint8_t *classes = skip_classes(l, block);
+        highest = max_u32(highest, (uint32_t)load_le(classes + SKIP_CLASSES, 4));
+        /* 0, for none, is above all others when 1 is taken away. */
+        for (uint32_t i = 0; i < SKIP_CLASSES; i++) {
+            const uint8_t a = (uint8_t)(least[i] - 1), b = (uint8_t)(classes[i] - 1);
+            least[i] = (uint8_t)((a < b ? a : b) + 1);
+        }
+    }
+    return bound_of_classes(q, l->term, least, highest);
+}
+
 static uint32_t bound_within(const text_query *q, list *l, uint32_t end) {
-    uint32_t bound = 0;
     if (!l->blocks) {
+        uint32_t bound = 0;
         for (uint32_t i = l->at; i < l->n && l->docs[i] < end; i++) bound = max_u32(bound, l->scores[i]);
         return bound;
     }
     const posting_cursor *c = l->blocks;
-    for (uint32_t block = l->block; block < c->n_blocks; block++) {
-        if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
-        bound = max_u32(bound, bound_of_block(q, l, block));
-    }
-    return bound;
+    uint32_t to = l->block;
+    if (to == c->n_blocks) return 0;
+    do to++;
+    while (to < c->n_blocks && skip_last(c, to - 1) + 1 < end);
+    return to == l->block + 1 ? bound_of_block(q, l, l->block) : bound_of_blocks(q, l, l->block, to);
 }
 
 /* A list's score of a document that is above all asked for before; *has: whether it has the document. */
@@ -217,7 +266,7 @@ static inline uint32_t seek(const text_query *q, list *l, uint32_t doc, bool *ha
     while (l->block < c->n_blocks && skip_last(c, l->block) < doc) l->block++;
     if (l->block == c->n_blocks) return 0;
     if (c->block != l->block && !load_block(l, l->block)) return 0;
-    const uint32_t at = postings_from(c, l->at, doc);
+    const uint32_t at = postings_from(c, doc);
     l->at = at;
     *has = at < c->count && c->docs[at] == doc;
     return *has ? score_of(q, l->term, postings_freq(c, at), segment_length(c->s, doc)) : 0;
@@ -492,6 +541,24 @@ static uint32_t order_lists(search *x, uint32_t *sum) {
     return n;
 }
 
+/* Whether all scores of an unpacked block stand in the term's table, by lengths of one byte. */
+static inline bool are_tabled(const posting_cursor *c, const query_term *term) {
+    return term->tabled && c->s->length_width == 1 && 1u << c->freq_width <= TEXT_FREQS;
+}
+
+/* What the list gives the documents of the postings at .. stop - 1 of the block that is unpacked. */
+static void score_block(const text_query *q, list *l, uint32_t at, uint32_t stop, uint32_t *restrict out) {
+    posting_cursor *c = l->blocks;
+    const uint32_t n = stop - at, *docs = c->docs + at, *freqs = c->freqs + at;
+    const uint32_t *table = l->term->table;
+    const uint8_t *lengths = c->s->lengths;
+    postings_freqs(c);
+    if (are_tabled(c, l->term))
+        for (uint32_t i = 0; i < n; i++) out[i] = table[(size_t)(freqs[i] - 1) * TEXT_LENGTHS + lengths[docs[i]]];
+    else
+        for (uint32_t i = 0; i < n; i++) out[i] = score_of(q, l->term, freqs[i], segment_length(c->s, docs[i]));
+}
+
 static inline void touch(search *x, uint32_t place, uint32_t score) {
     x->scores[place] += score;
     x->touched[place / 64] |= UINT64_C(1) << (place % 64);
@@ -505,65 +572,81 @@ static void add_up(search *x, list *l, uint32_t base, uint32_t end, bool are_man
         for (; l->at < l->n && l->docs[l->at] < end; l->at++) touch(x, l->docs[l->at] - base, l->scores[l->at]);
         return;
     }
-    const query_term *term = l->term;
-    const bool is_plain = x->s->length_width == 1 && term->tabled;
+    uint32_t scores[TEXT_BLOCK_POSTINGS];
     for (uint32_t block = l->block; block < c->n_blocks; block++) {
         if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
         if (c->block != block && !load_block(l, block)) continue;
-        uint32_t at = postings_from(c, l->at, base);
-        const uint32_t stop = postings_from(c, at, end);
-        l->at = stop;
-        if (is_plain && c->freq_width == 0 && are_many) {
-            const uint32_t *table = term->table;
-            const uint8_t *lengths = x->s->lengths;
-            for (; at < stop; at++) x->scores[c->docs[at] - base] += table[lengths[c->docs[at]]];
-            continue;
-        }
-        postings_freqs(c);
-        for (; at < stop; at++) {
-            const uint32_t doc = c->docs[at];
-            const uint32_t score = score_of(x->q, term, c->freqs[at], segment_length(x->s, doc));
-            if (are_many) x->scores[doc - base] += score;
-            else touch(x, doc - base, score);
-        }
+        const uint32_t at = postings_from(c, base), n = postings_from(c, end) - at;
+        const uint32_t *docs = c->docs + at;
+        score_block(x->q, l, at, at + n, scores);
+        if (are_many)
+            for (uint32_t i = 0; i < n; i++) x->scores[docs[i] - base] += scores[i];
+        else
+            for (uint32_t i = 0; i < n; i++) touch(x, docs[i] - base, scores[i]);
     }
+}
+
+/* Bits of a word that are taken without a look at how many there are: a branch for each could not be foreseen. */
+#define BITS_AT_ONCE 4u
+
+/* The places of the bits of a word, from `first` on, put to `to`; up to BITS_AT_ONCE behind them are written, too.  Gives their
+ * number. */
+static inline uint32_t put_bits(uint64_t word, uint32_t first, uint32_t *to) {
+    const uint32_t n = (uint32_t)__builtin_popcountll(word);
+    uint32_t done = 0;
+    do {
+        for (uint32_t i = 0; i < BITS_AT_ONCE; i++, word &= word - 1)
+            to[done + i] = first + (uint32_t)__builtin_ctzll(word | UINT64_C(1) << 63);
+        done += BITS_AT_ONCE;
+    } while (done < n);
+    return n;
 }
 
 /* Documents of the window with a score of at least `least`, which is above 0; all scores become 0. */
 static uint32_t take_noted(search *x, uint32_t base, uint32_t least) {
-    uint32_t n = 0;
+    uint32_t noted = 0, n = 0;
     for (uint32_t w = 0; w < WINDOW_WORDS; w++) {
-        uint64_t word = x->touched[w];
-        if (word == 0) continue;
+        noted += put_bits(x->touched[w], w * 64, x->docs + noted);
         x->touched[w] = 0;
-        for (; word; word &= word - 1) {
-            const uint32_t place = w * 64 + (uint32_t)__builtin_ctzll(word), sum = x->scores[place];
-            x->scores[place] = 0;
-            x->docs[n] = base + place;
-            x->sums[n] = sum;
-            n += sum >= least;
-        }
+    }
+    for (uint32_t i = 0; i < noted; i++) {
+        const uint32_t place = x->docs[i], sum = x->scores[place];
+        x->scores[place] = 0;
+        x->docs[n] = base + place;
+        x->sums[n] = sum;
+        n += sum >= least;
     }
     return n;
 }
 
-#define LOOK 16u
+/* A bit for each of 64 scores: whether it is at least `least`. */
+static inline uint64_t bits_of_scores(const uint32_t *scores, uint32_t least) {
+    uint64_t bits = 0;
+#if defined(__SSE2__)
+    const __m128i below = _mm_set1_epi32((int32_t)least - 1);
+    for (uint32_t i = 0; i < 64; i += 16) {
+        __m128i above[4];
+        for (uint32_t j = 0; j < 4; j++)
+            above[j] = _mm_cmpgt_epi32(_mm_loadu_si128((const __m128i *)(const void *)(scores + i + 4 * j)), below);
+        const __m128i pairs[] = {_mm_packs_epi32(above[0], above[1]), _mm_packs_epi32(above[2], above[3])};
+        bits |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_packs_epi16(pairs[0], pairs[1])) << i;
+    }
+#else
+    for (uint32_t i = 0; i < 64; i++) bits |= (uint64_t)(scores[i] >= least) << i;
+#endif
+    return bits;
+}
 
 static uint32_t take_many(search *x, uint32_t base, uint32_t size, uint32_t least) {
     uint32_t n = 0;
-    for (uint32_t place = 0; place < size; place += LOOK) {
-        const uint32_t *scores = x->scores + place;
-        int32_t any = 0;
-        for (uint32_t i = 0; i < LOOK; i++) any |= (int32_t)scores[i] >= (int32_t)least ? -1 : 0;
-        if (!any) continue;
-        for (uint32_t i = 0; i < LOOK; i++) {
-            x->docs[n] = base + place + i;
-            x->sums[n] = scores[i];
-            n += scores[i] >= least;
-        }
+    for (uint32_t place = 0; place < size; place += 64)
+        n += put_bits(bits_of_scores(x->scores + place, least), place, x->docs + n);
+    for (uint32_t i = 0; i < n; i++) {
+        x->sums[i] = x->scores[x->docs[i]];
+        x->docs[i] += base;
     }
     memset(x->scores, 0, sizeof x->scores);
-    memset(x->touched, 0, sizeof x->touched);
+    memset(x->touched, 0, sizeof x->touched); /* by unpacked lists */
     return n;
 }
 
@@ -576,7 +659,7 @@ static inline uint32_t put(search *x, uint32_t n, uint32_t doc, uint32_t score, 
 /* The documents of a window where one list alone can bring any: they need no adding up. */
 static uint32_t take_list(search *x, list *l, uint32_t base, uint32_t end, uint32_t least) {
     posting_cursor *c = l->blocks;
-    uint32_t n = 0;
+    uint32_t scores[TEXT_BLOCK_POSTINGS], n = 0;
     if (!c) {
         for (; l->docs[l->at] < end; l->at++) n = put(x, n, l->docs[l->at], l->scores[l->at], least);
         return n;
@@ -584,15 +667,10 @@ static uint32_t take_list(search *x, list *l, uint32_t base, uint32_t end, uint3
     for (uint32_t block = l->block; block < c->n_blocks; block++) {
         if (block > l->block && skip_last(c, block - 1) + 1 >= end) break;
         if (bound_of_block(x->q, l, block) < least || (c->block != block && !load_block(l, block))) continue;
-        uint32_t at = postings_from(c, l->at, base);
-        const uint32_t stop = postings_from(c, at, end);
+        const uint32_t at = postings_from(c, base), stop = postings_from(c, end);
         if (n && at < stop && c->docs[at] <= x->docs[n - 1]) break; /* the table of skips is damaged */
-        l->at = stop;
-        postings_freqs(c);
-        for (; at < stop; at++) {
-            const uint32_t doc = c->docs[at];
-            n = put(x, n, doc, score_of(x->q, l->term, c->freqs[at], segment_length(x->s, doc)), least);
-        }
+        score_block(x->q, l, at, stop, scores);
+        for (uint32_t i = at; i < stop; i++) n = put(x, n, c->docs[i], scores[i - at], least);
     }
     return n;
 }
@@ -639,28 +717,23 @@ static inline uint32_t keep_reaching(search *x, uint32_t i, uint32_t n, uint32_t
     return to;
 }
 
-/* What the list's block gives the candidates i .. n - 1, all of which are in its range: by all of its postings between the first
- * and the last of them, without a search for each. */
+/* What the list's block gives the candidates i .. n - 1, all of which are in its range: its postings between the first and the
+ * last of them leave their places by document, so that none is searched for. */
 static void add_block(search *x, list *l, uint32_t base, uint32_t i, uint32_t n) {
     posting_cursor *c = l->blocks;
     const query_term *term = l->term;
-    uint32_t at = postings_from(c, l->at, x->docs[i]);
-    const uint32_t stop = postings_from(c, at, x->docs[n - 1] + 1);
-    const bool is_plain = x->s->length_width == 1 && term->tabled && c->freq_width == 0;
-    for (uint32_t j = i; j < n; j++) x->given[x->docs[j] - base] = 0;
-    l->at = stop;
-    if (is_plain) {
-        const uint32_t *table = term->table;
-        const uint8_t *lengths = x->s->lengths;
-        for (; at < stop; at++) x->given[c->docs[at] - base] = table[lengths[c->docs[at]]];
-    } else {
-        postings_freqs(c);
-        for (; at < stop; at++) {
-            const uint32_t doc = c->docs[at];
-            x->given[doc - base] = score_of(x->q, term, c->freqs[at], segment_length(x->s, doc));
-        }
+    const uint32_t stop = postings_from(c, x->docs[n - 1] + 1);
+    for (uint32_t at = postings_from(c, x->docs[i]); at < stop; at++) x->places[c->docs[at] - base] = (uint8_t)at;
+    postings_freqs(c);
+    const bool is_tabled = are_tabled(c, term);
+    for (; i < n; i++) {
+        /* Where the list does not have the document, its place is that of another one, or of none. */
+        const uint32_t doc = x->docs[i], place = x->places[doc - base];
+        const uint32_t has = 0u - (c->docs[place] == doc), freq = c->freqs[place];
+        const uint32_t score = is_tabled ? term->table[(size_t)(freq - 1) * TEXT_LENGTHS + x->s->lengths[doc]]
+                                         : score_of(x->q, term, freq, segment_length(x->s, doc) & has);
+        x->sums[i] += score & has;
     }
-    for (uint32_t j = i; j < n; j++) x->sums[j] += x->given[x->docs[j] - base];
 }
 
 /* Candidates of a block from which on all of its postings are gone through. */
@@ -671,21 +744,24 @@ static void add_block(search *x, list *l, uint32_t base, uint32_t i, uint32_t n)
 static uint32_t add_list_to(search *x, list *l, uint32_t base, uint32_t n, uint32_t rest) {
     const posting_cursor *c = l->blocks;
     uint32_t kept = 0;
+    for (uint32_t i = 0; i < POSTING_STEP; i++) x->docs[n + i] = INT32_MAX;
     for (uint32_t i = 0; i < n;) {
         while (l->block < c->n_blocks && skip_last(c, l->block) < x->docs[i]) l->block++;
         if (l->block == c->n_blocks) return keep_reaching(x, i, n, kept, rest);
-        const uint32_t last = skip_last(c, l->block), first = i;
-        while (i < n && x->docs[i] <= last) i++;
-        const uint32_t may = keep_reaching(x, first, i, kept, rest + bound_of_block(x->q, l, l->block));
-        if (may == kept) continue;
+        const uint32_t first = i, bound = bound_of_block(x->q, l, l->block);
+        i = docs_from(x->docs, i,
+                      min_u32(skip_last(c, l->block), INT32_MAX - 1) + 1); /* a damaged one may be any number */
+        /* All may where the block's bound is that of the window. */
+        const uint32_t may = bound < l->bound ? keep_reaching(x, first, i, first, rest + bound) : i;
+        if (may == first) continue;
         if (c->block != l->block) load_block(l, l->block);
-        if (may - kept >= CANDIDATES) add_block(x, l, base, kept, may);
+        if (may - first >= CANDIDATES) add_block(x, l, base, first, may);
         else
-            for (uint32_t j = kept; j < may; j++) {
+            for (uint32_t j = first; j < may; j++) {
                 bool has;
                 x->sums[j] += seek(x->q, l, x->docs[j], &has);
             }
-        kept = keep_reaching(x, kept, may, kept, rest);
+        kept = keep_reaching(x, first, may, kept, rest);
     }
     return kept;
 }
@@ -811,9 +887,7 @@ static void search_free(search *x, text_query *q) {
     mem_free(x);
 }
 
-fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, uint32_t k, const uint64_t *allow,
-                        uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
-                        uint64_t *out_matches, fvdb_diag *diag) {
+fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, const text_wanted *wanted, fvdb_diag *diag) {
     text_query q;
     TRY(text_check_present(t, query, diag));
     TRY(query_open(&q, t, query, diag));
@@ -822,21 +896,42 @@ fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, uint32
         query_close(&q);
         return FAIL_MEMORY(diag);
     }
-    fvdb_status status = open_search(x, &q, allow, allow_words, diag);
-    if (status == FVDB_OK) status = search_query(x, k, out_matches, diag);
+    fvdb_status status = open_search(x, &q, wanted->allow, wanted->allow_words, diag);
+    if (status == FVDB_OK) status = search_query(x, wanted->k, wanted->out_matches, diag);
     const double step = text_power(-q.exponent);
     for (uint32_t i = 0; status == FVDB_OK && i < x->found; i++) {
-        out_slots[i] = key_slot(x->best[i]);
-        out_scores[i] = (double)(x->best[i] >> 32) * step;
+        wanted->out_slots[i] = key_slot(x->best[i]);
+        wanted->out_scores[i] = (double)(x->best[i] >> 32) * step;
     }
-    if (status == FVDB_OK) *out_count = x->found;
+    if (status == FVDB_OK) *wanted->out_count = x->found;
     search_free(x, &q);
     return status;
 }
 
-fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, uint32_t k, const uint64_t *allow,
-                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
-                              uint64_t *out_matches, fvdb_diag *diag) {
+/* A query of terms alone. */
+static fvdb_status search_some(const fvdb_text *t, const uint8_t *bytes, size_t size, const fvdb_text_term *terms,
+                               uint32_t n, const text_wanted *wanted, fvdb_diag *diag) {
+    const fvdb_text_clause clause = {.n = n};
+    const fvdb_text_query query = {bytes, size, terms, &clause, NULL, n, n > 0};
+    return text_search(t, &query, wanted, diag);
+}
+
+fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
+                              fvdb_diag *diag) {
+    fvdb_text_term terms[FVDB_TEXT_QUERY_TERMS_MAX];
+    uint32_t n = 0;
+    for (size_t start = 0, end; start < size; start = end + 1) {
+        const uint8_t *zero = memchr(bytes + start, 0, size - start);
+        end = zero ? (size_t)(zero - bytes) : size;
+        if (n == FVDB_TEXT_QUERY_TERMS_MAX || end > UINT32_MAX)
+            return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the query has too many terms", 0, FVDB_TEXT_QUERY_TERMS_MAX, 0);
+        terms[n++] = (fvdb_text_term){.start = (uint32_t)start, .size = (uint32_t)(end - start), .weight = 1};
+    }
+    return search_some(t, bytes, size, terms, n, wanted, diag);
+}
+
+fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
+                              fvdb_diag *diag) {
     fvdb_text_term terms[FVDB_TEXT_QUERY_TERMS_MAX];
     fvdb_words words;
     fvdb_word word;
@@ -850,11 +945,7 @@ fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t s
         terms[n++] = (fvdb_text_term){.start = (uint32_t)folded.used, .size = word.size, .weight = 1};
         had = buffer_add(&folded, word.term, word.size);
     }
-    const fvdb_text_clause clause = {.n = n};
-    const fvdb_text_query query = {folded.bytes, folded.used, terms, &clause, NULL, n, n > 0};
-    fvdb_status status =
-        had ? text_search(t, &query, k, allow, allow_words, out_slots, out_scores, out_count, out_matches, diag)
-            : FAIL_MEMORY(diag);
+    fvdb_status status = had ? search_some(t, folded.bytes, folded.used, terms, n, wanted, diag) : FAIL_MEMORY(diag);
     mem_free(folded.bytes);
     return status;
 }

@@ -201,7 +201,10 @@ static bool read_entry(term_cursor *c) {
     const uint32_t postings_end = s->streams[TEXT_POSTINGS].size, positions_end = s->streams[TEXT_POSITIONS].size;
     if (n > s->n_docs || postings_at > postings_end || postings > postings_end - postings_at) return false;
     if (positions_at > positions_end || positions > positions_end - positions_at) return false;
-    memcpy(c->term + shared, suffix, (size_t)more);
+    /* Most suffixes are short: a copy of one size takes no call. */
+    if (more <= TEXT_SLACK) memcpy(c->term + shared, suffix, TEXT_SLACK);
+    else memcpy(c->term + shared, suffix, (size_t)more);
+    c->shared = (uint32_t)shared;
     c->size = (uint32_t)(shared + more);
     *info = (term_info){.n = (uint32_t)n,
                         .left = (int64_t)(left >> 1) ^ -(int64_t)(left & 1),
@@ -241,10 +244,16 @@ uint32_t terms_block(const text_segment *s, const uint8_t *term, uint32_t size) 
 
 bool terms_seek(term_cursor *c, const text_segment *s, const uint8_t *term, uint32_t size) {
     const uint32_t block = terms_block(s, term, size);
+    uint32_t same = 0; /* bytes that the entry before, which is below the term, shares with it */
     terms_begin(c, s);
     c->number = block == TEXT_NONE ? TEXT_NONE : block * TEXT_BLOCK_TERMS - 1;
-    while (terms_next(c))
-        if (compare_bytes(c->term, c->size, term, size) >= 0) return true;
+    while (terms_next(c)) {
+        if (c->number % TEXT_BLOCK_TERMS == 0) same = 0;
+        else if (c->shared > same) continue; /* it differs from the term where the one before does */
+        else if (c->shared < same) return true;
+        while (same < c->size && same < size && c->term[same] == term[same]) same++;
+        if (same == size || (same < c->size && c->term[same] > term[same])) return true;
+    }
     return false;
 }
 
@@ -387,7 +396,6 @@ static bool load_docs(posting_cursor *c, uint32_t block) {
     unpack(p + 2, n, width, c->docs);
     c->freq_at = p + 2 + docs_size;
     c->freq_width = freq_width;
-    c->has_freqs = false;
     const uint32_t first = block ? skip_field(c, block - 1, 0) + 1 : 0;
     if (first > c->s->n_docs || n == 0) return false;
     if (!add_steps(c->docs, n, first, width, c->s->n_docs)) return false;
@@ -399,16 +407,18 @@ static bool load_docs(posting_cursor *c, uint32_t block) {
 
 bool postings_load(posting_cursor *c, uint32_t block) {
     c->block = block;
-    c->count = 0;
+    c->count = c->freq_width = 0;
+    c->has_freqs = false;
     const bool is_sound = load_docs(c, block);
-    for (uint32_t i = 0; i < POSTING_STEP; i++) c->docs[c->count + i] = INT32_MAX;
+    for (uint32_t i = c->count; i < TEXT_BLOCK_POSTINGS + POSTING_STEP; i++) c->docs[i] = INT32_MAX;
     return is_sound;
 }
 
 void postings_freqs(posting_cursor *c) {
     if (c->has_freqs) return;
     unpack(c->freq_at, c->count, c->freq_width, c->freqs);
-    for (uint32_t i = 0; i < c->count; i++) c->freqs[i]++;
+    memset(c->freqs + c->count, 0, (TEXT_BLOCK_POSTINGS - c->count) * sizeof *c->freqs);
+    for (uint32_t i = 0; i < TEXT_BLOCK_POSTINGS; i++) c->freqs[i]++;
     c->has_freqs = true;
 }
 
