@@ -83,9 +83,11 @@ class Analyzer:
         stems = surface
         if self.language is not None:
             stems = _KEPT.stemmer(self.language).stemWords(surface)
+        terms = stems
         # Some stemmers leave nothing of a short word; it would no longer be found.
-        pairs = zip(stems, surface, strict=True)
-        terms = [stem if 0 < len(stem) <= _SHORT else _bounded(stem) or word for stem, word in pairs]
+        if not all(stems) or max(map(len, stems), default=0) > _SHORT:
+            pairs = zip(stems, surface, strict=True)
+            terms = [stem if 0 < len(stem) <= _SHORT else _bounded(stem) or word for stem, word in pairs]
         if self._left_out:
             terms = ["" if word in self._left_out else term for word, term in zip(surface, terms, strict=True)]
         return terms

@@ -118,9 +118,14 @@ def _terms_of(text: str, analyzer: Analyzer) -> list[str]:
     """The terms of words, each as often as it comes."""
     found = words_of(text)
     stems = analyzer.stem_all(found)
+    if "" in stems:  # of stop words
+        found = [word for word, stem in zip(found, stems, strict=True) if stem]
+        stems = [stem for stem in stems if stem]
     if analyzer.language is None:
-        return [word for word, stem in zip(found, stems, strict=True) if stem]
-    return [term for word, stem in zip(found, stems, strict=True) if stem for term in (word, STEM_MARK + stem)]
+        return found
+    terms = found + stems
+    terms[::2], terms[1::2] = found, [STEM_MARK + stem for stem in stems]
+    return terms
 
 
 def _clauses_of(clause: Clause, analyzer: Analyzer) -> Iterator[TextClause]:
