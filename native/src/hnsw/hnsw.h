@@ -212,6 +212,11 @@ void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter);
 static inline bool hnsw_has_edges(const hnsw *g) { return g->edges.kept && g->edges.n_entries; }
 /* Puts a node into the pool, behind all that are as near; returns where. */
 uint32_t scratch_insert(search_scratch *w, float distance, uint32_t node);
+/* Merges nodes into the pool, and cuts it to `capacity`: as if they were put into it one after the other.  Returns the place
+ * of the nearest.  distances: no NaN, and room for MERGED_MOST more, as in nodes. */
+uint32_t scratch_merge(search_scratch *w, float *distances, const uint32_t *nodes, uint32_t n, uint32_t capacity);
+/* Pools up to this size have what is found merged into them; into larger ones a row at a time is less to move. */
+#define MERGED_POOL_MOST 128u
 /* Puts a node into the pool as a walk would; `capacity` bounds the pool. */
 void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity);
 

@@ -25,8 +25,6 @@
 #define CODES_AT_ONCE 10u
 /* Groups of which neighbours wait; when there are more, a walk looks for so many rows that all of them may be of use. */
 #define WAITING_MOST 64u
-/* Pools up to this size have what is found merged into them; into larger ones a row at a time is less to move. */
-#define MERGED_POOL_MOST 128u
 /* Rows of the highest levels that a walk begins with. */
 #define ENTRIES_TAKEN 4u
 
@@ -164,17 +162,11 @@ static void keep_near(walk *k, float *distances) {
     f->n = kept;
 }
 
-/* Takes them into the pool, where all rows may be returned: some at a time, then the pool is cut. */
+/* Takes them into the pool, where all rows may be returned. */
 static void merge_near(walk *k, float *distances) {
     search_scratch *w = k->w;
     keep_near(k, distances);
-    for (uint32_t i = 0; i < MERGED_MOST; i++) distances[k->f.n + i] = INFINITY;
-    for (uint32_t i = 0; i < k->f.n; i += MERGED_MOST) {
-        const uint32_t n = min_u32(k->f.n - i, MERGED_MOST);
-        const uint32_t first = w->s->kernels->merge(w->pool, w->pool_n, distances + i, k->f.slots + i, n);
-        k->cursor = min_u32(k->cursor, first);
-        w->pool_n = min_u32(w->pool_n + n, k->ef);
-    }
+    k->cursor = min_u32(k->cursor, scratch_merge(w, distances, k->f.slots, k->f.n, k->ef));
     k->allowed = w->pool_n;
     k->limit = limit(k);
 }

@@ -11,6 +11,8 @@
  * pool ends at the ef-th allowed row. */
 #include "hnsw.h"
 
+#include <math.h>
+
 #define BEAM 2u
 /* Rows of high halves are four times as long: with half as many on their way the memory is busy, and expansions too many
  * cost more (33 us instead of 36 at recall 0.954, 100 K x 384, memory="compact"). */
@@ -121,6 +123,17 @@ static inline uint32_t pool_insert(search_scratch *w, float distance, uint32_t n
 
 uint32_t scratch_insert(search_scratch *w, float distance, uint32_t node) { return pool_insert(w, distance, node); }
 
+uint32_t scratch_merge(search_scratch *w, float *distances, const uint32_t *nodes, uint32_t n, uint32_t capacity) {
+    uint32_t first = UINT32_MAX;
+    for (uint32_t i = 0; i < MERGED_MOST; i++) distances[n + i] = INFINITY;
+    for (uint32_t i = 0; i < n; i += MERGED_MOST) {
+        const uint32_t some = min_u32(n - i, MERGED_MOST);
+        first = min_u32(first, w->s->kernels->merge(w->pool, w->pool_n, distances + i, nodes + i, some));
+        w->pool_n = min_u32(w->pool_n + some, capacity);
+    }
+    return first;
+}
+
 void scratch_offer(search_scratch *w, float distance, uint32_t node, uint32_t capacity) {
     if (w->pool_n == capacity) {
         if (distance >= w->pool[capacity - 1].distance) return;
@@ -175,7 +188,7 @@ uint32_t hnsw_descend(search_scratch *w, uint32_t level) {
 
 /* Rows to score, on their way from memory. */
 typedef struct frontier {
-    uint32_t n, nodes[BEAM * HNSW_M0_MAX + 1], slots[BEAM * HNSW_M0_MAX + 1];
+    uint32_t n, nodes[BEAM * HNSW_M0_MAX + MERGED_MOST], slots[BEAM * HNSW_M0_MAX + 1];
 } frontier;
 
 /* Appends the neighbours of a node that have no mark yet, and marks them. */
@@ -222,6 +235,13 @@ static void keep_nearer(const search_scratch *w, frontier *f, float *distances) 
     f->n = kept;
 }
 
+/* Distances that overflowed have no place among others, but that of insertion. */
+static bool has_nan(const float *distances, uint32_t n) {
+    bool found = false;
+    for (uint32_t i = 0; i < n; i++) found |= distances[i] != distances[i];
+    return found;
+}
+
 static inline bool returns(const search_scratch *w, uint32_t level, const row_filter *filter, uint32_t node) {
     return !filter || row_allowed(filter, hnsw_node_slot(w->g, level, node));
 }
@@ -229,7 +249,7 @@ static inline bool returns(const search_scratch *w, uint32_t level, const row_fi
 void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t ef, const row_filter *filter) {
     const hnsw *g = w->g;
     frontier frontiers[2], *scored = &frontiers[0], *next = &frontiers[1];
-    float distances[BEAM * HNSW_M0_MAX];
+    float distances[BEAM * HNSW_M0_MAX + MERGED_MOST];
     uint32_t capacity = filter ? filter->pool_most : ef, allowed = 0, cursor = 0;
     uint32_t beam = store_walks_by(w->s) == WALK_BY_CODE ? BEAM : BEAM_EXACT;
     scratch_begin_marks(w);
@@ -243,7 +263,13 @@ void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t
         if (scored->n == 0 && next->n == 0) break;
         scorer_prefetched(&w->query, scored->slots, scored->n, distances);
         if (allowed >= ef || w->pool_n >= capacity) keep_nearer(w, scored, distances);
-        for (uint32_t i = 0; i < scored->n; i++) {
+        const bool merged = !filter && ef <= MERGED_POOL_MOST && !has_nan(distances, scored->n);
+        if (merged) {
+            for (uint32_t i = 0; i < scored->n; i++) hnsw_prefetch(g, level, scored->nodes[i]);
+            cursor = min_u32(cursor, scratch_merge(w, distances, scored->nodes, scored->n, ef));
+            allowed = w->pool_n;
+        }
+        for (uint32_t i = 0; i < scored->n && !merged; i++) {
             bool full = allowed >= ef || w->pool_n >= capacity;
             if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
             hnsw_prefetch(g, level, scored->nodes[i]);
