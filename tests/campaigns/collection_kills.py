@@ -266,10 +266,10 @@ class Campaign:
         """Kills one process of a pool during a call, and makes the call again on another pool."""
         failed = None
         with ProcessPoolExecutor(2, mp_context=forks()) as pool:
-            # Both processes have started: a pool waits for ever for one that starts while another is killed.
             while len(pool._processes or {}) < 2:
                 pool.submit(os.getpid).result()
                 pool.submit(time.sleep, 0.1)
+            pids = sorted(pool._processes or {})
             timer = threading.Timer(chance.random() * self._seconds(phase), kill_one_of, [pool, chance])
             timer.start()
             try:
@@ -278,6 +278,10 @@ class Campaign:
                 if not of_engine(error):
                     raise
                 failed = await look()
+                # CPython's pool does not always end the other process, and would wait for it for ever.
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             finally:
                 timer.join()
         if failed is not None:
