@@ -2,7 +2,8 @@
 
 A plan has two kinds of figures. Measured ones are those of the smaller collection, on this machine, with its store. All
 others are modelled, and each says how. The models are simple on purpose: bytes, objects and memory grow with the rows,
-a walk in a graph with their logarithm, and how many shards have the nearest rows with the root of the number of shards.
+a walk in a graph with their logarithm, what a cold search fetches with the logarithm of the parts, and how many shards
+have the nearest rows with the root of the number of shards.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _BYTES_PER_COMPONENT: Final = 4 + 0.5 + 0.125
 #: rows are in one shard, and where they are not (docs/decisions/0036).
 _SPREAD: Final = 1.25
 _SPREAD_UNROUTED: Final = 2.6
+_TIMES: Final = f"times {_SPREAD}, without a curve {_SPREAD_UNROUTED}"
 #: The part of a machine's time and memory that is planned for: queues grow without bound near the whole of it.
 _LOAD: Final = 0.7
 
@@ -339,7 +341,8 @@ def plan(
     # Lazily opened shards keep codes of the rows; the vectors stay in the store.
     row_lazy = max(1.0, measured.row_lazy_bytes * dim / measured.dim)
     layout, before = layout_for(dim, measured.chunk_size), layout_for(measured.dim, measured.chunk_size)
-    others = max(1.0, measured.shard_objects - math.ceil(measured.shard_rows / before.rows_per_part))
+    parts_before = math.ceil(measured.shard_rows / before.rows_per_part)
+    others = max(1.0, measured.shard_objects - parts_before)
     objects = math.ceil(of_shard / layout.rows_per_part) + others * max(1.0, of_shard / layout.rows_per_group)
     search_s = measured.search_s * dim / measured.dim * max(1.0, _log(of_shard) / _log(measured.shard_rows))
     hand_out_s = measured.fan_out_s * asked
@@ -347,7 +350,9 @@ def plan(
     memory = rows * row_memory
     workers = max(1, math.ceil(cores / worker_cpus), math.ceil(memory / (worker_gb * 1e9 * _LOAD)))
     is_lazy = measured.cold_requests > 0
-    spread = min(asked, _SPREAD if measured.routed else _SPREAD_UNROUTED)
+    # The more parts there are, the more of them have some of the likeliest rows.
+    farther = max(1.0, _log(math.ceil(rows / layout.rows_per_part)) / _log(parts_before))
+    spread = farther * min(asked, _SPREAD if measured.routed else _SPREAD_UNROUTED)
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,
@@ -385,8 +390,8 @@ _MODELS: Final[Mapping[str, str]] = {
     "workers": "for the cores and for memory_bytes / 0.7",
     "drivers": "qps x asked x seconds of handing out a task, / 0.7",
     "seconds": "handing out, and searches in waves over the cores; one grows with the logarithm of a shard's rows",
-    "cold_requests": f"those of a search in one shard, times {_SPREAD}; without a curve times {_SPREAD_UNROUTED}",
-    "cold_bytes": f"those of a search in one shard, times {_SPREAD}; without a curve times {_SPREAD_UNROUTED}",
+    "cold_requests": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
+    "cold_bytes": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
     "cold_seconds": "handing out twice, and a search in one shard: all are asked at once",
     "open_seconds": "handing out, and opening one shard, in proportion to its rows",
 }
