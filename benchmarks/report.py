@@ -480,7 +480,6 @@ def _databases_in_a_line(result: Result) -> str:
     return f"With the ids and metadata of all ten hits read, all cores of one {cpu} allowed: {each}.\n"
 
 
-#: Name of a block -> function that writes it, and the results that it needs.
 def kinds(results: Results) -> str:
     """Recall and speed of the default, and ratios to peers at its recall, by kind and metric."""
     result = results["bench_kinds"]
@@ -515,6 +514,7 @@ def damage(results: Results) -> str:
     return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
 
 
+#: Name of a block -> function that writes it, and the results that it needs.
 BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "readme": (readme, ("compare_search",)),
     "versions": (versions, ()),

@@ -829,7 +829,7 @@ class VectorDBSession:
         options: SearchOptions | Mapping[str, Any] | None = None,
         **fields: Unpack[SearchFields],
     ) -> list[SearchResults]:
-        """Finds the k rows nearest to each of many queries, in one native call on all threads.
+        """Finds the k rows nearest to each of many queries, on all threads.
 
         Args:
             queries: (n, dim) numbers, or n strings for the session's embedder; None with ``text=`` for searches by

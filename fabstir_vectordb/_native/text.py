@@ -139,8 +139,10 @@ class TextQuery:
         totals: numbers in place of the index's own; None for these.
     """
 
-    __slots__ = ("_keep", "_pointer", "_terms", "joined")
+    __slots__ = ("_packed", "_terms", "joined")
     _terms: Sequence[str]
+    #: The C struct and what it points to, set together: threads may share a query.
+    _packed: tuple[Any, tuple[Any, ...]] | None
 
     def __init__(self, clauses: Iterable[TextClause], totals: TextTotals | None = None) -> None:
         #: Terms alone, with a zero byte between each two, which C takes as they are; None for other queries.
@@ -155,7 +157,7 @@ class TextQuery:
                 names.append(term)
                 weights.append(weight)
                 offsets.append(offset)
-        self._pack(names, weights, offsets, packed, totals)
+        self._packed = self._pack(names, weights, offsets, packed, totals)
 
     @classmethod
     def of_terms(cls, terms: Sequence[str]) -> Self:
@@ -169,7 +171,7 @@ class TextQuery:
         """
         self = cls.__new__(cls)
         self.joined = _SEPARATOR.join(terms).encode("utf-8", "replace")
-        self._terms, self._pointer = terms, None
+        self._terms, self._packed = terms, None
         if self.joined.count(0) != len(terms) - 1:  # one has a zero itself, or there is none
             self.joined = None
         return self
@@ -177,19 +179,20 @@ class TextQuery:
     @property
     def pointer(self) -> Any:
         """The C struct; what it points to lives as long as this object."""
-        if self._pointer is None:
-            self._pack(self._terms, repeat(1.0), repeat(0), (0, len(self._terms), 0, 0))
-        return self._pointer
+        packed = self._packed
+        if packed is None:
+            packed = self._packed = self._pack(self._terms, repeat(1.0), repeat(0), (0, len(self._terms), 0, 0))
+        return packed[0]
 
+    @staticmethod
     def _pack(
-        self,
         names: Sequence[str],
         weights: Iterable[float],
         offsets: Iterable[int],
         clauses: Sequence[int],
         totals: TextTotals | None = None,
-    ) -> None:
-        """Makes the C structs: as bytes, since cffi takes ten times as long to fill in their fields."""
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The C struct, and what it points to: as bytes, since cffi takes ten times as long to fill in their fields."""
         joined = "".join(names)
         if joined.isascii():  # as most are: encoded at once
             raw, sizes = joined.encode("ascii"), list(map(len, names))
@@ -204,10 +207,10 @@ class TextQuery:
         if totals is not None:
             counts_c = ffi.new("uint64_t[]", [totals.counts.get(name, 0) for name in names])
             totals_c = ffi.new("fvdb_text_totals *", (totals.rows, totals.words, counts_c))
-        self._pointer: Any = ffi.new(
+        query = ffi.new(
             "fvdb_text_query *", (raw_c, len(raw), terms_c, clauses_c, totals_c, len(terms_c), len(clauses_c))
         )
-        self._keep = (raw_c, terms_c, clauses_c, totals_c, counts_c)
+        return query, (raw_c, terms_c, clauses_c, totals_c, counts_c)
 
 
 class TextHits(NamedTuple):

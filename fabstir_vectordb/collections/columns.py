@@ -48,7 +48,7 @@ class ShardHits:
         return len(self.ids)
 
     def __getitem__(self, place: int) -> SearchResult:
-        of, at = self._columns, self._first + place
+        of, at = self._columns, range(self._first, self._first + len(self.ids))[place]
         return SearchResult(of.ids[at], of.scores[at], of.distances[at], of.metadata[at], of.vectors[at])
 
     def __iter__(self) -> Iterator[SearchResult]:

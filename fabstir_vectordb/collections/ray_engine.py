@@ -122,9 +122,10 @@ class RayEngine:
             large.append(array)
             return False
         # Queries are the same for all shards, and stored once.
-        if self._put is None or self._put[0]() is not owner:
-            self._put = weakref.ref(owner, self._forget_put), self._ray.put(array)
-        large.append(self._put[1])
+        put = self._put  # read once: another thread may drop the owner meanwhile
+        if put is None or put[0]() is not owner:
+            put = self._put = weakref.ref(owner, self._forget_put), self._ray.put(array)
+        large.append(put[1])
         return False
 
     def _forget_put(self, owner: weakref.ref[Any]) -> None:

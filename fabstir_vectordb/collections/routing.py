@@ -250,8 +250,9 @@ def _improve(centroids: Floats, weights: npt.NDArray[np.integer], groups: Number
                 old, weight = groups[centroid], weights[centroid]
                 if sizes[old] - weight < least:  # so no group loses its last centroid
                     continue
-                new = np.where(sizes + weight > most, np.inf, distances).argmin()
-                if distances[new] < own[centroid]:
+                with_room = np.where(sizes + weight > most, np.inf, distances)
+                new = with_room.argmin()
+                if with_room[new] < own[centroid]:
                     groups[centroid] = new
                     sizes[old] -= weight
                     sizes[new] += weight

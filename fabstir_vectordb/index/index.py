@@ -711,7 +711,7 @@ class Index:
         gathered: Gathered | None = None,
         control: Control | None = None,
     ) -> list[SearchResults]:
-        """The k nearest rows of each query, in one native call; the request's own query is not used.
+        """The k nearest rows of each query, on all threads; the request's own query is not used.
 
         Raises:
             InvalidInputError: a query is refused; details has ``row``.

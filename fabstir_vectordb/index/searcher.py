@@ -25,7 +25,7 @@ from fabstir_vectordb._native.handle import (
     scores_of,
 )
 from fabstir_vectordb.config import METRICS, Unset
-from fabstir_vectordb.errors import IndexStateError, VectorDBError
+from fabstir_vectordb.errors import IndexStateError, InvalidInputError
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
@@ -246,7 +246,7 @@ class Searcher:
                     control=control,
                     threads=threads,
                 )
-            except VectorDBError as error:
+            except InvalidInputError as error:
                 if "row" in error.details:
                     error.details["row"] += first
                 raise
@@ -262,7 +262,7 @@ class Searcher:
             try:
                 each = pool.map(lambda first: answers(first, _BATCH_QUERIES, 1), firsts)
             except RuntimeError as error:
-                raise IndexStateError("a thread could not be started: lower the session's `threads`") from error
+                raise IndexStateError(f"{error}: lower the session's `threads`") from error
             return [found for some in each for found in some]
 
     def best_of_groups(

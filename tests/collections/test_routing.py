@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fabstir_vectordb.collections.routing import Centroids, shards_for, target_in, train, unit_of
+from fabstir_vectordb.collections.routing import Centroids, _improve, shards_for, target_in, train, unit_of
 from fabstir_vectordb.config import Metric
 
 SEED = 20_261_127
@@ -82,3 +82,12 @@ def test_one_shard_makes_up_for_the_rows_of_the_others() -> None:
     assert shards_for((0.98, 1.0), 0.95) == (1, pytest.approx(0.95 / 0.98))
     assert shards_for((1.0,), 0.95) == (1, 0.95)
     assert target_in(1, 0.95) == 0.95
+
+
+def test_a_heavy_centroid_stays_where_no_group_has_room() -> None:
+    """The first group took it, however full it was."""
+    places = np.repeat([0.0, 1_000.0, 2_000.0, 0.0], [5, 5, 5, 1])[:, np.newaxis]
+    weights = np.repeat([17, 17, 18, 40], [5, 5, 5, 1])
+    groups = np.repeat([0, 1, 2, 2], [5, 5, 5, 1])
+    _improve(places, weights, groups, 3)
+    assert np.bincount(groups, weights).tolist() == [85, 85, 130]

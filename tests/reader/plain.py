@@ -548,6 +548,7 @@ def _segment(raw: bytes, chunk: int, streams: dict[str, Iterator[bytes]]) -> Seg
             before = firsts[at[3] : end]
         shared, others = dictionary.varint(), dictionary.varint()
         term, last = before[:shared] + dictionary.take(others), term
+        check(before[: shared + 1] != term[: shared + 1] or shared == len(before), "bytes shared with the term before")
         check(term > last if number else term, "terms ascend")
         check(number % 32 or term == before, "the first term of a block")
         before = term

@@ -197,6 +197,8 @@ static bool read_entry(term_cursor *c) {
     const uint64_t positions_at = (uint64_t)info->positions_at + info->positions_size;
     if (!suffix || !c->r.ok || shared > c->size || shared + more > FVDB_TEXT_TERM_BYTES_MAX || shared + more == 0)
         return false;
+    /* All bytes that they share, since terms_seek compares no others. */
+    if (shared < c->size && more && suffix[0] == c->term[shared]) return false;
     /* Compared with what is left: a sum with a number of 64 bits may wrap. */
     const uint32_t postings_end = s->streams[TEXT_POSTINGS].size, positions_end = s->streams[TEXT_POSITIONS].size;
     if (n > s->n_docs || postings_at > postings_end || postings > postings_end - postings_at) return false;
