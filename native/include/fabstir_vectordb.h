@@ -775,8 +775,8 @@ fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint
                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
                              uint64_t *out_matches, fvdb_diag *diag);
 
-/* The same for a query of terms alone, each of weight 1 and counted as often as it comes: with a zero byte between each two.
- * An eighth of what the structs of a query take to make elsewhere.
+/* The same for a query of terms alone, each of weight 1 and counted as often as it comes: with a zero byte between each two;
+ * one at the end adds no term.  From other languages, making the structs of a query takes longer than a search for a word.
  * Also FVDB_ERR_ARGUMENT where there are more than FVDB_TEXT_QUERY_TERMS_MAX. */
 fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
                                    const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,

@@ -263,22 +263,22 @@ void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t
         if (scored->n == 0 && next->n == 0) break;
         scorer_prefetched(&w->query, scored->slots, scored->n, distances);
         if (allowed >= ef || w->pool_n >= capacity) keep_nearer(w, scored, distances);
-        const bool merged = !filter && ef <= MERGED_POOL_MOST && !has_nan(distances, scored->n);
-        if (merged) {
+        if (!filter && ef <= MERGED_POOL_MOST && !has_nan(distances, scored->n)) {
             for (uint32_t i = 0; i < scored->n; i++) hnsw_prefetch(g, level, scored->nodes[i]);
             cursor = min_u32(cursor, scratch_merge(w, distances, scored->nodes, scored->n, ef));
             allowed = w->pool_n;
-        }
-        for (uint32_t i = 0; i < scored->n && !merged; i++) {
-            bool full = allowed >= ef || w->pool_n >= capacity;
-            if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
-            hnsw_prefetch(g, level, scored->nodes[i]);
-            cursor = min_u32(cursor, pool_insert(w, distances[i], scored->nodes[i]));
-            allowed += returns(w, level, filter, scored->nodes[i]);
-            /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */
-            while (w->pool_n > capacity || allowed > ef) {
-                uint32_t last = w->pool[--w->pool_n].node & ~CANDIDATE_SEEN;
-                allowed -= returns(w, level, filter, last);
+        } else {
+            for (uint32_t i = 0; i < scored->n; i++) {
+                bool full = allowed >= ef || w->pool_n >= capacity;
+                if (full && distances[i] >= w->pool[w->pool_n - 1].distance) continue;
+                hnsw_prefetch(g, level, scored->nodes[i]);
+                cursor = min_u32(cursor, pool_insert(w, distances[i], scored->nodes[i]));
+                allowed += returns(w, level, filter, scored->nodes[i]);
+                /* Cut behind the ef-th allowed row; without a filter that drops exactly the worst one. */
+                while (w->pool_n > capacity || allowed > ef) {
+                    uint32_t last = w->pool[--w->pool_n].node & ~CANDIDATE_SEEN;
+                    allowed -= returns(w, level, filter, last);
+                }
             }
         }
         frontier *free = scored;

@@ -76,7 +76,8 @@ uint32_t ivf_nlist(uint32_t rows);
 /* Most bytes that training nlist lists for n rows takes, the centroids included. */
 uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
 /* At most nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones
- * have near numbers, and no two have one code.  The same bits for any number of threads.  FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
+ * have near numbers, and no two have one code.  The same bits for any number of threads.
+ * FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
 fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
                       const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
 
