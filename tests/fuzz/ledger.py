@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "fabstir_vectordb"
 HARNESSES = Path(__file__).resolve().parent
+#: The harnesses in Python: what they read with, and what must hold of an answer.
+READERS = [HARNESSES / f"{name}.py" for name in ("choices", "hostile", "readers")]
 
 
 class Ledger:

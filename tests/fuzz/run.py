@@ -30,7 +30,7 @@ from typing import Any
 
 import corpus
 import native_harnesses
-from ledger import Ledger, sources_of_native, sources_of_reader
+from ledger import READERS, Ledger, sources_of_native, sources_of_reader
 from mutate import SEED, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,7 +242,7 @@ def run(names: Sequence[str], targets: dict[str, Any], work: Path, minutes: floa
             else:
                 line = run_replay_unguided(name, replay, work, minutes, ledger)
         else:
-            ledger = Ledger(work / "minutes", name, engine, sources_of_reader(targets[name].read))
+            ledger = Ledger(work / "minutes", name, engine, {*sources_of_reader(targets[name].read), *READERS})
             line = python_campaign(name, targets[name], work).run(minutes, ledger)
         print(line, flush=True)
         lines.append(line)

@@ -58,6 +58,11 @@ def search(session: Session, choose: Choose) -> None:
     session.search(queries[1], 10, filter={"n": {"$lt": choose.randrange(9)}}, threshold=None, recall_target=0.9)
 
 
+def search_many(session: Session, choose: Choose) -> None:
+    """Enough queries for native calls of several threads."""
+    session.search_batch(rows_of(choose, 300)[1], 5, threshold=None)
+
+
 def search_words(session: Session, choose: Choose) -> None:
     session.search(text=f"word{choose.randrange(50)} fo*", k=10)
     session.search(rows_of(choose, 1)[1][0], 10, text="fox", threshold=None)
@@ -109,7 +114,7 @@ Verb = Callable[[Session, Choose], None]
 #: Verbs by how often they are chosen.
 VERBS: dict[Verb, float] = {
     **{add: 20, search: 40, search_words: 10, read: 10, delete: 8, update: 5},
-    **{fill: 1, save: 2, load: 2, optimize: 2, vacuum: 2, destroy: 0.5},
+    **{fill: 1, search_many: 2, save: 2, load: 2, optimize: 2, vacuum: 2, destroy: 0.5},
 }
 
 
@@ -156,6 +161,7 @@ def run(seconds: float, threads: int, seed: int) -> dict[str, int]:
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     fill(sessions[0], Choose(seed))
+    save(sessions[0], Choose(seed))  # so that there is something to load
     end = time.monotonic() + seconds
     for worker in workers:
         worker.start()
