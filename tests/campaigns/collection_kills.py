@@ -27,9 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ SEED = 20_261_127
 PHASES = ("build", "search", "change")
 KILLED = ("actor", "process", "driver")
 SHARDS = 6
+#: Kills of one kind before it is another one's turn.
+AT_A_TIME = 10
 #: Searches of a driver, so that it is there to be killed.
 SEARCHES = 50
 QUERIES = 20
@@ -254,6 +256,7 @@ class Campaign:
                 except SessionError as error:
                     if not of_engine(error):
                         raise
+                    assert len(victims) > len(failed), "a call failed without a kill"
                     failed.append(await look())
         for number in range(len(victims)):
             found = failed[number] if number < len(failed) else None
@@ -263,31 +266,44 @@ class Campaign:
     async def _pool(
         self, phase: str, call: Call, look: Callable[[], Awaitable[str]], expected: Any, chance: random.Random
     ) -> int:
-        """Kills one process of a pool during a call, and makes the call again on another pool."""
-        failed = None
+        """Kills one process of a pool during a call, and makes the call again on another pool; gives how many were.
+
+        A call that was over before its turn counts for nothing.
+        """
+        failed, victims, ended = None, list[int](), threading.Event()
         with ProcessPoolExecutor(2, mp_context=forks()) as pool:
             while len(pool._processes or {}) < 2:
                 pool.submit(os.getpid).result()
                 pool.submit(time.sleep, 0.1)
             pids = sorted(pool._processes or {})
-            timer = threading.Timer(chance.random() * self._seconds(phase), kill_one_of, [pool, chance])
+
+            def shoot() -> None:
+                if not ended.is_set():
+                    os.kill(victim := chance.choice(pids), signal.SIGKILL)
+                    victims.append(victim)
+
+            timer = threading.Timer(chance.random() * self._seconds(phase), shoot)
             timer.start()
             try:
                 assert await call(over(pool)) == expected, (phase, "process")
             except SessionError as error:
                 if not of_engine(error):
                     raise
+                assert victims, "a call failed without a kill"
                 failed = await look()
                 # CPython's pool does not always end the other process, and would wait for it for ever.
                 for pid in pids:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             finally:
+                ended.set()
+                timer.cancel()
                 timer.join()
         if failed is not None:
             assert await call(None) == expected, (phase, "process")
-        self._note(phase, "process", failed)
-        return 1
+        if victims:
+            self._note(phase, "process", failed)
+        return len(victims)
 
     async def _driver(
         self,
@@ -360,12 +376,6 @@ def drive(said: Any, phase: str, fields: dict[str, Any], step: int, rows: dict[s
     anyio.run(run)
 
 
-def kill_one_of(pool: ProcessPoolExecutor, chance: random.Random) -> None:
-    processes = sorted(pool._processes or {})
-    if processes:
-        os.kill(chance.choice(processes), signal.SIGKILL)
-
-
 def forks() -> Any:
     """Processes that have imported everything, and none of the threads of this one."""
     context = multiprocessing.get_context("forkserver")
@@ -373,26 +383,27 @@ def forks() -> Any:
     return context
 
 
-def wanted_of(kills: int) -> dict[tuple[str, str], int]:
+def wanted_of(kills: int, of: Sequence[str]) -> dict[tuple[str, str], int]:
     """How many kills of each kind: half of a phase are of actors, a quarter each of processes and drivers."""
     shares = {"actor": kills - 2 * (kills // 4), "process": kills // 4, "driver": kills // 4}
-    return {(phase, killed): shares[killed] for phase in PHASES for killed in KILLED}
+    return {(phase, killed): shares[killed] for phase in PHASES for killed in of}
 
 
-async def run(kills: int, rows: int, results: tally.Tally, folder: Path, at_a_time: int = 10) -> None:
+async def run(wanted: Mapping[tuple[str, str], int], rows: int, results: tally.Tally, folder: Path) -> None:
     """Makes the kills that are missing, of each kind some at a time."""
     campaign = Campaign(folder, rows, results)
     await campaign.start()
     await campaign.time_calls()
-    engine = RayEngine(2)
+    engine = RayEngine(2) if any(killed == "actor" for _, killed in wanted) else None
     while missing := {
         kind: count - results.count(phase=kind[0], killed=kind[1])
-        for kind, count in wanted_of(kills).items()
+        for kind, count in wanted.items()
         if count > results.count(phase=kind[0], killed=kind[1])
     }:
-        kind = max(missing, key=lambda kind: missing[kind] / wanted_of(kills)[kind])
-        await campaign.kill(*kind, min(at_a_time, missing[kind]), engine)
-    engine.close()
+        kind = max(missing, key=lambda kind: missing[kind] / wanted[kind])
+        await campaign.kill(*kind, min(AT_A_TIME, missing[kind]), engine)
+    if engine is not None:
+        engine.close()
 
 
 def table_of(results: tally.Tally) -> str:
@@ -412,13 +423,15 @@ def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="kills of each phase; default 100")
+    parser.add_argument("--killed", nargs="+", choices=KILLED, default=KILLED, help="default all; actors need Ray")
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the collection; default 20000")
     parser.add_argument("--results", type=Path, help="file of the kills, which is continued")
     parser.add_argument("--page", action="store_true", help="write the table of docs/faults.md")
     options = parser.parse_args()
     results = tally.Tally(options.results)
-    with tempfile.TemporaryDirectory() as folder, ray_cluster():
-        anyio.run(run, options.kills, options.rows, results, Path(folder))
+    wanted = wanted_of(options.kills, options.killed)
+    with tempfile.TemporaryDirectory() as folder, ray_cluster() if "actor" in options.killed else nullcontext():
+        anyio.run(run, wanted, options.rows, results, Path(folder))
     text = table_of(results)
     print(text, end="")
     if options.page:

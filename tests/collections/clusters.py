@@ -22,6 +22,14 @@ BOUNDED: dict[str, Any] = {
     "log_to_driver": False,
     "_node_ip_address": "127.0.0.1",
 }
+#: Marks of tests that need a cluster. Ray and Dask leave sockets and files to the end of the process.
+OF_CLUSTERS = [
+    pytest.mark.anyio,
+    pytest.mark.one_loop,
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 @contextmanager

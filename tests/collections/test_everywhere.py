@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import ray_cluster
+from clusters import OF_CLUSTERS, ray_cluster
 from gathering import QUERIES, TEXT, bits, settings, vectors, worded
 
 from fabstir_vectordb import NotFoundError, SearchResults
 from fabstir_vectordb.collections import Collection, Engine, RayEngine, build, over
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.one_loop,
-    pytest.mark.long,
-    # Ray and Dask leave sockets and files to the end of the process.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+pytestmark = OF_CLUSTERS
 BY_VECTOR: list[dict[str, Any]] = [
     {},
     {"exact": True},

@@ -109,8 +109,9 @@ def test_figures_grow_as_their_models_say() -> None:
     assert one.cores == pytest.approx(500 * 45 * 0.000_2 * 1.464_5 / 0.7, abs=1)
     assert one.seconds == pytest.approx(0.004_5 + 0.000_293, rel=0.01)
     # Candidates are chosen over all shards, of 868,056 parts instead of 11.
-    assert one.cold_requests == pytest.approx(3 * 1.25 * math.log(868_056) / math.log(11))
-    assert one.cold_bytes == pytest.approx(2e6 / 3 * one.cold_requests)
+    more = 1.25 * math.log(868_056) / math.log(11)
+    assert one.cold_requests == pytest.approx(3 * more)
+    assert one.cold_bytes == pytest.approx(2e6 * more)
     whole = plan(replace(MEASURED, cold_requests=0.0), rows=1e9, qps=500)
     assert whole.lazy_memory_bytes is whole.cold_requests is whole.cold_bytes is whole.cold_seconds is None
     for fields, figure in (({"qps": 5_000}, "drivers"), ({"rows": 4e9}, "asked"), ({"dim": 768}, "bytes")):

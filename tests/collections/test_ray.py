@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import ray_cluster, ray_home
+from clusters import OF_CLUSTERS, ray_cluster, ray_home
 from gathering import PHRASE, ROWS, batch, bits, seen, settings, vectors
 
 from fabstir_vectordb import (
@@ -32,14 +32,7 @@ from fabstir_vectordb.collections import Collection, RayEngine, build, sync
 from fabstir_vectordb.collections.fanout import Job, run_all
 from fabstir_vectordb.s5.cid import multibase_encode, parse_cid
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.one_loop,
-    pytest.mark.long,
-    # Ray leaves sockets and files to the end of the process.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+pytestmark = OF_CLUSTERS
 ROOT = Path(__file__).resolve().parents[2]
 
 
