@@ -139,7 +139,7 @@ class TextQuery:
         totals: numbers in place of the index's own; None for these.
     """
 
-    __slots__ = ("_packed", "_terms", "joined")
+    __slots__ = ("_packed", "_terms", "joined", "word_weight")
     _terms: Sequence[str]
     #: The C struct and what it points to, set together: threads may share a query.
     _packed: tuple[Any, tuple[Any, ...]] | None
@@ -147,6 +147,7 @@ class TextQuery:
     def __init__(self, clauses: Iterable[TextClause], totals: TextTotals | None = None) -> None:
         #: Terms alone, with a zero byte between each two, which C takes as they are; None for other queries.
         self.joined: bytes | None = None
+        self.word_weight = 1.0
         names: list[str] = []
         weights: list[float] = []
         offsets: list[int] = []
@@ -160,18 +161,19 @@ class TextQuery:
         self._packed = self._pack(names, weights, offsets, packed, totals)
 
     @classmethod
-    def of_terms(cls, terms: Sequence[str]) -> Self:
+    def of_terms(cls, terms: Sequence[str], word_weight: float = 1.0) -> Self:
         """A query of terms alone: rows that have any of them; a term that comes twice counts twice.
 
         Args:
             terms: the terms.
+            word_weight: of those without STEM_MARK; the others have 1.
 
         Returns:
             The query.
         """
         self = cls.__new__(cls)
         self.joined = _SEPARATOR.join(terms).encode("utf-8", "replace")
-        self._terms, self._packed = terms, None
+        self._terms, self._packed, self.word_weight = terms, None, word_weight
         if self.joined.count(0) != len(terms) - 1:  # one has a zero itself, or there is none
             self.joined = None
         return self
@@ -181,7 +183,8 @@ class TextQuery:
         """The C struct; what it points to lives as long as this object."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = self._pack(self._terms, repeat(1.0), repeat(0), (0, len(self._terms), 0, 0))
+            weights = (1.0 if term.startswith(STEM_MARK) else self.word_weight for term in self._terms)
+            packed = self._packed = self._pack(self._terms, weights, repeat(0), (0, len(self._terms), 0, 0))
         return packed[0]
 
     @staticmethod
@@ -604,7 +607,8 @@ class NativeText:
             VectorDBError: memory ran out.
         """
         if query.joined is not None:
-            return self._found(lib.fvdb_text_search_terms, (query.joined, len(query.joined)), k, allow, count)
+            terms = query.joined, len(query.joined), query.word_weight
+            return self._found(lib.fvdb_text_search_terms, terms, k, allow, count)
         return self._found(lib.fvdb_text_search, (query.pointer,), k, allow, count)
 
     def search_words(self, text: str, k: int, allow: UInt64Array | None = None, *, count: bool = False) -> TextHits:

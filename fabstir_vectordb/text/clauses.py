@@ -24,7 +24,12 @@ from fabstir_vectordb._native.words import terms as words_of
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.query import Clause, Need, ParsedQuery
 
-__all__ = ["TermsQuery", "compile_query"]
+__all__ = ["FORM_WEIGHT", "TermsQuery", "compile_query"]
+
+#: What a word itself counts beside its stem. If both count alike, a row with the same form scores as if it had two
+#: words, and sentences find less than by stems alone. With a half they find as much, and keywords keep what words add
+#: (docs/decisions/0026-fusion.md). A half is exact, so one list of postings can count for both where they are equal.
+FORM_WEIGHT: Final = 0.5
 
 _FLAGS: Final[dict[Need, int]] = {"may": 0, "must": REQUIRED, "not": EXCLUDED}
 
@@ -86,7 +91,8 @@ def compile_query(query: ParsedQuery, analyzer: Analyzer, totals: TextTotals | N
         terms = _terms_of(clauses[0].text, analyzer)
         # Where there are more than the core takes, equal ones are counted first.
         if len(terms) <= QUERY_TERMS_MAX:
-            return TermsQuery(TextQuery.of_terms(terms) if terms else None, (), (), terms, ())
+            weight = 1.0 if analyzer.language is None else FORM_WEIGHT
+            return TermsQuery(TextQuery.of_terms(terms, weight) if terms else None, (), (), terms, ())
     wanted: list[TextClause] = []
     signed: list[TextClause] = []
     refused: list[TextQuery] = []
@@ -148,20 +154,20 @@ def _clauses_of(clause: Clause, analyzer: Analyzer) -> Iterator[TextClause]:
     if clause.kind != "phrase" and clause.need == "may":
         # One clause of any of the words: equal ones count as often as they come.
         counted = Counter(term for offset, word in kept for term in _forms(word, stems[offset], has_stems))
-        yield TextClause([TextTerm(term, float(n)) for term, n in counted.items()], flags)
+        yield TextClause([TextTerm(term, n * weight) for (term, weight), n in counted.items()], flags)
     elif len(kept) == 1:
         offset, word = kept[0]
-        forms = _forms(word, stems[offset], has_stems)
         # In quotation marks a word stands for itself alone.
-        yield TextClause([TextTerm(term) for term in (forms[:1] if clause.kind == "phrase" else forms)], flags)
+        forms = _forms(word, stems[offset], has_stems and clause.kind != "phrase")
+        yield TextClause([TextTerm(*form) for form in forms], flags)
     else:
         first = kept[0][0]
         yield TextClause([TextTerm(word, 1.0, offset - first) for offset, word in kept], flags | PHRASE)
 
 
-def _forms(word: str, stem: str, has_stems: bool) -> list[str]:
-    """The terms of a word: itself, and its stem where the index has stems."""
-    return [word, STEM_MARK + stem] if has_stems else [word]
+def _forms(word: str, stem: str, has_stems: bool) -> list[tuple[str, float]]:
+    """The terms of a word and their weights: itself, and its stem where it stands beside it."""
+    return [(word, FORM_WEIGHT), (STEM_MARK + stem, 1.0)] if has_stems else [(word, 1.0)]
 
 
 def _bounded(clause: TextClause) -> TextClause:

@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 9
+#define FVDB_ABI_VERSION 10
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -775,12 +775,13 @@ fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint
                              uint64_t allow_words, uint32_t *out_slots, double *out_scores, uint32_t *out_count,
                              uint64_t *out_matches, fvdb_diag *diag);
 
-/* The same for a query of terms alone, each of weight 1 and counted as often as it comes: with a zero byte between each two;
- * one at the end adds no term.  From other languages, making the structs of a query takes longer than a search for a word.
+/* The same for a query of terms alone, each counted as often as it comes: with a zero byte between each two; one at the end adds
+ * no term.  word_weight: of terms that do not begin with FVDB_TEXT_STEM_MARK; the others have 1.
+ * From other languages, making the structs of a query takes longer than a search for a word.
  * Also FVDB_ERR_ARGUMENT where there are more than FVDB_TEXT_QUERY_TERMS_MAX. */
-fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
-                                   const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,
-                                   uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag);
+fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, float word_weight,
+                                   uint32_t k, const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots,
+                                   double *out_scores, uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag);
 
 /* The same for a query of the words of a text, each of weight 1 and counted as often as it comes; only those among the first
  * FVDB_TEXT_QUERY_TERMS_MAX.  In one call, as taking a query apart elsewhere takes longer than most searches.

@@ -184,12 +184,12 @@ fvdb_status fvdb_text_search(fvdb_text *text, const fvdb_text_query *query, uint
     return status;
 }
 
-fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, uint32_t k,
-                                   const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_scores,
-                                   uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag) {
+fvdb_status fvdb_text_search_terms(fvdb_text *text, const uint8_t *bytes, uint64_t n_bytes, float word_weight,
+                                   uint32_t k, const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots,
+                                   double *out_scores, uint32_t *out_count, uint64_t *out_matches, fvdb_diag *diag) {
     const text_wanted wanted = {k, allow, allow_words, out_slots, out_scores, out_count, out_matches};
     TRY(enter_search(text, k, diag));
-    fvdb_status status = text_search_terms(text, bytes, (size_t)n_bytes, &wanted, diag);
+    fvdb_status status = text_search_terms(text, bytes, (size_t)n_bytes, word_weight, &wanted, diag);
     rwlock_read_done(text->lock);
     return status;
 }

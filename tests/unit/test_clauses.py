@@ -55,8 +55,9 @@ def test_stop_words_leave_their_places_in_a_phrase() -> None:
 def test_stems_stand_beside_their_words() -> None:
     pytest.importorskip("Stemmer")
     analyzer = Analyzer("english")
-    assert clauses("skies", analyzer) == [(0, [("skies", 1.0, 0), ("\x01sky", 1.0, 0)])]
-    assert clauses("+skies", analyzer) == [(REQUIRED, [("skies", 1.0, 0), ("\x01sky", 1.0, 0)])]
+    assert clauses("skies", analyzer) == [(0, [("skies", 0.5, 0), ("\x01sky", 1.0, 0)])]
+    assert clauses("skies Skies", analyzer) == [(0, [("skies", 1.0, 0), ("\x01sky", 2.0, 0)])]
+    assert clauses("+skies", analyzer) == [(REQUIRED, [("skies", 0.5, 0), ("\x01sky", 1.0, 0)])]
     assert clauses('"skies"', analyzer) == [(0, [("skies", 1.0, 0)])]
     assert clauses('"blue skies"', analyzer) == [(PHRASE, [("blue", 1.0, 0), ("skies", 1.0, 1)])]
 
@@ -74,6 +75,12 @@ def test_words_alone_are_compiled_as_a_part_of_a_query_is(language: str | None) 
     assert short.scored is not None and long.scored is not None
     assert short.scored.pointer.n_terms == (8 if language else 4)
     assert long.scored.pointer.n_terms == (6 if language else 3)
+    # A term that stands there twice has its weight twice.
+    sums = [
+        sum(query.pointer.terms[at].weight for at in range(query.pointer.n_terms))
+        for query in (short.scored, long.scored)
+    ]
+    assert sums == [6.0, 6.0] if language else [4.0, 4.0]
     assert compile_query(parse_query("of the"), analyzer).scored is None
     many = compile_query(parse_query("red " * (QUERY_TERMS_MAX + 1)), analyzer)
     assert many.scored is not None and many.scored.pointer.n_terms == (2 if language else 1)

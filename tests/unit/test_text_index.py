@@ -344,15 +344,17 @@ def test_all_ways_through_windows_give_the_scores_of_single_rows() -> None:
 def test_a_query_of_terms_is_one_of_clauses() -> None:
     text, model = NativeText(), Model(TERMS_WORDS)
     change(text, model, {1: ["a b b"], 2: ["b c"], 3: ["c d é"]})
-    for terms in (["a"], ["b", "c", "b"], ["é", "nowhere"], ["a\0b", "c"], ["", "c"], ["c", ""], [""]):
-        clauses = TextQuery([TextClause([TextTerm(term) for term in terms])])
-        one, other = (text.search(query, 5, count=True) for query in (TextQuery.of_terms(terms), clauses))
+    for terms in (["a"], ["b", "c", "b"], ["é", "nowhere"], ["a\0b", "c"], ["", "c"], ["c", ""], [""], ["\1b", "c"]):
+        weights = [1.0 if term.startswith(STEM_MARK) else 0.75 for term in terms]
+        clauses = TextQuery([TextClause(list(map(TextTerm, terms, weights)))])
+        one, other = (text.search(query, 5, count=True) for query in (TextQuery.of_terms(terms, 0.75), clauses))
         assert one.slots.tolist() == other.slots.tolist(), terms
         assert one.scores.tolist() == other.scores.tolist()
         assert one.matches == other.matches
     assert len(text.search(TextQuery.of_terms(["a"] * QUERY_TERMS_MAX), 5).slots) == 1
     check_refused(lambda: text.search(TextQuery.of_terms(["a"] * (QUERY_TERMS_MAX + 1)), 5))
     check_refused(lambda: text.search(TextQuery.of_terms(["a"]), 0))
+    check_refused(lambda: text.search(TextQuery.of_terms(["a"], 0.0), 5))
     text.close()
 
 
@@ -575,16 +577,22 @@ def test_terms_are_asked_for_once_a_change() -> None:
 
 
 @pytest.mark.parametrize("n", [100, 300, 700])
-def test_a_word_that_is_the_only_one_of_its_stem_counts_as_two_terms(n: int) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.5, 2.0, 0.75])
+def test_a_word_that_is_the_only_one_of_its_stem_counts_as_two_terms(n: int, weight: float) -> None:
     # Rows of w0 alone have a list of their stem that is their word's; "w1" and "w1x" share a stem.
     model, text = Model(TERMS_BOTH), NativeText(terms=TERMS_BOTH)
     texts = {slot: " ".join([f"w{slot % 2}"] + ["w1x"] * (slot % 3) + ["z"] * (slot % 5)) for slot in range(n)}
     change(text, model, {slot: [one] for slot, one in texts.items()})
     for terms in (["w0"], ["w1", "w1x"], ["w0", "w1"], ["w0", "w0", "z", "w1x"]):
         both = [term for word in terms for term in (word, STEM_MARK + stem(word))]
-        clauses = [TextClause([TextTerm(term) for term in both])]
+        weighed = [TextTerm(term, 1.0 if term.startswith(STEM_MARK) else weight) for term in both]
+        clauses = [TextClause(weighed)]
         expected = model.search(clauses)
-        for query in (TextQuery(clauses), TextQuery.of_terms(both)):
+        # Not beside each other, the two lists count for themselves: the same bits.
+        apart = text.search(TextQuery([TextClause(sorted(weighed))]), n)
+        beside = text.search(TextQuery(clauses), n)
+        assert (beside.slots.tolist(), beside.scores.tolist()) == (apart.slots.tolist(), apart.scores.tolist())
+        for query in (TextQuery(clauses), TextQuery.of_terms(both, weight)):
             check_search(text, expected, query, 10, None)
             check_search(text, expected, query, n, set(range(0, n, 3)))
             scores = text.score_slots(query, np.arange(n, dtype=np.uint32))

@@ -357,11 +357,21 @@ typedef struct query_term {
     float factor;  /* of its score, in steps of the query's scale */
     int64_t df;
     bool of_phrase; /* of the last phrase when it was added: not shared with other clauses */
-    uint32_t times; /* it counts so often: 2 for two terms with the same postings, 0 for the second of them */
+    /* It counts so often: 2 for two terms with the same postings, 0 for the second of them; and the lesser of the two has the
+     * factor over 2^lesser. */
+    uint32_t times, lesser;
     /* Its score in documents that have it 1 .. tabled times, by length plus 1 below TEXT_LENGTHS; tabled is 0 or TEXT_FREQS. */
     uint32_t *table, tabled;
     term_info *infos; /* n of segments; info.n == 0 and left == 0 where it is not there */
 } query_term;
+
+#define TEXT_ALONE 31u /* `lesser` of a term that has no second one: of a score below 2^31 nothing is left */
+/* A score of a term by `part`, freq / (freq + norm).  Half of a factor is exact, and so is half of its product, so the second term
+ * counts what it would by itself, to the bit. */
+static inline uint32_t score_of_part(uint32_t times, uint32_t lesser, float factor, float part) {
+    const uint32_t most = (uint32_t)(int32_t)(factor * part);
+    return times + most + (most >> lesser);
+}
 
 typedef struct query_clause {
     uint32_t flags;
@@ -414,8 +424,8 @@ typedef struct text_wanted {
     uint64_t *out_matches;
 } text_wanted;
 fvdb_status text_search(const fvdb_text *t, const fvdb_text_query *query, const text_wanted *wanted, fvdb_diag *diag);
-fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
-                              fvdb_diag *diag);
+fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, float word_weight,
+                              const text_wanted *wanted, fvdb_diag *diag);
 fvdb_status text_search_words(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
                               fvdb_diag *diag);
 fvdb_status text_score_slots(const fvdb_text *t, const fvdb_text_query *query, const uint32_t *slots, uint32_t n,

@@ -123,6 +123,7 @@ static uint32_t add_term(text_query *q, uint32_t from, bool of_phrase, const uin
     *term = (query_term){.size = size,
                          .of_phrase = of_phrase,
                          .times = 1,
+                         .lesser = TEXT_ALONE,
                          .infos = query_alloc(q, (size_t)q->state->n + 1, sizeof *term->infos)};
     uint8_t *copy = query_alloc(q, size, 1);
     if (!copy || !term->infos) return TEXT_NONE;
@@ -327,7 +328,7 @@ static bool fill_table(text_query *q, query_term *term) {
         uint32_t *scores = term->table + (size_t)i * TEXT_LENGTHS;
         scores[0] = 0; /* no document has it and no word */
         for (uint32_t j = 1; j < end; j++)
-            scores[j] = term->times * (1 + (uint32_t)(int32_t)(term->factor * (freq / (freq + norms[j]))));
+            scores[j] = score_of_part(term->times, term->lesser, term->factor, freq / (freq + norms[j]));
         for (uint32_t j = end; j < TEXT_LENGTHS; j++) scores[j] = scores[end - 1]; /* of no document */
     }
     return true;
@@ -350,7 +351,6 @@ static bool have_equal_bytes(const uint8_t *a, const uint8_t *b, const term_info
 }
 
 static bool have_equal_postings(const text_query *q, const query_term *a, const query_term *b) {
-    if (a->factor != b->factor) return false;
     for (uint32_t i = 0; i < q->state->n; i++) {
         const term_info *of_a = &a->infos[i], *of_b = &b->infos[i];
         const uint8_t *postings = q->state->segments[i]->streams[TEXT_POSTINGS].bytes;
@@ -361,6 +361,18 @@ static bool have_equal_postings(const text_query *q, const query_term *a, const 
     return true;
 }
 
+/* Whether one list can count for two terms: their factors are equal, or one is twice the other. */
+static bool join_terms(const text_query *q, query_term *a, query_term *b) {
+    const float most = a->factor < b->factor ? b->factor : a->factor,
+                least = a->factor < b->factor ? a->factor : b->factor;
+    if (a->times != 1 || (most != least && most != 2 * least) || !have_equal_postings(q, a, b)) return false;
+    a->factor = most;
+    a->lesser = most != least;
+    a->times = 2;
+    b->times = 0;
+    return true;
+}
+
 /* A word that is the only one of its stem has the postings of the stem, which comes next to it in a query: one list is enough
  * for both.  Common words are of that kind, and comparing bytes takes a hundredth of the time of going through their lists. */
 static void join_equal(text_query *q) {
@@ -368,8 +380,7 @@ static void join_equal(text_query *q) {
     for (uint32_t i = 0; i < q->n_scored; i++) {
         query_term *term = &q->terms[q->scored[i]];
         query_term *before = n ? &q->terms[q->scored[n - 1]] : NULL;
-        if (before && before->times == 1 && have_equal_postings(q, before, term)) before->times = 2, term->times = 0;
-        else q->scored[n++] = q->scored[i];
+        if (!before || !join_terms(q, before, term)) q->scored[n++] = q->scored[i];
     }
     q->n_scored = n;
 }

@@ -56,7 +56,7 @@ typedef struct search {
 static uint32_t score_long(const text_query *q, const query_term *term, uint32_t freq, uint32_t length) {
     const float norm =
         length < TEXT_LENGTHS ? q->state->norms[length] : (float)text_norm(&q->t->config, q->state, length - 1);
-    return term->times * (1 + (uint32_t)(int32_t)(term->factor * ((float)freq / ((float)freq + norm))));
+    return score_of_part(term->times, term->lesser, term->factor, (float)freq / ((float)freq + norm));
 }
 
 /* What a term gives a document; length plus 1. */
@@ -81,10 +81,10 @@ static void score_postings(const text_query *q, const query_term *term, const po
         return;
     }
     const float factor = term->factor;
-    const uint32_t times = term->times, n = c->count, *restrict freqs = c->freqs;
+    const uint32_t times = term->times, lesser = term->lesser, n = c->count, *restrict freqs = c->freqs;
     for (uint32_t i = 0; i < n; i++) {
         const float freq = (float)freqs[i];
-        out[i] = times * (1 + (uint32_t)(int32_t)(factor * (freq / (freq + norms[i]))));
+        out[i] = score_of_part(times, lesser, factor, freq / (freq + norms[i]));
     }
 }
 
@@ -916,8 +916,8 @@ static fvdb_status search_some(const fvdb_text *t, const uint8_t *bytes, size_t 
     return text_search(t, &query, wanted, diag);
 }
 
-fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, const text_wanted *wanted,
-                              fvdb_diag *diag) {
+fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t size, float word_weight,
+                              const text_wanted *wanted, fvdb_diag *diag) {
     fvdb_text_term terms[FVDB_TEXT_QUERY_TERMS_MAX];
     uint32_t n = 0;
     for (size_t start = 0, end; start < size; start = end + 1) {
@@ -925,7 +925,9 @@ fvdb_status text_search_terms(const fvdb_text *t, const uint8_t *bytes, size_t s
         end = zero ? (size_t)(zero - bytes) : size;
         if (n == FVDB_TEXT_QUERY_TERMS_MAX || end > UINT32_MAX)
             return FAIL_AT(diag, FVDB_ERR_ARGUMENT, "the query has too many terms", 0, FVDB_TEXT_QUERY_TERMS_MAX, 0);
-        terms[n++] = (fvdb_text_term){.start = (uint32_t)start, .size = (uint32_t)(end - start), .weight = 1};
+        const bool is_stem = bytes[start] == FVDB_TEXT_STEM_MARK;
+        terms[n++] = (fvdb_text_term){
+            .start = (uint32_t)start, .size = (uint32_t)(end - start), .weight = is_stem ? 1 : word_weight};
     }
     return search_some(t, bytes, size, terms, n, wanted, diag);
 }
