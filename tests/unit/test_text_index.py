@@ -792,6 +792,31 @@ def test_a_size_that_wraps_is_refused_before_all_has_come(
     text.close()
 
 
+def test_an_entry_that_shares_more_bytes_than_it_says_is_refused() -> None:
+    """A search passes over entries by the number of shared bytes alone: a lower one would hide the terms behind it."""
+    text = NativeText()
+    change(text, Model(TERMS_WORDS), {0: ["alpha alphabet alphas"]})
+    parts = parts_of(text)
+    text.close()
+    dictionary = parts[PART_TEXT_DICTIONARY, 0]
+    assert dictionary.count(b"\5\3bet") == 1
+    dictionary = dictionary.replace(b"\5\3bet", b"\4\4abet")
+    head = bytearray(parts[PART_TEXT_HEAD, 0])
+    head[56:60] = len(dictionary).to_bytes(4, "little")
+    text = load_begin({**parts, (PART_TEXT_HEAD, 0): bytes(head), (PART_TEXT_DICTIONARY, 0): dictionary}, TERMS_WORDS)
+    text.load_part(PART_TEXT_HEAD, 0, bytes(head))
+    text.load_part(PART_TEXT_DICTIONARY, 0, dictionary)
+    for word in ("alphabet", "alphas"):
+        with pytest.raises(IntegrityError, match="dictionary"):
+            text.missing(TextQuery.of_terms([word]))
+    assert text.missing(TextQuery.of_terms(["alpha"])), "a term before the damage is found"
+    for kind in (PART_TEXT_POSTINGS, PART_TEXT_POSITIONS):
+        text.load_part(kind, 0, parts[kind, 0])
+    with pytest.raises(IntegrityError):
+        text.load_end()
+    text.close()
+
+
 def long_postings(skip_field: int, value: int) -> NativeText:
     """One word in 1,000 rows, so eight blocks; a field of every skip is another. All parts are here, unchecked."""
     text = NativeText()
