@@ -27,7 +27,8 @@ from saving import add_rows, session_on
 count, dim, threads_list = int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 
 async def build(uri, memory, threads):
-    async with await session_on(uri, memory=memory, threads=threads, session_id=uuid.uuid4().hex) as session:
+    fields = {"memory": memory, "threads": threads, "text_fields": "text"}
+    async with await session_on(uri, session_id=uuid.uuid4().hex, **fields) as session:
         await add_rows(session, count // 2, dim=dim)
         cids = [await session.save_to_s5()]
         await add_rows(session, count - count // 2, first=count // 2, dim=dim)
