@@ -53,6 +53,8 @@ _UNIT: Final = 2.0**15
 #: Components of rows outside the sample's range. Products stay below 2^48.
 _FAR: Final = 2.0**20
 _BLOCK_BYTES: Final = 16_000_000
+#: Products of components from which on a choice of shards takes longer than what another thread adds to a search.
+_AT_ONCE_MAX: Final = 2**20
 #: Rounds that find the direction in which centroids differ most, and rounds in which centroids go to nearer groups.
 _TURNS: Final = 16
 _MOVES: Final = 10
@@ -78,11 +80,17 @@ def _integers(rows: npt.NDArray[np.float32], metric: Metric, scale: float) -> Fl
     return np.rint(whole / np.where(length > 0, length, 1.0) * _UNIT)
 
 
-def _distances(rows: Floats, centroids: Floats) -> Floats:
-    """Squared distances without the part that is the same for all centroids, exactly."""
+def _distances(rows: Floats, centroids: Floats, squares: Floats | None = None) -> Floats:
+    """Squared distances without the part that is the same for all centroids, exactly.
+
+    Args:
+        rows: (n, dim).
+        centroids: (m, dim).
+        squares: sums of the squares of each centroid, where they are known.
+    """
     product = rows @ centroids.T
     product *= -2.0
-    product += np.square(centroids).sum(axis=1)
+    product += np.square(centroids).sum(axis=1) if squares is None else squares
     return product
 
 
@@ -146,9 +154,11 @@ class Centroids:
     metric: Metric
     scale: float
     _integers: Floats = field(init=False, repr=False, compare=False)
+    _squares: Floats = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_integers", _integers(self.vectors, self.metric, self.scale))
+        object.__setattr__(self, "_squares", np.square(self._integers).sum(axis=1))
 
     @classmethod
     def alone(cls, vectors: npt.NDArray[np.float32], metric: Metric, scale: float) -> Centroids:
@@ -185,11 +195,19 @@ class Centroids:
         A shard is as promising as its nearest centroid; under the metric ``dot``, as the one with the largest product.
         Shards whose centroids are equally near come in the order of their numbers.
         """
-        numbers = np.unique(self.shards)
+        order = np.argsort(self.shards, kind="stable")
+        numbers, starts = np.unique(self.shards[order], return_index=True)
         asked = _integers(queries, self.metric, self.scale)
-        scores = -(asked @ self._integers.T) if self.metric == "dot" else _distances(asked, self._integers)
-        best = np.stack([scores[:, self.shards == number].min(axis=1) for number in numbers], axis=1)
+        if self.metric == "dot":
+            scores = -(asked @ self._integers.T)
+        else:
+            scores = _distances(asked, self._integers, self._squares)
+        best = np.minimum.reduceat(scores[:, order], starts, axis=1)
         return np.asarray(numbers[np.argsort(best, axis=1, kind="stable")])
+
+    def ranks_at_once(self, queries: int) -> bool:
+        """Whether `ranked` of so many queries takes less than another thread would take to begin."""
+        return queries * self.vectors.size <= _AT_ONCE_MAX
 
 
 def _halve(

@@ -74,6 +74,9 @@ _STREAM_ROWS_MAX: Final = 4_096
 #: Candidates of lazily opened shards, as a multiple of those of one lazily loaded index. The parts of several shards
 #: hold fewer of a query's nearest rows, and fewest where near rows are in different shards (docs/decisions/0036).
 _CANDIDATES: Final[Mapping[Route, float]] = {"nearest": 7 / 6, "hash": 3 / 2, "range": 3 / 2}
+#: From one in so many on, shards get all queries of a search and the places of their own: an engine that stores large
+#: arguments stores one array for all of them.
+_SHARED_PART: Final = 4
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 
 Matrix = npt.NDArray[np.float32]
@@ -237,7 +240,10 @@ class Searches:
         }
         places = dict.fromkeys(at.shards, np.arange(len(queries)))
         if at.centroids is not None and asked < len(at.shards):
-            ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
+            if at.centroids.ranks_at_once(len(queries)):
+                ranked = at.centroids.ranked(queries)
+            else:
+                ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
             found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
             places = {number: where for number, where in found.items() if len(where)}
         queries = queries.view()
@@ -551,9 +557,13 @@ class Searches:
             )
 
 
-def _some(queries: Matrix, places: npt.NDArray[np.intp]) -> Matrix:
-    """The queries at ascending places; all of them without a copy."""
-    return queries if len(places) == len(queries) else queries[places]
+def _some(queries: Matrix, places: npt.NDArray[np.intp]) -> tasks.Some:
+    """The queries at ascending places."""
+    if len(places) == len(queries):
+        return tasks.Some(queries)
+    if len(places) * _SHARED_PART < len(queries):
+        return tasks.Some(queries[places])
+    return tasks.Some(queries, places)
 
 
 def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:

@@ -44,6 +44,7 @@ from fabstir_vectordb.types import (
 
 __all__ = [
     "Dirt",
+    "Some",
     "Told",
     "all_sides",
     "all_sides_of_groups",
@@ -94,16 +95,31 @@ class Told(NamedTuple):
     receipt: Receipt
 
 
-def search(recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields) -> Found:
+class Some(NamedTuple):
+    """The queries that one shard gets.
+
+    Attributes:
+        queries: (n, dim).
+        places: of those that are meant, None for all.
+    """
+
+    queries: npt.NDArray[np.float32]
+    places: npt.NDArray[np.intp] | None = None
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The queries that are meant."""
+        return self.queries if self.places is None else self.queries[self.places]
+
+
+def search(recipe: Recipe, share: str, some: Some, k: int, fields: SearchFields) -> Found:
     """The k nearest rows of a shard for each of some queries."""
     with opened(recipe, share) as session:
-        return _found(session, queries, k, fields)
+        return _found(session, some.rows(), k, fields)
 
 
-def nearest(
-    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields
-) -> Found | list[Likely]:
+def nearest(recipe: Recipe, share: str, some: Some, k: int, fields: SearchFields) -> Found | list[Likely]:
     """`search`, but of a lazily opened shard the likeliest rows alone, no part of which is fetched."""
+    queries = some.rows()
     with opened(recipe, share) as session:
         if session._verbs._runtime.index.is_whole:
             return _found(session, queries, k, fields)
