@@ -5,6 +5,7 @@ Each job is a process of its own. The one that searches the collection gets its 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import numpy as np
 
 from fabstir_vectordb import VectorDBSession
 from fabstir_vectordb.collections import Collection, Engine, RayEngine, build, open_shards, threads
-from fabstir_vectordb.collections.plan import Measured, measure, plan
+from fabstir_vectordb.collections.plan import measure, plan
 from harness import datasets, ours
 from harness.contract import K
 
@@ -38,7 +40,7 @@ SINGLE = 200
 COLD = 50
 #: The part of the rows from whose collection a plan is made.
 PART = 10
-#: Queries a second of which `cores` of a plan are compared: so many that whole cores do not round them.
+#: Queries a second of which cores and drivers of a plan are compared: so many that whole ones do not round them.
 BUSY_QPS = 100_000
 BUDGET_MB = 4_096
 Result = dict[str, Any]
@@ -74,6 +76,17 @@ def begin(ray: Any) -> None:
                 raise
 
 
+@cache
+def ray_home() -> str:
+    """The folder of all clusters of this process, with a short name: paths of sockets below it are limited.
+
+    Ray writes a token into it, which a process reads once: a cluster with another token would not start.
+    """
+    home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home
+
+
 @contextmanager
 def engine_of(name: str) -> Iterator[Engine]:
     """An engine of two workers: threads of this process, or actors of a cluster of Ray that ends with it."""
@@ -82,8 +95,7 @@ def engine_of(name: str) -> Iterator[Engine]:
         yield engine
         engine.close()
         return
-    # Ray writes a token into the home, and sockets, whose paths are short, below its own folder.
-    home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    home = ray_home()
     # Workers have the priority of threads: Ray's default of 15 lets them wait for all else on a busy machine.
     own = {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     os.environ |= own
@@ -95,7 +107,6 @@ def engine_of(name: str) -> Iterator[Engine]:
         engine.close()
     finally:
         ray.shutdown()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def batches(folder: Path, step: int = 1) -> Iterator[Result]:
@@ -231,25 +242,28 @@ def plan_and_truth(job: Result, scratch: Path) -> Result:
         with engine_of("threads") as engine:
             await build(fields(job, "part"), batches(folder, PART), shards=SHARDS, engine=engine)
             measured = await measure(fields(job, "part"), recall=TARGET, engine=engine)
-            of_all = await measure(fields(job, "grown"), recall=TARGET, engine=engine)
             rows, _ = datasets.shape(folder)
             shard_rows = -(-rows // SHARDS)
             idle = plan(measured, rows=rows, qps=1, shard_rows=shard_rows, worker_cpus=WORKERS)
             busy = plan(measured, rows=rows, qps=BUSY_QPS, shard_rows=shard_rows, worker_cpus=WORKERS)
-            truth = await figures(job, engine, of_all)
-        said = {name: float(getattr(idle, name) or 0) for name in truth} | {"cores": float(busy.cores)}
+            truth, beside = await figures(job, engine)
+        said = {name: float(getattr(idle, name, 0) or 0) for name in truth}
+        said["cores_and_drivers"] = float(busy.cores + busy.drivers)
         return {
             "measured": measured.to_dict(),
             "planned": said,
-            "found": truth,
+            "found": {**truth, **beside},
             "planned_over_found": {name: said[name] / value if value else None for name, value in truth.items()},
         }
 
     return anyio.run(run)
 
 
-async def figures(job: Result, engine: Engine, of_all: Measured) -> Mapping[str, float]:
-    """What the collection takes, by the names of a plan's figures."""
+async def figures(job: Result, engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
+    """What the collection takes, by the names of a plan's figures, and what a plan does not say.
+
+    Drivers and workers are one process here.
+    """
     queries, _ = datasets.open_queries(Path(job["set"]))
     options = {"recall_target": TARGET, "threshold": None}
     found: dict[str, float] = {}
@@ -258,14 +272,16 @@ async def figures(job: Result, engine: Engine, of_all: Measured) -> Mapping[str,
         found |= {"bytes": report.bytes, "objects": report.parts + 2 * report.shards}
         await many.warm()
         await many.search_batch(queries, K, **options)
-        found["memory_bytes"] = memory_bytes()
+        found["memory_bytes"] = memory_bytes(open_sessions())
         found["asked"] = len((await many.search(queries[0], K, **options)).shards)
+        worked = time.process_time()
         found["seconds"] = await median_s(many, queries, **options)
-        found["cores"] = BUSY_QPS * found["asked"] * of_all.search_s / 0.7
-    started = time.perf_counter()
+        found["cores_and_drivers"] = BUSY_QPS * (time.process_time() - worked) / SINGLE / 0.7
     async with await shared(job, engine, become_whole=False) as many:
+        started = time.perf_counter()
         await many.search(queries[-1], K, **options)
         found["open_seconds"] = time.perf_counter() - started
+        await many.search(queries[-1], K, **{**options, "shards": SHARDS})  # opens the others
         receipts, taken = [], []
         for query in queries[:COLD]:
             forget_caches()
@@ -276,8 +292,11 @@ async def figures(job: Result, engine: Engine, of_all: Measured) -> Mapping[str,
         found["cold_bytes"] = float(np.mean([one.bytes for one in receipts]))
         found["cold_seconds"] = float(np.mean(taken))
         forget_caches()
-        found["lazy_memory_bytes"] = memory_bytes()
-    return found
+        # A shard whose codes of one bit were judged not to find its nearest rows is loaded whole in any case.
+        lazy = [session for session in open_sessions() if not session._verbs._runtime.index.is_whole]
+        rows = sum(session.count() for session in lazy)
+        found["lazy_memory_bytes"] = memory_bytes(lazy) * (await many.stats()).rows / rows
+        return found, {"lazy_shards": len(lazy), "memory_bytes_with_others": memory_bytes(open_sessions())}
 
 
 def open_sessions() -> list[Any]:
@@ -285,9 +304,9 @@ def open_sessions() -> list[Any]:
     return [entry.session for entry in open_shards._shards._entries.values() if entry.session is not None]
 
 
-def memory_bytes() -> float:
-    """Resident bytes of these shards."""
-    return 1e6 * sum(session.get_stats().memory_usage_mb for session in open_sessions())
+def memory_bytes(sessions: Iterable[Any]) -> float:
+    """Resident bytes of shards."""
+    return 1e6 * sum(session.get_stats().memory_usage_mb for session in sessions)
 
 
 def forget_caches() -> None:

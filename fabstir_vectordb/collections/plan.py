@@ -2,8 +2,8 @@
 
 A plan has two kinds of figures. Measured ones are those of the smaller collection, on this machine, with its store. All
 others are modelled, and each says how. The models are simple on purpose: bytes, objects and memory grow with the rows,
-a walk in a graph with their logarithm, what a cold search fetches with the logarithm of the parts, and how many shards
-have the nearest rows with the root of the number of shards.
+a walk in a graph with their logarithm, what a cold search fetches with the logarithm of the parts, its seconds with its
+bytes, and how many shards have the nearest rows with the root of the number of shards.
 """
 
 from __future__ import annotations
@@ -11,24 +11,31 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Unpack
 
 import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
 
+from fabstir_vectordb.collections import tasks
 from fabstir_vectordb.collections.engines import Engine, OwnedEngine
-from fabstir_vectordb.collections.fanout import Job, run_all
+from fabstir_vectordb.collections.fanout import Answers, Job, run_all
+from fabstir_vectordb.collections.open_shards import close_shards, opened
 from fabstir_vectordb.collections.records import Recipe, Shard
 from fabstir_vectordb.collections.root import Snapshot, read_root, without_texts
 from fabstir_vectordb.collections.routing import shards_for, target_in
+from fabstir_vectordb.collections.searches import Ask, Searches
 from fabstir_vectordb.collections.shards import verify_shard
 from fabstir_vectordb.config import ConfigFields, Given, VectorDBConfig, config_of
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.display import Record
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.params import SearchFields
 from fabstir_vectordb.persist.parts import layout_for
 from fabstir_vectordb.session import VectorDBSession
 from fabstir_vectordb.sync import VectorDBSession as SyncSession
@@ -37,8 +44,10 @@ __all__ = ["CollectionPlan", "Measured", "measure", "plan"]
 
 _K: Final = 10
 _QUERIES: Final = 64
-_COLD_QUERIES: Final = 8
-_FAN_OUTS: Final = 20
+_COLD_QUERIES: Final = 16
+#: Shards of a search that is compared with a search in one, for what a further shard takes. They are the measured ones,
+#: several times each: no other has to be opened.
+_FAN_OUT: Final = 4
 #: Of each component: a float32, a 4-bit code, a 1-bit sketch. The rest of a row does not depend on its dimension.
 _BYTES_PER_COMPONENT: Final = 4 + 0.5 + 0.125
 #: What a search in lazily opened shards fetches, as a multiple of that in one index, measured with 8 shards: where near
@@ -68,12 +77,15 @@ class Measured(Record):
         chunk_size: rows of a part with vectors, where the build was told; else None.
         row_memory_bytes: resident bytes a row of a shard that is in memory as a whole.
         row_lazy_bytes: resident bytes a row of a lazily opened shard, without cached parts.
-        search_s: seconds of CPU of a search in one shard that is in memory, one thread.
-        fan_out_s: seconds that the engine takes to hand a task to a worker and its result back, one of many.
+        search_s: seconds of a worker's task that searches one shard in memory, one thread.
+        route_s: seconds of finding the most promising shards; 0 where all are asked.
+        one_s: seconds of a search through the engine that asks one shard in memory.
+        further_s: seconds that each further shard adds to it.
         cold_requests: requests of a search in a lazily opened shard without cached parts; 0 where shards are so small
             that they are fetched as a whole.
         cold_bytes: bytes that it fetches.
         cold_s: seconds that it takes.
+        cold_byte_s: seconds that a search takes more for each byte that it fetches more.
         open_s: seconds from nothing to the first answer of a lazily opened shard.
     """
 
@@ -91,10 +103,13 @@ class Measured(Record):
     row_memory_bytes: float
     row_lazy_bytes: float
     search_s: float
-    fan_out_s: float
+    route_s: float
+    one_s: float
+    further_s: float
     cold_requests: float
     cold_bytes: float
     cold_s: float
+    cold_byte_s: float
     open_s: float
 
 
@@ -157,9 +172,17 @@ class _ShardFigures:
     lazy_mb: float
     search_s: float
     open_s: float
-    cold_requests: float
-    cold_bytes: float
-    cold_s: float
+    cold: Sequence[_Cold]
+    queries: npt.NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cold:
+    """A search in a lazily opened shard."""
+
+    requests: int
+    bytes: int
+    seconds: float
 
 
 async def measure(
@@ -179,7 +202,8 @@ async def measure(
         config, **settings: as `Collection.open`. A disk cache would answer in place of the store.
         recall: of the searches, above 0 and at most 1.
         shards: how many shards are measured, those with the most rows.
-        engine: whose fan-out is measured; None for threads of this process. Shards are searched in this process.
+        engine: through which the measured shards are searched, too; None for threads of this process. All other figures
+            are those of this process.
 
     Returns:
         The figures.
@@ -197,14 +221,21 @@ async def measure(
         await session.load_user_vectors(lazy_load=False)
         at = await read_root(session)
         root = await session.verify()
-    routed = len(at.settings.curve) == len(at.shards)
-    known = shards_for(at.settings.curve, recall) if routed else None
-    asked, target = known or (len(at.shards), target_in(len(at.shards), recall))
-    largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
-    found = [await anyio.to_thread.run_sync(_measure_shard, recipe, one, target) for one in largest]
+        routed = len(at.settings.curve) == len(at.shards)
+        known = shards_for(at.settings.curve, recall) if routed else None
+        asked, target = known or (len(at.shards), target_in(len(at.shards), recall))
+        largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
+        whole = replace(recipe, threads=1, lazy_load=False)
+        try:
+            found = [await anyio.to_thread.run_sync(_measure_shard, whole, recipe, one, target) for one in largest]
+            queries = np.concatenate([one.queries for one in found])
+            async with OwnedEngine(engine) as chosen:
+                searches = Searches(_asks(chosen, config.index_name, whole), session._runtime, config)
+                one_s, further_s = await _through(searches, at, largest, queries, recall)
+        finally:
+            await anyio.to_thread.run_sync(close_shards, whole)
     rows = sum(one.rows for one in found)
-    async with OwnedEngine(engine) as chosen:
-        fan_out_s = await _fan_out(chosen, config.index_name, at)
+    cold = [search for one in found for search in one.cold]
 
     def mean(name: str) -> float:
         return statistics.fmean(getattr(one, name) for one in found)
@@ -224,76 +255,124 @@ async def measure(
         row_memory_bytes=sum(one.memory_mb for one in found) * 1e6 / rows,
         row_lazy_bytes=sum(one.lazy_mb for one in found) * 1e6 / rows,
         search_s=mean("search_s"),
-        fan_out_s=fan_out_s,
-        cold_requests=mean("cold_requests"),
-        cold_bytes=mean("cold_bytes"),
-        cold_s=mean("cold_s"),
+        route_s=_route_s(at, queries) if asked < len(at.shards) else 0.0,
+        one_s=one_s,
+        further_s=further_s,
+        cold_requests=statistics.fmean(one.requests for one in cold),
+        cold_bytes=statistics.fmean(one.bytes for one in cold),
+        cold_s=statistics.fmean(one.seconds for one in cold),
+        cold_byte_s=_byte_s(cold),
         open_s=mean("open_s"),
     )
 
 
-def _measure_shard(recipe: Recipe, shard: Shard, target: float) -> _ShardFigures:
-    """The figures of a shard. Its own rows, evenly spread, are the queries."""
-    share = shard.share
-    whole = verify_shard(recipe, share, shard.fingerprints)
-    fields = replace(recipe, threads=1).fields()
-    with SyncSession.open_share(share, recipe.s5_portal, lazy_load=False, **fields) as session:
+def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -> _ShardFigures:
+    """The figures of a shard, which stays open as a whole. Its own rows, evenly spread, are the queries."""
+    share, fields = shard.share, _fields(target)
+    verified = verify_shard(recipe, share, shard.fingerprints)
+    with opened(whole, share) as session:
         step = max(1, session.count() // _QUERIES)
         picked = islice(session.scan(), 0, None, step)
-        queries = [row.vector for row in picked if row.vector is not None][:_QUERIES]
-        if not queries:
+        vectors = [row.vector for row in picked if row.vector is not None][:_QUERIES]
+        if not vectors:
             raise InvalidInputError("no row of a shard has a vector: there is nothing to search")
-        session.search(queries[0], _K, recall_target=target, threshold=None)  # measures the recall of ef_search first
-        seconds = []
-        for query in queries:
-            started = time.perf_counter()
-            session.search(query, _K, recall_target=target, threshold=None)
-            seconds.append(time.perf_counter() - started)
+        queries = np.array(vectors, dtype=np.float32)
+        tasks.nearest(whole, share, tasks.Some(queries[:1]), _K, fields)  # measures the recall of ef_search first
+        search_s = statistics.median(
+            _seconds(partial(tasks.nearest, whole, share, tasks.Some(query), _K, fields)) for query in queries[:, None]
+        )
         memory_mb = session.get_stats().memory_usage_mb
     started = time.perf_counter()
-    with SyncSession.open_share(
-        share, recipe.s5_portal, lazy_load=recipe.lazy_load, become_whole=recipe.become_whole, **fields
-    ) as session:
-        session.search(queries[0], _K, recall_target=target, threshold=None)
+    lazily = replace(recipe, threads=1).fields()
+    with SyncSession.open_share(share, recipe.s5_portal, lazy_load=True, become_whole=False, **lazily) as session:
+        session.search(queries[0], _K, **fields)
         open_s = time.perf_counter() - started
-        further = queries[1 : 1 + _COLD_QUERIES] or queries
-        started = time.perf_counter()
-        receipts = []
-        for query in further:
+        cold = []
+        for query in queries[1 : 1 + _COLD_QUERIES] if len(queries) > 1 else queries:
             # In a small shard, few searches leave all parts in the cache. In a large one the next finds few of its own.
             session._verbs._runtime.index.forget_caches()
-            receipts.append(session.search(query, _K, recall_target=target, threshold=None).receipt)
-        cold_s = (time.perf_counter() - started) / len(further)
+            started = time.perf_counter()
+            receipt = session.search(query, _K, **fields).receipt
+            cold.append(_Cold(receipt.requests, receipt.bytes, time.perf_counter() - started))
         session._verbs._runtime.index.forget_caches()
         lazy_mb = session.get_stats().memory_usage_mb
     return _ShardFigures(
-        rows=whole.rows,
-        bytes=whole.bytes,
-        parts=whole.parts,
+        rows=verified.rows,
+        bytes=verified.bytes,
+        parts=verified.parts,
         memory_mb=memory_mb,
         lazy_mb=lazy_mb,
-        search_s=statistics.median(seconds),
+        search_s=search_s,
         open_s=open_s,
-        cold_requests=statistics.fmean(receipt.requests for receipt in receipts),
-        cold_bytes=statistics.fmean(receipt.bytes for receipt in receipts),
-        cold_s=cold_s,
+        cold=cold,
+        queries=queries,
     )
 
 
-def _nothing() -> None:
-    """A task that does nothing: what it takes is the engine's."""
+def _fields(target: float) -> SearchFields:
+    return {"threshold": None, "recall_target": target}
 
 
-async def _fan_out(engine: Engine, index_name: str, at: Snapshot) -> float:
-    """Seconds of a task that does nothing, one of a fan-out to all shards."""
-    jobs = [Job(number, f"{index_name}/{number}", _nothing, tuple) for number in at.shards]
-    await run_all(engine, jobs)  # starts what the engine starts
-    seconds = []
-    for _ in range(_FAN_OUTS):
-        started = time.perf_counter()
-        await run_all(engine, jobs)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds) / len(jobs)
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _route_s(at: Snapshot, queries: npt.NDArray[np.float32]) -> float:
+    """Seconds of finding the most promising shards."""
+    ranked = at.centroids.ranked if at.centroids is not None else len
+    return statistics.median(_seconds(partial(ranked, query)) for query in queries[:, None])
+
+
+def _byte_s(cold: Sequence[_Cold]) -> float:
+    """Seconds of a further byte: the slope of seconds over bytes, where no part of a search takes less than nothing."""
+    sizes, seconds = np.array([(one.bytes, one.seconds) for one in cold], dtype=np.float64).T
+    if not sizes.any() or sizes.std() == 0:
+        return 0.0
+    slope = float(np.cov(sizes, seconds, bias=True)[0, 1] / sizes.var())
+    return min(max(0.0, slope), float(seconds.mean() / sizes.mean()))
+
+
+def _asks(engine: Engine, index_name: str, recipe: Recipe) -> Ask:
+    """Asks shards, as a collection does."""
+
+    async def ask(
+        at: Snapshot,
+        task: Callable[..., Any],
+        args: Callable[[Shard], Sequence[Any]],
+        *,
+        shards: Any = None,
+        missing_ok: bool = False,
+    ) -> Answers:
+        def arguments(shard: Shard) -> Sequence[Any]:
+            return recipe, shard.share, *args(shard)
+
+        return await run_all(
+            engine, [Job(one, f"{index_name}/{one}", task, partial(arguments, at.shards[one])) for one in shards]
+        )
+
+    return ask
+
+
+async def _through(
+    searches: Searches, at: Snapshot, measured: Sequence[Shard], queries: npt.NDArray[np.float32], recall: float
+) -> tuple[float, float]:
+    """Seconds of a search in one of the measured shards, in memory, and of each further shard."""
+
+    def some(count: int) -> Snapshot:
+        taken = [replace(measured[number % len(measured)], number=number) for number in range(count)]
+        return replace(at, shards={shard.number: shard for shard in taken}, centroids=None)
+
+    one, many = list[float](), list[float]()
+    for place, query in enumerate(queries[: 1 + _QUERIES, None]):
+        for shards, seconds in ((some(1), one), (some(_FAN_OUT), many)):
+            started = time.perf_counter()
+            await searches.run(shards, query, _K, None, None, False, _fields(recall))
+            if place or len(queries) == 1:  # the first ones open the shards, and measure the recall of ef_search
+                seconds.append(time.perf_counter() - started)
+    further = statistics.median(many) - statistics.median(one)
+    return statistics.median(one), max(0.0, further) / (_FAN_OUT - 1)
 
 
 def plan(
@@ -332,7 +411,6 @@ def plan(
     of_shard = min(shard_rows, rows)
     shards = max(1, math.ceil(rows / of_shard))
     of_shard = math.ceil(rows / shards)
-    growth = of_shard / max(1, measured.shard_rows)
     more = math.sqrt(max(1.0, shards / measured.shards))
     asked = min(shards, math.ceil(measured.asked * more)) if measured.routed else shards
     wider = _BYTES_PER_COMPONENT * (dim - measured.dim)
@@ -345,7 +423,9 @@ def plan(
     others = max(1.0, measured.shard_objects - parts_before)
     objects = math.ceil(of_shard / layout.rows_per_part) + others * max(1.0, of_shard / layout.rows_per_group)
     search_s = measured.search_s * dim / measured.dim * max(1.0, _log(of_shard) / _log(measured.shard_rows))
-    hand_out_s = measured.fan_out_s * asked
+    route_s = measured.route_s * dim / measured.dim * shards / measured.shards
+    # What the driver and the engine take: the search in the first shard is in one_s.
+    hand_out_s = max(0.0, measured.one_s - measured.search_s) + measured.further_s * (asked - 1) + route_s
     cores = math.ceil(qps * asked * search_s / _LOAD)
     memory = rows * row_memory
     workers = max(1, math.ceil(cores / worker_cpus), math.ceil(memory / (worker_gb * 1e9 * _LOAD)))
@@ -353,6 +433,11 @@ def plan(
     # The more parts there are, the more of them have some of the likeliest rows.
     farther = max(1.0, _log(math.ceil(rows / layout.rows_per_part)) / _log(parts_before))
     spread = farther * min(asked, _SPREAD if measured.routed else _SPREAD_UNROUTED)
+    cold_bytes = measured.cold_bytes * spread * dim / measured.dim
+    # What the bytes of a measured search took grows with those that a worker fetches; the rest of its seconds stays.
+    cold_s = measured.cold_s + measured.cold_byte_s * (cold_bytes / min(workers, asked) - measured.cold_bytes)
+    # What a lazily opened shard holds is what opening it fetches.
+    open_s = measured.open_s + measured.cold_byte_s * row_lazy * max(0, of_shard - measured.shard_rows)
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,
@@ -371,9 +456,9 @@ def plan(
         drivers=max(1, math.ceil(qps * hand_out_s / _LOAD)),
         seconds=hand_out_s + waves * search_s,
         cold_requests=measured.cold_requests * spread if is_lazy else None,
-        cold_bytes=measured.cold_bytes * spread * dim / measured.dim if is_lazy else None,
-        cold_seconds=2 * hand_out_s + measured.cold_s if is_lazy else None,
-        open_seconds=hand_out_s + measured.open_s * max(1.0, growth),
+        cold_bytes=cold_bytes if is_lazy else None,
+        cold_seconds=2 * hand_out_s + cold_s if is_lazy else None,
+        open_seconds=hand_out_s + waves * open_s,
         modelled=_MODELS,
     )
 
@@ -386,14 +471,14 @@ _MODELS: Final[Mapping[str, str]] = {
     "objects": "parts with vectors, by the rows of a part; the other parts of a shard once for each group of parts",
     "memory_bytes": "resident bytes a row, and 4.625 bytes for each further component",
     "lazy_memory_bytes": "resident bytes a row of lazily opened shards, in proportion to the dimension",
-    "cores": "qps x asked x seconds of a search in a shard, / 0.7",
+    "cores": "qps x asked x seconds of a worker's task, which grow with the logarithm of a shard's rows; / 0.7",
     "workers": "for the cores and for memory_bytes / 0.7",
-    "drivers": "qps x asked x seconds of handing out a task, / 0.7",
-    "seconds": "handing out, and searches in waves over the cores; one grows with the logarithm of a shard's rows",
+    "drivers": "qps x seconds of choosing shards, handing out tasks and merging, / 0.7",
+    "seconds": "choosing shards, handing out and merging; and tasks in waves over the cores, as in cores",
     "cold_requests": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
     "cold_bytes": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
-    "cold_seconds": "handing out twice, and a search in one shard: all are asked at once",
-    "open_seconds": "handing out, and opening one shard, in proportion to its rows",
+    "cold_seconds": "handing out twice, and a search in one shard, of which a part grows with the bytes of a worker",
+    "open_seconds": "handing out, and opening shards in waves over the cores; one fetches bytes by its rows",
 }
 
 

@@ -35,10 +35,13 @@ MEASURED = Measured(
     row_memory_bytes=2_000.0,
     row_lazy_bytes=230.0,
     search_s=0.000_2,
-    fan_out_s=0.000_1,
+    route_s=0.000_02,
+    one_s=0.000_5,
+    further_s=0.000_1,
     cold_requests=3.0,
     cold_bytes=2e6,
     cold_s=0.3,
+    cold_byte_s=5e-8,
     open_s=0.5,
 )
 
@@ -61,13 +64,15 @@ async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(mem
     assert found.row_bytes > 4 * 8
     assert found.row_memory_bytes > 4 * 8
     assert found.shard_objects > 5
-    assert min(found.search_s, found.fan_out_s, found.open_s, found.cold_s, found.root_bytes) > 0
+    assert min(found.search_s, found.one_s, found.open_s, found.cold_s, found.root_bytes) > 0
+    assert min(found.route_s, found.further_s, found.cold_byte_s) >= 0
     same = plan(found, rows=400, qps=1, shard_rows=found.shard_rows)
     assert (same.shards, same.asked) == (2, found.asked)
     assert same.bytes == pytest.approx(400 * found.row_bytes + 2 * found.root_bytes)
     assert same.objects == pytest.approx(2 * found.shard_objects, rel=0.1)
     assert same.cold_requests is None  # shards of 200 rows are fetched as a whole
-    assert same.seconds == pytest.approx(found.search_s + found.asked * found.fan_out_s, rel=0.1)
+    more = found.further_s * (found.asked - 1) + found.route_s
+    assert same.seconds == pytest.approx(max(found.one_s, found.search_s) + more, rel=0.1)
 
 
 def table(measured: Measured) -> list[str]:
@@ -107,11 +112,20 @@ def test_figures_grow_as_their_models_say() -> None:
     # 1,152 rows a part with vectors, 73,728 a group: 869 parts, and the 9 other objects for each of 13.6 groups.
     assert one.objects == pytest.approx(1_000 * (869 + 9 * 13.563), rel=1e-3)
     assert one.cores == pytest.approx(500 * 45 * 0.000_2 * 1.464_5 / 0.7, abs=1)
-    assert one.seconds == pytest.approx(0.004_5 + 0.000_293, rel=0.01)
+    # The driver: 0.3 ms for the first shard, 0.1 for each other, and centroids of 125 times as many shards.
+    of_driver = 0.000_3 + 44 * 0.000_1 + 125 * 0.000_02
+    assert one.seconds == pytest.approx(of_driver + 0.000_293, rel=0.01)
+    assert one.drivers == math.ceil(500 * of_driver / 0.7)
     # Candidates are chosen over all shards, of 868,056 parts instead of 11.
     more = 1.25 * math.log(868_056) / math.log(11)
     assert one.cold_requests == pytest.approx(3 * more)
     assert one.cold_bytes == pytest.approx(2e6 * more)
+    # Of 0.3 s, 0.1 are those of 2 MB; each worker fetches its part.
+    assert one.cold_seconds == pytest.approx(2 * of_driver + 0.2 + 0.1 * more / min(one.workers, 45))
+    assert one.open_seconds == pytest.approx(of_driver + 0.5 + 5e-8 * 230 * 987_500)
+    few = plan(MEASURED, rows=1e6, qps=1, shard_rows=125_000, worker_cpus=2)  # asks 4 shards of 8, on two cores
+    assert few.open_seconds == pytest.approx(0.000_62 + 2 * (0.5 + 5e-8 * 230 * 112_500))
+    assert few.seconds == pytest.approx(0.000_62 + 2 * 0.000_2 * math.log(125_000) / math.log(12_500))
     whole = plan(replace(MEASURED, cold_requests=0.0), rows=1e9, qps=500)
     assert whole.lazy_memory_bytes is whole.cold_requests is whole.cold_bytes is whole.cold_seconds is None
     for fields, figure in (({"qps": 5_000}, "drivers"), ({"rows": 4e9}, "asked"), ({"dim": 768}, "bytes")):
