@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +34,24 @@ OF_CLUSTERS = [
 ]
 
 
+@cache
+def _home() -> Path:
+    """The home of all clusters of this process: Ray reads a token from it once, and a cluster with another fails."""
+    home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return Path(home)
+
+
 @contextmanager
 def ray_home() -> Iterator[Path]:
     """A home for Ray's files, with a short name: its sockets are below it."""
+    home = _home()
     with pytest.MonkeyPatch.context() as patch:
-        home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-        try:
-            patch.setenv("HOME", home)
-            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-            patch.setenv("RAY_TMPDIR", home)
-            patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers wait for all else on a busy machine
-            yield Path(home)
-        finally:
-            shutil.rmtree(home, ignore_errors=True)
+        patch.setenv("HOME", str(home))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", str(home))
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 lets workers wait for all else on a busy machine
+        yield home
 
 
 def begin(ray: Any) -> None:
