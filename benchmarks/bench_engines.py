@@ -1,14 +1,15 @@
 """What an engine of processes adds to threads: one search, a batch, and tasks that do nothing, over 8 shards in memory.
 
 Engines have two workers each, and shards one thread. They take turns, search by search, so that all of them have the
-same machine; ratios are those of medians of turns. Engines that are not installed are skipped by name.
+same machine; ratios are those of medians of turns. Engines that are not installed are skipped by name. The collection
+is built once, in the scratch folder, and used again by later rounds and runs.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import tempfile
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 
 import anyio
 import numpy as np
-from harness import curves, datasets, ours, rounds
+from harness import curves, datasets, environment, ours, rounds
 from harness.contract import K
 from harness.grown_collection import WORKERS, engine_of
 
@@ -74,14 +75,23 @@ def nothing() -> None:
     """A task that does nothing."""
 
 
-async def measured(data: datasets.Dataset, names: list[str], tiny: bool) -> dict[str, Any]:
+def built(folder: Path, data: datasets.Dataset) -> dict[str, Any]:
+    """The settings of the collection, built where it is not there."""
+    fields = ours.fields(folder.as_uri(), threads=1)
+    if not folder.exists():
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        rows = {"ids": data.ids, "vectors": data.base}
+        anyio.run(partial(build, {**fields, "s5_portal": fresh.as_uri()}, [rows], shards=SHARDS))
+        fresh.rename(folder)
+    return fields
+
+
+async def measured(fields: dict[str, Any], data: datasets.Dataset, names: list[str], tiny: bool) -> dict[str, Any]:
     """Microseconds of each engine."""
     single, batches = (3, 1) if tiny else (SINGLE, BATCHES)
     async with AsyncExitStack() as many_stack:
         stack = many_stack.enter_context(ExitStack())
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        fields = ours.fields(Path(folder).as_uri(), threads=1)
-        await build(fields, [{"ids": data.ids, "vectors": data.base}], shards=SHARDS)
         engines = {name: stack.enter_context(opened(name)) for name in names}
         many = {
             name: await many_stack.enter_async_context(await Collection.open(fields, engine=engine))
@@ -114,11 +124,16 @@ def main() -> None:
     skipped = {} if importlib.util.find_spec("ray") else {"ray": "not installed: pip install ray"}
     # All ratios are to threads.
     names = ["threads", *(name for name in options.engines or ENGINES if name not in {"threads", *skipped})]
-    data = datasets.load(options)
+    source = datasets.prepare(options)
+    data = datasets.open_set(source)
     parameters = {"rows": len(data.base), "dim": data.base.shape[1], "shards": SHARDS, "workers": WORKERS}
     results = rounds.ResultFile(options, "bench_engines", parameters, skipped)
+    kept = Path(options.work.resolve(), "indexes", f"engines-{source.name}-{environment.library_print()}")
+    fields = built(kept, data)
     for number in range(options.rounds):
-        results.do({"round": number, "engine": "fabstir"}, lambda: anyio.run(measured, data, names, options.tiny))
+        results.do(
+            {"round": number, "engine": "fabstir"}, lambda: anyio.run(measured, fields, data, names, options.tiny)
+        )
     runs = [{name: value for name, value in run.items() if name not in rounds.KEY} for run in results.runs]
     results.finish(curves.over_rounds(runs))
 
