@@ -12,6 +12,7 @@ first their lowest bytes, then the next ones, and so on. These are 1.7 bytes a r
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -46,6 +47,8 @@ _BYTES: Final = 4
 _LEVEL: Final = 1
 #: The part of memory_budget_mb that fingerprints may take in a process that reads a collection.
 _BUDGET_PART: Final = 4
+#: Seconds until lost fingerprints are asked for again: an object may be on its way from another node of the store.
+_AGAIN_S: Final = 60.0
 
 
 def store_of(recipe: Recipe) -> Store:
@@ -162,7 +165,7 @@ class IdMap:
 
     Fingerprints are fetched when they are needed first, and kept up to a quarter of `memory_budget_mb`. Shards whose
     fingerprints do not fit are asked for every id, and so are those whose fingerprints are lost, which a warning tells
-    once.
+    once; these are looked for again after a minute.
 
     Args:
         recipe: the store, and the budget.
@@ -175,9 +178,9 @@ class IdMap:
         self._room = recipe.memory_budget_mb * 1_000_000 // _BUDGET_PART
         self._store: Store | None = None
         self._held: dict[str, Fingerprints] = {}
-        # What those take in memory that were fetched once, and those that are lost, by their CIDs.
+        # What those take in memory that were fetched once, and when those that are lost are due again, by their CIDs.
         self._bytes: dict[str, int] = {}
-        self._lost: set[str] = set()
+        self._lost: dict[str, float] = {}
         self._turn = anyio.Lock()
 
     async def shards_of(self, at: Snapshot, ids: Iterable[str]) -> dict[int, list[str]]:
@@ -216,7 +219,7 @@ class IdMap:
 
     def stored(self, shard: Shard) -> None:
         """Takes note that the fingerprints of a shard were stored again."""
-        self._lost.discard(shard.fingerprints or "")
+        self._lost.pop(shard.fingerprints or "", None)
 
     async def _read(self, at: Snapshot) -> Mapping[str, Fingerprints]:
         """The fingerprints of as many shards as fit; all others are let go."""
@@ -225,7 +228,7 @@ class IdMap:
         self._bytes = {cid: size for cid, size in self._bytes.items() if cid in named}
         for shard in at.shards.values():
             cid = shard.fingerprints
-            if cid is None or cid in self._lost:
+            if cid is None or self._lost.get(cid, 0.0) > time.monotonic():
                 continue
             # Expired rows have fingerprints, too, and a root may say anything.
             size = self._bytes.get(cid, shard.rows * _BYTES)
@@ -261,11 +264,11 @@ class IdMap:
                         shard.number,
                         error.message,
                     )
-                self._lost.add(cid)
+                self._lost[cid] = time.monotonic() + _AGAIN_S
                 return
             except VectorDBError as error:
                 raise of_shard(error, shard.number) from error
-            self._lost.discard(cid)
+            self._lost.pop(cid, None)
             self._bytes[cid] = found.nbytes
             if taken + found.nbytes <= self._room:
                 held[cid] = found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,6 +216,26 @@ async def test_lost_fingerprints_are_told_and_stored_again(
     async with await Collection.open(fields) as many:
         assert (await many.verify()).shards == report.shards
         assert await rows_of(many) == before
+
+
+async def test_fingerprints_that_were_lost_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = settings(tmp_path)
+    await build(fields, [batch(40)], shards=2)
+    async with await Collection.open(fields) as many:
+        at = many._snapshot
+        ids = [id for id, *_ in await rows_of(many)]
+        both = {number: sorted(of) for number, of in (await many._ids.shards_of(at, ids)).items()}
+    name = multibase_encode(blob_of(at.shards[0].fingerprints or "").hash)[1:]
+    path = tmp_path / "blobs" / name[:2] / name
+    away = path.rename(tmp_path / "away")
+    async with await Collection.open(fields) as many:
+        assert len((await many._ids.shards_of(at, ids))[0]) == 40
+        away.rename(path)
+        assert len((await many._ids.shards_of(at, ids))[0]) == 40
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + fingerprints._AGAIN_S)
+        monkeypatch.setattr(fingerprints, "time", later)
+        assert {number: sorted(of) for number, of in (await many._ids.shards_of(at, ids)).items()} == both
+        assert not many._ids.lost(at)
 
 
 def test_fingerprints_are_read_as_they_were_written_and_damaged_ones_refused() -> None:
