@@ -7,7 +7,8 @@ Three kinds of processes are killed by SIGKILL, in each of the three phases:
 - an actor of Ray, in the middle of a task. Ray starts it again, and the task with it; a task that is lost four times
   ends its call with a SessionError, and the call is made again;
 - a process of a pool, which does not survive that: the call is made again on another pool;
-- the driver, which calls the collection: another driver makes the same call.
+- the driver, which calls the collection: another driver makes the same call. A part of those that move the root are
+  killed as soon as it has moved, a moment that few others meet.
 
 A call that returns must have the CID or the answer, bit for bit, of the same call without kills. After a call that did
 not return, the root is the one before or the one that the call makes. Everything else ends the campaign with an error.
@@ -51,6 +52,8 @@ KILLED = ("actor", "process", "driver")
 SHARDS = 6
 #: Kills of one kind before it is another one's turn.
 AT_A_TIME = 10
+#: The part of the drivers of builds and changes that are killed as soon as the root has moved.
+AT_THE_MOVE = 0.25
 #: Searches of a driver, so that it is there to be killed.
 SEARCHES = 50
 QUERIES = 20
@@ -97,6 +100,18 @@ async def changed(fields: dict[str, Any], step: int, ids: list[str], engine: Eng
     """The CID after a change, which a call that did not return may have made."""
     async with await Collection.open(fields, engine=engine) as many:
         return await many.change(*changes(step, ids), missing_ok=True)
+
+
+def pointers_of(fields: dict[str, Any]) -> list[tuple[str, int]]:
+    """The pointers of a store in a directory, and when they moved."""
+    folder = Path(fields["s5_portal"].removeprefix("file://"), "pointers")
+    return sorted((one.name, one.stat().st_mtime_ns) for one in folder.iterdir()) if folder.exists() else []
+
+
+def wait_for_move(fields: dict[str, Any], before: list[tuple[str, int]], driver: Any) -> None:
+    """Waits until a pointer moves, or the driver ends."""
+    while pointers_of(fields) == before and driver.is_alive():
+        time.sleep(0.001)
 
 
 # ---- killers
@@ -318,10 +333,14 @@ class Campaign:
         """Kills a driver during its call, and makes the call here."""
         heard, said = forks().Pipe(duplex=False)
         driver = forks().Process(target=drive, args=(said, phase, fields, step, self._rows))
+        before = pointers_of(fields)
         driver.start()
         said.close()
         await anyio.to_thread.run_sync(heard.recv)  # it begins
-        await anyio.sleep(chance.random() * self._seconds(phase))
+        if phase != "search" and chance.random() < AT_THE_MOVE:
+            await anyio.to_thread.run_sync(wait_for_move, fields, before, driver)
+        else:
+            await anyio.sleep(chance.random() * self._seconds(phase))
         was_there = driver.is_alive()
         driver.kill()
         await anyio.to_thread.run_sync(driver.join)
