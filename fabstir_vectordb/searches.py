@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index import Index, IndexClosed, LazyIndex, Repeat, make_request, prepare_query
 from fabstir_vectordb.index.incoming import check_query_dim, seeming_shape
 from fabstir_vectordb.index.protocol import BatchNeed, Gathered, Need
+from fabstir_vectordb.metadata.filter_content import Content, content_of
 from fabstir_vectordb.metadata.filter_parse import Filter, is_large
 from fabstir_vectordb.params import SearchOptions, SearchRequest
 from fabstir_vectordb.rerank import check_blocking, reranked, widened as widened_for_rerank
@@ -29,6 +30,23 @@ logger = logging.getLogger(__name__)
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 #: Rows that a stream scores again at a time.
 STREAM_PAGE_ROWS: Final = 512
+#: Filters whose last search is kept.
+_KEPT_MAX: Final = 64
+
+
+class _Asked(NamedTuple):
+    """What a search asks beside its query.
+
+    Attributes:
+        k, fields: as given.
+        content: of the filter; None without one.
+        resolved: what `Searches.check` made of it: a request but its query.
+    """
+
+    k: Any
+    fields: Mapping[str, Any]
+    content: Content | None
+    resolved: tuple[Any, ...]
 
 
 class Searches:
@@ -52,10 +70,10 @@ class Searches:
         self._runtime = runtime
         self._session_id = session_id
         self._default_threshold, self._default_target = default_threshold, default_target
-        # k and fields of the last search, and what `check` made of them.
-        self._last: tuple[Any, Mapping[str, Any], tuple[Any, ...]] = (None, {}, ())
-        # The same of the last search that can be repeated; one attribute, as any thread may search.
-        self._again: tuple[Any, Mapping[str, Any], tuple[Any, ...], Repeat] | None = None
+        # The last search; one attribute, as any thread may search.
+        self._last = _Asked(None, {}, None, ())
+        # The last search of each filter that can be repeated, by the filter's content; never changed, but replaced.
+        self._again: Mapping[Content | None, tuple[_Asked, Repeat]] = {}
         self._told_of_default = False
 
     # ---- requests
@@ -71,13 +89,18 @@ class Searches:
         if query is None:
             return self._by_words(k, options, fields)
         vector = prepare_query(query, self._runtime.index.vector_dim)
-        last_k, last_fields, last = self._last
-        if k is last_k and options is None and _are_same(fields, last_fields):
-            return tuple.__new__(SearchRequest, (vector, *last))
+        last = self._last
+        # A filter can be changed in place, other values cannot.
+        filter = fields.get("filter")
+        is_plain = options is None and filter is None and last.content is None
+        if is_plain and k is last.k and _are_same(fields, last.fields):
+            return tuple.__new__(SearchRequest, (vector, *last.resolved))
+        content = None if filter is None else content_of(filter)
         request = self.check(vector, k, options, fields)
         check_texts(request, 1)
-        if options is None and "filter" not in fields:  # a filter can be changed in place, other values cannot
-            self._last = k, fields, request[1:]
+        # Another thread may have changed the filter while it was parsed.
+        if options is None and (filter is None or (content is not None and content == content_of(filter))):
+            self._last = _Asked(k, fields, content, request[1:])
         return request
 
     def _by_words(
@@ -128,17 +151,21 @@ class Searches:
 
         The session is alive. This takes half of the time that `make` and `at_once` add to a search.
         """
-        again = self._again
-        if again is None or options is not None:
+        if options is not None:
             return None
-        last_k, last_fields, last, repeat = again
-        if k is not last_k or not _are_same(fields, last_fields):
+        filter = fields.get("filter")
+        content = None if filter is None else content_of(filter)
+        again = self._again.get(content)
+        if again is None or (content is None and filter is not None):
+            return None
+        last, repeat = again
+        if k is not last.k or not _are_same(fields, last.fields):
             return None
         results = repeat.search(query)
         if results is None:
-            self._again = None
+            self._again = {one: kept for one, kept in self._again.items() if one != content}
         elif results.below_threshold:
-            self.tell_of_default(results.below_threshold, last[1])
+            self.tell_of_default(results.below_threshold, last.resolved[1])
         return results
 
     def at_once(self, request: SearchRequest) -> SearchResults | None:
@@ -160,11 +187,18 @@ class Searches:
             return None
         if results.below_threshold:
             self.tell_of_default(results.below_threshold, request.threshold)
-        last_k, last_fields, last = self._last
-        if request.where is None and request[1:] == last:
-            repeat = index.repeat(request, not runtime.is_blocking)
-            self._again = None if repeat is None else (last_k, last_fields, last, repeat)
+        last = self._last
+        if request[1:] == last.resolved:
+            self._keep(last, index.repeat(request, not runtime.is_blocking))
         return results
+
+    def _keep(self, asked: _Asked, repeat: Repeat | None) -> None:
+        """Keeps a search for the next one like it, with those of other filters that still hold."""
+        if repeat is None:
+            return
+        # Those before the last change hold no more, and would keep the index alive that they are of.
+        kept = {content: one for content, one in self._again.items() if one[1].holds}
+        self._again = {**(kept if len(kept) < _KEPT_MAX else {}), asked.content: (asked, repeat)}
 
     async def aside(self, request: SearchRequest) -> SearchResults:
         """A long search. It can be cancelled, as it may first have to measure which candidates its recall takes."""
@@ -220,10 +254,10 @@ class Searches:
 
 
 def _are_same(fields: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
-    """Whether fields are those of the last search, by identity: True equals 1, but is no number of rows."""
+    """Whether fields are those of the last search, but for the filter, by identity: True equals 1, but is no count."""
     if len(fields) == len(last):
         for name, value in fields.items():
-            if name not in last or value is not last[name]:
+            if name not in last or (value is not last[name] and name != "filter"):
                 break
         else:
             return True

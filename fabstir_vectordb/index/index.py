@@ -702,7 +702,7 @@ class Index:
             request: the search.
             nowait: whether it was done by `search_at_once`.
         """
-        return repeat_of(self.gate, self.efforts, self._searcher, self._rows, request, nowait)
+        return repeat_of(self.gate, self.efforts, self._searcher, self._rows, self._filters, request, nowait)
 
     def search_batch(
         self,

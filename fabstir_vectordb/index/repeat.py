@@ -8,9 +8,11 @@ import numpy as np
 
 from fabstir_vectordb._native.handle import Asked, NativeIndex, floats_of
 from fabstir_vectordb.index.efforts import Efforts, Verdict
+from fabstir_vectordb.index.filters import Filters
 from fabstir_vectordb.index.gate import Gate
 from fabstir_vectordb.index.rows import NoRows, Rows
-from fabstir_vectordb.index.searcher import PLANS, Searcher
+from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Searcher
+from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import SearchResults
 
@@ -30,11 +32,13 @@ class Repeat:
         "_asked",
         "_core",
         "_efforts",
+        "_filters",
         "_gate",
         "_generation",
         "_searcher",
         "_shape",
         "_verdict",
+        "_where",
         "_with_slots",
     )
 
@@ -48,11 +52,20 @@ class Repeat:
         core: NativeIndex,
         asked: Asked,
         with_slots: bool,
+        filters: Filters,
+        where: Filter | None,
     ) -> None:
         self._gate, self._generation = gate, generation
         self._efforts, self._verdict = efforts, verdict
         self._searcher, self._core, self._asked, self._with_slots = searcher, core, asked, with_slots
         self._shape = (core.dim,)
+        # The rows that match are looked up each time, as they take more memory than one of many searches may hold.
+        self._filters, self._where = filters, where
+
+    @property
+    def holds(self) -> bool:
+        """Whether it may answer: no row has changed since it was made."""
+        return self._gate.generation == self._generation and self._gate.is_open
 
     def search(self, query: Any) -> SearchResults | None:
         """The answer; None for a query that must be checked first, and where the search does not hold any more.
@@ -79,32 +92,51 @@ class Repeat:
         return found
 
     def _find(self, floats: Any) -> SearchResults | None:
-        answer = self._core.search_again(floats, self._asked, self._with_slots)
-        return None if answer is None else self._searcher.results_of_one(self._core, answer, PLANS, False)
+        core, where = self._core, self._where
+        if where is None:
+            answer, plans = core.search_again(floats, self._asked, self._with_slots), PLANS
+        else:
+            matches = self._filters.known(where)
+            if matches is None:  # forgotten
+                return None
+            answer, plans = core.search_again(floats, self._asked, self._with_slots, matches.allow), FILTERED_PLANS
+        return None if answer is None else self._searcher.results_of_one(core, answer, plans, False)
 
 
 def repeat_of(
-    gate: Gate, efforts: Efforts, searcher: Searcher, rows: Rows, request: SearchRequest, nowait: bool
+    gate: Gate,
+    efforts: Efforts,
+    searcher: Searcher,
+    rows: Rows,
+    filters: Filters,
+    request: SearchRequest,
+    nowait: bool,
 ) -> Repeat | None:
     """A search that was done, for other queries; None where it has to be resolved anew each time.
 
     Args:
-        gate, efforts, searcher, rows: of the index.
+        gate, efforts, searcher, rows, filters: of the index.
         request: the search.
         nowait: whether it must not wait, as of `Searcher.nearest`.
     """
     generation, core, verdict = gate.generation, rows.core, efforts.verdict
-    is_plain = request.where is None and request.text is None and request.group_by is None
+    where, matched = request.where, None
+    is_plain = request.text is None and request.group_by is None
     if generation & 1 or not is_plain or request.include_vectors or isinstance(core, NoRows):
         return None
-    if not rows.expiries.is_empty:  # rows expire without a change
+    if where is not None:
+        matches = filters.known(where)
+        if matches is None:
+            return None
+        matched = matches.count
+    elif not rows.expiries.is_empty:  # rows expire without a change
         return None
     # Else the candidates are measured, and measured again.
     is_settled = verdict is not None and verdict.suffices and not verdict.misses_widely
     if request.recall_target is not None or not (request.exact or is_settled):
         return None
-    if nowait and not searcher.is_short(request, None):
+    if nowait and not searcher.is_short(request, matched):
         return None
     least = searcher.scorer.least(request.threshold)
     asked = request.k, request.ef_search, request.exact, nowait, request.nprobe, least
-    return Repeat(gate, generation, efforts, verdict, searcher, core, asked, not rows.arena.is_empty)
+    return Repeat(gate, generation, efforts, verdict, searcher, core, asked, not rows.arena.is_empty, filters, where)

@@ -18,7 +18,7 @@ from fabstir_vectordb.metadata.filter_parse import ID, TIMESTAMP
 from fabstir_vectordb.metadata.path import check_field
 from fabstir_vectordb.metadata.values import step
 
-__all__ = ["F", "FilterValue", "Where"]
+__all__ = ["F", "FilterValue", "Where", "plain"]
 
 #: A single value that a filter compares with.
 FilterValue: TypeAlias = bool | int | float | str | date | datetime | UUID | np.generic | None
@@ -34,10 +34,11 @@ class Where(Mapping[str, Any]):
         entries: the filter as a dict.
     """
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "_plain")
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self._entries = dict(entries)
+        self._plain: Final = {key: plain(value) for key, value in self._entries.items()}
 
     def __getitem__(self, key: str) -> Any:
         return self._entries[key]
@@ -71,6 +72,14 @@ class Where(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Where({self._entries!r})"
+
+
+def plain(filter: Any) -> Any:
+    """A filter without the Where that are in it; a caller's own lists and dicts stay, and are not looked into."""
+    if isinstance(filter, Where):
+        return filter._plain
+    # `_combined` makes tuples.
+    return tuple(map(plain, filter)) if type(filter) is tuple else filter
 
 
 def _combined(operator: str, one: object, other: object) -> Where:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from saving import PHRASE
 
-from fabstir_vectordb import InvalidInputError, SessionError
+from fabstir_vectordb import F, InvalidInputError, SessionError
 from fabstir_vectordb.index import Repeat
 from fabstir_vectordb.sync import VectorDBSession
 
@@ -100,3 +100,64 @@ def test_it_does_not_outlive_a_change(session: VectorDBSession, repeats: list[bo
     session.load_user_vectors(cid, discard_unsaved=True)
     assert first() == ("new", None)
     assert repeats.count(True) >= 6
+
+
+def found(session: VectorDBSession, filter: Any) -> list[str]:
+    """The ids that a filter gives, which both ways give alike."""
+    by_long_way = session.search(BASE[7], ROWS, {**OPTIONS, "filter": filter})
+    for _ in range(3):
+        assert session.search(BASE[7], ROWS, filter=filter, **OPTIONS) == by_long_way
+    return sorted((hit.id for hit in by_long_way), key=int)
+
+
+def test_a_filter_is_known_by_what_it_holds(session: VectorDBSession, repeats: list[bool]) -> None:
+    asked: dict[str, Any] = {"n": {"$in": [1, 2]}}
+    assert found(session, asked) == ["1", "2"]
+    asked["n"]["$in"].append(3)
+    assert found(session, asked) == ["1", "2", "3"]
+    asked["n"] = {"$gte": 38}
+    assert found(session, asked) == ["38", "39"]
+    values = [4]
+    built = F("n").is_in(values) | {"n": 9}
+    assert found(session, built) == ["4", "9"]
+    values[0] = 5
+    assert found(session, built) == ["5", "9"]
+    assert repeats.count(True) >= 10
+
+    for number in range(200):
+        assert found(session, {"n": number % 80}) == [str(number)] * (number < ROWS) or number >= 80
+    session.add_batch(["100", "101", "102"], BASE[:3], [{"is": True}, {"is": 1}, {"is": 1.0}])
+    every = [found(session, {"is": value}) for value in (True, 1, 1.0, np.float64(1), np.bool_(True))]
+    assert every == [["100"], ["101", "102"], ["101", "102"], ["101", "102"], ["100"]]
+
+
+def test_a_known_filter_follows_every_change(session: VectorDBSession, repeats: list[bool]) -> None:
+    small = {"n": {"$lt": 3}}
+    assert found(session, small) == ["0", "1", "2"]
+    session.add_batch(["50"], BASE[:1], [{"n": 2}], expires_at=[500.0])
+    assert found(session, small) == ["0", "1", "2", "50"]
+    session.update_metadata("1", {"n": 30})
+    assert found(session, small) == ["0", "2", "50"]
+    session.delete(["0"])
+    assert found(session, small) == ["2", "50"]
+    session.vacuum()
+    assert found(session, small) == ["2", "50"]
+    cid = session.save_to_s5()
+    session.clear()
+    assert found(session, small) == []
+    session.load_user_vectors(cid, discard_unsaved=True, lazy_load=False)
+    assert found(session, small) == ["2", "50"]
+    assert repeats.count(True) >= 12
+
+
+def test_a_known_filter_leaves_out_what_has_expired() -> None:
+    now = [100.0]
+    fields: dict[str, Any] = {"s5_portal": "memory:", "user_seed_phrase": PHRASE, "session_id": "s", "metric": "l2"}
+    with VectorDBSession.create(**fields, threads=1, clock=lambda: now[0]) as session:
+        expires = [200.0 + row if row % 2 else None for row in range(ROWS)]
+        session.add_batch(
+            [str(row) for row in range(ROWS)], BASE, [{"n": row} for row in range(ROWS)], expires_at=expires
+        )
+        for at, left in ((100.0, 4), (201.0, 3), (202.5, 3), (203.0, 2)):
+            now[0] = at
+            assert len(found(session, {"n": {"$lt": 4}})) == left

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import enum
+import itertools
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from readings import reached
 
-from fabstir_vectordb import InvalidInputError
+from fabstir_vectordb import F, InvalidInputError
 from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.columns import Columns
+from fabstir_vectordb.metadata.filter_content import CONTENT_ITEMS_MAX, content_of
 from fabstir_vectordb.metadata.filter_eval import bitmap, evaluate, slots_of
 from fabstir_vectordb.metadata.filter_parse import (
     FILTER_CLAUSES_MAX,
@@ -786,3 +789,50 @@ def test_a_field_is_a_path(path: Any) -> None:
     with pytest.raises(InvalidInputError):
         check_field(path)
     assert check_field("a.b") == "a.b"
+
+
+def test_equal_content_means_an_equal_filter() -> None:
+    day = date(2024, 1, 2)
+    filters: list[Any] = [
+        *(
+            {"a": value}
+            for value in (None, True, 1, 1.0, "1", 2, [1], (1,), [True], [1, 2], [], [[1]], day, uuid.UUID(int=1))
+        ),
+        *({"a": value} for value in ({"$eq": 1}, {"$in": [1, 2]}, {"$in": ["1", 2]}, {"$gte": 1, "$lt": 2})),
+        {"b": 1},
+        {"a": 1, "b": 1},
+        {"$and": [{"a": 1}, {"b": 1}]},
+        {},
+        F("a") == 1,
+        (F("a") > 1) & (F("b") == 1),
+    ]
+    contents = [content_of(filter) for filter in filters]
+    assert None not in contents
+    for one, other in itertools.combinations(range(len(filters)), 2):
+        assert contents[one] != contents[other] or dict(filters[one]) == dict(filters[other])
+    assert contents == [content_of(copy.deepcopy(filter)) for filter in filters]
+
+
+def test_what_may_change_unseen_has_no_content() -> None:
+    class Text(str):
+        pass
+
+    endless: Any = {}
+    endless["$not"] = endless
+    shared: Any = {"a": 1}
+    for _ in range(60):
+        shared = {"$or": [shared, shared]}
+    odd: list[Any] = [np.int64(1), np.array([1]), Text("a"), {1}, b"a", datetime.now(UTC), object()]
+    filters: list[Any] = [
+        *({"a": value} for value in odd),
+        *({"a": [value]} for value in odd),
+        endless,
+        shared,
+        [],
+        None,
+    ]
+    for filter in (*filters, {"a": {"$in": list(range(CONTENT_ITEMS_MAX))}}):
+        assert content_of(filter) is None
+    # Keys of other types are refused when they are parsed; they are not taken for those that are not.
+    for key, other in ((Text("a"), "a"), (1, True), (1, 1.0)):
+        assert content_of({key: 1}) != content_of({other: 1})
