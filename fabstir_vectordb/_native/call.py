@@ -180,6 +180,31 @@ def bitmap_of(allow: UInt64Array) -> Any:
     return pointer("uint64_t[]", allow) if len(allow) else ffi.new("uint64_t[1]")
 
 
+class Allowed:
+    """Slots that searches may return, as C reads them.
+
+    Attributes:
+        c: pointer to the C struct.
+        nbytes: bytes of the slots one by one.
+
+    Args:
+        allow: bitmap of slots (bit s % 64 of word s // 64).
+        slots: the same slots, ascending; None where they are many.
+    """
+
+    __slots__ = ("_slots", "_words", "c", "nbytes")
+
+    def __init__(self, allow: UInt64Array, slots: UInt32Array | None = None) -> None:
+        self._words, self._slots, n = bitmap_of(allow), ffi.NULL, 0
+        if slots is not None:
+            n = len(slots)
+            expect("slots", slots, np.uint32, (n,))
+            self._slots = pointer("uint32_t[]", slots)
+        # What the struct points to lives as long as the attributes.
+        self.c = ffi.new("fvdb_allowed *", [self._words, len(allow), self._slots, n])
+        self.nbytes = 4 * n
+
+
 def pack_ids(ids: Sequence[str]) -> tuple[bytes, UInt64Array]:
     """Packs ids: their UTF-8 bytes one after the other, and n + 1 offsets.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fabstir_vectordb._native.aging import Aging
 from fabstir_vectordb._native.call import (
+    Allowed,
     Control,
     Float64Array,
     NativeBusy,
@@ -99,6 +100,7 @@ __all__ = [
     "WORK_REORDER",
     "WORK_TRAIN",
     "WORK_VACUUM",
+    "Allowed",
     "Asked",
     "Control",
     "NativeBusy",

@@ -32,6 +32,7 @@ _STRUCTS = (
     "fvdb_stats",
     "fvdb_search_params",
     "fvdb_part",
+    "fvdb_allowed",
     "fvdb_answer",
     "fvdb_load",
     "fvdb_step",

@@ -12,6 +12,7 @@ import numpy as np
 
 from fabstir_vectordb._native.call import (
     ID_ROOM_PER_HIT,
+    Allowed,
     Control,
     Float32Array,
     Float64Array,
@@ -125,7 +126,7 @@ class Search(Owner):
         nowait: Literal[False] = False,
         with_slots: bool = True,
         nprobe: int = 0,
-        allow: UInt64Array | None = None,
+        allow: UInt64Array | Allowed | None = None,
         threshold: float = -inf,
     ) -> OneAnswer: ...
     @overload
@@ -138,7 +139,7 @@ class Search(Owner):
         nowait: bool = False,
         with_slots: bool = True,
         nprobe: int = 0,
-        allow: UInt64Array | None = None,
+        allow: UInt64Array | Allowed | None = None,
         threshold: float = -inf,
     ) -> OneAnswer | None: ...
     def search_one(
@@ -150,7 +151,7 @@ class Search(Owner):
         nowait: bool = False,
         with_slots: bool = True,
         nprobe: int = 0,
-        allow: UInt64Array | None = None,
+        allow: UInt64Array | Allowed | None = None,
         threshold: float = -inf,
     ) -> OneAnswer | None:
         """The k nearest rows of one query, with as little around the C call as Python allows.
@@ -163,7 +164,7 @@ class Search(Owner):
             nowait: return None instead of waiting for a writer.
             with_slots: False leaves the slots out, for callers that need none.
             nprobe: lists to look at; 0 lets the library choose.
-            allow: as of `search`.
+            allow: as of `search`; or the same with the slots one by one.
             threshold: least score of a result.
 
         Returns:
@@ -177,17 +178,19 @@ class Search(Owner):
         if query.nbytes != self._query_bytes:
             expect("query", query, np.float32, (self.dim,))
         asked = k, ef_search, exact, nowait, nprobe, threshold
-        return self.search_again(floats_of(query), asked, with_slots, allow)
+        allowed = allow if allow is None or isinstance(allow, Allowed) else Allowed(allow)
+        return self.search_again(floats_of(query), asked, with_slots, allowed)
 
     def search_again(
-        self, query: Any, asked: Asked, with_slots: bool, allow: UInt64Array | None = None
+        self, query: Any, asked: Asked, with_slots: bool, allowed: Allowed | None = None
     ) -> OneAnswer | None:
         """`search_one` for a caller that keeps what it asks, beside the query, from search to search.
 
         Args:
             query: dim float32, as of `floats_of`.
             asked: what is asked.
-            with_slots, allow: as of `search_one`.
+            with_slots: as of `search_one`.
+            allowed: slots that may be returned, None for all.
 
         Raises:
             InvalidInputError, IndexStateError: as `search_one`.
@@ -201,13 +204,12 @@ class Search(Owner):
         c = answer.c
         if asked is not answer.asked and asked != answer.asked:
             answer.ask(asked)
-        if allow is not None:
-            bitmap = bitmap_of(allow)  # a name keeps it alive
-            c.allow, c.allow_words = bitmap, len(allow)
+        if allowed is not None:
+            c.allowed = allowed.c
         while status := _search_one(self._index, query, answer.params, c):
             if status == lib.FVDB_ERR_BUSY:
                 if is_kept:
-                    c.allow, c.allow_words = ffi.NULL, 0
+                    c.allowed = ffi.NULL
                     spare.append(answer)
                 return None
             if status != lib.FVDB_ERR_BUFFER:
@@ -223,8 +225,8 @@ class Search(Owner):
         ids = answer.id_bytes[: id_size - 1].decode().split("\0") if n else []
         if len(ids) != n:
             ids = answer.ids_by_ends(n)
-        if allow is not None:
-            c.allow, c.allow_words = ffi.NULL, 0
+        if allowed is not None:
+            c.allowed = ffi.NULL
         if is_kept:
             spare.append(answer)
         return slots, distances, ids, plan, scores, below

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fabstir_vectordb._native.handle import Allowed
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.index.gate import Busy, Gate
 from fabstir_vectordb.index.grouping import Groups, groups_of
@@ -51,6 +52,7 @@ class Matches:
         hidden: the expired rows, which are excluded.
         allow: bitmap of the matching rows.
         count: number of matching rows.
+        allowed: the rows as searches take them: few of them one by one, too.
     """
 
     generation: int
@@ -58,6 +60,12 @@ class Matches:
     hidden: Hidden
     allow: npt.NDArray[np.uint64]
     count: int
+    allowed: Allowed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return self.allow.nbytes + self.allowed.nbytes
 
     def slots(self) -> Slots:
         """Their slots, ascending."""
@@ -90,7 +98,7 @@ class FilterCache:
 
     def remember(self, key: str, found: Matches) -> None:
         """Remembers the matches of a filter."""
-        size = found.allow.nbytes + len(key)
+        size = found.nbytes + len(key)
         # All remembered matches have one generation and time; those of another are useless.
         stale = any(
             matches.generation != found.generation or matches.hidden is not found.hidden
@@ -162,7 +170,10 @@ class Filters:
         if len(hidden.slots):
             mask = mask.copy()  # it may be an array of a column
             mask[hidden.slots] = False
-        found = Matches(generation, counts.rows, hidden, bitmap(mask), int(np.count_nonzero(mask)))
+        allow, count = bitmap(mask), int(np.count_nonzero(mask))
+        # A search that gets few rows one by one does not look at the bits of all; they take half of its memory at most.
+        few = np.flatnonzero(mask).astype(np.uint32) if count <= counts.rows // 64 else None
+        found = Matches(generation, counts.rows, hidden, allow, count, Allowed(allow, few))
         if not generation & 1:  # an odd generation: this is a part of a running change
             self._cache.remember(where.key, found)
         return found

@@ -99,7 +99,7 @@ class Repeat:
             matches = self._filters.known(where)
             if matches is None:  # forgotten
                 return None
-            answer, plans = core.search_again(floats, self._asked, self._with_slots, matches.allow), FILTERED_PLANS
+            answer, plans = core.search_again(floats, self._asked, self._with_slots, matches.allowed), FILTERED_PLANS
         return None if answer is None else self._searcher.results_of_one(core, answer, plans, False)
 
 

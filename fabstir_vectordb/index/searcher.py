@@ -18,6 +18,7 @@ from fabstir_vectordb._native.handle import (
     PLAN_GRAPH,
     PLAN_HYBRID,
     PLAN_LISTS,
+    Allowed,
     Control,
     NativeIndex,
     OneAnswer,
@@ -190,9 +191,9 @@ class Searcher:
         query, k, threshold, include_vectors, ef_search, exact, nprobe = request[:7]
         rows = self._rows
         core = rows.core
-        allow: npt.NDArray[np.uint64] | None
+        allow: npt.NDArray[np.uint64] | Allowed | None
         if matches is not None:
-            allow, plans = matches.allow, FILTERED_PLANS
+            allow, plans = matches.allowed, FILTERED_PLANS
         else:
             allow, plans = None if rows.expiries.is_empty else rows.hidden().allow, PLANS
         if len(query) != core.dim or isinstance(core, NoRows):

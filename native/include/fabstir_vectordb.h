@@ -236,6 +236,14 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
  * Returns FVDB_OK or FVDB_ERR_ARGUMENT (unknown metric). */
 fvdb_status fvdb_scores(uint32_t metric, const double *distances, uint32_t n, double *out_scores, fvdb_diag *diag);
 
+/* Slots that a search may return, made once for any number of searches.  The arrays are borrowed. */
+typedef struct fvdb_allowed {
+    const uint64_t *words; /* one bit per slot, as `allow` of fvdb_search */
+    uint64_t n_words;
+    const uint32_t *slots; /* the same slots one by one, ascending; NULL where they are many */
+    uint64_t n_slots;
+} fvdb_allowed;
+
 /* Where fvdb_search_one leaves its answer: filled in once, used for any number of searches, by one thread at a time. */
 typedef struct fvdb_answer {
     uint32_t *slots;   /* in: room for k entries */
@@ -244,14 +252,13 @@ typedef struct fvdb_answer {
     uint64_t *id_ends; /* in: room for k entries */
     uint8_t *id_bytes; /* in: room for id_capacity bytes */
     uint64_t id_capacity;
-    const uint64_t *allow; /* in: as of fvdb_search; NULL allows all */
-    uint64_t allow_words;
-    double threshold; /* in: least score of a result; -INFINITY keeps all */
-    fvdb_diag diag;   /* out, on error only */
-    uint64_t id_size; /* out: bytes of id_bytes in use */
-    uint32_t count;   /* out: results */
-    uint32_t plan;    /* out: FVDB_PLAN_* */
-    uint32_t below;   /* out: how many of the k nearest the threshold left out */
+    const fvdb_allowed *allowed; /* in: slots that may be returned; NULL allows all */
+    double threshold;            /* in: least score of a result; -INFINITY keeps all */
+    fvdb_diag diag;              /* out, on error only */
+    uint64_t id_size;            /* out: bytes of id_bytes in use */
+    uint32_t count;              /* out: results */
+    uint32_t plan;               /* out: FVDB_PLAN_* */
+    uint32_t below;              /* out: how many of the k nearest the threshold left out */
 } fvdb_answer;
 
 /* fvdb_search for one query (dim float32), with all that a result is made of.  For bindings: there converting an argument of

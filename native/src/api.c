@@ -18,6 +18,7 @@ size_t fvdb_struct_size(const char *name) {
         {"fvdb_stats", sizeof(fvdb_stats)},
         {"fvdb_search_params", sizeof(fvdb_search_params)},
         {"fvdb_part", sizeof(fvdb_part)},
+        {"fvdb_allowed", sizeof(fvdb_allowed)},
         {"fvdb_answer", sizeof(fvdb_answer)},
         {"fvdb_load", sizeof(fvdb_load)},
         {"fvdb_step", sizeof(fvdb_step)},
@@ -162,7 +163,8 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
                         uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag) {
     TRY(search_begin(index, params, diag));
     search_outputs out = {out_slots, out_distances, out_counts, out_plans, out_id_bytes, id_capacity, out_id_offsets};
-    fvdb_status status = index_search(index, queries, n_queries, params, allow, allow_words, &out, control, diag);
+    const fvdb_allowed allowed = {.words = allow, .n_words = allow_words};
+    fvdb_status status = index_search(index, queries, n_queries, params, allow ? &allowed : NULL, &out, control, diag);
     rwlock_read_done(index->lock);
     return status;
 }
@@ -203,8 +205,7 @@ fvdb_status fvdb_search_one(fvdb_index *index, const float *query, const fvdb_se
                             fvdb_answer *answer) {
     search_outputs out = {answer->slots, answer->distances, &answer->count, &answer->plan, NULL, 0, NULL};
     TRY(search_begin(index, params, &answer->diag));
-    fvdb_status status =
-        index_search(index, query, 1, params, answer->allow, answer->allow_words, &out, NULL, &answer->diag);
+    fvdb_status status = index_search(index, query, 1, params, answer->allowed, &out, NULL, &answer->diag);
     if (status == FVDB_OK) {
         answer_scores(index->config.metric, answer);
         status = answer_ids(&index->store.ids, answer);

@@ -397,18 +397,36 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
     }
     const uint64_t odd = 0xAAAAAAAAAAAAAAAAu;
     fvdb_search_params two = {.k = 2};
+    const fvdb_allowed some = {.words = &odd, .n_words = 1};
     fvdb_answer a = {.slots = slots,
                      .distances = distances,
                      .scores = scores,
                      .id_ends = ends,
                      .id_bytes = ids,
                      .id_capacity = sizeof ids,
-                     .allow = &odd,
-                     .allow_words = 1};
+                     .allowed = &some};
     CHECK(fvdb_search(index, queries, 1, &two, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL, 0,
                       NULL, NULL, NULL) == FVDB_OK);
     CHECK(fvdb_search_one(index, queries, &two, &a) == FVDB_OK && a.count == 2 && a.plan == want_plan);
     CHECK(slots[0] == want_slots[0] && slots[1] == want_slots[1] && slots[0] % 2 == 1 && slots[0] < 64);
+    uint32_t listed[34], n_listed = 0;
+    for (uint32_t slot = 1; slot < 64; slot += 2) listed[n_listed++] = slot;
+    listed[n_listed++] = N; /* no row */
+    listed[n_listed++] = UINT32_MAX;
+    const fvdb_allowed one_by_one = {.words = &odd, .n_words = 1, .slots = listed, .n_slots = n_listed};
+    a.allowed = &one_by_one;
+    for (uint32_t k = 2; k <= K; k++) {
+        const fvdb_search_params more = {.k = k, .ef_search = k % 2};
+        CHECK(fvdb_search(index, queries, 1, &more, &odd, 1, want_slots, want_distances, &want_count, &want_plan, NULL,
+                          0, NULL, NULL, NULL) == FVDB_OK);
+        CHECK(fvdb_search_one(index, queries, &more, &a) == FVDB_OK && a.count == want_count && a.plan == want_plan);
+        CHECK(memcmp(slots, want_slots, want_count * sizeof *slots) == 0);
+        CHECK(memcmp(distances, want_distances, want_count * sizeof *distances) == 0);
+    }
+    listed[0] = slots[0];
+    const fvdb_allowed single = {.words = &odd, .n_words = 1, .slots = listed, .n_slots = 1};
+    a.allowed = &single;
+    CHECK(fvdb_search_one(index, queries, &two, &a) == FVDB_OK && a.count == 1 && slots[0] == listed[0]);
     fvdb_answer refused = {0};
     const fvdb_search_params no_k = {.k = 0}, wide = {.k = 1, .ef_search = FVDB_EF_MAX + 1}, of_none = {.k = K};
     CHECK(fvdb_search_one(index, queries, &no_k, &refused) == FVDB_ERR_ARGUMENT && refused.diag.expected == 1);

@@ -316,24 +316,35 @@ static void test_coding_errors_follow_their_rows(void) {
 
 /* ---- scans ---- */
 
+static void check_found(const store *s, const scan *one, uint32_t k, const uint64_t *allow) {
+    hit *want = malloc(k * sizeof *want);
+    uint32_t wanted = 0;
+    for (uint32_t slot = 0; slot < s->n; slot++)
+        if (!allow || bit_get(allow, slot))
+            hits_offer(s, want, &wanted, k, (hit){scorer_exact(one->query, slot), slot});
+    hits_sort(s, want, wanted);
+    CHECK(one->found == wanted);
+    for (uint32_t h = 0; h < wanted; h++)
+        CHECK(one->hits[h].slot == want[h].slot && one->hits[h].distance == want[h].distance);
+    free(want);
+}
+
+/* By bitmap and, where some rows are allowed, by their slots one by one. */
 static void check_scan(const store *s, scorer *queries, uint32_t n, uint32_t k, const uint64_t *allow) {
-    hit *found = malloc((size_t)n * k * sizeof *found), *want = malloc(k * sizeof *want);
-    scan scans[SCAN_QUERIES_MAX];
-    for (uint32_t i = 0; i < n; i++) scans[i] = (scan){&queries[i], found + (size_t)i * k, 0};
-    flat_search(scans, n, k, allow, (s->n + 63) / 64, NULL);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t wanted = 0;
-        for (uint32_t slot = 0; slot < s->n; slot++)
-            if (!allow || bit_get(allow, slot))
-                hits_offer(s, want, &wanted, k, (hit){scorer_exact(&queries[i], slot), slot});
-        hits_sort(s, want, wanted);
-        CHECK(scans[i].found == wanted);
-        for (uint32_t h = 0; h < wanted; h++)
-            CHECK(found[(size_t)i * k + h].slot == want[h].slot &&
-                  found[(size_t)i * k + h].distance == want[h].distance);
+    hit *found = malloc((size_t)n * k * sizeof *found);
+    uint32_t *slots = malloc(s->n * sizeof *slots);
+    fvdb_allowed allowed = {.words = allow, .n_words = (s->n + 63) / 64};
+    for (uint32_t slot = 0; allow && slot < s->n; slot++)
+        if (bit_get(allow, slot)) slots[allowed.n_slots++] = slot;
+    for (uint32_t by_slots = 0; by_slots <= (allow != NULL); by_slots++) {
+        scan scans[SCAN_QUERIES_MAX];
+        for (uint32_t i = 0; i < n; i++) scans[i] = (scan){&queries[i], found + (size_t)i * k, 0};
+        allowed.slots = by_slots ? slots : NULL;
+        flat_search(scans, n, k, allow ? &allowed : NULL, NULL);
+        for (uint32_t i = 0; i < n; i++) check_found(s, &scans[i], k, allow);
     }
     free(found);
-    free(want);
+    free(slots);
 }
 
 /* More rows than can wait for an exact distance, of kinds of which codes rule out most, some or none. */

@@ -134,7 +134,7 @@ typedef struct search_outputs {
     uint64_t *id_offsets;
 } search_outputs;
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
-                         const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
+                         const fvdb_allowed *allowed, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag);
 
 /* ---- index_scores.c ---- */

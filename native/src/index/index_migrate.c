@@ -74,7 +74,8 @@ static void measure_item(void *context, uint32_t worker, uint32_t item) {
         scorer_set_vector(&scratch[i]->query, x);
         scans[i] = (scan){.query = &scratch[i]->query, .hits = scratch[i]->hits};
     }
-    flat_search(scans, n, m->k + 1, m->members, m->words, m->control);
+    const fvdb_allowed members = {.words = m->members, .n_words = m->words};
+    flat_search(scans, n, m->k + 1, &members, m->control);
     if (control_cancelled(m->control)) return;
     for (uint32_t i = 0; i < n; i++) rank_hits(m, first + i, scans[i].hits, scans[i].found, scratch[i]->room);
 }

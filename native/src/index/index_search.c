@@ -33,7 +33,8 @@ typedef struct search_job {
     const float *queries;
     uint32_t n_queries;
     const fvdb_search_params *params;
-    row_filter filter;
+    const fvdb_allowed *asked;   /* rows that the caller allows; NULL: all */
+    row_filter filter;           /* the same, and those that are found */
     bool filtered;               /* a walk meets rows that may not be returned */
     uint32_t allowed;            /* rows that may */
     uint32_t historical, recent; /* of them, on each side */
@@ -129,15 +130,29 @@ static uint32_t threads_of(const search_job *job) {
     return asked ? min_u32(asked, most) : most;
 }
 
+/* Whether rows that are named one by one are so few that any other way would cost more than a scan of them.  Counting the bits
+ * of all rows to say so may take longer than the scan. */
+static bool surely_flat(const search_job *job) {
+    const ivf *lists = &job->index->lists;
+    const uint32_t asked = job->params->ef_search, ef = asked == FVDB_EF_DEFAULT ? FVDB_EF_DEFAULT_MIN : asked;
+    if (!job->asked || !job->asked->slots || job->asked->n_slots >= ef * WALK_ROWS_PER_EF) return false;
+    return !lists->live || job->asked->n_slots <= lists->centroids.nlist;
+}
+
 static void plan_search(search_job *job) {
     const store *s = &job->index->store;
+    job->together = 1;
+    if (surely_flat(job)) {
+        job->k = min_u32(job->params->k, (uint32_t)job->asked->n_slots);
+        job->flat = true;
+        return;
+    }
     count_allowed(job);
     job->k = min_u32(job->params->k, job->allowed);
     uint32_t ef = job->params->ef_search;
     if (ef == FVDB_EF_DEFAULT) ef = default_ef(job->k);
     job->ef = min_u32(max_u32(ef, job->k), s->n);
     plan_sides(job);
-    job->together = 1;
     if (job->flat) {
         uint32_t per_thread = job->n_queries / threads_of(job);
         job->together = min_u32(max_u32(per_thread, 1), SCAN_QUERIES_MAX);
@@ -262,7 +277,7 @@ static uint32_t search_sides(const search_job *job, search_scratch *w) {
 static void scan_queries(const search_job *job, search_scratch *const *scratch, uint32_t n, uint32_t *found) {
     scan scans[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) scans[i] = (scan){.query = &scratch[i]->query, .hits = scratch[i]->hits};
-    flat_search(scans, n, job->k, job->filter.allow, job->filter.allow_words, job->control);
+    flat_search(scans, n, job->k, job->asked, job->control);
     for (uint32_t i = 0; i < n; i++) found[i] = scans[i].found;
 }
 
@@ -349,18 +364,22 @@ static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
 }
 
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
-                         const uint64_t *allow, uint64_t allow_words, const search_outputs *out, fvdb_control *control,
+                         const fvdb_allowed *allowed, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag) {
     const store *s = &index->store;
     TRY(check_queries(s, queries, n_queries, diag));
-    search_job job = {
-        .index = index,
-        .queries = queries,
-        .n_queries = n_queries,
-        .params = params,
-        .out = out,
-        .control = control,
-        .filter = {.live = s->found_count < s->n ? store_found(s) : NULL, .allow = allow, .allow_words = allow_words}};
+    search_job job = {.index = index,
+                      .queries = queries,
+                      .n_queries = n_queries,
+                      .params = params,
+                      .out = out,
+                      .control = control,
+                      .asked = allowed,
+                      .filter = {.live = s->found_count < s->n ? store_found(s) : NULL}};
+    if (allowed) {
+        job.filter.allow = allowed->words;
+        job.filter.allow_words = allowed->n_words;
+    }
     plan_search(&job);
     workers w;
     TRY(workers_start(index, min_u32(n_queries, threads_of(&job)), job.together, &w, diag));

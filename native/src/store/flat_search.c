@@ -46,10 +46,13 @@ void hits_offer(const store *s, hit *heap, uint32_t *n, uint32_t k, hit h) {
 
 void hits_sort(const store *s, hit *hits, uint32_t n) { hits_heap_sort(s, hits, n); }
 
-/* The rows a scan may return, in slot order, a bitmap word at a time. */
+/* The rows a scan may return, in slot order: a bitmap word at a time, or one by one where they are named so. */
 typedef struct row_set {
     const uint64_t *live, *allow;
     uint64_t words;
+    const uint32_t *slots; /* NULL: the bitmap says them */
+    uint64_t n_slots;
+    uint32_t rows; /* of the store */
 } row_set;
 
 static uint32_t rows_of_word(const row_set *set, uint64_t w, uint32_t *slots) {
@@ -59,19 +62,26 @@ static uint32_t rows_of_word(const row_set *set, uint64_t w, uint32_t *slots) {
     return n;
 }
 
-/* Rows of some words, BATCH_ROWS of them and up to a word more, or those that are left. */
+/* Rows that come one after the other, BATCH_ROWS of them and up to a word more, or those that are left. */
 typedef struct batch {
     uint32_t slots[BATCH_ROWS + WORD_ROWS], n;
 } batch;
 
-/* Rows of the words from *w on. */
-static void take_batch(batch *b, const row_set *set, uint64_t *w) {
+/* Rows from word or place *at on. */
+static void take_batch(batch *b, const row_set *set, uint64_t *at) {
     b->n = 0;
-    while (*w < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*w)++, b->slots + b->n);
+    if (!set->slots) {
+        while (*at < set->words && b->n < BATCH_ROWS) b->n += rows_of_word(set, (*at)++, b->slots + b->n);
+        return;
+    }
+    while (*at < set->n_slots && b->n < BATCH_ROWS) {
+        const uint32_t slot = set->slots[(*at)++];
+        if (slot < set->rows && bit_get(set->live, slot)) b->slots[b->n++] = slot;
+    }
 }
 
-static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *w) {
-    take_batch(b, set, w);
+static void prefetch_batch(batch *b, const scorer *q, const row_set *set, uint64_t *at) {
+    take_batch(b, set, at);
     for (uint32_t i = 0; i < b->n; i++) scorer_prefetch_by(q, store_approximate(q->s), b->slots[i]);
 }
 
@@ -188,9 +198,9 @@ static void score_rows(seeker *s, uint32_t k, uint32_t *slots, uint32_t n) {
 static void scan_rows(scan *scans, uint32_t n, uint32_t k, const row_set *set, const fvdb_control *control) {
     seeker seekers[SCAN_QUERIES_MAX];
     batch rows, left;
-    uint64_t w = 0;
+    uint64_t at = 0;
     for (uint32_t i = 0; i < n; i++) seeker_init(&seekers[i], &scans[i]);
-    for (take_batch(&rows, set, &w); rows.n && !control_cancelled(control); take_batch(&rows, set, &w)) {
+    for (take_batch(&rows, set, &at); rows.n && !control_cancelled(control); take_batch(&rows, set, &at)) {
         for (uint32_t i = 0; i < n; i++) {
             left = rows;
             score_rows(&seekers[i], k, left.slots, left.n);
@@ -229,12 +239,12 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
     float near[BATCH_ROWS + WORD_ROWS];
     seeker seekers[SCAN_QUERIES_MAX];
     for (uint32_t i = 0; i < n; i++) seeker_init(&seekers[i], &scans[i]);
-    uint64_t w = 0;
+    uint64_t at = 0;
     uint32_t turn = 0;
-    prefetch_batch(&batches[0], scans[0].query, set, &w);
+    prefetch_batch(&batches[0], scans[0].query, set, &at);
     for (; batches[turn].n && !control_cancelled(control); turn ^= 1) {
         const batch *b = &batches[turn];
-        prefetch_batch(&batches[turn ^ 1], scans[0].query, set, &w);
+        prefetch_batch(&batches[turn ^ 1], scans[0].query, set, &at);
         for (seeker *s = seekers; s < seekers + n; s++) {
             scorer_approximate(s->scan->query, b->slots, b->n, near);
             add_waiting(s, near, b->slots, b->n);
@@ -244,12 +254,16 @@ static void scan_codes(scan *scans, uint32_t n, uint32_t k, const row_set *set, 
     for (seeker *s = seekers; s < seekers + n; s++) finish(s, k);
 }
 
-void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
-                 const fvdb_control *control) {
+void flat_search(scan *scans, uint32_t n, uint32_t k, const fvdb_allowed *allowed, const fvdb_control *control) {
     assert(n >= 1 && n <= SCAN_QUERIES_MAX && k >= 1);
     const store *s = scans[0].query->s;
-    row_set set = {store_found(s), allow, (s->n + WORD_ROWS - 1) / WORD_ROWS};
-    if (allow && allow_words < set.words) set.words = allow_words;
+    row_set set = {.live = store_found(s), .words = (s->n + WORD_ROWS - 1) / WORD_ROWS, .rows = s->n};
+    if (allowed) {
+        set.allow = allowed->words;
+        if (allowed->n_words < set.words) set.words = allowed->n_words;
+        set.slots = allowed->slots;
+        set.n_slots = allowed->n_slots;
+    }
     for (uint32_t i = 0; i < n; i++) scans[i].found = 0;
     if (store_has_codes(s)) scan_codes(scans, n, k, &set, control);
     else scan_rows(scans, n, k, &set, control);

@@ -357,10 +357,9 @@ typedef struct scan {
 } scan;
 /* Queries that share what is read from memory; more of them do not gain much. */
 #define SCAN_QUERIES_MAX 8u
-/* The k nearest of the rows whose bit is set in both bitmaps (allow may be NULL), sorted, for each of n queries, 1 to
+/* The k nearest of the rows that are found and allowed (NULL: all that are found), sorted, for each of n queries, 1 to
  * SCAN_QUERIES_MAX.  Polls control every few thousand rows and then returns early. */
-void flat_search(scan *scans, uint32_t n, uint32_t k, const uint64_t *allow, uint64_t allow_words,
-                 const fvdb_control *control);
+void flat_search(scan *scans, uint32_t n, uint32_t k, const fvdb_allowed *allowed, const fvdb_control *control);
 
 /* ---- bit_codes.c: a bit a dimension, for a first look ---- */
 
