@@ -320,8 +320,12 @@ static fvdb_status vacuum_texts(void) {
 static fvdb_status load_texts(void) {
     fvdb_text *again = NULL;
     uint32_t heads = 0;
-    for (uint32_t i = 0; i < t.n_parts; i++) heads += t.parts[i].kind == FVDB_PART_TEXT_HEAD;
-    fvdb_status status = fvdb_text_load(&of_text, heads, CHUNK, &again, NULL);
+    uint64_t stream_bytes[4] = {0}; /* that of the heads is not asked for */
+    for (uint32_t i = 0; i < t.n_parts; i++) {
+        heads += t.parts[i].kind == FVDB_PART_TEXT_HEAD;
+        stream_bytes[t.parts[i].kind - FVDB_PART_TEXT_HEAD] += t.sizes[i];
+    }
+    fvdb_status status = fvdb_text_load(&of_text, heads, CHUNK, stream_bytes + 1, &again, NULL);
     for (uint32_t i = 0; i < t.n_parts && status == FVDB_OK; i++)
         status = fvdb_text_load_part(again, t.parts[i].kind, t.parts[i].number, t.bytes[i], t.sizes[i], NULL);
     if (status == FVDB_OK) status = fvdb_text_load_end(again, NULL);
