@@ -62,7 +62,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["LocalDirStore"]
+__all__ = ["LocalDirStore", "flush_directory"]
 
 _T = TypeVar("_T")
 
@@ -99,6 +99,8 @@ class LocalDirStore:
         self._swept = False
         # Directories that this store has flushed into their parents.
         self._flushed: set[Path] = set()
+        # Whether the pointers' directory may lack a flush, after one that failed.
+        self._is_pointer_unflushed = False
 
     @property
     def uri(self) -> str:
@@ -149,7 +151,7 @@ class LocalDirStore:
             if not _holds(path, data, blob.size):
                 self._write(path, data)
             # Also for an existing file: another writer may have renamed it and not yet flushed the directory.
-            _flush_directory(path.parent)
+            flush_directory(path.parent)
         return blob
 
     def _get(self, hash: bytes, size: int | AtMost) -> bytes:
@@ -204,6 +206,10 @@ class LocalDirStore:
     def _get_pointer(self, public_key: bytes) -> RegistryEntry | None:
         path = self._pointer_path(public_key)
         with _reporting(f"read {path}"):
+            # A save whose write failed asks whether the pointer moved anyway: once a loss of power cannot undo it.
+            if self._is_pointer_unflushed:
+                flush_directory(self._pointers)
+                self._is_pointer_unflushed = False
             try:
                 raw = read_regular(path, ENTRY_BYTES_MAX)
             except FileNotFoundError:
@@ -227,7 +233,10 @@ class LocalDirStore:
                     # A damaged entry is treated as absent, so that its owner can repair it.
                     stored = None
                 check_pointer_advances(stored, entry)
-                self.replace_file(path, entry.serialize())
+                self._write(path, entry.serialize())
+                self._is_pointer_unflushed = True
+                flush_directory(path.parent)
+                self._is_pointer_unflushed = False
 
     def replace_file(self, path: Path, data: bytes) -> None:
         """Give a file new content, durably; after a crash it has the old content or the new. Blocks.
@@ -240,7 +249,7 @@ class LocalDirStore:
             OSError: the system cannot write the file.
         """
         self._write(path, data)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
 
     def _make_directory(self, path: Path) -> None:
         """Create the root or a directory below it, durable before a file is put into it.
@@ -253,7 +262,7 @@ class LocalDirStore:
             self._make_directory(path.parent)
         if not _made_directory(path):
             try:
-                _flush_directory(path.parent)
+                flush_directory(path.parent)
             except PermissionError:
                 if path != self._root:  # others may own the folder of the root, and let nobody list it
                     raise
@@ -348,14 +357,14 @@ def _made_directory(path: Path) -> bool:
         _made_directory(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir()
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
         return True
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     return False
 
 
-def _flush_directory(path: Path) -> None:
+def flush_directory(path: Path) -> None:
     """Make renames in a directory durable, if the system can. Windows needs no call for it."""
     if sys.platform == "win32":
         return

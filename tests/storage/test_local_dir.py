@@ -145,13 +145,13 @@ async def test_new_directories_are_flushed_into_their_parents(
     store: LocalDirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[Path] = []
-    real = local_dir._flush_directory
+    real = local_dir.flush_directory
 
     def record(path: Path) -> None:
         flushed.append(path)
         real(path)
 
-    monkeypatch.setattr(local_dir, "_flush_directory", record)
+    monkeypatch.setattr(local_dir, "flush_directory", record)
     blob = await store.put(b"hello")
     folder = blob_path(tmp_path / "store", blob).parent
     for directory in (tmp_path, tmp_path / "store", tmp_path / "store" / "blobs", folder):
@@ -272,6 +272,28 @@ async def test_disk_that_fails_to_flush_a_directory_is_a_storage_error(
     with pytest.raises(StorageError) as caught:
         await store.put(b"hello")
     assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.anyio
+@POSIX
+async def test_a_pointer_that_a_loss_of_power_may_undo_is_not_taken_for_moved(
+    store: LocalDirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save whose write failed asks for the pointer, and counts as done if it moved anyway."""
+    await store.set_pointer(entry(1))
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        for call in (lambda: store.set_pointer(entry(2)), lambda: store.get_pointer(PUBLIC_KEY)):
+            with pytest.raises(StorageError):
+                await call()
+    assert await store.get_pointer(PUBLIC_KEY) == entry(2)
 
 
 @pytest.mark.anyio
