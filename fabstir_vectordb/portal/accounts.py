@@ -6,7 +6,7 @@
     tokens/<64>       SHA-256 of a token, in hex; the file holds the key, its modification time is that of the login
 
 Tokens survive a restart, because S5.js keeps its token and does not log in again. The directory holds hashes only, so
-reading it reveals no token.
+reading it reveals no token. Keys and tokens are flushed to the disk before the client gets its token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nacl.exceptions import CryptoError
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.s5.keys import portal_challenge_response
 from fabstir_vectordb.s5.registry import is_public_key
+from fabstir_vectordb.storage.local_dir import flush_directory
 from fabstir_vectordb.storage.regular import is_regular
 from fabstir_vectordb.storage.s5_account import CHALLENGE_BYTES
 
@@ -98,7 +99,8 @@ class Accounts:
             raise InvalidInputError("the signature does not match") from None
         if deed == REGISTER:
             self._root.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._file(public_key), os.O_CREAT | os.O_WRONLY, 0o600))
+            flush_directory(self._root.parent)
+            _write_durably(self._file(public_key), b"")
         token = "S5A" + secrets.token_urlsafe(32)
         self._keep(_digest(token), public_key)
         return token
@@ -110,9 +112,8 @@ class Accounts:
 
     def _keep(self, digest: str, public_key: bytes) -> None:
         self._tokens_root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._tokens_root / digest, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(public_key.hex())
+        flush_directory(self._tokens_root.parent)
+        _write_durably(self._tokens_root / digest, public_key.hex().encode("ascii"))
         for forgotten in _remember(self._tokens, digest, time.time()):
             (self._tokens_root / forgotten).unlink(missing_ok=True)
 
@@ -132,6 +133,14 @@ class Accounts:
 
     def _file(self, public_key: bytes) -> Path:
         return self._root / public_key.hex()
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    flush_directory(path.parent)
 
 
 def _digest(token: str) -> str:

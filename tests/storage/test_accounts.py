@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -60,6 +61,28 @@ async def test_a_session_signs_in_with_nothing_but_its_phrase(tmp_path: Path) ->
             assert await session.count() == 1
     # One account for each address that this portal was reached at.
     assert 1 <= len(list((tmp_path / "accounts").glob("ed*"))) <= 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="flushes are watched through /proc")
+def test_keys_and_tokens_are_flushed_before_the_client_gets_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def watched(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    accounts = Accounts(tmp_path / "accounts")
+    response = portal_challenge_response(REGISTER, accounts.challenge(REGISTER, KEY), "host")
+    accounts.prove(REGISTER, KEY, response, ed25519_sign(SEED, response), "host")
+    [token] = (tmp_path / "accounts" / "tokens").iterdir()
+    assert flushed == [
+        *(".", f"accounts/{KEY.hex()}", "accounts"),
+        *("accounts", f"accounts/tokens/{token.name}", "accounts/tokens"),
+    ]
 
 
 async def test_reading_makes_no_account(tmp_path: Path) -> None:
