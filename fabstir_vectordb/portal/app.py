@@ -169,10 +169,11 @@ class _Portal:
         """Talks with a client of the S5 network.
 
         Entries are signed by the owners of their keys, so nodes take them from everybody. A portal with a token takes
-        none without it; one with accounts cannot ask for a token, since S5.js connects before it has one.
+        none without it; one with accounts cannot ask for a token, since S5.js connects before it has one, and takes
+        few in a second from all who have none.
         """
-        may_write = self._is_open or self._accounts is not None or self._is_known(_token_of(socket))
-        await self.peers.serve(socket, may_write)
+        is_known = self._is_open or self._is_known(_token_of(socket))
+        await self.peers.serve(socket, is_known or self._accounts is not None, is_stranger=not is_known)
 
     async def delete(self, request: Request) -> Response:
         blob = _blob_of(request)

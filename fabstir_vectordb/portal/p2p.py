@@ -4,8 +4,9 @@ S5.js reads and writes registry entries, and finds blobs, over this websocket al
 for entries and for addresses of blobs, and sends entries. It is sent each later revision of an entry that it has asked
 for, since S5.js asks once. The portal itself connects to no node.
 
-No client must exhaust the portal. The numbers of clients, of entries that one has asked for, and of messages that wait
-for one are limited; `server` limits the size of a message and the time that a client takes to receive.
+No client must exhaust the portal. The numbers of clients, of entries that one has asked for, of messages that wait for
+one, and of entries that clients without a token set in a second are limited; `server` limits the size of a message and
+the time that a client takes to receive.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ PEERS_MOST: int = 128
 KEYS_MOST: int = 4_096
 #: Most messages that wait for one client.
 WAITING_MOST: int = 256
+#: Entries a second that all clients without a token set, where others have one; and how many at once before that.
+STRANGERS_ENTRIES_S: float = 10.0
+STRANGERS_ENTRIES_MOST: int = 200
 #: Most seconds for a client to prove its key.
 PROOF_S: float = 20.0
 #: Most bytes of a client's challenge; S5.js sends 64, lib5 32.
@@ -63,9 +67,12 @@ class _ClosingError(Exception):
 class _Peer:
     """One connected client: what it has asked for, and what waits for it. Cancelling `scope` ends the connection."""
 
-    def __init__(self, socket: WebSocket, may_write: bool, outbox: MemoryObjectSendStream[bytes]) -> None:
+    def __init__(
+        self, socket: WebSocket, may_write: bool, is_stranger: bool, outbox: MemoryObjectSendStream[bytes]
+    ) -> None:
         self.socket = socket
         self.may_write = may_write
+        self.is_stranger = is_stranger
         self.keys: dict[bytes, None] = {}
         self._outbox = outbox
         self.scope = anyio.CancelScope()
@@ -103,6 +110,8 @@ class Peers:
         self._seed = secrets.token_bytes(32)
         self._peers: set[_Peer] = set()
         self._askers: dict[bytes, set[_Peer]] = {}
+        # When the entries of strangers that were let in would have come at their rate.
+        self._strangers_at = 0.0
 
     @property
     def count(self) -> int:
@@ -120,18 +129,19 @@ class Peers:
             if peer is not giver:
                 peer.push(entry.serialize())
 
-    async def serve(self, socket: WebSocket, may_write: bool) -> None:
+    async def serve(self, socket: WebSocket, may_write: bool, is_stranger: bool) -> None:
         """Talks with one client until the connection ends.
 
         Args:
             socket: the connection, not accepted yet.
             may_write: whether entries are taken from this client.
+            is_stranger: whether they are taken at the rate that all strangers share.
         """
         if len(self._peers) >= PEERS_MOST:
             await socket.send_denial_response(PlainTextResponse("too many clients are connected", 503))
             return
         outbox, inbox = anyio.create_memory_object_stream[bytes](WAITING_MOST)
-        peer = _Peer(socket, may_write, outbox)
+        peer = _Peer(socket, may_write, is_stranger, outbox)
         self._peers.add(peer)
         closing = _ClosingError(_REFUSED, "too slow")
         try:
@@ -222,12 +232,21 @@ class Peers:
     async def _take(self, peer: _Peer, entry: RegistryEntry) -> None:
         if not peer.may_write:
             raise _ClosingError(_REFUSED, "entries need a token: connect to /s5/p2p?auth_token=...")
+        if peer.is_stranger:
+            # The client waits, and its next messages with it: honest ones lose nothing.
+            await anyio.sleep(self._wait_of_strangers(anyio.current_time()))
         try:
             await self.set(entry, peer)
         except ConflictError:
             stored = await self._store.get_pointer(entry.public_key)
             if stored is not None and stored.revision > entry.revision:
                 await peer.answer(stored.serialize())
+
+    def _wait_of_strangers(self, now: float) -> float:
+        """Seconds that an entry of a stranger, which came now, has to wait; it counts from now on."""
+        earliest = now - STRANGERS_ENTRIES_MOST / STRANGERS_ENTRIES_S
+        self._strangers_at = max(self._strangers_at, earliest) + 1 / STRANGERS_ENTRIES_S
+        return max(0.0, self._strangers_at - now)
 
     def _note(self, peer: _Peer, key: bytes) -> None:
         """Remembers that a client has asked for a key."""

@@ -324,6 +324,25 @@ def test_a_portal_with_a_token_takes_entries_with_it_only(root: Path) -> None:
             assert client.receive() == entry(1).serialize()
 
 
+def test_clients_without_a_token_set_entries_at_one_rate_for_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    wait = p2p.Peers._wait_of_strangers
+
+    def waited(peers: p2p.Peers, now: float) -> float:
+        waits.append(wait(peers, 5.0))  # as if all came at one time
+        return 0.0
+
+    monkeypatch.setattr(p2p, "STRANGERS_ENTRIES_MOST", 2)
+    monkeypatch.setattr(p2p.Peers, "_wait_of_strangers", waited)
+    with serving(root, "sesame", accounts=True) as address:
+        for revision, query in enumerate(["", "", "", "", "?auth_token=sesame"], 1):
+            with closing(Client(address, query).greet()) as client:
+                client.send(entry(revision).serialize())
+                client.send(QUERY)
+                assert client.receive() == entry(revision).serialize()
+    assert waits == pytest.approx([0, 0, 0.1, 0.2])
+
+
 def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
