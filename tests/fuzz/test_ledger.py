@@ -81,3 +81,20 @@ def test_a_second_run_does_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
     returncode = 1
     assert "FOUND," in line(8)
     assert Ledger(tmp_path / "minutes", "cid", "atheris", []).minutes == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "again", "is_found"), [("timeout", 0, False), ("timeout", 1, True), ("crash", 0, True)]
+)
+def test_an_input_that_only_waited_for_a_processor_is_no_finding(
+    tmp_path: Path, kind: str, again: int, is_found: bool
+) -> None:
+    def slice_of(_: int) -> list[str]:
+        return ["sh", "-c", f"echo x > {campaign.findings}/cid-{kind}-0 && exit 70"]
+
+    campaign = run.Campaign("cid", tmp_path, slice_of, lambda _: ["sh", "-c", f"exit {again}"])
+    opened = Ledger(tmp_path / "minutes", "cid", "atheris", [])
+    said = campaign.run(0.000_001, opened)
+    assert ("FOUND" in said) == is_found
+    assert (opened.minutes == 0) == is_found
+    assert list(campaign.findings.iterdir()) == ([campaign.findings / f"cid-{kind}-0"] if is_found else [])
