@@ -1,4 +1,4 @@
-"""Builds the native library and its cffi declarations with one compiler command.
+"""Builds the native library and its cffi declarations with one compiler, in a few commands.
 
 Run by the wheel build (hatch_build.py), or by hand:
 
@@ -43,6 +43,10 @@ TARGETS = {
     "aarch64-windows-gnu": "win_arm64",
 }
 GLIBC = "2.17"
+
+#: The folder of native/src whose loops the compiler unrolls. It makes kernels 1.1 to 1.9 times as fast, and all else a
+#: twelfth larger and no faster, for which the wheel for Windows on x86-64 has no room.
+UNROLLED = "kernels"
 
 #: No fused or reordered floating point: every CPU gives the same bits (native/src/kernels/kernels.h).
 FLAGS = ["-std=c17", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
@@ -109,20 +113,31 @@ def _baseline(target: str) -> list[str]:
     return ["-mcpu=apple_m1"] if "macos" in target else ["-mcpu=generic"]
 
 
-def command(target: str, output: Path, *, debug: bool = False, sanitize: str = "") -> list[str]:
-    """The one command that builds the library; it runs in ROOT, so that no path of this machine enters the result."""
+def commands(target: str, output: Path, *, debug: bool = False, sanitize: str = "") -> list[list[str]]:
+    """What builds the library: an object beside it of each file in UNROLLED, then all other files, linked with these.
+
+    They run in ROOT and name files of it by their paths there, so that no path of this machine enters the result.
+    """
     # zig cc defines NDEBUG by itself wherever it optimises and adds no sanitiser.
-    optimise = ["-O1", "-g", "-UNDEBUG"] if debug or sanitize else ["-O3", "-DNDEBUG", "-s"]
+    is_release = not (debug or sanitize)
+    optimise = ["-O3", "-fomit-frame-pointer", "-DNDEBUG"] if is_release else ["-O1", "-g", "-UNDEBUG"]
     if sanitize:
         optimise += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
     elif not os.environ.get("FVDB_CC"):
         optimise += ["-fno-sanitize=all"]  # zig cc traps on undefined behaviour unless told otherwise
-    system = [] if "windows" in target else ["-fPIC", "-lpthread", "-lm"]
+    position = [] if "windows" in target else ["-fPIC"]
+    compile_ = [*compiler(target), *FLAGS, *optimise, *position, "-Inative/include"]
+    link = ["-s"] if is_release else []
+    link += [] if "windows" in target else ["-lpthread", "-lm"]
     if "macos" in target:
         # The linker would write the path of the output file into it.
-        system.append(f"-Wl,-install_name,@rpath/{library_name(target)}")
-    files = [path.relative_to(ROOT).as_posix() for path in sources()]
-    return [*compiler(target), *FLAGS, *optimise, "-shared", "-Inative/include", *files, *system, "-o", str(output)]
+        link.append(f"-Wl,-install_name,@rpath/{library_name(target)}")
+    objects = {path: output.with_name(f"{path.stem}.o") for path in sources() if path.parent.name == UNROLLED}
+    files = [path.relative_to(ROOT).as_posix() for path in sources() if path not in objects]
+    return [
+        *([*compile_, "-c", path.relative_to(ROOT).as_posix(), "-o", str(made)] for path, made in objects.items()),
+        [*compile_, "-fno-unroll-loops", "-shared", *files, *map(str, objects.values()), *link, "-o", str(output)],
+    ]
 
 
 def build_library(target: str, directory: Path, *, debug: bool = False, sanitize: str = "") -> Path:
@@ -146,12 +161,13 @@ def build_library(target: str, directory: Path, *, debug: bool = False, sanitize
     directory.mkdir(parents=True, exist_ok=True)
     output = directory / library_name(target)
     # A loaded library must not be written over: build beside it under its own name, which some linkers write into the
-    # library, then put it in its place. Import libraries and the like stay behind and go away.
+    # library, then put it in its place. Objects, import libraries and the like stay behind and go away.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
         fresh = Path(scratch) / output.name
-        result = subprocess.run(command(target, fresh, debug=debug, sanitize=sanitize), cwd=ROOT, check=False)
-        if result.returncode != 0:
-            raise SystemExit(f"the C compiler failed with exit code {result.returncode}")
+        for command in commands(target, fresh, debug=debug, sanitize=sanitize):
+            result = subprocess.run(command, cwd=ROOT, check=False)
+            if result.returncode != 0:
+                raise SystemExit(f"the C compiler failed with exit code {result.returncode}")
         os.replace(fresh, output)
     return output
 
