@@ -70,7 +70,7 @@ def hatch() -> ModuleType:
 def no_settings_of_the_machine() -> Iterator[None]:
     """Of the whole module, so that the first release has none of them either."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("FVDB_CC", "FVDB_TARGET", "SOURCE_DATE_EPOCH"):
+        for name in ("FVDB_CC", "FVDB_TARGET", "FVDB_PACKER", "SOURCE_DATE_EPOCH"):
             patch.delenv(name, raising=False)
         yield
 
@@ -84,7 +84,7 @@ def check_library(build: ModuleType, target: str, path: Path) -> None:
     assert [name for name in library.needs if not any(fnmatch(name, known) for known in SYSTEM[system])] == []
 
 
-def check_bill(bill: dict[str, Any], target: str) -> None:
+def check_bill(bill: dict[str, Any], target: str, *packers: str) -> None:
     """Each component has its licence, and each licence that is not ours is in a file of the wheel."""
     contents = {component["name"]: component for component in bill["components"]}
     runtime = {"mingw-w64 runtime of Zig", "compiler_rt of Zig"} if "windows" in target else set()
@@ -93,7 +93,8 @@ def check_bill(bill: dict[str, Any], target: str) -> None:
     assert contents.keys() >= runtime | data
     assert library.endswith((".so", ".dylib", ".dll"))
     assert bill["metadata"]["component"]["version"] == PROJECT["version"]
-    assert {tool["name"] for tool in bill["metadata"]["tools"]["components"]} == {"hatchling", "cffi", "ziglang"}
+    tools = {tool["name"] for tool in bill["metadata"]["tools"]["components"]}
+    assert tools == {"hatchling", "cffi", "ziglang", *packers}
     assert [{*edge["dependsOn"]} for edge in bill["dependencies"]] == [contents.keys()]
     assert all(component["licenses"][0]["expression"] for component in contents.values())
 
@@ -147,8 +148,40 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 
 def test_a_release_takes_an_empty_directory(hatch: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("zopfli")
     (tmp_path / "older.whl").touch()
     with pytest.raises(SystemExit, match="is not empty"):
+        hatch.main([str(tmp_path)])
+
+
+def test_a_wheel_is_packed_smaller_with_the_same_files(hatch: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("zopfli")
+    wheel = tmp_path / "one.whl"
+    text = (ROOT / "hatch_build.py").read_bytes()
+    with zipfile.ZipFile(wheel, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (("a.py", text), ("empty.py", b""), ("again.py", text)):
+            entry = zipfile.ZipInfo(name, (2020, 2, 2, 0, 0, 0))
+            entry.external_attr, entry.compress_type = 0o100644 << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    before = wheel.stat().st_size
+    known: dict[bytes, bytes] = {}
+    hatch.pack_smaller(wheel, known)
+    assert wheel.stat().st_size < before
+    assert known.keys() == {text, b""}
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
+        assert [entry.filename for entry in archive.infolist()] == ["a.py", "empty.py", "again.py"]
+        assert archive.read("again.py") == text
+        first = archive.getinfo("a.py")
+        assert (first.date_time, first.external_attr) == ((2020, 2, 2, 0, 0, 0), 0o100644 << 16)
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_a_release_names_the_packer_that_is_missing(
+    hatch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install zopfli"):
         hatch.main([str(tmp_path)])
 
 
@@ -157,6 +190,7 @@ def test_a_release_takes_an_empty_directory(hatch: ModuleType, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("zopfli")
     directory = tmp_path_factory.mktemp("release")
     subprocess.run([sys.executable, ROOT / "hatch_build.py", directory], check=True)
     return directory
@@ -211,7 +245,7 @@ def test_a_wheel_is_small_and_lists_its_contents(
     for pattern in PROJECT["license-files"]:
         for licence in ROOT.glob(pattern):
             assert f"{info}/licenses/{licence.relative_to(ROOT).as_posix()}" in names
-    check_bill(bill, target)
+    check_bill(bill, target, "zopfli")
     content = libraries[target].read_bytes()
     assert bill["components"][0]["hashes"][0]["content"] == hashlib.sha256(content).hexdigest()
     print(f"{path.stat().st_size:,} bytes, {path.stat().st_size - demo_bytes:,} without the demo's, {path.name}")
