@@ -8,53 +8,82 @@
 /* Rows of a matrix of 16 columns that the first step of a round mixes. */
 #define EDGE_COLUMNS 16u
 
-/* Bit 31 where element i changes its sign in this step: the top bit of a hash, without memory or a chain of states. */
-static inline KERNEL_TARGET uint32_t flip(uint32_t i, uint32_t step) {
-    uint32_t h = (i + step * 0x10001u) * 0x9e3779b1u;
-    h ^= h >> 15;
-    h *= 0x85ebca77u;
-    return h & 0x80000000u;
+/* Elements whose signs come from one hash. */
+#define EDGE_SIGNS 32u
+
+/* Bit 31 - i: whether element i of so many changes its sign in this step.  A hash, without memory or a chain of states. */
+static inline KERNEL_TARGET uint32_t signs_of(uint32_t number, uint32_t step) {
+    uint32_t h = (number + 1 + step * 0x10001u) * 0x9e3779b1u;
+    h = (h ^ h >> 15) * 0x85ebca77u;
+    h = (h ^ h >> 13) * 0xc2b2ae3du;
+    return h ^ h >> 16;
 }
 
 static inline KERNEL_TARGET void flip_signs(float *x, uint32_t n, uint32_t step) {
-    for (uint32_t i = 0; i < n; i++) x[i] = from_bits(to_bits(x[i]) ^ flip(i, step));
+    for (uint32_t at = 0; at < n; at += EDGE_SIGNS) {
+        const uint32_t signs = signs_of(at / EDGE_SIGNS, step);
+        for (uint32_t i = 0; i < EDGE_SIGNS; i++)
+            x[at + i] = from_bits(to_bits(x[at + i]) ^ (signs << i & 0x80000000u));
+    }
+}
+
+/* The sums and the differences of two rows of 16 in their places.  All of it is known before any of it is stored: then it is
+ * SIMD without a look at where the rows are. */
+static inline KERNEL_TARGET void mix_two_rows(float *a, float *b) {
+    float sums[EDGE_COLUMNS], differences[EDGE_COLUMNS];
+    for (uint32_t c = 0; c < EDGE_COLUMNS; c++) {
+        sums[c] = a[c] + b[c];
+        differences[c] = a[c] - b[c];
+    }
+    memcpy(a, sums, sizeof sums);
+    memcpy(b, differences, sizeof differences);
 }
 
 /* The Walsh-Hadamard transform of the columns of `rows` rows, a power of two, scaled to keep lengths. */
-static inline KERNEL_TARGET void mix_rows(float *x, uint32_t rows, uint32_t columns) {
+static inline KERNEL_TARGET void mix_rows(float *x, uint32_t rows) {
     float scale = 1;
-    for (uint32_t half = columns; half < rows * columns; half *= 2) {
-        for (uint32_t at = 0; at < rows * columns; at += 2 * half) {
-            for (uint32_t i = at; i < at + half; i++) {
-                float a = x[i], b = x[i + half];
-                x[i] = a + b;
-                x[i + half] = a - b;
-            }
-        }
+    for (uint32_t half = 1; half < rows; half *= 2) {
+        for (uint32_t at = 0; at < rows; at += 2 * half)
+            for (uint32_t r = at; r < at + half; r++) mix_two_rows(x + r * EDGE_COLUMNS, x + (r + half) * EDGE_COLUMNS);
         scale *= 0.70710678f;
     }
-    for (uint32_t i = 0; i < rows * columns; i++) x[i] *= scale;
+    for (uint32_t i = 0; i < rows * EDGE_COLUMNS; i++) x[i] *= scale;
+}
+
+/* The same of every 16 elements, of the farthest ones first. */
+static inline KERNEL_TARGET void mix_columns(float *x, uint32_t n) {
+    for (uint32_t at = 0; at < n; at += EDGE_COLUMNS) {
+        for (uint32_t half = EDGE_COLUMNS / 2; half; half /= 2) {
+            for (uint32_t i = 0; i < EDGE_COLUMNS; i++) {
+                if (i & half) continue;
+                const float a = x[at + i], b = x[at + i + half];
+                x[at + i] = a + b;
+                x[at + i + half] = a - b;
+            }
+        }
+        for (uint32_t i = 0; i < EDGE_COLUMNS; i++) x[at + i] *= 0.25f;
+    }
 }
 
 /* Signs; a mix of the columns of as many rows of 16 as a power of two has, from the front and, where that is not all, after
- * other signs from the back; then, after yet others, of the 16 columns, as rows.  No step is shorter than 4 elements, so that
- * all of it is SIMD.  A second round finds nothing more (docs/decisions/0031). */
-static inline KERNEL_TARGET void edge_rotate(float *x, size_t dim64) {
-    float columns[FVDB_DIM_MAX];
+ * other signs from the back; then, after yet others, a mix of each row (mix_columns).  A second round finds nothing more
+ * (docs/decisions/0031). */
+static inline KERNEL_TARGET void rotate_rows(float *x, size_t dim64) {
     const uint32_t n = (uint32_t)dim64, rows = n / EDGE_COLUMNS;
     uint32_t power = 1;
     while (power * 2 <= rows) power *= 2;
     flip_signs(x, n, 0);
-    mix_rows(x, power, EDGE_COLUMNS);
+    mix_rows(x, power);
     if (power < rows) {
         flip_signs(x, n, 1);
-        mix_rows(x + (rows - power) * EDGE_COLUMNS, power, EDGE_COLUMNS);
+        mix_rows(x + (rows - power) * EDGE_COLUMNS, power);
     }
-    for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t c = 0; c < EDGE_COLUMNS; c++) columns[c * rows + r] = x[r * EDGE_COLUMNS + c];
-    flip_signs(columns, n, 2);
-    mix_rows(columns, EDGE_COLUMNS, rows);
-    memcpy(x, columns, n * sizeof *x);
+    flip_signs(x, n, 2);
+}
+
+static inline KERNEL_TARGET void edge_rotate(float *x, size_t dim64) {
+    rotate_rows(x, dim64);
+    mix_columns(x, (uint32_t)dim64);
 }
 
 /* Sums of four weights, by which of the four bits are set. */

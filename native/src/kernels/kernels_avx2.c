@@ -23,6 +23,12 @@ KERNEL_PART __m256i load_block(const void *row, size_t at) {
     return _mm256_loadu_si256((const __m256i *)((const char *)row + at));
 }
 
+KERNEL_PART int32_t total_avx2(__m256i lanes) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+
 /* What bytes at .. end - 1 of each row give, at most SPAN_BYTES, in 8 sums. */
 KERNEL_PART void span_sums(__m256i sums[], const uint8_t *const row[], const uint32_t rows, const int8_t *q_lo,
                            const int8_t *q_hi, size_t at, size_t end) {
@@ -68,9 +74,7 @@ static KERNEL_TARGET void code_dot_avx2(const int8_t *q_lo, const int8_t *q_hi, 
     }
     for (; r < n; r++) {
         code_rows(s, 1, q_lo, q_hi, codes, code_bytes, slots + r);
-        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(s[0]), _mm256_extracti128_si256(s[0], 1));
-        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-        out[r] = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+        out[r] = total_avx2(s[0]);
     }
 }
 
@@ -101,6 +105,12 @@ KERNEL_PART float add_lanes_avx2(__m256 a, __m256 b) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+KERNEL_PART float largest_avx2(__m256 x) {
+    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
+    x = _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
+    return _mm256_cvtss_f32(_mm256_max_ps(x, _mm256_permute_ps(x, 0xb1)));
+}
+
 KERNEL_TARGET void code_prepare_avx2(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo,
                                      int8_t *q_hi, float *base, float *scale) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -112,10 +122,7 @@ KERNEL_TARGET void code_prepare_avx2(const float *x, const float *lo, const floa
             sizes[h] = _mm256_max_ps(_mm256_andnot_ps(sign, w), sizes[h]);
             sums[h] = _mm256_add_ps(sums[h], _mm256_mul_ps(v, _mm256_loadu_ps(lo + i + 8 * h)));
         }
-    __m256 most = _mm256_max_ps(sizes[0], sizes[1]);
-    most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
-    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
-    const float largest = _mm256_cvtss_f32(_mm256_max_ps(most, _mm256_permute_ps(most, 0xb1)));
+    const float largest = largest_avx2(_mm256_max_ps(sizes[0], sizes[1]));
     *base = add_lanes_avx2(sums[0], sums[1]);
     if (!(largest >= CODE_WEIGHT_MIN && largest <= CODE_WEIGHT_MAX)) {
         memset(q_lo, 0, dim64 / 2);
@@ -303,9 +310,9 @@ const kernel_table kernels_avx2 = {
     .code_decode = code_decode_avx2,
     .high_dot = high_dot_avx2,
     .high_l2 = high_l2_avx2,
-    .edge_rotate = edge_rotate,
+    .edge_rotate = edge_rotate_avx2,
     .edge_code = edge_code,
-    .edge_prepare = edge_prepare,
+    .edge_prepare = edge_prepare_avx2,
     .edge_near = edge_near_avx2,
     .edge_nearest = edge_nearest_avx2,
     .merge = merge_avx2,

@@ -12,5 +12,7 @@ void high_dot_avx2(const float *q, const uint16_t *high, size_t dim16, const uin
 void high_l2_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
 uint32_t edge_nearest_avx2(const float *estimates, uint32_t lanes, uint32_t most);
 uint32_t merge_avx2(candidate *pool, uint32_t size, const float *distances, const uint32_t *nodes, uint32_t n);
+void edge_rotate_avx2(float *x, size_t dim64);
+void edge_prepare_avx2(const float *x, size_t dim64, uint8_t *tables, float *scale, float *offset, float *error);
 
 #endif
