@@ -73,10 +73,11 @@ static void compare(const kernel_table *k, size_t dim, bool wild, uint64_t seed)
     for (uint32_t r = 0; r < ROWS; r++) {
         double dot[2], norm2[2], l2[2];
         float back[2][4096];
-        s->exact_dot(F.q, F.high + r * F.dim16, F.low + r * F.dim16, F.dim16, &dot[0], &norm2[0]);
-        k->exact_dot(F.q, F.high + r * F.dim16, F.low + r * F.dim16, F.dim16, &dot[1], &norm2[1]);
-        l2[0] = s->exact_l2(F.q, F.high + r * F.dim16, F.low + r * F.dim16, F.dim16);
-        l2[1] = k->exact_l2(F.q, F.high + r * F.dim16, F.low + r * F.dim16, F.dim16);
+        s->exact_dot(F.q, F.high + r * F.dim16, F.low + r * F.dim16, 0, F.dim16, &dot[0], &norm2[0]);
+        const ptrdiff_t ahead = -(ptrdiff_t)(r * F.dim16); /* to row 0 */
+        k->exact_dot(F.q, F.high + r * F.dim16, F.low + r * F.dim16, ahead, F.dim16, &dot[1], &norm2[1]);
+        l2[0] = s->exact_l2(F.q, F.high + r * F.dim16, F.low + r * F.dim16, 0, F.dim16);
+        l2[1] = k->exact_l2(F.q, F.high + r * F.dim16, F.low + r * F.dim16, ahead, F.dim16);
         CHECK(same_bits(&dot[0], &dot[1], 8) && same_bits(&norm2[0], &norm2[1], 8) && same_bits(&l2[0], &l2[1], 8));
         k->join_planes(F.high + r * F.dim16, F.low + r * F.dim16, dim, back[0]);
         CHECK(same_bits(back[0], F.x[r], dim * sizeof(float)));
@@ -165,9 +166,9 @@ static void test_scalar_is_right(void) {
                 if (F.step[d] > 0 && F.x[slot][d] >= F.lo[d] && F.x[slot][d] <= F.lo[d] + 15 * F.step[d])
                     CHECK(fabs((double)decoded[d] - b) <= 0.51 * F.step[d]);
             }
-            s->exact_dot(F.q, F.high + slot * F.dim16, F.low + slot * F.dim16, F.dim16, &got_dot, &got_norm2);
+            s->exact_dot(F.q, F.high + slot * F.dim16, F.low + slot * F.dim16, 0, F.dim16, &got_dot, &got_norm2);
             CHECK(fabs(got_dot - dot) <= 1e-12 * (1 + size) && fabs(got_norm2 - norm2) <= 1e-12 * (1 + norm2));
-            CHECK(fabs(s->exact_l2(F.q, F.high + slot * F.dim16, F.low + slot * F.dim16, F.dim16) - l2) <=
+            CHECK(fabs(s->exact_l2(F.q, F.high + slot * F.dim16, F.low + slot * F.dim16, 0, F.dim16) - l2) <=
                   1e-12 * (1 + l2));
             CHECK(fabs((double)high[r] - dot) <= 0.004 * (1 + size));
             CHECK(fabs((double)high_l2[r] - l2) <= 0.01 * (1 + l2 + size));

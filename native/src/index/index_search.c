@@ -27,6 +27,8 @@
 /* The nearest by code are those whose errors made them near: the first few residuals lie on one side.  Who asks for more
  * candidates gets a surer end, after no fewer than one in so many of them. */
 #define RESCORED_SHARE 4u
+/* Rows that are on their way while one is scored: the lines of the last of them are asked for in between. */
+#define RESCORED_AHEAD 2u
 
 typedef struct search_job {
     fvdb_index *index;
@@ -205,15 +207,17 @@ static void keep_allowed(const search_job *job, search_scratch *w) {
 static uint32_t rescore(const search_job *job, search_scratch *w) {
     uint32_t k = job->k, found = 0;
     residuals seen = {0};
-    uint32_t most = w->pool_n, least = max_u32(max_u32(k, RESIDUALS_MIN), most / RESCORED_SHARE), prefetched = 0;
+    uint32_t most = w->pool_n, least = max_u32(max_u32(k, RESIDUALS_MIN), most / RESCORED_SHARE);
+    for (uint32_t i = 0; i < most && i < RESCORED_AHEAD; i++) {
+        scorer_prefetch_exact(&w->query, w->pool[i].node);
+        id_map_prefetch_offset(&w->s->ids, w->pool[i].node);
+    }
     for (uint32_t i = 0; i < most; i++) {
-        for (; prefetched < most && prefetched < i + EXACT_AHEAD; prefetched++) {
-            scorer_prefetch_exact(&w->query, w->pool[prefetched].node);
-            id_map_prefetch_offset(&w->s->ids, w->pool[prefetched].node);
-        }
+        const uint32_t next = w->pool[i + RESCORED_AHEAD < most ? i + RESCORED_AHEAD : i].node;
         candidate c = w->pool[i];
+        id_map_prefetch_offset(&w->s->ids, next);
         if (i >= least && surely_farther(&seen, c.distance, walk_units(w->s, w->hits[0].distance))) break;
-        hit h = {scorer_exact(&w->query, c.node), c.node};
+        hit h = {scorer_exact_then(&w->query, c.node, next), c.node};
         residuals_note(&seen, c.distance - walk_units(w->s, h.distance));
         hits_offer(w->s, w->hits, &found, k, h);
     }

@@ -45,11 +45,13 @@ typedef struct kernel_table {
     void (*split_planes)(const float *x, size_t dim, uint16_t *high, uint16_t *low);
     void (*join_planes)(const uint16_t *high, const uint16_t *low, size_t dim, float *out);
 
-    /* One query (dim16 float64, zero-padded) against one exact row: inner product and the row's squared norm. */
-    void (*exact_dot)(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16, double *dot,
-                      double *norm2);
+    /* One query (dim16 float64, zero-padded) against one exact row: inner product and the row's squared norm.
+     * ahead: how many elements behind this row another one begins, in both planes, whose lines are asked for meanwhile; 0
+     * for none. */
+    void (*exact_dot)(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead, size_t dim16,
+                      double *dot, double *norm2);
     /* Squared Euclidean distance. */
-    double (*exact_l2)(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16);
+    double (*exact_l2)(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead, size_t dim16);
 
     /* Inner products of an int8 query with the codes of n slots: sum of q x code as int32.  Row s starts at
      * codes + s * code_bytes; code_bytes is a multiple of CODE_BLOCK_BYTES.  The caller has fetched the rows. */

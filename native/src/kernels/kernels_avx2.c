@@ -203,11 +203,12 @@ KERNEL_PART double add_wide(const __m256d lanes[4]) {
 }
 
 /* Products of two float32 are exact in float64: fused or not, the sums are the same. */
-KERNEL_TARGET void exact_dot_avx2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16, double *dot,
-                                  double *norm2) {
+KERNEL_TARGET void exact_dot_avx2(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead,
+                                  size_t dim16, double *dot, double *norm2) {
     __m256d dots[4], squares[4], x[4];
     for (size_t l = 0; l < 4; l++) dots[l] = squares[l] = _mm256_setzero_pd();
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        ask_ahead(high, low, i, ahead);
         join_wide(high + i, low + i, x);
         for (size_t l = 0; l < 4; l++) {
             dots[l] = _mm256_fmadd_pd(x[l], _mm256_loadu_pd(q + i + WIDE_AT[l]), dots[l]);
@@ -219,10 +220,12 @@ KERNEL_TARGET void exact_dot_avx2(const double *q, const uint16_t *high, const u
 }
 
 /* Squares of differences are rounded before they are added: nothing is fused here. */
-static KERNEL_TARGET double exact_l2_avx2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16) {
+static KERNEL_TARGET double exact_l2_avx2(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead,
+                                          size_t dim16) {
     __m256d sums[4], x[4];
     for (size_t l = 0; l < 4; l++) sums[l] = _mm256_setzero_pd();
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        ask_ahead(high, low, i, ahead);
         join_wide(high + i, low + i, x);
         for (size_t l = 0; l < 4; l++) {
             const __m256d d = _mm256_sub_pd(x[l], _mm256_loadu_pd(q + i + WIDE_AT[l]));

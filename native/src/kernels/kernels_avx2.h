@@ -4,8 +4,8 @@
 
 #include "kernels.h"
 
-void exact_dot_avx2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16, double *dot,
-                    double *norm2);
+void exact_dot_avx2(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead, size_t dim16,
+                    double *dot, double *norm2);
 void code_prepare_avx2(const float *x, const float *lo, const float *step, size_t dim64, int8_t *q_lo, int8_t *q_hi,
                        float *base, float *scale);
 void high_dot_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);

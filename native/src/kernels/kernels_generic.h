@@ -47,10 +47,17 @@ static inline KERNEL_TARGET float add_lanes_f32(float lanes[PLANE_LANES]) {
     return lanes[0];
 }
 
-static inline KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16,
-                                           double *dot, double *norm2) {
+/* At element i of a row one line of the row `ahead`, of either plane in turn: arithmetic goes on while a line buffer becomes
+ * free, where lines that are asked for together wait for each other (docs/decisions/0041). */
+static inline KERNEL_TARGET void ask_ahead(const uint16_t *high, const uint16_t *low, size_t i, ptrdiff_t ahead) {
+    __builtin_prefetch(i % (2 * PLANE_LANES) ? low + ahead + i - PLANE_LANES : high + ahead + i);
+}
+
+static inline KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead,
+                                           size_t dim16, double *dot, double *norm2) {
     double dots[PLANE_LANES] = {0}, squares[PLANE_LANES] = {0};
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        ask_ahead(high, low, i, ahead);
         for (size_t l = 0; l < PLANE_LANES; l++) {
             double x = (double)joined(high[i + l], low[i + l]);
             dots[l] += q[i + l] * x;
@@ -61,9 +68,11 @@ static inline KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high
     *norm2 = add_lanes(squares);
 }
 
-static inline KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, const uint16_t *low, size_t dim16) {
+static inline KERNEL_TARGET double exact_l2(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead,
+                                            size_t dim16) {
     double sums[PLANE_LANES] = {0};
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+        ask_ahead(high, low, i, ahead);
         for (size_t l = 0; l < PLANE_LANES; l++) {
             double d = q[i + l] - (double)joined(high[i + l], low[i + l]);
             sums[l] += d * d;

@@ -51,7 +51,7 @@ void coded_row(const store *s, uint32_t slot, float *x) {
     if (s->metric != FVDB_METRIC_COSINE) return;
     static const double zeros[FVDB_DIM_MAX];
     double dot, norm2;
-    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
+    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), 0, s->dim16, &dot, &norm2);
     if (norm2 == 0) return; /* a vectorless row */
     double inv = 1.0 / sqrt(norm2);
     for (uint32_t d = 0; d < s->dim; d++) x[d] = (float)((double)x[d] * inv);
@@ -217,7 +217,7 @@ void scorer_set_vector(scorer *q, const float *x) {
     double dot, norm2;
     for (uint32_t d = 0; d < s->dim; d++) q->wide[d] = (double)x[d];
     s->kernels->split_planes(x, s->dim, high, low);
-    s->kernels->exact_dot(q->wide, high, low, s->dim16, &dot, &norm2);
+    s->kernels->exact_dot(q->wide, high, low, 0, s->dim16, &dot, &norm2);
     q->exact_norm2 = norm2;
     q->norm2 = to_finite_float(norm2);
     double inv = s->metric == FVDB_METRIC_COSINE ? 1.0 / sqrt(norm2) : 1.0;
@@ -304,19 +304,27 @@ void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float
     else scorer_approximate(q, slots, n, out);
 }
 
-double scorer_exact(const scorer *q, uint32_t slot) {
-    return scorer_exact_halves(q, store_high(q->s, slot), store_low(q->s, slot));
-}
-
-double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low) {
+static double exact_distance(const scorer *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead) {
     const store *s = q->s;
-    if (s->metric == FVDB_METRIC_L2) return sqrt(s->kernels->exact_l2(q->wide, high, low, s->dim16));
+    if (s->metric == FVDB_METRIC_L2) return sqrt(s->kernels->exact_l2(q->wide, high, low, ahead, s->dim16));
     double dot, norm2;
-    s->kernels->exact_dot(q->wide, high, low, s->dim16, &dot, &norm2);
+    s->kernels->exact_dot(q->wide, high, low, ahead, s->dim16, &dot, &norm2);
     if (s->metric == FVDB_METRIC_DOT) return -dot;
     /* sqrt of the product, not product of roots: a row against itself gives exactly 0. */
     double cosine = dot / sqrt(q->exact_norm2 * norm2);
     return 1.0 - (cosine > 1.0 ? 1.0 : cosine < -1.0 ? -1.0 : cosine);
+}
+
+double scorer_exact_then(const scorer *q, uint32_t slot, uint32_t next) {
+    const store *s = q->s;
+    const ptrdiff_t ahead = ((ptrdiff_t)next - (ptrdiff_t)slot) * (ptrdiff_t)s->dim16;
+    return exact_distance(q, store_high(s, slot), store_low(s, slot), ahead);
+}
+
+double scorer_exact(const scorer *q, uint32_t slot) { return scorer_exact_then(q, slot, slot); }
+
+double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low) {
+    return exact_distance(q, high, low, 0);
 }
 
 /* ---- bounds ---- */

@@ -106,7 +106,7 @@ static float inverse_norm(double norm2) {
 static void derive_row(store *s, uint32_t slot, const double *zeros) {
     if (!wants_inv_norm(s)) return;
     double dot, norm2;
-    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), s->dim16, &dot, &norm2);
+    s->kernels->exact_dot(zeros, store_high(s, slot), store_low(s, slot), 0, s->dim16, &dot, &norm2);
     ((float *)s->inv_norm.base)[slot] = inverse_norm(norm2);
 }
 

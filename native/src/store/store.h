@@ -302,6 +302,8 @@ static inline void scorer_prefetch_exact(const scorer *q, uint32_t slot) {
 }
 /* The exact distance of the metric, float64. */
 double scorer_exact(const scorer *q, uint32_t slot);
+/* The same, and brings `next` near meanwhile. */
+double scorer_exact_then(const scorer *q, uint32_t slot, uint32_t next);
 /* The same of a row that is elsewhere: dim16 halves each, zero-padded. */
 double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t *low);
 /* An exact distance as scorer_many gives it approximately. */
