@@ -2,7 +2,8 @@
 
 Two questions are asked of the rows. What does a recall target take? And does the default find what it should? Codes and
 graphs that serve sentence embeddings can fail on other data, and no answer shows it. Where a sample of the rows says
-that the default would find less than 0.95 of the nearest, it takes more candidates, or scores every row.
+that the default would find less than 0.95 of the nearest, it takes more candidates, or scores every row. Each is asked
+for a few neighbours and for many, since a graph that finds the ten nearest may lose the hundred nearest.
 
 Measured behind a change, under the lock of changes but with an even generation: reads go on beside it.
 """
@@ -55,22 +56,46 @@ _EXACT: Final[Effort] = (0, True, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How the default stands on the index's own rows.
+class Finding:
+    """How the default stands for one number of neighbours.
 
     Attributes:
         suffices: it finds enough as it is.
         exact: nothing less than a scan of every row finds enough.
-        misses_widely: even searches with many candidates miss rows, or every row is scored anyway, so there may be a
-            number from which on more candidates find no more.
+        widening: one of _WIDENINGS, with which it finds enough otherwise.
     """
 
     suffices: bool
     exact: bool = False
+    widening: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the default stands on the index's own rows.
+
+    Attributes:
+        few, many: for as many neighbours as the first and the last of KS.
+        misses_widely: even searches with many candidates miss rows, or every row is scored anyway, so there may be a
+            number from which on more candidates find no more.
+    """
+
+    few: Finding
+    many: Finding
     misses_widely: bool = False
 
+    def of(self, k: int) -> Finding:
+        """How it stands for k neighbours; between the two numbers that were asked for, what both need."""
+        if k <= KS[0]:
+            return self.few
+        if k >= KS[-1]:
+            return self.many
+        few, many = self.few, self.many
+        return Finding(few.suffices and many.suffices, few.exact or many.exact, max(few.widening, many.widening))
 
-_FINE: Final = Verdict(True)
+
+_FINE: Final = Verdict(Finding(True), Finding(True))
+_SCANS: Final = Finding(False, exact=True)
 
 
 class MeasuredRows(Protocol):
@@ -104,8 +129,6 @@ class Efforts:
         self._rows_then = self._rows_since = 0
         # The share of the nearest rows on lists that no number of lists finds; None where that is still to be measured.
         self._missed_by_code: float | None = None
-        # One of _WIDENINGS.
-        self._widening = 1
         # The memory setting under which it was measured: walks of another one take other candidates.
         self._memory = rows.counts.memory
         self.verdict: Verdict | None = _FINE
@@ -201,26 +224,25 @@ class Efforts:
             self.verdict = _FINE
             return
         missed = 1.0 - next(recall for most, recall in _SAMPLE_RECALL_MIN if live <= most)
-        suffices, exact = _finds_enough(asked, dict.fromkeys(KS, (0, False, 0)), missed), False
-        self._widening = 1
-        if not suffices:
-            self._prepare(control)
-            exact = not self._can_be_widened(asked, missed)
-        misses_widely = exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX
-        self.verdict = Verdict(suffices, exact, misses_widely)
+        few, many = (self._judge_for(k, asked, missed, control) for k in KS)
+        misses_widely = few.exact or many.exact or (asked.missed(KS[0], _WIDE_EF) or 0.0) > _WIDE_MISSED_MAX
+        self.verdict = Verdict(few, many, misses_widely)
+        self._efforts = {}  # they look at as many lists as it says
 
-    def _can_be_widened(self, asked: Asked, missed: float) -> bool:
-        """Whether more candidates and lists find enough; if so, later searches look at as many lists."""
-        for self._widening in _WIDENINGS:
-            self._efforts = {}
-            efforts = {k: _at_least_default(k, self._find(k, _REPLACEMENT_TARGET) or _EXACT) for k in KS}
-            if _EXACT in efforts.values():
-                return False
-            if _finds_enough(asked, efforts, missed):
-                return True
-            if not any(nprobe for _, _, nprobe in efforts.values()):
-                return False
-        return False
+    def _judge_for(self, k: int, asked: Asked, missed: float, control: Control | None) -> Finding:
+        """How the default stands for k neighbours; and where it falls short, whether more candidates do."""
+        if _finds_enough(asked, k, (0, False, 0), missed):
+            return Finding(True)
+        self._prepare(control)
+        for widening in _WIDENINGS:
+            effort = _at_least_default(k, self._measured(k, _REPLACEMENT_TARGET, widening) or _EXACT)
+            if effort == _EXACT:
+                return _SCANS
+            if _finds_enough(asked, k, effort, missed):
+                return Finding(False, widening=widening)
+            if not effort[2]:  # no lists: no wider search is tried
+                return _SCANS
+        return _SCANS
 
     def _ceiling(self, exact: bool) -> int | None:
         """Candidates from which on more do not help: of the graph as measured, of lists as assumed.
@@ -248,18 +270,19 @@ class Efforts:
     def known_request(self, request: SearchRequest) -> SearchRequest | None:
         """A search with what it takes filled in; None where that is still to be found out."""
         verdict = self.verdict
+        finding = None if verdict is None else verdict.of(request.k)
         if request.recall_target is not None:
             effort = self.known(request.k, request.recall_target)
-        elif request.exact or (verdict is not None and verdict.suffices and not verdict.misses_widely):
+        elif request.exact:
             return request
-        elif verdict is None:
+        elif verdict is None or finding is None:
             effort = None
         elif request.ef_search or request.nprobe:
             return self._raised(request, verdict)
-        elif verdict.suffices:
+        elif finding.suffices:
             return request
         else:
-            effort = _EXACT if verdict.exact else self.known(request.k, _REPLACEMENT_TARGET)
+            effort = _EXACT if finding.exact else self.known(request.k, _REPLACEMENT_TARGET)
             effort = effort and _at_least_default(request.k, effort)
         return None if effort is None else _with(request, effort)
 
@@ -269,7 +292,7 @@ class Efforts:
             return request
         if not self._is_prepared:
             return None
-        ceiling = self._ceiling(verdict.exact)
+        ceiling = self._ceiling(verdict.of(request.k).exact)
         return _with(request, _EXACT) if ceiling is not None and request.ef_search >= ceiling else request
 
     def find_request(self, request: SearchRequest, control: Control | None = None) -> SearchRequest:
@@ -302,10 +325,11 @@ class Efforts:
 
     @property
     def default_search(self) -> DefaultSearch:
-        """What a search takes that names no setting, in a word."""
+        """What a search for few rows takes that names no setting, in a word."""
         if self.verdict is None:
             return "unknown"
-        return "usual" if self.verdict.suffices else "exact" if self.verdict.exact else "wider"
+        few = self.verdict.few
+        return "usual" if few.suffices else "exact" if few.exact else "wider"
 
     def _judge_where_missing(self, control: Control | None) -> None:
         # A search waits for this: fewer rows than an add asks for.
@@ -341,26 +365,33 @@ class Efforts:
             self._missed_by_code = missed_by_code(native, native.historical(), control)
 
     def _find(self, k: int, recall_target: float) -> Effort | None:
-        """What each side takes; each row that is looked for is on one of them."""
+        """What a recall takes, remembered; None where a change came between."""
         efforts = self._efforts  # once: what is found out here must not outlive a change
+        widening = 1 if self.verdict is None else self.verdict.of(k).widening
+        effort = self._measured(k, recall_target, widening)
+        if effort is not None:
+            if len(efforts) >= _EFFORTS_MAX:
+                efforts.clear()
+            efforts[k, recall_target] = effort
+        return effort
+
+    def _measured(self, k: int, recall_target: float, widening: int) -> Effort | None:
+        """What each side takes; each row that is looked for is on one of them."""
         calibration, counts, native = self.calibration, self._rows.counts, self._rows.native
         ef: int | None = 0
         exact, nprobe = False, 0
         lost = self._missed_by_code
         if native is None or not self._is_prepared:
-            return None  # a change came between
+            return None
         if counts.graph_rows and calibration is not None:
             ef = calibration.ef_for(k, recall_target, _recent(counts))
             exact = ef is None
         if counts.historical and lost is not None:
             # The table is of the lists alone: what the codes lose is not theirs to miss.
             recall = recall_target + lost
-            nprobe = min(self._widening * native.probes(k, min(recall, 1.0)), counts.lists)
+            nprobe = min(widening * native.probes(k, min(recall, 1.0)), counts.lists)
             exact = exact or recall > _LISTS_RECALL_MOST
-        if len(efforts) >= _EFFORTS_MAX:
-            efforts.clear()
-        effort = efforts[k, recall_target] = _EXACT if exact else (ef or 0, False, nprobe)
-        return effort
+        return _EXACT if exact else (ef or 0, False, nprobe)
 
     @property
     def points(self) -> tuple[CalibrationPoint, ...]:
@@ -380,10 +411,11 @@ def _at_least_default(k: int, effort: Effort) -> Effort:
     return effort if exact else (max(ef_search, EF_DEFAULT_MIN, k + k // 2), False, nprobe)
 
 
-def _finds_enough(asked: Asked, efforts: dict[int, Effort], missed: float) -> bool:
-    """Whether searches for each k miss no larger share of the nearest."""
-    bounds = [asked.missed(k, ef, nprobe) for k, (ef, exact, nprobe) in efforts.items() if not exact]
-    return all(bound is None or bound <= missed for bound in bounds)
+def _finds_enough(asked: Asked, k: int, effort: Effort, missed: float) -> bool:
+    """Whether searches for k rows miss no larger share of the nearest."""
+    ef_search, _, nprobe = effort
+    bound = asked.missed(k, ef_search, nprobe)
+    return bound is None or bound <= missed
 
 
 def _with(request: SearchRequest, effort: Effort) -> SearchRequest:

@@ -132,7 +132,10 @@ def repeat_of(
     elif not rows.expiries.is_empty:  # rows expire without a change
         return None
     # Else the candidates are measured, and measured again.
-    is_settled = verdict is not None and verdict.suffices and not verdict.misses_widely
+    names_effort = request.ef_search or request.nprobe
+    is_settled = verdict is not None and not (
+        verdict.misses_widely if names_effort else not verdict.of(request.k).suffices
+    )
     if request.recall_target is not None or not (request.exact or is_settled):
         return None
     if nowait and not searcher.is_short(request, matched):

@@ -150,6 +150,22 @@ def test_the_default_finds_the_nearest_on_other_data_than_sentences(kind: str, m
         assert report.default.exact is (told == "exact")
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("tight clusters", "dot"), pytest.param("heavy tails", "cosine", marks=pytest.mark.long)]
+)
+def test_the_default_walks_where_a_graph_finds_the_nearest(kind: str, metric: str) -> None:
+    """No scan: rows that hide each other keep links to them, and ten neighbours are judged apart from a hundred."""
+    base, queries = rows_of(kind, 12_000)
+    far = distances(base, queries, metric)
+    with VectorDBSession.create(
+        s5_portal="memory:", user_seed_phrase=PHRASE, session_id="kinds", metric=metric
+    ) as session:
+        session.add_batch([str(i) for i in range(len(base))], base)
+        assert session.get_stats().default_search == "usual"
+        assert session.search(queries[0], 10).plan == "graph"
+        check(session, queries, far, f"{kind}, {metric}")
+
+
 @pytest.mark.parametrize("memory", ["fast", "default", "compact"])
 @pytest.mark.parametrize("old", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("metric", METRICS)

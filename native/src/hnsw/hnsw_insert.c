@@ -10,7 +10,12 @@
  *
  * The second pass is that of Vamana (Subramanya et al. 2019, "DiskANN"): every row searches once more, now in the whole
  * graph, and takes up to 2M links by Alg. 4 with slack: a candidate is dropped only where a kept row is nearer to it by
- * more than the slack.  Walks then need a tenth fewer distances and a third fewer steps (docs/decisions/0012). */
+ * more than the slack.  Walks then need a tenth fewer distances and a third fewer steps (docs/decisions/0012).
+ *
+ * Where codes say nothing and walks go by exact distances, rows hide each other: a few of them are nearer to most rows than
+ * these are to each other, or clusters are far apart.  Alg. 4 then leaves rows that no link leads to.  So there it fills
+ * the links that it leaves free with the nearest it dropped, as the paper's option "keepPrunedConnections" does, and
+ * the second pass keeps some links of the first, which were made when the graph was small and lead far (docs/decisions/0039). */
 #include "hnsw.h"
 
 #define SCORE_CHUNK 64u
@@ -25,6 +30,8 @@
 /* Slack of the second pass as a factor of lengths, hence squared for cosine and squared Euclidean distances; inner
  * products are no lengths.  1.05 to 1.15 are as good on sentence embeddings; DiskANN uses 1.2. */
 #define REFINE_SLACK 1.1f
+/* One in so many links of a row is kept from the first pass where links are filled. */
+#define LONG_LINKS_SHARE 4u
 /* The second pass looks for fewer candidates: half as many give the same links. */
 #define REFINE_EF(ef_construction) ((ef_construction) / 2 + 1)
 
@@ -134,13 +141,29 @@ static void keep(kept_rows *kept, const search_scratch *w, uint32_t slot) {
     scorer_set_slot(q, slot);
 }
 
-/* Drops candidates that are nearer to a kept row than to the query; returns how many are left, in their order. */
+/* The nearest of the rows that Alg. 4 dropped, ascending. */
+typedef struct dropped_rows {
+    uint32_t n, most;
+    candidate rows[HNSW_M0_MAX];
+} dropped_rows;
+
+static void dropped_offer(dropped_rows *d, candidate c) {
+    if (d->n == d->most && c.distance >= d->rows[d->n - 1].distance) return;
+    uint32_t at = d->n < d->most ? d->n++ : d->n - 1;
+    for (; at && d->rows[at - 1].distance > c.distance; at--) d->rows[at] = d->rows[at - 1];
+    d->rows[at] = c;
+}
+
+/* Drops candidates that are nearer to a kept row than to the query; returns how many are left, in their order.  `dropped`
+ * may be NULL. */
 static uint32_t drop_nearer(const search_scratch *w, uint32_t level, const scorer *kept, float slack, candidate *from,
-                            uint32_t n) {
+                            uint32_t n, dropped_rows *dropped) {
     uint32_t slots[SELECT_WINDOW], left = 0;
     float distances[SELECT_WINDOW];
     for (uint32_t i = 0; i < n; i++) slots[i] = hnsw_node_slot(w->g, level, from[i].node);
     scorer_many(kept, slots, n, distances);
+    for (uint32_t i = 0; dropped && i < n; i++)
+        if (!(slack * distances[i] >= from[i].distance)) dropped_offer(dropped, from[i]);
     for (uint32_t i = 0; i < n; i++) {
         const bool stays = slack * distances[i] >= from[i].distance;
         from[left] = from[i];
@@ -148,6 +171,9 @@ static uint32_t drop_nearer(const search_scratch *w, uint32_t level, const score
     }
     return left;
 }
+
+/* Whether rows get as many links as they have room for, and the second pass keeps links of the first. */
+static bool links_are_filled(const store *s) { return store_walks_by(s) == WALK_BY_EXACT; }
 
 /* Takes the nearest candidate, then drops all that are nearer to it than to the query, until M are taken: the same rows
  * as testing each candidate against all kept ones, but one batch of distances for each kept row.  Candidates come in
@@ -158,21 +184,23 @@ uint32_t hnsw_select(search_scratch *w, uint32_t level, uint32_t slot, uint32_t 
     uint32_t n = take_copies(w, level, slot, M, out);
     kept_rows kept;
     kept.n = kept.prepared = 0;
+    dropped_rows nearest = {.most = M}, *dropped = links_are_filled(w->s) ? &nearest : NULL;
     for (uint32_t at = 0; at < w->pool_n && n < M; at += SELECT_WINDOW) {
         candidate *window = w->pool + at;
         uint32_t left = min_u32(SELECT_WINDOW, w->pool_n - at);
         for (uint32_t i = 0; i < kept.n && left; i++) {
             if (i >= kept.prepared) scorer_set_slot(&kept.rows[i], kept.slots[i]);
-            left = drop_nearer(w, level, &kept.rows[i], slack, window, left);
+            left = drop_nearer(w, level, &kept.rows[i], slack, window, left, dropped);
         }
         while (left && n < M) {
             const uint32_t node = window->node;
             out[n++] = node;
             if (n == M) break;
             keep(&kept, w, hnsw_node_slot(w->g, level, node));
-            left = drop_nearer(w, level, &kept.rows[kept.n - 1], slack, ++window, left - 1);
+            left = drop_nearer(w, level, &kept.rows[kept.n - 1], slack, ++window, left - 1, dropped);
         }
     }
+    for (uint32_t i = 0; i < nearest.n && n < M; i++) out[n++] = nearest.rows[i].node;
     w->pool_n = 0;
     return n;
 }
@@ -190,8 +218,9 @@ typedef struct batch {
     uint32_t n_edges;
     region groups; /* uint32: where each target's edges start; n_groups + 1 entries */
     uint32_t n_groups;
-    uint32_t level; /* of the edges being merged */
-    float slack;    /* of Alg. 4 where they do not fit */
+    uint32_t level;      /* of the edges being merged */
+    float slack;         /* of Alg. 4 where they do not fit */
+    uint32_t long_links; /* of a row's last links so many are kept where they do not fit */
 } batch;
 
 static uint64_t *edges_of(const batch *b) { return (uint64_t *)b->edges.base; }
@@ -265,6 +294,17 @@ static uint32_t drop_present(uint64_t *edges, uint32_t n, const uint32_t *links,
     return kept;
 }
 
+/* Adds the last of a row's old links that it has no more; returns how many it has then. */
+static uint32_t add_last(uint32_t *links, uint32_t n, const uint32_t *old, uint32_t n_old, uint32_t most) {
+    for (uint32_t i = n_old, end = n + most; i-- > 0 && n < end;) {
+        bool present = false;
+        for (uint32_t j = 0; j < n; j++) present |= links[j] == old[i];
+        links[n] = old[i];
+        n += !present;
+    }
+    return n;
+}
+
 /* Adds one target's new links; where they do not fit, the best of all by Alg. 4. */
 static void merge_target(void *context, uint32_t worker, uint32_t item) {
     batch *b = context;
@@ -293,7 +333,10 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
         scorer_many(&w->query, slots, chunk, distances);
         for (uint32_t i = 0; i < chunk; i++) scratch_offer(w, distances[i], nodes[i], HNSW_MERGED_MAX);
     }
-    n = hnsw_select(w, level, slot, room, b->slack, links);
+    uint32_t old[HNSW_M0_MAX], n_old = n;
+    memcpy(old, links, n_old * sizeof *old);
+    n = hnsw_select(w, level, slot, room - b->long_links, b->slack, links);
+    n = add_last(links, n, old, n_old, b->long_links);
     hnsw_set_links(g, level, target, links, n);
 }
 
@@ -453,8 +496,9 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     scorer_many(&w->query, links, n, distances);
     for (uint32_t i = 0; i < n; i++)
         if (scratch_mark(w, links[i])) scratch_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
-    uint32_t *out = links_of(r, item);
-    out[0] = hnsw_select(w, 0, row, g->M0, r->b.slack, out + 1);
+    uint32_t *out = links_of(r, item), long_links = r->b.long_links;
+    out[0] = hnsw_select(w, 0, row, g->M0 - long_links, r->b.slack, out + 1);
+    out[0] = add_last(out + 1, out[0], links, n, long_links);
 }
 
 static fvdb_status refine_batch(refining *r, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {
@@ -487,7 +531,11 @@ fvdb_status hnsw_refine(hnsw *g, store *s, search_scratch *const *scratch, threa
                         const progress_range *range, fvdb_diag *diag) {
     const uint32_t linked = hnsw_rows(g), rows = rows_a_batch(g->M0, linked);
     bool lengths = s->metric != FVDB_METRIC_DOT;
-    refining r = {.b = {.g = g, .s = s, .scratch = scratch, .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1},
+    refining r = {.b = {.g = g,
+                        .s = s,
+                        .scratch = scratch,
+                        .slack = lengths ? REFINE_SLACK * REFINE_SLACK : 1,
+                        .long_links = links_are_filled(s) ? g->M0 / LONG_LINKS_SHARE : 0},
                   .range = range};
     bool room = region_resize(&r.links, (size_t)rows * (1 + g->M0) * sizeof(uint32_t)) &&
                 reserve_edges(&r.b, (size_t)rows * g->M0);
