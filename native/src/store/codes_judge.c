@@ -22,12 +22,9 @@
 /* The same of bit codes, whose candidates stand for the parts they are in (sentence embeddings lose 0.01). */
 #define BITS_LOST_SHARE_MAX 0.05
 #define JUDGED_ROWS 1024u
+/* Rows that are asked for: judging takes some 2 % of the time of linking.  Half as many refused bit codes that lose 0.02 of
+ * the nearest, since a few rows lose many. */
 #define QUERIES_MAX 64u
-
-/* Rows that are asked for: fewer of many rows, so that judging takes some 2 % of the time of linking them. */
-static uint32_t queries_for(uint32_t n) {
-    return n <= 8192 ? QUERIES_MAX : n <= 65536 ? QUERIES_MAX / 2 : QUERIES_MAX / 4;
-}
 
 /* The two distances that are judged. */
 enum { BY_WALK, BY_BITS, WAYS };
@@ -148,7 +145,7 @@ static double lost_share(const judge *j, uint32_t way) {
 
 /* Every so many-th row that has a vector. */
 static fvdb_status choose(judge *j) {
-    const uint32_t wanted = min_u32(queries_for(j->n), j->n);
+    const uint32_t wanted = min_u32(QUERIES_MAX, j->n);
     float x[FVDB_DIM_MAX];
     for (uint32_t i = 0; i < wanted; i++) {
         uint32_t slot = (uint32_t)(((uint64_t)2 * i + 1) * j->n / (2 * wanted));
@@ -196,7 +193,7 @@ static void release(judge *j) {
 
 uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads) {
     const uint64_t cell = sizeof(asked) + WAYS * NEAR * sizeof(uint32_t);
-    return sizeof(judge) + (uint64_t)queries_for(n) * (dim * 21u + blocks_of(n) * cell) +
+    return sizeof(judge) + (uint64_t)QUERIES_MAX * (dim * 21u + blocks_of(n) * cell) +
            (uint64_t)threads * JUDGED_ROWS * (dim + 16u);
 }
 
