@@ -116,11 +116,12 @@ static void call_high_l2(const kernel_table *k, rows *r, const uint32_t *slots, 
 static void call_exact_dot(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     double dot, norm2;
     for (uint32_t i = 0; i < n; i++)
-        k->exact_dot(r->query64, r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16, r->dim16, &dot, &norm2);
+        k->exact_dot(r->query64, r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16, 0, r->dim16, &dot,
+                     &norm2);
 }
 static void call_exact_l2(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
-        k->exact_l2(r->query64, r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16, r->dim16);
+        k->exact_l2(r->query64, r->high + slots[i] * r->dim16, r->low + slots[i] * r->dim16, 0, r->dim16);
 }
 static void call_split_planes(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)

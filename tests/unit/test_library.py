@@ -127,11 +127,11 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler whose every result is the library of this installation; its file lists the calls."""
+    """A compiler whose every result is the library of this installation; its file lists what it linked."""
     script, calls = tmp_path / "cc.py", tmp_path / "calls"
     script.write_text(
         "import shutil, sys\n"
-        f"open({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))\n"
+        f"if '-shared' in sys.argv: open({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))\n"
         f"shutil.copy({str(library.library_path(NATIVE))!r}, sys.argv[-1])\n"
     )
     calls.touch()
