@@ -270,16 +270,15 @@ class Efforts:
     def known_request(self, request: SearchRequest) -> SearchRequest | None:
         """A search with what it takes filled in; None where that is still to be found out."""
         verdict = self.verdict
-        finding = None if verdict is None else verdict.of(request.k)
         if request.recall_target is not None:
             effort = self.known(request.k, request.recall_target)
         elif request.exact:
             return request
-        elif verdict is None or finding is None:
+        elif verdict is None:
             effort = None
         elif request.ef_search or request.nprobe:
             return self._raised(request, verdict)
-        elif finding.suffices:
+        elif (finding := verdict.of(request.k)).suffices:
             return request
         else:
             effort = _EXACT if finding.exact else self.known(request.k, _REPLACEMENT_TARGET)

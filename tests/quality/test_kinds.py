@@ -8,7 +8,8 @@ after a load, after deletes, and opened lazily.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -88,6 +89,17 @@ def check(session: VectorDBSession, queries: Floats, far: npt.NDArray[np.float64
     assert widest >= 0.999, what
 
 
+@contextmanager
+def holding(kind: str, metric: str, n: int) -> Iterator[tuple[VectorDBSession, Floats, npt.NDArray[np.float64]]]:
+    """A session with n rows of a kind, queries, and what orders the rows for each."""
+    base, queries = rows_of(kind, n)
+    with VectorDBSession.create(
+        s5_portal="memory:", user_seed_phrase=PHRASE, session_id="kinds", metric=metric
+    ) as session:
+        session.add_batch([str(i) for i in range(n)], base)
+        yield session, queries, distances(base, queries, metric)
+
+
 def journey(kind: str, metric: str, memory: str, n: int, old: float) -> None:
     """Rows on both sides: added, searched, saved, loaded, opened lazily, most of them deleted."""
     base, queries = rows_of(kind, n)
@@ -136,12 +148,7 @@ def journey(kind: str, metric: str, memory: str, n: int, old: float) -> None:
     ],
 )
 def test_the_default_finds_the_nearest_on_other_data_than_sentences(kind: str, metric: str) -> None:
-    base, queries = rows_of(kind, 3_000)
-    far = distances(base, queries, metric)
-    with VectorDBSession.create(
-        s5_portal="memory:", user_seed_phrase=PHRASE, session_id="kinds", metric=metric
-    ) as session:
-        session.add_batch([str(i) for i in range(len(base))], base)
+    with holding(kind, metric, 3_000) as (session, queries, far):
         check(session, queries, far, f"{kind}, {metric}")
         report = session.recall(100)
         assert report.default.recall >= 0.95
@@ -155,12 +162,7 @@ def test_the_default_finds_the_nearest_on_other_data_than_sentences(kind: str, m
 )
 def test_the_default_walks_where_a_graph_finds_the_nearest(kind: str, metric: str) -> None:
     """No scan: rows that hide each other keep links to them, and ten neighbours are judged apart from a hundred."""
-    base, queries = rows_of(kind, 12_000)
-    far = distances(base, queries, metric)
-    with VectorDBSession.create(
-        s5_portal="memory:", user_seed_phrase=PHRASE, session_id="kinds", metric=metric
-    ) as session:
-        session.add_batch([str(i) for i in range(len(base))], base)
+    with holding(kind, metric, 12_000) as (session, queries, far):
         assert session.get_stats().default_search == "usual"
         assert session.search(queries[0], 10).plan == "graph"
         check(session, queries, far, f"{kind}, {metric}")

@@ -162,10 +162,9 @@ static uint32_t drop_nearer(const search_scratch *w, uint32_t level, const score
     float distances[SELECT_WINDOW];
     for (uint32_t i = 0; i < n; i++) slots[i] = hnsw_node_slot(w->g, level, from[i].node);
     scorer_many(kept, slots, n, distances);
-    for (uint32_t i = 0; dropped && i < n; i++)
-        if (!(slack * distances[i] >= from[i].distance)) dropped_offer(dropped, from[i]);
     for (uint32_t i = 0; i < n; i++) {
         const bool stays = slack * distances[i] >= from[i].distance;
+        if (dropped && !stays) dropped_offer(dropped, from[i]);
         from[left] = from[i];
         left += stays;
     }
@@ -282,14 +281,18 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
     }
 }
 
+static bool has_link(const uint32_t *links, uint32_t n, uint32_t link) {
+    bool found = false;
+    for (uint32_t i = 0; i < n; i++) found |= links[i] == link;
+    return found;
+}
+
 /* Drops the edges whose source is among the links already; returns how many are left. */
 static uint32_t drop_present(uint64_t *edges, uint32_t n, const uint32_t *links, uint32_t n_links) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++) {
-        bool present = false;
-        for (uint32_t j = 0; j < n_links; j++) present |= links[j] == (uint32_t)edges[i];
         edges[kept] = edges[i];
-        kept += !present;
+        kept += !has_link(links, n_links, (uint32_t)edges[i]);
     }
     return kept;
 }
@@ -297,10 +300,8 @@ static uint32_t drop_present(uint64_t *edges, uint32_t n, const uint32_t *links,
 /* Adds the last of a row's old links that it has no more; returns how many it has then. */
 static uint32_t add_last(uint32_t *links, uint32_t n, const uint32_t *old, uint32_t n_old, uint32_t most) {
     for (uint32_t i = n_old, end = n + most; i-- > 0 && n < end;) {
-        bool present = false;
-        for (uint32_t j = 0; j < n; j++) present |= links[j] == old[i];
         links[n] = old[i];
-        n += !present;
+        n += !has_link(links, n, old[i]);
     }
     return n;
 }
