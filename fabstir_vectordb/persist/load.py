@@ -334,7 +334,7 @@ def _missing_entries(loaded: LoadedVersion) -> list[HistoryEntry]:
 
 
 def _is_worth_a_lazy_load(opened: OpenedVersion) -> bool:
-    # On some data, codes of one bit do not find the nearest rows. A draft 0 does not record this.
+    # On some data, codes of one bit do not find the nearest rows. Draft 0 does not record this.
     if not opened.manifest.bits_serve:
         return False
     # A first search fetches some 4 MB after the codes, and waits for the network once more.

@@ -8,7 +8,7 @@ encryption is authenticated by its CID alone, which may come from anybody. ``doc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from fabstir_vectordb._native.handle import DIM_MAX, EF_MAX, LISTS_MAX, M_MAX, M_MIN, ROWS_MAX, STEPS_MAX
 from fabstir_vectordb._native.text import CHUNK_BYTES_MIN
@@ -51,26 +51,38 @@ from fabstir_vectordb.s5 import cbor
 from fabstir_vectordb.text.settings import text_settings
 
 __all__ = [
-    "DRAFT",
-    "DRAFT_OF_SEPARATE_KEYS",
-    "FORMAT_VERSION",
+    "FORMAT",
+    "FORMAT_OF_SEPARATE_KEYS",
     "MANIFEST_BYTES_MAX",
+    "Format",
     "Manifest",
     "check_complete",
     "decode_manifest",
     "encode_manifest",
 ]
 
-FORMAT_VERSION = 0
-"""Version of the stored layout. Until 1.0 of the package it stays 0 and may change."""
-DRAFT = 6
-"""Newest draft of format 0, in which versions are written. Drafts 0 (manifests without the key) to 6 are read; a later
-one is refused. Draft 6 has no positions of stems."""
-DRAFT_OF_SEPARATE_KEYS = 5
-"""First draft whose part keys have a key of their own (`s5.keys`)."""
-_DRAFT_OF_SECOND_LISTS = 2
-_DRAFT_OF_TEXT = 3
-_DRAFT_OF_EMBEDDER = 4
+
+class Format(NamedTuple):
+    """What a version is written in; a later format, or draft, is greater.
+
+    Attributes:
+        number: of the format.
+        draft: of format 0; 0 in every later one, which has no drafts.
+    """
+
+    number: int
+    draft: int = 0
+
+
+FORMAT = Format(1)
+"""The format of what is written. It is frozen: another layout has another number, and every earlier one is read."""
+_LAST_DRAFT = Format(0, 6)
+FORMAT_OF_SEPARATE_KEYS = Format(0, 5)
+"""The first whose part keys have a key of their own (`s5.keys`)."""
+_FORMAT_OF_COUNTS = Format(0, 1)
+_FORMAT_OF_SECOND_LISTS = Format(0, 2)
+_FORMAT_OF_TEXT = Format(0, 3)
+_FORMAT_OF_EMBEDDER = Format(0, 4)
 MANIFEST_BYTES_MAX = 1024 * 1024
 """Most bytes of a manifest; 900 parts take about 70 KB."""
 
@@ -87,8 +99,8 @@ class Manifest:
         chunk_size: rows of a part that the user set, or None.
         rows: slots, tombstones included.
         live: rows that searches can return.
-        with_vector: rows that have a vector, tombstones included; None in a draft 0, which does not record it.
-        bits_serve: whether codes of one bit find the nearest rows, so that lazy loads are possible; None in a draft 0,
+        with_vector: rows that have a vector, tombstones included; None in draft 0, which does not record it.
+        bits_serve: whether codes of one bit find the nearest rows, so that lazy loads are possible; None in draft 0,
             which does not record it.
         graph_rows: number of rows in the HNSW graph, which are the last ones.
         historical: live rows on lists.
@@ -97,13 +109,13 @@ class Manifest:
         stored_rows: rows whose links are in the stored graph; `rows` where there are no steps.
         steps: number of rows after each add since the graph was stored.
         superseded: bytes before compression of tombstones and replaced metadata in the parts; 0 for a version of live
-            rows only. For a draft 0, which does not record it, an estimate.
+            rows only. For draft 0, which does not record it, an estimate.
         timestamp_us: newest timestamp that an add gave a row, microseconds since 1970.
         schema: the schema of metadata, or None.
         text: the text index, or None.
         embedder: the embedder of the rows' texts, or None.
         parts: every part but the manifest, in the order of their names' kinds and numbers.
-        draft: the draft in which the version was written.
+        format: what the version was written in.
     """
 
     dim: int
@@ -127,11 +139,11 @@ class Manifest:
     parts: tuple[PartRecord, ...]
     text: TextShape | None = None
     embedder: EmbedderInfo | None = None
-    draft: int = DRAFT
+    format: Format = FORMAT
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The stored bytes of a manifest; equal manifests give equal bytes."""
+    """The stored bytes of a manifest, in today's format; equal manifests give equal bytes."""
     optional: dict[str, Any] = {}
     if manifest.text is not None:
         optional["text"] = _text_document(manifest.text)
@@ -139,8 +151,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         optional["embedder"] = {"name": manifest.embedder.name, "dimension": manifest.embedder.dimension}
     return cbor.encode(
         {
-            "version": FORMAT_VERSION,
-            "draft": manifest.draft,
+            "version": FORMAT.number,
             "config": {
                 "dim": manifest.dim,
                 "metric": manifest.metric,
@@ -181,31 +192,19 @@ def decode_manifest(raw: bytes) -> Manifest:
 
     Raises:
         IntegrityError: the bytes break a rule of the format; the message names it.
-        StorageError: a newer release wrote it: its format, or its draft of this format, is a later one.
+        StorageError: a newer release wrote it: its format is a later one.
     """
     top = cbor.decode(raw, max_bytes=MANIFEST_BYTES_MAX, what="manifest")
     if not isinstance(top, dict):
         raise _broken("it is not a map")
-    version = _integer(top, "version", 0, 2**31)
-    if version > FORMAT_VERSION:
-        # Checked before anything else: a newer layout may have other keys.
-        raise StorageError(
-            f"this version was saved in format {version}; this release reads formats up to {FORMAT_VERSION}: "
-            "upgrade fabstir-vectordb",
-            details={"format_version": version, "supported": FORMAT_VERSION},
-        )
-    draft = _integer(top, "draft", 1, 2**31) if "draft" in top else 0
-    if draft > DRAFT:
-        raise StorageError(
-            f"this version was saved in draft {draft} of format {version}; this release reads drafts up to {DRAFT}: "
-            "upgrade fabstir-vectordb",
-            details={"format_version": version, "draft": draft, "supported": DRAFT},
-        )
-    keys = _TOP_KEYS if draft else _TOP_KEYS - _NEW_IN_DRAFT_1
+    written = _decode_format(top)
     # Draft 3 was for versions with texts only.
-    has_text = draft == _DRAFT_OF_TEXT or (draft > _DRAFT_OF_TEXT and "text" in top)
-    has_embedder = draft >= _DRAFT_OF_EMBEDDER and "embedder" in top
-    keys |= (_NEW_IN_DRAFT_3 if has_text else frozenset()) | (_NEW_IN_DRAFT_4 if has_embedder else frozenset())
+    has_text = written == _FORMAT_OF_TEXT or (written > _FORMAT_OF_TEXT and "text" in top)
+    has_embedder = written >= _FORMAT_OF_EMBEDDER and "embedder" in top
+    has_counts = written >= _FORMAT_OF_COUNTS
+    keys = _TOP_KEYS if has_counts else _TOP_KEYS - _COUNTS_KEYS
+    keys |= {"draft"} if written.draft else set()
+    keys |= ({"text"} if has_text else set()) | ({"embedder"} if has_embedder else set())
     _exact_keys(top, keys, "it")
     config = top["config"]
     if not isinstance(config, dict):
@@ -228,9 +227,9 @@ def decode_manifest(raw: bytes) -> Manifest:
     if dim == 0 and rows:
         raise _broken("it has rows but no dimension")
     parts = _decode_parts(top["parts"])
-    if draft < _DRAFT_OF_SECOND_LISTS and _has_second_lists(parts):
-        raise _broken(f"it has second lists, which draft {draft} does not know")
-    superseded = _integer(top, "superseded", 0, 2**63 - 1) if draft else _superseded_of_draft_0(parts, rows, live)
+    if written < _FORMAT_OF_SECOND_LISTS and _has_second_lists(parts):
+        raise _broken(f"it has second lists, which draft {written.draft} does not know")
+    superseded = _integer(top, "superseded", 0, 2**63 - 1) if has_counts else _superseded_of_draft_0(parts, rows, live)
     if rows > live and not superseded:
         raise _broken("it has tombstones, and says that nothing is superseded")
     return Manifest(
@@ -241,8 +240,8 @@ def decode_manifest(raw: bytes) -> Manifest:
         chunk_size=None if config["chunk_size"] is None else _integer(config, "chunk_size", 1, ROWS_MAX),
         rows=rows,
         live=live,
-        with_vector=_integer(top, "with_vector", 0, rows) if draft else None,
-        bits_serve=_integer(top, "bits_serve", 0, 1) == 1 if draft else None,
+        with_vector=_integer(top, "with_vector", 0, rows) if has_counts else None,
+        bits_serve=_integer(top, "bits_serve", 0, 1) == 1 if has_counts else None,
         graph_rows=graph_rows,
         historical=historical,
         lists=lists,
@@ -258,9 +257,26 @@ def decode_manifest(raw: bytes) -> Manifest:
         schema=_decode_schema(top["schema"]),
         text=_decode_text(top["text"]) if has_text else None,
         embedder=_decode_embedder(top["embedder"]) if has_embedder else None,
-        draft=draft,
+        format=written,
         parts=parts,
     )
+
+
+def _decode_format(top: dict[Any, Any]) -> Format:
+    """What a version was written in. Checked before all else: a later layout may have other keys."""
+    number = _integer(top, "version", 0, 2**31)
+    if number > FORMAT.number:
+        raise StorageError(
+            f"this version was saved in format {number}; this release reads formats up to {FORMAT.number}: "
+            "upgrade fabstir-vectordb",
+            details={"format_version": number, "supported": FORMAT.number},
+        )
+    if number or "draft" not in top:
+        return Format(number)
+    draft = _integer(top, "draft", 1, 2**31)
+    if draft > _LAST_DRAFT.draft:
+        raise _broken(f"format 0 has no draft {draft}")
+    return Format(number, draft)
 
 
 def check_complete(manifest: Manifest) -> None:
@@ -334,7 +350,6 @@ def _numbers(rows: int, rows_per_part: int) -> range:
 _TOP_KEYS = frozenset(
     [
         "version",
-        "draft",
         "config",
         "recent_count",
         "historical_count",
@@ -355,9 +370,7 @@ _TOP_KEYS = frozenset(
         "parts",
     ]
 )
-_NEW_IN_DRAFT_1 = frozenset(["draft", "superseded", "with_vector", "bits_serve"])
-_NEW_IN_DRAFT_3 = frozenset(["text"])
-_NEW_IN_DRAFT_4 = frozenset(["embedder"])
+_COUNTS_KEYS = frozenset(["superseded", "with_vector", "bits_serve"])
 _EMBEDDER_KEYS = frozenset(["name", "dimension"])
 _TEXT_KEYS = frozenset(["fields", "k1", "b", "analyzer", "segments", "chunk_bytes"])
 _CONFIG_KEYS = frozenset(["dim", "metric", "M", "ef_construction", "chunk_size"])

@@ -8,7 +8,7 @@ from dataclasses import field
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import DecryptionError, IntegrityError, InvalidInputError, VectorDBError
 from fabstir_vectordb.persist.manifest import (
-    DRAFT_OF_SEPARATE_KEYS,
+    FORMAT_OF_SEPARATE_KEYS,
     MANIFEST_BYTES_MAX,
     Manifest,
     check_complete,
@@ -111,7 +111,7 @@ async def open_version(
     encrypted = is_mutable(root_blob)
     manifest, parts, size = await read_manifest(store, workers, root_id, files, encrypted=encrypted)
     # The keys of an earlier draft's parts are not those of today: the next save stores all parts again.
-    own = own and (not encrypted or manifest.draft >= DRAFT_OF_SEPARATE_KEYS)
+    own = own and (not encrypted or manifest.format >= FORMAT_OF_SEPARATE_KEYS)
     version = Version.of(root_id, manifest, parts, own=own, encrypted=encrypted)
     return OpenedVersion(version, revision, manifest, parts, len(root_blob) + size)
 

@@ -2,9 +2,9 @@
 
     python tests/fuzz/test_damage_table.py        # runs all trials, and writes the table of docs/threat-model.md
 
-A trial damages one object of tests/golden/draft-5, loads the version that has it, whole or lazily, and asks it for rows
-and for searches by vector and by words. Right are the recorded answers, and a VectorDBError; all else is wrong. Then
-`verify` must find the damage, where the object is of a version, and no call may end in another error.
+A trial damages one object of tests/golden/format-1, loads the version that has it, whole or lazily, and asks it for
+rows and for searches by vector and by words. Right are the recorded answers, and a VectorDBError; all else is wrong.
+Then `verify` must find the damage, where the object is of a version, and no call may end in another error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fabstir_vectordb.persist import load as load_module
 from fabstir_vectordb.s5.cid import parse_cid
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "draft-5"
+GOLDEN = ROOT / "tests" / "golden" / "format-1"
 PAGE = ROOT / "docs" / "threat-model.md"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 DAMAGES = ("bit flipped", "cut short", "exchanged")

@@ -2,11 +2,13 @@
 
     python tests/golden/make_store.py tests/golden/NAME                 # versions of every kind
     python tests/golden/make_store.py tests/golden/NAME-stems stems     # with stems
+    python tests/golden/make_store.py tests/golden/NAME-shards shards   # a collection: its root, and its shards
 
 Those with stems lie apart, as a load asks for the same release of the stemmer.
 
 A store that was written stays as it is; a later format gets a store of its own. `expected.json` says for each version
-its CID, its index, the hash of its rows, the answers of exact searches, and of searches by words where there are stems.
+its CID, its index, the hash of its rows, the answers of exact searches, of searches by words where there are stems, and
+of the collection where it is the root of one.
 The hash of the rows is the SHA-256 of one line for each live row, in the order of their ids: a JSON array of id, vector
 (hexadecimal little-endian float32, or null), timestamp and expiry in microseconds (texts; the expiry may be null), and
 metadata.
@@ -18,7 +20,7 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "session"))
 from saving import PHRASE, START_US, rows, rows_on_topics, session_on
 
 from fabstir_vectordb import VectorDBSession
+from fabstir_vectordb.collections import Collection, build
 from fabstir_vectordb.s5.phrase import parse_phrase
 
 NOW_S = START_US / 1e6 + 1_000_000
@@ -67,6 +70,8 @@ def in_json(value: Any) -> Any:
         return {"tag 0": value.isoformat().replace("+00:00", "Z")}
     if isinstance(value, date):
         return {"tag 1004": value.isoformat()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # JavaScript has one type of number
     return {"tag 37": value.bytes.hex()} if isinstance(value, uuid.UUID) else value
 
 
@@ -112,8 +117,18 @@ async def add(session: VectorDBSession, numbers: range, dim: int = DIM, **more: 
     )
 
 
+class Lengths:
+    """An embedder, of texts that nobody searches by meaning."""
+
+    name, dimension = "lengths", 2
+
+    def __call__(self, texts: Sequence[str], /) -> list[list[float]]:
+        """The length of each text, and 1."""
+        return [[float(len(text)), 1.0] for text in texts]
+
+
 async def versions(uri: str) -> AsyncIterator[dict[str, Any]]:
-    """Each metric, both sides, texts, changes, rows without vectors, rows that expire; in clear; a share."""
+    """Each metric, both sides, texts, changes, bare rows, rows that expire, in clear; a share, an embedder."""
     async with await session_on(
         uri, index_name="graph", text_fields=["text"], chunk_size=128, clock=lambda: NOW_S
     ) as session:
@@ -149,6 +164,9 @@ async def versions(uri: str) -> AsyncIterator[dict[str, Any]]:
     async with await session_on(uri, metric="l2", clock=lambda: NOW_S, **clear) as session:
         await add(session, range(1_100), 3)
         yield await described(session, "clear", await session.save_to_s5())
+    async with await session_on(uri, index_name="texts", embedder=Lengths(), clock=lambda: NOW_S) as session:
+        await session.add_texts(["a", "an", "any"], ids=["a", "b", "c"], timestamps=[NOW_S] * 3)
+        yield await described(session, "texts", await session.save_to_s5())
 
 
 def text_of(number: int) -> str:
@@ -190,9 +208,47 @@ async def versions_with_stems(uri: str) -> AsyncIterator[dict[str, Any]]:
         yield await saved(session)
 
 
-async def write(directory: Path, with_stems: bool) -> None:
+async def versions_of_a_collection(uri: str) -> AsyncIterator[dict[str, Any]]:
+    """The root of a collection and its shards, as built and after a change."""
+    fields: dict[str, Any] = {"s5_portal": uri, "user_seed_phrase": PHRASE, "session_id": "golden", "index_name": "big"}
+    fields |= {"text_fields": ["text"], "threads": 1, "clock": lambda: NOW_S}
+    numbers = range(240)
+    vectors = rows_on_topics(len(numbers), DIM)
+    batch = {
+        "ids": [f"ré-{number}" for number in numbers],
+        "vectors": vectors,
+        "metadata": [metadata_of(number) for number in numbers],
+        "timestamps": [START_US / 1e6 + number for number in numbers],
+    }
+    cid = await build(fields, [batch], shards=3)
+    for changes in (None, {"deletes": ["ré-3", "ré-8"], "adds": {**batch, "ids": [f"new-{n}" for n in numbers]}}):
+        async with await Collection.open(fields) as collection:
+            if changes is not None:
+                cid = await collection.change(**changes)
+                await collection.refresh()
+            answers = []
+            for query in vectors[:QUERIES]:
+                hits = await collection.search(query, K, threshold=None, exact=True)
+                answers.append([hit.id for hit in hits])
+            words = await collection.search(text="sentence naïve", k=K)
+        async with await session_on(uri, index_name="big", clock=lambda: NOW_S) as session:
+            await session.load_user_vectors(cid)
+            root = await described(session, "big", cid)
+            shares = [row.metadata["share"] async for row in session.scan() if row.metadata["kind"] == "shard"]
+            collected = {"queries": vectors[:QUERIES].tolist(), "ids": answers, "words": [hit.id for hit in words]}
+            yield {**root, "collected": collected}
+        for share in shares:
+            async with await session_on(uri, index_name="reader", clock=lambda: NOW_S) as session:
+                await session.load_user_vectors(share)
+                yield await described(session, None, share)
+
+
+KINDS = {"": versions, "stems": versions_with_stems, "shards": versions_of_a_collection}
+
+
+async def write(directory: Path, kind: str) -> None:
     uri = (directory / "store").as_uri()
-    found = [version async for version in (versions_with_stems if with_stems else versions)(uri)]
+    found = [version async for version in KINDS[kind](uri)]
     (directory / "store" / "pointers.lock").unlink()
     keys = {"phrase": PHRASE, "entropy": parse_phrase(PHRASE).hex()}
     text = json.dumps({**keys, "now_us": round(NOW_S * 1e6), "versions": found}, ensure_ascii=False, indent=1)
@@ -202,4 +258,4 @@ async def write(directory: Path, with_stems: bool) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1]).resolve()
     target.mkdir()
-    anyio.run(write, target, "stems" in sys.argv[2:])
+    anyio.run(write, target, *(sys.argv[2:] or [""]))

@@ -16,16 +16,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reader"))
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 from make_store import asked_by_words, described
-from saving import Objects, session_on
+from saving import PHRASE, Objects, session_on
 
 from fabstir_vectordb import VectorDBSession
-from fabstir_vectordb.persist.manifest import DRAFT
+from fabstir_vectordb.collections import Collection
+from fabstir_vectordb.persist.manifest import FORMAT
 from fabstir_vectordb.text import clauses
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
-OLD = ("draft-5", "draft-5-stems")
-STORES = ["drafts-1-3", "draft-6-stems", *(pytest.param(name, marks=pytest.mark.long) for name in OLD)]
+OLD = ("draft-5", "draft-5-stems", "draft-6-stems")
+TODAY = ("format-1", "format-1-stems", "format-1-shards")
+STORES = ["drafts-1-3", *TODAY, *(pytest.param(name, marks=pytest.mark.long) for name in OLD)]
 
 
 def expected_of(name: str) -> dict[str, Any]:
@@ -54,13 +56,15 @@ def same_stems(root: Path, version: dict[str, Any]) -> bool:
 async def test_versions_of_golden_stores_answer_as_recorded(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # When these answers were recorded, a word counted as much as its stem.
-    monkeypatch.setattr(clauses, "FORM_WEIGHT", 1.0)
+    if name in ("draft-5-stems", "draft-6-stems"):
+        # When these answers were recorded, a word counted as much as its stem.
+        monkeypatch.setattr(clauses, "FORM_WEIGHT", 1.0)
     root = shutil.copytree(HERE / name / "store", tmp_path / "store")
     for version in expected_of(name)["versions"]:
         async with await opened(root, name, version["index"] or "reader") as session:
             await session.load_user_vectors(version["cid"], rebuild_text=not same_stems(root, version))
             found = await described(session, version["index"], version["cid"])
+            version.pop("collected", None)
             asked = version.pop("asked_by_words", [])
             answers = await asked_by_words(session) if asked else []
         for there, recorded in zip(answers, asked, strict=True):
@@ -86,7 +90,7 @@ async def test_an_earlier_draft_is_saved_again_under_keys_of_its_own_and_nothing
         assert last is not None
         cid = await session.save_to_s5()
         before, after = objects.files(last), objects.files(cid)
-        assert before.keys() == after.keys() and objects.manifest(cid).draft == DRAFT
+        assert before.keys() == after.keys() and objects.manifest(cid).format == FORMAT
         # Equal bytes, other keys; so other blobs.
         assert [part.hash for part in objects.manifest(cid).parts if part.name == "ids.0000"] == [
             part.hash for part in objects.manifest(last).parts if part.name == "ids.0000"
@@ -106,6 +110,28 @@ async def test_an_earlier_draft_is_saved_again_under_keys_of_its_own_and_nothing
     async with await opened(root, name, "graph") as session:
         assert (await session.prune_history(1, dry_run=False)).blobs_deleted
         assert (await session.verify()).rows == 1_119
+
+
+async def test_a_golden_collection_answers_as_recorded_and_goes_on(tmp_path: Path) -> None:
+    name = "format-1-shards"
+    root = shutil.copytree(HERE / name / "store", tmp_path / "store")
+    versions = [version for version in expected_of(name)["versions"] if "collected" in version]
+    fields = {"s5_portal": root.as_uri(), "user_seed_phrase": PHRASE, "session_id": "golden", "index_name": "big"}
+    for version in versions:
+        collected = version["collected"]
+        async with await Collection.open(fields, cid=version["cid"]) as collection:
+            for query, ids in zip(collected["queries"], collected["ids"], strict=True):
+                hits = await collection.search(query, len(ids), threshold=None, exact=True)
+                assert [hit.id for hit in hits] == ids
+            words = await collection.search(text="sentence naïve", k=len(collected["words"]))
+            assert [hit.id for hit in words] == collected["words"]
+            assert [row is not None for row in await collection.get(["ré-1", "nobody"])] == [True, False]
+    async with await Collection.open(fields) as collection:
+        assert await collection.count() == 478
+        await collection.change(deletes=["ré-1"])
+        await collection.refresh()
+        assert await collection.count() == 477
+        await collection.verify()
 
 
 @pytest.mark.long

@@ -162,10 +162,12 @@ export async function openVersion(fetchBlob, cid, key) {
         return plain;
     };
     const manifest = decodeCbor(await stored("metadata"));
+    check(manifest.get("version") <= 1, "format");
+    const separateKeys = manifest.get("version") === 1 || manifest.get("draft") >= 5;
     const parts = new Map();
     for (const [name, hash, size, codec] of manifest.get("parts")) {
         let raw = await stored(name);
-        if (sealed && !asked.key && manifest.get("draft") >= 5)
+        if (sealed && !asked.key && separateKeys)
             check(equal(blake3(raw, { key: purposeKey(key, "part keys") }), files.get(name).get(22).get("encryption").get("key")), name);
         if (codec === "zstd") raw = decompress(raw, new Uint8Array(size));
         check(raw.length === size && equal(blake3(raw), hash), `${name} to the bit`);

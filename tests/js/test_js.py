@@ -20,7 +20,7 @@ NODE = shutil.which("node")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(store.parent.name, marks=() if store.parent.name == "draft-5" else pytest.mark.long)
+        pytest.param(store.parent.name, marks=() if store.parent.name == "format-1" else pytest.mark.long)
         for store in sorted(GOLDEN.glob("*/expected.json"))
     ],
 )

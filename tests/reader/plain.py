@@ -70,7 +70,12 @@ def step(base: bytes, name: str) -> bytes:
 
 def path_key(entropy: bytes, path: str) -> bytes:
     """The parent of a path's keys."""
-    key = derive(derive(derive(derive(blake3(entropy).digest(), 0), 64), 0), 66)
+    return path_key_of_seed(blake3(entropy).digest(), path)
+
+
+def path_key_of_seed(seed: bytes, path: str) -> bytes:
+    """The parent of a path's keys, of an identity seed."""
+    key = derive(derive(derive(derive(seed, 0), 64), 0), 66)
     for segment in path.split("/"):
         key = step(key, segment)
     return derive(key, 1)
@@ -223,7 +228,8 @@ class Version:
         check((magic, header, directories) == ("S5.pro", {}, {}), "directory")
         self.plain: dict[str, bytes] = {}
         self.manifest = cbor2.loads(self._stored(store, "metadata"))
-        self.draft = self.manifest.get("draft", 0)
+        self.format = (self.manifest["version"], self.manifest.get("draft", 0))
+        check(self.format <= (1, 0), "format")
         self.raw = {}
         parts = self.manifest["parts"]
         check({name for name, *_ in parts} | {"metadata"} == set(self.files), "names")
@@ -240,7 +246,7 @@ class Version:
         self._read_lists()
 
     def _stored(self, store: Store, name: str) -> bytes:
-        """The bytes of a file after decryption; of draft 5 their key follows from K."""
+        """The bytes of a file after decryption; since draft 5 their key follows from K."""
         entry = self.files[name]
         media = "application/cbor" if name == "metadata" else "application/octet-stream"
         check(entry[6] == media and list(entry) == sorted(entry), "entry")
@@ -258,9 +264,9 @@ class Version:
         return plain
 
     def check_keys(self) -> None:
-        """Part keys and the nonce are those that K gives: of draft 5, or of earlier drafts."""
+        """Part keys and the nonce are those that K gives: since draft 5, or of earlier drafts."""
         assert self.key is not None
-        today = self.draft >= 5
+        today = self.format >= (0, 5)
         of_parts = purpose_key(self.key, "part keys") if today else self.key
         of_nonces = purpose_key(self.key, "nonces") if today else self.key
         check(self.sealed[2:26] == blake3(self.directory, key=of_nonces).digest()[:24], "nonce")
@@ -324,7 +330,7 @@ class Version:
         self.bare = np.zeros(n, bool) if bare is None else bare[1].bits(n)
         check(bare is None or self.bare.any(), "bare")
         check(self.live.sum() == m["total_vectors"] and (tombstones is None) == (n == 0), "tombstones")
-        check(self.draft == 0 or (~self.bare).sum() == m["with_vector"], "with_vector")
+        check(self.format == (0, 0) or (~self.bare).sum() == m["with_vector"], "with_vector")
         alive = [id for id, live in zip(self.ids, self.live, strict=True) if live]
         check(len(set(alive)) == len(alive), "ids of live rows differ")
 
@@ -422,7 +428,7 @@ class Version:
             check(count == len(upper) and highest == max((len(levels) for _, levels in upper), default=0), "head")
             check(len(upper[entry][1]) == highest if upper else entry == 2**32 - 1, "entry point")
             check(trained % 2**30 in [1024 * 8**i for i in range(7)], "trained rows")
-            check(self.draft == 0 or trained >> 30 & 1 == m["bits_serve"], "bits_serve")
+            check(self.format == (0, 0) or trained >> 30 & 1 == m["bits_serve"], "bits_serve")
 
     def _read_lists(self) -> None:
         m = self.manifest
@@ -629,6 +635,33 @@ def open_cid(store: Store, cid: str, entropy: bytes, index: str | None) -> Versi
     return Version(store, raw[3:35], key)
 
 
+def open_shard(store: Store, root: Version, collection: str, metadata: dict[str, Any]) -> Version:
+    """Opens a shard of a collection by the key of the root, as the row of the shard names it."""
+    assert root.key is not None
+    context = "fabstir-vectordb 2026-11-26 key of a shard of a collection"
+    secret = root.key + metadata["shard"].to_bytes(8, "little") + collection.encode()
+    seed = blake3(secret, derive_key_context=context).digest()
+    raw = base64url(metadata["cid"][1:])
+    return Version(store, raw[3:35], derive(path_key_of_seed(seed, "fabstir-vectordb/index/shard"), 3))
+
+
+def fingerprints(store: Store, cid: str, shard: Version) -> list[int]:
+    """The fingerprints of a shard's ids."""
+    assert shard.key is not None
+    raw = base64url(cid[1:])
+    check(raw[:4] == b"\xae\xa6\x12\x1e" and raw[68:75] == bytes(4) + b"\x5b\x82\x1e", "CID of fingerprints")
+    key = raw[36:68]
+    plain = open_part(store.blob(raw[4:36]), key)
+    check(key == blake3(plain, key=purpose_key(shard.key, "part keys")).digest(), "key of fingerprints")
+    check(blake3(plain).digest() == raw[75:107] and int.from_bytes(raw[107:], "little") == len(plain), "fingerprints")
+    count = int.from_bytes(plain[:4], "little")
+    c = Cursor(zstd.decompress(plain[4:]))
+    found = np.cumsum(c.planes(4, count)).tolist()
+    c.end()
+    check(count <= len(plain) and found == sorted({*found}), "order of fingerprints")
+    return [int(one) for one in found]
+
+
 def history(store: Store, entropy: bytes, index: str) -> Any:
     """The record of an index's versions."""
     path = path_key(entropy, f"fabstir-vectordb/history/{index}")
@@ -651,4 +684,6 @@ def in_json(value: Any) -> Any:
         return {"tag 0": value.isoformat().replace("+00:00", "Z")}
     if isinstance(value, date):
         return {"tag 1004": value.isoformat()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # JavaScript has one type of number
     return {"tag 37": value.bytes.hex()} if isinstance(value, UUID) else value

@@ -436,7 +436,7 @@ def test_a_twin_that_is_never_destroyed_lets_the_program_end() -> None:
 
 
 def test_what_the_package_says_of_itself() -> None:
-    assert get_version() == "0.1.0"
+    assert get_version() == "1.0.0"
     info = get_platform_info()
     assert info["kernels"] in ("scalar", "avx2", "avx512", "neon")
     assert set(info) == {"platform", "arch", "python", "kernels"}

@@ -17,8 +17,8 @@ from fabstir_vectordb.index.contents import DOCUMENTS, TextShape
 from fabstir_vectordb.metadata.schema import parse_schema
 from fabstir_vectordb.persist import manifest as module
 from fabstir_vectordb.persist.manifest import (
-    DRAFT,
-    FORMAT_VERSION,
+    FORMAT,
+    Format,
     Manifest,
     decode_manifest,
     encode_manifest,
@@ -79,9 +79,22 @@ TEXT = TextShape(
 EMBEDDER = EmbedderInfo("all-MiniLM-L6-v2", 384)
 
 
+def document(manifest: Manifest) -> dict[str, Any]:
+    top: dict[str, Any] = cbor.decode(encode_manifest(manifest), max_bytes=10**6, what="manifest")
+    return top
+
+
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
-    top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
+    top = document(example())
     change(top)
+    return cbor.encode(top)
+
+
+def in_draft(number: int, manifest: Manifest) -> bytes:
+    """A manifest as a release before format 1 wrote it."""
+    top = {**document(manifest), "version": 0, "draft": number}
+    if not number:
+        del top["draft"], top["superseded"], top["with_vector"], top["bits_serve"]
     return cbor.encode(top)
 
 
@@ -101,8 +114,8 @@ def test_every_field_comes_back() -> None:
 
 
 def test_names_of_the_original_layout_are_kept() -> None:
-    top = cbor.decode(encode_manifest(example()), max_bytes=10**6, what="manifest")
-    assert top["version"] == FORMAT_VERSION
+    top = document(example())
+    assert top["version"] == FORMAT.number == 1
     assert top["config"]["dim"] == 384
     assert (top["recent_count"], top["historical_count"], top["total_vectors"]) == (9_900, 0, 9_900)
     assert top["timestamp"] == 1_700_000_000_000_000
@@ -110,11 +123,12 @@ def test_names_of_the_original_layout_are_kept() -> None:
 
 def test_texts_and_embedders_need_their_drafts() -> None:
     for text, embedder, refused in ((None, None, 3), (TEXT, None, 2), (None, EMBEDDER, 3), (TEXT, EMBEDDER, 3)):
-        top = cbor.decode(encode_manifest(example(text=text, embedder=embedder)), max_bytes=10**6, what="manifest")
-        assert top["draft"] == DRAFT
+        manifest = example(text=text, embedder=embedder)
+        top = document(manifest)
+        assert "draft" not in top
         assert (("text" in top), ("embedder" in top)) == (text is not None, embedder is not None)
         with pytest.raises(IntegrityError, match="does not have exactly the keys"):
-            decode_manifest(cbor.encode({**top, "draft": refused}))
+            decode_manifest(in_draft(refused, manifest))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +150,7 @@ def test_texts_and_embedders_need_their_drafts() -> None:
 )
 def test_an_embedder_is_checked(value: Any) -> None:
     with pytest.raises(IntegrityError, match="embedder"):
-        decode_manifest(broken(lambda top: top.update(draft=4, embedder=value)))
+        decode_manifest(broken(lambda top: top.update(embedder=value)))
 
 
 @pytest.mark.parametrize(
@@ -165,44 +179,41 @@ def test_what_is_said_of_a_text_index_is_checked(key: str, value: Any) -> None:
         decode_manifest(cbor.encode(top))
 
 
-def test_a_newer_draft_is_refused_by_name() -> None:
-    with pytest.raises(
-        StorageError, match=r"draft 7 of format 0; this release reads drafts up to 6: upgrade"
-    ) as caught:
-        decode_manifest(cbor.encode({"version": 0, "draft": 7, "layers": []}))
-    assert caught.value.details == {"format_version": 0, "draft": 7, "supported": DRAFT}
-
-
-def test_manifests_of_earlier_drafts_are_read() -> None:
-    for manifest in (
-        example(draft=1),
-        example(draft=2),
-        example(draft=3, text=TEXT),
-        example(draft=4),
-        example(draft=5, text=TEXT),
+def test_manifests_of_every_draft_are_read() -> None:
+    for number, manifest in (
+        (1, example()),
+        (2, example()),
+        (3, example(text=TEXT)),
+        (4, example()),
+        (4, example(embedder=EMBEDDER)),
+        (5, example(text=TEXT)),
+        (6, example(text=TEXT, embedder=EMBEDDER)),
     ):
-        assert decode_manifest(encode_manifest(manifest)) == manifest
+        assert decode_manifest(in_draft(number, manifest)) == replace(manifest, format=Format(0, number))
+
+
+def test_drafts_ended_with_format_0() -> None:
+    with pytest.raises(IntegrityError, match="format 0 has no draft 7"):
+        decode_manifest(in_draft(7, example()))
+    with pytest.raises(IntegrityError, match="does not have exactly the keys"):
+        decode_manifest(broken(lambda top: top.update(draft=6)))
 
 
 def test_draft_1_had_no_second_lists() -> None:
     second = PartRecord("historical.second.0000", bytes(32), 10_040, "raw")
-    manifest = example(graph_rows=4_000, historical=5_000, lists=90, parts=(*example().parts, second), draft=2)
-    top = cbor.decode(encode_manifest(manifest), max_bytes=10**6, what="manifest")
-    assert decode_manifest(cbor.encode(top)) == manifest
+    manifest = example(graph_rows=4_000, historical=5_000, lists=90, parts=(*example().parts, second))
+    assert decode_manifest(in_draft(2, manifest)) == replace(manifest, format=Format(0, 2))
     with pytest.raises(IntegrityError, match="second lists, which draft 1 does not know"):
-        decode_manifest(cbor.encode({**top, "draft": 1}))
+        decode_manifest(in_draft(1, manifest))
 
 
 def test_draft_0_had_no_number_and_did_not_say_what_is_superseded() -> None:
-    def older(top: dict[str, Any]) -> None:
-        del top["draft"], top["superseded"], top["with_vector"], top["bits_serve"]
-
-    manifest = decode_manifest(broken(older))
-    assert manifest == example(superseded=manifest.superseded, with_vector=None, bits_serve=None, draft=0)
+    manifest = decode_manifest(in_draft(0, example()))
+    assert manifest == example(superseded=manifest.superseded, with_vector=None, bits_serve=None, format=Format(0))
     assert manifest.superseded > 0
     for number in (0, -1, True, "1"):
         with pytest.raises(IntegrityError):
-            decode_manifest(broken(lambda top, number=number: top.update(draft=number)))  # type: ignore[misc]
+            decode_manifest(broken(lambda top, number=number: top.update(version=0, draft=number)))  # type: ignore[misc]
 
 
 def test_tombstones_are_superseded() -> None:
@@ -211,9 +222,9 @@ def test_tombstones_are_superseded() -> None:
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
-    with pytest.raises(StorageError, match=r"format 7; this release reads formats up to 0: upgrade") as caught:
+    with pytest.raises(StorageError, match=r"format 7; this release reads formats up to 1: upgrade") as caught:
         decode_manifest(cbor.encode({"version": 7, "layers": []}))
-    assert caught.value.details == {"format_version": 7, "supported": FORMAT_VERSION}
+    assert caught.value.details == {"format_version": 7, "supported": 1}
 
 
 def set_part(column: int, value: Any) -> Callable[[dict[str, Any]], None]:
