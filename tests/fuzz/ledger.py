@@ -20,6 +20,8 @@ PACKAGE = "fabstir_vectordb"
 HARNESSES = Path(__file__).resolve().parent
 #: The harnesses in Python: what they read with, and what must hold of an answer.
 READERS = [HARNESSES / f"{name}.py" for name in ("choices", "hostile", "readers")]
+#: Minutes of other machines, too: `keep_minutes` adds those of this one.
+KEPT = ROOT / "tests" / "data" / "fuzz" / "minutes.json"
 
 
 class Ledger:
@@ -31,13 +33,12 @@ class Ledger:
     """
 
     def __init__(self, work: Path, name: str, engine: str, sources: Iterable[Path]) -> None:
-        """Reads the file; what was done with another engine or other sources does not count."""
+        """Reads the file, and the kept minutes; what was done with another engine or other sources does not count."""
         work.mkdir(parents=True, exist_ok=True)
         self._path, self._digest = work / f"{name}.json", digest(engine, sources)
         self.minutes, self.inputs = 0.0, 0
-        if self._path.exists():
-            there = json.loads(self._path.read_text(encoding="utf-8"))
-            if there["digest"] == self._digest:
+        for there in (kept().get(name), _read(self._path)):  # of equal sources, the own file is the later one
+            if there and there["digest"] == self._digest:
                 self.minutes, self.inputs = there["minutes"], there["inputs"]
 
     def add(self, minutes: float, inputs: int) -> None:
@@ -54,6 +55,30 @@ class Ledger:
     def _write(self) -> None:
         said = {"digest": self._digest, "minutes": self.minutes, "inputs": self.inputs}
         self._path.write_text(json.dumps(said) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def kept() -> dict[str, Any]:
+    """The kept minutes, inputs and digests, by the name of the harness."""
+    return _read(KEPT)
+
+
+def keep_minutes(names: Iterable[str], work: Path) -> None:
+    """Adds the minutes of earlier runs to the kept ones.
+
+    Args:
+        names: the harnesses; those that have not run keep what they have.
+        work: --work of the runs.
+    """
+    found = kept()
+    for name in names:
+        if there := _read(work / "minutes" / f"{name}.json"):
+            found[name] = {**there, "minutes": round(there["minutes"], 1)}
+    lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found) if found[name]["minutes"]]
+    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def digest(engine: str, sources: Iterable[Path]) -> str:

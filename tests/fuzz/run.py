@@ -3,9 +3,11 @@
     python tests/fuzz/run.py --minutes 10              # all: ten minutes of CPU time each
     python tests/fuzz/run.py --minutes 1 text share    # some
     python tests/fuzz/run.py --keep                    # puts what led to new code into tests/data/fuzz
+    python tests/fuzz/run.py --keep-minutes            # and the minutes there
 
-Minutes are gathered: --work remembers those that found nothing, so a run that was interrupted goes on, and a second one
-does what is missing, or nothing. A harness that reads with code that changed since starts anew (ledger.py).
+Minutes are gathered: --work remembers those that found nothing, and minutes.json those that were kept, so a run that
+was interrupted goes on, here or elsewhere, and a second one does what is missing, or nothing. A harness that reads with
+code that changed since starts anew (ledger.py). --minutes 0 only says how many each has.
 
 Harnesses in C need a clang with libFuzzer (Debian: clang-19, libclang-rt-19-dev); those in Python need atheris
 (``pip install atheris``). Without them, inputs are mutated without guidance. What is found is in the folder `findings`
@@ -30,7 +32,7 @@ from typing import Any
 
 import corpus
 import native_harnesses
-from ledger import READERS, Ledger, sources_of_native, sources_of_reader
+from ledger import READERS, Ledger, keep_minutes, sources_of_native, sources_of_reader
 from mutate import SEED, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,6 +231,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU time of each harness, over all runs")
     parser.add_argument("--work", type=Path, default=WORK, help="for programs, inputs, findings, logs and minutes")
     parser.add_argument("--keep", action="store_true", help="do not run: keep inputs of earlier runs")
+    parser.add_argument("--keep-minutes", action="store_true", help="do not run: keep the minutes of earlier runs")
     parser.add_argument("--list", action="store_true", help="do not run: print the names")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
@@ -244,10 +247,12 @@ def main() -> int:
     names = options.harness or [*native_harnesses.NAMES, *targets]
     if unknown := set(names) - {*native_harnesses.NAMES, *targets}:
         parser.error(f"no harness {', '.join(sorted(unknown))}")
-    if options.list or options.keep:
+    if options.list or options.keep or options.keep_minutes:
         print(*names, sep="\n")
         if options.keep:
             keep(names, options.work)
+        if options.keep_minutes:
+            keep_minutes(names, options.work)
         return 0
     options.work.mkdir(parents=True, exist_ok=True)
     return run(names, targets, options.work, options.minutes)

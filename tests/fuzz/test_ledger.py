@@ -22,6 +22,8 @@ def test_minutes_are_gathered_while_engine_and_sources_stay(tmp_path: Path, monk
     source = tmp_path / "reader.py"
     source.write_text("1")
 
+    monkeypatch.setattr(ledger, "KEPT", tmp_path / "kept.json")
+
     def opened(engine: str = "atheris") -> Ledger:
         return Ledger(tmp_path / "minutes", "cbor", engine, [source])
 
@@ -35,6 +37,31 @@ def test_minutes_are_gathered_while_engine_and_sources_stay(tmp_path: Path, monk
     found = opened()
     found.start_anew()
     assert (found.minutes, opened().minutes) == (0, 0)
+
+
+def test_kept_minutes_count_where_nothing_ran_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "KEPT", tmp_path / "minutes.json")
+
+    def opened(machine: str, name: str = "cbor", engine: str = "atheris") -> Ledger:
+        return Ledger(tmp_path / machine / "minutes", name, engine, [])
+
+    opened("here").add(2.53, 1_000)
+    opened("here", "cid").start_anew()
+    ledger.keep_minutes(["cbor", "cid", "zstd"], tmp_path / "here")
+    assert list(ledger.kept()) == ["cbor"]
+    there = opened("there")
+    assert (there.minutes, there.inputs) == (2.5, 1_000)
+    assert opened("there", engine="unguided").minutes == opened("there", "cid").minutes == 0
+    there.add(1.0, 10)
+    assert opened("there").minutes == 3.5
+    there.start_anew()  # a finding: the kept minutes count no more
+    assert opened("there").minutes == 0
+    ledger.keep_minutes(["cbor"], tmp_path / "there")
+    assert ledger.kept() == {}
+
+
+def test_the_kept_minutes_are_those_of_harnesses() -> None:
+    assert {*ledger.kept()} <= {*native_harnesses.NAMES, *ALL}
 
 
 def test_a_harness_reads_with_what_its_function_names_and_that_imports() -> None:
