@@ -50,7 +50,7 @@ static inline KERNEL_TARGET float add_lanes_f32(float lanes[PLANE_LANES]) {
 /* At element i of a row one line of the row `ahead`, of either plane in turn: arithmetic goes on while a line buffer becomes
  * free, where lines that are asked for together wait for each other (docs/decisions/0041). */
 static inline KERNEL_TARGET void ask_ahead(const uint16_t *high, const uint16_t *low, size_t i, ptrdiff_t ahead) {
-    __builtin_prefetch(i % (2 * PLANE_LANES) ? low + ahead + i - PLANE_LANES : high + ahead + i);
+    prefetch_line(i % (2 * PLANE_LANES) ? low + ahead + i - PLANE_LANES : high + ahead + i);
 }
 
 static inline KERNEL_TARGET void exact_dot(const double *q, const uint16_t *high, const uint16_t *low, ptrdiff_t ahead,
