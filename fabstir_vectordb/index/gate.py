@@ -21,7 +21,6 @@ __all__ = ["BUSY", "Busy", "Gate", "IndexClosed"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
-_A = TypeVar("_A")
 _Ts = TypeVarTuple("_Ts")
 _CLOSE_WAIT_S: Final = 0.1
 
@@ -43,22 +42,25 @@ class Gate:
     Attributes:
         generation: odd while a change runs.
         lock: held by every call that must not run beside a change.
+        inside: whether the index is open, then one entry for each call under way.
+        emptied: set by the last call that leaves a closed index.
     """
 
-    # The first entry of `_inside` tells whether the index is open; each call under way adds another entry. Operations
+    # The first entry of `inside` tells whether the index is open; each call under way adds another entry. Operations
     # of a deque are atomic and have one order for all threads, with the GIL and without: either `close` sees a call
     # that enters, or that call sees that the index is closed. A lock, taken twice, would cost a search 0.3 µs.
     #
     # Readers use no context manager: Python raises KeyboardInterrupt at the start of a Python function, so Ctrl-C could
-    # keep an ``__exit__`` from removing the entry. Calls of C are not interrupted; the code after them is in `try`.
+    # keep an ``__exit__`` from removing the entry. Calls of C are not interrupted; the code after them is in `try`. For
+    # the same reason each way to read has these steps itself, as has `Repeat.search`.
 
-    __slots__ = ("_empty", "_inside", "generation", "lock")
+    __slots__ = ("emptied", "generation", "inside", "lock")
 
     def __init__(self) -> None:
         self.generation = 0
         self.lock = threading.Lock()
-        self._inside: deque[bool] = deque([True])
-        self._empty = threading.Event()
+        self.inside: deque[bool] = deque([True])
+        self.emptied = threading.Event()
 
     def within(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The result of `work`; `close` waits for it.
@@ -66,7 +68,7 @@ class Gate:
         Raises:
             IndexClosed: the index is closed.
         """
-        inside = self._inside
+        inside = self.inside
         try:
             inside.append(True)
             if not inside[0]:
@@ -75,7 +77,7 @@ class Gate:
         finally:
             inside.pop()
             if not inside[0] and len(inside) == 1:
-                self._empty.set()
+                self.emptied.set()
 
     def alone(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """The result of `work`, beside which no change runs. Reads run on, as the generation stays even.
@@ -96,7 +98,7 @@ class Gate:
         Raises:
             IndexClosed: the index is closed.
         """
-        inside = self._inside
+        inside = self.inside
         try:
             inside.append(True)
             if not inside[0]:
@@ -116,31 +118,11 @@ class Gate:
         finally:
             inside.pop()
             if not inside[0] and len(inside) == 1:
-                self._empty.set()
-
-    def read_at(self, generation: int, read: Callable[[_A], _T], argument: _A) -> _T | Busy:
-        """`read` at an even generation: BUSY where it is another one before or after it, or the index is closed."""
-        inside = self._inside
-        try:
-            inside.append(True)
-            if self.generation == generation and inside[0]:
-                try:
-                    result = read(argument)
-                except Exception:
-                    if self.generation == generation:
-                        raise
-                else:
-                    if self.generation == generation:
-                        return result
-            return BUSY
-        finally:
-            inside.pop()
-            if not inside[0] and len(inside) == 1:
-                self._empty.set()
+                self.emptied.set()
 
     def try_read(self, read: Callable[[*_Ts], _T], *args: *_Ts) -> _T | Busy:
         """`read` without waiting: BUSY where a change came in between, or the index is closed."""
-        inside = self._inside
+        inside = self.inside
         try:
             inside.append(True)
             generation = self.generation
@@ -157,7 +139,7 @@ class Gate:
         finally:
             inside.pop()
             if not inside[0] and len(inside) == 1:
-                self._empty.set()
+                self.emptied.set()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -166,9 +148,9 @@ class Gate:
         Raises:
             IndexClosed: the index is closed.
         """
-        self._inside.append(True)
+        self.inside.append(True)
         try:
-            if not self._inside[0]:
+            if not self.inside[0]:
                 raise IndexClosed
             with self.lock:
                 self.generation += 1
@@ -177,18 +159,18 @@ class Gate:
                 finally:
                     self.generation += 1
         finally:
-            self._inside.pop()
-            if not self._inside[0] and len(self._inside) == 1:
-                self._empty.set()
+            self.inside.pop()
+            if not self.inside[0] and len(self.inside) == 1:
+                self.emptied.set()
 
     @property
     def is_open(self) -> bool:
         """Whether calls may still enter."""
-        return self._inside[0]
+        return self.inside[0]
 
     def close(self) -> None:
         """Refuses new calls, and waits for those under way; idempotent."""
-        self._inside[0] = False
-        while len(self._inside) > 1:
+        self.inside[0] = False
+        while len(self.inside) > 1:
             # With a time limit, as Ctrl-C may stop the last call before it sets the event.
-            self._empty.wait(_CLOSE_WAIT_S)
+            self.emptied.wait(_CLOSE_WAIT_S)

@@ -14,10 +14,11 @@ from fabstir_vectordb.index.rows import NoRows, Rows
 from fabstir_vectordb.index.searcher import FILTERED_PLANS, PLANS, Searcher
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.params import SearchRequest
-from fabstir_vectordb.types import SearchResults
+from fabstir_vectordb.types import SearchResult, SearchResults, results_of
 
 __all__ = ["Repeat", "repeat_of"]
 
+_ndarray = np.ndarray
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -70,12 +71,15 @@ class Repeat:
     def search(self, query: Any) -> SearchResults | None:
         """The answer; None for a query that must be checked first, and where the search does not hold any more.
 
+        All in one function, as most searches are of this kind: with one for each step they took 0.6 µs more, and twice
+        that with cold caches.
+
         Raises:
             InvalidInputError: the query is not finite, or zero under cosine.
             IndexStateError: there was not enough memory.
         """
         if (
-            type(query) is not np.ndarray
+            type(query) is not _ndarray
             or query.dtype is not _FLOAT32
             or query.shape != self._shape
             or self._efforts.verdict is not self._verdict
@@ -85,22 +89,40 @@ class Repeat:
             floats = floats_of(query)
         except ValueError:  # it is not C-contiguous
             return None
-        found = self._gate.read_at(self._generation, self._find, floats)
-        if type(found) is not SearchResults:  # a change came, or it would have to wait
-            return None
-        self._searcher.plans_used[found.plan] += 1
-        return found
-
-    def _find(self, floats: Any) -> SearchResults | None:
-        core, where = self._core, self._where
-        if where is None:
-            answer, plans = core.search_again(floats, self._asked, self._with_slots), PLANS
-        else:
-            matches = self._filters.known(where)
-            if matches is None:  # forgotten
+        gate, generation, searcher = self._gate, self._generation, self._searcher
+        inside = gate.inside
+        try:  # the steps of `Gate.try_read`
+            inside.append(True)
+            if gate.generation != generation or not inside[0]:
                 return None
-            answer, plans = core.search_again(floats, self._asked, self._with_slots, matches.allowed), FILTERED_PLANS
-        return None if answer is None else self._searcher.results_of_one(core, answer, plans, False)
+            try:
+                allowed, plans = None, PLANS
+                if self._where is not None:
+                    matches = self._filters.known(self._where)
+                    if matches is None:  # forgotten
+                        return None
+                    allowed, plans = matches.allowed, FILTERED_PLANS
+                answer = self._core.search_again(floats, self._asked, self._with_slots, allowed)
+                if answer is None:  # it would have to wait
+                    return None
+                slots, distances, ids, number, scores, below = answer
+                plan = plans[number]
+                if slots:
+                    found = searcher.described(self._core, slots, distances, ids, scores, below, plan, False)
+                else:
+                    found = results_of(map(SearchResult, ids, scores, distances), below, plan)
+            except Exception:
+                if gate.generation == generation:
+                    raise
+                return None
+            if gate.generation != generation:
+                return None
+        finally:
+            inside.pop()
+            if not inside[0] and len(inside) == 1:
+                gate.emptied.set()
+        searcher.plans_used[plan] += 1
+        return found
 
 
 def repeat_of(

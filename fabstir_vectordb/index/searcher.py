@@ -21,7 +21,6 @@ from fabstir_vectordb._native.handle import (
     Allowed,
     Control,
     NativeIndex,
-    OneAnswer,
     SearchHits,
     scores_of,
 )
@@ -202,16 +201,12 @@ class Searcher:
         with_slots = include_vectors or not rows.arena.is_empty
         least = -math.inf if threshold is None else self.scorer.least(threshold)
         answer = core.search_one(query, k, ef_search, exact, nowait, with_slots, nprobe, allow, least)
-        return None if answer is None else self.results_of_one(core, answer, plans, include_vectors)
-
-    def results_of_one(
-        self, core: NativeIndex, answer: OneAnswer, plans: Mapping[int, Plan], include_vectors: bool
-    ) -> SearchResults:
-        """The hits of an answer, with the present metadata of their slots, and with vectors if asked for."""
+        if answer is None:
+            return None
         slots, distances, ids, plan, scores, below = answer
         if not slots:
             return results_of(map(SearchResult, ids, scores, distances), below, plans[plan])
-        return self._described(core, slots, distances, ids, scores, below, plans[plan], include_vectors)
+        return self.described(core, slots, distances, ids, scores, below, plans[plan], include_vectors)
 
     def nearest_of_each(
         self,
@@ -345,11 +340,11 @@ class Searcher:
         arrays = hits.slots, hits.distances, scores, hits.counts, passing, hits.plans
         each = zip(hits.ids, *(array.tolist() for array in arrays), strict=True)
         return [
-            self._described(core, row[:n], near, ids, scored, count - n, plans[plan], include_vectors)
+            self.described(core, row[:n], near, ids, scored, count - n, plans[plan], include_vectors)
             for ids, row, near, scored, count, n, plan in each
         ]
 
-    def _described(
+    def described(
         self,
         core: NativeIndex,
         slots: Sequence[int],
