@@ -332,12 +332,40 @@ def test_all_ways_through_windows_give_the_scores_of_single_rows() -> None:
     staged.close()
     for size in range(1, len(names) + 1):
         for chosen in combinations(names, size):
-            query = TextQuery.of_terms(chosen)
-            scores = text.score_slots(query, slots)
-            best = np.lexsort((slots, -scores))[:10]
-            hits = text.search(query, 10)
-            assert hits.slots.tolist() == best[scores[best] > 0].tolist(), chosen
-            assert hits.scores.tolist() == scores[hits.slots].tolist()
+            check_windows(text, TextQuery.of_terms(chosen), slots)
+    text.close()
+
+
+def check_windows(text: NativeText, query: TextQuery, slots: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+    """The best of a search, which leaves out what it can, are those of the scores of all rows, which do not."""
+    scores = text.score_slots(query, slots)
+    best = np.lexsort((slots, -scores))[:10]
+    hits = text.search(query, 10)
+    assert hits.slots.tolist() == best[scores[best] > 0].tolist()
+    assert hits.scores.tolist() == scores[hits.slots].tolist()
+
+
+def test_words_beside_their_stems_go_the_same_ways() -> None:
+    """Forms of stems in many rows and few: a word is gone through with its stem, looked into, or joined with others."""
+    rng = np.random.default_rng(SEED)
+    rows = 14_000
+    shares = {"a": 0.5, "ax": 0.2, "by": 0.1, "byx": 0.1, "c": 0.06, "cx": 0.03, "d": 0.035, "dy": 0.005, "ex": 0.04}
+    counts = {word: rng.binomial(1, share, rows) * rng.geometric(0.6, rows) for word, share in shares.items()}
+    counts["c"][:5_000] = counts["dy"][:9_000] = 0  # their stems are in windows without them
+    counts["long"] = np.where(rng.random(rows) < 0.3, 20, 1)
+    of_rows = np.stack(list(counts.values())).T
+    texts = [" ".join(f"{name} " * int(n) for name, n in zip(counts, of, strict=True)) for of in of_rows]
+    text, slots = NativeText(terms=TERMS_BOTH), np.arange(rows, dtype=np.uint32)
+    staged = text.stage(slots, texts)
+    staged.set_terms([stem(word) for word in staged.words()])
+    staged.prepare()
+    staged.commit()
+    staged.close()
+    for size in range(1, 5):
+        for chosen in combinations(shares, size):
+            both = [term for word in chosen for term in (word, STEM_MARK + stem(word))]
+            for weight in (0.5, 1.0, 3.0):
+                check_windows(text, TextQuery.of_terms(both, weight), slots)
     text.close()
 
 

@@ -360,6 +360,8 @@ typedef struct query_term {
     /* It counts so often: 2 for two terms with the same postings, 0 for the second of them; and the lesser of the two has the
      * factor over 2^lesser. */
     uint32_t times, lesser;
+    const struct query_term
+        *stem; /* of a word that its stem follows in the query, and whose rows the stem has, too; else NULL */
     /* Its score in documents that have it 1 .. tabled times, by length plus 1 below TEXT_LENGTHS; tabled is 0 or TEXT_FREQS. */
     uint32_t *table, tabled;
     term_info *infos; /* n of segments; info.n == 0 and left == 0 where it is not there */

@@ -334,20 +334,15 @@ static bool fill_table(text_query *q, query_term *term) {
     return true;
 }
 
-/* ---- equal lists ---- */
+/* ---- words and their stems ---- */
 
-/* Tables of skips are compared but for the places of positions, which a stem has none of. */
-static bool have_equal_bytes(const uint8_t *a, const uint8_t *b, const term_info *info) {
+static bool is_stem(const query_term *term) { return term_is_stem(term->bytes, term->size); }
+
+/* Blocks of postings that are equal have equal tables of skips before them, but for the places of positions. */
+static bool have_equal_blocks(const uint8_t *a, const uint8_t *b, const term_info *info) {
     const uint32_t blocks = (info->n + TEXT_BLOCK_POSTINGS - 1) / TEXT_BLOCK_POSTINGS;
     const uint64_t table = blocks > 1 ? (uint64_t)blocks * SKIP_BYTES : 0;
-    if (table > info->postings_size || memcmp(a + table, b + table, info->postings_size - table)) return false;
-    uint64_t others = 0;
-    for (uint64_t at = 0; at < table; at += SKIP_BYTES) {
-        others |= load_le(a + at, SKIP_POSITIONS) ^ load_le(b + at, SKIP_POSITIONS);
-        others |= load_le(a + at + SKIP_LENGTHS, SKIP_BYTES - SKIP_LENGTHS) ^
-                  load_le(b + at + SKIP_LENGTHS, SKIP_BYTES - SKIP_LENGTHS);
-    }
-    return !others;
+    return table <= info->postings_size && memcmp(a + table, b + table, info->postings_size - table) == 0;
 }
 
 static bool have_equal_postings(const text_query *q, const query_term *a, const query_term *b) {
@@ -356,7 +351,7 @@ static bool have_equal_postings(const text_query *q, const query_term *a, const 
         const uint8_t *postings = q->state->segments[i]->streams[TEXT_POSTINGS].bytes;
         if (of_a->n != of_b->n || of_a->postings_size != of_b->postings_size) return false;
         if (of_a->n == 0) continue;
-        if (!have_equal_bytes(postings + of_a->postings_at, postings + of_b->postings_at, of_a)) return false;
+        if (!have_equal_blocks(postings + of_a->postings_at, postings + of_b->postings_at, of_a)) return false;
     }
     return true;
 }
@@ -373,14 +368,17 @@ static bool join_terms(const text_query *q, query_term *a, query_term *b) {
     return true;
 }
 
-/* A word that is the only one of its stem has the postings of the stem, which comes next to it in a query: one list is enough
- * for both.  Common words are of that kind, and comparing bytes takes a hundredth of the time of going through their lists. */
-static void join_equal(text_query *q) {
+/* A word's stem comes next to it in a query.  Where the word is the only one of its stem, both have the same postings, and one list
+ * is enough for them.  Common words are of that kind, and comparing bytes takes a hundredth of the time of going through their
+ * lists. */
+static void join_stems(text_query *q) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < q->n_scored; i++) {
         query_term *term = &q->terms[q->scored[i]];
         query_term *before = n ? &q->terms[q->scored[n - 1]] : NULL;
-        if (!before || !join_terms(q, before, term)) q->scored[n++] = q->scored[i];
+        if (before && join_terms(q, before, term)) continue;
+        if (before && is_stem(term) && !is_stem(before)) before->stem = term;
+        q->scored[n++] = q->scored[i];
     }
     q->n_scored = n;
 }
@@ -406,7 +404,7 @@ static fvdb_status open_query(text_query *q, const fvdb_text_query *query, fvdb_
                 scored = scored || q->clauses[i].terms[j] == term;
         if (scored) q->scored[q->n_scored++] = term;
     }
-    join_equal(q);
+    join_stems(q);
     for (uint32_t i = 0; i < q->n_terms; i++)
         if (!fill_table(q, &q->terms[i])) return FAIL_MEMORY(diag);
     return FVDB_OK;

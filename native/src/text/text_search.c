@@ -30,6 +30,7 @@ typedef struct list {
     uint32_t bound_block; /* the block whose bound is known, and that bound */
     uint32_t block_bound;
     uint32_t bound; /* in the window */
+    bool is_high;   /* in the window: it may bring documents among the best */
 } list;
 
 typedef struct search {
@@ -39,8 +40,10 @@ typedef struct search {
     const uint64_t *allow;
     uint64_t allow_words;
     uint64_t *mask; /* owned; allow points to it */
-    list *lists;
+    list *lists;    /* in the order of the query's terms, the one of all that are unpacked last */
     uint32_t n_lists, *order;
+    list *unpacked;
+    uint32_t n_unpacked;
     uint64_t *best; /* keys of the best, the worst of them first once there are k */
     uint32_t k, found;
     uint32_t floor; /* so many documents have at least this score that no lower one comes among the best */
@@ -137,6 +140,9 @@ static bool unpack_list(search *x, list *l, const term_info *info) {
 /* All bits where a <= b, else none: by arithmetic, as compilers make a branch of a comparison before a load. */
 static inline uint32_t mask_up_to(uint32_t a, uint32_t b) { return (uint32_t)(((int64_t)a - (int64_t)b - 1) >> 63); }
 
+/* All bits where a == b, else none. */
+static inline uint32_t mask_equal(uint32_t a, uint32_t b) { return (uint32_t)(((int64_t)(a ^ b) - 1) >> 63); }
+
 /* One list of two, whose scores are sums.  No branch depends on which list comes next: nobody could foresee it. */
 static bool join_two(search *x, const list *a, const list *b, list *out) {
     list l = {.bound_block = TEXT_NONE};
@@ -159,25 +165,14 @@ static bool join_two(search *x, const list *a, const list *b, list *out) {
 
 /* One list of all that are unpacked: so its best documents are known with what all rare words of the query give them. */
 static bool join_unpacked(search *x) {
-    list *lists = x->lists;
-    uint32_t n = 0, kept;
-    /* The unpacked ones come first. */
-    for (uint32_t i = 0; i < x->n_lists; i++) {
-        if (lists[i].blocks) continue;
-        const list swap = lists[n];
-        lists[n++] = lists[i];
-        lists[i] = swap;
-    }
-    const uint32_t all = n;
-    for (; n > 1; n = kept) {
+    list *lists = x->unpacked;
+    uint32_t kept;
+    for (uint32_t n = x->n_unpacked; n > 1; n = kept) {
         for (kept = 0; kept < n / 2; kept++)
             if (!join_two(x, &lists[2 * kept], &lists[2 * kept + 1], &lists[kept])) return false;
         if (n % 2) lists[kept++] = lists[n - 1];
     }
-    if (all > 1) {
-        memmove(lists + 1, lists + all, (x->n_lists - all) * sizeof *lists);
-        x->n_lists -= all - 1;
-    }
+    if (x->n_unpacked) x->lists[x->n_lists++] = lists[0];
     return true;
 }
 
@@ -185,12 +180,15 @@ static bool join_unpacked(search *x) {
 static bool add_list(search *x, const query_term *term, uint32_t segment) {
     const term_info *info = &term->infos[segment];
     if (info->n == 0) return true;
-    list *l = &x->lists[x->n_lists++];
-    *l = (list){.term = term, .bound_block = TEXT_NONE};
-    if (info->n <= TEXT_UNPACKED) return unpack_list(x, l, info);
-    l->blocks = query_alloc(&x->room, 1, sizeof *l->blocks);
-    if (!l->blocks) return false;
-    if (!postings_open(l->blocks, x->s, info)) x->n_lists--;
+    list l = {.term = term, .bound_block = TEXT_NONE};
+    if (info->n <= TEXT_UNPACKED) {
+        if (!unpack_list(x, &l, info)) return false;
+        x->unpacked[x->n_unpacked++] = l;
+        return true;
+    }
+    l.blocks = query_alloc(&x->room, 1, sizeof *l.blocks);
+    if (!l.blocks) return false;
+    if (postings_open(l.blocks, x->s, info)) x->lists[x->n_lists++] = l;
     return true;
 }
 
@@ -541,6 +539,31 @@ static uint32_t order_lists(search *x, uint32_t *sum) {
     return n;
 }
 
+/* Whether one list alone, the last in order, can give anything that those before place `low` do not. */
+static bool is_alone(const search *x, uint32_t low) {
+    return low + 1 == x->n_lists || x->lists[x->order[x->n_lists - 2]].bound == 0;
+}
+
+/* Puts words behind place `low` whose stems are there, and takes their bounds from the sum; gives the new place.  A word counts less
+ * than its stem, so its list is seldom among those that bring documents.  But it has no other documents than its stem: where that
+ * list is gone through, the word's costs little, and most of its blocks are looked into anyway.  What it could give is then not
+ * left for documents that do not even have the stem, so fewer of them are candidates. */
+static uint32_t raise_words(search *x, uint32_t low, uint32_t *sum) {
+    uint32_t *order = x->order;
+    for (uint32_t i = 0; i < x->n_lists; i++) x->lists[order[i]].is_high = i >= low;
+    for (uint32_t i = low; i-- > 0;) {
+        const uint32_t word = order[i];
+        const list *l = &x->lists[word];
+        if (l->bound == 0) break;
+        if (!l->blocks || !l->term->stem || word + 1 == x->n_lists) continue;
+        if (l->term->stem != x->lists[word + 1].term || !x->lists[word + 1].is_high) continue;
+        *sum -= l->bound;
+        memmove(order + i, order + i + 1, (--low - i) * sizeof *order);
+        order[low] = word;
+    }
+    return low;
+}
+
 /* Whether all scores of an unpacked block stand in the term's table, by lengths of one byte. */
 static inline bool are_tabled(const posting_cursor *c, const query_term *term) {
     return term->tabled && c->s->length_width == 1 && 1u << c->freq_width <= TEXT_FREQS;
@@ -725,15 +748,21 @@ static void add_block(search *x, list *l, uint32_t base, uint32_t i, uint32_t n)
     const uint32_t stop = postings_from(c, x->docs[n - 1] + 1);
     for (uint32_t at = postings_from(c, x->docs[i]); at < stop; at++) x->places[c->docs[at] - base] = (uint8_t)at;
     postings_freqs(c);
-    const bool is_tabled = are_tabled(c, term);
-    for (; i < n; i++) {
-        /* Where the list does not have the document, its place is that of another one, or of none. */
-        const uint32_t doc = x->docs[i], place = x->places[doc - base];
-        const uint32_t has = 0u - (c->docs[place] == doc), freq = c->freqs[place];
-        const uint32_t score = is_tabled ? term->table[(size_t)(freq - 1) * TEXT_LENGTHS + x->s->lengths[doc]]
-                                         : score_of(x->q, term, freq, segment_length(x->s, doc) & has);
-        x->sums[i] += score & has;
-    }
+    const uint8_t *lengths = x->s->lengths;
+    const uint32_t *table = term->table;
+    /* Where the list does not have the document, its place is that of another one, or of none. */
+    if (are_tabled(c, term))
+        for (; i < n; i++) {
+            const uint32_t doc = x->docs[i], place = x->places[doc - base];
+            const uint32_t score = table[(size_t)(c->freqs[place] - 1) * TEXT_LENGTHS + lengths[doc]];
+            x->sums[i] += score & mask_equal(c->docs[place], doc);
+        }
+    else
+        for (; i < n; i++) {
+            const uint32_t doc = x->docs[i], place = x->places[doc - base];
+            const uint32_t has = mask_equal(c->docs[place], doc);
+            x->sums[i] += score_of(x->q, term, c->freqs[place], segment_length(x->s, doc) & has) & has;
+        }
 }
 
 /* Candidates of a block from which on all of its postings are gone through. */
@@ -769,10 +798,11 @@ static uint32_t add_list_to(search *x, list *l, uint32_t base, uint32_t n, uint3
 static void search_window(search *x, uint32_t base, uint32_t end) {
     uint32_t rest, low = order_lists(x, &rest);
     if (low == x->n_lists) return;
+    const bool alone = is_alone(x, low);
+    if (!alone) low = raise_words(x, low, &rest);
     const uint32_t least = x->need > rest + 1 ? x->need - rest : 1;
-    const bool is_alone = low + 1 == x->n_lists || x->lists[x->order[x->n_lists - 2]].bound == 0;
-    uint32_t n = is_alone ? take_list(x, &x->lists[x->order[x->n_lists - 1]], base, end, least)
-                          : take_lists(x, low, base, end, least);
+    uint32_t n = alone ? take_list(x, &x->lists[x->order[x->n_lists - 1]], base, end, least)
+                       : take_lists(x, low, base, end, least);
     n = keep_allowed(x, n);
     for (uint32_t i = low; i-- > 0 && n;) {
         list *l = &x->lists[x->order[i]];
@@ -813,14 +843,14 @@ static void search_lists(search *x) {
 /* The lists of a segment. */
 static bool open_lists(search *x, uint32_t segment) {
     x->s = x->q->state->segments[segment];
-    x->n_lists = 0;
+    x->n_lists = x->n_unpacked = 0;
     bool had = true;
     for (uint32_t i = 0; i < x->q->n_scored && had; i++) had = add_list(x, &x->q->terms[x->q->scored[i]], segment);
     for (uint32_t i = 0; i < x->q->n_clauses && had; i++) {
         const query_clause *c = &x->q->clauses[i];
         if (!(c->flags & FVDB_TEXT_PHRASE) || (c->flags & FVDB_TEXT_EXCLUDED)) continue;
-        had = find_phrase(x, c, segment, &x->lists[x->n_lists]);
-        x->n_lists += had;
+        had = find_phrase(x, c, segment, &x->unpacked[x->n_unpacked]);
+        x->n_unpacked += had;
     }
     had = had && join_unpacked(x);
     for (uint32_t i = 0; i < x->n_lists; i++) x->order[i] = i;
@@ -841,7 +871,8 @@ static fvdb_status open_search(search *x, text_query *q, const uint64_t *allow, 
     x->allow_words = allow_words;
     x->lists = query_alloc(q, lists, sizeof *x->lists);
     x->order = query_alloc(q, lists, sizeof *x->order);
-    if (!x->lists || !x->order) return FAIL_MEMORY(diag);
+    x->unpacked = query_alloc(q, lists, sizeof *x->unpacked);
+    if (!x->lists || !x->order || !x->unpacked) return FAIL_MEMORY(diag);
     return make_mask(x, diag);
 }
 

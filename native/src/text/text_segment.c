@@ -185,35 +185,62 @@ static void enter_block(term_cursor *c, uint32_t block) {
     c->info = (term_info){.postings_at = block_field(s, block, 1), .positions_at = block_field(s, block, 2)};
 }
 
+/* An entry of the dictionary as it is written. */
+typedef struct dictionary_entry {
+    uint64_t shared, more; /* bytes of the term that are those of the one before, and others, `suffix` */
+    const uint8_t *suffix;
+    uint64_t n, left, postings, positions;
+} dictionary_entry;
+
+/* One whose numbers have one byte each, as most have; false, and nothing read, for others. */
+static inline bool read_short_entry(reader *r, dictionary_entry *e) {
+    const uint8_t *p = r->at;
+    if (!r->ok || r->left < 6 || (p[0] | p[1]) >= 128 || r->left < 6u + p[1]) return false;
+    const uint32_t size = 6u + p[1], numbers = (uint32_t)load_le(p + size - 4, 4);
+    if (numbers & 0x80808080u) return false;
+    *e = (dictionary_entry){p[0], p[1], p + 2, numbers & 127, numbers >> 8 & 127, numbers >> 16 & 127, numbers >> 24};
+    r->at += size;
+    r->left -= size;
+    return true;
+}
+
+static bool read_any_entry(reader *r, dictionary_entry *e) {
+    e->shared = read_varint(r);
+    e->more = read_varint(r);
+    e->suffix = e->more <= FVDB_TEXT_TERM_BYTES_MAX ? read_bytes(r, (size_t)e->more) : NULL;
+    e->n = read_varint(r);
+    e->left = read_varint(r);
+    e->postings = read_varint(r);
+    e->positions = read_varint(r);
+    return e->suffix && r->ok;
+}
+
 /* The entry at the reader: after the one before it. */
 static bool read_entry(term_cursor *c) {
     const text_segment *s = c->s;
-    const uint64_t shared = read_varint(&c->r), more = read_varint(&c->r);
-    const uint8_t *suffix = more <= FVDB_TEXT_TERM_BYTES_MAX ? read_bytes(&c->r, (size_t)more) : NULL;
-    const uint64_t n = read_varint(&c->r), left = read_varint(&c->r);
-    const uint64_t postings = read_varint(&c->r), positions = read_varint(&c->r);
+    dictionary_entry e;
+    if (!read_short_entry(&c->r, &e) && !read_any_entry(&c->r, &e)) return false;
     term_info *info = &c->info;
     const uint64_t postings_at = (uint64_t)info->postings_at + info->postings_size;
     const uint64_t positions_at = (uint64_t)info->positions_at + info->positions_size;
-    if (!suffix || !c->r.ok || shared > c->size || shared + more > FVDB_TEXT_TERM_BYTES_MAX || shared + more == 0)
-        return false;
+    if (e.shared > c->size || e.shared + e.more > FVDB_TEXT_TERM_BYTES_MAX || e.shared + e.more == 0) return false;
     /* All bytes that they share, since terms_seek compares no others. */
-    if (shared < c->size && more && suffix[0] == c->term[shared]) return false;
+    if (e.shared < c->size && e.more && e.suffix[0] == c->term[e.shared]) return false;
     /* Compared with what is left: a sum with a number of 64 bits may wrap. */
     const uint32_t postings_end = s->streams[TEXT_POSTINGS].size, positions_end = s->streams[TEXT_POSITIONS].size;
-    if (n > s->n_docs || postings_at > postings_end || postings > postings_end - postings_at) return false;
-    if (positions_at > positions_end || positions > positions_end - positions_at) return false;
+    if (e.n > s->n_docs || postings_at > postings_end || e.postings > postings_end - postings_at) return false;
+    if (positions_at > positions_end || e.positions > positions_end - positions_at) return false;
     /* Most suffixes are short: a copy of one size takes no call. */
-    if (more <= TEXT_SLACK) memcpy(c->term + shared, suffix, TEXT_SLACK);
-    else memcpy(c->term + shared, suffix, (size_t)more);
-    c->shared = (uint32_t)shared;
-    c->size = (uint32_t)(shared + more);
-    *info = (term_info){.n = (uint32_t)n,
-                        .left = (int64_t)(left >> 1) ^ -(int64_t)(left & 1),
+    if (e.more <= TEXT_SLACK) memcpy(c->term + e.shared, e.suffix, TEXT_SLACK);
+    else memcpy(c->term + e.shared, e.suffix, (size_t)e.more);
+    c->shared = (uint32_t)e.shared;
+    c->size = (uint32_t)(e.shared + e.more);
+    *info = (term_info){.n = (uint32_t)e.n,
+                        .left = (int64_t)(e.left >> 1) ^ -(int64_t)(e.left & 1),
                         .postings_at = (uint32_t)postings_at,
-                        .postings_size = (uint32_t)postings,
+                        .postings_size = (uint32_t)e.postings,
                         .positions_at = (uint32_t)positions_at,
-                        .positions_size = (uint32_t)positions};
+                        .positions_size = (uint32_t)e.positions};
     return info->left > -(int64_t)FVDB_ROWS_MAX && info->left < (int64_t)FVDB_ROWS_MAX;
 }
 
