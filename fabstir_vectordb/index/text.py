@@ -29,7 +29,7 @@ from fabstir_vectordb._native.text import (
 )
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.contents import TEXT_HEAD, PartKey, TextContents, TextShape
-from fabstir_vectordb.metadata.texts import texts_of
+from fabstir_vectordb.metadata.texts import RowTexts, texts_of
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.clauses import TermsQuery, compile_query
 from fabstir_vectordb.text.highlight import highlight
@@ -40,6 +40,7 @@ from fabstir_vectordb.types import Highlight
 __all__ = ["StagedText", "Texts", "forms_of", "highlights_of", "settings_of"]
 
 Slots = npt.NDArray[np.uint32]
+_SlotTexts = tuple[Slots, list[str]]
 
 _NO_STATS: Final = TextStats(*[0] * len(TextStats._fields))
 #: Chunks of a stored text index: a search of a lazily loaded index fetches a few of them. They double in size where
@@ -141,9 +142,9 @@ class Texts:
 
     # ---- changes
 
-    def texts_of(self, values: Sequence[bytes | bytearray | None]) -> list[tuple[int, str]]:
-        """The texts of rows: pairs of a position in `values` and a text."""
-        return [] if self.settings is None else texts_of(self.settings.fields, values)
+    def texts_of(self, values: Sequence[bytes | bytearray | None]) -> RowTexts:
+        """The texts of rows, by their positions in `values`."""
+        return RowTexts([], []) if self.settings is None else texts_of(self.settings.fields, values)
 
     @contextmanager
     def staged(
@@ -184,13 +185,10 @@ class Texts:
     ) -> TextChange | None:
         if self._native is None:
             return None
-        come, left = _by_slot(slots, self.texts_of(values)), _by_slot(left_slots, self.texts_of(left_values))
-        for slot in come.keys() & left.keys():
-            if come[slot] == left[slot]:  # other metadata of the row was replaced
-                del come[slot], left[slot]
-        if not come and not left:
+        come, left = self._differing(slots, self.texts_of(values), left_slots, self.texts_of(left_values))
+        if not come[1] and not left[1]:
             return None
-        change = self._native.stage(*_arrays(come), *_arrays(left), control)
+        change = self._native.stage(*come, *left, control)
         try:
             if self._forms != TERMS_WORDS:
                 change.set_terms(self.analyzer.stem_all(change.words()))
@@ -199,6 +197,17 @@ class Texts:
             change.close()
             raise
         return change
+
+    @staticmethod
+    def _differing(slots: Slots, come: RowTexts, left_slots: Slots, left: RowTexts) -> tuple[_SlotTexts, _SlotTexts]:
+        """The texts that come and those that leave, by slot, without those of rows whose texts stay as they are."""
+        if not left.rows:
+            return (slots[come.rows], come.texts), (_NO_SLOTS, [])
+        by_slot, left_by_slot = _by_slot(slots, come), _by_slot(left_slots, left)
+        for slot in by_slot.keys() & left_by_slot.keys():
+            if by_slot[slot] == left_by_slot[slot]:  # other metadata of the row was replaced
+                del by_slot[slot], left_by_slot[slot]
+        return _arrays(by_slot), _arrays(left_by_slot)
 
     @contextmanager
     def renumbered(self, kept: Slots, rows: int, control: Control | None = None) -> Iterator[StagedText]:
@@ -277,7 +286,7 @@ class Texts:
             size += 0 if value is None else len(value)
             if size < _SLICE_BYTES and row + 1 < len(values):
                 continue
-            texts = [text for _, text in self.texts_of(values[first : row + 1])]
+            texts = self.texts_of(values[first : row + 1]).texts
             if size <= 2 * _SLICE_BYTES:
                 yield texts
             else:
@@ -409,7 +418,7 @@ def highlights_of(
     return [
         Highlight(path, item, start, end)
         for path in settings.fields
-        for item, (_, text) in enumerate(texts_of([path], [value]))
+        for item, text in enumerate(texts_of([path], [value]).texts)
         for start, end in highlight(text, terms.words, stems=terms.stems, prefixes=terms.prefixes, analyzer=analyzer)
     ]
 
@@ -418,15 +427,15 @@ def _size_of(values: Sequence[bytes | bytearray | None]) -> int:
     return sum(len(value) for value in values if value is not None)
 
 
-def _by_slot(slots: Slots, texts: Sequence[tuple[int, str]]) -> dict[int, list[str]]:
+def _by_slot(slots: Slots, texts: RowTexts) -> dict[int, list[str]]:
     at: list[int] = slots.tolist()
     found: dict[int, list[str]] = {}
-    for row, text in texts:
+    for row, text in zip(texts.rows, texts.texts, strict=True):
         found.setdefault(at[row], []).append(text)
     return found
 
 
-def _arrays(texts: Mapping[int, Sequence[str]]) -> tuple[Slots, list[str]]:
+def _arrays(texts: Mapping[int, Sequence[str]]) -> _SlotTexts:
     """Slots, each as often as it has texts, and these."""
     slots = [slot for slot, of_slot in texts.items() for _ in of_slot]
     return np.array(slots, dtype=np.uint32), [text for of_slot in texts.values() for text in of_slot]

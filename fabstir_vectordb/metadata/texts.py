@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
 from fabstir_vectordb.metadata.arena import MetadataArena
 from fabstir_vectordb.metadata.path import packed, parse_path
 
-__all__ = ["texts_of"]
+__all__ = ["RowTexts", "texts_of"]
 
 
-def texts_of(paths: Sequence[str], values: Sequence[bytes | bytearray | None]) -> list[tuple[int, str]]:
-    """The texts of rows, by row; those of one row in the order of paths and lists. Equal rows have equal texts.
+class RowTexts(NamedTuple):
+    """Texts by row. Two lists: 100,000 tuples of a row and a text take as long to make as their words to be found.
+
+    Attributes:
+        rows: the row of each text, ascending.
+        texts: the texts; those of one row in the order of paths and lists.
+    """
+
+    rows: list[int]
+    texts: list[str]
+
+
+def texts_of(paths: Sequence[str], values: Sequence[bytes | bytearray | None]) -> RowTexts:
+    """The texts of rows, by their positions in `values`. Equal rows have equal texts.
 
     Args:
         paths: paths of fields. A string is a text, a list of strings several ones; other values are none.
         values: CBOR of each row's metadata; None or empty for none.
-
-    Returns:
-        Pairs of a position in `values` and a text.
     """
+    rows: list[int] = []
+    texts: list[str] = []
     if not paths or not any(values):
-        return []
+        return RowTexts(rows, texts)
     arena, slots = MetadataArena(), np.arange(len(values), dtype=np.int64)
     held = [bytes(value) if value else None for value in values]
     arena.commit(arena.stage(held, len(held)), slots.astype(np.uint32), slots)
-    found: list[tuple[int, str]] = []
     is_sorted = len(paths) == 1
     for path in paths:
         text, steps = packed(parse_path(path))
         cells, table = arena.read_field(slots, text, steps, 0)
         alone = np.flatnonzero(cells.codes >= 0)
-        rows, codes = alone.tolist(), cells.codes[alone].tolist()
+        at, codes = alone.tolist(), cells.codes[alone].tolist()
         if len(cells.list_rows):
             of_lists = cells.list_codes >= 0
-            rows += cells.list_rows[of_lists].tolist()
+            at += cells.list_rows[of_lists].tolist()
             codes += cells.list_codes[of_lists].tolist()
             is_sorted = False
-        # Texts are strings in the table; other values are keys.
-        found += [(row, table[code]) for row, code in zip(rows, codes, strict=True) if type(table[code]) is str]
+        if not set(map(type, table)) <= {str}:
+            # Texts are strings in the table; other values are keys.
+            kept = [type(table[code]) is str for code in codes]
+            at, codes = list(compress(at, kept)), list(compress(codes, kept))
+        rows += at
+        texts += [table[code] for code in codes]
     if not is_sorted:
-        found.sort(key=lambda pair: pair[0])  # stable
-    return found
+        order = sorted(range(len(rows)), key=rows.__getitem__)  # stable
+        rows, texts = [rows[i] for i in order], [texts[i] for i in order]
+    return RowTexts(rows, texts)

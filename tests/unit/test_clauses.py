@@ -15,7 +15,7 @@ from fabstir_vectordb._native.text import (
     TextClause,
     TextTerm,
 )
-from fabstir_vectordb.metadata.texts import texts_of
+from fabstir_vectordb.metadata.texts import RowTexts, texts_of
 from fabstir_vectordb.metadata.values import encode_metadata
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.clauses import _bounded, _clauses_of, _in_queries, _size, _within_limit, compile_query
@@ -140,12 +140,12 @@ def test_the_texts_of_rows_are_their_strings_in_order() -> None:
     ]
     values = [None if row is None else encode_metadata(row) for row in rows]
     found = texts_of(["text", "a.b"], values)
-    assert [row for row, _ in found] == sorted(row for row, _ in found)
-    by_row = {row: [text for other, text in found if other == row] for row, _ in found}
+    assert found.rows == sorted(found.rows)
+    by_row = {row: [text for other, text in zip(*found, strict=True) if other == row] for row in found.rows}
     assert by_row == {0: ["one"], 2: by_row[2], 4: ["six"], 5: ["one"]}
     assert sorted(by_row[2]) == ["five", "four", "two", "two"]
     assert by_row[2][-1] == "five"
     # Rows say the same alone as among others.
     for row, value in enumerate(values):
-        assert [text for _, text in texts_of(["text", "a.b"], [value])] == by_row.get(row, [])
-    assert texts_of([], values) == texts_of(["text"], []) == texts_of(["text"], [None]) == []
+        assert texts_of(["text", "a.b"], [value]).texts == by_row.get(row, [])
+    assert texts_of([], values) == texts_of(["text"], []) == texts_of(["text"], [None]) == RowTexts([], [])
