@@ -5,7 +5,8 @@ likeliest by their codes; only those are asked again that have some of the likel
 
 A search with text takes three rounds: how many rows have each of its words, over all shards; the candidates of each
 shard, whose scores count by these sums; and, once the hits are chosen from all candidates, their metadata. So each row
-has the score that one index of all rows would give it.
+has the score that one index of all rows would give it. With the first round, lazily opened shards say which of their
+rows are likeliest by vector, and in the second they fetch the parts of those that are among the likeliest of all.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ _CANDIDATES: Final[Mapping[Route, float]] = {"nearest": 7 / 6, "hash": 3 / 2, "r
 #: arguments stores one array for all of them.
 _SHARED_PART: Final = 4
 _NO_QUERY: Final = np.empty(0, dtype=np.float32)
+_NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
 
 Matrix = npt.NDArray[np.float32]
 #: Places of queries, and the candidates that a shard has of each.
@@ -124,6 +126,12 @@ class _Asked:
     def least(self) -> float:
         """The least score of a hit of a search by vector."""
         return least_score(self.at.settings.params.metric, self.request.threshold)
+
+    @property
+    def candidates(self) -> int:
+        """How many rows of lazily opened shards are the likeliest of all."""
+        most = candidates_for(self.request.k, self.request.ef_search, self.passed["recall_target"])
+        return most if self.request.ef_search else math.ceil(most * _CANDIDATES[self.at.settings.route])
 
 
 @dataclass(slots=True)
@@ -293,10 +301,7 @@ class Searches:
 
         A shard that is lost meanwhile leaves its place among the candidates to the others.
         """
-        request = asked.request
-        most = candidates_for(request.k, request.ef_search, asked.passed["recall_target"])
-        if not request.ef_search:
-            most = math.ceil(most * _CANDIDATES[asked.at.settings.route])
+        request, most = asked.request, asked.candidates
 
         def chosen(one: _OfQuery) -> dict[int, Slots]:
             if request.group_by is None:
@@ -366,22 +371,32 @@ class Searches:
         at, request = asked.at, asked.request
         text = request.text
         assert text is not None
-        said, counted, totals = await self._counted(asked)
-        answers = await self._ask(
-            at,
-            tasks.sides,
-            lambda _: (asked.queries, request.k, said, totals),
-            shards=counted.shards,
-            missing_ok=asked.missing_ok,
-        )
+        by_vector = asked.queries.shape[1] > 0
+        # An exact search has no candidates.
+        said, counted, totals = await self._counted(asked, likely=by_vector and not request.exact)
+        likely = {number: one.value.likely for number, one in zip(counted.shards, counted.results, strict=True)}
+        missing, receipts = set(counted.missing), [one.receipt for one in counted.results]
+        while True:
+            chosen = _chosen_of_all(asked, likely)
+            answers = await self._ask(
+                at,
+                tasks.sides,
+                lambda shard: (asked.queries, request.k, said, totals, chosen.get(shard.number)),  # noqa: B023
+                shards=sorted(likely),
+                missing_ok=asked.missing_ok,
+            )
+            missing |= set(answers.missing)
+            receipts += [one.receipt for one in answers.results]
+            # A lazily opened shard that is lost meanwhile leaves its place among the candidates to the others.
+            if not any(chosen.get(number) for number in answers.missing):
+                break
+            likely = {number: of for number, of in likely.items() if number not in missing}
         sides: dict[int, list[Sides]] = {
             number: one.value for number, one in zip(answers.shards, answers.results, strict=True)
         }
-        missing = {*counted.missing, *answers.missing}
-        receipts = [one.receipt for one in (*counted.results, *answers.results)]
         while True:
             found = [
-                worded_hits({number: of[place] for number, of in sides.items()}, request, bool(asked.queries.shape[1]))
+                worded_hits({number: of[place] for number, of in sides.items()}, request, by_vector)
                 for place in range(len(asked.queries))
             ]
             lost = await self._describe(asked, found, receipts)
@@ -430,12 +445,19 @@ class Searches:
         answered = [number for number in counted.shards if number not in missing]
         return [sharded(one, answered, sorted(missing), summed(receipts)) for one in results]
 
-    async def _counted(self, asked: _Asked) -> tuple[SearchFields, Answers, TextTotals]:
-        """The options of a search with text for shards, the shards that counted its words, and the sums."""
+    async def _counted(self, asked: _Asked, likely: bool = False) -> tuple[SearchFields, Answers, TextTotals]:
+        """The options of a search with text for shards, the shards that counted its words, and the sums.
+
+        Args:
+            asked: the search.
+            likely: ask lazily opened shards for their likeliest rows, too.
+        """
         text = asked.request.text
         assert text is not None
-        counted = await self._ask(asked.at, tasks.count_words, lambda _: (text.texts,), missing_ok=asked.missing_ok)
-        return {**asked.passed, "text": text.texts}, counted, merged_totals(one.value for one in counted.results)
+        said: SearchFields = {**asked.passed, "text": text.texts}
+        args = (text.texts, asked.queries if likely else None, asked.request.k, said)
+        counted = await self._ask(asked.at, tasks.count_words, partial(_given, args), missing_ok=asked.missing_ok)
+        return said, counted, merged_totals(one.value.totals for one in counted.results)
 
     async def _describe(self, asked: _Asked, found: Sequence[Any], receipts: list[Receipt]) -> set[int]:
         """Reads what the hits hold; gives the shards that were lost meanwhile."""
@@ -575,6 +597,22 @@ def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:
             places.append(place)
             of_shard.append(slots)
     return wanted
+
+
+def _chosen_of_all(asked: _Asked, likely: Mapping[int, list[Likely] | None]) -> dict[int, list[Slots]]:
+    """The candidates of each query of a search with text, by lazily opened shard: the likeliest rows of all of them.
+
+    Args:
+        asked: the search.
+        likely: the likeliest rows of each shard for each query; None for a shard in memory.
+    """
+    lazily = {number: of for number, of in likely.items() if of is not None}
+    chosen: dict[int, list[Slots]] = {number: [] for number in lazily}
+    for place in range(len(asked.queries)):
+        best = likeliest({number: of[place] for number, of in lazily.items()}, asked.candidates)
+        for number, slots in chosen.items():
+            slots.append(best.get(number, _NO_SLOTS))
+    return chosen
 
 
 def _given(args: Sequence[Any], shard: Shard) -> Sequence[Any]:

@@ -43,6 +43,7 @@ from fabstir_vectordb.types import (
 )
 
 __all__ = [
+    "Counted",
     "Dirt",
     "Some",
     "Told",
@@ -93,6 +94,18 @@ class Told(NamedTuple):
 
     value: Any
     receipt: Receipt
+
+
+class Counted(NamedTuple):
+    """The first of what a shard says to some texts.
+
+    Attributes:
+        totals: how many of its rows have each of the words.
+        likely: its likeliest rows for each query, where it is lazily opened and they were asked for; else None.
+    """
+
+    totals: TextTotals
+    likely: list[Likely] | None
 
 
 class Some(NamedTuple):
@@ -193,15 +206,44 @@ def of_groups(
         return [[group(place, value) for value in values] for place, values in wanted]
 
 
-def count_words(recipe: Recipe, share: str, texts: Sequence[str]) -> Told:
-    """How many rows of a shard have each of the words of some texts: a `TextTotals`."""
-    queries = [parse_query(text) for text in texts]
+def count_words(
+    recipe: Recipe,
+    share: str,
+    texts: Sequence[str],
+    queries: npt.NDArray[np.float32] | None,
+    k: int,
+    fields: SearchFields,
+) -> Told:
+    """How many rows of a shard have each of the words of some texts, and its likeliest rows: a `Counted`.
+
+    Args:
+        recipe, share: the shard.
+        texts: of the searches.
+        queries: (n, dim), for whose likeliest rows a lazily opened shard is asked; None for none.
+        k: hits that are wanted of all shards.
+        fields: options of the search.
+    """
+    words = [parse_query(text) for text in texts]
+    need: Need = WordsNeed(words) if queries is None else LikelyNeed(queries, _request(queries, k, fields))
+
+    def counted(index: Any, gathered: Gathered) -> Counted:
+        likely = None
+        if queries is not None and not index.is_whole:
+            likely = index.shard_reads.likely(len(queries), gathered)
+        return Counted(index.shard_reads.totals(words), likely)
+
     with opened(recipe, share) as session:
-        return _told(session, WordsNeed(queries), lambda index, _: index.shard_reads.totals(queries))
+        return _told(session, need, counted)
 
 
 def sides(
-    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], k: int, fields: SearchFields, totals: TextTotals
+    recipe: Recipe,
+    share: str,
+    queries: npt.NDArray[np.float32],
+    k: int,
+    fields: SearchFields,
+    totals: TextTotals,
+    slots: Sequence[Slots] | None,
 ) -> Told:
     """The candidates of a shard for each of some queries with text: a list of `Sides`.
 
@@ -211,12 +253,15 @@ def sides(
         k: hits that are wanted of all shards.
         fields: options of the search.
         totals: the numbers of all shards by which scores count.
+        slots: for each query, rows that `count_words` gave: a lazily opened shard looks for the nearest ones in their
+            parts; None for those of its own choice.
     """
     request = _with_totals(queries, k, fields, totals)
+    need: Need = BatchNeed(queries, request) if slots is None else ChosenNeed(queries, request, slots)
     with opened(recipe, share) as session:
         return _told(
             session,
-            BatchNeed(queries, request),
+            need,
             lambda index, gathered: index.shard_reads.sides(queries, request, gathered),
         )
 

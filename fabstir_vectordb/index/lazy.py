@@ -331,7 +331,9 @@ class LazyIndex:
         if (request.text is None or queries.size) and self._is_nearly_here():
             return Missing(whole=True, optional=True)
         if request.text is not None:
-            return self._text.missing(queries, request, gathered)
+            if isinstance(need, LikelyNeed):
+                return self._text.missing_likely(queries, request, gathered)
+            return self._text.missing(queries, request, gathered, need.slots if isinstance(need, ChosenNeed) else None)
         if not len(queries):
             return NOTHING
         check_query_dim(queries.shape[1], self.vector_dim)
@@ -342,12 +344,7 @@ class LazyIndex:
                 lacking = self._held.missing_metadata(gathered)
                 if lacking is not NOTHING:
                     return lacking
-            if isinstance(need, ChosenNeed):
-                self._near.take_candidates(need.slots, request, gathered)
-            elif request.group_by is None:
-                self._near.find_candidates(queries, request, gathered, [self._near.allowed(request)] * len(queries))
-            else:
-                self._near.find_candidates_of_groups(queries, request, request.group_by, gathered)
+            self._take_candidates(need, gathered)
         if isinstance(need, LikelyNeed):
             return NOTHING
         # Pages of metadata begin at the same rows as parts: the candidates' pages mostly cover the other rows of their
@@ -361,6 +358,20 @@ class LazyIndex:
                 one.hits = self._near.nearest(query, request, one, gathered)
         nearest = [slot for one in gathered.candidates for _, _, slot in one.hits or ()]
         return self._held.lacking(self._held.pages_of(np.array(nearest, dtype=np.uint32)), gathered)
+
+    def _take_candidates(self, need: BatchNeed | LikelyNeed | ChosenNeed, gathered: Gathered) -> None:
+        near, queries, request = self._near, need.queries, need.request
+        if request.group_by is not None:
+            if isinstance(need, ChosenNeed):
+                near.take_candidates_of_groups(need.slots, request, request.group_by, gathered)
+            else:
+                near.find_candidates_of_groups(queries, request, request.group_by, gathered)
+            return
+        taken = [near.allowed(request)] * len(queries)
+        if isinstance(need, ChosenNeed):
+            near.take_candidates(need.slots, gathered, taken)
+        else:
+            near.find_candidates(queries, request, gathered, taken)
 
     def _is_nearly_here(self) -> bool:
         """Whether most parts are in memory, so that a whole index, a hundred times as fast, is worth loading."""

@@ -58,16 +58,25 @@ class LazyNear:
             likely, distances = self._held.native.candidates(query, most, allow)
             gathered.candidates.append(Candidates(allow, likely, self._held.parts_of(likely), distances))
 
-    def take_candidates(self, slots: Sequence[Slots], request: SearchRequest, gathered: Gathered) -> None:
+    def take_candidates(
+        self,
+        slots: Sequence[Slots],
+        gathered: Gathered,
+        taken: Sequence[Bitmap | None],
+        groups: Groups | None = None,
+    ) -> None:
         """The candidates of each query that were chosen elsewhere, from those of `find_candidates`."""
-        if request.group_by is None:
-            allow, groups = self.allowed(request), None
-        else:
-            mask, groups = self._groups(request, request.group_by)
-            allow = bitmap(mask)
         gathered.candidates += [
-            Candidates(allow, chosen, self._held.parts_of(chosen), groups=groups) for chosen in slots
+            Candidates(allow, chosen, self._held.parts_of(chosen), groups=groups)
+            for chosen, allow in zip(slots, taken, strict=True)
         ]
+
+    def take_candidates_of_groups(
+        self, slots: Sequence[Slots], request: SearchRequest, group_by: str, gathered: Gathered
+    ) -> None:
+        """The same of those of `find_candidates_of_groups`."""
+        mask, groups = self._groups(request, group_by)
+        self.take_candidates(slots, gathered, [bitmap(mask)] * len(slots), groups)
 
     def allowed(self, request: SearchRequest) -> Bitmap | None:
         """The rows that the filter takes and that have not expired; None for all."""

@@ -45,12 +45,22 @@ class LazyText:
         self._filters = filters
         self._scorer = Scorer(rows.metric)
 
-    def missing(self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered) -> Missing:
+    def missing(
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        gathered: Gathered,
+        chosen: Sequence[Slots] | None = None,
+    ) -> Missing:
         """The parts that a search lacks. Words and vectors are fetched side by side.
 
         The vector's side fetches no more than a search without text: its candidates are the best of all rows of the
         parts that such a search fetches. Required and excluded clauses say which rows may be candidates, so with such
         clauses the words come first. A search by words alone with `group_by` needs all metadata, and no rows.
+
+        Args:
+            queries, request, gathered: as for `LazyIndex.missing`.
+            chosen: the candidates of each vector, where they were chosen elsewhere from those of `missing_likely`.
         """
         held = self._held
         by_vector = len(queries) > 0 and queries.shape[1] > 0
@@ -61,13 +71,15 @@ class LazyText:
                 lacking = held.missing_metadata(gathered)
                 if lacking is not NOTHING:
                     return lacking
-            asked = [self._hybrid.terms(request, place) for place in range(len(queries))]
+            asked = self._terms(queries, request)
             wanted = self._wanted(asked)
             waits = wanted and any(terms.has_signs for terms in asked)
             if by_vector and queries.shape[1] == held.native.dim and not gathered.candidates and not waits:
-                allow = self._near.allowed(request)
-                taken = [self._hybrid.allowed(terms, allow) for terms in asked]
-                self._near.find_candidates(queries, request, gathered, taken)
+                taken = self._allowed(asked, request)
+                if chosen is None:
+                    self._near.find_candidates(queries, request, gathered, taken)
+                else:
+                    self._near.take_candidates(chosen, gathered, taken)
             near = [key for one in gathered.candidates for key in (*one.parts, *held.pages_of(one.slots))]
             lacking = held.lacking([*wanted, *near], gathered)
             if lacking is not NOTHING:
@@ -90,13 +102,36 @@ class LazyText:
         """The parts that a count of the words of some texts lacks."""
         if self._rows.texts.settings is None:
             raise no_text_index()
-        asked = [self._rows.texts.compile(query) for query in queries]
+        return self._missing_terms([self._rows.texts.compile(query) for query in queries], gathered)
+
+    def missing_likely(self, queries: npt.NDArray[np.float32], request: SearchRequest, gathered: Gathered) -> Missing:
+        """The parts that a count of the words lacks; then the likeliest rows of each vector are among `gathered`."""
+        check_query_dim(queries.shape[1], self._rows.vector_dim)
+        if request.where is not None and request.where.needs_metadata:
+            lacking = self._held.missing_metadata(gathered)
+            if lacking is not NOTHING:
+                return lacking
+        asked = self._terms(queries, request)
+        lacking = self._missing_terms(asked, gathered)
+        if lacking is NOTHING and queries.shape[1] == self._held.native.dim:
+            self._near.find_candidates(queries, request, gathered, self._allowed(asked, request))
+        return lacking
+
+    def _missing_terms(self, asked: Sequence[TermsQuery], gathered: Gathered) -> Missing:
         while wanted := self._wanted(asked):
             lacking = self._held.lacking(wanted, gathered)
             if lacking is not NOTHING:
                 return lacking
             self._take(wanted, gathered)
         return NOTHING
+
+    def _terms(self, queries: npt.NDArray[np.float32], request: SearchRequest) -> list[TermsQuery]:
+        return [self._hybrid.terms(request, place) for place in range(len(queries))]
+
+    def _allowed(self, asked: Sequence[TermsQuery], request: SearchRequest) -> list[npt.NDArray[np.uint64] | None]:
+        """The rows that hits may be, for each text."""
+        allow = self._near.allowed(request)
+        return [self._hybrid.allowed(terms, allow) for terms in asked]
 
     def _wanted(self, asked: Sequence[TermsQuery]) -> list[PartKey]:
         return [key for terms in asked for key in self._rows.texts.missing(terms)]

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from gathering import SEED, START_S, seen, settings
+from gathering import SEED, START_S, WORDS, seen, settings
 
 import fabstir_vectordb.persist.load as load_module
 from fabstir_vectordb import NotFoundError, VectorDBSession
@@ -49,13 +49,16 @@ def near_rows(count: int, seed: int) -> Any:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a collection of two shards, and with one index of the same rows."""
     folder = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(SEED)
     rows = {
         "ids": [f"row-{number:04d}" for number in range(LAZY_ROWS)],
         "vectors": near_rows(LAZY_ROWS, 1),
-        "metadata": [{"n": number, "of": number % 500} for number in range(LAZY_ROWS)],
+        "metadata": [
+            {"n": number, "of": number % 500, "text": " ".join(rng.choice(WORDS, 3))} for number in range(LAZY_ROWS)
+        ],
         "timestamps": [START_S] * LAZY_ROWS,
     }
-    shape = {"chunk_size": 64, "M": 6, "ef_construction": 20}
+    shape = {"chunk_size": 64, "M": 6, "ef_construction": 20, "text_fields": "text"}
 
     async def make() -> None:
         await build(settings(folder, **shape), [rows], shards=2)
@@ -143,6 +146,39 @@ async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: P
     assert requests[0] <= 1.5 * requests[1]
 
 
+@pytest.mark.parametrize("text", ["harbour stone", "+river stone -night"])
+async def test_a_search_with_words_fetches_the_parts_of_the_likeliest_rows_of_all_shards(
+    stored: Path, text: str
+) -> None:
+    queries = near_rows(12, 8)
+    requests, found = [0, 0], [0, 0]
+    pickling = Pickling()
+    async with (
+        await Collection.open(settings(stored), become_whole=False, engine=pickling) as many,
+        await VectorDBSession.create(settings(stored, index_name="one")) as one,
+        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
+    ):
+        await one.load_user_vectors(become_whole=False)
+        await whole.load_user_vectors(lazy_load=False)
+        both: tuple[Any, Any] = many, one
+        for query in queries:
+            best = {hit.id for hit in await whole.search(query, K, text=text, exact=True)}
+            for place, db in enumerate(both):
+                for index in (*indexes(), one._runtime.index):
+                    index.forget_caches()
+                hits = await db.search(query, K, text=text)
+                assert hits.plan == "lazy + words"
+                requests[place] += hits.receipt.requests
+                found[place] += len(best & {hit.id for hit in hits})
+        alone = [seen(await many.search(query, K, text=text)) for query in queries]
+        assert [seen(hits) for hits in await many.search_batch(queries, K, text=text)] == alone
+        assert not any(index.is_whole for index in indexes())
+        assert set(pickling.tasks) == {"count_words", "sides", "contents"}
+    print(f"requests {requests}, rows {found} of {12 * K}")
+    assert found[0] >= 0.95 * found[1]
+    assert requests[0] <= 1.5 * requests[1]
+
+
 async def test_answers_are_those_of_any_engine(stored: Path) -> None:
     queries = near_rows(4, 3)
     answers = []
@@ -203,8 +239,10 @@ async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_o
     store = tmp_path / "store"
     shutil.copytree(stored, store)
     query = near_rows(1, 6)[0]
+    words: dict[str, Any] = {"text": "harbour stone"}
     async with await Collection.open(settings(store), become_whole=False) as many:
         whole = await many.search(query, K, threshold=None)
+        await many.search(query, K, **words)
         share_of = {number: shard.share for number, shard in many._snapshot.shards.items()}
         best = next(number for number in (0, 1) if many._snapshot.centroids.ranked(query[np.newaxis])[0][0] == number)
         for key, entry in _shards._entries.items():
@@ -223,3 +261,10 @@ async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_o
         assert (left.missing, left.shards) == ((best,), (1 - best,))
         assert len(left) == K
         assert not {hit.id for hit in left} & {hit.id for hit in whole[:1]}
+        with pytest.raises(NotFoundError, match=f"shard {best}"):
+            await many.search(query, K, **words)
+        said = await many.search(query, K, missing_ok=True, **words)
+        assert (said.missing, said.shards) == ((best,), (1 - best,))
+        # The hits by vector are the nearest of the rows that are left.
+        assert {hit.id for hit in said if hit.vector_rank == 1} <= {left[0].id}
+        assert len(said) == K
