@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -44,9 +44,11 @@ __all__ = [
     "grouped_by_words",
     "grouped_hits",
     "lacking_groups",
+    "lacking_likely",
     "least_score",
     "likeliest",
     "likeliest_of_groups",
+    "likely_groups",
     "merged_facets",
     "merged_fields",
     "merged_hits",
@@ -56,6 +58,7 @@ __all__ = [
     "streamed",
     "summed",
     "with_groups",
+    "with_likely",
     "worded_hits",
 ]
 
@@ -120,29 +123,74 @@ def likeliest(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[
     }
 
 
-def likeliest_of_groups(answers: Mapping[int, SearchResults | Likely], most: int) -> dict[int, Slots]:
-    """The likeliest row of each of the groups with the likeliest rows of all shards; see `likeliest`.
+def likely_groups(answers: Mapping[int, SearchResults | Likely], most: int) -> list[Scalar]:
+    """The values of the groups with the likeliest rows of all shards, likeliest first.
 
     Args:
         answers: the groups with the nearest hits of each shard, or the likeliest rows of its likeliest groups.
         most: how many groups there are in all.
     """
-    rows: list[tuple[float, int, int | None, Sequence[Scalar]]] = []
+    values: dict[Any, Scalar] = {}
+    for _, _, _, value in sorted(_rows_of_groups(answers), key=itemgetter(0)):
+        if len(values) == most:
+            break
+        values.setdefault(sort_key(value), value)
+    return list(values.values())
+
+
+def lacking_likely(answers: Mapping[int, SearchResults | Likely], groups: Sequence[Scalar]) -> dict[int, list[Scalar]]:
+    """Those of some groups that lazily opened shards gave no rows of, by shard."""
+    lacking = {}
     for number, one in answers.items():
         if isinstance(one, Likely):
-            columns = one.distances.tolist(), one.slots.tolist(), one.groups
-            rows += [(distance, number, slot, values) for distance, slot, values in zip(*columns, strict=True)]
-        else:
-            rows += [(hit.distance, number, None, [group.value]) for group in one.groups for hit in group.hits]
-    taken: set[Any] = set()
-    chosen: dict[int, list[int]] = {}
-    for _, number, slot, values in sorted(rows, key=itemgetter(0)):
-        new = {sort_key(value) for value in values} - taken
-        if new and len(taken) < most:
-            taken |= new
+            own = {sort_key(value) for values in one.groups for value in values}
+            if others := [value for value in groups if sort_key(value) not in own]:
+                lacking[number] = others
+    return lacking
+
+
+def with_likely(one: Likely, more: Likely) -> Likely:
+    """The likeliest rows of a shard with those of other groups; a row may be in both."""
+    return Likely(
+        np.concatenate([one.slots, more.slots]),
+        np.concatenate([one.distances, more.distances]),
+        summed([one.receipt, more.receipt]),
+        [*one.groups, *more.groups],
+    )
+
+
+def likeliest_of_groups(
+    answers: Mapping[int, SearchResults | Likely], groups: Sequence[Scalar], size: int
+) -> dict[int, Slots]:
+    """The likeliest rows of each of some groups, of all shards; see `likeliest`.
+
+    Args:
+        answers: as of `likely_groups`.
+        groups: the values of the groups.
+        size: most rows of a group; the hits of shards in memory count.
+    """
+    left = {sort_key(value): size for value in groups}
+    chosen: dict[int, dict[int, None]] = {}
+    for _, number, slot, value in sorted(_rows_of_groups(answers), key=itemgetter(0)):
+        key = sort_key(value)
+        if left.get(key, 0):
+            left[key] -= 1
             if slot is not None:
-                chosen.setdefault(number, []).append(slot)
-    return {number: np.array(slots, dtype=np.uint32) for number, slots in chosen.items()}
+                chosen.setdefault(number, {})[slot] = None
+    return {number: np.array(list(slots), dtype=np.uint32) for number, slots in chosen.items()}
+
+
+def _rows_of_groups(
+    answers: Mapping[int, SearchResults | Likely],
+) -> Iterator[tuple[float, int, int | None, Scalar]]:
+    """Distance, shard, slot and group of the rows of all shards; None for the slot of a hit in memory."""
+    for number, one in answers.items():
+        if isinstance(one, Likely):
+            for distance, slot, values in zip(one.distances.tolist(), one.slots.tolist(), one.groups, strict=True):
+                yield from ((distance, number, slot, value) for value in values)
+        else:
+            for group in one.groups:
+                yield from ((hit.distance, number, None, group.value) for hit in group.hits)
 
 
 def merged_hits(answers: Mapping[int, Hits], k: int, least: float, missing: Iterable[int]) -> ShardedResults:
@@ -188,10 +236,15 @@ def _best_groups(answers: Mapping[int, SearchResults], k: int) -> list[tuple[Any
 
 
 def lacking_groups(answers: Mapping[int, SearchResults], k: int) -> dict[int, list[Any]]:
-    """The values of the k best groups that a shard may have rows of, though its answer has none of them."""
+    """The values of the k best groups that a shard may have rows of, though its answer has none of them.
+
+    Of a lazily opened shard, the answer has those that it has among the candidates.
+    """
     best = {sort_key(value): value for value, _ in _best_groups(answers, k)}
     lacking = {}
     for number, answer in answers.items():
+        if answer.plan == "lazy":
+            continue
         own = {sort_key(group.value) for group in answer.groups}
         others = [value for key, value in best.items() if key not in own]
         if others and len(own) >= k:  # with fewer groups it gave all that it has

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -30,9 +30,11 @@ from fabstir_vectordb.collections.merging import (
     grouped_by_words,
     grouped_hits,
     lacking_groups,
+    lacking_likely,
     least_score,
     likeliest,
     likeliest_of_groups,
+    likely_groups,
     merged_hits,
     merged_totals,
     place_of,
@@ -40,6 +42,7 @@ from fabstir_vectordb.collections.merging import (
     streamed,
     summed,
     with_groups,
+    with_likely,
     worded_hits,
 )
 from fabstir_vectordb.collections.paging import Page, merged_pages
@@ -57,7 +60,7 @@ from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.index.shard_reads import Likely
 from fabstir_vectordb.index.text import highlights_of
-from fabstir_vectordb.metadata.values import shown
+from fabstir_vectordb.metadata.values import Scalar, shown
 from fabstir_vectordb.params import SearchFields, SearchOptions, SearchRequest, check_bool, make_options
 from fabstir_vectordb.runtime import Runtime
 from fabstir_vectordb.searches import check_texts
@@ -82,8 +85,8 @@ _NO_QUERY: Final = np.empty(0, dtype=np.float32)
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
 
 Matrix = npt.NDArray[np.float32]
-#: Places of queries, and the candidates that a shard has of each.
-_Chosen: TypeAlias = tuple[list[int], list[Slots]]
+#: Places of queries, the candidates that a shard has of each, and the groups whose rows are wanted.
+_Chosen: TypeAlias = tuple[list[int], list[Slots], list[list[Scalar]]]
 
 
 class Ask(Protocol):
@@ -129,8 +132,9 @@ class _Asked:
 
     @property
     def candidates(self) -> int:
-        """How many rows of lazily opened shards are the likeliest of all."""
-        most = candidates_for(self.request.k, self.request.ef_search, self.passed["recall_target"])
+        """How many rows of lazily opened shards are the likeliest of all, or groups: as many groups as hits of them."""
+        hits = self.request.k * self.request.group_size
+        most = candidates_for(hits, self.request.ef_search, self.passed["recall_target"])
         return most if self.request.ef_search else math.ceil(most * _CANDIDATES[self.at.settings.route])
 
 
@@ -287,9 +291,8 @@ class Searches:
 
     async def _of_shards(self, asked: _Asked) -> list[_OfQuery]:
         """The hits of each shard, or its groups; those of lazily opened shards among the likeliest rows of all."""
-        # One shard chooses its own candidates, and an exact search has none. Of groups of several rows, all rows of the
-        # best groups are asked for later, which loads lazily opened shards whole.
-        two_rounds = asked.each > 1 and not asked.request.exact and asked.request.group_size == 1
+        # One shard chooses its own candidates, and an exact search has none.
+        two_rounds = asked.each > 1 and not asked.request.exact
         task = tasks.nearest if two_rounds else tasks.search
         found = await self._of_queries(asked, task, asked.request.k, asked.passed)
         if two_rounds:
@@ -301,24 +304,27 @@ class Searches:
 
         A shard that is lost meanwhile leaves its place among the candidates to the others.
         """
-        request, most = asked.request, asked.candidates
-
-        def chosen(one: _OfQuery) -> dict[int, Slots]:
-            if request.group_by is None:
-                return likeliest(one.answers, most)
-            return likeliest_of_groups(one.answers, most)
-
+        if not any(isinstance(answer, Likely) for one in found for answer in one.answers.values()):
+            return
+        most, size = asked.candidates, asked.request.group_size
         hits: dict[tuple[int, int], SearchResults] = {}
-        while wanted := _wanted([chosen(one) for one in found]):
+        while True:
+            groups: list[list[Scalar]] = [[] for _ in found]
+            if asked.request.group_by is None:
+                chosen = [likeliest(one.answers, most) for one in found]
+            else:
+                groups = [likely_groups(one.answers, most) for one in found]
+                # The nearest row of a group is in a shard where that group is among the likeliest ones; others may not.
+                if size > 1 and await self._lacking_likely(asked, found, groups):
+                    continue
+                chosen = [likeliest_of_groups(one.answers, of, size) for one, of in zip(found, groups, strict=True)]
+            # Of groups of one row, the best ones of its parts are all that a shard can have.
+            wanted = _wanted(chosen, groups if size > 1 else [[] for _ in found])
             answers = await self._ask_chosen(asked, wanted)
-            if not answers.missing:
+            if not _left_out(found, answers.missing):
                 for number, results in zip(answers.shards, answers.results, strict=True):
                     hits |= {(place, number): one for place, one in zip(wanted[number][0], results, strict=True)}
                 break
-            for number in answers.missing:
-                for of_query in found:
-                    if of_query.answers.pop(number, None) is not None:
-                        of_query.missing.append(number)
         for place, of_query in enumerate(found):
             for number, answer in of_query.answers.items():
                 if isinstance(answer, Likely):
@@ -326,10 +332,34 @@ class Searches:
                     of_shard.receipt = summed([answer.receipt, of_shard.receipt])
                     of_query.answers[number] = of_shard
 
+    async def _lacking_likely(self, asked: _Asked, found: list[_OfQuery], groups: Sequence[Sequence[Scalar]]) -> bool:
+        """Adds the likeliest rows of groups that lazily opened shards left out; whether a shard was lost meanwhile."""
+        wanted: dict[int, tuple[list[int], list[list[Scalar]]]] = {}
+        for place, (one, of) in enumerate(zip(found, groups, strict=True)):
+            for number, values in lacking_likely(one.answers, of).items():
+                places, of_shard = wanted.setdefault(number, ([], []))
+                places.append(place)
+                of_shard.append(values)
+        if not wanted:
+            return False
+
+        def args(shard: Shard) -> Sequence[Any]:
+            places, values = wanted[shard.number]
+            return asked.queries[places], values, asked.request.k, asked.passed
+
+        answers = await self._ask(
+            asked.at, tasks.likely_of_groups, args, shards=sorted(wanted), missing_ok=asked.missing_ok
+        )
+        for number, results in zip(answers.shards, answers.results, strict=True):
+            # A shard that is in memory by now is asked for these groups once the best ones are known.
+            for place, more in zip(wanted[number][0], results or (), strict=False):
+                found[place].answers[number] = with_likely(found[place].answers[number], more)
+        return _left_out(found, answers.missing)
+
     async def _ask_chosen(self, asked: _Asked, wanted: Mapping[int, _Chosen]) -> Answers:
         def args(shard: Shard) -> Sequence[Any]:
-            places, slots = wanted[shard.number]
-            return asked.queries[places], slots, asked.request.k, asked.passed
+            places, slots, groups = wanted[shard.number]
+            return asked.queries[places], slots, groups, asked.request.k, asked.passed
 
         return await self._ask(asked.at, tasks.chosen, args, shards=sorted(wanted), missing_ok=asked.missing_ok)
 
@@ -588,15 +618,26 @@ def _some(queries: Matrix, places: npt.NDArray[np.intp]) -> tasks.Some:
     return tasks.Some(queries, places)
 
 
-def _wanted(chosen: Sequence[Mapping[int, Slots]]) -> dict[int, _Chosen]:
-    """The candidates of each query by shard, as those of each shard by query."""
+def _wanted(chosen: Sequence[Mapping[int, Slots]], groups: Sequence[list[Scalar]]) -> dict[int, _Chosen]:
+    """The candidates of each query by shard, and its groups, as those of each shard by query."""
     wanted: dict[int, _Chosen] = {}
-    for place, of_query in enumerate(chosen):
+    for place, (of_query, values) in enumerate(zip(chosen, groups, strict=True)):
         for number, slots in of_query.items():
-            places, of_shard = wanted.setdefault(number, ([], []))
+            places, of_shard, groups_of_shard = wanted.setdefault(number, ([], [], []))
             places.append(place)
             of_shard.append(slots)
+            groups_of_shard.append(values)
     return wanted
+
+
+def _left_out(found: Sequence[_OfQuery], lost: Iterable[int]) -> bool:
+    """Notes shards that were lost after their first answer; whether there are any."""
+    numbers = list(lost)
+    for number in numbers:
+        for of_query in found:
+            if of_query.answers.pop(number, None) is not None:
+                of_query.missing.append(number)
+    return bool(numbers)
 
 
 def _chosen_of_all(asked: _Asked, likely: Mapping[int, list[Likely] | None]) -> dict[int, list[Slots]]:

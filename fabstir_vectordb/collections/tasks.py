@@ -57,6 +57,7 @@ __all__ = [
     "facets",
     "fields",
     "get",
+    "likely_of_groups",
     "live_ids",
     "near_page",
     "nearest",
@@ -147,8 +148,39 @@ def nearest(recipe: Recipe, share: str, some: Some, k: int, fields: SearchFields
         return found
 
 
+def likely_of_groups(
+    recipe: Recipe,
+    share: str,
+    queries: npt.NDArray[np.float32],
+    groups: Sequence[Sequence[Scalar]],
+    k: int,
+    fields: SearchFields,
+) -> list[Likely] | None:
+    """The likeliest rows of some groups of a lazily opened shard; None of a shard that is in memory by now.
+
+    Args:
+        recipe, share: the shard.
+        queries: (n, dim).
+        groups: for each query, the values of the groups.
+        k, fields: of the search.
+    """
+    need = LikelyNeed(queries, _request(queries, k, fields), groups)
+    with opened(recipe, share) as session:
+        return _read(
+            session,
+            need,
+            lambda index, gathered: None if index.is_whole else index.shard_reads.likely(len(queries), gathered),
+        )
+
+
 def chosen(
-    recipe: Recipe, share: str, queries: npt.NDArray[np.float32], slots: Sequence[Slots], k: int, fields: SearchFields
+    recipe: Recipe,
+    share: str,
+    queries: npt.NDArray[np.float32],
+    slots: Sequence[Slots],
+    groups: Sequence[Sequence[Scalar]],
+    k: int,
+    fields: SearchFields,
 ) -> Found:
     """The k nearest rows among those of the parts of chosen rows, for each of some queries.
 
@@ -156,6 +188,8 @@ def chosen(
         recipe, share: the shard.
         queries: (n, dim).
         slots: for each query, rows that `nearest` gave. They mean the same in every process, as a share never changes.
+        groups: for each query of a search with groups of several rows, the values of the groups whose rows are wanted,
+            beside the best ones of those parts.
         k: hits that are wanted.
         fields: options of the search.
     """
@@ -163,7 +197,7 @@ def chosen(
     with opened(recipe, share) as session:
         return _read(
             session,
-            ChosenNeed(queries, request, slots),
+            ChosenNeed(queries, request, slots, groups),
             lambda index, gathered: Found(index.search_batch(queries, request, gathered)),
         )
 

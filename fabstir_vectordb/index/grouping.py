@@ -77,6 +77,20 @@ class Groups:
         mask[self.listed_slots[table[self.listed]]] = True
         return mask
 
+    def only(self, groups: Collection[int]) -> Groups:
+        """The same without all other groups."""
+        table = np.full(len(self.values) + 1, NONE, dtype=np.int32)  # the last entry is for NONE
+        table[list(groups)] = list(groups)
+        kept = table[self.listed] != NONE
+        return Groups(table[self.alone], self.listed_slots[kept], self.listed[kept], self.values)
+
+    def numbers(self, values: Iterable[Scalar]) -> list[int]:
+        """The groups with some values, without those that no row has."""
+        wanted = {sort_key(value) for value in values}
+        if not wanted:
+            return []
+        return [number for number, value in enumerate(self.values) if sort_key(value) in wanted]
+
     def sizes(self, rows: Mask) -> npt.NDArray[np.int64]:
         """How many of some rows belong to each group."""
         groups = np.append(self.alone[rows], self.listed[rows[self.listed_slots]])

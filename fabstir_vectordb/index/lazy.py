@@ -363,9 +363,10 @@ class LazyIndex:
         near, queries, request = self._near, need.queries, need.request
         if request.group_by is not None:
             if isinstance(need, ChosenNeed):
-                near.take_candidates_of_groups(need.slots, request, request.group_by, gathered)
+                near.take_candidates_of_groups(need, request.group_by, gathered)
             else:
-                near.find_candidates_of_groups(queries, request, request.group_by, gathered)
+                wanted = need.groups if isinstance(need, LikelyNeed) else ()
+                near.find_candidates_of_groups(queries, request, request.group_by, gathered, wanted)
             return
         taken = [near.allowed(request)] * len(queries)
         if isinstance(need, ChosenNeed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import K_MAX
 from fabstir_vectordb.index.filters import Filters, Matches
-from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
+from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups, first_of_groups
 from fabstir_vectordb.index.lazy_rows import LazyRows
-from fabstir_vectordb.index.protocol import Candidates, Gathered
+from fabstir_vectordb.index.protocol import Candidates, ChosenNeed, Gathered
 from fabstir_vectordb.index.rows import Rows, Slots
 from fabstir_vectordb.metadata.columns import Mask
 from fabstir_vectordb.metadata.filter_eval import bitmap
 from fabstir_vectordb.metadata.filter_parse import EVERYTHING
+from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
 
 __all__ = ["LazyNear", "candidates_for"]
@@ -63,20 +64,20 @@ class LazyNear:
         slots: Sequence[Slots],
         gathered: Gathered,
         taken: Sequence[Bitmap | None],
-        groups: Groups | None = None,
     ) -> None:
         """The candidates of each query that were chosen elsewhere, from those of `find_candidates`."""
         gathered.candidates += [
-            Candidates(allow, chosen, self._held.parts_of(chosen), groups=groups)
-            for chosen, allow in zip(slots, taken, strict=True)
+            Candidates(allow, chosen, self._held.parts_of(chosen)) for chosen, allow in zip(slots, taken, strict=True)
         ]
 
-    def take_candidates_of_groups(
-        self, slots: Sequence[Slots], request: SearchRequest, group_by: str, gathered: Gathered
-    ) -> None:
+    def take_candidates_of_groups(self, need: ChosenNeed, group_by: str, gathered: Gathered) -> None:
         """The same of those of `find_candidates_of_groups`."""
-        mask, groups = self._groups(request, group_by)
-        self.take_candidates(slots, gathered, [bitmap(mask)] * len(slots), groups)
+        mask, groups = self._groups(need.request, group_by)
+        allow, wanted = bitmap(mask), need.groups or repeat(())
+        gathered.candidates += [
+            Candidates(allow, chosen, self._held.parts_of(chosen), groups=groups, wanted=groups.numbers(values))
+            for chosen, values in zip(need.slots, wanted, strict=False)
+        ]
 
     def allowed(self, request: SearchRequest) -> Bitmap | None:
         """The rows that the filter takes and that have not expired; None for all."""
@@ -85,25 +86,37 @@ class LazyNear:
         return self._rows.hidden().allow
 
     def find_candidates_of_groups(
-        self, queries: npt.NDArray[np.float32], request: SearchRequest, group_by: str, gathered: Gathered
+        self,
+        queries: npt.NDArray[np.float32],
+        request: SearchRequest,
+        group_by: str,
+        gathered: Gathered,
+        wanted: Sequence[Sequence[Scalar]] = (),
     ) -> None:
-        """The likeliest rows of the groups with the likeliest rows."""
+        """The likeliest rows of the groups with the likeliest rows, or of the groups with the wanted values."""
         mask, groups = self._groups(request, group_by)
         # So many groups, which takes about as many rows as a search for all their hits without groups.
         hits = min(request.k * request.group_size, _CANDIDATES_MAX)
         most = candidates_for(hits, request.ef_search, request.recall_target)
-        for query in queries:
+        for query, values in zip(queries, wanted or repeat(None), strict=False):
 
             def by_code(mask: Mask, most: int, exact: bool, query: Any = query) -> Iterable[Hit]:
                 slots, distances = self._held.native.candidates(query, most, bitmap(mask))
                 return zip(distances.tolist(), repeat(b""), slots.tolist(), strict=False)
 
-            found = best_of_groups(groups, mask, most, request.group_size, by_code)
+            if values is None:
+                found = best_of_groups(groups, mask, most, request.group_size, by_code)
+            else:
+                numbers = groups.numbers(values)
+                own, rows_of = groups.only(numbers), groups.rows_of(numbers)
+                found = best_of_groups(own, mask & rows_of, len(numbers), request.group_size, by_code)
             rows = sorted({hit for _, hits in found.groups for hit in hits})
             likely = np.array([slot for _, _, slot in rows], dtype=np.uint32)
             distances = np.array([distance for distance, _, _ in rows], dtype=np.float64)
             parts = self._held.parts_of(likely)
-            gathered.candidates.append(Candidates(bitmap(mask), likely, parts, distances, groups=groups))
+            gathered.candidates.append(
+                Candidates(bitmap(mask), likely, parts, distances, groups=groups, found=found.groups)
+            )
 
     def _groups(self, request: SearchRequest, group_by: str) -> tuple[Mask, Groups]:
         """The rows that the filter takes and that have a vector, and the groups of all rows."""
@@ -119,7 +132,7 @@ class LazyNear:
     def nearest(
         self, query: npt.NDArray[np.float32], request: SearchRequest, one: Candidates, gathered: Gathered
     ) -> list[Hit]:
-        """The nearest rows in the candidates' parts; with `group_by`, those of the groups found there."""
+        """The nearest rows in the candidates' parts; with `group_by`, those of the best groups and the wanted ones."""
         rows: list[Hit] = []
         k = request.k if one.groups is None else min(self._held.shape.rows_per_part, K_MAX)
         for key in one.parts:
@@ -129,13 +142,13 @@ class LazyNear:
         rows.sort()
         if one.groups is None:
             return rows[:k]
-
-        def search(mask: Mask, most: int, exact: bool) -> Iterable[Hit]:
-            return islice((hit for hit in rows if mask[hit[2]]), most)
-
-        mask = np.zeros(self._rows.counts.rows, dtype=np.bool_)
-        mask[[slot for _, _, slot in rows]] = True
-        one.found = best_of_groups(one.groups, mask, request.k, request.group_size, search).groups
+        ranked = np.array([slot for _, _, slot in rows], dtype=np.uint32)
+        found = first_of_groups(one.groups, ranked, len(one.groups.values), request.group_size)
+        one.found = [
+            (group, [rows[at] for at in places])
+            for place, (group, places) in enumerate(found)
+            if place < request.k or group in one.wanted
+        ]
         return [hit for _, hits in one.found for hit in hits]
 
 

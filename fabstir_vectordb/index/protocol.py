@@ -12,7 +12,7 @@ A whole index misses nothing, and needs no such loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -30,6 +30,7 @@ from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.metadata.census import FacetQuery
 from fabstir_vectordb.metadata.filter_parse import Filter
 from fabstir_vectordb.metadata.schema import Schema
+from fabstir_vectordb.metadata.values import Scalar
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.types import FacetCount, FieldInfo, FusedResult, Row, SearchResults
@@ -67,10 +68,16 @@ class BatchNeed:
 
 @dataclass(frozen=True, slots=True)
 class LikelyNeed:
-    """The need of a search of many queries for candidates alone: the likeliest rows by code, without their parts."""
+    """The need of a search of many queries for candidates alone: the likeliest rows by code, without their parts.
+
+    Attributes:
+        queries, request: as in `BatchNeed`.
+        groups: for each query the values of the groups whose rows are wanted; none for those with the likeliest rows.
+    """
 
     queries: npt.NDArray[np.float32]
     request: SearchRequest
+    groups: Sequence[Sequence[Scalar]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,13 @@ class ChosenNeed:
     Attributes:
         queries, request: as in `BatchNeed`.
         slots: the candidates of each query.
+        groups: for each query the values of the groups whose rows are wanted, beside the best ones of those parts.
     """
 
     queries: npt.NDArray[np.float32]
     request: SearchRequest
     slots: Sequence[Slots]
+    groups: Sequence[Sequence[Scalar]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +157,8 @@ class Candidates:
         distances: the distances of `slots`, as far as the codes tell; none where they were chosen elsewhere.
         hits: distance, id and slot of the nearest rows; None before those parts are fetched.
         groups: the groups of all rows, for a search with `group_by`.
-        found: groups with their hits, in place of `hits` alone.
+        wanted: those whose hits are wanted, beside the best ones.
+        found: groups with their candidates, later with their hits, in place of `hits` alone.
     """
 
     allow: npt.NDArray[np.uint64] | None
@@ -157,6 +167,7 @@ class Candidates:
     distances: npt.NDArray[np.float64] | None = None
     hits: list[Hit] | None = None
     groups: Groups | None = None
+    wanted: Collection[int] = ()
     found: list[tuple[int, list[Hit]]] = field(default_factory=list)
 
 

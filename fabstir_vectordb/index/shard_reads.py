@@ -45,7 +45,7 @@ class Likely(NamedTuple):
         slots: of the rows, uint32.
         distances: as far as the codes tell, float64; they can be compared with those of other shards.
         receipt: what was fetched for a filter, or for groups.
-        groups: the values of the groups of each row, for a search with `group_by`; else none.
+        groups: with `group_by` the values of the groups that each row is one of the likeliest rows of; else none.
     """
 
     slots: Slots
@@ -184,10 +184,13 @@ class LazyReads:
         found = []
         for one in gathered.candidates:
             assert one.distances is not None
-            groups: list[list[Scalar]] = []
+            groups: dict[int, list[Scalar]] = {}
             if one.groups is not None:
-                groups = [[one.groups.values[group] for group in one.groups.of(slot)] for slot in one.slots.tolist()]
-            found.append(Likely(one.slots, one.distances, receipt, groups))
+                groups = {slot: [] for slot in one.slots.tolist()}
+                for group, hits in one.found:
+                    for _, _, slot in hits:
+                        groups[slot].append(one.groups.values[group])
+            found.append(Likely(one.slots, one.distances, receipt, list(groups.values())))
         return found
 
     def contents(self, ids: Sequence[str], include_vectors: bool, gathered: Gathered | None = None) -> list[Content]:

@@ -54,7 +54,13 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ids": [f"row-{number:04d}" for number in range(LAZY_ROWS)],
         "vectors": near_rows(LAZY_ROWS, 1),
         "metadata": [
-            {"n": number, "of": number % 500, "text": " ".join(rng.choice(WORDS, 3))} for number in range(LAZY_ROWS)
+            {
+                "n": number,
+                "of": number % 500,
+                "both": [number % 499, -(number % 7)],
+                "text": " ".join(rng.choice(WORDS, 3)),
+            }
+            for number in range(LAZY_ROWS)
         ],
         "timestamps": [START_S] * LAZY_ROWS,
     }
@@ -117,9 +123,11 @@ async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(st
     assert requests[0] <= 1.5 * requests[1]
 
 
-async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: Path) -> None:
+@pytest.mark.parametrize(("field", "size"), [("of", 1), ("of", 3), ("both", 2)])
+async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: Path, field: str, size: int) -> None:
+    grouped: dict[str, Any] = {"group_by": field, "group_size": size, "threshold": None}
     queries = near_rows(12, 7)
-    requests, found = [0, 0], [0, 0]
+    requests, found, wanted = [0, 0], [0, 0], 0
     pickling = Pickling()
     async with (
         await Collection.open(settings(stored), become_whole=False, engine=pickling) as many,
@@ -130,18 +138,23 @@ async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: P
         await whole.load_user_vectors(lazy_load=False)
         both: tuple[Any, Any] = many, one
         for query in queries:
-            best = (await whole.search(query, 5, group_by="of", exact=True, threshold=None)).groups
+            best = (await whole.search(query, 5, exact=True, **grouped)).groups
+            rows_of_best = {(group.value, hit.id) for group in best for hit in group.hits}
+            wanted += len(rows_of_best)
             for place, db in enumerate(both):
                 for index in (*indexes(), one._runtime.index):
                     index.forget_caches()
-                hits = await db.search(query, 5, group_by="of", threshold=None)
+                hits = await db.search(query, 5, **grouped)
                 assert [hit.id for hit in hits] == [hit.id for group in hits.groups for hit in group.hits]
                 requests[place] += hits.receipt.requests
                 rows = {(group.value, hit.id) for group in hits.groups for hit in group.hits}
-                found[place] += len(rows & {(group.value, hit.id) for group in best for hit in group.hits})
+                found[place] += len(rows & rows_of_best)
+        alone = [seen(await many.search(query, 5, **grouped)) for query in queries]
+        assert [seen(hits) for hits in await many.search_batch(queries, 5, **grouped)] == alone
         assert not any(index.is_whole for index in indexes())
-        assert set(pickling.tasks) == {"nearest", "chosen"}
-    print(f"requests {requests}, rows {found} of {12 * 5}")
+        assert set(pickling.tasks) - {"likely_of_groups"} == {"nearest", "chosen"}
+        assert ("likely_of_groups" in pickling.tasks) == (size > 1)
+    print(f"requests {requests}, rows {found} of {wanted}")
     assert found[0] >= 0.95 * found[1]
     assert requests[0] <= 1.5 * requests[1]
 
@@ -231,6 +244,11 @@ async def test_a_shard_in_memory_answers_at_once_and_counts_as_a_candidate(store
         for query, expected in zip(queries, exact, strict=True):
             hits = await many.search(query, K, threshold=None, ef_search=200)
             assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= K - 1
+        grouped: dict[str, Any] = {"group_by": "of", "group_size": 3, "threshold": None}
+        best = await many.search_batch(queries, 4, ef_search=200, **grouped)
+        assert sorted(index.is_whole for index in indexes()) == [False, True]
+        for groups, expected in zip(best, await many.search_batch(queries, 4, exact=True, **grouped), strict=True):
+            assert len({hit.id for hit in groups} & {hit.id for hit in expected}) >= 11
 
 
 async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_others(
@@ -263,6 +281,12 @@ async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_o
         assert not {hit.id for hit in left} & {hit.id for hit in whole[:1]}
         with pytest.raises(NotFoundError, match=f"shard {best}"):
             await many.search(query, K, **words)
+        grouped: dict[str, Any] = {"group_by": "of", "group_size": 2, "threshold": None}
+        with pytest.raises(NotFoundError, match=f"shard {best}"):
+            await many.search(query, 3, **grouped)
+        of_groups = await many.search(query, 3, missing_ok=True, **grouped)
+        assert (of_groups.missing, of_groups.shards) == ((best,), (1 - best,))
+        assert [len(group.hits) for group in of_groups.groups] == [2, 2, 2]
         said = await many.search(query, K, missing_ok=True, **words)
         assert (said.missing, said.shards) == ((best,), (1 - best,))
         # The hits by vector are the nearest of the rows that are left.
