@@ -639,6 +639,7 @@ class VectorDBSession:
         Raises:
             NotFoundError: the id is not live.
             InvalidInputError: the id is no string.
+            MemoryBudgetExceededError: the work would not fit.
             SessionError: the session is destroyed.
         """
         wanted, missing_ok = [one_id(id)], check_bool("missing_ok", missing_ok)
@@ -657,6 +658,7 @@ class VectorDBSession:
         Raises:
             NotFoundError: an id is not live; nothing was deleted.
             InvalidInputError: `ids` is no iterable of strings.
+            MemoryBudgetExceededError: the work would not fit; nothing was deleted. Fewer rows at a time need less.
             SessionError: the session is destroyed.
         """
         wanted, missing_ok = take_ids(ids), check_bool("missing_ok", missing_ok)
@@ -686,7 +688,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood, or empty.
-            MemoryBudgetExceededError: the columns of the filter would not fit.
+            MemoryBudgetExceededError: the columns of the filter, or the work, would not fit; nothing was deleted.
             SessionError: the session is destroyed.
         """
         where = await _parsed(self._runtime, filter)

@@ -460,6 +460,7 @@ class VectorDBSession:
         Raises:
             NotFoundError: the id is not live.
             InvalidInputError: the id is no string.
+            MemoryBudgetExceededError: the work would not fit.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.delete_vector(id, missing_ok=missing_ok))
@@ -477,6 +478,7 @@ class VectorDBSession:
         Raises:
             NotFoundError: an id is not live; nothing was deleted.
             InvalidInputError: `ids` is no iterable of strings.
+            MemoryBudgetExceededError: the work would not fit; nothing was deleted. Fewer rows at a time need less.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.delete(ids, missing_ok=missing_ok))
@@ -505,7 +507,7 @@ class VectorDBSession:
 
         Raises:
             InvalidInputError: the filter is not understood, or empty.
-            MemoryBudgetExceededError: the columns of the filter would not fit.
+            MemoryBudgetExceededError: the columns of the filter, or the work, would not fit; nothing was deleted.
             SessionError: the session is destroyed.
         """
         return run_here(self._verbs.delete_by_metadata(filter))

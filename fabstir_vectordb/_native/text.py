@@ -51,6 +51,7 @@ __all__ = [
     "TERMS_WORDS",
     "TERM_BYTES_MAX",
     "NativeText",
+    "PackedTexts",
     "TextChange",
     "TextClause",
     "TextHits",
@@ -302,13 +303,49 @@ def _pack_texts(texts: Sequence[str]) -> tuple[bytes, UInt64Array]:
     return b"".join(encoded), offsets
 
 
-def _rows_of(slots: UInt32Array, texts: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:
-    """The C struct of rows, and what must live as long as it."""
-    expect("slots", slots, np.uint32, (len(texts),))
-    raw, offsets = _pack_texts(texts)
-    text_c, slots_c, offsets_c = ffi.from_buffer(raw), pointer("uint32_t[]", slots), pointer("uint64_t[]", offsets)
-    rows = ffi.new("fvdb_text_rows *", (len(texts), slots_c, ffi.cast("uint8_t *", text_c), offsets_c))
-    return rows, (raw, offsets, text_c, slots_c, offsets_c)
+class PackedTexts:
+    """Texts of rows as C reads them: added some at a time, so that not all of them are strings at once."""
+
+    __slots__ = ("_offsets", "_raw", "_slots")
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+        self._slots: list[UInt32Array] = []
+        self._offsets: list[UInt64Array] = [np.zeros(1, dtype=np.uint64)]
+
+    def __bool__(self) -> bool:
+        """Whether there is any text."""
+        return bool(self._slots)
+
+    def add(self, slots: UInt32Array, texts: Sequence[str]) -> None:
+        """Adds texts.
+
+        Args:
+            slots: n uint32.
+            texts: n texts, at least one.
+        """
+        expect("slots", slots, np.uint32, (len(texts),))
+        raw, offsets = _pack_texts(texts)
+        self._slots.append(slots)
+        self._offsets.append(offsets[1:] + np.uint64(len(self._raw)))
+        self._raw += raw
+
+    def rows(self) -> tuple[Any, tuple[Any, ...]]:
+        """The C struct of rows, and what must live as long as it."""
+        slots = np.concatenate(self._slots or [_NO_SLOTS])
+        offsets = np.concatenate(self._offsets)
+        text_c, slots_c = ffi.from_buffer(self._raw), pointer("uint32_t[]", slots)
+        offsets_c = pointer("uint64_t[]", offsets)
+        rows = ffi.new("fvdb_text_rows *", (len(slots), slots_c, ffi.cast("uint8_t *", text_c), offsets_c))
+        return rows, (slots, offsets, text_c, slots_c, offsets_c)
+
+
+def packed(slots: UInt32Array, texts: Sequence[str]) -> PackedTexts:
+    """Texts of rows, all at once; arguments as for `PackedTexts.add`, perhaps none."""
+    found = PackedTexts()
+    if len(texts):
+        found.add(slots, texts)
+    return found
 
 
 _NO_SLOTS: Final = np.zeros(0, dtype=np.uint32)
@@ -488,16 +525,27 @@ class NativeText:
         removed_texts: Sequence[str] = (),
         control: Control | None = None,
     ) -> TextChange:
+        """As `stage_packed`, of texts that are all there.
+
+        Args:
+            slots: n uint32, rows that come to the index.
+            texts: their n texts.
+            removed_slots: m uint32, rows that leave the index.
+            removed_texts: their m texts.
+            control: a way to cancel.
+        """
+        return self.stage_packed(packed(slots, texts), packed(removed_slots, removed_texts), control)
+
+    def stage_packed(self, added: PackedTexts, removed: PackedTexts, control: Control | None = None) -> TextChange:
         """Splits the texts of a change into words; changes nothing.
 
         A slot may come several times in a row: its texts count as one, FIELD_GAP positions apart. A row whose text is
         replaced is in both.
 
         Args:
-            slots: n uint32, rows that come to the index.
-            texts: their n texts.
-            removed_slots: m uint32, rows that leave the index.
-            removed_texts: their m texts, the ones that they came with: they count down how many rows have a word.
+            added: rows that come to the index, and their texts.
+            removed: rows that leave the index, and the texts that they came with: these count down how many rows have
+                a word.
             control: a way to cancel.
 
         Returns:
@@ -508,10 +556,10 @@ class NativeText:
             NativeCancelled: through the control.
             VectorDBError: memory ran out, or the texts are too large.
         """
-        added, kept_added = _rows_of(slots, texts)
-        removed, kept_removed = _rows_of(removed_slots, removed_texts)
+        come, kept_added = added.rows()
+        left, kept_removed = removed.rows()
         out = ffi.new("fvdb_text_change **")
-        call(lib.fvdb_text_stage, self.pointer, removed, added, word_of(control), out)
+        call(lib.fvdb_text_stage, self.pointer, left, come, word_of(control), out)
         del kept_added, kept_removed
         return TextChange(self, out[0])
 

@@ -171,10 +171,11 @@ class Aging:
         self._cursors.renumber(slot_map)
 
     def _renumbering_bytes(self) -> int:
-        """Bytes of the copies of metadata during a renumbering; columns are freed where these would not fit."""
+        """Bytes of the copies of metadata and words during a renumbering; columns go where they would not fit."""
         rows, cache = self._rows, self._cache
         count = rows.counts.rows
         needed = rows.arena.compacted_bytes(count) + rows.expiries.nbytes + _RENUMBERING_BYTES_PER_ROW * count
+        needed += rows.texts.mapped_bytes
         if rows.budget.is_over(rows.nbytes + needed + 2 * cache.nbytes):
             cache.clear()
         return needed + cache.nbytes

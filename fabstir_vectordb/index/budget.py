@@ -114,13 +114,20 @@ class Budget:
         self.untrimmed_bytes += scratch  # a refused change has taken some, too
         self.require(what, content + max(scratch, self.reserve), way_out)
 
-    def require_work(self, what: str, held: int, scratch: int) -> None:
+    def require_work(
+        self, what: str, held: int, scratch: int, way_out: str = "save, and load with a larger memory_budget_mb"
+    ) -> None:
         """Refuses a change whose scratch memory would exceed the budget.
+
+        Args:
+            what, way_out: as `require`.
+            held: bytes of the content.
+            scratch: additional bytes while the change runs.
 
         Raises:
             MemoryBudgetExceededError: the bytes exceed the budget.
         """
-        self.require(what, held + scratch, "save, and load with a larger memory_budget_mb")
+        self.require(what, held + scratch, way_out)
         self.untrimmed_bytes += scratch
 
 

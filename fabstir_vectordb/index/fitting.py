@@ -5,27 +5,41 @@ The setting is changed inside a change, before its own work, so that no search m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from fabstir_vectordb._native.handle import DIM_MAX, NativeIndex, NativeStats
 from fabstir_vectordb.config import Tier
 from fabstir_vectordb.errors import IndexStateError, MemoryBudgetExceededError
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.incoming import Batch, seeming_shape
-from fabstir_vectordb.index.text import Texts
+from fabstir_vectordb.index.text import RowValues, Texts
 from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena
 from fabstir_vectordb.metadata.expiry import Expiries
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.tiers import TIERS, tier_of
 
-__all__ = ["FittedRows", "after_give_way", "check_room", "forecast_of", "give_way", "require_with_words", "take_memory"]
+__all__ = [
+    "FittedRows",
+    "after_give_way",
+    "check_room",
+    "forecast_of",
+    "give_way",
+    "require_with_words",
+    "take_memory",
+    "take_room_to_remove",
+]
 
 #: Overhead of a bytes object, and its entry in a list.
 _BYTES_OBJECT: Final = 48
 #: The expiry time of a row, in a draft.
 _EXPIRY_BYTES_PER_ROW: Final = 8
+#: The id of a row that goes, as a string and packed, and its slots.
+_DELETED_ROW_BYTES: Final = 120
+_NO_SIZES: Final = np.empty(0, dtype=np.int32)
 
 
 class FittedRows(Protocol):
@@ -78,8 +92,14 @@ def check_room(rows: FittedRows, vectors: Any) -> None:
         require_for_good(rows, f"adding {n} rows", content, 0)
 
 
-def take_memory(rows: FittedRows, dim: int, batch: Batch) -> None:
+def take_memory(rows: FittedRows, dim: int, batch: Batch, left: npt.NDArray[np.int32]) -> None:
     """Gives rows the setting that suits them after an add; refuses the add where even the least memory is too much.
+
+    Args:
+        rows: the rows.
+        dim: components of a vector.
+        batch: the rows that come.
+        left: bytes of the metadata of each row whose text leaves the text index.
 
     Raises:
         MemoryBudgetExceededError: the rows, or the work of the add, would not fit; nothing changed.
@@ -88,16 +108,16 @@ def take_memory(rows: FittedRows, dim: int, batch: Batch) -> None:
     others = rows.metadata_bytes + rows.texts.nbytes + batch.metadata_bytes
     memory = tier_of(rows.run.memory, fast + others, rows.budget.limit_bytes, rows.memory)
     try:
-        _check_add(rows, dim, batch, memory)
+        _check_add(rows, dim, batch, memory, left)
     except MemoryBudgetExceededError:
         if memory == _least(rows):
             raise
         memory = _least(rows)
-        _check_add(rows, dim, batch, memory)
+        _check_add(rows, dim, batch, memory, left)
     _set_memory(rows, memory)
 
 
-def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier) -> None:
+def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier, left: npt.NDArray[np.int32]) -> None:
     n, count, forecast = len(batch.ids), rows.counts.rows + len(batch.ids), _forecast(rows, dim, memory)
     content = forecast.after_add(n, len(batch.id_bytes))
     scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
@@ -110,7 +130,7 @@ def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier) -> None:
         content += _EXPIRY_BYTES_PER_ROW * count
     if rows.native is not None and rows.native.dim != dim:
         scratch += rows.counts.bytes_total + 4 * dim * rows.counts.live
-    require_with_words(rows, rows.texts, batch.metadata or (), f"adding {n} rows", content, scratch)
+    require_with_words(rows, rows.texts, batch.metadata or (), f"adding {n} rows", content, scratch, left)
 
 
 def require_for_good(rows: FittedRows, what: str, content: int, scratch: int) -> None:
@@ -127,23 +147,47 @@ def require_for_good(rows: FittedRows, what: str, content: int, scratch: int) ->
 
 
 def require_with_words(
-    rows: FittedRows, texts: Texts, metadata: Sequence[bytes | bytearray | None], what: str, content: int, scratch: int
+    rows: FittedRows,
+    texts: Texts,
+    metadata: RowValues,
+    what: str,
+    content: int,
+    scratch: int,
+    left: npt.NDArray[np.int32] = _NO_SIZES,
 ) -> None:
     """As `require_for_good`, for a change that brings metadata; `scratch` excludes the work of the text index.
 
     The words are counted only where that decides: where the quick bound of that work, which holds for any text, is what
-    would not fit.
+    would not fit. `left` has the bytes of the metadata of each row that leaves, or whose metadata is replaced.
 
     Raises:
         MemoryBudgetExceededError: as `require_for_good`.
     """
-    work, needed = texts.work_bytes(metadata), rows.metadata_bytes + rows.texts.nbytes + content + scratch
+    work, needed = texts.work_bytes(metadata, left), rows.metadata_bytes + rows.texts.nbytes + content + scratch
     if rows.budget.is_over(needed + work) and not rows.budget.is_over(needed):
-        work = min(work, texts.counted_work_bytes(metadata))
+        work = min(work, texts.counted_work_bytes(metadata, left))
     require_for_good(rows, what, content, scratch + work)
 
 
 # ---- Other changes -----------------------------------------------------------------------------------------
+
+
+def take_room_to_remove(rows: FittedRows, count: int, sizes: npt.NDArray[np.int32]) -> None:
+    """Refuses a deletion of rows whose work would not fit.
+
+    Args:
+        rows: the rows.
+        count: how many of them go.
+        sizes: bytes of the metadata of each.
+
+    Raises:
+        MemoryBudgetExceededError: the work would not fit.
+    """
+    id_bytes = rows.counts.id_bytes // max(rows.counts.rows, 1)
+    scratch = count * (_DELETED_ROW_BYTES + 2 * id_bytes) + rows.texts.removal_bytes(sizes, rows.arena.used_bytes)
+    give_way(rows, scratch)
+    way_out = "delete fewer rows at a time, or save, and load with a larger memory_budget_mb"
+    rows.budget.require_work(f"deleting {count} rows", rows.nbytes, scratch, way_out)
 
 
 def give_way(rows: FittedRows, scratch: int) -> None:

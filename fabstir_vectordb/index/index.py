@@ -503,6 +503,7 @@ class Index:
 
         Raises:
             NotFoundError: an id is not live, unless `missing_ok`.
+            MemoryBudgetExceededError: the work would not fit.
         """
         with self._changing():
             deleted = self._rows.delete(ids, missing_ok)
@@ -512,12 +513,12 @@ class Index:
         """Makes tombstones of the rows that match a filter: all or nothing.
 
         Raises:
-            MemoryBudgetExceededError: the columns of the filter would not fit.
+            MemoryBudgetExceededError: the columns of the filter, or the work, would not fit.
         """
         with self._changing():
             slots = self._filters.match(where).slots()
             ids = self._rows.core.get_ids(slots)
-            self._rows.remove(slots)
+            self._rows.remove(slots, ids)
             return DeleteResult(len(ids), ids)
 
     def clear(self) -> int:

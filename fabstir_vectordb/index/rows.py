@@ -22,9 +22,9 @@ from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from fabstir_vectordb.index.budget import Budget
 from fabstir_vectordb.index.contents import IndexContents
-from fabstir_vectordb.index.fitting import require_with_words, take_memory
+from fabstir_vectordb.index.fitting import require_with_words, take_memory, take_room_to_remove
 from fabstir_vectordb.index.incoming import Batch, named, of_row, rows_kept, shown
-from fabstir_vectordb.index.text import StagedText, Texts
+from fabstir_vectordb.index.text import StagedText, Texts, slices
 from fabstir_vectordb.metadata.arena import MetadataArena, Staged
 from fabstir_vectordb.metadata.changes import StoredPages, encode_changes, parse_changes
 from fabstir_vectordb.metadata.expiry import NEVER_US, NOTHING, Expiries, Hidden, Times, parse_expiry_page
@@ -41,6 +41,8 @@ Slots = npt.NDArray[np.uint32]
 
 NO_STATS: Final = NativeStats(*[0] * len(NativeStats._fields))
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
+#: Bytes of metadata of expired rows that are removed at a time.
+_BURIED_BYTES: Final = 1 << 21
 
 
 class NoRows:
@@ -365,14 +367,26 @@ class Rows:
         )
         self.tally = Tally(counts, self.expiries, vectorless)
 
-    def remove(self, slots: Slots) -> None:
-        """Makes tombstones of live rows, each given once."""
-        if not len(slots):
-            return
-        draft = self._draft(self.counts.rows)
+    def remove(self, slots: Slots, ids: Sequence[str] | None = None) -> None:
+        """Makes tombstones of live rows, each given once: all or nothing.
+
+        Args:
+            slots: the rows.
+            ids: their ids, in any order; None to look them up.
+
+        Raises:
+            MemoryBudgetExceededError: the work would not fit.
+        """
+        if len(slots):
+            take_room_to_remove(self, len(slots), self.arena.sizes(slots))
+            self._remove(slots, self.core.get_ids(slots) if ids is None else ids)
+
+    def _remove(self, slots: Slots, ids: Sequence[str]) -> None:
+        rows = self.counts.rows
+        draft = self._draft(rows)
         assert not isinstance(self.core, NoRows)
-        with self.texts.staged(_NO_SLOTS, (), slots, self.arena.get_many(slots.tolist())) as words:
-            self.core.delete(*pack_ids(self.core.get_ids(slots)), False)
+        with self.texts.without(slots, self.arena.values(slots), rows, self.arena.used_bytes) as words:
+            self.core.delete(*pack_ids(ids), False)
             words.commit()
         self._forget(slots, draft)
         self.changes += 1
@@ -392,9 +406,13 @@ class Rows:
     def bury_expired(self) -> None:
         """Makes tombstones of expired rows. Each change begins with this, so that it meets no hidden row."""
         slots = self.hidden().slots
-        if len(slots):
-            self.remove(slots)
-            self.refresh()
+        if not len(slots):
+            return
+        # No caller could delete fewer of them at a time, so it is done here, and never refused.
+        for part in slices(self.arena.sizes(slots), _BURIED_BYTES):
+            self._remove(slots[part], self.core.get_ids(slots[part]))
+            self.budget.untrimmed_bytes += _BURIED_BYTES
+        self.refresh()
 
     def delete(self, ids: Sequence[str], missing_ok: bool) -> list[str]:
         """Makes tombstones of rows by id; returns their ids, each once, in the order of `ids`.
@@ -407,7 +425,7 @@ class Rows:
         if len(missing) and not missing_ok:
             raise not_found(ids[int(missing[0])])
         deleted = list(dict.fromkeys(id for id, slot in zip(ids, slots.tolist(), strict=True) if slot != NO_SLOT))
-        self.remove(np.unique(slots[slots != NO_SLOT]))
+        self.remove(np.unique(slots[slots != NO_SLOT]), deleted)
         return deleted
 
     def add(self, batch: Batch, on_conflict: str, control: Control | None, for_lists: bool) -> AddResult:
@@ -422,7 +440,8 @@ class Rows:
                 details={"expected": expected, "actual": dim},
             )
         check_schema(self.schema, batch.metadata or [None] * n, batch.ids)
-        take_memory(self, dim, batch)
+        taken, left = self._text_rows(batch, on_conflict)
+        take_memory(self, dim, batch, self.arena.sizes(left))
         staged = None if batch.metadata is None else self.arena.stage(batch.metadata, self.counts.rows + n)
         draft = self._draft(self.counts.rows + n, batch.expires is not None)
         core: NativeIndex | None = self.native
@@ -433,7 +452,7 @@ class Rows:
                 core = self._new_core(dim)
             elif core.dim != dim:
                 core = core.with_dim(dim)
-            with self._staged_words(batch, on_conflict, control) as words:
+            with self._staged_words(batch, taken, left, control) as words:
                 slots, replaced = core.add(
                     batch.vectors,
                     batch.id_bytes,
@@ -456,19 +475,24 @@ class Rows:
         self.core = core
         return self._added(batch, staged, draft, slots, replaced)
 
+    def _text_rows(self, batch: Batch, on_conflict: str) -> tuple[list[int], Slots]:
+        """The rows of an add that come to the text index, by their place, and those that they replace."""
+        if self.texts.settings is None:
+            return [], _NO_SLOTS
+        live = self.core.find(batch.id_bytes, batch.id_offsets)
+        taken = rows_kept(batch.ids, lambda row: bool(live[row] != NO_SLOT), on_conflict)
+        left = np.unique(live[taken])
+        return taken, left[left != NO_SLOT]
+
     def _staged_words(
-        self, batch: Batch, on_conflict: str, control: Control | None
+        self, batch: Batch, taken: Sequence[int], left: Slots, control: Control | None
     ) -> AbstractContextManager[StagedText]:
         """The change of the text index by an add. The native core gives new rows the next slots, in their order."""
         if self.texts.settings is None:
             return nullcontext(StagedText(self.texts, None))
-        live = self.core.find(batch.id_bytes, batch.id_offsets)
-        taken = rows_kept(batch.ids, lambda row: bool(live[row] != NO_SLOT), on_conflict)
         new = np.arange(self.counts.rows, self.counts.rows + len(taken), dtype=np.uint32)
         values = [] if batch.metadata is None else [batch.metadata[row] for row in taken]
-        left = np.unique(live[taken])
-        left = left[left != NO_SLOT]
-        return self.texts.staged(new, values, left, self.arena.get_many(left.tolist()), control)
+        return self.texts.staged(new, values, left, self.arena.values(left), control)
 
     def _new_core(self, dim: int) -> NativeIndex:
         params, run = self.params, self.run
@@ -529,11 +553,11 @@ class Rows:
         check_schema(self.schema, encoded, ids)
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
-        scratch = size + self.arena.staging_bytes(end)
-        require_with_words(self, self.texts, encoded, what, self.counts.bytes_total + size, scratch)
+        scratch, stored = size + self.arena.staging_bytes(end), self.arena.values(slots)
+        require_with_words(self, self.texts, encoded, what, self.counts.bytes_total + size, scratch, stored.sizes)
         staged = self.arena.stage(encoded, end)
         try:
-            with self.texts.staged(slots, encoded, slots, self.arena.get_many(slots.tolist())) as words:
+            with self.texts.replaced(slots, encoded, stored) as words:
                 words.commit()
         except BaseException:
             self.arena.abandon(staged)
@@ -578,7 +602,7 @@ class Rows:
             return
         texts = Texts(settings)
         slots = self.core.live_slots(0, self.counts.live)
-        values = self.arena.get_many(slots.tolist()) if settings is not None else []
+        values = self.arena.values(slots)
         try:
             content = self.counts.bytes_total + texts.added_bytes(values)
             require_with_words(self, texts, values, "a text index", content, 0)

@@ -6,10 +6,9 @@ fail; `Staged.commit` follows after the rows themselves have changed, and cannot
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from fabstir_vectordb._native.text import (
     TERMS_STEMS,
     TERMS_WORDS,
     NativeText,
+    PackedTexts,
     TextChange,
     TextHits,
     TextPart,
@@ -29,6 +29,7 @@ from fabstir_vectordb._native.text import (
 )
 from fabstir_vectordb.errors import IntegrityError, InvalidInputError
 from fabstir_vectordb.index.contents import TEXT_HEAD, PartKey, TextContents, TextShape
+from fabstir_vectordb.metadata.arena import StoredValues
 from fabstir_vectordb.metadata.texts import RowTexts, texts_of
 from fabstir_vectordb.text.analyzer import Analyzer
 from fabstir_vectordb.text.clauses import TermsQuery, compile_query
@@ -37,10 +38,9 @@ from fabstir_vectordb.text.query import ParsedQuery
 from fabstir_vectordb.text.settings import TextSettings
 from fabstir_vectordb.types import Highlight
 
-__all__ = ["StagedText", "Texts", "forms_of", "highlights_of", "settings_of"]
+__all__ = ["RowValues", "StagedText", "Texts", "forms_of", "highlights_of", "settings_of", "slices"]
 
 Slots = npt.NDArray[np.uint32]
-_SlotTexts = tuple[Slots, list[str]]
 
 _NO_STATS: Final = TextStats(*[0] * len(TextStats._fields))
 #: Chunks of a stored text index: a search of a lazily loaded index fetches a few of them. They double in size where
@@ -50,11 +50,27 @@ _TEXT_PARTS_MAX: Final = 256
 #: Least bytes of text for a word, and for a distinct one of many: "a ", and "word ".
 _WORD_BYTES_MIN: Final = 2
 _DISTINCT_BYTES_MIN: Final = 5
-#: Bytes whose words are counted at a time: their distinct words take at most some 10 MB.
+#: Bytes of metadata that are read at a time: as values, strings and words of their own they take ten times as much.
 _SLICE_BYTES: Final = 1 << 18
-#: Copies of the texts of a change beside their metadata: strings, their bytes, and these joined.
-_COPIES: Final = 3
+_SLICE_COPIES: Final = 10
+#: A value without bytes counts so many in a slice.
+_VALUE_BYTES: Final = 64
+#: A word of a row that leaves, while it is staged.
+_LEFT_WORD_BYTES: Final = 6
+#: A row whose slot changes: its place in lists of slots, and in the postings of one term.
+_MAPPED_ROW_BYTES: Final = 40
+#: Rows with more than one byte in so many of all metadata leave the index by a copy of it without them. Beside it the
+#: texts of rows that leave would take more memory than the copy, and its parts are at most twice those of these rows.
+_COPIED_SHARE: Final = 3
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
+_NO_SIZES: Final = np.empty(0, dtype=np.int32)
+
+
+class RowValues(Protocol):
+    """The metadata of rows, read some at a time: a list, or `StoredValues`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Sequence[bytes | bytearray | None]: ...
 
 
 class StagedText:
@@ -150,17 +166,17 @@ class Texts:
     def staged(
         self,
         slots: Slots,
-        values: Sequence[bytes | bytearray | None],
+        values: RowValues,
         left_slots: Slots = _NO_SLOTS,
-        left_values: Sequence[bytes | bytearray | None] = (),
+        left_values: RowValues = (),
         control: Control | None = None,
     ) -> Iterator[StagedText]:
-        """A prepared change, freed at the end: rows that come, and rows that leave.
+        """A prepared change, freed at the end: rows that come, and other rows that leave.
 
         Args:
-            slots: rows that come, or whose metadata is replaced.
+            slots: rows that come.
             values: their metadata.
-            left_slots: rows that leave, or whose metadata is replaced.
+            left_slots: rows that leave.
             left_values: their present metadata.
             control: stops it.
 
@@ -168,27 +184,67 @@ class Texts:
             IndexStateError: there was not enough memory.
             NativeCancelled: `control` asked for it.
         """
-        change = self._prepared(slots, values, left_slots, left_values, control)
-        staged = StagedText(self, change)
+        with self._changed(lambda: (self._packed(slots, values), self._packed(left_slots, left_values)), control) as it:
+            yield it
+
+    @contextmanager
+    def replaced(self, slots: Slots, values: RowValues, stored: RowValues) -> Iterator[StagedText]:
+        """A prepared change of rows that get other metadata, freed at the end.
+
+        Args:
+            slots: the rows.
+            values, stored: their new and their present metadata.
+
+        Raises:
+            IndexStateError: there was not enough memory.
+        """
+        with self._changed(lambda: self._packed_where_they_differ(slots, values, stored), None) as it:
+            yield it
+
+    @contextmanager
+    def without(self, slots: Slots, stored: StoredValues, rows: int, used_bytes: int) -> Iterator[StagedText]:
+        """A prepared change by rows that leave, freed at the end.
+
+        Args:
+            slots: rows that leave.
+            stored: their metadata.
+            rows: number of slots.
+            used_bytes: bytes of the metadata of all rows.
+
+        Raises:
+            IndexStateError: there was not enough memory.
+        """
+        if not self._copies(stored.sizes, used_bytes):
+            with self.staged(_NO_SLOTS, (), slots, stored) as it:
+                yield it
+            return
+        slot_map = np.arange(rows, dtype=np.uint32)
+        slot_map[slots] = NO_SLOT
+        with self._mapped(slot_map, None) as it:
+            yield it
+
+    def _copies(self, sizes: npt.NDArray[np.int32], used_bytes: int) -> bool:
+        """Whether rows with so many bytes of metadata leave by a copy of the index. Only bytes decide, so that the same
+        calls give the same index everywhere."""
+        return _COPIED_SHARE * _total(sizes) > used_bytes
+
+    @contextmanager
+    def _changed(
+        self, packed: Callable[[], tuple[PackedTexts, PackedTexts]], control: Control | None
+    ) -> Iterator[StagedText]:
+        """The change by packed texts of rows that come, and of rows that leave."""
+        staged = StagedText(self, None if self._native is None else self._prepared(self._native, *packed(), control))
         try:
             yield staged
         finally:
             staged.close()
 
     def _prepared(
-        self,
-        slots: Slots,
-        values: Sequence[bytes | bytearray | None],
-        left_slots: Slots,
-        left_values: Sequence[bytes | bytearray | None],
-        control: Control | None,
+        self, native: NativeText, come: PackedTexts, left: PackedTexts, control: Control | None
     ) -> TextChange | None:
-        if self._native is None:
+        if not come and not left:
             return None
-        come, left = self._differing(slots, self.texts_of(values), left_slots, self.texts_of(left_values))
-        if not come[1] and not left[1]:
-            return None
-        change = self._native.stage(*come, *left, control)
+        change = native.stage_packed(come, left, control)
         try:
             if self._forms != TERMS_WORDS:
                 change.set_terms(self.analyzer.stem_all(change.words()))
@@ -198,16 +254,23 @@ class Texts:
             raise
         return change
 
-    @staticmethod
-    def _differing(slots: Slots, come: RowTexts, left_slots: Slots, left: RowTexts) -> tuple[_SlotTexts, _SlotTexts]:
-        """The texts that come and those that leave, by slot, without those of rows whose texts stay as they are."""
-        if not left.rows:
-            return (slots[come.rows], come.texts), (_NO_SLOTS, [])
-        by_slot, left_by_slot = _by_slot(slots, come), _by_slot(left_slots, left)
-        for slot in by_slot.keys() & left_by_slot.keys():
-            if by_slot[slot] == left_by_slot[slot]:  # other metadata of the row was replaced
-                del by_slot[slot], left_by_slot[slot]
-        return _arrays(by_slot), _arrays(left_by_slot)
+    def _packed(self, slots: Slots, values: RowValues) -> PackedTexts:
+        packed = PackedTexts()
+        for rows in slices(_sizes_of(values), _SLICE_BYTES):
+            _add(packed, slots[rows], self.texts_of(values[rows]))
+        return packed
+
+    def _packed_where_they_differ(
+        self, slots: Slots, values: RowValues, stored: RowValues
+    ) -> tuple[PackedTexts, PackedTexts]:
+        come, left = PackedTexts(), PackedTexts()
+        for rows in slices(_sizes_of(values) + _sizes_of(stored), _SLICE_BYTES):
+            new, old = self.texts_of(values[rows]), self.texts_of(stored[rows])
+            new_of, old_of = _by_row(new), _by_row(old)
+            same = {row for row in new_of.keys() & old_of.keys() if new_of[row] == old_of[row]}
+            for packed, texts in ((come, new), (left, old)):
+                _add(packed, slots[rows], texts.without(same))
+        return come, left
 
     @contextmanager
     def renumbered(self, kept: Slots, rows: int, control: Control | None = None) -> Iterator[StagedText]:
@@ -222,17 +285,18 @@ class Texts:
             IndexStateError: there was not enough memory.
             NativeCancelled: `control` asked for it.
         """
-        staged = StagedText(self, None if self._native is None else self._mapped(self._native, kept, rows, control))
+        slot_map = np.full(rows, NO_SLOT, dtype=np.uint32)
+        slot_map[kept] = np.arange(len(kept), dtype=np.uint32)
+        with self._mapped(slot_map, control) as it:
+            yield it
+
+    @contextmanager
+    def _mapped(self, slot_map: Slots, control: Control | None) -> Iterator[StagedText]:
+        staged = StagedText(self, None if self._native is None else self._native.stage_map(slot_map, control))
         try:
             yield staged
         finally:
             staged.close()
-
-    @staticmethod
-    def _mapped(native: NativeText, kept: Slots, rows: int, control: Control | None) -> TextChange:
-        slot_map = np.full(rows, NO_SLOT, dtype=np.uint32)
-        slot_map[kept] = np.arange(len(kept), dtype=np.uint32)
-        return native.stage_map(slot_map, control)
 
     def cleared(self) -> Texts:
         """An empty text index with the same settings."""
@@ -247,53 +311,77 @@ class Texts:
 
     # ---- memory
 
-    def added_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
+    def added_bytes(self, values: RowValues) -> int:
         """Bytes that the texts of new rows will take for good."""
-        return 0 if self.settings is None else NativeText.estimate_bytes(len(values), _size_of(values))
+        return 0 if self.settings is None else NativeText.estimate_bytes(len(values), _total(_sizes_of(values)))
 
-    def work_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
-        """Bytes that a change with such metadata takes while it runs, at most, from the size of the metadata alone."""
+    def work_bytes(self, values: RowValues, left: npt.NDArray[np.int32] = _NO_SIZES) -> int:
+        """Bytes that a change takes while it runs, at most, from the size of the metadata alone.
+
+        Args:
+            values: the metadata of rows that come.
+            left: bytes of the metadata of each row that leaves.
+        """
         if self.settings is None:
             return 0
-        size = _size_of(values)
-        return self._change_bytes(len(values), size // _WORD_BYTES_MIN, size // _DISTINCT_BYTES_MIN, size)
+        size = _total(_sizes_of(values))
+        return self._change_bytes(len(values), size // _WORD_BYTES_MIN, size // _DISTINCT_BYTES_MIN, size, left)
 
-    def counted_work_bytes(self, values: Sequence[bytes | bytearray | None]) -> int:
+    def counted_work_bytes(self, values: RowValues, left: npt.NDArray[np.int32] = _NO_SIZES) -> int:
         """As `work_bytes`, but nearer: the words are counted, which takes about as long as half of the change.
 
         A word of two slices counts as two distinct ones, so that the count itself takes little memory.
         """
         if self._native is None:
             return 0
-        words = distinct = size = 0
-        for texts in self._slices(values):
-            change = self._native.stage(np.zeros(len(texts), dtype=np.uint32), texts)
-            try:
-                of_slice = change.counts()
-            finally:
-                change.close()
-            words, distinct = words + of_slice[0], distinct + of_slice[1]
-            size += sum(map(sys.getsizeof, texts))
-        return self._change_bytes(len(values), words, distinct, size)
+        words = distinct = 0
+        sizes = _sizes_of(values)
+        for rows in slices(sizes, _SLICE_BYTES):
+            for texts in self._pieces(values[rows]):
+                change = self._native.stage(np.zeros(len(texts), dtype=np.uint32), texts)
+                try:
+                    of_slice = change.counts()
+                finally:
+                    change.close()
+                words, distinct = words + of_slice[0], distinct + of_slice[1]
+        return self._change_bytes(len(values), words, distinct, _total(sizes), left)
 
-    def _change_bytes(self, rows: int, words: int, distinct: int, size: int) -> int:
-        return NativeText.estimate_change(self._forms, self.nbytes, rows, words, distinct) + _COPIES * size
+    def _change_bytes(self, rows: int, words: int, distinct: int, size: int, left: npt.NDArray[np.int32]) -> int:
+        left_size = _total(left)
+        left_words = left_size // _WORD_BYTES_MIN
+        if self.settings is not None and not self.settings.stop_words:
+            left_words = min(left_words, self.stats.words)
+        # What leaves is in a dictionary; the words of another row may be, too.
+        distinct += min(left_size // _DISTINCT_BYTES_MIN, self.stats.terms)
+        needed = NativeText.estimate_change(self._forms, self.nbytes, rows + len(left), words, distinct)
+        # The texts of a change are there once, as bytes; those of a slice several times.
+        read = size + left_size
+        return needed + _LEFT_WORD_BYTES * left_words + read + _SLICE_COPIES * min(read, _SLICE_BYTES)
 
-    def _slices(self, values: Sequence[bytes | bytearray | None]) -> Iterator[list[str]]:
-        """The texts of rows, about `_SLICE_BYTES` at a time; a longer text is cut."""
-        first = size = 0
-        for row, value in enumerate(values):
-            size += 0 if value is None else len(value)
-            if size < _SLICE_BYTES and row + 1 < len(values):
-                continue
-            texts = self.texts_of(values[first : row + 1]).texts
-            if size <= 2 * _SLICE_BYTES:
-                yield texts
-            else:
-                for text in texts:
-                    for at in range(0, len(text), _SLICE_BYTES):
-                        yield [text[at : at + _SLICE_BYTES]]
-            first, size = row + 1, 0
+    def removal_bytes(self, left: npt.NDArray[np.int32], used_bytes: int) -> int:
+        """Bytes that `without` takes while it runs, at most.
+
+        Args:
+            left: bytes of the metadata of each row that leaves.
+            used_bytes: bytes of the metadata of all rows.
+        """
+        return self.mapped_bytes if self._copies(left, used_bytes) else self.work_bytes((), left)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of a copy of the index with other slots, while it is made, at most."""
+        stats = self.stats
+        return stats.bytes_total + _MAPPED_ROW_BYTES * (stats.rows + stats.left_rows)
+
+    def _pieces(self, values: Sequence[bytes | bytearray | None]) -> Iterator[list[str]]:
+        """The texts of a slice; those of one that is one long row are cut."""
+        texts = self.texts_of(values).texts
+        if sum(map(len, texts)) <= 2 * _SLICE_BYTES:
+            yield texts
+        else:
+            for text in texts:
+                for at in range(0, len(text), _SLICE_BYTES):
+                    yield [text[at : at + _SLICE_BYTES]]
 
     @property
     def superseded_bytes(self) -> int:
@@ -423,19 +511,40 @@ def highlights_of(
     ]
 
 
-def _size_of(values: Sequence[bytes | bytearray | None]) -> int:
-    return sum(len(value) for value in values if value is not None)
+def _sizes_of(values: RowValues) -> npt.NDArray[np.int32]:
+    """Bytes of each value, 0 for none."""
+    if isinstance(values, StoredValues):
+        return values.sizes
+    return np.fromiter((0 if value is None else len(value) for value in values[:]), dtype=np.int32, count=len(values))
 
 
-def _by_slot(slots: Slots, texts: RowTexts) -> dict[int, list[str]]:
-    at: list[int] = slots.tolist()
+def _total(sizes: npt.NDArray[np.int32]) -> int:
+    return int(sizes.sum(dtype=np.int64))
+
+
+def slices(sizes: npt.NDArray[np.int32], most: int) -> Iterator[slice]:
+    """Rows that are read together.
+
+    Args:
+        sizes: bytes of the metadata of each row.
+        most: bytes of a slice, unless it is one row; a row counts `_VALUE_BYTES` more than its metadata has.
+    """
+    ends = np.cumsum(sizes.astype(np.int64) + _VALUE_BYTES)
+    first = before = 0
+    while first < len(sizes):
+        end = max(first + 1, int(np.searchsorted(ends, before + most, "right")))
+        yield slice(first, end)
+        first, before = end, int(ends[end - 1])
+
+
+def _add(packed: PackedTexts, slots: Slots, texts: RowTexts) -> None:
+    """Adds the texts of rows, each with its position in `slots`."""
+    if texts.rows:
+        packed.add(slots[texts.rows], texts.texts)
+
+
+def _by_row(texts: RowTexts) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for row, text in zip(texts.rows, texts.texts, strict=True):
-        found.setdefault(at[row], []).append(text)
+    for row, text in zip(*texts, strict=True):
+        found.setdefault(row, []).append(text)
     return found
-
-
-def _arrays(texts: Mapping[int, Sequence[str]]) -> _SlotTexts:
-    """Slots, each as often as it has texts, and these."""
-    slots = [slot for slot, of_slot in texts.items() for _ in of_slot]
-    return np.array(slots, dtype=np.uint32), [text for of_slot in texts.values() for text in of_slot]

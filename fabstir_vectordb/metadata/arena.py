@@ -19,7 +19,15 @@ from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IntegrityError
 from fabstir_vectordb.metadata.values import METADATA_BYTES_MAX, check_stored, decode_metadata, key_of
 
-__all__ = ["TABLE_BYTES_PER_ROW", "MetadataArena", "Staged", "page_row", "page_sizes", "parse_page"]
+__all__ = [
+    "TABLE_BYTES_PER_ROW",
+    "MetadataArena",
+    "Staged",
+    "StoredValues",
+    "page_row",
+    "page_sizes",
+    "parse_page",
+]
 
 #: Size for a slot without metadata; every CBOR item has at least one byte.
 _ABSENT: Final = 0
@@ -45,6 +53,27 @@ class Staged:
     start: int
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int32]
+
+
+class StoredValues:
+    """The metadata of some slots, read a few at a time: all of them as values of their own would take several times as
+    much memory.
+
+    Attributes:
+        sizes: bytes of each, 0 for none.
+    """
+
+    __slots__ = ("_arena", "_slots", "sizes")
+
+    def __init__(self, arena: MetadataArena, slots: npt.NDArray[np.uint32]) -> None:
+        self._arena, self._slots = arena, slots
+        self.sizes = arena.sizes(slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, rows: slice) -> list[bytearray]:
+        return self._arena.get_many(self._slots[rows].tolist())
 
 
 class MetadataArena:
@@ -118,6 +147,22 @@ class MetadataArena:
 
         table = (cells.value_starts, cells.value_sizes, cells.value_kinds)
         return cells, list(map(value, *(column.tolist() for column in table)))
+
+    def values(self, slots: npt.NDArray[np.uint32]) -> StoredValues:
+        """The bytes of slots, read where they are asked for."""
+        return StoredValues(self, slots)
+
+    def sizes(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+        """Bytes of slots' metadata, 0 for none."""
+        sizes = np.full(len(slots), _ABSENT, dtype=np.int32)
+        known = slots < len(self._sizes)
+        sizes[known] = self._sizes[slots[known]]
+        return sizes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the metadata of all slots."""
+        return self._used
 
     @property
     def has_superseded(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import compress
 from typing import NamedTuple
 
@@ -24,6 +24,11 @@ class RowTexts(NamedTuple):
 
     rows: list[int]
     texts: list[str]
+
+    def without(self, rows: Set[int]) -> RowTexts:
+        """The texts of the other rows."""
+        kept = [row not in rows for row in self.rows]
+        return RowTexts(list(compress(self.rows, kept)), list(compress(self.texts, kept)))
 
 
 def texts_of(paths: Sequence[str], values: Sequence[bytes | bytearray | None]) -> RowTexts:

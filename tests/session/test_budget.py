@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -48,6 +49,36 @@ def test_a_process_stays_within_the_budget_for_ten_thousand_operations(budget_mb
     assert told["done"]["words"]
 
 
+#: Deletes most rows of a text index, and says what that took at most, and what stayed.
+_DELETES_MOST = """
+from budget_campaign import PHRASE, Rows, forget_peak, memory
+from fabstir_vectordb import sync
+
+settings = {"user_seed_phrase": PHRASE, "session_id": "s", "M": 4, "ef_construction": 8, "text_fields": "text"}
+with sync.VectorDBSession.create(settings, s5_portal="memory:", memory_budget_mb=64) as session:
+    for number in range(8):
+        rows = Rows(number, 4_000, 8, with_metadata=True)
+        session.add_batch(rows.ids(), rows.vectors(), rows.metadata())
+    session.count({"kind": 1})
+    before = memory("VmRSS")
+    forget_peak()
+    done = session.delete_by_metadata({"kind": {"$in": list(range(18))}})
+    print(done.deleted_count, memory("VmHWM") - before, memory("VmRSS") - before)
+    assert len(session.search(text="w0 w1", k=10)) == 10
+"""
+
+
+def test_deleting_most_rows_takes_little_memory_and_keeps_less() -> None:
+    # As strings of their own the texts of these rows would take 17 MB, of which 12 stayed.
+    call = [sys.executable, "-c", _DELETES_MOST]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_CAMPAIGN.parent), *sys.path])}
+    done = subprocess.run(call, capture_output=True, text=True, timeout=600, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    deleted, most, stayed = map(int, done.stdout.split())
+    assert deleted == 28_800
+    assert most < 9_000_000 and stayed < 4_000_000, (most, stayed)
+
+
 class _Array(np.ndarray[Any, Any]):
     """What a weak reference can be made to."""
 
@@ -90,3 +121,28 @@ def test_what_would_not_fit_while_it_runs_changes_nothing(verb: str) -> None:
         after = session.get_stats()
         assert (after.vector_count, after.deleted_count, after.ivf_vector_count) == (7_950, 50, 0)
         assert session.search(made[100], 1, threshold=None)[0].id == "100"
+
+
+def test_a_deletion_that_would_not_fit_changes_nothing_and_fewer_rows_fit() -> None:
+    clock = [1_000.0]
+    with sync.VectorDBSession.create(
+        **GOOD, memory_budget_mb=64, M=4, ef_construction=8, text_fields="text", clock=lambda: clock[0]
+    ) as session:
+        made = np.random.default_rng(4).standard_normal((3_000, 8), dtype=np.float32)
+        metadata = [{"even": row % 2 == 0, "text": " ".join(f"w{row * n}" for n in range(60))} for row in range(3_000)]
+        ids = [str(row) for row in range(3_000)]
+        session.add_batch(ids, made, metadata, expires_at=[2_000.0 if row < 1_000 else None for row in range(3_000)])
+        before = session.get_stats()
+        index = session._verbs._runtime.index
+        index.budget_bytes = int(2.8 * before.memory_usage_mb * 1_000_000)
+        with pytest.raises(MemoryBudgetExceededError, match="delete fewer rows at a time") as refused:
+            session.delete(ids[1_000:1_700])
+        assert refused.value.details["needed_bytes"] > refused.value.details["budget_bytes"]
+        after = session.get_stats()
+        assert (after.vector_count, after.deleted_count, after.dirty) == (3_000, 0, True)
+        assert session.search(text="w1699", k=1)[0].id == "1699"
+        # Expired rows go in any case, as each change begins with that.
+        clock[0] = 2_000.0
+        assert session.delete(["2999"]).deleted_count == 1
+        assert session.get_stats().deleted_count == 1_001
+        assert session.count() == 1_999
