@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 KERNELS = ("avx512", "avx2", "neon", "scalar")
 UNUSABLE = "FVDB_KERNELS"
 
-# Saves the same rows once for each memory setting and number of threads, in stores of both kinds; prints the CIDs.
+# Saves and deletes the same rows once for each memory setting and number of threads, in stores of both kinds; prints the CIDs.
 SCRIPT = """
 import json, sys, tempfile, pathlib, uuid, anyio
 sys.path.insert(0, sys.argv[1])
@@ -32,6 +32,12 @@ async def build(uri, memory, threads):
         await add_rows(session, count // 2, dim=dim)
         cids = [await session.save_to_s5()]
         await add_rows(session, count - count // 2, first=count // 2, dim=dim)
+        cids.append(await session.save_to_s5())
+        # By the words of some rows, then, of more than a third, by a copy of the text index.
+        for stop, step in ((count // 2, 5), (count, 2)):
+            await session.delete([f"row-{row:06d}" for row in range(0, stop, step)], missing_ok=True)
+            cids.append(await session.save_to_s5())
+        await session.vacuum()
         cids.append(await session.save_to_s5())
         return cids
 
