@@ -84,8 +84,8 @@ class Analyzer:
         if self.language is not None:
             stems = _KEPT.stemmer(self.language).stemWords(surface)
         terms = stems
-        # Some stemmers leave nothing of a short word; it would no longer be found.
-        if not all(stems) or max(map(len, stems), default=0) > _SHORT:
+        # Some stemmers leave nothing of a short word; it would no longer be found. Terms of a query are short together.
+        if not all(stems) or (len("".join(stems)) > _SHORT and max(map(len, stems)) > _SHORT):
             pairs = zip(stems, surface, strict=True)
             terms = [stem if 0 < len(stem) <= _SHORT else _bounded(stem) or word for stem, word in pairs]
         if self._left_out:

@@ -84,7 +84,7 @@ def parse_query(text: str) -> ParsedQuery:
             details={"limit": QUERY_CHARS_MAX, "actual": len(text)},
         )
     if _is_plain(text):
-        body = " ".join(text.split())
+        body = text.strip()
         return ParsedQuery((Clause(body, "words", "may"),) if body else ())
     clauses: list[Clause] = []
     words: list[str] = []  # neighbouring words without a sign

@@ -33,6 +33,8 @@
 #define TEXT_LENGTHS 256u
 /* Lists of up to so many postings are unpacked at once. */
 #define TEXT_UNPACKED 384u
+/* Pairs of equal lists that a segment remembers: long ones, as of common words, come in query after query. */
+#define TEXT_EQUAL 64u
 /* Frequencies up to this have their scores in tables, for terms whose lists are longer than that. */
 #define TEXT_FREQS 4u
 
@@ -68,6 +70,8 @@ typedef struct text_segment {
     /* Changes with commits. */
     uint64_t *alive; /* documents whose row is there */
     uint32_t alive_rows;
+    /* Changes with searches, each entry at once: long lists that were found to be equal, by the places of both. */
+    uint64_t equal[TEXT_EQUAL];
 } text_segment;
 
 /* Takes `head`, also on failure; the streams are empty.  FVDB_OK, FVDB_ERR_FORMAT or FVDB_ERR_MEMORY. */

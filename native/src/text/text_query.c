@@ -338,21 +338,29 @@ static bool fill_table(text_query *q, query_term *term) {
 
 static bool is_stem(const query_term *term) { return term_is_stem(term->bytes, term->size); }
 
+/* Bytes of postings from which on it is worth remembering that they are equal. */
+#define REMEMBERED_BYTES 1024u
+
 /* Blocks of postings that are equal have equal tables of skips before them, but for the places of positions. */
-static bool have_equal_blocks(const uint8_t *a, const uint8_t *b, const term_info *info) {
-    const uint32_t blocks = (info->n + TEXT_BLOCK_POSTINGS - 1) / TEXT_BLOCK_POSTINGS;
+static bool have_equal_blocks(text_segment *s, const term_info *a, const term_info *b) {
+    const uint32_t blocks = (a->n + TEXT_BLOCK_POSTINGS - 1) / TEXT_BLOCK_POSTINGS;
     const uint64_t table = blocks > 1 ? (uint64_t)blocks * SKIP_BYTES : 0;
-    return table <= info->postings_size && memcmp(a + table, b + table, info->postings_size - table) == 0;
+    const uint8_t *postings = s->streams[TEXT_POSTINGS].bytes;
+    if (a->n != b->n || a->postings_size != b->postings_size || table > a->postings_size) return false;
+    if (a->n == 0) return true;
+    /* What has come of a segment never changes, so two lists that were equal are.  Two lists are never both at 0. */
+    const uint64_t pair = (uint64_t)a->postings_at << 32 | b->postings_at;
+    uint64_t *known = &s->equal[mix64(pair) % TEXT_EQUAL];
+    if (pair && __atomic_load_n(known, __ATOMIC_RELAXED) == pair) return true;
+    if (memcmp(postings + a->postings_at + table, postings + b->postings_at + table, a->postings_size - table))
+        return false;
+    if (a->postings_size >= REMEMBERED_BYTES) __atomic_store_n(known, pair, __ATOMIC_RELAXED);
+    return true;
 }
 
 static bool have_equal_postings(const text_query *q, const query_term *a, const query_term *b) {
-    for (uint32_t i = 0; i < q->state->n; i++) {
-        const term_info *of_a = &a->infos[i], *of_b = &b->infos[i];
-        const uint8_t *postings = q->state->segments[i]->streams[TEXT_POSTINGS].bytes;
-        if (of_a->n != of_b->n || of_a->postings_size != of_b->postings_size) return false;
-        if (of_a->n == 0) continue;
-        if (!have_equal_blocks(postings + of_a->postings_at, postings + of_b->postings_at, of_a)) return false;
-    }
+    for (uint32_t i = 0; i < q->state->n; i++)
+        if (!have_equal_blocks(q->state->segments[i], &a->infos[i], &b->infos[i])) return false;
     return true;
 }
 

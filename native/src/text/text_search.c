@@ -609,7 +609,8 @@ static void add_up(search *x, list *l, uint32_t base, uint32_t end, bool are_man
     }
 }
 
-/* Bits of a word that are taken without a look at how many there are: a branch for each could not be foreseen. */
+/* Bits of a word that are taken without a look at how many there are: a branch for each could not be foreseen.  The pragma is
+ * needed here and below, as loops are left loops otherwise (build_native.py). */
 #define BITS_AT_ONCE 4u
 
 /* The places of the bits of a word, from `first` on, put to `to`; up to BITS_AT_ONCE behind them are written, too.  Gives their
@@ -618,6 +619,7 @@ static inline uint32_t put_bits(uint64_t word, uint32_t first, uint32_t *to) {
     const uint32_t n = (uint32_t)__builtin_popcountll(word);
     uint32_t done = 0;
     do {
+#pragma GCC unroll 4
         for (uint32_t i = 0; i < BITS_AT_ONCE; i++, word &= word - 1)
             to[done + i] = first + (uint32_t)__builtin_ctzll(word | UINT64_C(1) << 63);
         done += BITS_AT_ONCE;
@@ -647,8 +649,10 @@ static inline uint64_t bits_of_scores(const uint32_t *scores, uint32_t least) {
     uint64_t bits = 0;
 #if defined(__SSE2__)
     const __m128i below = _mm_set1_epi32((int32_t)least - 1);
+#pragma GCC unroll 4
     for (uint32_t i = 0; i < 64; i += 16) {
         __m128i above[4];
+#pragma GCC unroll 4
         for (uint32_t j = 0; j < 4; j++)
             above[j] = _mm_cmpgt_epi32(_mm_loadu_si128((const __m128i *)(const void *)(scores + i + 4 * j)), below);
         const __m128i pairs[] = {_mm_packs_epi32(above[0], above[1]), _mm_packs_epi32(above[2], above[3])};

@@ -447,6 +447,7 @@ void postings_freqs(posting_cursor *c) {
     if (c->has_freqs) return;
     unpack(c->freq_at, c->count, c->freq_width, c->freqs);
     memset(c->freqs + c->count, 0, (TEXT_BLOCK_POSTINGS - c->count) * sizeof *c->freqs);
+#pragma GCC unroll 32
     for (uint32_t i = 0; i < TEXT_BLOCK_POSTINGS; i++) c->freqs[i]++;
     c->has_freqs = true;
 }
