@@ -177,7 +177,7 @@ class Aging:
         needed = rows.arena.compacted_bytes(count) + rows.expiries.nbytes + _RENUMBERING_BYTES_PER_ROW * count
         needed += rows.texts.mapped_bytes
         if rows.budget.is_over(rows.nbytes + needed + 2 * cache.nbytes):
-            cache.clear()
+            rows.budget.clear_cache()
         return needed + cache.nbytes
 
 

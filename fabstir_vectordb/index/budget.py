@@ -79,6 +79,11 @@ class Budget:
         limit = self.limit_bytes
         return None if limit is None else max(0, limit - kept_bytes(limit) - self.reserve - held)
 
+    def clear_cache(self) -> None:
+        """Frees the cache, whose memory is to go back to the system."""
+        self.untrimmed_bytes += self._cache.nbytes
+        self._cache.clear()
+
     def require(self, what: str, needed: int, way_out: str = "raise memory_budget_mb") -> None:
         """Refuses an operation that would exceed the budget.
 
@@ -91,7 +96,7 @@ class Budget:
             MemoryBudgetExceededError: the bytes exceed the budget.
         """
         if self.is_over(needed + self._cache.nbytes):
-            self._cache.clear()
+            self.clear_cache()
         if self.is_over(needed):
             assert self.limit_bytes is not None
             needed += kept_bytes(self.limit_bytes)

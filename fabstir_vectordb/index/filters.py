@@ -208,13 +208,13 @@ class Filters:
         what = f"filtering by {', '.join(map(shown, paths))}"
         missing = columns.missing_bytes(paths, count)
         if budget.is_over(rows.nbytes + cache.nbytes + missing):
-            cache.clear()
+            budget.clear_cache()
             missing = columns.missing_bytes(paths, count)
         budget.require(what, rows.nbytes + missing)
         found = columns.get(paths, rows.arena, count, list_paths)
         held = rows.nbytes + cache.nbytes
         if budget.is_over(held):
-            cache.clear()
+            budget.clear_cache()
             budget.require(what, held)
         return found
 

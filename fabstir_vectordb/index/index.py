@@ -287,7 +287,7 @@ class Index:
         """Frees columns and matches of filters; returns whether there were any."""
         with self.gate.lock:
             held = self._cache.nbytes > 0
-            self._cache.clear()
+            self._budget.clear_cache()
             return held
 
     def make_room(self) -> None:

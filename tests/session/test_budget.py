@@ -146,3 +146,16 @@ def test_a_deletion_that_would_not_fit_changes_nothing_and_fewer_rows_fit() -> N
         assert session.delete(["2999"]).deleted_count == 1
         assert session.get_stats().deleted_count == 1_001
         assert session.count() == 1_999
+
+
+def test_columns_that_give_way_go_back_to_the_system() -> None:
+    with sync.VectorDBSession.create(**GOOD, memory_budget_mb=64, M=4, ef_construction=8) as session:
+        made = np.random.default_rng(4).standard_normal((4_000, 8), dtype=np.float32)
+        session.add_batch([str(row) for row in range(4_000)], made, [{"name": f"name {row}"} for row in range(4_000)])
+        session.count({"name": "name 7"})
+        index = session._verbs._runtime.index
+        columns, before = index.column_bytes, index.untrimmed_bytes
+        assert columns > 400_000
+        assert index.forget_caches()
+        assert index.column_bytes == 0
+        assert index.untrimmed_bytes - before == columns
