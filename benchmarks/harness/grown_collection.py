@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 import numpy as np
 
-from fabstir_vectordb import VectorDBSession
+from fabstir_vectordb import ConflictError, VectorDBSession
 from fabstir_vectordb.collections import Collection, Engine, RayEngine, build, open_shards, threads
 from fabstir_vectordb.collections.plan import measure, plan
 from harness import datasets, ours
@@ -240,7 +240,8 @@ def plan_and_truth(job: Result, scratch: Path) -> Result:
 
     async def run() -> Result:
         with engine_of("threads") as engine:
-            await build(fields(job, "part"), batches(folder, PART), shards=SHARDS, engine=engine)
+            with suppress(ConflictError):  # a job that was interrupted has built it
+                await build(fields(job, "part"), batches(folder, PART), shards=SHARDS, engine=engine)
             measured = await measure(fields(job, "part"), recall=TARGET, engine=engine)
             rows, _ = datasets.shape(folder)
             shard_rows = -(-rows // SHARDS)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabstir_vectordb import VectorDBSession, new_seed_phrase
+from fabstir_vectordb.types import SearchResults
 
 PHRASE = new_seed_phrase()
 SEED = 20_261_126
@@ -87,6 +88,25 @@ async def single(**fields: Any) -> VectorDBSession:
 def seen(hits: Any) -> list[Any]:
     """Hits as values, bit for bit."""
     return [(hit.id, hit.score, hit.distance, hit.metadata) for hit in hits]
+
+
+def told(results: Any) -> list[Any]:
+    """All that hits say, bit for bit, and how many the threshold removed."""
+    return [
+        results.below_threshold,
+        *(
+            (
+                *(hit.id, hit.score, hit.distance, hit.metadata, hit.vector_score, hit.text_score, hit.rerank_score),
+                *(hit.vector_rank, hit.text_rank, hit.highlights, None if hit.vector is None else hit.vector.tobytes()),
+            )
+            for hit in results
+        ),
+    ]
+
+
+def group(one: Any) -> Any:
+    """A group and all that its hits say."""
+    return one.value, told(SearchResults(one.hits, 0, "flat"))
 
 
 def bits(row: Any) -> Any:

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from clusters import OF_CLUSTERS, ray_cluster, ray_home
 from gathering import PHRASE, ROWS, batch, bits, seen, settings, vectors
+from hypothesis import settings as examples
+from hypothesis.stateful import run_state_machine_as_test
+from test_against_session import SHORT, CollectionAgainstSession
 
 from fabstir_vectordb import (
     ConflictError,
@@ -111,6 +114,10 @@ async def test_errors_keep_their_type_code_and_details(engine: RayEngine) -> Non
     with pytest.raises(SessionError, match="shard 7: the engine failed: Actor"):
         await run_all(engine, [Job(7, "a", lost, tuple)])
     assert (await run_all(engine, [Job(7, "a", pid_and, lambda: (1,))])).results[0][1] == 1
+
+
+def test_a_collection_in_actors_is_as_one_session(engine: RayEngine) -> None:
+    run_state_machine_as_test(lambda: CollectionAgainstSession(engine), settings=examples(SHORT, max_examples=20))
 
 
 async def test_what_it_needs_is_said(ray: Any, engine: RayEngine) -> None:

@@ -11,7 +11,21 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from gathering import PHRASE, QUERIES, ROWS, SEED, START_S, TEXT, WORDS, batch, settings, vectors, worded
+from gathering import (
+    PHRASE,
+    QUERIES,
+    ROWS,
+    SEED,
+    START_S,
+    TEXT,
+    WORDS,
+    batch,
+    group,
+    settings,
+    told,
+    vectors,
+    worded,
+)
 
 from fabstir_vectordb import InvalidConfigError, InvalidInputError, NotFoundError, VectorDBSession, VectorInput
 from fabstir_vectordb.collections import Collection, build
@@ -45,20 +59,6 @@ def one() -> Iterator[VectorDBSession]:
     session = anyio.run(make)
     yield session
     anyio.run(session.destroy)
-
-
-def told(results: Any) -> list[Any]:
-    """All that hits say, bit for bit, and how many the threshold removed."""
-    return [
-        results.below_threshold,
-        *(
-            (
-                *(hit.id, hit.score, hit.distance, hit.metadata, hit.vector_score, hit.text_score, hit.rerank_score),
-                *(hit.vector_rank, hit.text_rank, hit.highlights, None if hit.vector is None else hit.vector.tobytes()),
-            )
-            for hit in results
-        ),
-    ]
 
 
 FIELDS: tuple[dict[str, Any], ...] = (
@@ -143,10 +143,6 @@ async def test_hits_are_chosen_as_one_index_chooses_them(stored: Path, one: Vect
             of_one = await one.search(None, k, text="har* night", **fields)
             assert told(alone) == told(of_one)
             assert (list(map(group, alone.groups)), alone.plan) == (list(map(group, of_one.groups)), of_one.plan)
-
-
-def group(one: Any) -> Any:
-    return one.value, told(SearchResults(one.hits, 0, "flat"))
 
 
 async def test_scores_count_by_the_rows_of_all_shards_after_changes(tmp_path: Path) -> None:
