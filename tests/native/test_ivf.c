@@ -183,6 +183,15 @@ static void test_keys_select_and_sort(void) {
         keys_sort(keys, m);
         for (uint32_t i = 0; i < m; i++) CHECK(keys[i] == sorted[i]);
     }
+    /* The least keys where a sample is taken: of what it says none are enough, or all are. */
+    for (uint32_t m = 1; m < 700; m += 9) {
+        uint64_t many[700];
+        for (uint32_t i = 0; i < 700; i++) many[i] = ((700 - i * 64 % 700) % 700 < 64 ? 0 : 1000) + mix64(i + m) % 1000;
+        keys_select(many, 700, m);
+        uint64_t most = 0;
+        for (uint32_t i = 0; i < m; i++) most = many[i] > most ? many[i] : most;
+        for (uint32_t i = m; i < 700; i++) CHECK(many[i] >= most);
+    }
     CHECK(near_key(-1.5f, 3) < near_key(-1.5f, 4) && near_key(-1.5f, 9) < near_key(-1.0f, 0));
     CHECK(near_key(-1.0f, 9) < near_key(0.0f, 0) && near_key(0.5f, 0) < near_key(2.0f, 0));
     CHECK(near_distance(near_key(-1.25f, 7)) == -1.25f && near_distance(near_key(3.5f, 7)) == 3.5f);

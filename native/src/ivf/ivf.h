@@ -175,6 +175,6 @@ uint32_t ivf_probes(const ivf *v, uint32_t k, uint32_t recall);
 void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
 /* Scans the nprobe lists nearest to near->query, and offers each row once; `room` is ivf_scan_room(nlist) words. */
 void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *room);
-static inline size_t ivf_scan_room(uint32_t nlist) { return 2 * (size_t)nlist + (nlist + 63u) / 64; }
+static inline size_t ivf_scan_room(uint32_t nlist) { return (size_t)nlist + (nlist + 63u) / 64; }
 
 #endif

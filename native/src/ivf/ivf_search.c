@@ -144,31 +144,6 @@ void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint6
     }
 }
 
-#define SAMPLE_KEYS 64u
-
-/* The m least keys, the nearest of them in front: those hold what cuts off the rest.  A sample says about where the m-th
- * is, and what lies beyond is dropped without a branch, of which none could be predicted: a third of the time of a
- * selection from all.  keys: n, and as much room behind them. */
-static uint64_t *nearest_lists(uint64_t *keys, uint32_t n, uint32_t m) {
-    uint64_t sample[SAMPLE_KEYS], *kept = keys + n;
-    uint32_t place = m * SAMPLE_KEYS / n * 3 / 2 + 4, n_kept = 0;
-    if (place < SAMPLE_KEYS && n >= SAMPLE_KEYS) {
-        for (uint32_t i = 0; i < SAMPLE_KEYS; i++) sample[i] = keys[(uint64_t)n * i / SAMPLE_KEYS];
-        keys_sort(sample, SAMPLE_KEYS);
-        for (uint32_t i = 0; i < n; i++) {
-            kept[n_kept] = keys[i];
-            n_kept += keys[i] <= sample[place];
-        }
-    }
-    if (n_kept < m) {
-        kept = keys;
-        n_kept = n;
-    }
-    keys_select(kept, n_kept, m);
-    keys_select(kept, m, m / 4);
-    return kept;
-}
-
 /* Second rows of a list that are scored by copies of their codes.  Under a filter the codes of those that may be returned are
  * fetched from where they are. */
 static uint32_t copied(const ivf *v, const nearest *near, uint32_t list) {
@@ -192,9 +167,10 @@ static void scan_seconds(const ivf *v, nearest *near, uint32_t number, const uin
 
 void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *room) {
     const uint32_t nlist = v->centroids.nlist;
-    uint64_t *looked_at = room + 2 * (size_t)nlist;
-    ivf_list_keys(&v->centroids, near->query->s, near->query->x, room);
-    const uint64_t *lists = nearest_lists(room, nlist, nprobe);
+    uint64_t *lists = room, *looked_at = room + nlist;
+    ivf_list_keys(&v->centroids, near->query->s, near->query->x, lists);
+    keys_select(lists, nlist, nprobe);
+    keys_select(lists, nprobe, nprobe / 4); /* the nearest first: they hold what cuts off the rest */
     memset(looked_at, 0, (nlist + 63u) / 64 * sizeof *looked_at);
     for (uint32_t i = 0; i < nprobe; i++) bit_set(looked_at, near_number(lists[i]));
     for (uint32_t i = 0; i < nprobe; i++) {

@@ -122,11 +122,17 @@ static void seeker_init(seeker *s, scan *one) {
     bounds_init(&s->bounds, one->query);
 }
 
-/* Keeps those of n keys whose own coding error leaves their row a chance. */
+/* Keeps those of n keys whose own coding error leaves their row a chance.  The largest error of any row rules out most
+ * of them without a look at their own. */
 static uint32_t keep_within(const seeker *s, uint64_t *keys, uint32_t n) {
     const store *rows = s->scan->query->s;
-    uint32_t kept = 0;
+    uint32_t near = 0, kept = 0;
     for (uint32_t i = 0; i < n; i++) {
+        const uint64_t key = keys[i];
+        keys[near] = key;
+        near += !beyond(near_distance(key), s->cut);
+    }
+    for (uint32_t i = 0; i < near; i++) {
         const uint64_t key = keys[i];
         const double most = reach_of(&s->by_code, store_code_error(rows, near_number(key)));
         keys[kept] = key;
@@ -139,14 +145,11 @@ static uint32_t keep_within(const seeker *s, uint64_t *keys, uint32_t n) {
  * row is enough to say. */
 static void add_waiting(seeker *s, const float *near, const uint32_t *slots, uint32_t n) {
     uint64_t *out = s->rows + s->n;
-    uint32_t gone = 0, kept = 0;
+    uint32_t gone = 0;
     for (uint32_t i = 0; i < n; i++) gone += beyond(near[i], s->cut);
     if (gone == n) return;
-    for (uint32_t i = 0; i < n; i++) {
-        out[kept] = near_key(near[i], slots[i]);
-        kept += !beyond(near[i], s->cut);
-    }
-    s->n += s->cut < (double)INFINITY ? keep_within(s, out, kept) : kept;
+    for (uint32_t i = 0; i < n; i++) out[i] = near_key(near[i], slots[i]);
+    s->n += s->cut < (double)INFINITY ? keep_within(s, out, n) : n;
 }
 
 /* Scores rows by their high planes; leaves those that may be among the nearest in place and returns how many they are. */
