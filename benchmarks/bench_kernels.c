@@ -113,6 +113,12 @@ static void call_high_dot(const kernel_table *k, rows *r, const uint32_t *slots,
 static void call_high_l2(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     k->high_l2(r->query, r->high, r->dim16, slots, n, r->floats);
 }
+static void call_row_dot(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
+    k->row_dot(r->query, r->high, r->low, r->dim16, slots, n, r->floats);
+}
+static void call_row_l2(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
+    k->row_l2(r->query, r->high, r->low, NULL, r->dim16, slots, n, r->floats);
+}
 static void call_exact_dot(const kernel_table *k, rows *r, const uint32_t *slots, uint32_t n) {
     double dot, norm2;
     for (uint32_t i = 0; i < n; i++)
@@ -152,7 +158,8 @@ static const struct {
     size_t bytes_a_dim16, bytes_a_dim64, halves_a_dim64; /* read and written a row */
 } KERNELS[] = {
     {"code_dot", call_code_dot, 0, 0, 1},       {"high_dot", call_high_dot, 2, 0, 0},
-    {"high_l2", call_high_l2, 2, 0, 0},         {"exact_dot", call_exact_dot, 4, 0, 0},
+    {"high_l2", call_high_l2, 2, 0, 0},         {"row_dot", call_row_dot, 4, 0, 0},
+    {"row_l2", call_row_l2, 4, 0, 0},           {"exact_dot", call_exact_dot, 4, 0, 0},
     {"exact_l2", call_exact_l2, 4, 0, 0},       {"split_planes", call_split_planes, 8, 0, 0},
     {"join_planes", call_join_planes, 4, 0, 0}, {"code_prepare", call_code_prepare, 0, 4, 0},
     {"code_encode", call_code_encode, 0, 4, 1}, {"code_decode", call_code_decode, 0, 0, 1},

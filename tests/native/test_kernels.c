@@ -30,6 +30,7 @@ typedef struct fixture {
     double q[4096];
     uint16_t high[ROWS * 4096], low[ROWS * 4096];
     uint8_t codes[ROWS * 2048];
+    float scales[ROWS];
     uint32_t slots[ROWS];
 } fixture;
 
@@ -52,6 +53,7 @@ static void fill(fixture *f, const kernel_table *k, size_t dim, bool wild, uint6
         for (size_t d = 0; d < dim; d++) f->x[r][d] = wild ? any_float(&seed) : noise(&seed);
         k->split_planes(f->x[r], dim, f->high + r * f->dim16, f->low + r * f->dim16);
         k->code_encode(f->x[r], f->lo, f->inv_step, f->dim64, f->codes + r * f->code_bytes);
+        f->scales[r] = wild ? any_float(&seed) : 1.5f + noise(&seed);
         f->slots[r] = (r * 7) % ROWS;
     }
 }
@@ -103,6 +105,15 @@ static void compare(const kernel_table *k, size_t dim, bool wild, uint64_t seed)
         s->high_l2(F.padded, F.high, F.dim16, F.slots, n, distances[0]);
         k->high_l2(F.padded, F.high, F.dim16, F.slots, n, distances[1]);
         CHECK(same_f32(distances[0], distances[1], n));
+        s->row_dot(F.padded, F.high, F.low, F.dim16, F.slots, n, distances[0]);
+        k->row_dot(F.padded, F.high, F.low, F.dim16, F.slots, n, distances[1]);
+        CHECK(same_f32(distances[0], distances[1], n));
+        for (size_t scaled = 0; scaled < 2; scaled++) {
+            const float *scales = scaled ? F.scales : NULL;
+            s->row_l2(F.padded, F.high, F.low, scales, F.dim16, F.slots, n, distances[0]);
+            k->row_l2(F.padded, F.high, F.low, scales, F.dim16, F.slots, n, distances[1]);
+            CHECK(same_f32(distances[0], distances[1], n));
+        }
     }
 }
 
@@ -145,15 +156,18 @@ static void test_scalar_is_right(void) {
         size_t dim = DIMS[at];
         fill(&F, s, dim, false, at + 7);
         int8_t q_lo[2048] = {0}, q_hi[2048] = {0};
-        float base, scale, high[ROWS], high_l2[ROWS];
+        float base, scale, high[ROWS], high_l2[ROWS], row_dot[ROWS], row_l2[ROWS], scaled_l2[ROWS];
         int32_t products[ROWS];
         s->code_prepare(F.padded, F.lo, F.step, F.dim64, q_lo, q_hi, &base, &scale);
         s->code_dot(q_lo, q_hi, F.codes, F.code_bytes, F.slots, ROWS, products);
         s->high_dot(F.padded, F.high, F.dim16, F.slots, ROWS, high);
         s->high_l2(F.padded, F.high, F.dim16, F.slots, ROWS, high_l2);
+        s->row_dot(F.padded, F.high, F.low, F.dim16, F.slots, ROWS, row_dot);
+        s->row_l2(F.padded, F.high, F.low, NULL, F.dim16, F.slots, ROWS, row_l2);
+        s->row_l2(F.padded, F.high, F.low, F.scales, F.dim16, F.slots, ROWS, scaled_l2);
         for (uint32_t r = 0; r < ROWS; r++) {
             uint32_t slot = F.slots[r];
-            double dot = 0, norm2 = 0, l2 = 0, size = 0, coded = 0, got_dot, got_norm2;
+            double dot = 0, norm2 = 0, l2 = 0, of_scaled = 0, size = 0, coded = 0, got_dot, got_norm2;
             float decoded[4096];
             s->code_decode(F.codes + slot * F.code_bytes, F.lo, F.step, F.dim64, decoded);
             for (size_t d = 0; d < dim; d++) {
@@ -161,6 +175,7 @@ static void test_scalar_is_right(void) {
                 dot += a * b;
                 norm2 += b * b;
                 l2 += (a - b) * (a - b);
+                of_scaled += (a - F.scales[slot] * b) * (a - F.scales[slot] * b);
                 size += fabs(a);
                 coded += a * decoded[d];
                 if (F.step[d] > 0 && F.x[slot][d] >= F.lo[d] && F.x[slot][d] <= F.lo[d] + 15 * F.step[d])
@@ -172,6 +187,9 @@ static void test_scalar_is_right(void) {
                   1e-12 * (1 + l2));
             CHECK(fabs((double)high[r] - dot) <= 0.004 * (1 + size));
             CHECK(fabs((double)high_l2[r] - l2) <= 0.01 * (1 + l2 + size));
+            CHECK(fabs((double)row_dot[r] - dot) <= 1e-6 * (1 + size));
+            CHECK(fabs((double)row_l2[r] - l2) <= 1e-5 * (1 + l2));
+            CHECK(fabs((double)scaled_l2[r] - of_scaled) <= 1e-5 * (1 + of_scaled));
             CHECK(fabs((double)base + (double)scale * products[r] - coded) <=
                   15.0 * (double)scale * (double)dim + 1e-4);
         }

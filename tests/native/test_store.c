@@ -3,6 +3,7 @@
 #include "data.h"
 #include "store/store.h"
 
+#include <float.h>
 #include <math.h>
 
 static void fill(store *s, test_rows *t, uint32_t metric, uint32_t memory, uint32_t dim, thread_pool *c) {
@@ -198,6 +199,53 @@ static void fill_coded(store *s, test_rows *t, uint32_t metric, uint32_t dim, th
     codes_encode(s, 0, s->n, c);
 }
 
+/* Walk distances by rows are those of exact ones but for the rounding of float32, also where 1 - cos would have nothing left of
+ * what tells rows apart, and where products overflow or lengths are denormal. */
+static void test_walk_distances_by_rows_are_near_exact_ones(void) {
+    enum { N = 300, DIM = 37, ASKED = 60 };
+    thread_pool *c;
+    CHECK(thread_pool_start(1, &c, NULL) == FVDB_OK);
+    for (uint32_t shape = 0; shape < SHAPES; shape++) {
+        test_rows t = make_rows(N, DIM, "row", 0, 50 + shape);
+        shape_rows(t.vectors, N, DIM, shape);
+        for (uint32_t metric = 0; metric < 3; metric++) {
+            store s;
+            scorer q[2]; /* a query, and a stored row */
+            fill_coded(&s, &t, metric, DIM, c);
+            s.book.coarse = true;
+            CHECK(scorer_init(&q[0], &s) == FVDB_OK && scorer_init(&q[1], &s) == FVDB_OK);
+            for (uint32_t i = 0; i < N; i += N / ASKED) {
+                scorer_set_vector(&q[0], t.vectors + (size_t)i * DIM);
+                scorer_set_slot(&q[1], i);
+                for (uint32_t j = 0; j < N; j++) {
+                    const double want = walk_units(&s, scorer_exact(&q[0], j));
+                    double sizes = 0;
+                    float near, of_slot;
+                    scorer_many(&q[0], &j, 1, &near);
+                    scorer_many(&q[1], &j, 1, &of_slot);
+                    CHECK(near == of_slot);
+                    if (fabs(want) > (double)FLT_MAX) {
+                        CHECK(near == (want > 0 ? INFINITY : -INFINITY));
+                        continue;
+                    }
+                    for (uint32_t d = 0; d < DIM; d++)
+                        sizes += fabs((double)t.vectors[i * DIM + d] * (double)t.vectors[j * DIM + d]);
+                    const double by_cosine = 1e-5 * want + 3e-7 * sqrt(want) + 1e-13;
+                    const double may_be_off = metric == FVDB_METRIC_COSINE ? by_cosine
+                                              : metric == FVDB_METRIC_L2   ? 1e-5 * want + 1e-44
+                                                                           : 1e-6 * sizes + 1e-44;
+                    CHECK(fabs((double)near - want) <= may_be_off);
+                }
+            }
+            scorer_free(&q[0]);
+            scorer_free(&q[1]);
+            store_free(&s);
+        }
+        free_rows(&t);
+    }
+    thread_pool_stop(c);
+}
+
 static void check_bounds(const store *s, const scorer *q) {
     bounds b;
     bounds_init(&b, q);
@@ -384,6 +432,7 @@ static void test_a_scan_finds_what_all_exact_distances_find(void) {
 
 int main(void) {
     RUN(test_distances);
+    RUN(test_walk_distances_by_rows_are_near_exact_ones);
     RUN(test_bounds_hold_for_every_row);
     RUN(test_an_outlier_leaves_other_rows_ruled_out);
     RUN(test_coding_errors_follow_their_rows);

@@ -172,7 +172,7 @@ static uint32_t drop_nearer(const search_scratch *w, uint32_t level, const score
 }
 
 /* Whether rows get as many links as they have room for, and the second pass keeps links of the first. */
-static bool links_are_filled(const store *s) { return store_walks_by(s) == WALK_BY_EXACT; }
+static bool links_are_filled(const store *s) { return store_walks_by(s) == WALK_BY_ROW; }
 
 /* Takes the nearest candidate, then drops all that are nearer to it than to the query, until M are taken: the same rows
  * as testing each candidate against all kept ones, but one batch of distances for each kept row.  Candidates come in

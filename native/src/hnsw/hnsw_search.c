@@ -14,9 +14,9 @@
 #include <math.h>
 
 #define BEAM 2u
-/* Rows of high halves are four times as long: with half as many on their way the memory is busy, and expansions too many
+/* High halves are four times as long as codes, rows eight times: with half as many on their way the memory is busy, and expansions too many
  * cost more (33 us instead of 36 at recall 0.954, 100 K x 384, memory="compact"). */
-#define BEAM_EXACT 1u
+#define BEAM_PLANES 1u
 /* Candidates of the pool that are counted, not halved, for the place of a new one: all of them at the usual ef. */
 #define COUNTED_MOST 64u
 
@@ -251,7 +251,7 @@ void hnsw_walk_level(search_scratch *w, uint32_t level, uint32_t entry, uint32_t
     frontier frontiers[2], *scored = &frontiers[0], *next = &frontiers[1];
     float distances[BEAM * HNSW_M0_MAX + MERGED_MOST];
     uint32_t capacity = filter ? filter->pool_most : ef, allowed = 0, cursor = 0;
-    uint32_t beam = store_walks_by(w->s) == WALK_BY_CODE ? BEAM : BEAM_EXACT;
+    uint32_t beam = store_walks_by(w->s) == WALK_BY_CODE ? BEAM : BEAM_PLANES;
     scratch_begin_marks(w);
     scratch_mark(w, entry);
     w->pool_n = 0;

@@ -13,10 +13,10 @@
 /* Links of a pool entry followed, on average: rows a walk scores are about ef x this (measured 590 at ef 34, M 16). */
 #define WALK_ROWS_PER_EF 16u
 /* Rows a scan gets through while a walk scores two.  Both ways took equally long at 3 to 4 on 100 K x 384 (filters at random
- * and half spaces, ef 64 to 400), at 2 on 40 K, at 1.5 to 2 at k = 101 and at 1.6 to 2.4 on LSA; walks by exact distances
+ * and half spaces, ef 64 to 400), at 2 on 40 K, at 1.5 to 2 at k = 101 and at 1.6 to 2.4 on LSA; walks by rows
  * or high planes at 1.2 to 2 (docs/decisions/0023). */
 #define SCANNED_PER_TWO_WALKED_CODE 3u
-#define SCANNED_PER_TWO_WALKED_EXACT 2u
+#define SCANNED_PER_TWO_WALKED_PLANES 2u
 /* Candidates of a scan by code beyond k, however few a walk would have: fewer lose rows. */
 #define SCAN_EXTRA_MIN 16u
 /* Rescoring ends where a row would have to be off by so many standard deviations, and by more than all residuals seen lie
@@ -81,7 +81,7 @@ static uint32_t scan_candidates(const search_job *job) {
 
 /* Rows that are scanned while a walk scores two. */
 static uint32_t scanned_per_two_walked(const store *s) {
-    return store_walks_by(s) == WALK_BY_CODE ? SCANNED_PER_TWO_WALKED_CODE : SCANNED_PER_TWO_WALKED_EXACT;
+    return store_walks_by(s) == WALK_BY_CODE ? SCANNED_PER_TWO_WALKED_CODE : SCANNED_PER_TWO_WALKED_PLANES;
 }
 
 /* What a walk for the recent rows costs, in scanned rows; as it is for no rows or no graph, more than a scan. */

@@ -74,6 +74,12 @@ typedef struct kernel_table {
      * high + s * dim16.  The caller has fetched the rows. */
     void (*high_dot)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
     void (*high_l2)(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n, float *out);
+    /* The same with both planes, joined.  scales: one factor for each slot, with which a row's elements are multiplied first, each
+     * product rounded; NULL for none. */
+    void (*row_dot)(const float *q, const uint16_t *high, const uint16_t *low, size_t dim16, const uint32_t *slots,
+                    uint32_t n, float *out);
+    void (*row_l2)(const float *q, const uint16_t *high, const uint16_t *low, const float *scales, size_t dim16,
+                   const uint32_t *slots, uint32_t n, float *out);
 
     /* Turns x, dim64 float32, by a rotation that is the same for all: signs from a hash, and Walsh-Hadamard transforms. */
     void (*edge_rotate)(float *x, size_t dim64);

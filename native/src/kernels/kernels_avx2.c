@@ -235,27 +235,37 @@ static KERNEL_TARGET double exact_l2_avx2(const double *q, const uint16_t *high,
     return add_wide(sums);
 }
 
-/* ---- high planes ---- */
+/* ---- high planes, and both, in float32 ---- */
 
-/* Sums of `rows` rows: sums[r][0] has lanes 0 to 3 and 8 to 11, sums[r][1] 4 to 7 and 12 to 15, as unpacking has it. */
-KERNEL_PART void high_rows(__m256 sums[][2], const uint32_t rows, const bool l2, const float *q, const uint16_t *high,
-                           size_t dim16, const uint32_t *slots) {
-    const __m256i zero = _mm256_setzero_si256();
-    const uint16_t *row[GROUP_ROWS];
+/* Sixteen elements: out[0] has lanes 0 to 3 and 8 to 11, out[1] 4 to 7 and 12 to 15, as unpacking has it.  low: NULL for zeros. */
+KERNEL_PART void join_lanes(const uint16_t *high, const uint16_t *low, __m256 out[2]) {
+    const __m256i l = low ? load_block(low, 0) : _mm256_setzero_si256();
+    const __m256i h = _mm256_add_epi16(load_block(high, 0), _mm256_srai_epi16(l, 15)); /* as in join_wide */
+    out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(l, h));
+    out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(l, h));
+}
+
+/* Sums of `rows` rows, in lanes as join_lanes has them. */
+KERNEL_PART void float_rows(__m256 sums[][2], const uint32_t rows, const bool l2, const float *q, const uint16_t *high,
+                            const uint16_t *low, const float *scales, size_t dim16, const uint32_t *slots) {
+    const uint16_t *h[GROUP_ROWS], *l[GROUP_ROWS];
+    __m256 scale[GROUP_ROWS];
     for (uint32_t r = 0; r < rows; r++) {
-        row[r] = high + slots[r] * dim16;
+        h[r] = high + slots[r] * dim16;
+        l[r] = low ? low + slots[r] * dim16 : NULL;
+        if (scales) scale[r] = _mm256_set1_ps(scales[slots[r]]);
         sums[r][0] = sums[r][1] = _mm256_setzero_ps();
     }
     for (size_t i = 0; i < dim16; i += PLANE_LANES) {
         const __m256 a = _mm256_loadu_ps(q + i), b = _mm256_loadu_ps(q + i + 8);
         const __m256 q2[2] = {_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)};
         for (uint32_t r = 0; r < rows; r++) {
-            const __m256i bits = load_block(row[r] + i, 0);
-            const __m256 x[2] = {_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bits)),
-                                 _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bits))};
-            for (size_t h = 0; h < 2; h++) {
-                const __m256 d = l2 ? _mm256_sub_ps(q2[h], x[h]) : x[h];
-                sums[r][h] = _mm256_add_ps(sums[r][h], _mm256_mul_ps(l2 ? d : q2[h], d));
+            __m256 x[2];
+            join_lanes(h[r] + i, low ? l[r] + i : NULL, x);
+            for (size_t half = 0; half < 2; half++) {
+                if (scales) x[half] = _mm256_mul_ps(scale[r], x[half]);
+                const __m256 d = l2 ? _mm256_sub_ps(q2[half], x[half]) : x[half];
+                sums[r][half] = _mm256_add_ps(sums[r][half], _mm256_mul_ps(l2 ? d : q2[half], d));
             }
         }
     }
@@ -271,18 +281,18 @@ KERNEL_PART __m128 four_lanes(const __m256 sums[2]) {
 /* The third step, of two rows. */
 KERNEL_PART __m128 two_lanes(__m128 a, __m128 b) { return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)); }
 
-KERNEL_PART void high_avx2(const bool l2, const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots,
-                           uint32_t n, float *out) {
+KERNEL_PART void float_avx2(const bool l2, const float *q, const uint16_t *high, const uint16_t *low,
+                            const float *scales, size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
     __m256 s[GROUP_ROWS][2];
     uint32_t r = 0;
     for (; r + GROUP_ROWS <= n; r += GROUP_ROWS) {
-        high_rows(s, GROUP_ROWS, l2, q, high, dim16, slots + r);
+        float_rows(s, GROUP_ROWS, l2, q, high, low, scales, dim16, slots + r);
         const __m128 ab = two_lanes(four_lanes(s[0]), four_lanes(s[1]));
         const __m128 cd = two_lanes(four_lanes(s[2]), four_lanes(s[3]));
         _mm_storeu_ps(out + r, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
     }
     for (; r < n; r++) {
-        high_rows(s, 1, l2, q, high, dim16, slots + r);
+        float_rows(s, 1, l2, q, high, low, scales, dim16, slots + r);
         const __m128 two = two_lanes(four_lanes(s[0]), _mm_setzero_ps());
         out[r] = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
@@ -290,12 +300,23 @@ KERNEL_PART void high_avx2(const bool l2, const float *q, const uint16_t *high, 
 
 KERNEL_TARGET void high_dot_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
                                  float *out) {
-    high_avx2(false, q, high, dim16, slots, n, out);
+    float_avx2(false, q, high, NULL, NULL, dim16, slots, n, out);
 }
 
 KERNEL_TARGET void high_l2_avx2(const float *q, const uint16_t *high, size_t dim16, const uint32_t *slots, uint32_t n,
                                 float *out) {
-    high_avx2(true, q, high, dim16, slots, n, out);
+    float_avx2(true, q, high, NULL, NULL, dim16, slots, n, out);
+}
+
+KERNEL_TARGET void row_dot_avx2(const float *q, const uint16_t *high, const uint16_t *low, size_t dim16,
+                                const uint32_t *slots, uint32_t n, float *out) {
+    float_avx2(false, q, high, low, NULL, dim16, slots, n, out);
+}
+
+KERNEL_TARGET void row_l2_avx2(const float *q, const uint16_t *high, const uint16_t *low, const float *scales,
+                               size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
+    if (scales) float_avx2(true, q, high, low, scales, dim16, slots, n, out);
+    else float_avx2(true, q, high, low, NULL, dim16, slots, n, out);
 }
 
 #include "edge_avx2.h"
@@ -313,6 +334,8 @@ const kernel_table kernels_avx2 = {
     .code_decode = code_decode_avx2,
     .high_dot = high_dot_avx2,
     .high_l2 = high_l2_avx2,
+    .row_dot = row_dot_avx2,
+    .row_l2 = row_l2_avx2,
     .edge_rotate = edge_rotate_avx2,
     .edge_code = edge_code,
     .edge_prepare = edge_prepare_avx2,

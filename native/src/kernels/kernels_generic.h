@@ -173,6 +173,33 @@ static inline KERNEL_TARGET void high_l2(const float *q, const uint16_t *high, s
     }
 }
 
+static inline KERNEL_TARGET void row_dot(const float *q, const uint16_t *high, const uint16_t *low, size_t dim16,
+                                         const uint32_t *slots, uint32_t n, float *out) {
+    for (uint32_t r = 0; r < n; r++) {
+        const uint16_t *h = high + (size_t)slots[r] * dim16, *l = low + (size_t)slots[r] * dim16;
+        float lanes[PLANE_LANES] = {0};
+        for (size_t i = 0; i < dim16; i += PLANE_LANES)
+            for (size_t at = i; at < i + PLANE_LANES; at++) lanes[at - i] += q[at] * joined(h[at], l[at]);
+        out[r] = add_lanes_f32(lanes);
+    }
+}
+
+static inline KERNEL_TARGET void row_l2(const float *q, const uint16_t *high, const uint16_t *low, const float *scales,
+                                        size_t dim16, const uint32_t *slots, uint32_t n, float *out) {
+    for (uint32_t r = 0; r < n; r++) {
+        const uint16_t *h = high + (size_t)slots[r] * dim16, *l = low + (size_t)slots[r] * dim16;
+        const float scale = scales ? scales[slots[r]] : 1.0f; /* a product with 1 is exact */
+        float lanes[PLANE_LANES] = {0};
+        for (size_t i = 0; i < dim16; i += PLANE_LANES) {
+            for (size_t at = i; at < i + PLANE_LANES; at++) {
+                float d = q[at] - scale * joined(h[at], l[at]);
+                lanes[at - i] += d * d;
+            }
+        }
+        out[r] = add_lanes_f32(lanes);
+    }
+}
+
 static inline KERNEL_TARGET uint32_t merge(candidate *pool, uint32_t size, const float *distances,
                                            const uint32_t *nodes, uint32_t n) {
     uint32_t first = UINT32_MAX;
@@ -201,6 +228,8 @@ static inline KERNEL_TARGET uint32_t merge(candidate *pool, uint32_t size, const
         .code_decode = code_decode,      \
         .high_dot = high_dot,            \
         .high_l2 = high_l2,              \
+        .row_dot = row_dot,              \
+        .row_l2 = row_l2,                \
         .edge_rotate = edge_rotate,      \
         .edge_code = edge_code,          \
         .edge_prepare = edge_prepare,    \

@@ -15,6 +15,9 @@
 #define CODE_SPAN_SIGMA 2.7
 #define CODE_LEVELS 16
 #define CODE_MIDDLE ((CODE_LEVELS - 1) / 2.0)
+/* Of shorter or longer rows their halves, or 1 / norm, are denormal or do not fit into a float32. */
+#define INV_NORM_MIN 0x1p-100f
+#define INV_NORM_MAX 0x1p100f
 #define TRAIN_ROWS_PER_BLOCK 4096u
 #define ENCODE_ROWS_PER_ITEM 256u
 
@@ -225,17 +228,23 @@ void scorer_set_vector(scorer *q, const float *x) {
     prepare_codes(q);
 }
 
-static void set_exact(scorer *q, uint32_t slot) {
-    float x[FVDB_DIM_MAX];
-    store_get(q->s, slot, x);
-    scorer_set_vector(q, x);
+/* As scorer_set_vector does, but for codes. */
+static void set_row(scorer *q, uint32_t slot) {
+    const store *s = q->s;
+    double dot;
+    store_get(s, slot, q->x);
+    for (uint32_t d = 0; d < s->dim; d++) q->wide[d] = (double)q->x[d];
+    s->kernels->exact_dot(q->wide, store_high(s, slot), store_low(s, slot), 0, s->dim16, &dot, &q->exact_norm2);
+    if (s->metric != FVDB_METRIC_COSINE) return;
+    double inv = 1.0 / sqrt(q->exact_norm2);
+    for (uint32_t d = 0; d < s->dim; d++) q->x[d] = (float)(q->wide[d] * inv);
 }
 
 void scorer_set_slot(scorer *q, uint32_t slot) {
     const store *s = q->s;
     q->by = store_walks_by(s);
-    if (q->by == WALK_BY_EXACT) {
-        set_exact(q, slot);
+    if (q->by == WALK_BY_ROW) {
+        set_row(q, slot);
         return;
     }
     if (q->by == WALK_BY_CODE) {
@@ -290,8 +299,21 @@ void scorer_high(const scorer *q, const uint32_t *slots, uint32_t n, float *out)
     for (uint32_t i = 0; i < n; i++) out[i] = orderable(cosine ? 1.0f - out[i] * inv_norm[slots[i]] : -out[i]);
 }
 
-static void score_exact(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    for (uint32_t i = 0; i < n; i++) out[i] = orderable((float)walk_units(q->s, scorer_exact(q, slots[i])));
+/* Under cosine by the difference of rows of length 1: where rows are far from the origin and near each other, 1 less a product
+ * would have nothing left of what tells them apart.  What does not fit into a float32 on its way is scored exactly. */
+static void score_rows(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
+    const store *s = q->s;
+    const uint16_t *high = (const uint16_t *)s->high.base, *low = (const uint16_t *)s->low.base;
+    const float *inv_norm = s->metric == FVDB_METRIC_COSINE ? (const float *)s->inv_norm.base : NULL;
+    if (s->metric == FVDB_METRIC_DOT) s->kernels->row_dot(q->x, high, low, s->dim16, slots, n, out);
+    else s->kernels->row_l2(q->x, high, low, inv_norm, s->dim16, slots, n, out);
+    const float factor = inv_norm ? 0.5f : s->metric == FVDB_METRIC_DOT ? -1.0f : 1.0f;
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] *= factor;
+        const bool scaled = !inv_norm || (inv_norm[slots[i]] >= INV_NORM_MIN && inv_norm[slots[i]] <= INV_NORM_MAX);
+        if (scaled && fabsf(out[i]) <= FLT_MAX) continue;
+        out[i] = orderable((float)walk_units(s, scorer_exact(q, slots[i])));
+    }
 }
 
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
@@ -300,7 +322,7 @@ void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, floa
 }
 
 void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    if (q->by == WALK_BY_EXACT) score_exact(q, slots, n, out);
+    if (q->by == WALK_BY_ROW) score_rows(q, slots, n, out);
     else scorer_approximate(q, slots, n, out);
 }
 
@@ -335,9 +357,6 @@ double scorer_exact_halves(const scorer *q, const uint16_t *high, const uint16_t
 #define ROUNDINGS_BESIDE 16u
 /* Half of the last bit of a bfloat16, and what rounding adds. */
 #define HIGH_LOST 0x1.04p-8
-/* Of shorter or longer rows their halves, or 1 / norm, are denormal or do not fit into a float32. */
-#define INV_NORM_MIN 0x1p-100f
-#define INV_NORM_MAX 0x1p100f
 
 /* w = x * step, as code_prepare sees it, was rounded to scale * q, and what was lost is multiplied by the row's levels.
  * Counted from their middle, a half is known: shift.  The rest is at most the largest distance of a level from the middle

@@ -240,14 +240,14 @@ uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads);
 
 /* ---- codes.c: distances ---- */
 
-/* What walk distances are made of: 4-bit codes by default, high planes under memory="compact", both planes where these
- * are too coarse. */
-typedef enum walk_distance { WALK_BY_CODE, WALK_BY_HIGH, WALK_BY_EXACT } walk_distance;
+/* What walk distances are made of: 4-bit codes by default, high planes under memory="compact", both planes, summed in float32,
+ * where these are too coarse. */
+typedef enum walk_distance { WALK_BY_CODE, WALK_BY_HIGH, WALK_BY_ROW } walk_distance;
 static inline walk_distance store_approximate(const store *s) {
     return store_has_codes(s) ? WALK_BY_CODE : WALK_BY_HIGH;
 }
 static inline walk_distance store_walks_by(const store *s) {
-    return s->book.coarse ? WALK_BY_EXACT : store_approximate(s);
+    return s->book.coarse ? WALK_BY_ROW : store_approximate(s);
 }
 
 /* A query prepared for walk distances, which are cosine distance, squared Euclidean distance or negative inner product. */
@@ -276,7 +276,7 @@ static inline void scorer_prefetch_by(const scorer *q, walk_distance by, uint32_
         return;
     }
     prefetch_bytes(store_high(s, slot), plane);
-    if (by == WALK_BY_EXACT) prefetch_bytes(store_low(s, slot), plane);
+    if (by == WALK_BY_ROW) prefetch_bytes(store_low(s, slot), plane);
 }
 static inline void scorer_prefetch(const scorer *q, uint32_t slot) { scorer_prefetch_by(q, q->by, slot); }
 /* Distances of rows that were prefetched. */
