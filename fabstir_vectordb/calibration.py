@@ -44,7 +44,7 @@ _NEAR: Final = 32
 # The ladder of ef: its step, and where it ends: a walk takes about as long as a scan, so few are missed that a sample
 # says no more, or two steps have helped by less than a tenth (codes can lose rows that no candidates bring back).
 _STEP: Final = 1.7
-_ROWS_PER_EF: Final = 64
+_ROWS_PER_EF: Final = 40
 _MISSED_LEAST: Final = 0.001
 _MISSED_FEW: Final = 0.002
 _STANDSTILL: Final = 0.9
@@ -335,8 +335,8 @@ def _comparable(metric: str, vectors: Float32Array) -> Float64Array:
 def _curve(asked: Asked, k: int, ef_most: float) -> Curve:
     efs: list[int] = []
     missed: list[float] = []
-    step = float(k)
-    while step <= ef_most:
+    step, last = float(k), min(ef_most, EF_MAX)
+    while step <= last:
         share = asked.missed(k, round(step))
         if share is None:
             break
@@ -345,5 +345,7 @@ def _curve(asked: Asked, k: int, ef_most: float) -> Curve:
         missed.append(min([*missed[-1:], share]))
         if missed[-1] <= _MISSED_LEAST or (len(missed) > 2 and missed[-1] > _STANDSTILL * missed[-3]):
             break
-        step *= _STEP
+        if round(step) >= math.floor(last):
+            break
+        step = min(step * _STEP, last)
     return Curve(k, tuple(efs), tuple(missed))

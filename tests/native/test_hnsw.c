@@ -91,6 +91,51 @@ static void test_the_graph_holds_its_invariants(void) {
     }
 }
 
+enum { CLUSTERS = 40 };
+static uint32_t cluster_of(uint32_t row) { return mix64(row) % CLUSTERS; }
+
+/* Rows with a link of level 0 to another cluster.  rows: what number a slot's row had when it was added. */
+static uint32_t count_leading_away(const hnsw *g, const uint32_t *rows) {
+    uint32_t links[HNSW_M0_MAX], found = 0;
+    for (uint32_t slot = 0; slot < g->n; slot++) {
+        const uint32_t n = hnsw_links(g, 0, slot, links);
+        bool away = false;
+        for (uint32_t i = 0; i < n; i++) away |= cluster_of(rows[links[i]]) != cluster_of(rows[slot]);
+        found += away;
+    }
+    return found;
+}
+
+/* No row of a tight cluster has one of another among its nearest: one of its links leads anywhere. */
+static void test_links_lead_from_cluster_to_cluster(void) {
+    enum { N = 8000, DIM = 24 };
+    fvdb_config config = {DIM, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 8, 60, 2, 1};
+    fvdb_index *index;
+    CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
+    test_rows t = make_rows(N, DIM, "row", 0, 3);
+    for (uint32_t i = 0; i < N; i++)
+        for (uint32_t d = 0; d < DIM; d++) {
+            const float centre = (float)(mix64(cluster_of(i) * DIM + d) % 2001) / 100 - 10;
+            t.vectors[(size_t)i * DIM + d] = centre + 0.01f * t.vectors[(size_t)i * DIM + d];
+        }
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+    CHECK(index->store.book.coarse);
+    check_graph(&index->graph);
+    uint32_t *rows = malloc(N * sizeof *rows), *map = malloc(N * sizeof *map);
+    for (uint32_t i = 0; i < N; i++) rows[i] = i;
+    CHECK(count_leading_away(&index->graph, rows) > N - N / 20); /* one in CLUSTERS is drawn from its own */
+    for (uint32_t i = 0; i < N; i += 5) CHECK(fvdb_delete(index, t.ids, t.offsets + i, 1, 0, t.slots, NULL) == FVDB_OK);
+    CHECK(fvdb_vacuum(index, map, N, NULL, NULL) == FVDB_OK);
+    for (uint32_t i = 0; i < N; i++)
+        if (map[i] != FVDB_NO_SLOT) rows[map[i]] = i;
+    check_graph(&index->graph);
+    CHECK(count_leading_away(&index->graph, rows) > index->graph.n - index->graph.n / 10);
+    free(map);
+    free(rows);
+    fvdb_free(index);
+    free_rows(&t);
+}
+
 /* More equal rows than ef_construction can crowd others out of each other's links; docs/tuning.md says so. */
 static void test_equal_rows_do_not_hide_others(void) {
     enum { N = 3000, DIM = 12, STEP = 40 };
@@ -117,6 +162,7 @@ int main(void) {
     RUN(test_packed_links_keep_their_values_when_widened);
     RUN(test_levels_are_geometric);
     RUN(test_the_graph_holds_its_invariants);
+    RUN(test_links_lead_from_cluster_to_cluster);
     RUN(test_equal_rows_do_not_hide_others);
     return check_done();
 }

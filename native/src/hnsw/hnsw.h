@@ -246,6 +246,15 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, search_scratch *const *sc
 /* Links all rows anew on level 0, knowing the whole graph. */
 fvdb_status hnsw_refine(hnsw *g, store *s, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
                         const progress_range *range, fvdb_diag *diag);
+/* Where walks go by rows: adds a link of a row (on level 0) to one drawn from a hash of its slot among the first `linked` rows
+ * of the graph, which leads anywhere; HNSW_FAR_LINKS of the cells are kept free for it.  map: rows that it sends to
+ * FVDB_NO_SLOT are not drawn; NULL for none.  Returns how many links there are then. */
+uint32_t hnsw_add_far(const hnsw *g, const store *s, uint32_t slot, uint32_t linked, const uint32_t *map,
+                      uint32_t *links, uint32_t n);
+#define HNSW_FAR_LINKS 1u
+static inline uint32_t hnsw_far_links(const store *s, uint32_t level) {
+    return level == 0 && store_walks_by(s) == WALK_BY_ROW ? HNSW_FAR_LINKS : 0;
+}
 /* Most bytes that linking so many rows, and linking all rows anew, take beside the graph, scratch and undo. */
 uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows);
 uint64_t hnsw_refine_scratch(uint32_t M, uint32_t linked);

@@ -12,10 +12,12 @@
  * graph, and takes up to 2M links by Alg. 4 with slack: a candidate is dropped only where a kept row is nearer to it by
  * more than the slack.  Walks then need a tenth fewer distances and a third fewer steps (docs/decisions/0012).
  *
- * Where codes say nothing and walks go by exact distances, rows hide each other: a few of them are nearer to most rows than
+ * Where codes say nothing and walks go by rows, rows hide each other: a few of them are nearer to most rows than
  * these are to each other, or clusters are far apart.  Alg. 4 then leaves rows that no link leads to.  So there it fills
  * the links that it leaves free with the nearest it dropped, as the paper's option "keepPrunedConnections" does, and
- * the second pass keeps some links of the first, which were made when the graph was small and lead far (docs/decisions/0039). */
+ * the second pass keeps some links of the first, which were made when the graph was small and lead far (docs/decisions/0039).
+ * One link of a row leads to a row drawn by a hash: a walk that has filled its pool with the wrong cluster comes by rows of all
+ * others (docs/decisions/0045). */
 #include "hnsw.h"
 
 #define SCORE_CHUNK 64u
@@ -32,6 +34,8 @@
 #define REFINE_SLACK 1.1f
 /* One in so many links of a row is kept from the first pass where links are filled. */
 #define LONG_LINKS_SHARE 4u
+/* Draws of a row that a far link may lead to. */
+#define FAR_DRAWS 4u
 /* The second pass looks for fewer candidates: half as many give the same links. */
 #define REFINE_EF(ef_construction) ((ef_construction) / 2 + 1)
 
@@ -204,6 +208,27 @@ uint32_t hnsw_select(search_scratch *w, uint32_t level, uint32_t slot, uint32_t 
     return n;
 }
 
+/* ---- far links ---- */
+
+static bool has_link(const uint32_t *links, uint32_t n, uint32_t link) {
+    bool found = false;
+    for (uint32_t i = 0; i < n; i++) found |= links[i] == link;
+    return found;
+}
+
+uint32_t hnsw_add_far(const hnsw *g, const store *s, uint32_t slot, uint32_t linked, const uint32_t *map,
+                      uint32_t *links, uint32_t n) {
+    if (linked == 0 || hnsw_far_links(s, 0) == 0) return n;
+    for (uint32_t draw = 0; draw < FAR_DRAWS; draw++) {
+        const uint32_t far = g->first + (uint32_t)(mix64((uint64_t)slot * FAR_DRAWS + draw) % linked);
+        const bool goes = map && map[far] == FVDB_NO_SLOT;
+        if (far == slot || goes || store_is_vectorless(s, far) || has_link(links, n, far)) continue;
+        links[n++] = far;
+        break;
+    }
+    return n;
+}
+
 /* ---- a batch ---- */
 
 typedef struct batch {
@@ -277,14 +302,9 @@ static void link_row(void *context, uint32_t worker, uint32_t item) {
         }
         offer_peers(b, w, level, row);
         uint32_t n = hnsw_select(w, level, row, g->M, 1, links);
+        if (level == 0) n = hnsw_add_far(g, b->s, row, b->first - g->first, NULL, links, n);
         hnsw_set_links(g, level, level ? u : row, links, n);
     }
-}
-
-static bool has_link(const uint32_t *links, uint32_t n, uint32_t link) {
-    bool found = false;
-    for (uint32_t i = 0; i < n; i++) found |= links[i] == link;
-    return found;
 }
 
 /* Drops the edges whose source is among the links already; returns how many are left. */
@@ -336,8 +356,9 @@ static void merge_target(void *context, uint32_t worker, uint32_t item) {
     }
     uint32_t old[HNSW_M0_MAX], n_old = n;
     memcpy(old, links, n_old * sizeof *old);
-    n = hnsw_select(w, level, slot, room - b->long_links, b->slack, links);
+    n = hnsw_select(w, level, slot, room - b->long_links - hnsw_far_links(b->s, level), b->slack, links);
     n = add_last(links, n, old, n_old, b->long_links);
+    if (level == 0) n = hnsw_add_far(g, b->s, slot, hnsw_rows(g), NULL, links, n);
     hnsw_set_links(g, level, target, links, n);
 }
 
@@ -418,7 +439,7 @@ static fvdb_status reserve_scratch(search_scratch *const *scratch, const thread_
 
 uint64_t hnsw_link_scratch(uint32_t M, uint64_t rows) {
     if (rows > HNSW_BATCH) rows = HNSW_BATCH;
-    return rows * sizeof(uint32_t) + edges_bytes(rows * M);
+    return rows * sizeof(uint32_t) + edges_bytes(rows * (M + HNSW_FAR_LINKS));
 }
 
 fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, search_scratch *const *scratch, thread_pool *c, hnsw_undo *undo,
@@ -426,7 +447,8 @@ fvdb_status hnsw_link(hnsw *g, store *s, uint32_t end, search_scratch *const *sc
     uint32_t start = g->n, rows = min_u32(HNSW_BATCH, end - start);
     batch b = {.g = g, .s = s, .scratch = scratch, .slack = 1};
     b.upper = mem_alloc_array(rows, sizeof *b.upper);
-    fvdb_status status = b.upper && reserve_edges(&b, (size_t)rows * g->M) ? FVDB_OK : FAIL_MEMORY(diag);
+    fvdb_status status =
+        b.upper && reserve_edges(&b, (size_t)rows * (g->M + HNSW_FAR_LINKS)) ? FVDB_OK : FAIL_MEMORY(diag);
     if (status == FVDB_OK) status = reserve_scratch(scratch, c, end, g->ef_construction, diag);
     while (status == FVDB_OK && g->n < end) {
         if (control_cancelled(range->control)) {
@@ -498,8 +520,9 @@ static void find_links(void *context, uint32_t worker, uint32_t place) {
     for (uint32_t i = 0; i < n; i++)
         if (scratch_mark(w, links[i])) scratch_offer(w, distances[i], links[i], REFINE_EF(g->ef_construction) + g->M0);
     uint32_t *out = links_of(r, item), long_links = r->b.long_links;
-    out[0] = hnsw_select(w, 0, row, g->M0 - long_links, r->b.slack, out + 1);
+    out[0] = hnsw_select(w, 0, row, g->M0 - long_links - hnsw_far_links(r->b.s, 0), r->b.slack, out + 1);
     out[0] = add_last(out + 1, out[0], links, n, long_links);
+    out[0] = hnsw_add_far(g, r->b.s, row, hnsw_rows(g), NULL, out + 1, out[0]);
 }
 
 static fvdb_status refine_batch(refining *r, thread_pool *c, hnsw_undo *undo, fvdb_diag *diag) {

@@ -69,7 +69,8 @@ static void repair_node(repair *r, search_scratch *w, uint32_t level, uint32_t n
                 if (w->pool[i].node != node && !goes(r, 0, w->pool[i].node)) w->pool[kept++] = w->pool[i];
             w->pool_n = kept;
         }
-        n = hnsw_select(w, level, hnsw_node_slot(g, level, node), room, 1, links);
+        n = hnsw_select(w, level, hnsw_node_slot(g, level, node), room - hnsw_far_links(r->s, level), 1, links);
+        if (level == 0) n = hnsw_add_far(g, r->s, node, hnsw_rows(g), r->map, links, n);
     } else {
         n = hnsw_links(g, level, node, links);
     }

@@ -3,7 +3,7 @@
  * Codes of 4 bits cut each dimension by the spread of all rows.  Where rows lie in clusters far narrower than that, or one
  * dimension outweighs the others, the neighbours of a row share one code, and a walk on codes finds any of them: 0.05 of
  * the ten nearest where 0.95 is wanted.  High halves fail likewise where rows lie far from the origin and near each other.
- * No number of candidates helps then: such an index links and walks by exact distances.  Bit codes say less; where they
+ * No number of candidates helps then: such an index links and walks by rows.  Bit codes say less; where they
  * say too little, a version is not searched before all of it is fetched.
  *
  * For rows spread over all, the ten nearest by exact distance are looked up by code.  A neighbour is lost when more farther
@@ -14,12 +14,16 @@
 #include <float.h>
 
 #define NEAR 10u
-/* Candidates of a walk of default length. */
-#define CANDIDATES 64u
-/* Lost neighbours, as a share of all, from which on exact walks are worth their price: a walk that scores all candidates
- * exactly makes good for less (sentence embeddings lose none; LSA 0.02, tight clusters 0.9). */
-#define LOST_SHARE_MAX 0.1
+/* Candidates among which a neighbour is looked for.  A walk of default length has four times as many, but there can be eight
+ * times as many rows until the next training: 1,024 rows of 50 tight clusters lose 0.37 of their neighbours, of 64 candidates
+ * none, and 8,192 rows nearly all. */
+#define CANDIDATES 16u
+/* Lost neighbours, as a share of all, from which on walks by rows are worth their price: a walk that scores its candidates
+ * exactly makes good for less (docs/decisions/0045: of 8,192 rows sentence embeddings lose none, zeros and ones 0.05 to 0.18, heavy tails
+ * 0.34 to 0.96). */
+#define LOST_SHARE_MAX 0.2
 /* The same of bit codes, whose candidates stand for the parts they are in (sentence embeddings lose 0.01). */
+#define BITS_CANDIDATES 64u
 #define BITS_LOST_SHARE_MAX 0.05
 #define JUDGED_ROWS 1024u
 /* Rows that are asked for: judging takes some 2 % of the time of linking.  Half as many refused bit codes that lose 0.02 of
@@ -130,14 +134,14 @@ static void count_before(void *context, uint32_t worker, uint32_t block) {
 }
 
 /* The share of the nearest that so many candidates by code would lose. */
-static double lost_share(const judge *j, uint32_t way) {
+static double lost_share(const judge *j, uint32_t way, uint32_t candidates) {
     uint32_t lost = 0, all = 0;
     for (uint32_t i = 0; i < j->n_asked; i++) {
         for (uint32_t h = 0; h < j->asked[i].n; h++, all++) {
             uint64_t before = 0;
             for (uint32_t block = 0; block < blocks_of(j->n); block++)
                 before += j->before[(((size_t)block * j->n_asked + i) * WAYS + way) * NEAR + h];
-            lost += before + NEAR > CANDIDATES;
+            lost += before + NEAR > candidates;
         }
     }
     return all ? (double)lost / all : 0;
@@ -207,8 +211,8 @@ fvdb_status codes_judge(store *s, uint32_t n, thread_pool *c, fvdb_diag *diag) {
         thread_pool_run(c, find_near, j, blocks_of(n));
         merge_near(j);
         thread_pool_run(c, count_before, j, blocks_of(n));
-        s->book.coarse = lost_share(j, BY_WALK) > LOST_SHARE_MAX;
-        s->book.bits_serve = lost_share(j, BY_BITS) <= BITS_LOST_SHARE_MAX;
+        s->book.coarse = lost_share(j, BY_WALK, CANDIDATES) > LOST_SHARE_MAX;
+        s->book.bits_serve = lost_share(j, BY_BITS, BITS_CANDIDATES) <= BITS_LOST_SHARE_MAX;
     }
     release(j);
     return status == FVDB_OK ? FVDB_OK : FAIL_MEMORY(diag);

@@ -88,7 +88,7 @@ size_t timestamps_resident(const timestamps *t);
 typedef struct codebook {
     float *lo, *step, *inv_step; /* dim64 each, zero-padded, one allocation at lo; NULL while untrained */
     uint32_t trained_rows;       /* rows it was trained on; 0: untrained */
-    bool coarse;                 /* walk distances tell neighbours apart too badly: links and walks go by exact ones */
+    bool coarse;                 /* codes or high halves tell neighbours apart too badly: links and walks go by rows */
     bool bits_serve;             /* bit codes were found to tell them apart */
 } codebook;
 
@@ -241,13 +241,13 @@ uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads);
 /* ---- codes.c: distances ---- */
 
 /* What walk distances are made of: 4-bit codes by default, high planes under memory="compact", both planes, summed in float32,
- * where these are too coarse. */
+ * where these are too coarse, or the row is no longer than its padded code. */
 typedef enum walk_distance { WALK_BY_CODE, WALK_BY_HIGH, WALK_BY_ROW } walk_distance;
 static inline walk_distance store_approximate(const store *s) {
     return store_has_codes(s) ? WALK_BY_CODE : WALK_BY_HIGH;
 }
 static inline walk_distance store_walks_by(const store *s) {
-    return s->book.coarse ? WALK_BY_ROW : store_approximate(s);
+    return s->book.coarse || s->dim <= PLANE_LANES ? WALK_BY_ROW : store_approximate(s);
 }
 
 /* A query prepared for walk distances, which are cosine distance, squared Euclidean distance or negative inner product. */
