@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 KERNELS = ("avx512", "avx2", "neon", "scalar")
 UNUSABLE = "FVDB_KERNELS"
 
-# Saves and deletes the same rows once for each memory setting and number of threads, in stores of both kinds; prints the CIDs.
+# Saves and deletes the same rows once for each memory setting and number of threads, in stores of both kinds; prints
+# the CIDs.
 SCRIPT = """
 import json, sys, tempfile, pathlib, uuid, anyio
 sys.path.insert(0, sys.argv[1])
