@@ -26,7 +26,7 @@ EXTRAS: Final = {
     "otel": ("opentelemetry-api>=1.27",),
     "plot": ("matplotlib>=3.9",),
     "portal": ("starlette>=0.40", "uvicorn>=0.46", "wsproto>=1.2"),
-    "ray": ("ray>=2.60",),
+    "ray": ("ray[data]>=2.60",),
     "sentence-transformers": ("sentence-transformers>=5",),
     "text": ("PyStemmer>=3", "stop-words>=2025.11"),
     "txtai": ("txtai>=9",),
