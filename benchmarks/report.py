@@ -22,7 +22,7 @@ from harness.registry import ENGINES, LISTS, OURS, TITLES
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = Path("docs", "img")
-MARKED = re.compile(r"(<!-- benchmarks: (?!end)([a-z-]+) -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- benchmarks: (?!end)([a-z0-9-]+) -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
 CHART_RECALL = 0.8
 TITLES_OF_LISTS = {name: entry.title for name, entry in LISTS.items()}
 
@@ -126,13 +126,20 @@ def _fastest_first(summary: Result) -> list[tuple[str, Result]]:
 
 def search_single(results: Results) -> str:
     result = results["compare_search"]
+    picture = "![recall against QPS, one query a call](img/search-single.svg)"
+    return f"{conditions(result)}\n\n{picture}\n\n{_single(result)}"
+
+
+def search_single_avx2(results: Results) -> str:
+    """The same with kernels of AVX2, without a picture."""
+    result = results["avx2/compare_search"]
+    return f"{conditions(result)}\n\n{_single(result)}"
+
+
+def _single(result: Result) -> str:
     head = ["one query a call, one core", *(f"QPS at {recall}" for recall in RECALLS)]
     head += [f"ours ÷ it at {recall}" for recall in RECALLS] + ["p50 µs", "p99 µs"]
-    return (
-        f"{conditions(result)}\n\n![recall against QPS, one query a call](img/search-single.svg)\n\n"
-        + table(head, search_rows(result["summary"]["single-1"], latency=True))
-        + absent(result)
-    )
+    return table(head, search_rows(result["summary"]["single-1"], latency=True)) + absent(result)
 
 
 def search_batch(results: Results) -> str:
@@ -362,7 +369,15 @@ def _speed(found: Result, engine: str) -> list[str]:
 
 def filters(results: Results) -> str:
     """Searches with filters, and the time to evaluate a filter."""
-    result = results["bench_filter"]
+    return _filters(results["bench_filter"])
+
+
+def filters_avx2(results: Results) -> str:
+    """The same with kernels of AVX2."""
+    return _filters(results["avx2/bench_filter"])
+
+
+def _filters(result: Result) -> str:
     summary = result["summary"]
     rows, costs = [], []
     for case in summary.values():
@@ -519,6 +534,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "readme": (readme, ("compare_search",)),
     "versions": (versions, ()),
     "search-single": (search_single, ("compare_search",)),
+    "search-single-avx2": (search_single_avx2, ("avx2/compare_search",)),
     "search-batch": (search_batch, ("compare_search",)),
     "build": (build, ("compare_build",)),
     "memory": (memory, ("compare_build",)),
@@ -533,6 +549,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "lists": (lists, ("compare_lists",)),
     "damage": (damage, ("bench_damage",)),
     "filters": (filters, ("bench_filter",)),
+    "filters-avx2": (filters_avx2, ("avx2/bench_filter",)),
     "columns": (columns, ("bench_columns",)),
     "kinds": (kinds, ("bench_kinds",)),
 }
@@ -585,9 +602,14 @@ def growth_chart(sizes: Result) -> str:
 
 
 def load_results(folder: Path = RESULTS) -> Results:
-    """The result files of a folder, by benchmark."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
-    return {result["benchmark"]: result for result in found if result["summary"]}
+    """The result files of a folder by benchmark, and those of its subfolders as "subfolder/benchmark"."""
+    found = {}
+    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["summary"]:
+            where = "" if path.parent == folder else f"{path.parent.name}/"
+            found[where + result["benchmark"]] = result
+    return found
 
 
 def render(text: str, results: Results) -> str:
