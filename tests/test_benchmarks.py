@@ -345,15 +345,30 @@ def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     assert "5,000 rows × 4 dimensions; A Processor, 2 cores, scalar kernels; 3 rounds." in block
     assert "| hnswlib | 2 | – | **2.00** (1.00 – 4.00) | – |" in block
     assert "777 QPS at recall 0.995" in block
-    full = bench.render((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), made_up_results())
+    made_up = made_up_results()
+    results = made_up | {f"avx2/{name}": made_up[name] for name in ("compare_search", "bench_filter")}
+    full = bench.render((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), results)
     assert "Not measured: SVS, Vamana, float16 (not installed: pip install scalable-vs)." in full
     assert "Failed: zvec, HNSW, 8 bits: it broke." in full
     assert "| 500 | fabstir_vectordb | 8,000 | 1 | 8,000 | 1 | 1 |" in full
     assert "| 500 | hnswlib | – | – | – | – | 0.9 |" in full
     assert "| 500 | 300 | 0.4 | 5 |" in full
     assert "| ScaNN, 2 √n, SOAR | 4 | 4 | 4 | **4.00** (2.00 – 8.00) |" in full
+    for name in ("search-single", "filters"):
+        block, other = (full.split(f"<!-- benchmarks: {of} -->")[1].split("<!--")[0] for of in (name, f"{name}-avx2"))
+        assert other.splitlines()[-3:] == block.splitlines()[-3:]
     assert full.count("Not measured yet.") == 12
-    assert bench.render(full, made_up_results()) == full
+    assert bench.render(full, results) == full
+
+
+def test_results_of_a_subfolder_stand_beside_the_others(bench: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "avx2").mkdir()
+    for place, kernels in (("a.json", "avx512"), ("avx2/a.json", "avx2"), ("avx2/b.json", "avx2")):
+        name = Path(place).stem
+        result = {"benchmark": name, "kernels": kernels, "summary": {} if name == "b" else {"ours": 1}}
+        (tmp_path / place).write_text(json.dumps(result), encoding="utf-8")
+    found = bench.load_results(tmp_path)
+    assert {name: result["kernels"] for name, result in found.items()} == {"a": "avx512", "avx2/a": "avx2"}
 
 
 def test_pictures_are_whole_and_the_same_every_time(bench: ModuleType) -> None:
