@@ -158,14 +158,41 @@ def test_the_default_finds_the_nearest_on_other_data_than_sentences(kind: str, m
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric"), [("tight clusters", "dot"), pytest.param("heavy tails", "cosine", marks=pytest.mark.long)]
+    ("kind", "metric"),
+    [
+        ("tight clusters", "dot"),
+        ("one dominating dimension", "dot"),
+        *(
+            pytest.param(kind, metric, marks=pytest.mark.long)
+            for kind, metric in [
+                ("heavy tails", "cosine"),
+                ("heavy tails", "dot"),
+                ("tight clusters", "cosine"),
+                ("tight clusters", "l2"),
+                ("one dominating dimension", "l2"),
+                ("eight dimensions", "cosine"),
+                ("eight dimensions", "l2"),
+                ("eight dimensions", "dot"),
+                ("wide norms", "dot"),
+            ]
+        ),
+    ],
 )
 def test_the_default_walks_where_a_graph_finds_the_nearest(kind: str, metric: str) -> None:
-    """No scan: rows that hide each other keep links to them, and ten neighbours are judged apart from a hundred."""
+    """No scan: rows that hide each other keep links to them, one of a row's links leads anywhere, and ten neighbours
+    are judged apart from a hundred."""
     with holding(kind, metric, 12_000) as (session, queries, far):
         assert session.get_stats().default_search == "usual"
         assert session.search(queries[0], 10).plan == "graph"
         check(session, queries, far, f"{kind}, {metric}")
+
+
+@pytest.mark.long
+def test_the_default_walks_with_more_candidates_where_these_find_the_nearest() -> None:
+    with holding("heavy tails", "l2", 12_000) as (session, queries, far):
+        assert session.get_stats().default_search == "wider"
+        assert session.search(queries[0], 10).plan == "graph"
+        check(session, queries, far, "heavy tails, l2")
 
 
 @pytest.mark.parametrize("memory", ["fast", "default", "compact"])
