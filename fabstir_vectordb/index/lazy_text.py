@@ -86,7 +86,7 @@ class LazyText:
                 return lacking
             if wanted:
                 self._take(wanted, gathered)
-                return self.missing(queries, request, gathered)  # words are known now, and need postings
+                return self.missing(queries, request, gathered, chosen)  # words are known now, and need postings
             if request.group_by is not None:
                 return NOTHING
             for place, terms in enumerate(asked):

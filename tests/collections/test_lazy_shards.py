@@ -213,6 +213,9 @@ async def test_answers_are_those_of_any_engine(stored: Path) -> None:
     assert {"nearest", "chosen", "search"} == set(pickling.tasks)
 
 
+POOLED: list[dict[str, Any]] = [{}, {"text": "+river stone"}, {"group_by": "of", "group_size": 2}]
+
+
 @pytest.mark.long
 async def test_a_pool_of_processes_gives_the_same_answers(stored: Path) -> None:
     queries = near_rows(20, 4)
@@ -221,7 +224,13 @@ async def test_a_pool_of_processes_gives_the_same_answers(stored: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=context, initializer=load_small_versions_lazily) as pool:
         for engine in (None, over(pool)):
             async with await Collection.open(settings(stored), become_whole=False, engine=engine) as many:
-                answers.append([seen(await many.search(query, K, threshold=None)) for query in queries])
+                answers.append(
+                    [
+                        seen(await many.search(query, K, threshold=None, **options))
+                        for query in queries
+                        for options in POOLED
+                    ]
+                )
     assert answers[0] == answers[1]
 
 
@@ -246,9 +255,13 @@ async def test_a_shard_in_memory_answers_at_once_and_counts_as_a_candidate(store
             assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= K - 1
         grouped: dict[str, Any] = {"group_by": "of", "group_size": 3, "threshold": None}
         best = await many.search_batch(queries, 4, ef_search=200, **grouped)
+        said: dict[str, Any] = {"text": "harbour stone"}
+        both = await many.search_batch(queries, K, ef_search=200, **said)
         assert sorted(index.is_whole for index in indexes()) == [False, True]
         for groups, expected in zip(best, await many.search_batch(queries, 4, exact=True, **grouped), strict=True):
             assert len({hit.id for hit in groups} & {hit.id for hit in expected}) >= 11
+        for hits, expected in zip(both, await many.search_batch(queries, K, exact=True, **said), strict=True):
+            assert len({hit.id for hit in hits} & {hit.id for hit in expected}) >= K - 1
 
 
 async def test_a_shard_that_is_lost_between_the_rounds_leaves_its_place_to_the_others(
