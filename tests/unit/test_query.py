@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fabstir_vectordb import InvalidInputError
+from fabstir_vectordb._native.words import terms as words_of
 from fabstir_vectordb.text.query import QUERY_CHARS_MAX, Clause, parse_query
 
 
@@ -61,6 +62,11 @@ def test_every_text_is_a_query_that_keeps_its_words(text: str) -> None:
 @given(st.lists(st.from_regex(r"[a-z]{1,5}", fullmatch=True), min_size=1, max_size=6))
 def test_words_are_one_clause(words: list[str]) -> None:
     assert parse_query(" ".join(words)).clauses == (Clause(" ".join(words), "words", "may"),)
+
+
+def test_a_number_with_narrow_spaces_is_the_word_that_rows_have() -> None:
+    assert parse_query("  100\u202f000 \n").clauses == (Clause("100\u202f000", "words", "may"),)
+    assert words_of("100\u202f000") == ["100 000"]
 
 
 def test_a_query_is_bounded() -> None:

@@ -318,9 +318,9 @@ def test_long_postings_over_many_blocks() -> None:
 def test_all_ways_through_windows_give_the_scores_of_single_rows() -> None:
     """Lists of all densities, in several windows: each window takes and looks into them in its own way."""
     rng = np.random.default_rng(SEED)
-    rows, shares = 14_000, {"all": 0.9, "many": 0.2, "some": 0.05, "few": 0.01, "rare": 0.001}
+    rows, shares = 28_000, {"all": 0.9, "many": 0.2, "some": 0.05, "few": 0.01, "rare": 0.001}
     counts = {word: rng.binomial(1, share, rows) * rng.geometric(0.6, rows) for word, share in shares.items()}
-    counts["some"][:5_000] = counts["few"][9_000:] = 0  # of some windows alone
+    counts["some"][:10_000] = counts["few"][18_000:] = 0  # of some windows alone
     counts["long"] = np.where(rng.random(rows) < 0.01, 300, 1)
     names = list(counts)
     of_rows = np.stack(list(counts.values())).T
@@ -348,10 +348,10 @@ def check_windows(text: NativeText, query: TextQuery, slots: np.ndarray[Any, np.
 def test_words_beside_their_stems_go_the_same_ways() -> None:
     """Forms of stems in many rows and few: a word is gone through with its stem, looked into, or joined with others."""
     rng = np.random.default_rng(SEED)
-    rows = 14_000
+    rows = 28_000
     shares = {"a": 0.5, "ax": 0.2, "by": 0.1, "byx": 0.1, "c": 0.06, "cx": 0.03, "d": 0.035, "dy": 0.005, "ex": 0.04}
     counts = {word: rng.binomial(1, share, rows) * rng.geometric(0.6, rows) for word, share in shares.items()}
-    counts["c"][:5_000] = counts["dy"][:9_000] = 0  # their stems are in windows without them
+    counts["c"][:10_000] = counts["dy"][:18_000] = 0  # their stems are in windows without them
     counts["long"] = np.where(rng.random(rows) < 0.3, 20, 1)
     of_rows = np.stack(list(counts.values())).T
     texts = [" ".join(f"{name} " * int(n) for name, n in zip(counts, of, strict=True)) for of in of_rows]

@@ -32,7 +32,7 @@
 /* Lengths below this have their norms in a table. */
 #define TEXT_LENGTHS 256u
 /* Lists of up to so many postings are unpacked at once. */
-#define TEXT_UNPACKED 384u
+#define TEXT_UNPACKED 512u
 /* Pairs of equal lists that a segment remembers: long ones, as of common words, come in query after query. */
 #define TEXT_EQUAL 64u
 /* Frequencies up to this have their scores in tables, for terms whose lists are longer than that. */

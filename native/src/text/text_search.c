@@ -13,7 +13,7 @@
 #include <emmintrin.h>
 #endif
 
-#define WINDOW 4096u
+#define WINDOW 8192u
 #define WINDOW_FIRST 64u
 #define WINDOW_WORDS (WINDOW / 64)
 /* Room behind the documents of a window. */
@@ -27,6 +27,7 @@ typedef struct list {
     uint32_t n;           /* of unpacked ones */
     uint32_t at;          /* the next posting, of those unpacked, or of the block that is */
     uint32_t block;       /* the first block that reaches into the window */
+    uint32_t end_block;   /* one past the last such block; 0 before the first window */
     uint32_t bound_block; /* the block whose bound is known, and that bound */
     uint32_t block_bound;
     uint32_t bound; /* in the window */
@@ -98,6 +99,7 @@ static uint32_t bound_of_classes(const text_query *q, const query_term *term, co
     const uint32_t *table = term->table;
     uint32_t bound = 0;
     if (term->tabled == SKIP_CLASSES && most == SKIP_CLASSES) {
+#pragma GCC unroll 4
         for (uint32_t i = 0; i < SKIP_CLASSES; i++) bound = max_u32(bound, table[i * TEXT_LENGTHS + least[i]]);
         return bound;
     }
@@ -204,6 +206,8 @@ static uint32_t advance(list *l, uint32_t base) {
         return l->at < l->n ? l->docs[l->at] : TEXT_NONE;
     }
     const posting_cursor *c = l->blocks;
+    /* All before the last one of the window before end before it. */
+    if (l->end_block) l->block = max_u32(l->block, l->end_block - 1);
     while (l->block < c->n_blocks && skip_last(c, l->block) < base) l->block++;
     if (l->block == c->n_blocks) return TEXT_NONE;
     return l->block ? max_u32(base, skip_last(c, l->block - 1) + 1) : base;
@@ -222,19 +226,24 @@ static inline uint32_t bound_of_block(const text_query *q, list *l, uint32_t blo
     return l->block_bound;
 }
 
-/* The same for blocks from .. to - 1: that of their least lengths and highest frequency, so that scores are looked up once. */
-static uint32_t bound_of_blocks(const text_query *q, const list *l, uint32_t from, uint32_t to) {
+/* The same for the blocks that reach below `end`, from l->block on: that of their least lengths and highest frequency, so that scores
+ * are looked up once. */
+static uint32_t bound_of_blocks(const text_query *q, list *l, uint32_t end) {
+    const posting_cursor *c = l->blocks;
     uint8_t least[SKIP_CLASSES] = {0};
-    uint32_t highest = 0;
-    for (uint32_t block = from; block < to; block++) {
+    uint32_t highest = 0, block = l->block;
+    for (bool goes_on = true; goes_on; block++) {
         const uint8_t *classes = skip_classes(l, block);
         highest = max_u32(highest, (uint32_t)load_le(classes + SKIP_CLASSES, 4));
         /* 0, for none, is above all others when 1 is taken away. */
+#pragma GCC unroll 4
         for (uint32_t i = 0; i < SKIP_CLASSES; i++) {
             const uint8_t a = (uint8_t)(least[i] - 1), b = (uint8_t)(classes[i] - 1);
             least[i] = (uint8_t)((a < b ? a : b) + 1);
         }
+        goes_on = block + 1 < c->n_blocks && skip_last(c, block) + 1 < end;
     }
+    l->end_block = block;
     return bound_of_classes(q, l->term, least, highest);
 }
 
@@ -245,11 +254,10 @@ static uint32_t bound_within(const text_query *q, list *l, uint32_t end) {
         return bound;
     }
     const posting_cursor *c = l->blocks;
-    uint32_t to = l->block;
-    if (to == c->n_blocks) return 0;
-    do to++;
-    while (to < c->n_blocks && skip_last(c, to - 1) + 1 < end);
-    return to == l->block + 1 ? bound_of_block(q, l, l->block) : bound_of_blocks(q, l, l->block, to);
+    if (l->block == c->n_blocks) return 0;
+    if (l->block + 1 < c->n_blocks && skip_last(c, l->block) + 1 < end) return bound_of_blocks(q, l, end);
+    l->end_block = l->block + 1;
+    return bound_of_block(q, l, l->block);
 }
 
 /* A list's score of a document that is above all asked for before; *has: whether it has the document. */
