@@ -449,7 +449,7 @@ class Runtime:
         budget = index.budget_bytes
         if index.untrimmed_bytes >= trim_bytes(None if budget is None else budget // 16):
             index.untrimmed_bytes = 0
-            await trim_threads()
+            await trim_threads(every=True)
 
 
 # ---- Event loops and processes -----------------------------------------------------------------------------

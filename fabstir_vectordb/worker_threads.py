@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 #: Threads that may hold freed buffers of parts: eight of a store, and four that hash and encrypt.
 _THREADS: Final = 12
+#: Those, and eight of a session's calls. What threads that have ended held is taken over by those that are made anew.
+_ALL_THREADS: Final = 20
 _PATIENCE_S: Final = 1.0
 _BYTES_MIN: Final = 4_000_000
 _UNLIMITED_BYTES: Final = 128_000_000
@@ -88,11 +90,16 @@ def trim_bytes(room: int | None) -> int:
     return _UNLIMITED_BYTES if room is None else max(_BYTES_MIN, room)
 
 
-async def trim_threads() -> None:
-    """Returns freed memory of the worker threads that were used last to the system."""
-    limiter = anyio.CapacityLimiter(_THREADS)
+async def trim_threads(*, every: bool = False) -> None:
+    """Returns freed memory of worker threads to the system.
+
+    Args:
+        every: of as many as may hold any, in twice the time; else of those that were used last.
+    """
+    count = _ALL_THREADS if every else _THREADS
+    limiter = anyio.CapacityLimiter(count)
     # The calls wait for each other, so that each runs in another thread.
-    gate = threading.Barrier(_THREADS)
+    gate = threading.Barrier(count)
 
     def trim_here() -> None:
         turn = 0
@@ -102,7 +109,7 @@ async def trim_threads() -> None:
 
     with anyio.CancelScope(shield=True):
         async with anyio.create_task_group() as group:
-            for _ in range(_THREADS):
+            for _ in range(count):
                 group.start_soon(run_in_thread, trim_here, limiter)
 
 
