@@ -327,6 +327,7 @@ async def test_a_store_that_fails_leaves_the_old_root(tmp_path: Path, monkeypatc
                 assert await rows_of(many) == expected
                 fails_at += 12
         assert fails_at > 6
+        store.has_room(1_000)  # what is left of the last room may be too little to open the new shards
         assert await many.count() == 41
 
 

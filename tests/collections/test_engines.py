@@ -124,5 +124,5 @@ def test_what_is_no_engine_is_refused() -> None:
 
 def test_without_ray_its_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidConfigError, match=r"extra 'ray': .*pip install 'ray>="):
+    with pytest.raises(InvalidConfigError, match=r"extra 'ray': .*pip install 'ray\[data\]>="):
         RayEngine(1)
