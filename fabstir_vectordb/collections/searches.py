@@ -55,7 +55,7 @@ from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import InvalidInputError
 from fabstir_vectordb.index.hybrid import Sides, no_text_index
 from fabstir_vectordb.index.incoming import make_request
-from fabstir_vectordb.index.lazy_near import candidates_for
+from fabstir_vectordb.index.lazy_near import candidates_for, group_depth
 from fabstir_vectordb.index.rows import Slots
 from fabstir_vectordb.index.searcher import Scorer
 from fabstir_vectordb.index.shard_reads import Likely
@@ -317,7 +317,10 @@ class Searches:
                 # The nearest row of a group is in a shard where that group is among the likeliest ones; others may not.
                 if size > 1 and await self._lacking_likely(asked, found, groups):
                     continue
-                chosen = [likeliest_of_groups(one.answers, of, size) for one, of in zip(found, groups, strict=True)]
+                chosen = [
+                    likeliest_of_groups(one.answers, of, group_depth(most, len(of), size))
+                    for one, of in zip(found, groups, strict=True)
+                ]
             # Of groups of one row, the best ones of its parts are all that a shard can have.
             wanted = _wanted(chosen, groups if size > 1 else [[] for _ in found])
             answers = await self._ask_chosen(asked, wanted)
@@ -351,9 +354,10 @@ class Searches:
             asked.at, tasks.likely_of_groups, args, shards=sorted(wanted), missing_ok=asked.missing_ok
         )
         for number, results in zip(answers.shards, answers.results, strict=True):
-            # A shard that is in memory by now is asked for these groups once the best ones are known.
-            for place, more in zip(wanted[number][0], results or (), strict=False):
-                found[place].answers[number] = with_likely(found[place].answers[number], more)
+            for place, more in zip(wanted[number][0], results, strict=True):
+                answers_of = found[place].answers
+                # A shard that came into memory meanwhile answers as it would have at first.
+                answers_of[number] = with_likely(answers_of[number], more) if isinstance(more, Likely) else more
         return _left_out(found, answers.missing)
 
     async def _ask_chosen(self, asked: _Asked, wanted: Mapping[int, _Chosen]) -> Answers:

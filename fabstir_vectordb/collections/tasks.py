@@ -138,14 +138,22 @@ def nearest(recipe: Recipe, share: str, some: Some, k: int, fields: SearchFields
         if session._verbs._runtime.index.is_whole:
             return _found(session, queries, k, fields)
         request = _request(queries, k, fields)
-
-        def likely(index: Any, gathered: Gathered) -> Any:
-            if index.is_whole:
-                return Found(index.search_batch(queries, request))
-            return index.shard_reads.likely(len(queries), gathered)
-
-        found: Found | list[Likely] = _read(session, LikelyNeed(queries, request), likely)
+        found: Found | list[Likely] = _read(session, LikelyNeed(queries, request), _likely_or_found(queries, request))
         return found
+
+
+def _likely_or_found(
+    queries: npt.NDArray[np.float32], request: SearchRequest
+) -> Callable[[Any, Gathered], list[Likely] | Found]:
+    """The read of `nearest`, of a shard that may have come into memory meanwhile."""
+
+    def read(index: Any, gathered: Gathered) -> list[Likely] | Found:
+        if index.is_whole:
+            return Found(index.search_batch(queries, request))
+        likely: list[Likely] = index.shard_reads.likely(len(queries), gathered)
+        return likely
+
+    return read
 
 
 def likely_of_groups(
@@ -155,8 +163,8 @@ def likely_of_groups(
     groups: Sequence[Sequence[Scalar]],
     k: int,
     fields: SearchFields,
-) -> list[Likely] | None:
-    """The likeliest rows of some groups of a lazily opened shard; None of a shard that is in memory by now.
+) -> list[Likely] | Found:
+    """The likeliest rows of some groups of a lazily opened shard; of one that is in memory by now what `nearest` gives.
 
     Args:
         recipe, share: the shard.
@@ -164,13 +172,12 @@ def likely_of_groups(
         groups: for each query, the values of the groups.
         k, fields: of the search.
     """
-    need = LikelyNeed(queries, _request(queries, k, fields), groups)
+    request = _request(queries, k, fields)
     with opened(recipe, share) as session:
-        return _read(
-            session,
-            need,
-            lambda index, gathered: None if index.is_whole else index.shard_reads.likely(len(queries), gathered),
+        found: list[Likely] | Found = _read(
+            session, LikelyNeed(queries, request, groups), _likely_or_found(queries, request)
         )
+        return found
 
 
 def chosen(

@@ -95,9 +95,10 @@ class LazyNear:
     ) -> None:
         """The likeliest rows of the groups with the likeliest rows, or of the groups with the wanted values."""
         mask, groups = self._groups(request, group_by)
-        # So many groups, which takes about as many rows as a search for all their hits without groups.
+        # So many groups; where there are fewer, as many rows of them as a search for all their hits without groups.
         hits = min(request.k * request.group_size, _CANDIDATES_MAX)
         most = candidates_for(hits, request.ef_search, request.recall_target)
+        size = request.group_size
         for query, values in zip(queries, wanted or repeat(None), strict=False):
 
             def by_code(mask: Mask, most: int, exact: bool, query: Any = query) -> Iterable[Hit]:
@@ -105,11 +106,15 @@ class LazyNear:
                 return zip(distances.tolist(), repeat(b""), slots.tolist(), strict=False)
 
             if values is None:
-                found = best_of_groups(groups, mask, most, request.group_size, by_code)
+                found = best_of_groups(groups, mask, most, size, by_code)
+                count = len(found.groups)
+                if (deep := group_depth(most, count, size)) > size:
+                    found = best_of_groups(groups, mask, count, deep, by_code)
             else:
                 numbers = groups.numbers(values)
                 own, rows_of = groups.only(numbers), groups.rows_of(numbers)
-                found = best_of_groups(own, mask & rows_of, len(numbers), request.group_size, by_code)
+                deep = group_depth(most, len(numbers), size)
+                found = best_of_groups(own, mask & rows_of, len(numbers), deep, by_code)
             rows = sorted({hit for _, hits in found.groups for hit in hits})
             likely = np.array([slot for _, _, slot in rows], dtype=np.uint32)
             distances = np.array([distance for distance, _, _ in rows], dtype=np.float64)
@@ -150,6 +155,17 @@ class LazyNear:
             if place < request.k or group in one.wanted
         ]
         return [hit for _, hits in one.found for hit in hits]
+
+
+def group_depth(most: int, groups: int, size: int) -> int:
+    """How many rows of each group are candidates.
+
+    Args:
+        most: the number of candidates of a search.
+        groups: the number of groups among them.
+        size: most hits of a group, which is the least.
+    """
+    return max(size, -(-most // max(groups, 1)))
 
 
 def candidates_for(k: int, ef_search: int, recall_target: float | None) -> int:

@@ -18,7 +18,7 @@ from gathering import SEED, START_S, WORDS, seen, settings
 import fabstir_vectordb.persist.load as load_module
 from fabstir_vectordb import NotFoundError, VectorDBSession
 from fabstir_vectordb.collections import Collection, build, over
-from fabstir_vectordb.collections.open_shards import _shards
+from fabstir_vectordb.collections.open_shards import _shards, close_shards, opened
 from fabstir_vectordb.index.contents import VECTORS
 from fabstir_vectordb.s5.cid import multibase_encode
 
@@ -121,6 +121,42 @@ async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(st
         assert not any(index.is_whole for index in indexes())
     assert found[0] >= 0.95 * found[1]
     assert requests[0] <= 1.5 * requests[1]
+
+
+async def test_of_few_groups_more_rows_are_candidates(stored: Path) -> None:
+    few: dict[str, Any] = {"group_by": "of", "group_size": 3, "threshold": None, "filter": {"of": {"$in": [7, 8, 9]}}}
+    async with (
+        await Collection.open(settings(stored), become_whole=False) as many,
+        await VectorDBSession.create(settings(stored, index_name="one")) as one,
+        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
+    ):
+        await one.load_user_vectors(become_whole=False)
+        await whole.load_user_vectors(lazy_load=False)
+        for query in near_rows(8, 9):
+            best = await whole.search(query, 3, exact=True, **few)
+            assert [len(group.hits) for group in best.groups] == [3, 3, 3]
+            of_many = await many.search(query, 3, ef_search=200, **few)
+            of_one = await one.search(query, 3, ef_search=200, **few)
+            assert of_many.ids == of_one.ids == best.ids
+            assert of_many.plan == of_one.plan == "lazy"
+
+
+async def test_a_shard_that_comes_into_memory_between_the_rounds_keeps_its_rows(stored: Path) -> None:
+    class Warming(Pickling):
+        def submit(self, key: str, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+            if function.__name__ == "likely_of_groups":
+                with opened(args[0], args[1]) as session:
+                    session.warm()
+            return super().submit(key, function, *args)
+
+    whole_group: dict[str, Any] = {"group_by": "of", "group_size": 8, "threshold": None}
+    warming = Warming()
+    async with await Collection.open(settings(stored), become_whole=False, engine=warming) as many:
+        for query in near_rows(8, 2):
+            close_shards()
+            (group,) = (await many.search(query, 1, **whole_group)).groups
+            assert len(group.hits) == 8
+        assert "likely_of_groups" in warming.tasks
 
 
 @pytest.mark.parametrize(("field", "size"), [("of", 1), ("of", 3), ("both", 2)])
