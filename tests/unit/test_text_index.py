@@ -528,6 +528,30 @@ def test_a_lazy_load_answers_from_the_parts_that_it_asks_for(terms: int) -> None
     text.close()
 
 
+def test_lists_that_have_not_come_are_not_remembered_as_equal() -> None:
+    text = NativeText()
+    rows = 20_000  # each word has lists of the same size, long enough to be remembered
+    staged = text.stage(np.arange(rows, dtype=np.uint32), ["odd" if row % 2 else "even" for row in range(rows)])
+    staged.prepare()
+    staged.commit()
+    staged.close()
+    parts, query = parts_of(text), TextQuery.of_terms(["even", "odd"])
+    lazy = load_begin(parts, TERMS_WORDS)
+    for kind, number in parts:
+        if kind == PART_TEXT_HEAD:
+            lazy.load_part(kind, number, parts[kind, number])
+    while wanted := lazy.missing(query):
+        for part in wanted:
+            lazy.load_part(part.kind, part.number, parts[part.kind, part.number])
+    for _ in range(2):
+        one, other = lazy.search(query, 10, count=True), text.search(query, 10, count=True)
+        assert one.slots.tolist() == other.slots.tolist() == list(range(10))
+        assert one.scores.tobytes() == other.scores.tobytes()
+        assert one.matches == other.matches == rows
+    lazy.close()
+    text.close()
+
+
 def test_a_change_leaves_the_parts_of_old_segments() -> None:
     text, model = NativeText(), Model(TERMS_WORDS)
     rng = random.Random(SEED)

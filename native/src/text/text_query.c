@@ -348,13 +348,15 @@ static bool have_equal_blocks(text_segment *s, const term_info *a, const term_in
     const uint8_t *postings = s->streams[TEXT_POSTINGS].bytes;
     if (a->n != b->n || a->postings_size != b->postings_size || table > a->postings_size) return false;
     if (a->n == 0) return true;
-    /* What has come of a segment never changes, so two lists that were equal are.  Two lists are never both at 0. */
+    /* Of a segment that is whole, two lists that were equal are; where parts may come yet, places that are to come are compared as
+     * zeros, to learn what a query wants.  Two lists are never both at 0. */
+    const bool is_whole = !s->streams[TEXT_POSTINGS].came;
     const uint64_t pair = (uint64_t)a->postings_at << 32 | b->postings_at;
     uint64_t *known = &s->equal[mix64(pair) % TEXT_EQUAL];
-    if (pair && __atomic_load_n(known, __ATOMIC_RELAXED) == pair) return true;
+    if (is_whole && pair && __atomic_load_n(known, __ATOMIC_RELAXED) == pair) return true;
     if (memcmp(postings + a->postings_at + table, postings + b->postings_at + table, a->postings_size - table))
         return false;
-    if (a->postings_size >= REMEMBERED_BYTES) __atomic_store_n(known, pair, __ATOMIC_RELAXED);
+    if (is_whole && a->postings_size >= REMEMBERED_BYTES) __atomic_store_n(known, pair, __ATOMIC_RELAXED);
     return true;
 }
 
