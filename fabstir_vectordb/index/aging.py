@@ -137,7 +137,7 @@ class Aging:
             if rows.has_superseded:
                 self._require("a vacuum", self._renumbering_bytes())
                 rows.forget_superseded()
-                self._cache.clear()
+                rows.budget.clear_cache()
             return VacuumStats(0, 0, 0)
         give_way(rows, forecast_of(rows).vacuum() + self._renumbering_bytes())
         self._require("a vacuum", forecast_of(rows).vacuum() + self._renumbering_bytes())

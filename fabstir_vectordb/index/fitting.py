@@ -8,16 +8,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from fabstir_vectordb._native.handle import DIM_MAX, NativeIndex, NativeStats
 from fabstir_vectordb.config import Tier
 from fabstir_vectordb.errors import IndexStateError, MemoryBudgetExceededError
 from fabstir_vectordb.index.budget import Budget, Forecast
 from fabstir_vectordb.index.incoming import Batch, seeming_shape
 from fabstir_vectordb.index.text import RowValues, Texts
-from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena
+from fabstir_vectordb.metadata.arena import TABLE_BYTES_PER_ROW, MetadataArena, StoredValues
 from fabstir_vectordb.metadata.expiry import Expiries
 from fabstir_vectordb.params import IndexParams, RunParams
 from fabstir_vectordb.tiers import TIERS, tier_of
@@ -39,7 +36,6 @@ _BYTES_OBJECT: Final = 48
 _EXPIRY_BYTES_PER_ROW: Final = 8
 #: The id of a row that goes, as a string and packed, and its slots.
 _DELETED_ROW_BYTES: Final = 120
-_NO_SIZES: Final = np.empty(0, dtype=np.int32)
 
 
 class FittedRows(Protocol):
@@ -92,14 +88,14 @@ def check_room(rows: FittedRows, vectors: Any) -> None:
         require_for_good(rows, f"adding {n} rows", content, 0)
 
 
-def take_memory(rows: FittedRows, dim: int, batch: Batch, left: npt.NDArray[np.int32]) -> None:
+def take_memory(rows: FittedRows, dim: int, batch: Batch, left: RowValues) -> None:
     """Gives rows the setting that suits them after an add; refuses the add where even the least memory is too much.
 
     Args:
         rows: the rows.
         dim: components of a vector.
         batch: the rows that come.
-        left: bytes of the metadata of each row whose text leaves the text index.
+        left: the metadata of the rows whose text leaves the text index.
 
     Raises:
         MemoryBudgetExceededError: the rows, or the work of the add, would not fit; nothing changed.
@@ -117,7 +113,7 @@ def take_memory(rows: FittedRows, dim: int, batch: Batch, left: npt.NDArray[np.i
     _set_memory(rows, memory)
 
 
-def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier, left: npt.NDArray[np.int32]) -> None:
+def _check_add(rows: FittedRows, dim: int, batch: Batch, memory: Tier, left: RowValues) -> None:
     n, count, forecast = len(batch.ids), rows.counts.rows + len(batch.ids), _forecast(rows, dim, memory)
     content = forecast.after_add(n, len(batch.id_bytes))
     scratch = forecast.add(n, len(batch.id_bytes)) + batch.nbytes
@@ -153,12 +149,12 @@ def require_with_words(
     what: str,
     content: int,
     scratch: int,
-    left: npt.NDArray[np.int32] = _NO_SIZES,
+    left: RowValues = (),
 ) -> None:
     """As `require_for_good`, for a change that brings metadata; `scratch` excludes the work of the text index.
 
     The words are counted only where that decides: where the quick bound of that work, which holds for any text, is what
-    would not fit. `left` has the bytes of the metadata of each row that leaves, or whose metadata is replaced.
+    would not fit. `left` is the metadata of the rows that leave, or whose metadata is replaced.
 
     Raises:
         MemoryBudgetExceededError: as `require_for_good`.
@@ -172,22 +168,24 @@ def require_with_words(
 # ---- Other changes -----------------------------------------------------------------------------------------
 
 
-def take_room_to_remove(rows: FittedRows, count: int, sizes: npt.NDArray[np.int32]) -> None:
+def take_room_to_remove(rows: FittedRows, stored: StoredValues) -> None:
     """Refuses a deletion of rows whose work would not fit.
 
     Args:
         rows: the rows.
-        count: how many of them go.
-        sizes: bytes of the metadata of each.
+        stored: the metadata of those that go.
 
     Raises:
         MemoryBudgetExceededError: the work would not fit.
     """
-    id_bytes = rows.counts.id_bytes // max(rows.counts.rows, 1)
-    scratch = count * (_DELETED_ROW_BYTES + 2 * id_bytes) + rows.texts.removal_bytes(sizes, rows.arena.used_bytes)
-    give_way(rows, scratch)
+    count, id_bytes = len(stored), rows.counts.id_bytes // max(rows.counts.rows, 1)
+    of_ids = count * (_DELETED_ROW_BYTES + 2 * id_bytes)
+    work = rows.texts.removal_bytes(stored, rows.arena.used_bytes)
+    give_way(rows, of_ids + work)
+    if rows.budget.is_over(rows.nbytes + of_ids + work):
+        work = min(work, rows.texts.removal_bytes(stored, rows.arena.used_bytes, counted=True))
     way_out = "delete fewer rows at a time, or save, and load with a larger memory_budget_mb"
-    rows.budget.require_work(f"deleting {count} rows", rows.nbytes, scratch, way_out)
+    rows.budget.require_work(f"deleting {count} rows", rows.nbytes, of_ids + work, way_out)
 
 
 def give_way(rows: FittedRows, scratch: int) -> None:

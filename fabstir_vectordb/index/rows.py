@@ -378,7 +378,7 @@ class Rows:
             MemoryBudgetExceededError: the work would not fit.
         """
         if len(slots):
-            take_room_to_remove(self, len(slots), self.arena.sizes(slots))
+            take_room_to_remove(self, self.arena.values(slots))
             self._remove(slots, self.core.get_ids(slots) if ids is None else ids)
 
     def _remove(self, slots: Slots, ids: Sequence[str]) -> None:
@@ -410,8 +410,9 @@ class Rows:
             return
         # No caller could delete fewer of them at a time, so it is done here, and never refused.
         for part in slices(self.arena.sizes(slots), _BURIED_BYTES):
+            work = self.texts.removal_bytes(self.arena.values(slots[part]), self.arena.used_bytes)
             self._remove(slots[part], self.core.get_ids(slots[part]))
-            self.budget.untrimmed_bytes += _BURIED_BYTES
+            self.budget.untrimmed_bytes += _BURIED_BYTES + work
         self.refresh()
 
     def delete(self, ids: Sequence[str], missing_ok: bool) -> list[str]:
@@ -441,7 +442,7 @@ class Rows:
             )
         check_schema(self.schema, batch.metadata or [None] * n, batch.ids)
         taken, left = self._text_rows(batch, on_conflict)
-        take_memory(self, dim, batch, self.arena.sizes(left))
+        take_memory(self, dim, batch, self.arena.values(left))
         staged = None if batch.metadata is None else self.arena.stage(batch.metadata, self.counts.rows + n)
         draft = self._draft(self.counts.rows + n, batch.expires is not None)
         core: NativeIndex | None = self.native
@@ -554,7 +555,7 @@ class Rows:
         size, end = sum(len(raw) for raw in encoded if raw is not None), int(slots.max()) + 1
         what = f"metadata of {shown(ids[0])}" if len(ids) == 1 else f"metadata of {len(ids)} rows"
         scratch, stored = size + self.arena.staging_bytes(end), self.arena.values(slots)
-        require_with_words(self, self.texts, encoded, what, self.counts.bytes_total + size, scratch, stored.sizes)
+        require_with_words(self, self.texts, encoded, what, self.counts.bytes_total + size, scratch, stored)
         staged = self.arena.stage(encoded, end)
         try:
             with self.texts.replaced(slots, encoded, stored) as words:

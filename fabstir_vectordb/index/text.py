@@ -63,7 +63,6 @@ _MAPPED_ROW_BYTES: Final = 40
 #: texts of rows that leave would take more memory than the copy, and its parts are at most twice those of these rows.
 _COPIED_SHARE: Final = 3
 _NO_SLOTS: Final[Slots] = np.empty(0, dtype=np.uint32)
-_NO_SIZES: Final = np.empty(0, dtype=np.int32)
 
 
 class RowValues(Protocol):
@@ -214,7 +213,7 @@ class Texts:
         Raises:
             IndexStateError: there was not enough memory.
         """
-        if not self._copies(stored.sizes, used_bytes):
+        if self._native is None or not self._copies(stored.sizes, used_bytes):
             with self.staged(_NO_SLOTS, (), slots, stored) as it:
                 yield it
             return
@@ -315,28 +314,29 @@ class Texts:
         """Bytes that the texts of new rows will take for good."""
         return 0 if self.settings is None else NativeText.estimate_bytes(len(values), _total(_sizes_of(values)))
 
-    def work_bytes(self, values: RowValues, left: npt.NDArray[np.int32] = _NO_SIZES) -> int:
+    def work_bytes(self, values: RowValues, left: RowValues = ()) -> int:
         """Bytes that a change takes while it runs, at most, from the size of the metadata alone.
 
         Args:
             values: the metadata of rows that come.
-            left: bytes of the metadata of each row that leaves.
+            left: the metadata of rows that leave.
         """
-        if self.settings is None:
-            return 0
+        return 0 if self.settings is None else self._change_bytes(values, left, self._most_words)
+
+    def counted_work_bytes(self, values: RowValues, left: RowValues = ()) -> int:
+        """As `work_bytes`, but nearer: the words are counted, which takes about as long as half of the change."""
+        return 0 if self._native is None else self._change_bytes(values, left, self._counted_words)
+
+    def _most_words(self, values: RowValues) -> tuple[int, int]:
+        """How many words, and distinct ones, metadata of this size can have."""
         size = _total(_sizes_of(values))
-        return self._change_bytes(len(values), size // _WORD_BYTES_MIN, size // _DISTINCT_BYTES_MIN, size, left)
+        return size // _WORD_BYTES_MIN, size // _DISTINCT_BYTES_MIN
 
-    def counted_work_bytes(self, values: RowValues, left: npt.NDArray[np.int32] = _NO_SIZES) -> int:
-        """As `work_bytes`, but nearer: the words are counted, which takes about as long as half of the change.
-
-        A word of two slices counts as two distinct ones, so that the count itself takes little memory.
-        """
-        if self._native is None:
-            return 0
+    def _counted_words(self, values: RowValues) -> tuple[int, int]:
+        """The same, counted. A word of two slices counts as two distinct ones, so that this takes little memory."""
+        assert self._native is not None
         words = distinct = 0
-        sizes = _sizes_of(values)
-        for rows in slices(sizes, _SLICE_BYTES):
+        for rows in slices(_sizes_of(values), _SLICE_BYTES):
             for texts in self._pieces(values[rows]):
                 change = self._native.stage(np.zeros(len(texts), dtype=np.uint32), texts)
                 try:
@@ -344,28 +344,33 @@ class Texts:
                 finally:
                     change.close()
                 words, distinct = words + of_slice[0], distinct + of_slice[1]
-        return self._change_bytes(len(values), words, distinct, _total(sizes), left)
+        return words, distinct
 
-    def _change_bytes(self, rows: int, words: int, distinct: int, size: int, left: npt.NDArray[np.int32]) -> int:
-        left_size = _total(left)
-        left_words = left_size // _WORD_BYTES_MIN
+    def _change_bytes(
+        self, values: RowValues, left: RowValues, words_in: Callable[[RowValues], tuple[int, int]]
+    ) -> int:
+        words, distinct = words_in(values)
+        left_words, left_distinct = words_in(left)
         if self.settings is not None and not self.settings.stop_words:
             left_words = min(left_words, self.stats.words)
         # What leaves is in a dictionary; the words of another row may be, too.
-        distinct += min(left_size // _DISTINCT_BYTES_MIN, self.stats.terms)
-        needed = NativeText.estimate_change(self._forms, self.nbytes, rows + len(left), words, distinct)
+        distinct += min(left_distinct, self.stats.terms)
+        needed = NativeText.estimate_change(self._forms, self.nbytes, len(values) + len(left), words, distinct)
         # The texts of a change are there once, as bytes; those of a slice several times.
-        read = size + left_size
+        read = _total(_sizes_of(values)) + _total(_sizes_of(left))
         return needed + _LEFT_WORD_BYTES * left_words + read + _SLICE_COPIES * min(read, _SLICE_BYTES)
 
-    def removal_bytes(self, left: npt.NDArray[np.int32], used_bytes: int) -> int:
+    def removal_bytes(self, stored: StoredValues, used_bytes: int, *, counted: bool = False) -> int:
         """Bytes that `without` takes while it runs, at most.
 
         Args:
-            left: bytes of the metadata of each row that leaves.
+            stored: the metadata of the rows that leave.
             used_bytes: bytes of the metadata of all rows.
+            counted: count their words, as `counted_work_bytes` does.
         """
-        return self.mapped_bytes if self._copies(left, used_bytes) else self.work_bytes((), left)
+        if self._copies(stored.sizes, used_bytes):
+            return self.mapped_bytes
+        return self.counted_work_bytes((), stored) if counted else self.work_bytes((), stored)
 
     @property
     def mapped_bytes(self) -> int:

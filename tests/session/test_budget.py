@@ -159,3 +159,27 @@ def test_columns_that_give_way_go_back_to_the_system() -> None:
         assert index.forget_caches()
         assert index.column_bytes == 0
         assert index.untrimmed_bytes - before == columns
+
+
+@pytest.mark.parametrize("verb", ["delete", "update_metadata", "replace"])
+def test_rows_with_much_other_metadata_leave_a_full_budget(verb: str) -> None:
+    """Their bytes could be as many words, of which a change would take far more than there is room."""
+    with sync.VectorDBSession.create(
+        **GOOD, memory_budget_mb=64, M=4, ef_construction=8, text_fields="text", text_language="english"
+    ) as session:
+        made = np.random.default_rng(4).standard_normal((4_000, 8), dtype=np.float32)
+        texts = [{"text": " ".join(f"w{8 * row + n}" for n in range(8))} for row in range(4_000)]
+        session.add_batch([str(row) for row in range(4_000)], made, texts)
+        large = [{"text": "hello", "blob": "x" * 200_000} for _ in range(20)]
+        session.add_batch([f"large {row}" for row in range(20)], made[:20], large)
+        index = session._verbs._runtime.index
+        index.budget_bytes = int(session.get_stats().memory_usage_mb * 1_000_000) + 9_000_000
+        for row in range(20):
+            if verb == "delete":
+                assert session.delete([f"large {row}"]).deleted_count == 1
+            elif verb == "update_metadata":
+                session.update_metadata(f"large {row}", {"text": "small"})
+            else:
+                session.add_batch([f"large {row}"], made[:1], [{"text": "small"}], on_conflict="replace")
+        assert session.search(text="w77", k=1)[0].id == "9"
+        assert not session.search(text="hello", k=1)

@@ -23,8 +23,9 @@
  *                all rows in link_width(rows whose links are stored) bytes each; then uint32 number of upper rows, and for
  *                each of them uint32 row counted from the part's first, uint8 level, and for each level from 1 on a uint8
  *                count and that many uint32 upper numbers
- *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows with COARSE_BIT set where the
- *                links were chosen by rows, not codes, BITS_SERVE_BIT where bit codes find the nearest; then dim float32 lo, dim float32 step of the codes
+ *   GRAPH_HEAD   uint32 M, ef_construction, entry, max_level, upper rows, trained rows with COARSE_BIT set where codes
+ *                were judged too coarse to link by, BITS_SERVE_BIT where bit codes find the nearest; then dim float32 lo,
+ *                dim float32 step of the codes
  *   LISTS        for each row of the index the number of its list plus 1, or 0, as link_width(lists + 1) byte planes
  *   LISTS_HEAD   uint32 lists, trained rows, rows in front; float32 limit of second lists; uint64 rows since the training;
  *                float64 mean error then,

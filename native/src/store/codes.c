@@ -228,7 +228,7 @@ void scorer_set_vector(scorer *q, const float *x) {
     prepare_codes(q);
 }
 
-/* As scorer_set_vector does, but for codes. */
+/* As scorer_set_vector does, without what walks by code need: of a scorer of rows nothing asks for that. */
 static void set_row(scorer *q, uint32_t slot) {
     const store *s = q->s;
     double dot;

@@ -241,13 +241,15 @@ uint64_t codes_judge_scratch(uint32_t dim, uint32_t n, uint32_t threads);
 /* ---- codes.c: distances ---- */
 
 /* What walk distances are made of: 4-bit codes by default, high planes under memory="compact", both planes, summed in float32,
- * where these are too coarse, or the row is no longer than its padded code. */
+ * where these are too coarse, or say less of a short row in about as many bytes. */
 typedef enum walk_distance { WALK_BY_CODE, WALK_BY_HIGH, WALK_BY_ROW } walk_distance;
 static inline walk_distance store_approximate(const store *s) {
     return store_has_codes(s) ? WALK_BY_CODE : WALK_BY_HIGH;
 }
+/* Rows of so few dimensions are at most 64 bytes in float32; their codes are padded to 64 dimensions, 32 bytes. */
+#define ROW_WALK_DIM 16u
 static inline walk_distance store_walks_by(const store *s) {
-    return s->book.coarse || s->dim <= PLANE_LANES ? WALK_BY_ROW : store_approximate(s);
+    return s->book.coarse || s->dim <= ROW_WALK_DIM ? WALK_BY_ROW : store_approximate(s);
 }
 
 /* A query prepared for walk distances, which are cosine distance, squared Euclidean distance or negative inner product. */
