@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, TypeGuard, cast
 from fabstir_vectordb._native.constants import DIM_MAX, EF_MAX, M_MAX, M_MIN
 from fabstir_vectordb.config import CHUNK_SIZE_MAX, Memory, ShareFields, VectorDBConfig
 from fabstir_vectordb.dataclass import dataclass
-from fabstir_vectordb.errors import IntegrityError, InvalidConfigError
+from fabstir_vectordb.errors import IntegrityError, InvalidConfigError, StorageError
 from fabstir_vectordb.params import IndexParams
 from fabstir_vectordb.text.settings import TextSettings, text_settings
 
@@ -228,12 +228,20 @@ class Settings:
         """The settings of a row's metadata.
 
         Raises:
-            IntegrityError: a newer release wrote it, or it is no collection's.
+            StorageError: a newer release wrote it.
+            IntegrityError: it is no collection's.
         """
+        form = metadata.get("form")
+        if _is_within(form, _FORM_WITH_TEXT + 1, 2**31):
+            raise StorageError(
+                f"the root of this collection is of form {form}; this release reads forms up to {_FORM_WITH_TEXT}: "
+                "upgrade fabstir-vectordb",
+                details={"form": form, "supported": _FORM_WITH_TEXT},
+            )
         route, dim, scale = metadata.get("route"), metadata.get("dim"), metadata.get("scale")
         curve, chunk_size = metadata.get("curve"), metadata.get("chunk_size")
         if (
-            metadata.get("form") != (_FORM if metadata.get("text") is None else _FORM_WITH_TEXT)
+            form != (_FORM if metadata.get("text") is None else _FORM_WITH_TEXT)
             or route not in ROUTES
             or metadata.get("metric") not in ("cosine", "l2", "dot")
             or not _is_within(metadata.get("M"), M_MIN, M_MAX)
@@ -247,7 +255,7 @@ class Settings:
             or type(curve) is not list
             or not all(type(value) in (int, float) for value in curve)
         ):
-            raise IntegrityError("the root is not that of a collection, or a newer release wrote it")
+            raise IntegrityError("the root is not that of a collection")
         params = IndexParams(
             metric=metadata["metric"],
             M=metadata["M"],

@@ -421,23 +421,20 @@ class Searches:
             )
             missing |= set(answers.missing)
             receipts += [one.receipt for one in answers.results]
-            # A lazily opened shard that is lost meanwhile leaves its place among the candidates to the others.
+            sides: dict[int, list[Sides]] = {
+                number: one.value for number, one in zip(answers.shards, answers.results, strict=True)
+            }
+            # A shard that is lost meanwhile leaves its place among the candidates to the others.
             if not any(chosen.get(number) for number in answers.missing):
-                break
+                found = [
+                    worded_hits({number: of[place] for number, of in sides.items()}, request, by_vector)
+                    for place in range(len(asked.queries))
+                ]
+                lost = await self._describe(asked, found, receipts)
+                if not lost:
+                    break
+                missing |= lost
             likely = {number: of for number, of in likely.items() if number not in missing}
-        sides: dict[int, list[Sides]] = {
-            number: one.value for number, one in zip(answers.shards, answers.results, strict=True)
-        }
-        while True:
-            found = [
-                worded_hits({number: of[place] for number, of in sides.items()}, request, by_vector)
-                for place in range(len(asked.queries))
-            ]
-            lost = await self._describe(asked, found, receipts)
-            if not lost:
-                break
-            missing |= lost
-            sides = {number: of for number, of in sides.items() if number not in lost}
         receipt = summed(receipts)
         return [
             sharded(SearchResults(one.hits, one.below_threshold, one.plan), sides, sorted(missing), receipt)

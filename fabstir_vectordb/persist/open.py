@@ -110,7 +110,7 @@ async def open_version(
 
     encrypted = is_mutable(root_blob)
     manifest, parts, size = await read_manifest(store, workers, root_id, files, encrypted=encrypted)
-    # The keys of an earlier draft's parts are not those of today: the next save stores all parts again.
+    # Before keys were separate, parts had others: the next save stores all parts again.
     own = own and (not encrypted or manifest.format >= FORMAT_OF_SEPARATE_KEYS)
     version = Version.of(root_id, manifest, parts, own=own, encrypted=encrypted)
     return OpenedVersion(version, revision, manifest, parts, len(root_blob) + size)

@@ -1,4 +1,7 @@
-"""A collection against a session with the same rows, over random changes and questions (hypothesis, stateful)."""
+"""A collection against a session with the same rows, over random changes and questions (hypothesis, stateful).
+
+Shards of so few rows are always in memory; `test_lazy_shards.py` has those that are opened lazily.
+"""
 
 from __future__ import annotations
 
@@ -138,10 +141,10 @@ class CollectionAgainstSession(RuleBasedStateMachine):
     def rebalance(self, rows_max: int) -> None:
         self.many.rebalance(rows_max=rows_max, rows_min=3)
 
-    @rule(lazy=st.booleans())
-    def open_again(self, lazy: bool) -> None:
+    @rule()
+    def open_again(self) -> None:
         self.many.close()
-        self.many = Collection.open(fields_of(self.folder), engine=self.engine, lazy_load=lazy)
+        self.many = Collection.open(fields_of(self.folder), engine=self.engine)
 
     # ---- what is asked
 

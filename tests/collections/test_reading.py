@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 from gathering import ROWS, batch, bits, seen, settings, single, vectors
 
-from fabstir_vectordb import F, IntegrityError, InvalidConfigError, InvalidInputError, NotFoundError, SessionError
+from fabstir_vectordb import (
+    F,
+    IntegrityError,
+    InvalidConfigError,
+    InvalidInputError,
+    NotFoundError,
+    SessionError,
+    StorageError,
+    VectorDBSession,
+)
 from fabstir_vectordb.collections import Collection, build, over
 from fabstir_vectordb.collections.open_shards import open_count
 from fabstir_vectordb.collections.records import Route
@@ -213,3 +222,16 @@ async def test_a_damaged_shard_is_named_and_a_missing_one_only_where_that_was_al
             await many.verify()
         with pytest.raises(IntegrityError, match="shard 0"):
             await many.count({"n": 1})
+
+
+async def test_a_root_of_a_newer_form_is_refused_by_name(tmp_path: Path) -> None:
+    await build(settings(tmp_path), [batch(40)], shards=2)
+    async with await VectorDBSession.create(settings(tmp_path)) as session:
+        await session.load_user_vectors()
+        (root,) = await session.get(["collection"])
+        assert root is not None and root.metadata is not None
+        await session.update_metadata("collection", {**root.metadata, "form": 3})
+        await session.save_to_s5()
+    with pytest.raises(StorageError, match=r"form 3; this release reads forms up to 2: upgrade") as refused:
+        await Collection.open(settings(tmp_path))
+    assert refused.value.details["supported"] == 2

@@ -25,9 +25,9 @@ from fabstir_vectordb.text import clauses
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
-OLD = ("draft-5", "draft-5-stems", "draft-6-stems")
+OLD = ("draft-5", "draft-5-stems")
 TODAY = ("format-1", "format-1-stems", "format-1-shards")
-STORES = ["drafts-1-3", *TODAY, *(pytest.param(name, marks=pytest.mark.long) for name in OLD)]
+STORES = ["drafts-1-3", "draft-6-stems", *TODAY, *(pytest.param(name, marks=pytest.mark.long) for name in OLD)]
 
 
 def expected_of(name: str) -> dict[str, Any]:

@@ -162,7 +162,7 @@ export async function openVersion(fetchBlob, cid, key) {
         return plain;
     };
     const manifest = decodeCbor(await stored("metadata"));
-    check(manifest.get("version") <= 1, "format");
+    check(manifest.get("version") === 1 || (manifest.get("version") === 0 && (manifest.get("draft") ?? 0) <= 6), "format");
     const separateKeys = manifest.get("version") === 1 || manifest.get("draft") >= 5;
     const parts = new Map();
     for (const [name, hash, size, codec] of manifest.get("parts")) {

@@ -229,7 +229,7 @@ class Version:
         self.plain: dict[str, bytes] = {}
         self.manifest = cbor2.loads(self._stored(store, "metadata"))
         self.format = (self.manifest["version"], self.manifest.get("draft", 0))
-        check(self.format <= (1, 0), "format")
+        check(self.format in [(1, 0), *((0, draft) for draft in range(7))], "format")
         self.raw = {}
         parts = self.manifest["parts"]
         check({name for name, *_ in parts} | {"metadata"} == set(self.files), "names")

@@ -25,16 +25,16 @@ def expected_of(store: Path) -> Any:
     return json.loads((store / "expected.json").read_text(encoding="utf-8"))
 
 
-# The reader of what drafts of format 0 wrote rarely changes.
+# The reader of what drafts of format 0 wrote rarely changes: one version of each store is enough.
 VERSIONS = [
     pytest.param(
         store,
         version,
         id=f"{store.name}-{version['cid'][5:12]}",
-        marks=() if store.name.startswith("format-1") else pytest.mark.long,
+        marks=() if store.name.startswith("format-1") or not place else pytest.mark.long,
     )
     for store in STORES
-    for version in expected_of(store).get("versions", ())
+    for place, version in enumerate(expected_of(store).get("versions", ()))
 ]
 
 
@@ -120,6 +120,7 @@ def test_the_root_of_a_collection_names_its_shards_and_the_fingerprints_of_their
     root = plain.open_cid(there, version["cid"], entropy, "big")
     rows = {id: metadata for id, *_, metadata in root.rows_by_id(0)}
     assert rows["collection"]["form"] == 2 and rows["collection"]["next_shard"] == 3
+    assert type(rows["collection"]["scale"]) is float and {*map(type, rows["collection"]["curve"])} == {float}
     shards = [metadata for id, metadata in rows.items() if id.startswith("shard-")]
     assert [metadata["shard"] for metadata in shards] == [0, 1, 2]
     for metadata in shards:
