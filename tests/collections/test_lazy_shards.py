@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gathering import SEED, START_S, WORDS, seen, settings
 
 import fabstir_vectordb.persist.load as load_module
 from fabstir_vectordb import NotFoundError, VectorDBSession
-from fabstir_vectordb.collections import Collection, build, over
+from fabstir_vectordb.collections import Collection, Engine, build, over
 from fabstir_vectordb.collections.open_shards import _shards, close_shards, opened
 from fabstir_vectordb.index.contents import VECTORS
 from fabstir_vectordb.s5.cid import multibase_encode
@@ -98,6 +99,21 @@ class Pickling:
         return done
 
 
+@asynccontextmanager
+async def opened_beside(
+    stored: Path, engine: Engine | None = None
+) -> AsyncIterator[tuple[Collection, VectorDBSession, VectorDBSession]]:
+    """The collection with lazily opened shards, and the one index, lazily loaded and whole."""
+    async with (
+        await Collection.open(settings(stored), become_whole=False, engine=engine) as many,
+        await VectorDBSession.create(settings(stored, index_name="one")) as one,
+        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
+    ):
+        await one.load_user_vectors(become_whole=False)
+        await whole.load_user_vectors(lazy_load=False)
+        yield many, one, whole
+
+
 async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(stored: Path) -> None:
     queries = near_rows(30, 2)
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, near_rows(LAZY_ROWS, 1))]
@@ -125,13 +141,7 @@ async def test_a_search_fetches_the_parts_of_the_likeliest_rows_of_all_shards(st
 
 async def test_of_few_groups_more_rows_are_candidates(stored: Path) -> None:
     few: dict[str, Any] = {"group_by": "of", "group_size": 3, "threshold": None, "filter": {"of": {"$in": [7, 8, 9]}}}
-    async with (
-        await Collection.open(settings(stored), become_whole=False) as many,
-        await VectorDBSession.create(settings(stored, index_name="one")) as one,
-        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
-    ):
-        await one.load_user_vectors(become_whole=False)
-        await whole.load_user_vectors(lazy_load=False)
+    async with opened_beside(stored) as (many, one, whole):
         for query in near_rows(8, 9):
             best = await whole.search(query, 3, exact=True, **few)
             assert [len(group.hits) for group in best.groups] == [3, 3, 3]
@@ -165,13 +175,7 @@ async def test_groups_are_chosen_from_the_likeliest_rows_of_all_shards(stored: P
     queries = near_rows(12, 7)
     requests, found, wanted = [0, 0], [0, 0], 0
     pickling = Pickling()
-    async with (
-        await Collection.open(settings(stored), become_whole=False, engine=pickling) as many,
-        await VectorDBSession.create(settings(stored, index_name="one")) as one,
-        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
-    ):
-        await one.load_user_vectors(become_whole=False)
-        await whole.load_user_vectors(lazy_load=False)
+    async with opened_beside(stored, pickling) as (many, one, whole):
         both: tuple[Any, Any] = many, one
         for query in queries:
             best = (await whole.search(query, 5, exact=True, **grouped)).groups
@@ -202,13 +206,7 @@ async def test_a_search_with_words_fetches_the_parts_of_the_likeliest_rows_of_al
     queries = near_rows(12, 8)
     requests, found = [0, 0], [0, 0]
     pickling = Pickling()
-    async with (
-        await Collection.open(settings(stored), become_whole=False, engine=pickling) as many,
-        await VectorDBSession.create(settings(stored, index_name="one")) as one,
-        await VectorDBSession.create(settings(stored, index_name="one")) as whole,
-    ):
-        await one.load_user_vectors(become_whole=False)
-        await whole.load_user_vectors(lazy_load=False)
+    async with opened_beside(stored, pickling) as (many, one, whole):
         both: tuple[Any, Any] = many, one
         for query in queries:
             best = {hit.id for hit in await whole.search(query, K, text=text, exact=True)}

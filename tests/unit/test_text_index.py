@@ -240,6 +240,15 @@ def load_begin(parts: dict[tuple[int, int], bytes], terms: int, chunk_bytes: int
     return NativeText.load(sum(kind == PART_TEXT_HEAD for kind, _ in parts), chunk_bytes, sizes, terms=terms)
 
 
+def with_heads(parts: dict[tuple[int, int], bytes], terms: int) -> NativeText:
+    """A load under way, of which the heads have come."""
+    lazy = load_begin(parts, terms)
+    for (kind, number), raw in parts.items():
+        if kind == PART_TEXT_HEAD:
+            lazy.load_part(kind, number, raw)
+    return lazy
+
+
 def load(parts: dict[tuple[int, int], bytes], terms: int, chunk_bytes: int = CHUNK_BYTES_MIN) -> NativeText:
     text = load_begin(parts, terms, chunk_bytes)
     for (kind, number), data in sorted(parts.items()):
@@ -498,11 +507,8 @@ def test_a_lazy_load_answers_from_the_parts_that_it_asks_for(terms: int) -> None
     kinds = [kind for kind, _ in parts]
     assert all(kinds.count(kind) > 1 for kind in (PART_TEXT_DICTIONARY, PART_TEXT_POSTINGS, PART_TEXT_POSITIONS))
     for _ in range(15):
-        lazy = load_begin(parts, terms)
+        lazy = with_heads(parts, terms)
         fetched: set[tuple[int, int]] = set()
-        for kind, number in parts:
-            if kind == PART_TEXT_HEAD:
-                lazy.load_part(kind, number, parts[kind, number])
         clauses = random_query(rng, model)
         query = TextQuery(clauses)
         rounds = 0
@@ -536,10 +542,7 @@ def test_lists_that_have_not_come_are_not_remembered_as_equal() -> None:
     staged.commit()
     staged.close()
     parts, query = parts_of(text), TextQuery.of_terms(["even", "odd"])
-    lazy = load_begin(parts, TERMS_WORDS)
-    for kind, number in parts:
-        if kind == PART_TEXT_HEAD:
-            lazy.load_part(kind, number, parts[kind, number])
+    lazy = with_heads(parts, TERMS_WORDS)
     while wanted := lazy.missing(query):
         for part in wanted:
             lazy.load_part(part.kind, part.number, parts[part.kind, part.number])
