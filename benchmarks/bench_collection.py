@@ -33,9 +33,8 @@ from harness.contract import K
 from harness.link import BYTES_PER_S, LATENCY_S
 
 from fabstir_vectordb import VectorDBSession
-from fabstir_vectordb.collections import Collection, build, open_shards
+from fabstir_vectordb.collections import Collection, build, measure, open_shards, plan
 from fabstir_vectordb.collections.placement import place, sampler_of, scale_of
-from fabstir_vectordb.collections.plan import measure, plan
 from fabstir_vectordb.collections.root import Snapshot, read_root, write_root
 from fabstir_vectordb.collections.routing import Centroids
 from fabstir_vectordb.collections.rows import take_batches

@@ -15,8 +15,15 @@ import click
 
 from fabstir_vectordb.cli_search import checked_search, search_options, tell_hits
 from fabstir_vectordb.cli_support import Settings, count_bar, json_option, say, say_fitted, session_settings, vector_of
-from fabstir_vectordb.collections import CollectionProgress, Engine, over, sync
-from fabstir_vectordb.collections.plan import CollectionPlan, measure, plan as plan_of
+from fabstir_vectordb.collections import (
+    CollectionPlan,
+    CollectionProgress,
+    Engine,
+    measure,
+    over,
+    plan as plan_of,
+    sync,
+)
 from fabstir_vectordb.collections.records import ROUTES
 from fabstir_vectordb.display import json_text
 
@@ -172,7 +179,7 @@ def plan(
 ) -> None:
     """Say what a larger collection would take: bytes, objects, memory, workers, requests and seconds.
 
-    The collection that --index-name names is measured on this machine: two of its shards are fetched and searched. The
+    The collection that --index-name names is measured on this machine: four of its shards are fetched and searched. The
     rest is modelled, and says how.
     """
     with _engine(processes) as engine:

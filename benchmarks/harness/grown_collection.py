@@ -25,8 +25,7 @@ import anyio
 import numpy as np
 
 from fabstir_vectordb import ConflictError, VectorDBSession
-from fabstir_vectordb.collections import Collection, Engine, RayEngine, build, open_shards, threads
-from fabstir_vectordb.collections.plan import measure, plan
+from fabstir_vectordb.collections import Collection, Engine, RayEngine, build, measure, open_shards, plan, threads
 from harness import datasets, ours
 from harness.contract import K
 

@@ -3,7 +3,8 @@
 from fabstir_vectordb.collections.build import build
 from fabstir_vectordb.collections.collection import Collection
 from fabstir_vectordb.collections.engines import Engine, over, threads
-from fabstir_vectordb.collections.plan import CollectionPlan, Measured, measure, plan
+from fabstir_vectordb.collections.measuring import Measured, measure
+from fabstir_vectordb.collections.plan import CollectionPlan, plan
 from fabstir_vectordb.collections.ray_engine import RayEngine
 from fabstir_vectordb.collections.types import (
     CollectionProgress,

@@ -155,10 +155,17 @@ class Centroids:
     scale: float
     _integers: Floats = field(init=False, repr=False, compare=False)
     _squares: Floats = field(init=False, repr=False, compare=False)
+    _order: Numbers = field(init=False, repr=False, compare=False)
+    _numbers: Numbers = field(init=False, repr=False, compare=False)
+    _starts: Numbers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_integers", _integers(self.vectors, self.metric, self.scale))
         object.__setattr__(self, "_squares", np.square(self._integers).sum(axis=1))
+        order = np.argsort(self.shards, kind="stable")
+        numbers, starts = np.unique(self.shards[order], return_index=True)
+        for name, value in (("_order", order), ("_numbers", numbers), ("_starts", starts)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def alone(cls, vectors: npt.NDArray[np.float32], metric: Metric, scale: float) -> Centroids:
@@ -195,18 +202,21 @@ class Centroids:
         A shard is as promising as its nearest centroid; under the metric ``dot``, as the one with the largest product.
         Shards whose centroids are equally near come in the order of their numbers.
         """
-        order = np.argsort(self.shards, kind="stable")
-        numbers, starts = np.unique(self.shards[order], return_index=True)
         asked = _integers(queries, self.metric, self.scale)
         if self.metric == "dot":
             scores = -(asked @ self._integers.T)
         else:
             scores = _distances(asked, self._integers, self._squares)
-        best = np.minimum.reduceat(scores[:, order], starts, axis=1)
-        return np.asarray(numbers[np.argsort(best, axis=1, kind="stable")])
+        best = np.minimum.reduceat(scores[:, self._order], self._starts, axis=1)
+        return np.asarray(self._numbers[np.argsort(best, axis=1, kind="stable")])
+
+    def promising(self, queries: npt.NDArray[np.float32], count: int) -> dict[int, Numbers]:
+        """The places of the queries that have a shard among their `count` most promising ones, by its number."""
+        best = self.ranked(queries)[:, :count]
+        return {number: np.flatnonzero((best == number).any(axis=1)) for number in sorted(set(best.ravel().tolist()))}
 
     def ranks_at_once(self, queries: int) -> bool:
-        """Whether `ranked` of so many queries takes less than another thread would take to begin."""
+        """Whether `promising` of so many queries takes less than another thread would take to begin."""
         return queries * self.vectors.size <= _AT_ONCE_MAX
 
 

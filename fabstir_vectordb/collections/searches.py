@@ -250,14 +250,13 @@ class Searches:
             "filter": None if chosen.filter is None else dict(chosen.filter),
             "recall_target": target,
         }
-        places = dict.fromkeys(at.shards, np.arange(len(queries)))
         if at.centroids is not None and asked < len(at.shards):
             if at.centroids.ranks_at_once(len(queries)):
-                ranked = at.centroids.ranked(queries)
+                places = at.centroids.promising(queries, asked)
             else:
-                ranked = await anyio.to_thread.run_sync(at.centroids.ranked, queries)
-            found = {number: np.flatnonzero((ranked[:, :asked] == number).any(axis=1)) for number in at.shards}
-            places = {number: where for number, where in found.items() if len(where)}
+                places = await anyio.to_thread.run_sync(at.centroids.promising, queries, asked)
+        else:
+            places = dict.fromkeys(at.shards, np.arange(len(queries)))
         queries = queries.view()
         queries.flags.writeable = False  # so an engine may store it once for all shards
         return _Asked(at, queries, request, passed, missing_ok, places, asked)

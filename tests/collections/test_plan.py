@@ -14,8 +14,7 @@ import pytest
 from gathering import batch, settings
 
 from fabstir_vectordb import InvalidInputError, NotFoundError, forget_memory_store
-from fabstir_vectordb.collections import build
-from fabstir_vectordb.collections.plan import Measured, measure, plan
+from fabstir_vectordb.collections import Measured, build, measure, plan
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
@@ -35,9 +34,12 @@ MEASURED = Measured(
     row_memory_bytes=2_000.0,
     row_lazy_bytes=230.0,
     search_s=0.000_2,
+    search_cpu_s=0.000_25,
     route_s=0.000_02,
     one_s=0.000_5,
     further_s=0.000_1,
+    one_cpu_s=0.000_2,
+    further_cpu_s=0.000_05,
     cold_requests=3.0,
     cold_bytes=2e6,
     cold_s=0.3,
@@ -64,8 +66,8 @@ async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(mem
     assert found.row_bytes > 4 * 8
     assert found.row_memory_bytes > 4 * 8
     assert found.shard_objects > 5
-    assert min(found.search_s, found.one_s, found.open_s, found.cold_s, found.root_bytes) > 0
-    assert min(found.route_s, found.further_s, found.cold_byte_s) >= 0
+    assert min(found.search_s, found.search_cpu_s, found.one_s, found.open_s, found.cold_s, found.root_bytes) > 0
+    assert min(found.route_s, found.further_s, found.cold_byte_s, found.one_cpu_s, found.further_cpu_s) >= 0
     same = plan(found, rows=400, qps=1, shard_rows=found.shard_rows)
     assert (same.shards, same.asked) == (2, found.asked)
     assert same.bytes == pytest.approx(400 * found.row_bytes + 2 * found.root_bytes)
@@ -111,11 +113,11 @@ def test_figures_grow_as_their_models_say() -> None:
     assert one.workers >= 2e12 / 64e9
     # 1,152 rows a part with vectors, 73,728 a group: 869 parts, and the 9 other objects for each of 13.6 groups.
     assert one.objects == pytest.approx(1_000 * (869 + 9 * 13.563), rel=1e-3)
-    assert one.cores == pytest.approx(500 * 45 * 0.000_2 * 1.464_5 / 0.7, abs=1)
+    assert one.cores == pytest.approx(500 * 45 * 0.000_25 * 1.464_5 / 0.7, abs=1)
     # The driver: 0.3 ms for the first shard, 0.1 for each other, and centroids of 125 times as many shards.
     of_driver = 0.000_3 + 44 * 0.000_1 + 125 * 0.000_02
     assert one.seconds == pytest.approx(of_driver + 0.000_293, rel=0.01)
-    assert one.drivers == math.ceil(500 * of_driver / 0.7)
+    assert one.drivers == math.ceil(500 * (0.000_2 + 44 * 0.000_05 + 125 * 0.000_02) / 0.7)
     # Candidates are chosen over all shards, of 868,056 parts instead of 11.
     more = 1.25 * math.log(868_056) / math.log(11)
     assert one.cold_requests == pytest.approx(3 * more)
