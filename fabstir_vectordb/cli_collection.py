@@ -179,8 +179,8 @@ def plan(
 ) -> None:
     """Say what a larger collection would take: bytes, objects, memory, workers, requests and seconds.
 
-    The collection that --index-name names is measured on this machine: four of its shards are fetched and searched. The
-    rest is modelled, and says how.
+    The collection that --index-name names is measured on this machine: eight of its shards are fetched and searched.
+    The rest is modelled, and says how.
     """
     with _engine(processes) as engine:
         measured = anyio.run(partial(measure, session_settings(settings), recall=recall, engine=engine))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from os import getpid
 from typing import Any, Final, Self, Unpack
 
@@ -137,7 +137,7 @@ async def measure(
     /,
     *,
     recall: float = 0.95,
-    shards: int = 4,
+    shards: int = 8,
     engine: Engine | None = None,
     **settings: Unpack[ConfigFields],
 ) -> Measured:
@@ -148,7 +148,8 @@ async def measure(
     Args:
         config, **settings: as `Collection.open`. A disk cache would answer in place of the store.
         recall: of the searches, above 0 and at most 1.
-        shards: how many shards are measured, those with the most rows.
+        shards: how many shards are measured, those with the most rows. Searches in memory are timed in those of them
+            that fit in `memory_budget_mb` together.
         engine: through which the measured shards are searched, too; None for threads of this process. All other figures
             are those of this process.
 
@@ -178,7 +179,9 @@ async def measure(
             queries = np.concatenate([one.queries for one in found])
             async with OwnedEngine(engine) as chosen:
                 searches = Searches(_asks(chosen, config.index_name, whole), session._runtime, config)
-                in_memory = await _in_memory(searches, at, whole, largest, queries, recall, target)
+                in_memory = await _in_memory(
+                    searches, at, whole, _at_once(largest, found, config), queries, recall, target
+                )
                 is_here = await _runs_here(chosen, config.index_name)
         finally:
             await anyio.to_thread.run_sync(close_shards, whole)
@@ -248,6 +251,12 @@ def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -
         cold=cold,
         queries=queries,
     )
+
+
+def _at_once(shards: Sequence[Shard], figures: Sequence[_ShardFigures], config: VectorDBConfig) -> Sequence[Shard]:
+    """The first shards, as many as are in memory together, at least one: another would be fetched for each search."""
+    held = accumulate(one.memory_mb for one in figures)
+    return shards[: max(1, sum(memory_mb <= config.memory_budget_mb for memory_mb in held))]
 
 
 def _fields(target: float) -> SearchFields:
