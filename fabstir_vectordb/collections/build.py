@@ -36,8 +36,11 @@ __all__ = ["BUILDS_IN_FLIGHT", "SHARDS_MAX", "build", "build_jobs", "check_divis
 #: Most shards whose rows are with the engine at a time.
 BUILDS_IN_FLIGHT: Final = 8
 SHARDS_MAX: Final = 65_536
-#: Rows whose neighbours are looked for in all shards, to measure how many shards have them.
-_CURVE_QUERIES: Final = 128
+#: Rows whose neighbours are looked for in all shards, to measure how many shards have them: of 128, whose share has a
+#: standard error of 0.01, three shards of 8 had 0.981 where they have 0.967. Of many shards fewer, as each answers.
+_CURVE_QUERIES: Final = 1_024
+_CURVE_QUERIES_MIN: Final = 128
+_CURVE_ANSWERS_MAX: Final = 2**17
 _CURVE_K: Final = 10
 _NO_QUERIES: Final = np.empty((0, 0), dtype=np.float32)
 
@@ -111,12 +114,12 @@ async def build(
                     _divided, route, rows, range(shards), params.metric, scale, parted
                 )
                 blocks.close()
-                queries = rows.sample.vectors[:_CURVE_QUERIES] if _has_curve(plan) else _NO_QUERIES
+                asked = _curve_queries(plan, rows.sample)
                 async with owned as chosen:
                     built: list[Built] = (
                         await run_all(
                             chosen,
-                            build_jobs(recipe, keys, params, plan, parted.of, queries),
+                            build_jobs(recipe, keys, params, plan, parted.of, asked.vectors),
                             in_flight=_in_flight(parted.bytes, config.budget_bytes),
                             done=tell.counter("shards", len(plan.numbers)),
                         )
@@ -131,7 +134,7 @@ async def build(
             params=params,
             next_shard=max(made) + 1,
             scale=scale,
-            curve=_curve(plan, rows.sample, len(queries), built),
+            curve=_curve(plan, asked, built),
         )
         await write_root(session, None, Snapshot(common, made, plan.centroids))
         cid = await session.save_to_s5()
@@ -222,27 +225,33 @@ def shard_of(number: int, stored: ShardVersion, first: str | None) -> Shard:
 # ---- how many shards have the nearest rows
 
 
-def _has_curve(plan: Placement) -> bool:
-    """Whether fewer shards than all can be asked."""
-    return plan.centroids is not None and len(plan.numbers) > 1
+def _curve_queries(plan: Placement, sample: Sample) -> Sample:
+    """The rows of the sample that are queries, for the curve of a division of which fewer shards than all can be asked.
+
+    They are the last ones: the first ones are the centroids that training began with, and nearer to these than others.
+    """
+    shards = len(plan.numbers)
+    if plan.centroids is None or shards == 1:
+        return Sample([], _NO_QUERIES)
+    first = max(0, len(sample.ids) - min(_CURVE_QUERIES, max(_CURVE_QUERIES_MIN, _CURVE_ANSWERS_MAX // shards)))
+    return Sample(sample.ids[first:], sample.vectors[first:])
 
 
-def _curve(plan: Placement, sample: Sample, queries: int, built: Sequence[Built]) -> tuple[float, ...]:
+def _curve(plan: Placement, asked: Sample, built: Sequence[Built]) -> tuple[float, ...]:
     """The share of the nearest rows that are in the n most promising shards, for n from 1 on.
 
     Args:
         plan: the division.
-        sample: whose first rows are the queries.
-        queries: their number.
+        asked: the queries.
         built: the shards, with the nearest rows of each query.
     """
     if plan.centroids is None:
         return ()
-    if not queries:
+    if not len(asked.ids):
         return (1.0,)
-    ranked = plan.centroids.ranked(sample.vectors[:queries])
+    ranked = plan.centroids.ranked(asked.vectors)
     counts = np.zeros(len(plan.numbers), dtype=np.int64)
-    for query, own in enumerate(sample.ids[:queries]):
+    for query, own in enumerate(asked.ids):
         near = sorted(
             (distance, id, number)
             for number, one in zip(plan.numbers, built, strict=True)
