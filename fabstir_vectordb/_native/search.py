@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
+from itertools import islice, pairwise
 from math import inf
 from struct import Struct
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from fabstir_vectordb._native.call import (
     ID_ROOM_PER_HIT,
@@ -22,7 +24,6 @@ from fabstir_vectordb._native.call import (
     expect,
     pointer,
     raise_status,
-    unpack_ids,
     word_of,
 )
 from fabstir_vectordb._native.library import ffi, lib
@@ -37,14 +38,22 @@ class SearchHits(NamedTuple):
         distances: (n, k) float64, ascending; +inf past a count.
         counts: n uint32.
         plans: n uint32, PLAN_*.
-        ids: for each query, the ids of its results; empty where they were left out.
+        all_ids: the ids of all results, one query after the other; empty where they were left out.
     """
 
     slots: UInt32Array
     distances: Float64Array
     counts: UInt32Array
     plans: UInt32Array
-    ids: list[list[str]]
+    all_ids: list[str]
+
+    @property
+    def ids(self) -> list[list[str]]:
+        """For each query, the ids of its results."""
+        if not self.all_ids and self.counts.any():
+            return []  # left out
+        each = iter(self.all_ids)
+        return [list(islice(each, count)) for count in self.counts.tolist()]
 
 
 #: Slots, distances, ids, plan, scores, and how many of the k nearest the threshold left out.
@@ -300,6 +309,68 @@ class Search(Owner):
             break
         if not with_ids:
             return SearchHits(slots, distances, counts, plans, [])
-        ids = unpack_ids(id_bytes[: int(offsets[-1])].tobytes(), offsets)
-        per_query = [ids[i * k : i * k + int(count)] for i, count in enumerate(counts)]
-        return SearchHits(slots, distances, counts, plans, per_query)
+        return SearchHits(slots, distances, counts, plans, _ids(id_bytes, offsets, int(counts.sum())))
+
+    def search_in_steps(
+        self,
+        queries: Float32Array,
+        k: int,
+        *,
+        ef_search: int = 0,
+        exact: bool = False,
+        allow: UInt64Array | None = None,
+        control: Control | None = None,
+        nprobe: int = 0,
+    ) -> Generator[SearchHits]:
+        """`search` in steps: the hits of the first queries come while threads look for those of the next ones.
+
+        To be closed by a caller that does not take all of them: until then the index waits for it with changes.
+
+        Args:
+            queries, k, ef_search, exact, allow, control, nprobe: as of `search`.
+
+        Raises:
+            InvalidInputError, NativeCancelled, IndexStateError: as `search`.
+        """
+        n = len(queries)
+        expect("queries", queries, np.float32, (n, self.dim))
+        bitmap = ffi.NULL if allow is None else bitmap_of(allow)
+        slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
+        counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
+        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, False, nprobe, 0])
+        diag, out = ffi.new("fvdb_diag *"), ffi.new("fvdb_batch **")
+        pointers = [pointer("float[]", queries), n, params, bitmap, 0 if allow is None else len(allow)]
+        pointers += [pointer("uint32_t[]", slots), pointer("double[]", distances)]
+        pointers += [pointer("uint32_t[]", counts), pointer("uint32_t[]", plans), word_of(control), out, diag]
+        if status := lib.fvdb_search_start(self._index, *pointers):
+            raise_status(status, diag)
+        batch, most = out[0], min(n, lib.FVDB_BATCH_MOST) * k
+        try:
+            id_bytes = np.empty(most * ID_ROOM_PER_HIT, dtype=np.uint8)
+            offsets, taken = np.empty(most + 1, dtype=np.uint64), ffi.new("uint32_t *")
+            id_room, offsets_room = pointer("uint8_t[]", id_bytes), pointer("uint64_t[]", offsets)
+            first = 0
+            while first < n:
+                status = lib.fvdb_search_next(batch, id_room, len(id_bytes), offsets_room, taken, diag)
+                if status == lib.FVDB_ERR_BUFFER:
+                    id_bytes = np.empty(int(diag.expected), dtype=np.uint8)
+                    id_room = pointer("uint8_t[]", id_bytes)
+                    continue
+                if status:
+                    raise_status(status, diag)
+                some = slice(first, first := first + taken[0])
+                found = counts[some]
+                ids = _ids(id_bytes, offsets[: len(found) * k + 1], int(found.sum()))
+                yield SearchHits(slots[some], distances[some], found, plans[some], ids)
+        finally:
+            lib.fvdb_search_end(batch)
+
+
+def _ids(text: npt.NDArray[np.uint8], offsets: UInt64Array, n: int) -> list[str]:
+    """The ids of n results, each with a 0 byte behind it; one cut for each would take as long as a tenth of a walk."""
+    size = int(offsets[-1])
+    ids = text[: size - 1].tobytes().decode().split("\0") if size else []
+    if len(ids) == n:
+        return ids
+    ends = np.unique(offsets).tolist()  # an id holds a 0 byte itself; places without a result end where they begin
+    return [text[start : end - 1].tobytes().decode() for start, end in pairwise(ends)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from itertools import repeat
-from typing import Final, get_args
+from itertools import chain, compress, islice, repeat
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from fabstir_vectordb._native.handle import (
     scores_of,
 )
 from fabstir_vectordb.config import METRICS, Unset
-from fabstir_vectordb.errors import IndexStateError, InvalidInputError
 from fabstir_vectordb.index.filters import Matches
 from fabstir_vectordb.index.grouping import Groups, Hit, best_of_groups
 from fabstir_vectordb.index.incoming import check_query_dim
@@ -46,10 +45,6 @@ _SHORT_EF_MAX: Final = 1_000
 _SHORT_SCAN_VALUES_MAX: Final = 1 << 20
 # Lists are scanned by code, which is a few times faster.
 _SHORT_PROBED_VALUES_MAX: Final = 1 << 23
-
-# Queries of one native call in a batch: a call costs as much as some searches, and threads end within one call of each
-# other.
-_BATCH_QUERIES: Final = 128
 
 
 # ---- Scores ------------------------------------------------------------------------------------------------
@@ -230,36 +225,21 @@ class Searcher:
                 check_query_dim(dim, rows.vector_dim)
             return [SearchResults([], 0, plans[PLAN_FLAT]) for _ in queries]
 
-        def answers(first: int, most: int, threads: int) -> list[SearchResults]:
-            try:
-                hits = core.search(
-                    queries[first : first + most],
-                    request.k,
-                    ef_search=request.ef_search,
-                    exact=request.exact,
-                    nprobe=request.nprobe,
-                    allow=allow,
-                    control=control,
-                    threads=threads,
-                )
-            except InvalidInputError as error:
-                if "row" in error.details:
-                    error.details["row"] += first
-                raise
-            return self.results(core, hits, plans, request.threshold, request.include_vectors)
-
-        threads = min(rows.run.threads, len(queries) // _BATCH_QUERIES)
-        if threads < 2:
-            return answers(0, len(queries), 0)
-        # One thread of Python at a time makes hits, up to a third of the work. Meanwhile threads with native calls of
-        # their own go on, where those of one native call would all wait.
-        firsts = range(0, len(queries), _BATCH_QUERIES)
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                each = pool.map(lambda first: answers(first, _BATCH_QUERIES, 1), firsts)
-            except RuntimeError as error:
-                raise IndexStateError(f"{error}: lower the session's `threads`") from error
-            return [found for some in each for found in some]
+        # Hits are made, up to a third of the work, while threads that Python knows nothing of look for the next ones.
+        steps = core.search_in_steps(
+            queries,
+            request.k,
+            ef_search=request.ef_search,
+            exact=request.exact,
+            nprobe=request.nprobe,
+            allow=allow,
+            control=control,
+        )
+        with closing(steps):
+            # Vectors are read under the native lock. It has one reader already, who would wait behind a waiting writer.
+            each = list(steps) if request.include_vectors else steps
+            found = (self.results(core, hits, plans, request.threshold, request.include_vectors) for hits in each)
+            return list(chain.from_iterable(found))
 
     def best_of_groups(
         self,
@@ -327,22 +307,25 @@ class Searcher:
         include_vectors: bool,
     ) -> list[SearchResults]:
         """Hits of the rows found for each query."""
-        # One call for all of them, as a call takes as long as the scores of fifty queries.
+        # All of them at once, as a call of numpy takes as long as the hits of a query.
         scores = self.scorer.scores(hits.distances)
         passing = np.minimum(self.scorer.passing(scores, threshold), hits.counts)
-        if not include_vectors and self._rows.arena.is_empty:
-            numbers = hits.distances, scores, hits.counts, passing, hits.plans
-            found = zip(hits.ids, *(array.tolist() for array in numbers), strict=True)
-            return [
-                results_of(map(SearchResult, ids[:n], scored, near), count - n, plans[plan])
-                for ids, near, scored, count, n, plan in found
-            ]
-        arrays = hits.slots, hits.distances, scores, hits.counts, passing, hits.plans
-        each = zip(hits.ids, *(array.tolist() for array in arrays), strict=True)
-        return [
-            self.described(core, row[:n], near, ids, scored, count - n, plans[plan], include_vectors)
-            for ids, row, near, scored, count, n, plan in each
-        ]
+        ids: Iterable[str] = hits.all_ids
+        kept: Any = ...
+        if int(passing.sum()) < scores.size:
+            places = np.arange(scores.shape[1])
+            kept = places < passing[:, np.newaxis]
+            ids = compress(ids, kept[places < hits.counts[:, np.newaxis]].tolist())
+        columns: list[Iterable[Any]] = [ids, scores[kept].ravel().tolist(), hits.distances[kept].ravel().tolist()]
+        if include_vectors or not self._rows.arena.is_empty:
+            columns.append(self._rows.arena.get_many(hits.slots[kept].ravel().tolist()))
+        if include_vectors:
+            # A hit that its caller keeps holds the vectors of one query, not those of all.
+            each = zip(hits.slots, passing, strict=True)
+            columns.append(chain.from_iterable(core.get_vectors(slots[:n]) for slots, n in each))
+        made = map(SearchResult, *columns)
+        numbers = zip(passing.tolist(), hits.counts.tolist(), hits.plans.tolist(), strict=True)
+        return [results_of(islice(made, n), count - n, plans[plan]) for n, count, plan in numbers]
 
     def described(
         self,

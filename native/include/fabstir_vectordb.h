@@ -37,7 +37,7 @@ extern "C" {
 
 /* ---- Version and limits ---------------------------------------------------------------------------------------- */
 
-#define FVDB_ABI_VERSION 10
+#define FVDB_ABI_VERSION 11
 
 #define FVDB_DIM_MAX 4096
 #define FVDB_ID_BYTES_MAX 1024
@@ -220,15 +220,41 @@ typedef struct fvdb_search_params {
  * a slot past the end is not allowed; NULL allows all.
  * out_slots, out_distances: n_queries x k; out_counts, out_plans: n_queries.  Entries past a query's count are
  * FVDB_NO_SLOT and +inf.  min(k, allowed live rows) results are always found.
- * out_id_bytes (id_capacity bytes) and out_id_offsets (n_queries x k + 1) receive the ids of all results in order, an
- * empty one for entries past a count; both may be NULL.
+ * out_id_bytes (id_capacity bytes) and out_id_offsets (n_queries x k + 1) receive the ids of all results in order, each with
+ * a 0 byte behind it, and nothing for entries past a count; both may be NULL.
  * Distances are exact: float64 sums over the stored float32 values in one fixed order on every CPU.
  * Returns FVDB_OK, FVDB_ERR_ARGUMENT, _NOT_FINITE, _ZERO_VECTOR, _MEMORY, _CANCELLED, _BUSY, _THREAD or _BUFFER (ids did
- * not fit: diag.expected bytes would do; FVDB_ID_BYTES_MAX x n_queries x k always does). */
+ * not fit: diag.expected bytes would do; (FVDB_ID_BYTES_MAX + 1) x n_queries x k always does). */
 fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
                         const uint64_t *allow, uint64_t allow_words, uint32_t *out_slots, double *out_distances,
                         uint32_t *out_counts, uint32_t *out_plans, uint8_t *out_id_bytes, uint64_t id_capacity,
                         uint64_t *out_id_offsets, fvdb_control *control, fvdb_diag *diag);
+
+/* fvdb_search in steps: the caller takes the first answers while threads look for the next ones.  A caller that makes objects
+ * of them, which one thread of Python does at a time, keeps no other thread waiting.
+ *
+ * Begins it, on params.threads threads, the caller's among them.  queries, allow, the outputs, which are as of fvdb_search,
+ * and control are borrowed until the end.                                                  [reader until the end, whole]
+ * Returns what fvdb_search does, but for _CANCELLED and _BUFFER; on error nothing has begun. */
+typedef struct fvdb_batch fvdb_batch;
+fvdb_status fvdb_search_start(fvdb_index *index, const float *queries, uint32_t n_queries,
+                              const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
+                              uint32_t *out_slots, double *out_distances, uint32_t *out_counts, uint32_t *out_plans,
+                              fvdb_control *control, fvdb_batch **out_batch, fvdb_diag *diag);
+
+/* Queries of one step. */
+#define FVDB_BATCH_MOST 128
+
+/* Looks for answers, too, until some are there: out_n, at most FVDB_BATCH_MOST, is for how many queries behind those of the
+ * last step the outputs are written; 0: for all of them before.
+ * out_id_bytes (id_capacity bytes) and out_id_offsets (FVDB_BATCH_MOST x k + 1): their ids, as of fvdb_search.
+ * Returns FVDB_OK, FVDB_ERR_CANCELLED or _BUFFER (the ids did not fit: diag.expected bytes would do; the next step is for the
+ * same queries). */
+fvdb_status fvdb_search_next(fvdb_batch *batch, uint8_t *out_id_bytes, uint64_t id_capacity, uint64_t *out_id_offsets,
+                             uint32_t *out_n, fvdb_diag *diag);
+
+/* Ends it, also before all queries are answered.  Once for each that began; NULL: nothing. */
+void fvdb_search_end(fvdb_batch *batch);
 
 /* Scores of n distances: from 0 to 1, and no larger for a larger distance.
  * FVDB_METRIC_COSINE: 1 - d / 2, which is (1 + cos) / 2.  _L2: 1 / (1 + d).  _DOT: 1 / (1 + exp(d)), the logistic function

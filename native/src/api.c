@@ -169,6 +169,29 @@ fvdb_status fvdb_search(fvdb_index *index, const float *queries, uint32_t n_quer
     return status;
 }
 
+fvdb_status fvdb_search_start(fvdb_index *index, const float *queries, uint32_t n_queries,
+                              const fvdb_search_params *params, const uint64_t *allow, uint64_t allow_words,
+                              uint32_t *out_slots, double *out_distances, uint32_t *out_counts, uint32_t *out_plans,
+                              fvdb_control *control, fvdb_batch **out_batch, fvdb_diag *diag) {
+    TRY(search_begin(index, params, diag));
+    const search_outputs out = {
+        .slots = out_slots, .distances = out_distances, .counts = out_counts, .plans = out_plans};
+    const fvdb_allowed allowed = {.words = allow, .n_words = allow_words};
+    fvdb_status status =
+        index_search_start(index, queries, n_queries, params, allow ? &allowed : NULL, &out, control, out_batch, diag);
+    if (status != FVDB_OK) rwlock_read_done(index->lock);
+    return status;
+}
+
+fvdb_status fvdb_search_next(fvdb_batch *batch, uint8_t *out_id_bytes, uint64_t id_capacity, uint64_t *out_id_offsets,
+                             uint32_t *out_n, fvdb_diag *diag) {
+    return index_search_next(batch, out_id_bytes, id_capacity, out_id_offsets, out_n, diag);
+}
+
+void fvdb_search_end(fvdb_batch *batch) {
+    if (batch) rwlock_read_done(index_search_end(batch)->lock);
+}
+
 fvdb_status fvdb_scores(uint32_t metric, const double *distances, uint32_t n, double *out_scores, fvdb_diag *diag) {
     TRY(check_range(metric, FVDB_METRIC_COSINE, FVDB_METRIC_DOT, "unknown metric", diag));
     index_scores(metric, distances, n, out_scores);

@@ -173,6 +173,17 @@ static fvdb_status search_widely(void) {
 }
 static fvdb_status search_exactly(void) { return search_with((fvdb_search_params){.k = K, .exact = 1}, NULL); }
 static fvdb_status search_few(void) { return search_with((fvdb_search_params){.k = K}, words); }
+static fvdb_status search_in_steps(void) {
+    const fvdb_search_params params = {.k = K};
+    fvdb_batch *batch = NULL;
+    uint32_t n;
+    fvdb_status status =
+        fvdb_search_start(the_index, query, 1, &params, NULL, 0, slots, distances, &count, others, NULL, &batch, NULL);
+    if (status != FVDB_OK) return status;
+    status = fvdb_search_next(batch, bytes, sizeof bytes, offsets, &n, NULL);
+    fvdb_search_end(batch);
+    return status;
+}
 static fvdb_status search_one(void) {
     const fvdb_search_params params = {.k = K};
     fvdb_answer answer = {.slots = slots,
@@ -222,6 +233,7 @@ static void searches(void) {
     FAIL_EACH(search_widely);
     FAIL_EACH(search_exactly);
     FAIL_EACH(search_few);
+    FAIL_EACH(search_in_steps);
     FAIL_EACH(search_one);
     FAIL_EACH(find);
 }

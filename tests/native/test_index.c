@@ -337,11 +337,12 @@ static void test_more_asked_than_there_is(void) {
     CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
     CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 64, offsets, NULL,
                       NULL) == FVDB_OK);
-    CHECK(count == 3 && slots[3] == FVDB_NO_SLOT && distances[3] > 1e300 && offsets[3] == 12 && offsets[10] == 12);
+    CHECK(count == 3 && slots[3] == FVDB_NO_SLOT && distances[3] > 1e300 && offsets[3] == 15 && offsets[10] == 15);
+    for (uint32_t i = 0; i < 3; i++) CHECK(ids[offsets[i]] == 'r' && ids[offsets[i + 1] - 1] == 0);
     fvdb_diag diag = {0};
-    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 11, offsets, NULL,
+    CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, ids, 14, offsets, NULL,
                       &diag) == FVDB_ERR_BUFFER);
-    CHECK(diag.expected == 12);
+    CHECK(diag.expected == 15);
     params.k = 0;
     CHECK(fvdb_search(index, t.vectors, 1, &params, NULL, 0, slots, distances, &count, &plan, NULL, 0, NULL, NULL,
                       NULL) == FVDB_ERR_ARGUMENT);
@@ -373,7 +374,7 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         CHECK(fvdb_search(index, queries + q * DIM, 1, &params, NULL, 0, want_slots, want_distances, &want_count,
                           &want_plan, want_ids, sizeof want_ids, want_offsets, NULL, NULL) == FVDB_OK);
         CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_ERR_BUFFER);
-        CHECK(a.diag.expected == want_offsets[K] + K);
+        CHECK(a.diag.expected == want_offsets[K]);
         a.id_capacity = a.diag.expected - 1;
         CHECK(fvdb_search_one(index, queries + q * DIM, &params, &a) == FVDB_ERR_BUFFER);
         a.id_capacity++;
@@ -381,10 +382,8 @@ static void test_one_query_is_answered_as_by_a_search_of_many(void) {
         CHECK(!params.exact || a.plan == FVDB_PLAN_FLAT);
         CHECK(a.count == want_count && a.plan == want_plan && a.id_size == a.id_capacity && a.below == 0);
         CHECK(memcmp(slots, want_slots, sizeof slots) == 0 && memcmp(distances, want_distances, sizeof distances) == 0);
-        for (uint32_t i = 0, start = 0; i < K; start = (uint32_t)ends[i++] + 1) {
-            CHECK(ends[i] - start == want_offsets[i + 1] - want_offsets[i] && ids[ends[i]] == 0);
-            CHECK(memcmp(ids + start, want_ids + want_offsets[i], ends[i] - start) == 0);
-        }
+        for (uint32_t i = 0; i < K; i++) CHECK(ends[i] + 1 == want_offsets[i + 1] && ids[ends[i]] == 0);
+        CHECK(memcmp(ids, want_ids, want_offsets[K]) == 0);
         CHECK(q > 0 || (slots[0] == 7 && ids[1] == 0));
         CHECK(fvdb_scores(FVDB_METRIC_COSINE, distances, K, want_scores, NULL) == FVDB_OK);
         CHECK(memcmp(scores, want_scores, sizeof scores) == 0);
@@ -548,7 +547,111 @@ static void test_a_scan_of_codes_misses_no_row(void) {
     }
 }
 
+/* All answers of a search in steps, with room for `room` bytes of ids at first; or of no more than `most` steps. */
+static uint32_t take_steps(fvdb_batch *batch, uint32_t k, uint32_t room, uint32_t most, uint8_t *ids,
+                           uint64_t *offsets) {
+    uint32_t taken = 0, n;
+    uint64_t at = 0;
+    uint64_t *of_step = malloc((FVDB_BATCH_MOST * (size_t)k + 1) * sizeof *of_step);
+    for (uint32_t step = 0; step < most; step++) {
+        fvdb_diag diag = {0};
+        fvdb_status status = fvdb_search_next(batch, ids + at, room, of_step, &n, &diag);
+        if (status == FVDB_ERR_BUFFER) {
+            CHECK(diag.expected > room);
+            status = fvdb_search_next(batch, ids + at, diag.expected, of_step, &n, &diag);
+        }
+        CHECK(status == FVDB_OK && n <= FVDB_BATCH_MOST);
+        if (n == 0) break;
+        for (size_t i = 0; i <= (size_t)n * k; i++) offsets[(size_t)taken * k + i] = at + of_step[i];
+        at += of_step[(size_t)n * k];
+        taken += n;
+    }
+    free(of_step);
+    return taken;
+}
+
+static void test_a_search_in_steps_gives_what_one_at_once_gives(void) {
+    enum { N = 1200, DIM = 24, QUERIES = 333, K = 7, ROOM = QUERIES * K * 16 };
+    static const uint32_t some[] = {0, 1, 4, 40, 121, QUERIES};
+    test_rows t = make_rows(N, DIM, "row", 0, 8);
+    float *queries = make_vectors(QUERIES, DIM, 20, 99);
+    static uint32_t slots[2][QUERIES * K], counts[2][QUERIES], plans[2][QUERIES];
+    static double distances[2][QUERIES * K];
+    static uint8_t ids[2][ROOM];
+    static uint64_t offsets[2][QUERIES * K + 1];
+    for (uint32_t threads = 1; threads <= 8; threads = threads * 2 + 1) {
+        fvdb_config config = {DIM, FVDB_METRIC_L2, FVDB_MEMORY_DEFAULT, 8, 40, threads, 7};
+        fvdb_index *index = NULL;
+        CHECK(fvdb_create(&config, &index, NULL) == FVDB_OK);
+        CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+        for (uint32_t exact = 0; exact < 2; exact++) {
+            for (uint32_t i = 0; i < sizeof some / sizeof *some; i++) {
+                const uint32_t n = some[i];
+                fvdb_search_params params = {.k = K, .exact = exact};
+                fvdb_batch *batch = NULL;
+                CHECK(fvdb_search(index, queries, n, &params, NULL, 0, slots[0], distances[0], counts[0], plans[0],
+                                  ids[0], ROOM, offsets[0], NULL, NULL) == FVDB_OK);
+                CHECK(fvdb_search_start(index, queries, n, &params, NULL, 0, slots[1], distances[1], counts[1],
+                                        plans[1], NULL, &batch, NULL) == FVDB_OK);
+                CHECK(take_steps(batch, K, threads > 1 ? ROOM / 4 : 3, UINT32_MAX, ids[1], offsets[1]) == n);
+                fvdb_search_end(batch);
+                const size_t results = (size_t)n * K;
+                CHECK(memcmp(slots[0], slots[1], results * sizeof **slots) == 0);
+                CHECK(memcmp(distances[0], distances[1], results * sizeof **distances) == 0);
+                CHECK(memcmp(counts[0], counts[1], n * sizeof **counts) == 0);
+                CHECK(memcmp(plans[0], plans[1], n * sizeof **plans) == 0);
+                CHECK(n == 0 || memcmp(offsets[0], offsets[1], (results + 1) * sizeof **offsets) == 0);
+                CHECK(n == 0 || memcmp(ids[0], ids[1], offsets[0][results]) == 0);
+            }
+        }
+        fvdb_free(index);
+    }
+    free(queries);
+    free_rows(&t);
+}
+
+static void test_a_search_in_steps_can_end_early(void) {
+    enum { N = 2000, DIM = 24, QUERIES = 1000, K = 5, ROOM = QUERIES * K * 16 };
+    test_rows t = make_rows(N, DIM, "row", 0, 8);
+    float *queries = make_vectors(QUERIES, DIM, 20, 99);
+    static uint32_t slots[QUERIES * K], counts[QUERIES], plans[QUERIES];
+    static double distances[QUERIES * K];
+    static uint8_t ids[ROOM];
+    static uint64_t offsets[QUERIES * K + 1];
+    fvdb_index *index = create(DIM, FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 3);
+    CHECK(add(index, &t, FVDB_ON_CONFLICT_ERROR) == FVDB_OK);
+    fvdb_search_params params = {.k = K};
+    fvdb_control control = {0};
+    fvdb_batch *batch = NULL;
+    uint32_t n;
+    for (uint32_t steps = 0; steps < 3; steps++) {
+        CHECK(fvdb_search_start(index, queries, QUERIES, &params, NULL, 0, slots, distances, counts, plans, NULL,
+                                &batch, NULL) == FVDB_OK);
+        CHECK(take_steps(batch, K, ROOM, steps, ids, offsets) < QUERIES);
+        fvdb_search_end(batch);
+    }
+    CHECK(fvdb_search_start(index, queries, QUERIES, &params, NULL, 0, slots, distances, counts, plans, &control,
+                            &batch, NULL) == FVDB_OK);
+    __atomic_store_n(&control.cancel, 1, __ATOMIC_RELAXED);
+    CHECK(fvdb_search_next(batch, ids, ROOM, offsets, &n, NULL) == FVDB_ERR_CANCELLED);
+    fvdb_search_end(batch);
+    fvdb_search_end(NULL);
+    /* No reader is left, and a query that is refused begins nothing. */
+    CHECK(fvdb_delete(index, t.ids, t.offsets, 1, 0, slots, NULL) == FVDB_OK);
+    queries[DIM] = NAN;
+    fvdb_diag diag = {0};
+    CHECK(fvdb_search_start(index, queries, QUERIES, &params, NULL, 0, slots, distances, counts, plans, NULL, &batch,
+                            &diag) == FVDB_ERR_NOT_FINITE);
+    CHECK(diag.row == 1);
+    CHECK(fvdb_delete(index, t.ids, t.offsets + 1, 1, 0, slots, NULL) == FVDB_OK);
+    fvdb_free(index);
+    free(queries);
+    free_rows(&t);
+}
+
 int main(void) {
+    RUN(test_a_search_in_steps_gives_what_one_at_once_gives);
+    RUN(test_a_search_in_steps_can_end_early);
     RUN(test_a_scan_of_codes_misses_no_row);
     RUN(test_recall_cosine);
     RUN(test_recall_l2);

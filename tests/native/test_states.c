@@ -42,6 +42,13 @@ ENTRY(fvdb_add) { return fvdb_add(index, &extra.rows, 0, room.slots, room.more, 
 ENTRY(fvdb_search) { return search(index, &wanted, diag); }
 ENTRY(fvdb_search_nowait) { return search(index, &at_once, diag); }
 ENTRY(fvdb_search_exact) { return search(index, &exactly, diag); }
+ENTRY(fvdb_search_start) {
+    fvdb_batch *batch = NULL;
+    fvdb_status status = fvdb_search_start(index, query, 1, &wanted, NULL, 0, room.slots, room.distances, &room.n,
+                                           room.more, NULL, &batch, diag);
+    fvdb_search_end(batch);
+    return status;
+}
 ENTRY(fvdb_search_one) {
     fvdb_answer a = {.slots = room.slots,
                      .distances = room.distances,
@@ -121,6 +128,7 @@ static const struct {
     ROW(fvdb_search, EMPTY | WHOLE),
     ROW(fvdb_search_nowait, EMPTY | WHOLE),
     ROW(fvdb_search_exact, EMPTY | WHOLE),
+    ROW(fvdb_search_start, EMPTY | WHOLE),
     ROW(fvdb_search_one, EMPTY | WHOLE),
     ROW(fvdb_find, EMPTY | WHOLE | LAZY),
     ROW(fvdb_get_vectors, EMPTY | WHOLE),

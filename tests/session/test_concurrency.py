@@ -358,20 +358,47 @@ def test_a_read_that_meets_a_change_is_not_put_off_a_second_time(monkeypatch: py
     batch = prepare_batch([f"r{i}" for i in range(40)], base, None, None, lambda: 0, None)
     index.add(batch)
     met = 0
-    real = NativeIndex.search
+    real = NativeIndex.search_in_steps
 
     def search(native: NativeIndex, *args: Any, **kwargs: Any) -> Any:
         nonlocal met
-        hits = real(native, *args, **kwargs)
+        yield from real(native, *args, **kwargs)
         # The reader that holds the lock keeps changes out.
         if met < 100 and not index.gate.lock.locked():
             met += 1
             index.add(batch, "replace")
-        return hits
 
-    monkeypatch.setattr(NativeIndex, "search", search)
+    monkeypatch.setattr(NativeIndex, "search_in_steps", search)
     assert [hits[0].id for hits in index.search_batch(base[:3], SearchRequest(base[0], 1, None))] == ["r0", "r1", "r2"]
     assert met == 1
+    index.close()
+
+
+def test_a_batch_reads_no_vector_while_it_keeps_changes_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second reader of the same thread would wait behind a change that waits for the first."""
+    base = rows(300, 8)
+    index = Index(IndexParams(), RunParams(threads=2))
+    index.add(prepare_batch([f"r{i}" for i in range(300)], base, None, None, lambda: 0, None))
+    steps, get_vectors = NativeIndex.search_in_steps, NativeIndex.get_vectors
+    inside, read = [False], 0
+
+    def watched(native: NativeIndex, *args: Any, **kwargs: Any) -> Any:
+        inside[0] = True
+        yield from steps(native, *args, **kwargs)
+        inside[0] = False
+
+    def vectors(native: NativeIndex, slots: Any) -> Any:
+        nonlocal read
+        assert not inside[0]
+        read += 1
+        return get_vectors(native, slots)
+
+    monkeypatch.setattr(NativeIndex, "search_in_steps", watched)
+    monkeypatch.setattr(NativeIndex, "get_vectors", vectors)
+    found = index.search_batch(base, SearchRequest(base[0], 2, None, include_vectors=True))
+    assert read == 300
+    for vector, hits in zip(base, found, strict=True):
+        assert hits[0].vector is not None and hits[0].vector.tolist() == vector.tolist()
     index.close()
 
 

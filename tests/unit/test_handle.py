@@ -200,6 +200,41 @@ def test_an_empty_index_answers_nothing() -> None:
     assert [list(found) for found in index.search_one(vectors(1)[0], 3)[:3]] == [[], [], []]
 
 
+@pytest.mark.parametrize("n", [0, 1, 40, 500])
+@pytest.mark.parametrize("text", ["plain", "ünï", "a\0b", "x" * 900])
+def test_a_search_in_steps_finds_what_one_at_once_finds(n: int, text: str) -> None:
+    index = make()
+    fill(index, [f"{i}-{text}" for i in range(60)])
+    queries = vectors(n, seed=4)
+    for allow in (None, np.array([0b1011], dtype=np.uint64)):
+        hits = index.search(queries, 5, allow=allow)
+        steps = list(index.search_in_steps(queries, 5, allow=allow))
+        assert [ids for some in steps for ids in some.ids] == hits.ids
+        for name in ("slots", "distances", "counts", "plans"):
+            parts = [getattr(some, name) for some in steps]
+            assert [row for part in parts for row in part.tolist()] == getattr(hits, name).tolist()
+    index.close()
+
+
+def test_a_search_in_steps_that_is_closed_or_cancelled_keeps_no_change_waiting(index: NativeIndex) -> None:
+    queries, control = vectors(2_000, seed=4), Control()
+    steps = index.search_in_steps(queries, 5, control=control)
+    assert next(steps).ids[0]
+    control.cancel()
+    with pytest.raises(handle.NativeCancelled):
+        list(steps)
+    index.delete(*pack_ids(["row-0"]), False)
+    steps = index.search_in_steps(queries, 5)
+    assert next(steps).ids[0]
+    steps.close()
+    index.delete(*pack_ids(["row-1"]), False)
+    queries[1_500] = np.inf
+    with pytest.raises(InvalidInputError) as caught:
+        next(index.search_in_steps(queries, 5))
+    assert caught.value.details["row"] == 1_500
+    index.delete(*pack_ids(["row-2"]), False)
+
+
 def test_only_allowed_slots_are_found(index: NativeIndex) -> None:
     hits = index.search(vectors(3), 5, allow=np.array([0b1011000], dtype=np.uint64))
     assert hits.counts.tolist() == [3, 3, 3]

@@ -115,17 +115,16 @@ def test_a_batch_of_another_dimension_is_refused_by_the_index_itself() -> None:
 def test_close_waits_for_the_calls_that_are_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     index = filled()
     entered, go = threading.Event(), threading.Event()
-    real = NativeIndex.search
+    real = NativeIndex.search_in_steps
     order: list[str] = []
 
     def held(native: NativeIndex, *args: Any, **kwargs: Any) -> Any:
         entered.set()
         assert go.wait(60)
-        hits = real(native, *args, **kwargs)
+        yield from real(native, *args, **kwargs)
         order.append("searched")
-        return hits
 
-    monkeypatch.setattr(NativeIndex, "search", held)
+    monkeypatch.setattr(NativeIndex, "search_in_steps", held)
     found: list[Any] = []
     searching = threading.Thread(
         target=lambda: found.extend(index.search_batch(BASE[:1], SearchRequest(BASE[0], 1, None)))

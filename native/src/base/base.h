@@ -133,6 +133,13 @@ typedef struct thread_pool thread_pool;
 typedef void (*thread_pool_fn)(void *context, uint32_t worker, uint32_t item);
 fvdb_status thread_pool_start(uint32_t threads, thread_pool **out, fvdb_diag *diag); /* 1 thread starts none */
 void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items);
+/* The same in steps, for a caller that has other work to do in between: the other threads begin; the caller does the next
+ * item, or finds that none is left; nobody begins another item; the caller waits until no other thread is at work, which it
+ * does before any other run. */
+void thread_pool_begin(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items);
+bool thread_pool_take(thread_pool *c);
+void thread_pool_drop(thread_pool *c);
+void thread_pool_wait(thread_pool *c);
 uint32_t thread_pool_size(const thread_pool *c);
 void thread_pool_stop(thread_pool *c);
 

@@ -82,12 +82,15 @@ struct thread_pool {
     bool stop;
 };
 
+static bool take(thread_pool *c, uint32_t worker) {
+    uint32_t item = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
+    if (item >= c->items) return false;
+    c->fn(c->context, worker, item);
+    return true;
+}
+
 static void work(thread_pool *c, uint32_t worker) {
-    for (;;) {
-        uint32_t item = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
-        if (item >= c->items) return;
-        c->fn(c->context, worker, item);
-    }
+    while (take(c, worker)) {}
 }
 
 static THREAD_RETURN thread_pool_main(void *arg) {
@@ -134,25 +137,42 @@ fvdb_status thread_pool_start(uint32_t threads, thread_pool **out, fvdb_diag *di
     return FVDB_OK;
 }
 
-void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items) {
-    if (c->started == 0 || items < 2) {
-        for (uint32_t i = 0; i < items; i++) fn(context, 0, i);
-        return;
-    }
+void thread_pool_begin(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items) {
     os_mutex_lock(&c->lock);
     assert(c->busy == 0 && !c->stop);
     c->fn = fn;
     c->context = context;
     c->items = items;
     c->next = 0;
-    c->busy = c->started;
-    c->run++;
-    os_cond_broadcast(&c->wake);
+    if (items > 1) {
+        c->busy = c->started;
+        c->run++;
+        os_cond_broadcast(&c->wake);
+    }
     os_mutex_unlock(&c->lock);
-    work(c, 0);
+}
+
+bool thread_pool_take(thread_pool *c) {
+    /* No more than once behind the last item: a caller that asks for ever must not make the number wrap. */
+    return __atomic_load_n(&c->next, __ATOMIC_RELAXED) < c->items && take(c, 0);
+}
+
+void thread_pool_drop(thread_pool *c) { __atomic_store_n(&c->next, c->items, __ATOMIC_RELAXED); }
+
+void thread_pool_wait(thread_pool *c) {
     os_mutex_lock(&c->lock);
     while (c->busy) os_cond_wait(&c->done, &c->lock);
     os_mutex_unlock(&c->lock);
+}
+
+void thread_pool_run(thread_pool *c, thread_pool_fn fn, void *context, uint32_t items) {
+    if (c->started == 0 || items < 2) {
+        for (uint32_t i = 0; i < items; i++) fn(context, 0, i);
+        return;
+    }
+    thread_pool_begin(c, fn, context, items);
+    work(c, 0);
+    thread_pool_wait(c);
 }
 
 uint32_t thread_pool_size(const thread_pool *c) { return c->size; }

@@ -136,6 +136,13 @@ typedef struct search_outputs {
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
                          const fvdb_allowed *allowed, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag);
+/* The same in steps, as fvdb_search_start of the public header describes them; the ids of `out` are not used. */
+fvdb_status index_search_start(fvdb_index *index, const float *queries, uint32_t n_queries,
+                               const fvdb_search_params *params, const fvdb_allowed *allowed, const search_outputs *out,
+                               fvdb_control *control, fvdb_batch **batch, fvdb_diag *diag);
+fvdb_status index_search_next(fvdb_batch *b, uint8_t *id_bytes, uint64_t id_capacity, uint64_t *id_offsets,
+                              uint32_t *out_n, fvdb_diag *diag);
+fvdb_index *index_search_end(fvdb_batch *b);
 
 /* ---- index_scores.c ---- */
 

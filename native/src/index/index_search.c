@@ -49,8 +49,18 @@ typedef struct search_job {
     const search_outputs *out;
     search_scratch **scratch;
     const fvdb_control *control;
-    bool cancelled;
+    uint8_t *answered; /* items: 1 once their answers are written; NULL: nobody asks */
 } search_job;
+
+/* A search whose caller takes the first answers while threads are at work on the next. */
+struct fvdb_batch {
+    search_job job;
+    fvdb_search_params params;
+    fvdb_allowed asked;
+    search_outputs out;
+    workers workers;
+    uint32_t items, taken; /* pieces of work, and those whose answers the caller has */
+};
 
 static uint32_t count_rows(const uint64_t *a, const uint64_t *b, const uint64_t *c, uint64_t words) {
     uint64_t n = 0;
@@ -319,21 +329,27 @@ static void search_queries(void *context, uint32_t worker, uint32_t item) {
         }
     }
     for (uint32_t i = 0; i < n; i++) write_answer(job, first + i, scratch[i]->hits, found[i], plan);
+    if (job->answered) __atomic_store_n(&job->answered[item], 1, __ATOMIC_RELEASE);
 }
 
 /* ---- ids ---- */
 
-static fvdb_status write_ids(const store *s, const search_outputs *out, size_t n, fvdb_diag *diag) {
+/* The ids of n results from `first` on. */
+static fvdb_status write_ids(const store *s, const search_outputs *out, size_t first, size_t n, fvdb_diag *diag) {
     uint64_t at = 0;
     bool fits = true;
     for (size_t i = 0; i < n; i++) {
+        const uint32_t slot = out->slots[first + i];
         out->id_offsets[i] = at;
-        if (out->slots[i] == FVDB_NO_SLOT) continue;
+        if (slot == FVDB_NO_SLOT) continue;
         size_t size;
-        const uint8_t *id = id_map_get(&s->ids, out->slots[i], &size);
-        fits = fits && at + size <= out->id_capacity;
-        if (fits) memcpy(out->id_bytes + at, id, size);
-        at += size;
+        const uint8_t *id = id_map_get(&s->ids, slot, &size);
+        fits = fits && at + size + 1 <= out->id_capacity;
+        if (fits) {
+            memcpy(out->id_bytes + at, id, size);
+            out->id_bytes[at + size] = 0;
+        }
+        at += size + 1;
     }
     out->id_offsets[n] = at;
     return fits ? FVDB_OK : FAIL_AT(diag, FVDB_ERR_BUFFER, "the ids do not fit", 0, at, out->id_capacity);
@@ -359,36 +375,121 @@ static fvdb_status reserve(const search_job *job, search_scratch *w) {
     return job->nprobe || !job->by_walk ? scratch_reserve_room(w, scan_room(job)) : FVDB_OK;
 }
 
-static fvdb_status run(search_job *job, workers *w, fvdb_diag *diag) {
-    for (uint32_t i = 0; i < w->n; i++)
-        if (reserve(job, w->scratch[i]) != FVDB_OK) return FAIL_MEMORY(diag);
+static fvdb_status begin(search_job *job, workers *w, fvdb_diag *diag) {
+    const store *s = &job->index->store;
+    TRY(check_queries(s, job->queries, job->n_queries, diag));
+    job->filter.live = s->found_count < s->n ? store_found(s) : NULL;
+    if (job->asked) {
+        job->filter.allow = job->asked->words;
+        job->filter.allow_words = job->asked->n_words;
+    }
+    plan_search(job);
+    TRY(workers_start(job->index, min_u32(job->n_queries, threads_of(job)), job->together, w, diag));
     job->scratch = w->scratch;
-    thread_pool_run(w->pool, search_queries, job, (job->n_queries + job->together - 1) / job->together);
+    for (uint32_t i = 0; i < w->n; i++) {
+        if (reserve(job, w->scratch[i]) == FVDB_OK) continue;
+        workers_stop(job->index, w);
+        return FAIL_MEMORY(diag);
+    }
+    return FVDB_OK;
+}
+
+static uint32_t items_of(const search_job *job) { return (job->n_queries + job->together - 1) / job->together; }
+
+static fvdb_status ended(const search_job *job, fvdb_diag *diag) {
     return control_cancelled(job->control) ? FAIL(diag, FVDB_ERR_CANCELLED, "cancelled") : FVDB_OK;
 }
 
 fvdb_status index_search(fvdb_index *index, const float *queries, uint32_t n_queries, const fvdb_search_params *params,
                          const fvdb_allowed *allowed, const search_outputs *out, fvdb_control *control,
                          fvdb_diag *diag) {
-    const store *s = &index->store;
-    TRY(check_queries(s, queries, n_queries, diag));
     search_job job = {.index = index,
                       .queries = queries,
                       .n_queries = n_queries,
                       .params = params,
-                      .out = out,
-                      .control = control,
                       .asked = allowed,
-                      .filter = {.live = s->found_count < s->n ? store_found(s) : NULL}};
-    if (allowed) {
-        job.filter.allow = allowed->words;
-        job.filter.allow_words = allowed->n_words;
-    }
-    plan_search(&job);
+                      .out = out,
+                      .control = control};
     workers w;
-    TRY(workers_start(index, min_u32(n_queries, threads_of(&job)), job.together, &w, diag));
-    fvdb_status status = run(&job, &w, diag);
+    TRY(begin(&job, &w, diag));
+    thread_pool_run(w.pool, search_queries, &job, items_of(&job));
     workers_stop(index, &w);
-    if (status != FVDB_OK || !out->id_offsets) return status;
-    return write_ids(s, out, (size_t)n_queries * params->k, diag);
+    TRY(ended(&job, diag));
+    return out->id_offsets ? write_ids(&index->store, out, 0, (size_t)n_queries * params->k, diag) : FVDB_OK;
+}
+
+/* ---- the first answers while the next are looked for ---- */
+
+fvdb_status index_search_start(fvdb_index *index, const float *queries, uint32_t n_queries,
+                               const fvdb_search_params *params, const fvdb_allowed *allowed, const search_outputs *out,
+                               fvdb_control *control, fvdb_batch **batch, fvdb_diag *diag) {
+    fvdb_batch *b = mem_alloc_array(1, sizeof *b);
+    if (!b) return FAIL_MEMORY(diag);
+    b->params = *params;
+    b->out = *out;
+    if (allowed) b->asked = *allowed;
+    b->job = (search_job){.index = index,
+                          .queries = queries,
+                          .n_queries = n_queries,
+                          .params = &b->params,
+                          .asked = allowed ? &b->asked : NULL,
+                          .out = &b->out,
+                          .control = control};
+    fvdb_status status = begin(&b->job, &b->workers, diag);
+    if (status != FVDB_OK) {
+        mem_free(b);
+        return status;
+    }
+    b->items = items_of(&b->job);
+    b->job.answered = mem_alloc_array(max_u32(b->items, 1), 1);
+    if (!b->job.answered) {
+        index_search_end(b);
+        return FAIL_MEMORY(diag);
+    }
+    thread_pool_begin(b->workers.pool, search_queries, &b->job, b->items);
+    *batch = b;
+    return FVDB_OK;
+}
+
+/* Answers that the caller takes at once: a call of it costs as much as some of them, so no few of them; but at the end, when
+ * nothing is left to look for, nobody else has anything to do. */
+static uint32_t enough(const fvdb_batch *b) {
+    const uint32_t left = b->items - b->taken, most = FVDB_BATCH_MOST / 2 / b->job.together;
+    return min_u32(left, max_u32(min_u32(left / 8, most), max_u32(8 / b->job.together, 1)));
+}
+
+static uint32_t answered(const fvdb_batch *b) {
+    const uint32_t most = min_u32(b->items - b->taken, FVDB_BATCH_MOST / b->job.together);
+    uint32_t n = 0;
+    while (n < most && __atomic_load_n(&b->job.answered[b->taken + n], __ATOMIC_ACQUIRE)) n++;
+    return n;
+}
+
+fvdb_status index_search_next(fvdb_batch *b, uint8_t *id_bytes, uint64_t id_capacity, uint64_t *id_offsets,
+                              uint32_t *out_n, fvdb_diag *diag) {
+    uint32_t ready;
+    while ((ready = answered(b)) < enough(b) && thread_pool_take(b->workers.pool)) {}
+    if (ready < enough(b)) {
+        thread_pool_wait(b->workers.pool);
+        ready = answered(b);
+    }
+    TRY(ended(&b->job, diag));
+    const uint32_t first = b->taken * b->job.together;
+    const uint32_t n = min_u32(ready * b->job.together, b->job.n_queries - first);
+    search_outputs out = {
+        .slots = b->out.slots, .id_bytes = id_bytes, .id_capacity = id_capacity, .id_offsets = id_offsets};
+    const size_t k = b->params.k;
+    TRY(write_ids(&b->job.index->store, &out, first * k, n * k, diag));
+    b->taken += ready;
+    *out_n = n;
+    return FVDB_OK;
+}
+
+fvdb_index *index_search_end(fvdb_batch *b) {
+    fvdb_index *index = b->job.index;
+    thread_pool_drop(b->workers.pool);
+    workers_stop(index, &b->workers);
+    mem_free(b->job.answered);
+    mem_free(b);
+    return index;
 }
