@@ -152,8 +152,46 @@ def search_batch(results: Results) -> str:
     return text.rstrip("\n") + "\n" + absent(result)
 
 
+def batch_threads(results: Results) -> str:
+    """A batch with one thread, with two, and with two processes."""
+    return _batch_threads(results["bench_batch"])
+
+
+def batch_threads_avx2(results: Results) -> str:
+    """The same with kernels of AVX2."""
+    return _batch_threads(results["avx2/bench_batch"])
+
+
+def _batch_threads(result: Result) -> str:
+    head = [
+        "queries, ef_search",
+        "",
+        "µs with one thread",
+        "with two",
+        "two threads do, × one",
+        "two processes do, × one",
+    ]
+    rows = []
+    for engine, measured in result["summary"].items():
+        for name, found in measured.items():
+            batch, ef = map(int, name.split("/"))
+            times = [median(found[of]) for of in ("one_thread_us", "two_threads_us")]
+            times += [spread(found[of]) for of in ("threads", "processes")]
+            rows.append([f"{batch:,}, {ef}", TITLES[engine], *times])
+    return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
+
+
 def build(results: Results) -> str:
-    result = results["compare_build"]
+    """Rows a second, time of all cores, and what the built index is worth."""
+    return _build(results["compare_build"])
+
+
+def build_avx2(results: Results) -> str:
+    """The same with kernels of AVX2."""
+    return _build(results["avx2/compare_build"])
+
+
+def _build(result: Result) -> str:
     head = ["", "rows/s, 2 threads", "ours ÷ it", "CPU µs/row", "it ÷ ours", "then, with", "recall", "QPS"]
     rows = []
     for engine, found in result["summary"].items():
@@ -346,7 +384,15 @@ def life(results: Results) -> str:
 
 def lists(results: Results) -> str:
     """Inverted lists alone: build time, and QPS at several recalls."""
-    result = results["compare_lists"]
+    return _lists(results["compare_lists"])
+
+
+def lists_avx2(results: Results) -> str:
+    """The same with kernels of AVX2."""
+    return _lists(results["avx2/compare_lists"])
+
+
+def _lists(result: Result) -> str:
     text = ""
     for name, title in (("all_calls", "one query a call, one core"), ("median_call", "the same, of the median call")):
         rows = []
@@ -539,7 +585,10 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "search-single": (search_single, ("compare_search",)),
     "search-single-avx2": (search_single_avx2, ("avx2/compare_search",)),
     "search-batch": (search_batch, ("compare_search",)),
+    "batch-threads": (batch_threads, ("bench_batch",)),
+    "batch-threads-avx2": (batch_threads_avx2, ("avx2/bench_batch",)),
     "build": (build, ("compare_build",)),
+    "build-avx2": (build_avx2, ("avx2/compare_build",)),
     "memory": (memory, ("compare_build",)),
     "flat": (flat, ("compare_flat",)),
     "session": (session, ("compare_session",)),
@@ -550,6 +599,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "link": (link, ("bench_link",)),
     "link-text": (link_text, ("bench_link_text",)),
     "lists": (lists, ("compare_lists",)),
+    "lists-avx2": (lists_avx2, ("avx2/compare_lists",)),
     "damage": (damage, ("bench_damage",)),
     "filters": (filters, ("bench_filter",)),
     "filters-avx2": (filters_avx2, ("avx2/bench_filter",)),

@@ -20,6 +20,7 @@ SCRIPTS = (
     "bench_kernels",
     "compare_build",
     "compare_search",
+    "bench_batch",
     "compare_flat",
     "compare_lists",
     "compare_session",

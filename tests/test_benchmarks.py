@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -25,6 +26,7 @@ ONLY_OURS = ["--engines", "fabstir"]
 ROWS = 1_200
 #: Arguments beyond --tiny, and what the summary must have.
 SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
+    "bench_batch": ([], {"fabstir", "fabstir-fast"}),
     "bench_collection": ([], {"real", "aliased", "routes", "lazy", "plan"}),
     "bench_columns": ([], {"text", "lexname", "count", "of.word.first", "words", "missing"}),
     "bench_damage": ([*ONLY_OURS, "--trials", "2"], {"fabstir"}),
@@ -48,6 +50,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "compare_session": (ONLY_OURS, {"fabstir"}),
     "compare_text": (ONLY_OURS, {"fabstir"}),
 }
+NEEDS_CORES = {"bench_batch"}
 NEEDS_LINUX = {"bench_damage", "bench_memory", "bench_tables"}
 #: Runs as its users run it, its jobs in workers; the others run here, as most of such a run is interpreters' starts.
 IN_PROCESSES = "compare_search"
@@ -104,6 +107,8 @@ def jobs_here(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def test_benchmark_runs_tiny(name: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in NEEDS_LINUX and not sys.platform.startswith("linux"):
         pytest.skip("uses forked processes or /proc")
+    if name in NEEDS_CORES and (os.cpu_count() or 1) < 2:
+        pytest.skip("compares one core with two")
     arguments, keys = SCRIPTS[name]
     out = tmp_path / "out.json"
     call = ["--tiny", "--rows", str(ROWS), "--rounds", "1", "--work", work, "--json", str(out), *arguments]
@@ -341,7 +346,8 @@ def made_up_results() -> dict[str, Any]:
 
 def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     made_up = made_up_results()
-    results = made_up | {f"avx2/{name}": made_up[name] for name in ("compare_search", "bench_filter")}
+    of_avx2 = "bench_filter", "compare_lists", "compare_search"
+    results = made_up | {f"avx2/{name}": made_up[name] for name in of_avx2}
     text = bench.render((ROOT / "README.md").read_text(encoding="utf-8"), results)
     block = text.split("<!-- benchmarks: readme -->")[1].split("<!-- benchmarks: end -->")[0]
     assert "5,000 rows × 4 dimensions; A Processor, 2 cores, scalar kernels; 3 rounds." in block
@@ -354,10 +360,10 @@ def test_a_document_shows_the_figures_of_its_results(bench: ModuleType) -> None:
     assert "| 500 | hnswlib | – | – | – | – | 0.9 |" in full
     assert "| 500 | 300 | 0.4 | 5 |" in full
     assert "| ScaNN, 2 √n, SOAR | 4 | 4 | 4 | **4.00** (2.00 – 8.00) |" in full
-    for name in ("search-single", "filters"):
+    for name in ("search-single", "lists", "filters"):
         block, other = (full.split(f"<!-- benchmarks: {of} -->")[1].split("<!--")[0] for of in (name, f"{name}-avx2"))
         assert other.splitlines()[-3:] == block.splitlines()[-3:]
-    assert full.count("Not measured yet.") == 12
+    assert full.count("Not measured yet.") == 15
     assert bench.render(full, results) == full
 
 

@@ -252,7 +252,6 @@ class Search(Owner):
         with_ids: bool = True,
         control: Control | None = None,
         nprobe: int = 0,
-        threads: int = 0,
     ) -> SearchHits:
         """The k nearest rows of each query, in one native call.
 
@@ -266,7 +265,6 @@ class Search(Owner):
             with_ids: False leaves the ids out, for callers that need none.
             control: cancellation.
             nprobe: lists to look at; 0 lets the library choose.
-            threads: most threads that the call uses; 0 for those of the index.
 
         Raises:
             InvalidInputError: a parameter is out of range, or a query is not finite or zero (details ``row``).
@@ -279,7 +277,7 @@ class Search(Owner):
         slots, distances = np.empty((n, k), dtype=np.uint32), np.empty((n, k), dtype=np.float64)
         counts, plans = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint32)
         offsets = np.zeros(n * k + 1 if with_ids else 0, dtype=np.uint64)
-        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait, nprobe, threads])
+        params = ffi.new("fvdb_search_params *", [k, ef_search, exact, nowait, nprobe, 0])
         diag = ffi.new("fvdb_diag *")
         room = n * k * ID_ROOM_PER_HIT if with_ids else 0
         while True:
