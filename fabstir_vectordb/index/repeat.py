@@ -26,7 +26,7 @@ class Repeat:
     """The last search, ready for another query.
 
     It holds while the generation of the index, and the verdict on its default search, are those it was made under: the
-    rows, their metadata, and what the search takes of them are the same then.
+    rows, their metadata, and the candidates that were measured to find enough of them are the same then.
     """
 
     __slots__ = (
@@ -153,13 +153,11 @@ def repeat_of(
         matched = matches.count
     elif not rows.expiries.is_empty:  # rows expire without a change
         return None
-    # Else the candidates are measured, and measured again.
-    names_effort = request.ef_search or request.nprobe
-    is_settled = verdict is not None and not (
-        verdict.misses_widely if names_effort else not verdict.of(request.k).suffices
-    )
-    if request.recall_target is not None or not (request.exact or is_settled):
+    # What it takes was measured, and is measured anew only with a new verdict or after a change.
+    resolved = None if verdict is None else efforts.known_request(request)
+    if resolved is None:
         return None
+    request = resolved
     if nowait and not searcher.is_short(request, matched):
         return None
     least = searcher.scorer.least(request.threshold)
