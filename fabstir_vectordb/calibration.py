@@ -174,11 +174,28 @@ class Asked:
         Raises:
             NativeCancelled, IndexStateError: as `ask`.
         """
-        bounds = [self._missed(queries, k, ef, nprobe) for queries in self.queries]
-        known = [bound for bound in bounds if bound is not None]
-        return max(known) if len(known) == len(bounds) else None
+        bounds = []
+        for queries in self.queries:
+            shares = self._missed(queries, k, ef, nprobe)
+            if shares is None:
+                return None
+            # One standard error above the mean; by Laplace's rule of succession one more of all rows asked for is
+            # missed, since that none was does not mean that none will be.
+            n = len(shares)
+            bounds.append(float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k)))
+        return max(bounds)
 
-    def _missed(self, queries: _Queries, k: int, ef: int, nprobe: int) -> float | None:
+    def finds_all(self, k: int, ef: int) -> bool:
+        """Whether walks with so many candidates miss none of the k nearest of any query; false where one scans.
+
+        Raises:
+            NativeCancelled, IndexStateError: as `ask`.
+        """
+        missed = (self._missed(queries, k, ef, 0) for queries in self.queries)
+        return all(shares is not None and not shares.any() for shares in missed)
+
+    def _missed(self, queries: _Queries, k: int, ef: int, nprobe: int) -> Float64Array | None:
+        """The share of the k nearest of each query that a search misses; None where all of them scan."""
         reach = queries.reaches[k]
         n, own = len(reach), queries.own
         hits = self.native.search(
@@ -194,10 +211,8 @@ class Asked:
             return None
         # By distance: of rows that are equally far any will do.
         found = _others(hits, None if own is None else own[:n], k)[1]
-        shares = (found > reach[:, None]).mean(axis=1)
-        # One standard error above the mean; by Laplace's rule of succession one more of all rows asked for is missed,
-        # since that none was does not mean that none will be.
-        return float(shares.mean() + shares.std() / math.sqrt(n) + 1.0 / (n * k))
+        shares: Float64Array = (found > reach[:, None]).mean(axis=1)
+        return shares
 
 
 def sample_size(live: int) -> int:

@@ -194,8 +194,8 @@ class SearchOptions:
 
     A search without `ef_search`, `nprobe`, `exact` and `recall_target` is the default search. It is measured on the
     index's own rows: where the usual number of candidates finds fewer than 0.95 of the nearest rows, it takes more
-    candidates, or scores every row. ``get_stats().default_search`` says which, `VectorDBSession.recall` how much it
-    finds.
+    candidates, or scores every row; where far fewer than the usual number find all, it takes twice as many as these.
+    ``get_stats().default_search`` says which, `VectorDBSession.recall` how much it finds.
 
     Attributes:
         threshold: least score of a hit; UNSET takes the session's default, None drops nothing.

@@ -944,9 +944,9 @@ class SessionStats(Record):
         plans: number of searches so far by plan.
         default_search: how a search for up to ten rows that names no setting goes, as measured on the index's own rows
             (one for more rows is measured apart, and may have to score every row where this one need not): ``usual``
-            where the usual number of candidates finds 0.95 of the nearest rows, ``wider`` where it takes more
-            candidates, ``exact`` where it scores every row. ``unknown`` while the index is lazily loaded, and until
-            the first search after a load or a training of lists, which measures it.
+            where the usual number of candidates, or fewer, finds 0.95 of the nearest rows, ``wider`` where it takes
+            more candidates, ``exact`` where it scores every row. ``unknown`` while the index is lazily loaded, and
+            until the first search after a load or a training of lists, which measures it.
         recall_calibration: candidates of a `recall_target`, for some k and recalls, as measured on the index's own
             rows. Empty before the first measurement, and where there is no graph.
         dirty: whether the session has changes that no version holds.
