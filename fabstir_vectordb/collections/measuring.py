@@ -81,7 +81,8 @@ class Measured(Record):
         cold_bytes: bytes that it fetches.
         cold_s: seconds that it takes.
         cold_byte_s: seconds that a search takes more for each byte that it fetches more.
-        open_s: seconds from nothing to the first answer of a lazily opened shard.
+        open_s: seconds of a search through the engine that asks one shard, lazily opened, which is not open yet.
+        open_further_s: seconds that each further shard adds to it.
     """
 
     rows: int
@@ -109,6 +110,7 @@ class Measured(Record):
     cold_s: float
     cold_byte_s: float
     open_s: float
+    open_further_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,6 @@ class _ShardFigures:
     parts: int
     memory_mb: float
     lazy_mb: float
-    open_s: float
     cold: Sequence[_Cold]
     queries: Matrix = field(repr=False)
 
@@ -183,8 +184,11 @@ async def measure(
                     searches, at, whole, _at_once(largest, found, config), queries, recall, target
                 )
                 is_here = await _runs_here(chosen, config.index_name)
+                lazily = Searches(_asks(chosen, config.index_name, recipe), session._runtime, config)
+                open_s, open_further_s = await _opening(lazily, at, largest, queries[-1:], recall)
         finally:
-            await anyio.to_thread.run_sync(close_shards, whole)
+            for opened_by in (whole, recipe):
+                await anyio.to_thread.run_sync(close_shards, opened_by)
     rows = sum(one.rows for one in found)
     cold = [search for one in found for search in one.cold]
 
@@ -210,7 +214,8 @@ async def measure(
         cold_bytes=statistics.fmean(one.bytes for one in cold),
         cold_s=statistics.fmean(one.seconds for one in cold),
         cold_byte_s=_byte_s(cold),
-        open_s=mean("open_s"),
+        open_s=open_s,
+        open_further_s=open_further_s,
     )
 
 
@@ -227,11 +232,9 @@ def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -
         queries = np.array(vectors, dtype=np.float32)
         session.search(queries[0], _K, **fields)  # measures the recall of ef_search first
         memory_mb = session.get_stats().memory_usage_mb
-    started = time.perf_counter()
     lazily = replace(recipe, threads=1).fields()
     with SyncSession.open_share(share, recipe.s5_portal, lazy_load=True, become_whole=False, **lazily) as session:
         session.search(queries[0], _K, **fields)
-        open_s = time.perf_counter() - started
         cold = []
         for query in queries[1 : 1 + _COLD_QUERIES] if len(queries) > 1 else queries:
             # In a small shard, few searches leave all parts in the cache. In a large one the next finds few of its own.
@@ -247,7 +250,6 @@ def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -
         parts=verified.parts,
         memory_mb=memory_mb,
         lazy_mb=lazy_mb,
-        open_s=open_s,
         cold=cold,
         queries=queries,
     )
@@ -350,6 +352,12 @@ class _InMemory:
         }
 
 
+def _only(at: Snapshot, shards: Sequence[Shard]) -> Snapshot:
+    """A snapshot with these shards alone, all of which a search asks. One may be among them several times."""
+    numbered = {number: replace(shard, number=number) for number, shard in enumerate(shards)}
+    return replace(at, shards=numbered, centroids=None)
+
+
 async def _in_memory(
     searches: Searches,
     at: Snapshot,
@@ -361,16 +369,13 @@ async def _in_memory(
 ) -> _InMemory:
     """Times a task, the choice of shards, and searches that ask one shard and more, in turns."""
 
-    def some(first: int, count: int) -> Snapshot:
-        taken = [replace(measured[(first + number) % len(measured)], number=number) for number in range(count)]
-        return replace(at, shards={shard.number: shard for shard in taken}, centroids=None)
-
     def query(turn: int, part: int) -> Matrix:
         place = (turn + part * len(queries) // 4) % len(queries)
         return queries[place : place + 1]
 
     async def through(turn: int, part: int, shards: int) -> _Spent:
-        asked, one = some(turn, shards), query(turn, part)
+        some = [measured[(turn + number) % len(measured)] for number in range(shards)]
+        asked, one = _only(at, some), query(turn, part)
         return await _Spent.until(lambda: searches.run(asked, one, _K, None, None, False, _fields(recall)))
 
     spent = _InMemory()
@@ -387,6 +392,26 @@ async def _in_memory(
         if at.centroids is not None:
             spent.route.append(_Spent.by(partial(at.centroids.promising, query(turn, 3), _FAN_OUT)))
     return spent
+
+
+async def _opening(
+    searches: Searches, at: Snapshot, measured: Sequence[Shard], query: Matrix, recall: float
+) -> tuple[float, float]:
+    """Seconds of a search in one lazily opened shard that is not open yet, and of each further such shard.
+
+    Each shard is opened once, as nobody can close it where an engine has processes of its own.
+    """
+    together = measured[: min(_FAN_OUT, len(measured) - 1)]
+
+    async def seconds(shards: Sequence[Shard]) -> float:
+        asked = _only(at, shards)
+        return (await _Spent.until(lambda: searches.run(asked, query, _K, None, None, False, _fields(recall)))).seconds
+
+    many = await seconds(together) if together else 0.0
+    one = statistics.median([await seconds([shard]) for shard in measured[len(together) :]])
+    if len(together) < 2:
+        return one, one
+    return one, max(0.0, many - one) / (len(together) - 1)
 
 
 def _check_recall(recall: float) -> None:

@@ -146,7 +146,8 @@ def plan(
     # What the bytes of a measured search took grows with those that a worker fetches; the rest of its seconds stays.
     cold_s = measured.cold_s + measured.cold_byte_s * (cold_bytes / min(workers, asked) - measured.cold_bytes)
     # What a lazily opened shard holds is what opening it fetches.
-    open_s = measured.open_s + measured.cold_byte_s * row_lazy * max(0, of_shard - measured.shard_rows)
+    larger = 1.0 + measured.cold_byte_s * row_lazy * max(0, of_shard - measured.shard_rows) / measured.open_s
+    open_s = (measured.open_s + measured.open_further_s * (asked - 1)) * larger + route_s
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,
@@ -167,7 +168,7 @@ def plan(
         cold_requests=measured.cold_requests * spread if is_lazy else None,
         cold_bytes=cold_bytes if is_lazy else None,
         cold_seconds=2 * hand_out_s + cold_s if is_lazy else None,
-        open_seconds=hand_out_s + waves * open_s,
+        open_seconds=open_s,
         modelled=_MODELS,
     )
 
@@ -187,7 +188,7 @@ _MODELS: Final[Mapping[str, str]] = {
     "cold_requests": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
     "cold_bytes": f"those of a search in one shard, with the logarithm of all parts with vectors; {_TIMES}",
     "cold_seconds": "handing out twice, and a search in one shard, of which a part grows with the bytes of a worker",
-    "open_seconds": "handing out, and opening shards in waves over the cores; one fetches bytes by its rows",
+    "open_seconds": "those of opening one shard, and of each further one; what opening fetches grows with the rows",
 }
 
 

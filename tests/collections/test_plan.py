@@ -45,6 +45,7 @@ MEASURED = Measured(
     cold_s=0.3,
     cold_byte_s=5e-8,
     open_s=0.5,
+    open_further_s=0.2,
 )
 
 
@@ -67,7 +68,17 @@ async def test_a_collection_is_measured_and_its_own_size_planned_as_measured(mem
     assert found.row_memory_bytes > 4 * 8
     assert found.shard_objects > 5
     assert min(found.search_s, found.search_cpu_s, found.one_s, found.open_s, found.cold_s, found.root_bytes) > 0
-    assert min(found.route_s, found.further_s, found.cold_byte_s, found.one_cpu_s, found.further_cpu_s) >= 0
+    assert (
+        min(
+            found.route_s,
+            found.further_s,
+            found.cold_byte_s,
+            found.one_cpu_s,
+            found.further_cpu_s,
+            found.open_further_s,
+        )
+        >= 0
+    )
     same = plan(found, rows=400, qps=1, shard_rows=found.shard_rows)
     assert (same.shards, same.asked) == (2, found.asked)
     assert same.bytes == pytest.approx(400 * found.row_bytes + 2 * found.root_bytes)
@@ -124,9 +135,10 @@ def test_figures_grow_as_their_models_say() -> None:
     assert one.cold_bytes == pytest.approx(2e6 * more)
     # Of 0.3 s, 0.1 are those of 2 MB; each worker fetches its part.
     assert one.cold_seconds == pytest.approx(2 * of_driver + 0.2 + 0.1 * more / min(one.workers, 45))
-    assert one.open_seconds == pytest.approx(of_driver + 0.5 + 5e-8 * 230 * 987_500)
+    larger = 1 + 5e-8 * 230 * 987_500 / 0.5  # 11.4 s are those of the bytes of 987,500 rows
+    assert one.open_seconds == pytest.approx((0.5 + 44 * 0.2) * larger + 125 * 0.000_02)
     few = plan(MEASURED, rows=1e6, qps=1, shard_rows=125_000, worker_cpus=2)  # asks 4 shards of 8, on two cores
-    assert few.open_seconds == pytest.approx(0.000_62 + 2 * (0.5 + 5e-8 * 230 * 112_500))
+    assert few.open_seconds == pytest.approx((0.5 + 3 * 0.2) * (1 + 5e-8 * 230 * 112_500 / 0.5) + 0.000_02)
     assert few.seconds == pytest.approx(0.000_62 + 2 * 0.000_2 * math.log(125_000) / math.log(12_500))
     whole = plan(replace(MEASURED, cold_requests=0.0), rows=1e9, qps=500)
     assert whole.lazy_memory_bytes is whole.cold_requests is whole.cold_bytes is whole.cold_seconds is None
