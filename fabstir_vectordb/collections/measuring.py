@@ -407,11 +407,11 @@ async def _opening(
         asked = _only(at, shards)
         return (await _Spent.until(lambda: searches.run(asked, query, _K, None, None, False, _fields(recall)))).seconds
 
-    many = await seconds(together) if together else 0.0
     one = statistics.median([await seconds([shard]) for shard in measured[len(together) :]])
     if len(together) < 2:
         return one, one
-    return one, max(0.0, many - one) / (len(together) - 1)
+    # Last, as the first ones also make the connections to the store.
+    return one, max(0.0, await seconds(together) - one) / (len(together) - 1)
 
 
 def _check_recall(recall: float) -> None:
