@@ -194,7 +194,7 @@ class SearchOptions:
 
     A search without `ef_search`, `nprobe`, `exact` and `recall_target` is the default search. It is measured on the
     index's own rows: where the usual number of candidates finds fewer than 0.95 of the nearest rows, it takes more
-    candidates, or scores every row; where far fewer than the usual number find all, it takes twice as many as these.
+    candidates, or scores every row; where far fewer than the usual number find all, it takes about twice these.
     ``get_stats().default_search`` says which, `VectorDBSession.recall` how much it finds.
 
     Attributes:

@@ -340,16 +340,17 @@ class Search(Owner):
         pointers = [pointer("float[]", queries), n, params, bitmap, 0 if allow is None else len(allow)]
         pointers += [pointer("uint32_t[]", slots), pointer("double[]", distances)]
         pointers += [pointer("uint32_t[]", counts), pointer("uint32_t[]", plans), word_of(control), out, diag]
-        if status := lib.fvdb_search_start(self._index, *pointers):
-            raise_status(status, diag)
-        batch, most = out[0], min(n, lib.FVDB_BATCH_MOST) * k
+        most = min(n, lib.FVDB_BATCH_MOST) * k
+        # The start is in the block that ends it, as a KeyboardInterrupt may come right behind it.
         try:
+            if status := lib.fvdb_search_start(self._index, *pointers):
+                raise_status(status, diag)
             id_bytes = np.empty(most * ID_ROOM_PER_HIT, dtype=np.uint8)
             offsets, taken = np.empty(most + 1, dtype=np.uint64), ffi.new("uint32_t *")
             id_room, offsets_room = pointer("uint8_t[]", id_bytes), pointer("uint64_t[]", offsets)
             first = 0
             while first < n:
-                status = lib.fvdb_search_next(batch, id_room, len(id_bytes), offsets_room, taken, diag)
+                status = lib.fvdb_search_next(out[0], id_room, len(id_bytes), offsets_room, taken, diag)
                 if status == lib.FVDB_ERR_BUFFER:
                     id_bytes = np.empty(int(diag.expected), dtype=np.uint8)
                     id_room = pointer("uint8_t[]", id_bytes)
@@ -361,7 +362,7 @@ class Search(Owner):
                 ids = _ids(id_bytes, offsets[: len(found) * k + 1], int(found.sum()))
                 yield SearchHits(slots[some], distances[some], found, plans[some], ids)
         finally:
-            lib.fvdb_search_end(batch)
+            lib.fvdb_search_end(out[0])
 
 
 def _ids(text: npt.NDArray[np.uint8], offsets: UInt64Array, n: int) -> list[str]:

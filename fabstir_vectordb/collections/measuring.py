@@ -176,13 +176,19 @@ async def measure(
         largest = sorted(at.shards.values(), key=lambda one: (-one.rows, one.number))[:shards]
         whole = replace(recipe, threads=1, lazy_load=False)
         try:
-            found = [await anyio.to_thread.run_sync(_measure_shard, whole, recipe, one, target) for one in largest]
+            figures = {
+                shard.number: await anyio.to_thread.run_sync(_measure_shard, whole, recipe, shard, target)
+                for shard in largest
+            }
+            found = [one for one in figures.values() if one is not None]
+            if not found:
+                raise InvalidInputError("no row of these shards has a vector: there is nothing to search")
+            largest = [shard for shard in largest if figures[shard.number] is not None]
             queries = np.concatenate([one.queries for one in found])
             async with OwnedEngine(engine) as chosen:
                 searches = Searches(_asks(chosen, config.index_name, whole), session._runtime, config)
-                in_memory = await _in_memory(
-                    searches, at, whole, _at_once(largest, found, config), queries, recall, target
-                )
+                timed = _at_once(largest, found, config)
+                in_memory = await _in_memory(searches, at, whole, timed, queries, target)
                 is_here = await _runs_here(chosen, config.index_name)
                 lazily = Searches(_asks(chosen, config.index_name, recipe), session._runtime, config)
                 open_s, open_further_s = await _opening(lazily, at, largest, queries[-1:], recall)
@@ -219,16 +225,21 @@ async def measure(
     )
 
 
-def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -> _ShardFigures:
-    """The figures of a shard, which stays open as a whole. Its own rows, evenly spread, are the queries."""
+def _measure_shard(whole: Recipe, recipe: Recipe, shard: Shard, target: float) -> _ShardFigures | None:
+    """The figures of a shard, which stays open as a whole; None where no row has a vector.
+
+    Its own rows, evenly spread, are the queries; where none of these has a vector, the first ones that do.
+    """
     share, fields = shard.share, _fields(target)
     verified = verify_shard(recipe, share, shard.fingerprints)
     with opened(whole, share) as session:
         step = max(1, session.count() // _QUERIES)
-        picked = islice(session.scan(), 0, None, step)
-        vectors = [row.vector for row in picked if row.vector is not None][:_QUERIES]
-        if not vectors:
-            raise InvalidInputError("no row of a shard has a vector: there is nothing to search")
+        for rows in (islice(session.scan(), 0, None, step), session.scan()):
+            vectors = list(islice((row.vector for row in rows if row.vector is not None), _QUERIES))
+            if vectors:
+                break
+        else:
+            return None
         queries = np.array(vectors, dtype=np.float32)
         session.search(queries[0], _K, **fields)  # measures the recall of ef_search first
         memory_mb = session.get_stats().memory_usage_mb
@@ -364,7 +375,6 @@ async def _in_memory(
     whole: Recipe,
     measured: Sequence[Shard],
     queries: Matrix,
-    recall: float,
     target: float,
 ) -> _InMemory:
     """Times a task, the choice of shards, and searches that ask one shard and more, in turns."""
@@ -373,7 +383,11 @@ async def _in_memory(
         place = (turn + part * len(queries) // 4) % len(queries)
         return queries[place : place + 1]
 
+    # The recall of a search whose target in each of some shards is that of the task.
+    recall_of_many = max(0.01, 2.0 * target - 1.0)
+
     async def through(turn: int, part: int, shards: int) -> _Spent:
+        recall = target if shards == 1 else recall_of_many
         some = [measured[(turn + number) % len(measured)] for number in range(shards)]
         asked, one = _only(at, some), query(turn, part)
         return await _Spent.until(lambda: searches.run(asked, one, _K, None, None, False, _fields(recall)))

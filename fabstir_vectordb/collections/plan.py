@@ -146,8 +146,9 @@ def plan(
     # What the bytes of a measured search took grows with those that a worker fetches; the rest of its seconds stays.
     cold_s = measured.cold_s + measured.cold_byte_s * (cold_bytes / min(workers, asked) - measured.cold_bytes)
     # What a lazily opened shard holds is what opening it fetches.
-    larger = 1.0 + measured.cold_byte_s * row_lazy * max(0, of_shard - measured.shard_rows) / measured.open_s
-    open_s = (measured.open_s + measured.open_further_s * (asked - 1)) * larger + route_s
+    more_s = measured.cold_byte_s * row_lazy * max(0, of_shard - measured.shard_rows)
+    beside = min(1.0, measured.open_further_s / measured.open_s) if measured.open_s else 1.0
+    open_s = measured.open_s + measured.open_further_s * (asked - 1) + more_s * (1.0 + beside * (asked - 1)) + route_s
     waves = math.ceil(asked / (workers * worker_cpus))
     return CollectionPlan(
         rows=rows,

@@ -22,6 +22,7 @@ from fabstir_vectordb.config import Metric
 from fabstir_vectordb.dataclass import dataclass
 from fabstir_vectordb.errors import IndexStateError
 from fabstir_vectordb.index.gate import Gate, IndexClosed
+from fabstir_vectordb.metadata.expiry import Expiries
 from fabstir_vectordb.metadata.filter_eval import are_in, bitmap_of
 from fabstir_vectordb.params import SearchRequest
 from fabstir_vectordb.types import CalibrationPoint, DefaultSearch
@@ -123,6 +124,8 @@ class MeasuredRows(Protocol):
     def counts(self) -> NativeStats: ...
     @property
     def metric(self) -> Metric: ...
+    @property
+    def expiries(self) -> Expiries: ...
     def are_vectorless(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]: ...
     def slots_with_vector(self) -> npt.NDArray[np.uint32]: ...
 
@@ -271,12 +274,13 @@ class Efforts:
 
     @property
     def _is_as_measured(self) -> bool:
-        """Whether all rows are in the graph, and none was deleted since they were measured.
+        """Whether all rows are in the graph, and none was deleted since they were measured, or can expire.
 
         Of tight clusters under dot 16 candidates find all, and 0.83 once three quarters of the rows are tombstones.
+        Expired rows are left out as by a filter.
         """
         counts = self._rows.counts
-        return not counts.historical and counts.rows == counts.live >= self._rows_then
+        return not counts.historical and counts.rows == counts.live >= self._rows_then and self._rows.expiries.is_empty
 
     @property
     def _may_be_chance(self) -> bool:

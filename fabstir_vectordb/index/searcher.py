@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import chain, compress, islice, repeat
 from typing import Any, Final, get_args
@@ -235,11 +234,14 @@ class Searcher:
             allow=allow,
             control=control,
         )
-        with closing(steps):
+        # Not `closing`, in whose own code a KeyboardInterrupt would leave them open.
+        try:
             # Vectors are read under the native lock. It has one reader already, who would wait behind a waiting writer.
             each = list(steps) if request.include_vectors else steps
             found = (self.results(core, hits, plans, request.threshold, request.include_vectors) for hits in each)
             return list(chain.from_iterable(found))
+        finally:
+            steps.close()
 
     def best_of_groups(
         self,

@@ -9,7 +9,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -402,6 +402,34 @@ def test_a_batch_reads_no_vector_while_it_keeps_changes_waiting(monkeypatch: pyt
     index.close()
 
 
+def test_a_batch_that_ends_early_keeps_its_memory_until_its_threads_have_stopped() -> None:
+    base = rows(4_000, 32)
+    index = Index(IndexParams(), RunParams(threads=4))
+    index.add(prepare_batch([f"r{i}" for i in range(len(base))], base, None, None, lambda: 0, None))
+    request, wrong, has_ended = SearchRequest(base[0], 1, None, ef_search=400), list[str](), threading.Event()
+
+    def read(first: int) -> None:
+        while not has_ended.is_set():
+            found = index.search_batch(base[first : first + 3], request)
+            wrong.extend(hits[0].id for i, hits in enumerate(found) if hits[0].id != f"r{first + i}")
+
+    readers = [threading.Thread(target=read, args=(first,)) for first in (0, 1_000)]
+    for reader in readers:
+        reader.start()
+    native = index._rows.native
+    assert native is not None
+    try:
+        for _ in range(100):
+            with closing(native.search_in_steps(base[:1_000], 10, ef_search=400)) as steps:
+                assert next(steps).counts.all()
+    finally:
+        has_ended.set()
+        for reader in readers:
+            reader.join()
+    assert not wrong
+    index.close()
+
+
 class _Stopped(BaseException):
     pass
 
@@ -434,8 +462,8 @@ def _stopped_at(event: int, read: Callable[[], object]) -> bool:
 
 # One that comes in the callback of a weak reference is reported there and goes no further.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_ctrl_c_keeps_a_session_from_being_destroyed() -> None:
-    """Wherever in a read it comes; on the way out of one it kept `destroy` waiting for ever."""
+def test_no_ctrl_c_keeps_a_session_from_being_changed_and_destroyed() -> None:
+    """Wherever in a read it comes; on the way out of one it kept `destroy` waiting for ever, or changes."""
     base = rows(50, 8)
     session = sync.VectorDBSession.create(s5_portal="memory:", user_seed_phrase=PHRASE, session_id="s")
     session.add_batch([str(row) for row in range(50)], base, [{"row": row} for row in range(50)])
@@ -455,7 +483,12 @@ def test_no_ctrl_c_keeps_a_session_from_being_destroyed() -> None:
             assert event > 20
     finally:
         gc.enable()
-    thread = threading.Thread(target=session.destroy, daemon=True)
+
+    def end() -> None:
+        session.add_batch(["late"], base[:1])
+        session.destroy()
+
+    thread = threading.Thread(target=end, daemon=True)
     thread.start()
     thread.join(60)
     assert not thread.is_alive()

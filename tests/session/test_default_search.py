@@ -86,6 +86,14 @@ def test_it_takes_fewer_only_for_up_to_ten_of_all_rows(monkeypatch: pytest.Monke
         assert len(session.search(BASE[0], threshold=None)) == 10
 
 
+def test_it_takes_the_usual_candidates_where_rows_can_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = added(monkeypatch, lambda n, ef: 0.0)
+    with session:
+        assert taken(session) == 16
+        session.add_batch(["short-lived"], BASE[:1], expires_at=[4_000_000_000.0])
+        assert taken(session) == 0
+
+
 def test_a_row_that_nothing_finds_is_no_reason_to_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     session, asked = added(monkeypatch, lambda n, ef: 0.04 if n < 200 else 0.02)
     with session:

@@ -98,8 +98,9 @@ fvdb_status workers_start(fvdb_index *index, uint64_t most, uint32_t each, worke
 }
 
 void workers_stop(fvdb_index *index, workers *w) {
-    for (uint32_t i = 0; i < w->n; i++) index_give_scratch(index, w->scratch[i]);
+    /* Before their memory is given to others: a batch that ends early has threads that are still at work. */
     thread_pool_stop(w->pool);
+    for (uint32_t i = 0; i < w->n; i++) index_give_scratch(index, w->scratch[i]);
     w->n = 0;
 }
 
