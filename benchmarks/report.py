@@ -124,15 +124,14 @@ def _fastest_first(summary: Result) -> list[tuple[str, Result]]:
     return sorted(summary.items(), key=key)
 
 
-def search_single(results: Results) -> str:
-    result = results["compare_search"]
+def search_single(result: Result) -> str:
+    """One query a call, with a picture."""
     picture = "![recall against QPS, one query a call](img/search-single.svg)"
     return f"{conditions(result)}\n\n{picture}\n\n{_single(result)}"
 
 
-def search_single_avx2(results: Results) -> str:
-    """The same with kernels of AVX2, without a picture."""
-    result = results["avx2/compare_search"]
+def search_single_plain(result: Result) -> str:
+    """The same without a picture."""
     return f"{conditions(result)}\n\n{_single(result)}"
 
 
@@ -152,17 +151,8 @@ def search_batch(results: Results) -> str:
     return text.rstrip("\n") + "\n" + absent(result)
 
 
-def batch_threads(results: Results) -> str:
+def batch_threads(result: Result) -> str:
     """A batch with one thread, with two, and with two processes."""
-    return _batch_threads(results["bench_batch"])
-
-
-def batch_threads_avx2(results: Results) -> str:
-    """The same with kernels of AVX2."""
-    return _batch_threads(results["avx2/bench_batch"])
-
-
-def _batch_threads(result: Result) -> str:
     head = [
         "queries, ef_search",
         "",
@@ -181,17 +171,8 @@ def _batch_threads(result: Result) -> str:
     return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
 
 
-def build(results: Results) -> str:
+def build(result: Result) -> str:
     """Rows a second, time of all cores, and what the built index is worth."""
-    return _build(results["compare_build"])
-
-
-def build_avx2(results: Results) -> str:
-    """The same with kernels of AVX2."""
-    return _build(results["avx2/compare_build"])
-
-
-def _build(result: Result) -> str:
     head = ["", "rows/s, 2 threads", "ours ÷ it", "CPU µs/row", "it ÷ ours", "then, with", "recall", "QPS"]
     rows = []
     for engine, found in result["summary"].items():
@@ -382,17 +363,8 @@ def life(results: Results) -> str:
     return "\n".join(parts)
 
 
-def lists(results: Results) -> str:
+def lists(result: Result) -> str:
     """Inverted lists alone: build time, and QPS at several recalls."""
-    return _lists(results["compare_lists"])
-
-
-def lists_avx2(results: Results) -> str:
-    """The same with kernels of AVX2."""
-    return _lists(results["avx2/compare_lists"])
-
-
-def _lists(result: Result) -> str:
     text = ""
     for name, title in (("all_calls", "one query a call, one core"), ("median_call", "the same, of the median call")):
         rows = []
@@ -413,17 +385,8 @@ def _speed(found: Result, engine: str) -> list[str]:
     return [median(found["qps"]), spread(found["ours_over_it"]) if engine != OURS else "1"]
 
 
-def filters(results: Results) -> str:
+def filters(result: Result) -> str:
     """Searches with filters, and the time to evaluate a filter."""
-    return _filters(results["bench_filter"])
-
-
-def filters_avx2(results: Results) -> str:
-    """The same with kernels of AVX2."""
-    return _filters(results["avx2/bench_filter"])
-
-
-def _filters(result: Result) -> str:
     summary = result["summary"]
     rows, costs = [], []
     for case in summary.values():
@@ -578,17 +541,22 @@ def damage(results: Results) -> str:
     return f"{conditions(result)}\n\n{table(head, rows)}{absent(result)}"
 
 
+def _of(write: Callable[[Result], str], name: str) -> tuple[Callable[[Results], str], tuple[str, ...]]:
+    """A block of one result: those of other kernels, below a folder, are written as the others are."""
+    return lambda results: write(results[name]), (name,)
+
+
 #: Name of a block -> function that writes it, and the results that it needs.
 BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "readme": (readme, ("avx2/compare_search",)),
     "versions": (versions, ()),
-    "search-single": (search_single, ("compare_search",)),
-    "search-single-avx2": (search_single_avx2, ("avx2/compare_search",)),
+    "search-single": _of(search_single, "compare_search"),
+    "search-single-avx2": _of(search_single_plain, "avx2/compare_search"),
     "search-batch": (search_batch, ("compare_search",)),
-    "batch-threads": (batch_threads, ("bench_batch",)),
-    "batch-threads-avx2": (batch_threads_avx2, ("avx2/bench_batch",)),
-    "build": (build, ("compare_build",)),
-    "build-avx2": (build_avx2, ("avx2/compare_build",)),
+    "batch-threads": _of(batch_threads, "bench_batch"),
+    "batch-threads-avx2": _of(batch_threads, "avx2/bench_batch"),
+    "build": _of(build, "compare_build"),
+    "build-avx2": _of(build, "avx2/compare_build"),
     "memory": (memory, ("compare_build",)),
     "flat": (flat, ("compare_flat",)),
     "session": (session, ("compare_session",)),
@@ -598,11 +566,11 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], tuple[str, ...]]] = {
     "life": (life, ()),
     "link": (link, ("bench_link",)),
     "link-text": (link_text, ("bench_link_text",)),
-    "lists": (lists, ("compare_lists",)),
-    "lists-avx2": (lists_avx2, ("avx2/compare_lists",)),
+    "lists": _of(lists, "compare_lists"),
+    "lists-avx2": _of(lists, "avx2/compare_lists"),
     "damage": (damage, ("bench_damage",)),
-    "filters": (filters, ("bench_filter",)),
-    "filters-avx2": (filters_avx2, ("avx2/bench_filter",)),
+    "filters": _of(filters, "bench_filter"),
+    "filters-avx2": _of(filters, "avx2/bench_filter"),
     "columns": (columns, ("bench_columns",)),
     "kinds": (kinds, ("bench_kinds",)),
 }
