@@ -87,29 +87,45 @@ static void delete_rows(fvdb_index *index, uint32_t first, uint32_t end, uint32_
     }
 }
 
-/* Second lists: ascending, of rows that are on another first; copies of codes of those that a vacuum put in front. */
+/* Codes of lists: of all rows that a vacuum put in front, and those that rows and centroids coded anew have. */
+static void check_codes(const fvdb_index *index) {
+    ivf lists = index->lists;
+    const store *s = &index->store;
+    thread_pool *pool;
+    if (lists.centroids.nlist == 0 || !ivf_keeps_codes(s)) {
+        CHECK(!lists.codes.lists);
+        return;
+    }
+    lists.codes = (ivf_codes){0};
+    CHECK(thread_pool_start(1, &pool, NULL) == FVDB_OK);
+    CHECK(ivf_codes_reserve(&lists, s, index->graph.first, NULL) == FVDB_OK);
+    ivf_codes_fill(&lists, s, pool);
+    thread_pool_stop(pool);
+    const ivf_codes *kept = &index->lists.codes;
+    CHECK(!kept->lists == !lists.codes.lists);
+    if (!kept->lists) return;
+    CHECK(kept->groups.used == lists.codes.groups.used);
+    CHECK(memcmp(kept->groups.base, lists.codes.groups.base, kept->groups.used) == 0);
+    CHECK(memcmp(kept->lists, lists.codes.lists, lists.centroids.nlist * sizeof *kept->lists) == 0);
+    ivf_codes_free(&lists.codes);
+}
+
+/* Second lists: ascending, of rows that are on another first. */
 static void check_seconds(const fvdb_index *index) {
     const ivf *lists = &index->lists;
     const store *s = &index->store;
-    const uint32_t nlist = lists->centroids.nlist, *starts = lists->copies.starts;
+    const uint32_t nlist = lists->centroids.nlist;
     uint32_t *first = malloc((s->n + 1) * sizeof *first), *second = malloc((s->n + 1) * sizeof *second), n = 0;
     if (nlist) ivf_places_of(lists, s->n, &(ivf_places){.lists = first, .seconds = second});
     for (uint32_t list = 0; list < nlist; list++) {
         const ivf_list *l = &lists->seconds[list];
-        uint32_t settled = 0;
         for (uint32_t i = 0; i < l->n; i++, n++) {
             CHECK(i == 0 || l->slots[i] > l->slots[i - 1]);
             CHECK(ivf_has(lists, l->slots[i]) && second[l->slots[i]] == list);
             CHECK(l->firsts[i] == first[l->slots[i]] && l->firsts[i] != list);
-            settled += l->slots[i] < index->graph.first;
         }
-        if (!starts) continue;
-        CHECK(starts[list + 1] - starts[list] == settled);
-        for (uint32_t i = 0; i < settled; i++)
-            CHECK(memcmp(lists->copies.codes.base + (size_t)(starts[list] + i) * s->code_bytes,
-                         store_code(s, l->slots[i]), s->code_bytes) == 0);
     }
-    CHECK(n == lists->n_second && n <= lists->n && (!starts || store_walks_by(s) == WALK_BY_CODE));
+    CHECK(n == lists->n_second && n <= lists->n);
     free(first);
     free(second);
 }
@@ -134,6 +150,7 @@ static void check_sides(const fvdb_index *index) {
     uint32_t recent = s->n - index->graph.first;
     CHECK(hnsw_rows(&index->graph) == (recent >= 1024 ? recent : 0));
     check_seconds(index);
+    check_codes(index);
     free(on);
 }
 
@@ -236,7 +253,7 @@ static void test_an_index_grows_old(void) {
             check_sides(index);
             CHECK(index->graph.first == N / 2 && hnsw_rows(&index->graph) == N - N / 2);
             CHECK(index->lists.n_second > N / 4 && index->lists.n_second < N / 2);
-            CHECK(!index->lists.copies.starts == (memory == FVDB_MEMORY_COMPACT));
+            CHECK(!index->lists.codes.lists == (memory == FVDB_MEMORY_COMPACT));
             CHECK(recall(index, 0, NULL, 0, &plan) >= least && plan == FVDB_PLAN_HYBRID);
             add(index, 500, N, 6);
             delete_rows(index, 0, N, 3);
@@ -560,16 +577,16 @@ static void test_damaged_second_lists_are_refused(void) {
     fvdb_free(index);
 }
 
-/* Codes are trained again while rows have copies of theirs; an add that fails then takes both back. */
-static void test_copies_follow_their_codes(void) {
+/* The codes that searches compare rows by are trained again; those of lists stay, whether the add that did it fails or not. */
+static void test_codes_of_lists_outlive_a_training_of_codes(void) {
     fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
     uint32_t moved, plan;
     add(index, 6000, 0, 5);
     CHECK(train(index, INT64_MAX) == FVDB_OK);
     CHECK(move_all(index, THEN + 5000 * SECOND, 6000, &moved) == FVDB_OK);
     vacuum(index);
-    CHECK(index->lists.copies.starts && index->lists.copies.starts[index->lists.centroids.nlist] > 3000);
-    const uint32_t trained = index->store.book.trained_rows;
+    const uint32_t trained = index->store.book.trained_rows, last = index->lists.centroids.nlist - 1;
+    CHECK(index->lists.codes.lists[last].group > 5000 / EDGE_LANES);
     test_rows t = make_rows(3000, DIM, "more", 0, 6);
     for (int64_t nth = 1, failed = 1; failed; nth += nth < 30 ? 1 : 61) {
         mem_fail_after(nth);
@@ -581,6 +598,66 @@ static void test_copies_follow_their_codes(void) {
     CHECK(recall(index, 0, NULL, 0, &plan) > 0.93 && plan == FVDB_PLAN_HYBRID);
     free_rows(&t);
     fvdb_free(index);
+}
+
+/* 6000 rows on lists, all of them with codes. */
+static fvdb_index *coded_index(uint32_t metric) {
+    fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved;
+    add(index, 6000, 0, 5);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, INT64_MAX, 6000, &moved) == FVDB_OK && moved == 6000);
+    vacuum(index);
+    CHECK(index->lists.codes.lists != NULL);
+    return index;
+}
+
+/* What codes leave out is far: with them a search finds what it finds without, but for a row in a thousand. */
+static void test_codes_of_lists_leave_out_no_near_row(void) {
+    enum { N = 200 };
+    const fvdb_search_params params = {.k = K, .nprobe = 40};
+    float *queries = make_vectors(N, DIM, 20, 777);
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        fvdb_index *index = coded_index(metric);
+        uint32_t with[N * K], without[N * K], counts[N], plans[N], missed = 0;
+        double distances[N * K];
+        CHECK(search(index, queries, N, params, NULL, 0, with, distances, counts, plans) == FVDB_OK);
+        CHECK(plans[0] == FVDB_PLAN_LISTS);
+        const ivf_codes codes = index->lists.codes;
+        index->lists.codes = (ivf_codes){0};
+        CHECK(search(index, queries, N, params, NULL, 0, without, distances, counts, plans) == FVDB_OK);
+        index->lists.codes = codes;
+        for (uint32_t i = 0; i < N * K; i++) {
+            bool found = false;
+            for (uint32_t j = i - i % K; j < i - i % K + K; j++) found |= with[j] == without[i];
+            missed += !found;
+        }
+        CHECK(missed <= N * K / 1000);
+        fvdb_free(index);
+    }
+    free(queries);
+}
+
+static void test_all_kernels_make_the_same_codes_of_lists_and_answers(void) {
+    enum { N = 60 };
+    const fvdb_search_params params = {.k = K, .nprobe = 20};
+    float *queries = make_vectors(N, DIM, 20, 777);
+    for (uint32_t metric = 0; metric < 3; metric++) {
+        fvdb_index *index = coded_index(metric);
+        const kernel_table *tables[4];
+        uint32_t slots[2][N * K], counts[N], plans[N];
+        double distances[N * K];
+        for (size_t n = kernels_available(tables), first = n; n-- > 0;) {
+            index->store.kernels = tables[n];
+            check_codes(index);
+            CHECK(search(index, queries, N, params, NULL, 0, slots[1], distances, counts, plans) == FVDB_OK);
+            CHECK(plans[0] == FVDB_PLAN_LISTS);
+            if (n + 1 < first) CHECK(memcmp(slots[0], slots[1], sizeof slots[0]) == 0);
+            memcpy(slots[0], slots[1], sizeof slots[0]);
+        }
+        fvdb_free(index);
+    }
+    free(queries);
 }
 
 static void test_a_change_without_memory_leaves_everything(void) {
@@ -662,7 +739,9 @@ int main(void) {
     RUN(test_a_second_list_has_the_least_cost);
     RUN(test_a_version_without_second_lists_opens);
     RUN(test_damaged_second_lists_are_refused);
-    RUN(test_copies_follow_their_codes);
+    RUN(test_codes_of_lists_outlive_a_training_of_codes);
+    RUN(test_codes_of_lists_leave_out_no_near_row);
+    RUN(test_all_kernels_make_the_same_codes_of_lists_and_answers);
     RUN(test_a_change_without_memory_leaves_everything);
     RUN(test_a_cancelled_change_leaves_everything);
     return check_done();

@@ -32,6 +32,24 @@ static uint32_t bring_forward(uint64_t *keys, uint32_t n, uint64_t bound) {
     return kept;
 }
 
+/* The second of three of n keys, at least two; of two the lesser. */
+static uint64_t middle_of(const uint64_t *keys, uint32_t n) {
+    const uint64_t a = keys[0], b = keys[n / 2], c = keys[n - 1];
+    const uint64_t least = a < b ? a : b, most = a < b ? b : a;
+    return n == 2 || c < least ? least : c < most ? c : most;
+}
+
+/* Where all keys are at most the one that was to divide them, equal ones: they get out of the way one by one. */
+static uint32_t put_largest_last(uint64_t *keys, uint32_t from, uint32_t to) {
+    uint32_t at = from;
+    for (uint32_t i = from; i < to; i++)
+        if (keys[i] > keys[at]) at = i;
+    const uint64_t largest = keys[at];
+    keys[at] = keys[to - 1];
+    keys[to - 1] = largest;
+    return to - 1;
+}
+
 void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
     assert(m <= n);
     uint32_t from = 0, to = n;
@@ -42,19 +60,11 @@ void keys_select(uint64_t *keys, uint32_t n, uint32_t m) {
         if (kept >= m) to = kept;
         else from = kept;
     }
-    while (m > from && m < to && to - from > 1) {
-        uint64_t pivot = keys[from + (to - from - 1) / 2]; /* never the last, or nothing may move */
-        uint32_t low = from, high = to - 1;
-        for (;;) {
-            while (keys[low] < pivot) low++;
-            while (keys[high] > pivot) high--;
-            if (low >= high) break;
-            uint64_t swap = keys[low];
-            keys[low++] = keys[high];
-            keys[high--] = swap;
-        }
-        if (m <= high + 1) to = high + 1;
-        else from = high + 1;
+    while (from < m && m < to) {
+        const uint32_t kept = bring_forward(keys + from, to - from, middle_of(keys + from, to - from));
+        if (kept == to - from) to = put_largest_last(keys, from, to);
+        else if (m <= from + kept) to = from + kept;
+        else from += kept;
     }
 }
 

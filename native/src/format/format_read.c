@@ -613,8 +613,8 @@ static fvdb_status assemble(fvdb_index *index, thread_pool *c, fvdb_control *con
     TRY(read_lists(index, diag));
     TRY(read_graph(index, diag));
     TRY(store_finish_load(&index->store, c, diag));
-    TRY(ivf_copies_reserve(&index->lists, &index->store, index->graph.first, diag));
-    ivf_copies_fill(&index->lists, &index->store);
+    TRY(ivf_codes_reserve(&index->lists, &index->store, index->graph.first, diag));
+    ivf_codes_fill(&index->lists, &index->store, c);
     return FVDB_OK;
 }
 

@@ -25,9 +25,8 @@ typedef struct edge_blocks {
     size_t links_bytes, group_bytes;
     region blocks; /* rows x block */
     region stale;  /* rows x uint8: 0, or what of a block does not follow from its row any more */
-    region
-        mean; /* dim64 float32: the middle of the rows, as the codebook knows it; the origin of codes but under dot */
-    /* Rows of the highest levels, in groups like those of a block, as if they were neighbours of the mean. */
+    region origin; /* of codes: 2 x dim64 float32 */
+    /* Rows of the highest levels, in groups like those of a block, as if they were neighbours of the origin. */
     uint32_t n_entries;
     region entries;      /* slots */
     region entry_groups; /* EDGE_ENTRIES_MAX / EDGE_LANES groups */
@@ -35,8 +34,6 @@ typedef struct edge_blocks {
 #define EDGE_ENTRIES_MAX 512u
 #define EDGE_STALE_LINKS 1u /* it is that of other links */
 #define EDGE_STALE_BLOCK 2u /* it is that of none (with links or not: 2 or 3) */
-/* Where the codes of a group begin, behind its factors. */
-#define EDGE_CODES_AT (2 * EDGE_LANES * sizeof(uint16_t))
 static inline size_t blocks_block_bytes(const edge_blocks *e) { return e->links_bytes + e->groups * e->group_bytes; }
 
 typedef struct hnsw {
@@ -67,8 +64,6 @@ uint64_t blocks_scratch(const fvdb_config *config, uint64_t rows);
 /* Codes the links that changed since the last time.  Nothing where no blocks are kept.  False where it was cancelled: then
  * no walk may look at blocks before it was done again.  Fails for no other reason. */
 bool hnsw_code_edges(hnsw *g, const store *s, thread_pool *c, const fvdb_control *control);
-/* The square of the sum of a vector of length 1 times signs that do not tell its direction: 1 - 0.8^2. */
-#define EDGE_SPREAD2 0.36f
 /* Neighbours are passed over that would have to be nearer than estimated by this many spreads.  Fewer lose neighbours and
  * take more expansions, more fetch codes in vain: 0.25 .. 0.75 are equally good at recall 0.95 and 0.99. */
 #define EDGE_SPREADS 0.5f
@@ -76,15 +71,6 @@ bool hnsw_code_edges(hnsw *g, const store *s, thread_pool *c, const fvdb_control
 static inline const uint32_t *blocks_links(const hnsw *g, uint32_t slot) {
     return (const uint32_t *)(g->edges.blocks.base + (size_t)(slot - g->first) * blocks_block_bytes(&g->edges));
 }
-
-/* A query prepared for edge_near. */
-typedef struct edge_query {
-    float *x;        /* dim64 float32: rotated */
-    uint8_t *tables; /* dim64 / 4 x EDGE_TABLE_BYTES */
-    float scale, offset, error;
-} edge_query;
-fvdb_status edge_query_init(edge_query *q, const store *s);
-void edge_query_free(edge_query *q);
 
 /* ---- hnsw_graph.c: nodes, links, levels ---- */
 
@@ -156,7 +142,7 @@ typedef struct search_scratch {
     const hnsw *g;
     scorer query;
     scorer pair;      /* distances between stored rows, while linking */
-    edge_query edge;  /* of w->query, where the graph keeps edge blocks */
+    edge_query edge;  /* of w->query, for edge blocks and codes of lists */
     uint8_t *visited; /* epoch marks by node: one byte, so 100 K rows stay in L2 */
     uint32_t visited_size;
     uint8_t epoch;

@@ -28,37 +28,6 @@
 /* Rows of the highest levels that a walk begins with. */
 #define ENTRIES_TAKEN 4u
 
-/* ---- the query ---- */
-
-fvdb_status edge_query_init(edge_query *q, const store *s) {
-    const size_t floats = s->dim64 * sizeof(float);
-    uint8_t *p = mem_alloc_array(1, floats + s->dim64 / 4 * EDGE_TABLE_BYTES);
-    if (!p) return FVDB_ERR_MEMORY;
-    *q = (edge_query){.x = (float *)p, .tables = p + floats};
-    return FVDB_OK;
-}
-
-void edge_query_free(edge_query *q) { mem_free(q->x); }
-
-static void set_query(search_scratch *w) {
-    const store *s = w->s;
-    const float *mean = (const float *)w->g->edges.mean.base;
-    edge_query *q = &w->edge;
-    for (uint32_t d = 0; d < s->dim64; d++) q->x[d] = w->query.x[d] - mean[d];
-    s->kernels->edge_rotate(q->x, s->dim64);
-    s->kernels->edge_prepare(q->x, s->dim64, q->tables, &q->scale, &q->offset, &q->error);
-}
-
-/* The offset of edge_near for the links of a node at a walk distance: its estimates are then distances less the node's, and
- * lower than expected by EDGE_SPREADS of what they are off by. */
-static float offset_at(const search_scratch *w, float distance) {
-    const edge_query *q = &w->edge;
-    float gap2 = distance; /* |q - c|^2 */
-    if (w->s->metric == FVDB_METRIC_COSINE) gap2 = 2 * distance;
-    if (w->s->metric == FVDB_METRIC_DOT) gap2 = w->query.norm2;
-    return q->offset + EDGE_SPREADS * sqrtf(EDGE_SPREAD2 * (gap2 > 0 ? gap2 : 0) + q->error);
-}
-
 /* ---- the walk ---- */
 
 /* Rows to score, on their way from memory. */
@@ -236,7 +205,7 @@ static void expand(walk *k, candidate from) {
     const edge_blocks *e = &k->w->g->edges;
     const uint32_t *links = blocks_links(k->w->g, from.node);
     const uint8_t *group = (const uint8_t *)links + e->links_bytes;
-    const float offset = offset_at(k->w, from.distance);
+    const float offset = edge_offset(&k->w->edge, &k->w->query, from.distance, EDGE_SPREADS);
     const float most = k->limit - from.distance;
     float estimates[EDGE_LANES];
     for (uint32_t first = 0; first < e->links; first += EDGE_LANES, group += e->group_bytes) {
@@ -253,7 +222,7 @@ void hnsw_walk_edges(search_scratch *w, uint32_t ef, const row_filter *filter) {
     k.beam = ef < WIDE_EF ? BLOCKS_A_STEP : BLOCKS_A_WIDE_STEP;
     scratch_begin_marks(w);
     w->pool_n = 0;
-    set_query(w);
+    edge_query_set(&w->edge, &w->query, (const float *)w->g->edges.origin.base);
     find_entries(&k);
     for (uint32_t n_now = 0, n_next;; n_now = n_next) {
         take_near(&k);

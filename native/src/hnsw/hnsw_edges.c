@@ -1,12 +1,7 @@
 /* Edge blocks (memory="fast"): beside a row's links a code of one bit a dimension for each neighbour, so that a walk which
  * expands the row knows roughly how far its neighbours are before it fetches anything of theirs.
  *
- * This is the graph of SymphonyQG (Gou et al. 2025) with the codes of RaBitQ (Gao & Long 2024).  With node c, neighbour o
- * and r = o - c, all rotated, a query q and s the signs of r:
- *     |q - o|^2 = |q - c|^2 + |r|^2 - 2 <q - c, r>,   <q - c, r> is about |r|^2 / <r, s> x (<q, s> - <c, s>).
- * <q, s> is looked up; the rest are two factors of the link and the distance of c, which the walk knows.  The estimate is
- * unbiased, and off by some 0.6 |q - c| |r| / sqrt(dim) / 0.8.  Under dot the query's own product with r is estimated:
- * there |q - c| says nothing about the products.
+ * This is the graph of SymphonyQG (Gou et al. 2025) with the codes of RaBitQ (Gao & Long 2024), edge_codes.c.
  * Departs from the paper: there estimates order the pool and every expanded row is scored exactly.  Here they only say which
  * neighbours are worth their 4-bit code, by which the pool is ordered as in the other tiers: half the expansions, and no
  * exact row during the walk (docs/decisions/0031).
@@ -14,8 +9,6 @@
  * Blocks are kept as bfloat16 factors and bits, 1.17 x the raw row at M = 16 for any dimension, and are coded anew where
  * links changed, once for all changes of a call. */
 #include "hnsw.h"
-
-#include <math.h>
 
 #define ROWS_PER_ITEM 16u
 
@@ -27,14 +20,14 @@ void blocks_init(edge_blocks *e, const fvdb_config *config) {
     e->links = 2 * config->M;
     e->groups = (e->links + EDGE_LANES - 1) / EDGE_LANES;
     e->links_bytes = round_up(e->links * sizeof(uint32_t), CACHE_LINE);
-    e->group_bytes = EDGE_CODES_AT + e->dim64 / 8 * EDGE_LANES;
+    e->group_bytes = edge_group_bytes(e->dim64);
     e->blocks.scattered = true;
 }
 
 void blocks_free(edge_blocks *e) {
     region_free(&e->blocks);
     region_free(&e->stale);
-    region_free(&e->mean);
+    region_free(&e->origin);
     region_free(&e->entries);
     region_free(&e->entry_groups);
     e->n_entries = 0;
@@ -45,7 +38,7 @@ static size_t entry_groups_bytes(const edge_blocks *e) { return EDGE_ENTRIES_MAX
 bool blocks_resize(edge_blocks *e, uint32_t rows) {
     if (!e->kept) return true;
     const size_t before = e->stale.used;
-    if (!region_resize(&e->mean, 2 * e->dim64 * sizeof(float)) ||
+    if (!region_resize(&e->origin, 2 * e->dim64 * sizeof(float)) ||
         !region_resize(&e->entries, EDGE_ENTRIES_MAX * sizeof(uint32_t)) ||
         !region_resize(&e->entry_groups, entry_groups_bytes(e)) ||
         !region_resize(&e->blocks, rows * blocks_block_bytes(e)) || !region_resize(&e->stale, rows))
@@ -55,7 +48,7 @@ bool blocks_resize(edge_blocks *e, uint32_t rows) {
 }
 
 size_t blocks_resident(const edge_blocks *e) {
-    return region_resident(&e->blocks) + region_resident(&e->stale) + region_resident(&e->mean) +
+    return region_resident(&e->blocks) + region_resident(&e->stale) + region_resident(&e->origin) +
            region_resident(&e->entries) + region_resident(&e->entry_groups);
 }
 
@@ -84,47 +77,7 @@ typedef struct coding {
     const fvdb_control *control;
 } coding;
 
-static uint16_t high_half(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x8000u) >> 16);
-}
-
-static float *mean_of(const hnsw *g) { return (float *)g->edges.mean.base; }
-static float *rotated_mean_of(const hnsw *g) { return mean_of(g) + g->edges.dim64; }
-
-static void rotate_row(const coding *k, uint32_t slot, float *x) {
-    coded_row(k->s, slot, x);
-    for (uint32_t d = k->s->dim; d < k->s->dim64; d++) x[d] = 0;
-    k->s->kernels->edge_rotate(x, k->s->dim64);
-}
-
-/* A lane whose estimate is +inf: never near. */
-static void code_nothing(uint8_t *group, uint32_t lane) {
-    uint16_t *factors = (uint16_t *)group;
-    factors[lane] = 0;
-    factors[EDGE_LANES + lane] = high_half(INFINITY);
-}
-
-/* A neighbour and its node, both rotated, as link `lane`. */
-static void code_link(const coding *k, const float *neighbour, const float *node, uint8_t *group, uint32_t lane) {
-    const store *s = k->s;
-    const float *mean = rotated_mean_of(k->g);
-    float difference[FVDB_DIM_MAX], centred[FVDB_DIM_MAX], norm2, sizes, product;
-    uint16_t *factors = (uint16_t *)group;
-    for (uint32_t d = 0; d < s->dim64; d++) {
-        difference[d] = neighbour[d] - node[d];
-        centred[d] = node[d] - mean[d];
-    }
-    s->kernels->edge_code(difference, centred, s->dim64, lane, group + EDGE_CODES_AT, &norm2, &sizes, &product);
-    const float length = sizes > 0 ? norm2 / sizes : 0, unit = s->metric == FVDB_METRIC_L2 ? 1.0f : 0.5f;
-    const float factor = -2 * unit * length;
-    const float addend = s->metric == FVDB_METRIC_DOT ? 0 : unit * norm2 - factor * product;
-    /* Components near the end of the float32 range: always near, since nothing is known. */
-    const bool known = factor > -CODE_WEIGHT_MAX && fabsf(addend) < CODE_WEIGHT_MAX;
-    factors[lane] = known ? high_half(factor) : 0;
-    factors[EDGE_LANES + lane] = high_half(known ? addend : -INFINITY);
-}
+static float *origin_of(const hnsw *g) { return (float *)g->edges.origin.base; }
 
 static bool in_slice(const coding *k, uint32_t slot) { return slot >= k->from && slot < k->end; }
 
@@ -190,17 +143,18 @@ static void code_row(const coding *k, uint32_t slot) {
     }
     for (uint32_t i = 0; i < e->links; i++) block[i] = i < n ? links[i] : FVDB_NO_SLOT;
     for (uint32_t i = n; i < e->groups * EDGE_LANES; i++)
-        code_nothing(groups + i / EDGE_LANES * e->group_bytes, i % EDGE_LANES);
+        edge_code_nothing(groups + i / EDGE_LANES * e->group_bytes, i % EDGE_LANES);
     if (n_here == 0) return;
     prefetch_neighbour(k, links[here[0]]);
-    rotate_row(k, slot, node);
+    edge_rotated_row(k->s, slot, node);
     for (uint32_t i = 0; i < n_here; i++) {
         const uint32_t link = here[i];
         const float *neighbour = room;
         if (i + 1 < n_here) prefetch_neighbour(k, links[here[i + 1]]);
         if (in_slice(k, links[link])) neighbour = k->rotated + (size_t)(links[link] - k->from) * e->dim64;
-        else rotate_row(k, links[link], room);
-        code_link(k, neighbour, node, groups + link / EDGE_LANES * e->group_bytes, link % EDGE_LANES);
+        else edge_rotated_row(k->s, links[link], room);
+        edge_code_row(k->s, origin_of(k->g), neighbour, node, groups + link / EDGE_LANES * e->group_bytes,
+                      link % EDGE_LANES);
     }
 }
 
@@ -219,7 +173,7 @@ static void rotate_item(void *context, uint32_t worker, uint32_t item) {
     const coding *k = context;
     const uint32_t first = k->from + item * ROWS_PER_ITEM, end = min_u32(k->end, first + ROWS_PER_ITEM);
     for (uint32_t slot = first; slot < end; slot++)
-        rotate_row(k, slot, k->rotated + (size_t)(slot - k->from) * k->s->dim64);
+        edge_rotated_row(k->s, slot, k->rotated + (size_t)(slot - k->from) * k->s->dim64);
 }
 
 static uint32_t items(uint32_t rows) { return (rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
@@ -247,20 +201,6 @@ static void code_blocks(coding *k, bool sliced, uint32_t n_new, thread_pool *c) 
     region_free(&rotated);
 }
 
-/* The middle of a dimension's levels is its mean.  Whether it is another one than before: then no code holds. */
-static bool find_mean(const coding *k) {
-    const codebook *book = &k->s->book;
-    float *mean = mean_of(k->g), *rotated = rotated_mean_of(k->g);
-    bool changed = false;
-    for (uint32_t d = 0; d < k->s->dim64; d++) {
-        const float middle = k->s->metric == FVDB_METRIC_DOT ? 0 : book->lo[d] + 7.5f * book->step[d];
-        changed |= !(mean[d] == middle);
-        rotated[d] = mean[d] = middle;
-    }
-    k->s->kernels->edge_rotate(rotated, k->s->dim64);
-    return changed;
-}
-
 /* Rows of the highest levels, as many as fit; of the lowest of these the first by slot. */
 static uint32_t find_entries(const hnsw *g, uint32_t *slots) {
     uint32_t n = 0;
@@ -280,10 +220,10 @@ static void code_entries(const coding *k, uint32_t before) {
     for (uint32_t i = 0; i < round_up(e->n_entries, EDGE_LANES); i++) {
         uint8_t *group = e->entry_groups.base + i / EDGE_LANES * e->group_bytes;
         if (i >= e->n_entries) {
-            code_nothing(group, i % EDGE_LANES);
+            edge_code_nothing(group, i % EDGE_LANES);
         } else if (i >= before || slots[i] != now[i]) {
-            rotate_row(k, now[i], x);
-            code_link(k, x, rotated_mean_of(g), group, i % EDGE_LANES);
+            edge_rotated_row(k->s, now[i], x);
+            edge_code_row(k->s, origin_of(g), x, origin_of(g) + e->dim64, group, i % EDGE_LANES);
             slots[i] = now[i];
         }
     }
@@ -297,7 +237,7 @@ bool hnsw_code_edges(hnsw *g, const store *s, thread_pool *c, const fvdb_control
     if (!g->edges.kept) return true;
     g->edges.n_entries = 0;
     if (rows == 0) return true;
-    if (find_mean(&k)) {
+    if (edge_set_origin(s, &s->book, origin_of(g))) { /* then no code holds */
         memset(stale, EDGE_STALE_BLOCK, rows);
         entries = 0;
     }

@@ -26,7 +26,7 @@ fvdb_status scratch_init(search_scratch *w, const store *s, const hnsw *g) {
     *w = (search_scratch){.s = s, .g = g, .bytes = sizeof *w};
     TRY(scorer_init(&w->query, s));
     fvdb_status status = scorer_init(&w->pair, s);
-    if (status == FVDB_OK && g->edges.kept) status = edge_query_init(&w->edge, s);
+    if (status == FVDB_OK && s->memory != FVDB_MEMORY_COMPACT) status = edge_query_init(&w->edge, s);
     if (status == FVDB_OK) return FVDB_OK;
     scorer_free(&w->query);
     scorer_free(&w->pair);

@@ -184,7 +184,6 @@ fvdb_status index_vacuum(fvdb_index *index, uint32_t *out_map, fvdb_control *con
 typedef struct training {
     ivf lists;
     uint64_t slots_epoch;
-    uint32_t codes_epoch; /* rows of the codebook whose codes were copied */
 } training;
 fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvdb_control *control, fvdb_diag *diag);
 bool index_install_lists(fvdb_index *index, training *t);

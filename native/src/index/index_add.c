@@ -165,7 +165,6 @@ static void take_back(fvdb_index *index, add_undo *undo, thread_pool *c) {
     }
     store_truncate(s, undo->rows);
     if (undo->retrained) codes_encode(s, 0, s->n, c);
-    if (undo->retrained) ivf_copies_fill(&index->lists, s);
     hnsw_code_edges(&index->graph, s, c, NULL);
 }
 
@@ -227,10 +226,7 @@ static fvdb_status append_and_link(fvdb_index *index, const fvdb_rows *rows, con
             status = FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         if (status != FVDB_OK) take_back(index, &undo, w->pool);
         else note_step(&index->steps, &index->graph, !undo.retrained && !undo.refined);
-        if (status == FVDB_OK && undo.retrained) {
-            codebook_free(&undo.book);
-            ivf_copies_fill(&index->lists, s);
-        }
+        if (status == FVDB_OK && undo.retrained) codebook_free(&undo.book);
     }
     hnsw_undo_free(&undo.graph);
     return status;

@@ -22,14 +22,17 @@ static uint64_t graph_bytes(const fvdb_config *config, uint64_t graph_rows, uint
 
 static uint64_t code_bytes(const fvdb_config *config) { return round_up(config->dim, CODE_DIMS) / 2; }
 
-/* Lists for so many rows, `settled` of which have copies of their codes on their second lists. */
+/* Lists for so many rows, `settled` of which have codes on their lists.  The last group of each list is half full, on average. */
 static uint64_t lists_bytes(const fvdb_config *config, uint64_t rows, uint64_t historical, uint64_t settled) {
     if (historical == 0) return 0;
     const uint64_t nlist = ivf_nlist(to_rows(historical)), code = code_bytes(config);
-    const uint64_t centroids = nlist * (code + sizeof(float) + 2 * sizeof(ivf_list) + SLOT_BYTES);
-    const uint64_t copies = config->memory != FVDB_MEMORY_COMPACT ? (historical < settled ? historical : settled) : 0;
-    const uint64_t seconds = (historical * 2 * SLOT_BYTES + copies * code) * IVF_SECOND_TENTHS / 10;
-    return centroids + rows / 8 + historical * SLOT_BYTES + seconds;
+    const uint64_t centroids = nlist * (code + sizeof(float) + 2 * sizeof(ivf_list) + sizeof(coded_list));
+    const bool has_codes = config->memory != FVDB_MEMORY_COMPACT && config->dim > ROW_WALK_DIM;
+    const uint64_t coded = has_codes ? historical < settled ? historical : settled : 0;
+    const uint64_t lanes = coded ? coded * (10 + IVF_SECOND_TENTHS) / 10 + nlist * (EDGE_LANES / 2 + 1) : 0;
+    const uint64_t codes = lanes * edge_group_bytes((uint32_t)round_up(config->dim, CODE_DIMS)) / EDGE_LANES;
+    const uint64_t seconds = historical * 2 * SLOT_BYTES * IVF_SECOND_TENTHS / 10;
+    return centroids + rows / 8 + historical * SLOT_BYTES + seconds + codes;
 }
 
 static uint64_t table_bytes(uint64_t ids) {

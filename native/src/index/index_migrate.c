@@ -151,8 +151,8 @@ static fvdb_status assign_all(fvdb_index *index, ivf *lists, uint32_t *slots, th
     ivf_assign(&lists->centroids, s, slots, n, c, &places);
     fvdb_status status = ivf_fill(lists, slots, &places, n, s->n, store_live(s), diag);
     mem_free(numbers);
-    if (status == FVDB_OK) status = ivf_copies_reserve(lists, s, index->graph.first, diag);
-    if (status == FVDB_OK) ivf_copies_fill(lists, s);
+    if (status == FVDB_OK) status = ivf_codes_reserve(lists, s, index->graph.first, diag);
+    if (status == FVDB_OK) ivf_codes_fill(lists, s, c);
     return status;
 }
 
@@ -160,7 +160,7 @@ static fvdb_status train(fvdb_index *index, uint32_t *slots, uint32_t n, ivf *ou
                          fvdb_control *control, fvdb_diag *diag) {
     const store *s = &index->store;
     progress_range iterations = {control, 0, (int64_t)n * ITERATIONS_SHARE / 8, n, n};
-    TRY(ivf_train(s, slots, n, ivf_nlist(n), w->pool, &iterations, &out->centroids, diag));
+    TRY(ivf_train(s, slots, n, ivf_nlist(n), IVF_ITERATIONS, w->pool, &iterations, &out->centroids, diag));
     TRY(ivf_train_seconds(&out->centroids, s, slots, n, w->pool, diag));
     measuring m = {.s = s,
                    .c = &out->centroids,
@@ -182,7 +182,7 @@ fvdb_status index_train(fvdb_index *index, int64_t cutoff_us, training *out, fvd
     const store *s = &index->store;
     uint32_t n = 0, *slots = mem_alloc_array(s->n, sizeof *slots);
     if (!slots) return FAIL_MEMORY(diag);
-    *out = (training){.slots_epoch = index->slots_epoch, .codes_epoch = s->book.trained_rows};
+    *out = (training){.slots_epoch = index->slots_epoch};
     for (uint32_t slot = 0; slot < s->n; slot++)
         if (is_old(index, slot, cutoff_us) || (ivf_has(&index->lists, slot) && bit_get(store_live(s), slot)))
             slots[n++] = slot;
@@ -207,8 +207,7 @@ bool index_install_lists(fvdb_index *index, training *t) {
         index->lists = t->lists;
         t->lists = old;
         index->slots_epoch++;
-        /* Rows may have been deleted since, or added so many that all were coded anew. */
-        if (s->book.trained_rows != t->codes_epoch) ivf_copies_fill(&index->lists, s);
+        /* Rows may have been deleted since. */
         index->lists.live = 0;
         for (uint64_t w = 0; w < ivf_words(&index->lists); w++)
             index->lists.live += (uint32_t)__builtin_popcountll(ivf_rows(&index->lists)[w] & store_live(s)[w]);

@@ -11,6 +11,7 @@
 #define CLUSTERS 256u
 #define CLUSTER_ROWS_MIN 128u
 #define CLUSTER_ROWS_MAX 2048u
+#define ITERATIONS 10u
 
 uint32_t index_clusters(uint32_t rows) {
     return min_u32(rows / CLUSTER_ROWS_MIN, max_u32(CLUSTERS, rows / CLUSTER_ROWS_MAX));
@@ -27,7 +28,7 @@ static fvdb_status cluster(fvdb_index *index, uint32_t first, uint32_t *slots, u
     uint32_t *starts = mem_alloc_array((size_t)nlist + 1, sizeof *starts);
     if (!starts) return FAIL_MEMORY(diag);
     for (uint32_t i = 0; i < n; i++) slots[i] = first + i;
-    fvdb_status status = ivf_train(s, slots, n, nlist, w->pool, &all, &centroids, diag);
+    fvdb_status status = ivf_train(s, slots, n, nlist, ITERATIONS, w->pool, &all, &centroids, diag);
     if (status == FVDB_OK) {
         ivf_assign(&centroids, s, slots, n, w->pool, &(ivf_places){.lists = clusters});
         counting_sort(clusters, n, nlist, starts, out + first);
@@ -86,7 +87,7 @@ static fvdb_status renumber_lists(const fvdb_index *index, const reordering *row
         }
         out->centroids.nlist = lists->centroids.nlist;
         status = ivf_fill(out, slots, &in_order, n, rows->n, store_live(&index->store), diag);
-        if (status == FVDB_OK) status = ivf_copies_reserve(out, &index->store, index->graph.first, diag);
+        if (status == FVDB_OK) status = ivf_codes_reserve(out, &index->store, index->graph.first, diag);
     }
     mem_free(slots);
     mem_free(places);
@@ -108,7 +109,7 @@ static fvdb_status run(fvdb_index *index, reordering *rows, const workers *w, fv
         hnsw_code_edges(&index->graph, &index->store, w->pool, NULL);
         if (index->lists.centroids.nlist) {
             ivf_exchange_rows(&index->lists, &lists);
-            ivf_copies_fill(&index->lists, &index->store);
+            ivf_codes_fill(&index->lists, &index->store, w->pool);
         }
         index->steps = (graph_steps){0};
         index->slots_epoch++;
@@ -129,7 +130,7 @@ fvdb_status index_renumber(fvdb_index *index, const uint32_t *order, fvdb_diag *
         if (n) memcpy(rows.order, order, n * sizeof *order);
         rows.kept = n;
         workers w;
-        status = workers_start(index, index->graph.edges.kept ? FVDB_THREADS_MAX : 1, 0, &w, diag);
+        status = workers_start(index, index->graph.edges.kept || index->lists.n ? FVDB_THREADS_MAX : 1, 0, &w, diag);
         if (status == FVDB_OK) {
             status = run(index, &rows, &w, diag);
             workers_stop(index, &w);

@@ -267,6 +267,7 @@ static size_t scan_room(const search_job *job) {
 static void scan_sides(const search_job *job, search_scratch *w) {
     const fvdb_index *index = job->index;
     nearest near = {.query = &w->query,
+                    .edge = &w->edge,
                     .live = job->filter.live,
                     .allow = job->filter.allow,
                     .allow_words = job->filter.allow_words,

@@ -71,7 +71,7 @@ static fvdb_status prepare_lists(vacuum *v, fvdb_diag *diag) {
         }
         v->lists.centroids.nlist = index->lists.centroids.nlist;
         status = ivf_fill(&v->lists, slots, &after, n, n, live, diag);
-        if (status == FVDB_OK) status = ivf_copies_reserve(&v->lists, s, n, diag);
+        if (status == FVDB_OK) status = ivf_codes_reserve(&v->lists, s, n, diag);
     }
     mem_free(slots);
     mem_free(places);
@@ -86,7 +86,7 @@ static void install_lists(vacuum *v) {
         return;
     }
     ivf_exchange_rows(lists, &v->lists);
-    ivf_copies_fill(lists, &v->index->store);
+    ivf_codes_fill(lists, &v->index->store, v->workers->pool);
 }
 
 /* ---- 3. the graph ---- */

@@ -7,9 +7,9 @@
  * A list is slots, ascending; after a vacuum they are consecutive, and so are their codes in memory.  Tombstones stay on
  * their list until then.
  *
- * Most rows are on a second list as well, for queries whose nearest lists miss the first (ivf_second.c).  Codes of these rows
- * stand elsewhere, so that a list has copies of them, of rows that a vacuum put in order.  Copies are for speed alone: no part
- * has them, and a search without them finds the same rows. */
+ * Most rows are on a second list as well, for queries whose nearest lists miss the first (ivf_second.c).
+ * A list has codes of one bit a dimension of its rows, first and second, that a vacuum put in order (ivf_codes.c): they follow
+ * from rows and centroids, and no part has them. */
 #ifndef FVDB_IVF_H
 #define FVDB_IVF_H
 
@@ -39,17 +39,24 @@ typedef struct ivf_list {
     uint32_t n, room;
 } ivf_list;
 
-/* Copies of the codes of the first of a list's second rows: those of list l are starts[l] .. starts[l + 1] - 1 of `codes`. */
-typedef struct ivf_copies {
-    uint32_t *starts; /* nlist + 1 entries; NULL without copies */
-    region codes;
-} ivf_copies;
+/* A list's rows that have codes, the first of its own and of its second ones, and where these begin, in groups. */
+typedef struct coded_list {
+    uint32_t group, firsts, seconds;
+} coded_list;
+
+/* Codes of rows relative to the centroid of the list: its own rows, then second ones, then lanes of none to the end of a group. */
+typedef struct ivf_codes {
+    coded_list *lists; /* nlist; NULL without codes */
+    region groups;
+    region centroids; /* groups of the centroids themselves, relative to the origin */
+    region origin;    /* 2 x dim64 float32 */
+} ivf_codes;
 
 typedef struct ivf {
     ivf_centroids centroids;
     ivf_list *lists;   /* nlist of them */
     ivf_list *seconds; /* as many: the rows whose second list it is */
-    ivf_copies copies;
+    ivf_codes codes;
     region rows;         /* bitmap of the slots on lists, whole words */
     uint32_t n, live;    /* rows on lists; those that are no tombstones */
     uint32_t n_second;   /* rows that are on a second list, too */
@@ -75,11 +82,13 @@ static inline bool ivf_has(const ivf *v, uint32_t slot) { return bit_within(ivf_
 uint32_t ivf_nlist(uint32_t rows);
 /* Most bytes that training nlist lists for n rows takes, the centroids included. */
 uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist);
+/* Iterations at most, for lists: more change recall by less than 0.001 and take a third of the time on top (docs/decisions/0051). */
+#define IVF_ITERATIONS 6u
 /* At most nlist centroids for the rows of `slots` (ascending, at least IVF_TRAIN_ROWS_MIN), but for their probes; near ones
  * have near numbers, and no two have one code.  The same bits for any number of threads.
  * FVDB_OK, FVDB_ERR_MEMORY or FVDB_ERR_CANCELLED. */
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
-                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, uint32_t iterations,
+                      thread_pool *c, const progress_range *range, ivf_centroids *out, fvdb_diag *diag);
 
 /* Room for the centroids of nlist lists. */
 fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist);
@@ -99,8 +108,11 @@ void ivf_look(ivf_view *v, const ivf_centroids *c, const store *s, const float *
 #define IVF_CHUNK 64u
 /* Inner products with n centroids, n <= IVF_CHUNK. */
 void ivf_products(const ivf_view *v, const uint32_t *lists, uint32_t n, float *out);
-/* How far centroids first .. first + n - 1 are, n <= IVF_CHUNK: |c|^2 - 2 x.c, or -x.c by product. */
+/* How far n centroids are, n <= IVF_CHUNK: |c|^2 - 2 x.c, or -x.c by product.  Then centroids first .. first + n - 1. */
+void ivf_distances_of(const ivf_view *v, const uint32_t *lists, uint32_t n, float *out);
 void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out);
+/* The least of n distances, those left out that are no numbers: most chunks have none that anybody looks for. */
+float ivf_least(const float *distances, uint32_t n);
 /* The nearest centroid, the lowest of equals. */
 uint32_t ivf_nearest(const ivf_view *v, float *distance);
 
@@ -142,17 +154,28 @@ ivf_place ivf_place_of(const ivf_centroids *c, const store *s, const float *x);
 /* Finds c->second_limit: so many of the rows of `slots` are within it. */
 fvdb_status ivf_train_seconds(ivf_centroids *c, const store *s, const uint32_t *slots, uint32_t n, thread_pool *pool,
                               fvdb_diag *diag);
-/* Room for copies of codes of the second rows before slot `end`, instead of those there were; none where walks do not go by
- * code.  Then what they hold, after each change of codes: cannot fail. */
-fvdb_status ivf_copies_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *diag);
-void ivf_copies_fill(ivf *v, const store *s);
-void ivf_copies_free(ivf_copies *copies);
+
+/* ---- ivf_codes.c: codes relative to centroids ---- */
+
+/* Whether lists have codes under the store's memory setting. */
+bool ivf_keeps_codes(const store *s);
+/* Room for codes of the rows before slot `end`, instead of those there were.  Then what they hold: cannot fail. */
+fvdb_status ivf_codes_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *diag);
+void ivf_codes_fill(ivf *v, const store *s, thread_pool *pool);
+void ivf_codes_free(ivf_codes *codes);
+static inline uint8_t *ivf_centroid_group(const ivf *v, const store *s, uint32_t list) {
+    return v->codes.centroids.base + list / EDGE_LANES * edge_group_bytes(s->dim64);
+}
+static inline uint8_t *ivf_code_groups(const ivf *v, const store *s, uint32_t list) {
+    return v->codes.groups.base + v->codes.lists[list].group * edge_group_bytes(s->dim64);
+}
 
 /* ---- ivf_search.c: nearest lists, scan ---- */
 
 /* The rows nearest to a query by walk distance that a scan has met. */
 typedef struct nearest {
     const scorer *query;
+    edge_query *edge;             /* room for what codes of lists need of the query */
     const uint64_t *live, *allow; /* rows that may be returned; either may be NULL */
     uint64_t allow_words;
     uint64_t *keys; /* room for nearest_room(most) */

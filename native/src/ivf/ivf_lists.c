@@ -1,6 +1,8 @@
 /* The lists: which row is on which, first and second. */
 #include "ivf.h"
 
+#include <math.h>
+
 /* Training is due again when the rows are so many times those it saw, or when the rows that came since, at least a tenth of
  * those, lie so much farther (squared) from their centroids. */
 #define GROWTH_DUE 4u
@@ -20,7 +22,7 @@ static void free_lists(ivf_list *lists, uint32_t n) {
 void ivf_free(ivf *v) {
     free_lists(v->lists, v->centroids.nlist);
     free_lists(v->seconds, v->centroids.nlist);
-    ivf_copies_free(&v->copies);
+    ivf_codes_free(&v->codes);
     region_free(&v->rows);
     ivf_centroids_free(&v->centroids);
     *v = (ivf){0};
@@ -29,10 +31,12 @@ void ivf_free(ivf *v) {
 size_t ivf_resident(const ivf *v, uint32_t dim64) {
     const ivf_centroids *c = &v->centroids;
     if (c->nlist == 0) return 0;
-    const size_t copies = v->copies.starts ? region_resident(&v->copies.codes) + c->nlist * sizeof(uint32_t) : 0;
+    const size_t codes = v->codes.lists ? region_resident(&v->codes.groups) + region_resident(&v->codes.centroids) +
+                                              region_resident(&v->codes.origin) + c->nlist * sizeof *v->codes.lists
+                                        : 0;
     return region_resident(&c->codes) + region_resident(&c->norm2) + (size_t)dim64 * 3 * sizeof(float) +
            region_resident(&v->rows) + (size_t)c->nlist * 2 * sizeof *v->lists +
-           ((size_t)v->n + 2 * (size_t)v->n_second) * sizeof(uint32_t) + copies;
+           ((size_t)v->n + 2 * (size_t)v->n_second) * sizeof(uint32_t) + codes;
 }
 
 /* ---- assign ---- */
@@ -45,6 +49,17 @@ typedef struct assign_job {
     const ivf_places *out;
 } assign_job;
 
+float ivf_least(const float *distances, uint32_t n) {
+    float least[16];
+    const uint32_t whole = n - n % 16;
+    for (uint32_t l = 0; l < 16; l++) least[l] = INFINITY;
+    for (uint32_t i = 0; i < whole; i += 16)
+        for (uint32_t l = 0; l < 16; l++) least[l] = distances[i + l] < least[l] ? distances[i + l] : least[l];
+    for (uint32_t i = whole; i < n; i++) least[0] = distances[i] < least[0] ? distances[i] : least[0];
+    for (uint32_t l = 1; l < 16; l++) least[0] = least[l] < least[0] ? least[l] : least[0];
+    return least[0];
+}
+
 uint32_t ivf_nearest(const ivf_view *v, float *distance) {
     float distances[IVF_CHUNK];
     uint32_t best = 0, nlist = v->centroids->nlist;
@@ -52,6 +67,7 @@ uint32_t ivf_nearest(const ivf_view *v, float *distance) {
         uint32_t n = min_u32(IVF_CHUNK, nlist - first);
         ivf_distances(v, first, n, distances);
         if (first == 0) *distance = distances[0];
+        if (!(ivf_least(distances, n) < *distance)) continue;
         for (uint32_t i = 0; i < n; i++) {
             if (!(distances[i] < *distance)) continue;
             *distance = distances[i];
@@ -220,7 +236,7 @@ fvdb_status ivf_reserve(ivf *v, const ivf_places *places, uint32_t n, uint32_t r
     return room ? FVDB_OK : FAIL_MEMORY(diag);
 }
 
-/* Its slot is behind those of rows with copies, which a vacuum put in front: those copies stay the first of their list. */
+/* Its slot is behind those of rows with codes, which a vacuum put in front: those rows stay the first of their list. */
 void ivf_put(ivf *v, uint32_t slot, uint32_t list, uint32_t second, float error) {
     assert(!ivf_has(v, slot));
     put(v, slot, list, second);

@@ -9,7 +9,7 @@
  *
  * Departs from the paper: only the SECOND_CANDIDATES nearest centroids are asked, 16 of them as good as all; and not all rows
  * are on a second list.  Those with the least cost for their |r|^2 are: of the other three in ten a search would score more
- * than it would find, and they would take memory for copies of their codes (docs/decisions/0030-second-list.md).
+ * than it would find, and they would take memory for their codes (docs/decisions/0030-second-list.md).
  *
  * Products with r are integers on codes, like those with x, and sums are in float64 in one order: any kernel gives the same
  * lists. */
@@ -35,6 +35,7 @@ static uint32_t nearest_few(const ivf_view *v, uint64_t keys[SECOND_CANDIDATES])
     for (uint32_t first = 0; first < v->centroids->nlist; first += IVF_CHUNK) {
         const uint32_t chunk = min_u32(IVF_CHUNK, v->centroids->nlist - first);
         ivf_distances(v, first, chunk, distances);
+        if (n == SECOND_CANDIDATES && ivf_least(distances, chunk) > near_distance(keys[n - 1])) continue;
         for (uint32_t i = 0; i < chunk; i++) {
             const uint64_t key = near_key(distances[i], first + i);
             if (n == SECOND_CANDIDATES && key >= keys[n - 1]) continue;
@@ -123,50 +124,4 @@ fvdb_status ivf_train_seconds(ivf_centroids *c, const store *s, const uint32_t *
     c->second_limit = isfinite(limit) ? limit : 0;
     mem_free(costs);
     return FVDB_OK;
-}
-
-/* ---- copies of codes ---- */
-
-void ivf_copies_free(ivf_copies *copies) {
-    mem_free(copies->starts);
-    region_free(&copies->codes);
-    *copies = (ivf_copies){0};
-}
-
-fvdb_status ivf_copies_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *diag) {
-    const uint32_t nlist = v->centroids.nlist;
-    ivf_copies_free(&v->copies);
-    if (v->n_second == 0 || store_walks_by(s) != WALK_BY_CODE) return FVDB_OK;
-    ivf_copies copies = {.starts = mem_alloc_array((size_t)nlist + 1, sizeof *copies.starts)};
-    if (!copies.starts) return FAIL_MEMORY(diag);
-    for (uint32_t list = 0; list < nlist; list++) {
-        uint32_t n = 0;
-        while (n < v->seconds[list].n && v->seconds[list].slots[n] < end) n++;
-        copies.starts[list + 1] = copies.starts[list] + n;
-    }
-    if (copies.starts[nlist] == 0) {
-        ivf_copies_free(&copies);
-        return FVDB_OK;
-    }
-    copies.codes.scattered = true;
-    if (!region_resize(&copies.codes, (size_t)copies.starts[nlist] * s->code_bytes)) {
-        ivf_copies_free(&copies);
-        return FAIL_MEMORY(diag);
-    }
-    v->copies = copies;
-    return FVDB_OK;
-}
-
-void ivf_copies_fill(ivf *v, const store *s) {
-    const uint32_t *starts = v->copies.starts;
-    if (!starts) return;
-    if (store_walks_by(s) != WALK_BY_CODE) {
-        ivf_copies_free(&v->copies);
-        return;
-    }
-    for (uint32_t list = 0; list < v->centroids.nlist; list++)
-        for (uint32_t i = 0; i < starts[list + 1] - starts[list]; i++)
-            memcpy(v->copies.codes.base + (size_t)(starts[list] + i) * s->code_bytes,
-                   store_code(s, v->seconds[list].slots[i]), s->code_bytes);
-    region_trim(&v->copies.codes);
 }

@@ -13,10 +13,9 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* More rows or iterations change recall by less than 0.002 (docs/decisions/0015-hybrid-lists.md). */
+/* More rows change recall by less than 0.002 (docs/decisions/0015-hybrid-lists.md). */
 #define SAMPLE_PER_LIST 64u
 #define SEEDS_PER_LIST 6u
-#define ITERATIONS_MAX 10u
 /* An iteration that gained less than this ends them. */
 #define GAIN_MIN 0.001
 #define GIANT 8u
@@ -74,12 +73,16 @@ void ivf_products(const ivf_view *v, const uint32_t *lists, uint32_t n, float *o
     for (uint32_t i = 0; i < n; i++) out[i] = v->base + v->scale * (float)products[i];
 }
 
+void ivf_distances_of(const ivf_view *v, const uint32_t *lists, uint32_t n, float *out) {
+    const float *norm2 = (const float *)v->centroids->norm2.base;
+    ivf_products(v, lists, n, out);
+    for (uint32_t i = 0; i < n; i++) out[i] = v->by_product ? -out[i] : norm2[lists[i]] - 2.0f * out[i];
+}
+
 void ivf_distances(const ivf_view *v, uint32_t first, uint32_t n, float *out) {
-    const float *norm2 = (const float *)v->centroids->norm2.base + first;
     uint32_t lists[IVF_CHUNK];
     for (uint32_t i = 0; i < IVF_CHUNK; i++) lists[i] = first + i;
-    ivf_products(v, lists, n, out);
-    for (uint32_t i = 0; i < n; i++) out[i] = v->by_product ? -out[i] : norm2[i] - 2.0f * out[i];
+    ivf_distances_of(v, lists, n, out);
 }
 
 /* ---- training ---- */
@@ -347,13 +350,13 @@ static double mean_error(const trainer *t) {
     return sum / t->n;
 }
 
-static fvdb_status iterate(trainer *t, thread_pool *c, uint32_t *sizes, fvdb_diag *diag) {
+static fvdb_status iterate(trainer *t, uint32_t iterations, thread_pool *c, uint32_t *sizes, fvdb_diag *diag) {
     double before = (double)INFINITY;
-    for (uint32_t i = 0; i < ITERATIONS_MAX; i++) {
+    for (uint32_t i = 0; i < iterations; i++) {
         if (control_cancelled(t->range->control)) return FAIL(diag, FVDB_ERR_CANCELLED, "cancelled");
         code_centres(t);
         ivf_assign(t->c, t->s, t->rows, t->n, c, &(ivf_places){t->lists, NULL, t->errors});
-        progress_report(t->range, (i + 1) * t->range->rows / ITERATIONS_MAX);
+        progress_report(t->range, (i + 1) * t->range->rows / iterations);
         double error = mean_error(t);
         if (error > before * (1 - GAIN_MIN)) break;
         before = error;
@@ -375,8 +378,8 @@ uint64_t ivf_train_scratch(uint32_t dim, uint32_t n, uint32_t nlist) {
            seeds * (centre + code + 2 * sizeof(uint32_t)) + sample * 4 * sizeof(uint32_t);
 }
 
-fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, thread_pool *c,
-                      const progress_range *range, ivf_centroids *out, fvdb_diag *diag) {
+fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_t nlist, uint32_t iterations,
+                      thread_pool *c, const progress_range *range, ivf_centroids *out, fvdb_diag *diag) {
     uint32_t m = min_u32(n, SAMPLE_PER_LIST * nlist);
     if (ivf_centroids_alloc(out, s, nlist) != FVDB_OK) return FAIL_MEMORY(diag);
     trainer t = {.s = s, .range = range, .c = out, .n = m};
@@ -394,7 +397,7 @@ fvdb_status ivf_train(const store *s, const uint32_t *slots, uint32_t n, uint32_
         FAIL(diag, status, "allocation failed");
     } else {
         take_sample(slots, n, t.rows, m);
-        status = iterate(&t, c, sizes, diag);
+        status = iterate(&t, iterations, c, sizes, diag);
         out->trained_rows = n;
         out->trained_error = mean_error(&t);
     }

@@ -263,13 +263,12 @@ void scorer_set_slot(scorer *q, uint32_t slot) {
 /* Components near the end of the float32 range overflow here; such a row must stay orderable, if only as the last. */
 static float orderable(float d) { return d == d ? d : FLT_MAX; }
 
-void scorer_copies(const scorer *q, const uint8_t *codes, const uint32_t *rows, const uint32_t *slots, uint32_t n,
-                   float *out) {
+static void score_codes(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
     const store *s = q->s;
     int32_t products[64];
     for (uint32_t at = 0; at < n; at += 64) {
         uint32_t m = min_u32(64, n - at);
-        s->kernels->code_dot(q->q_lo, q->q_hi, codes, s->code_bytes, rows + at, m, products);
+        s->kernels->code_dot(q->q_lo, q->q_hi, s->codes.base, s->code_bytes, slots + at, m, products);
         for (uint32_t i = 0; i < m; i++) out[at + i] = q->base + q->scale * (float)products[i];
     }
     if (s->metric == FVDB_METRIC_L2) {
@@ -279,10 +278,6 @@ void scorer_copies(const scorer *q, const uint8_t *codes, const uint32_t *rows, 
         float origin = s->metric == FVDB_METRIC_COSINE ? 1.0f : 0.0f;
         for (uint32_t i = 0; i < n; i++) out[i] = orderable(origin - out[i]);
     }
-}
-
-static void score_codes(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {
-    scorer_copies(q, q->s->codes.base, slots, slots, n, out);
 }
 
 void scorer_high(const scorer *q, const uint32_t *slots, uint32_t n, float *out) {

@@ -283,9 +283,6 @@ static inline void scorer_prefetch_by(const scorer *q, walk_distance by, uint32_
 static inline void scorer_prefetch(const scorer *q, uint32_t slot) { scorer_prefetch_by(q, q->by, slot); }
 /* Distances of rows that were prefetched. */
 void scorer_prefetched(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
-/* The same by copies of the codes: copy number rows[i] of `codes` is that of slots[i].  Copies were prefetched. */
-void scorer_copies(const scorer *q, const uint8_t *codes, const uint32_t *rows, const uint32_t *slots, uint32_t n,
-                   float *out);
 /* The same by codes or high planes, coarse as they may be. */
 void scorer_approximate(const scorer *q, const uint32_t *slots, uint32_t n, float *out);
 /* The same by high planes, of rows that were prefetched, where the store has what it takes: inv_norm under cosine. */
@@ -337,6 +334,38 @@ reach bounds_by_high(const bounds *b, double exact);
 double high_error(const bounds *b, uint32_t slot);
 /* Whether an approximate distance is surely farther: one that may have overflowed on its way says nothing. */
 static inline bool beyond(float near, double most) { return (double)near > most && near < FLT_MAX / 2; }
+
+/* ---- edge_codes.c: a bit a dimension, relative to a point near the row ---- */
+
+/* Where the codes of a group begin, behind its factors. */
+#define EDGE_CODES_AT (2 * EDGE_LANES * sizeof(uint16_t))
+static inline size_t edge_group_bytes(uint32_t dim64) { return EDGE_CODES_AT + dim64 / 8 * EDGE_LANES; }
+/* The origin of codes, from the middle of what a codebook codes: 2 x dim64 float32, as it is and rotated.  Whether it is another
+ * one than before. */
+bool edge_set_origin(const store *s, const codebook *book, float *origin);
+/* A row, rotated: dim64 float32. */
+void edge_rotated_row(const store *s, uint32_t slot, float *x);
+/* Codes a row relative to a point, both rotated, as lane of a group. */
+void edge_code_row(const store *s, const float *origin, const float *row, const float *point, uint8_t *group,
+                   uint32_t lane);
+/* A lane whose estimate is +inf: never near. */
+void edge_code_nothing(uint8_t *group, uint32_t lane);
+
+/* A query prepared for edge_near. */
+typedef struct edge_query {
+    float *x;        /* dim64 float32: rotated */
+    uint8_t *tables; /* dim64 / 4 x EDGE_TABLE_BYTES */
+    float scale, offset, error;
+    float gap2; /* its squared distance from the origin */
+} edge_query;
+fvdb_status edge_query_init(edge_query *q, const store *s);
+void edge_query_free(edge_query *q);
+void edge_query_set(edge_query *q, const scorer *query, const float *origin);
+/* The offset of edge_near for codes relative to a point at a walk distance from the query: its estimates are then walk distances
+ * less the point's, and lower than expected by so many spreads of what they are off by. */
+float edge_offset(const edge_query *q, const scorer *query, float distance, float spreads);
+/* The walk distance of the origin. */
+float edge_origin_distance(const edge_query *q, const scorer *query);
 
 /* ---- flat_search.c: exact scan ---- */
 
