@@ -18,13 +18,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 
 import numpy as np
 
 from fabstir_vectordb import VectorDBError, forget_memory_store, new_seed_phrase, sync
 
-DIM, IDS, STORE = 8, 3_000, "memory:stress"
+#: So many dimensions that rows have codes.
+DIM, IDS, STORE = 24, 3_000, "memory:stress"
 #: Verbs of each thread at least, on whatever machine, where some are at random.
 ROUNDS_MIN = 30
 #: Seconds more than asked for, after which threads that wait for each other are taken for a deadlock.
@@ -61,6 +63,14 @@ def search(session: Session, choose: Choose) -> None:
 def search_many(session: Session, choose: Choose) -> None:
     """Enough queries for native calls of several threads."""
     session.search_batch(rows_of(choose, 300)[1], 5, threshold=None)
+
+
+def end_early(session: Session, choose: Choose) -> None:
+    """A batch that nobody reads to its end, as one that is cancelled."""
+    rows = getattr(session._verbs._runtime.index, "_rows", None)
+    if rows is not None and rows.native is not None:
+        with closing(rows.native.search_in_steps(rows_of(choose, 300)[1], 5)) as steps:
+            next(steps, None)
 
 
 def search_words(session: Session, choose: Choose) -> None:
@@ -114,7 +124,7 @@ Verb = Callable[[Session, Choose], None]
 #: Verbs by how often they are chosen.
 VERBS: dict[Verb, float] = {
     **{add: 20, search: 40, search_words: 10, read: 10, delete: 8, update: 5},
-    **{fill: 1, search_many: 2, save: 2, load: 2, optimize: 2, vacuum: 2, destroy: 0.5},
+    **{fill: 1, search_many: 2, end_early: 2, save: 2, load: 2, optimize: 2, vacuum: 2, destroy: 0.5},
 }
 
 

@@ -112,7 +112,7 @@ def test_asan_and_ubsan_stress(tmp_path: Path) -> None:
 def test_valgrind_stress(tmp_path: Path) -> None:
     """No error and no lost block whose stack has the library in it, while three threads do every verb once.
 
-    Rows are some thousand of 8 dimensions, with metadata and words: enough for a graph and for lists.
+    Rows are some thousand of 24 dimensions, with metadata and words: enough for a graph and for lists.
     """
     valgrind = shutil.which("valgrind")
     if valgrind is None:
