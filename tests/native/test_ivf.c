@@ -209,6 +209,11 @@ static void test_keys_select_and_sort(void) {
         for (uint32_t i = 0; i < m; i++) most = many[i] > most ? many[i] : most;
         for (uint32_t i = m; i < 700; i++) CHECK(many[i] >= most);
     }
+    /* Runs that fall and rise again, and no two keys alike, as distances along a line have them. */
+    static uint64_t valley[20000];
+    for (uint32_t i = 0; i < 20000; i++) valley[i] = i < 10000 ? 20000 - 2 * i : 2 * i - 20000 + 1;
+    keys_select(valley, 20000, 8000);
+    for (uint32_t i = 0; i < 8000; i++) CHECK(valley[i] <= 8000);
     CHECK(near_key(-1.5f, 3) < near_key(-1.5f, 4) && near_key(-1.5f, 9) < near_key(-1.0f, 0));
     CHECK(near_key(-1.0f, 9) < near_key(0.0f, 0) && near_key(0.5f, 0) < near_key(2.0f, 0));
     CHECK(near_distance(near_key(-1.25f, 7)) == -1.25f && near_distance(near_key(3.5f, 7)) == 3.5f);
@@ -351,6 +356,60 @@ static void test_huge_values_do_no_harm(void) {
     vacuum(index);
     check_sides(index);
     free_rows(&t);
+    fvdb_free(index);
+}
+
+/* Products of all rows with the queries are finite, and estimates of them are not: no list is near by these. */
+static void test_estimates_that_overflow_leave_no_list_out(void) {
+    enum { N = 1500, QUERIES = 20 };
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_DOT, FVDB_MEMORY_DEFAULT, 1});
+    test_rows t = make_rows(N, DIM, "row", 0, 5);
+    float *queries = make_vectors(QUERIES, DIM, 20, 777);
+    uint32_t moved, slots[QUERIES * K], counts[QUERIES], plans[QUERIES];
+    double distances[QUERIES * K];
+    for (uint32_t i = 0; i < N * DIM; i++) t.vectors[i] = (t.vectors[i] * 0.05f + 1) * 1e18f;
+    for (uint32_t i = 0; i < QUERIES * DIM; i++) queries[i] = (queries[i] * 0.05f - 1) * 16e18f;
+    CHECK(fvdb_add(index, &t.rows, 0, t.slots, t.replaced, NULL, NULL) == FVDB_OK);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, INT64_MAX, N, &moved) == FVDB_OK && moved == N);
+    vacuum(index);
+    CHECK(index->lists.codes.lists && store_walks_by(&index->store) == WALK_BY_CODE);
+    for (uint32_t nprobe = 4; nprobe < index->lists.centroids.nlist; nprobe += 7) {
+        fvdb_search_params params = {.k = K, .nprobe = nprobe};
+        CHECK(search(index, queries, QUERIES, params, NULL, 0, slots, distances, counts, plans) == FVDB_OK);
+        for (uint32_t q = 0; q < QUERIES; q++) CHECK(counts[q] == K);
+    }
+    free_rows(&t);
+    free(queries);
+    fvdb_free(index);
+}
+
+/* Rows that moved since the last vacuum have no codes, and those of their lists that were there before do.  Either way a search
+ * keeps no more rows than it has room for, whatever it asks for. */
+static void test_rows_with_and_without_codes_share_lists(void) {
+    enum { N = 100 };
+    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+    float *queries = make_vectors(N, DIM, 20, 777);
+    uint32_t moved, plan, slots[N * K], counts[N], plans[N];
+    double distances[N * K];
+    add(index, 1200, 0, 5);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, INT64_MAX, 1200, &moved) == FVDB_OK && moved == 1200);
+    vacuum(index);
+    add(index, 12000, 1200, 9);
+    CHECK(move_all(index, INT64_MAX, 12000, &moved) == FVDB_OK && moved == 12000);
+    CHECK(index->lists.codes.lists && store_walks_by(&index->store) == WALK_BY_CODE);
+    uint64_t allow[13200 / 64 + 1] = {0};
+    for (uint32_t slot = 0; slot < index->store.n; slot++)
+        if (slot < 1200 || mix64(slot) % 4) bit_set(allow, slot);
+    for (uint32_t ef = 1; ef < 160; ef += 3) {
+        fvdb_search_params params = {.k = K, .nprobe = 12, .ef_search = ef};
+        CHECK(search(index, queries, N, params, allow, 13200 / 64 + 1, slots, distances, counts, plans) == FVDB_OK);
+        CHECK(plans[0] == FVDB_PLAN_LISTS);
+        for (uint32_t q = 0; q < N; q++) CHECK(counts[q] == K);
+    }
+    CHECK(recall(index, 30, allow, 13200 / 64 + 1, &plan) > 0.93 && plan == FVDB_PLAN_LISTS);
+    free(queries);
     fvdb_free(index);
 }
 
@@ -735,6 +794,8 @@ int main(void) {
     RUN(test_filters_keep_their_promise);
     RUN(test_equal_rows_share_a_list);
     RUN(test_huge_values_do_no_harm);
+    RUN(test_estimates_that_overflow_leave_no_list_out);
+    RUN(test_rows_with_and_without_codes_share_lists);
     RUN(test_threads_and_loads_change_nothing);
     RUN(test_a_second_list_has_the_least_cost);
     RUN(test_a_version_without_second_lists_opens);

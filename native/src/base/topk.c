@@ -32,9 +32,9 @@ static uint32_t bring_forward(uint64_t *keys, uint32_t n, uint64_t bound) {
     return kept;
 }
 
-/* The second of three of n keys, at least two; of two the lesser. */
+/* The second of three of n keys, at least two; of two the lesser.  Not of the ends, where sorted runs that meet have extremes. */
 static uint64_t middle_of(const uint64_t *keys, uint32_t n) {
-    const uint64_t a = keys[0], b = keys[n / 2], c = keys[n - 1];
+    const uint64_t a = keys[n / 4], b = keys[n / 2], c = keys[n - 1 - n / 4];
     const uint64_t least = a < b ? a : b, most = a < b ? b : a;
     return n == 2 || c < least ? least : c < most ? c : most;
 }

@@ -24,7 +24,7 @@ static inline uint32_t near_number(uint64_t key) { return (uint32_t)key; }
 
 /* ---- topk.c ---- */
 
-/* Brings the m least keys to the front, in no order (Hoare's quickselect). */
+/* Brings the m least keys to the front, in no order (quickselect: Hoare 1961, with a division that has no branch). */
 void keys_select(uint64_t *keys, uint32_t n, uint32_t m);
 void keys_sort(uint64_t *keys, uint32_t n);
 /* Puts 0 .. n - 1 into `out` by their class, in order within one; classes[i] < n_classes.  Afterwards class c is

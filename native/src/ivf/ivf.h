@@ -194,7 +194,7 @@ void nearest_finish(nearest *near);
 uint32_t ivf_probes_at(const ivf_centroids *c, const uint32_t *probes, uint32_t recall);
 /* Lists to look at for k rows at a recall in 1/1000; 0 without lists. */
 uint32_t ivf_probes(const ivf *v, uint32_t k, uint32_t recall);
-/* Keys of all lists for a query, which is x as ivf_look takes it; the nearest of them are searched first. */
+/* Keys of all lists for a query, which is x as ivf_look takes it, in the order of their numbers. */
 void ivf_list_keys(const ivf_centroids *c, const store *s, const float *x, uint64_t *keys);
 /* Scans the nprobe lists nearest to near->query, and offers each row once; `room` is ivf_scan_room(nlist) words. */
 void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *room);

@@ -28,6 +28,11 @@ static void keep_nearest(nearest *near) {
     near->n = near->most;
 }
 
+/* Before n more keys come, n <= IVF_CHUNK. */
+static void make_room(nearest *near, uint32_t n) {
+    if (near->n + n > nearest_room(near->most)) keep_nearest(near);
+}
+
 static bool returns(const nearest *near, uint32_t slot) {
     return row_passes(near->live, near->allow, near->allow_words, slot);
 }
@@ -45,7 +50,7 @@ static bool is_met_elsewhere(const stretch *rows, uint32_t i) {
 
 /* Rows at and on of a stretch, whose distances are known. */
 static void offer(nearest *near, const stretch *rows, uint32_t at, const float *distances, uint32_t n) {
-    if (near->n > nearest_room(near->most) - IVF_CHUNK) keep_nearest(near);
+    make_room(near, n);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t slot = rows->slots[at + i];
         if (distances[i] <= near->cut && returns(near, slot) && !is_met_elsewhere(rows, at + i))
@@ -154,6 +159,13 @@ static float centroid_distance(const scorer *q, float distance) {
     return q->s->metric == FVDB_METRIC_COSINE ? 0.5f * (distance + 1) : distance + q->norm2;
 }
 
+/* What quantising a query makes walk distances by 4-bit codes be off by, as a spread: each weight is off by up to half a step, and
+ * codes are about the middle of their levels.  It is next to nothing but on rows far from the origin. */
+static float quantising_spread(const store *s, float scale) {
+    const float spread = scale * 7.5f * sqrtf((float)s->dim / 12);
+    return s->metric == FVDB_METRIC_L2 ? 2 * spread : spread;
+}
+
 /* Of n codes, at most EDGE_LANES, relative to a point at a walk distance, those that may be nearer than `most`. */
 static uint32_t near_lanes(const nearest *near, const uint8_t *group, uint32_t n, float distance, float offset,
                            float most) {
@@ -164,7 +176,7 @@ static uint32_t near_lanes(const nearest *near, const uint8_t *group, uint32_t n
     return n < EDGE_LANES ? lanes & ((1u << n) - 1) : lanes;
 }
 
-/* Numbers of the next IVF_CHUNK centroids that may be nearer than `most`; returns how many. */
+/* Numbers of the next IVF_CHUNK centroids that may be nearer than `most`, a number; returns how many. */
 static uint32_t near_centroids(const ivf *v, const nearest *near, uint32_t first, float most, uint32_t *out) {
     const store *s = near->query->s;
     const float distance = edge_origin_distance(near->edge, near->query);
@@ -179,20 +191,19 @@ static uint32_t near_centroids(const ivf *v, const nearest *near, uint32_t first
 }
 
 /* Keys of the `most` nearest lists, in no order; room for all lists.  By codes a few others may be among them. */
-static void nearest_lists(const ivf *v, const nearest *near, uint32_t most, uint64_t *keys) {
+static void nearest_lists(const ivf *v, const nearest *near, const ivf_view *view, uint32_t most, uint64_t *keys) {
     const ivf_centroids *c = &v->centroids;
     const bool coded = uses_codes(v, near);
+    const float margin = LIST_SPREADS * quantising_spread(view->s, view->scale);
     float distances[IVF_CHUNK], cut = INFINITY;
     uint32_t numbers[IVF_CHUNK], kept = 0;
-    ivf_view view;
-    ivf_look(&view, c, near->query->s, near->query->x);
-    view.by_product = near->query->s->metric == FVDB_METRIC_DOT;
     for (uint32_t first = 0; first < c->nlist; first += IVF_CHUNK) {
         uint32_t n = min_u32(IVF_CHUNK, c->nlist - first);
-        if (coded) n = near_centroids(v, near, first, centroid_distance(near->query, cut), numbers);
+        if (coded && cut < INFINITY)
+            n = near_centroids(v, near, first, centroid_distance(near->query, cut) + margin, numbers);
         else
             for (uint32_t i = 0; i < n; i++) numbers[i] = first + i;
-        ivf_distances_of(&view, numbers, n, distances);
+        ivf_distances_of(view, numbers, n, distances);
         for (uint32_t i = 0; i < n; i++) {
             keys[kept] = near_key(distances[i], numbers[i]);
             kept += !(distances[i] > cut);
@@ -209,6 +220,7 @@ typedef struct list_scan {
     const ivf *v;
     nearest *near;
     const uint64_t *looked_at;
+    float margin; /* what distances by 4-bit codes, of rows and of centroids, are off by */
     uint32_t asked, slots[ASKED_MOST];
 } list_scan;
 
@@ -217,6 +229,7 @@ static void take_asked(list_scan *scan, uint32_t n) {
     float distances[ASKED_MOST];
     nearest *near = scan->near;
     if (n == 0) return;
+    make_room(near, n);
     scorer_prefetched(near->query, scan->slots, n, distances);
     for (uint32_t i = 0; i < n; i++)
         if (distances[i] <= near->cut) near->keys[near->n++] = near_key(distances[i], scan->slots[i]);
@@ -254,7 +267,8 @@ static void scan_coded(list_scan *scan, uint64_t key) {
     for (uint32_t first = 0; first < rows; first += EDGE_LANES, group += bytes) {
         const uint32_t before = scan->asked;
         if (rows - first > EDGE_LANES) prefetch_bytes(group + bytes, bytes);
-        ask_for_near(scan, number, first, near_lanes(near, group, rows - first, distance, offset, near->cut));
+        ask_for_near(scan, number, first,
+                     near_lanes(near, group, rows - first, distance, offset, near->cut + scan->margin));
         take_asked(scan, before); /* theirs have come meanwhile */
     }
 }
@@ -277,10 +291,15 @@ static void prefetch_list(const ivf *v, const nearest *near, uint32_t number) {
 void ivf_scan(const ivf *v, nearest *near, uint32_t nprobe, uint64_t *room) {
     const uint32_t nlist = v->centroids.nlist;
     uint64_t *lists = room, *looked_at = room + nlist;
+    const store *s = near->query->s;
     list_scan scan = {.v = v, .near = near, .looked_at = looked_at};
+    ivf_view view;
+    ivf_look(&view, &v->centroids, s, near->query->x);
+    view.by_product = s->metric == FVDB_METRIC_DOT;
     const bool coded = uses_codes(v, near);
     if (coded) edge_query_set(near->edge, near->query, (const float *)v->codes.origin.base);
-    nearest_lists(v, near, nprobe, lists);
+    scan.margin = LIST_SPREADS * (quantising_spread(s, near->query->scale) + quantising_spread(s, view.scale));
+    nearest_lists(v, near, &view, nprobe, lists);
     keys_select(lists, nprobe, nprobe / 4); /* the nearest first: they hold what cuts off the rest */
     memset(looked_at, 0, (nlist + 63u) / 64 * sizeof *looked_at);
     for (uint32_t i = 0; i < nprobe; i++) bit_set(looked_at, near_number(lists[i]));
