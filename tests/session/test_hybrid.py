@@ -210,8 +210,8 @@ async def test_a_recall_that_is_asked_for_is_met_on_both_sides(session: VectorDB
 
 async def test_rows_that_left_do_not_make_a_default_scan_all_rows(clock: Clock) -> None:
     rng = np.random.default_rng(1)
-    within = rng.standard_normal((4_000, 16)) @ rng.standard_normal((16, 40)) + rng.standard_normal((4_000, 40)) * 0.5
-    base, gone = within.astype(np.float32), [str(i) for i in rng.permutation(4_000)[:1_600]]
+    within = rng.standard_normal((4_000, 20)) @ rng.standard_normal((20, 40)) + rng.standard_normal((4_000, 40)) * 0.5
+    base, gone = within.astype(np.float32), [str(i) for i in rng.permutation(4_000)[:2_400]]
     config = settings(clock)
     async with await VectorDBSession.create(config) as session:
         await session.add_batch([str(i) for i in range(4_000)], base, timestamps=np.full(4_000, NOW - 30 * DAY))
