@@ -18,12 +18,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 
 import numpy as np
 
 from fabstir_vectordb import VectorDBError, forget_memory_store, new_seed_phrase, sync
+from fabstir_vectordb.index.gate import IndexClosed
+from fabstir_vectordb.index.index import Index
 
 #: So many dimensions that rows have codes.
 DIM, IDS, STORE = 24, 3_000, "memory:stress"
@@ -67,10 +69,16 @@ def search_many(session: Session, choose: Choose) -> None:
 
 def end_early(session: Session, choose: Choose) -> None:
     """A batch that nobody reads to its end, as one that is cancelled."""
-    rows = getattr(session._verbs._runtime.index, "_rows", None)
-    if rows is not None and rows.native is not None:
-        with closing(rows.native.search_in_steps(rows_of(choose, 300)[1], 5)) as steps:
-            next(steps, None)
+    index, queries = session._verbs._runtime.index, rows_of(choose, 300)[1]
+
+    def begin() -> None:
+        if (native := index._rows.native) is not None:
+            with closing(native.search_in_steps(queries, 5)) as steps:
+                next(steps, None)
+
+    if isinstance(index, Index):  # it is whole
+        with suppress(IndexClosed):
+            index.gate.read(begin)
 
 
 def search_words(session: Session, choose: Choose) -> None:
