@@ -92,7 +92,7 @@ static void check_codes(const fvdb_index *index) {
     ivf lists = index->lists;
     const store *s = &index->store;
     thread_pool *pool;
-    if (lists.centroids.nlist == 0 || !ivf_keeps_codes(s)) {
+    if (lists.centroids.nlist == 0 || !ivf_keeps_codes(s->memory, s->dim)) {
         CHECK(!lists.codes.lists);
         return;
     }

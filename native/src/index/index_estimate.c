@@ -27,8 +27,8 @@ static uint64_t lists_bytes(const fvdb_config *config, uint64_t rows, uint64_t h
     if (historical == 0) return 0;
     const uint64_t nlist = ivf_nlist(to_rows(historical)), code = code_bytes(config);
     const uint64_t centroids = nlist * (code + sizeof(float) + 2 * sizeof(ivf_list) + sizeof(coded_list));
-    const bool has_codes = config->memory != FVDB_MEMORY_COMPACT && config->dim > ROW_WALK_DIM;
-    const uint64_t coded = has_codes ? historical < settled ? historical : settled : 0;
+    const uint64_t first = historical < settled ? historical : settled;
+    const uint64_t coded = ivf_keeps_codes(config->memory, config->dim) ? first : 0;
     const uint64_t lanes = coded ? coded * (10 + IVF_SECOND_TENTHS) / 10 + nlist * (EDGE_LANES / 2 + 1) : 0;
     const uint64_t codes = lanes * edge_group_bytes((uint32_t)round_up(config->dim, CODE_DIMS)) / EDGE_LANES;
     const uint64_t seconds = historical * 2 * SLOT_BYTES * IVF_SECOND_TENTHS / 10;

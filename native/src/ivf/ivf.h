@@ -157,8 +157,10 @@ fvdb_status ivf_train_seconds(ivf_centroids *c, const store *s, const uint32_t *
 
 /* ---- ivf_codes.c: codes relative to centroids ---- */
 
-/* Whether lists have codes under the store's memory setting. */
-bool ivf_keeps_codes(const store *s);
+/* Whether lists have codes.  Rows of few dimensions are read as they are in no more bytes. */
+static inline bool ivf_keeps_codes(uint32_t memory, uint32_t dim) {
+    return memory != FVDB_MEMORY_COMPACT && dim > ROW_WALK_DIM;
+}
 /* Room for codes of the rows before slot `end`, instead of those there were.  Then what they hold: cannot fail. */
 fvdb_status ivf_codes_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *diag);
 void ivf_codes_fill(ivf *v, const store *s, thread_pool *pool);

@@ -15,9 +15,6 @@ void ivf_codes_free(ivf_codes *codes) {
     *codes = (ivf_codes){0};
 }
 
-/* So few dimensions are read as they are in no more bytes than codes have. */
-bool ivf_keeps_codes(const store *s) { return s->memory != FVDB_MEMORY_COMPACT && s->dim > ROW_WALK_DIM; }
-
 static uint32_t rows_before(const ivf_list *list, uint32_t end) {
     uint32_t n = 0;
     while (n < list->n && list->slots[n] < end) n++;
@@ -33,7 +30,7 @@ fvdb_status ivf_codes_reserve(ivf *v, const store *s, uint32_t end, fvdb_diag *d
     ivf_codes codes = {.lists = NULL};
     uint32_t groups = 0;
     ivf_codes_free(&v->codes);
-    if (nlist == 0 || !ivf_keeps_codes(s)) return FVDB_OK;
+    if (nlist == 0 || !ivf_keeps_codes(s->memory, s->dim)) return FVDB_OK;
     codes.lists = mem_alloc_array(nlist, sizeof *codes.lists);
     for (uint32_t number = 0; codes.lists && number < nlist; number++) {
         coded_list *list = &codes.lists[number];
