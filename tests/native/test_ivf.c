@@ -384,18 +384,26 @@ static void test_estimates_that_overflow_leave_no_list_out(void) {
     fvdb_free(index);
 }
 
+/* Rows on lists, all of them with codes. */
+static fvdb_index *coded_index(uint32_t metric, uint32_t n) {
+    fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 1});
+    uint32_t moved;
+    add(index, n, 0, 5);
+    CHECK(train(index, INT64_MAX) == FVDB_OK);
+    CHECK(move_all(index, INT64_MAX, n, &moved) == FVDB_OK && moved == n);
+    vacuum(index);
+    CHECK(index->lists.codes.lists != NULL);
+    return index;
+}
+
 /* Rows that moved since the last vacuum have no codes, and those of their lists that were there before do.  Either way a search
  * keeps no more rows than it has room for, whatever it asks for. */
 static void test_rows_with_and_without_codes_share_lists(void) {
     enum { N = 100 };
-    fvdb_index *index = new_index((index_setting){FVDB_METRIC_COSINE, FVDB_MEMORY_DEFAULT, 1});
+    fvdb_index *index = coded_index(FVDB_METRIC_COSINE, 1200);
     float *queries = make_vectors(N, DIM, 20, 777);
     uint32_t moved, plan, slots[N * K], counts[N], plans[N];
     double distances[N * K];
-    add(index, 1200, 0, 5);
-    CHECK(train(index, INT64_MAX) == FVDB_OK);
-    CHECK(move_all(index, INT64_MAX, 1200, &moved) == FVDB_OK && moved == 1200);
-    vacuum(index);
     add(index, 12000, 1200, 9);
     CHECK(move_all(index, INT64_MAX, 12000, &moved) == FVDB_OK && moved == 12000);
     CHECK(index->lists.codes.lists && store_walks_by(&index->store) == WALK_BY_CODE);
@@ -548,9 +556,7 @@ static void test_a_second_list_has_the_least_cost(void) {
         const ivf_centroids *c = &index->lists.centroids;
         const store *s = &index->store;
         float *centres = malloc((size_t)c->nlist * s->dim64 * sizeof *centres);
-        for (uint32_t list = 0; list < c->nlist; list++)
-            s->kernels->code_decode(c->codes.base + (size_t)list * s->code_bytes, c->book.lo, c->book.step, s->dim64,
-                                    centres + (size_t)list * s->dim64);
+        for (uint32_t list = 0; list < c->nlist; list++) ivf_centroid(c, s, list, centres + (size_t)list * s->dim64);
         uint32_t *lists = malloc(2 * N * sizeof *lists), *seconds = lists + N;
         ivf_places_of(&index->lists, N, &(ivf_places){.lists = lists, .seconds = seconds});
         for (uint32_t slot = 0; slot < N; slot++) {
@@ -659,25 +665,13 @@ static void test_codes_of_lists_outlive_a_training_of_codes(void) {
     fvdb_free(index);
 }
 
-/* 6000 rows on lists, all of them with codes. */
-static fvdb_index *coded_index(uint32_t metric) {
-    fvdb_index *index = new_index((index_setting){metric, FVDB_MEMORY_DEFAULT, 1});
-    uint32_t moved;
-    add(index, 6000, 0, 5);
-    CHECK(train(index, INT64_MAX) == FVDB_OK);
-    CHECK(move_all(index, INT64_MAX, 6000, &moved) == FVDB_OK && moved == 6000);
-    vacuum(index);
-    CHECK(index->lists.codes.lists != NULL);
-    return index;
-}
-
 /* What codes leave out is far: with them a search finds what it finds without, but for a row in a thousand. */
 static void test_codes_of_lists_leave_out_no_near_row(void) {
     enum { N = 200 };
     const fvdb_search_params params = {.k = K, .nprobe = 40};
     float *queries = make_vectors(N, DIM, 20, 777);
     for (uint32_t metric = 0; metric < 3; metric++) {
-        fvdb_index *index = coded_index(metric);
+        fvdb_index *index = coded_index(metric, 6000);
         uint32_t with[N * K], without[N * K], counts[N], plans[N], missed = 0;
         double distances[N * K];
         CHECK(search(index, queries, N, params, NULL, 0, with, distances, counts, plans) == FVDB_OK);
@@ -702,7 +696,7 @@ static void test_all_kernels_make_the_same_codes_of_lists_and_answers(void) {
     const fvdb_search_params params = {.k = K, .nprobe = 20};
     float *queries = make_vectors(N, DIM, 20, 777);
     for (uint32_t metric = 0; metric < 3; metric++) {
-        fvdb_index *index = coded_index(metric);
+        fvdb_index *index = coded_index(metric, 6000);
         const kernel_table *tables[4];
         uint32_t slots[2][N * K], counts[N], plans[N];
         double distances[N * K];

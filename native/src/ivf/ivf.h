@@ -95,6 +95,12 @@ fvdb_status ivf_centroids_alloc(ivf_centroids *c, const store *s, uint32_t nlist
 /* The norms, from codes and codebook. */
 void ivf_centroids_derive(ivf_centroids *c, const store *s);
 
+/* A decoded centroid: dim64 float32. */
+static inline void ivf_centroid(const ivf_centroids *c, const store *s, uint32_t list, float *out) {
+    const uint8_t *code = c->codes.base + (size_t)list * s->code_bytes;
+    s->kernels->code_decode(code, c->book.lo, c->book.step, s->dim64, out);
+}
+
 /* A query or row as the centroids see it. */
 typedef struct ivf_view {
     const ivf_centroids *centroids;

@@ -61,13 +61,11 @@ static void code_list(void *context, uint32_t worker, uint32_t number) {
     (void)worker;
     const coding *k = context;
     const store *s = k->s;
-    const ivf_centroids *c = &k->v->centroids;
     const coded_list *list = &k->v->codes.lists[number];
     const uint32_t *firsts = k->v->lists[number].slots, *seconds = k->v->seconds[number].slots;
     const float *origin = (const float *)k->v->codes.origin.base;
     float centroid[FVDB_DIM_MAX], row[FVDB_DIM_MAX];
-    s->kernels->code_decode(c->codes.base + (size_t)number * s->code_bytes, c->book.lo, c->book.step, s->dim64,
-                            centroid);
+    ivf_centroid(&k->v->centroids, s, number, centroid);
     s->kernels->edge_rotate(centroid, s->dim64);
     edge_code_row(s, origin, centroid, origin + s->dim64, ivf_centroid_group(k->v, s, number), number % EDGE_LANES);
     for (uint32_t i = 0; i < groups_of(list) * EDGE_LANES; i++) {

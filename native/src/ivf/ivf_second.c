@@ -55,8 +55,7 @@ static priced price(const ivf_centroids *c, const store *s, const float *x) {
     ivf_look(&view, c, s, x);
     const uint32_t n = nearest_few(&view, keys);
     for (uint32_t i = 0; i < n; i++) lists[i] = near_number(keys[i]);
-    s->kernels->code_decode(c->codes.base + (size_t)lists[0] * s->code_bytes, c->book.lo, c->book.step, s->dim64,
-                            centre);
+    ivf_centroid(c, s, lists[0], centre);
     double norm2 = 0, length2 = 0, along = 0; /* |x|^2, |r|^2, x . r */
     for (uint32_t d = 0; d < s->dim; d++) {
         residual[d] = (float)((double)x[d] - (double)centre[d]);

@@ -52,7 +52,7 @@ void ivf_centroids_derive(ivf_centroids *c, const store *s) {
     codebook_derive(&c->book, s->dim64);
     for (uint32_t list = 0; list < c->nlist; list++) {
         double norm2 = 0;
-        s->kernels->code_decode(c->codes.base + (size_t)list * s->code_bytes, c->book.lo, c->book.step, s->dim64, x);
+        ivf_centroid(c, s, list, x);
         for (uint32_t d = 0; d < s->dim; d++) norm2 += (double)x[d] * x[d];
         ((float *)c->norm2.base)[list] = to_finite_float(norm2);
     }
